@@ -1,0 +1,26 @@
+// out[c] += sum over t of a[t,c], times b[t,c] * s[t] with SCALED. The gradient of a bias, and of a norm's weight.
+// Writes: out +=.
+#import common/index
+struct Params { rows: u32, width: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;          // (T, C)
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;  // (C)
+#ifdef SCALED
+@group(0) @binding(3) var<storage, read> b: array<f32>;          // (T, C)
+@group(0) @binding(4) var<storage, read> s: array<f32>;          // (T)
+#endif
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let c = flat_group(group, groups) * 64u + lane;
+    if c >= p.width { return; }
+    var sum = 0.0;
+    for (var t = 0u; t < p.rows; t++) {
+#ifdef SCALED
+        sum += a[t * p.width + c] * (b[t * p.width + c] * s[t]);
+#else
+        sum += a[t * p.width + c];
+#endif
+    }
+    out[c] += sum;
+}

@@ -1,0 +1,25 @@
+// Sums and maxima over a workgroup of WORKGROUP invocations, in a fixed order. All invocations must call, and all get the result,
+// which control flow with further barriers may depend on: browsers accept that of workgroupUniformLoad alone. It waits before and after.
+var<workgroup> reduce_scratch: array<f32, WORKGROUP>;
+
+fn workgroup_sum(value: f32, lane: u32) -> f32 {
+    reduce_scratch[lane] = value;
+    for (var half = WORKGROUP / 2u; half > 0u; half = half / 2u) {
+        workgroupBarrier();
+        if lane < half {
+            reduce_scratch[lane] += reduce_scratch[lane + half];
+        }
+    }
+    return workgroupUniformLoad(&reduce_scratch[0]);
+}
+
+fn workgroup_max(value: f32, lane: u32) -> f32 {
+    reduce_scratch[lane] = value;
+    for (var half = WORKGROUP / 2u; half > 0u; half = half / 2u) {
+        workgroupBarrier();
+        if lane < half {
+            reduce_scratch[lane] = max(reduce_scratch[lane], reduce_scratch[lane + half]);
+        }
+    }
+    return workgroupUniformLoad(&reduce_scratch[0]);
+}

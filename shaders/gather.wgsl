@@ -1,0 +1,24 @@
+// out[r, :] = table[index[r * stride], :]. Writes: out =. The table is f32, or PACKED bf16 / F16.
+#import common/index
+#import common/pack
+struct Params { rows: u32, width: u32, stride: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> index: array<u32>;      // (R * stride)
+#ifdef PACKED
+@group(0) @binding(2) var<storage, read> table: array<u32>;      // (N, D) in pairs
+#else
+@group(0) @binding(2) var<storage, read> table: array<f32>;      // (N, D)
+#endif
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;  // (R, D)
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = flat_group(group, groups) * 64u + lane;
+    if i >= p.rows * p.width { return; }
+    let at = index[i / p.width * p.stride] * p.width + i % p.width;
+#ifdef PACKED
+    out[i] = unpack_one(table[at / 2u], at);
+#else
+    out[i] = table[at];
+#endif
+}

@@ -1,0 +1,175 @@
+// Draws one token from each row of logits, and advances the row to its next step on the device.
+// In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy, the lowest id winning ties.
+// The draw is counter-based on (step, sample, prompt, seed), so it does not depend on which rows share a batch.
+// Thresholds are found by bisection between logits that occur, not by sorting; ties at a threshold are kept.
+// Writes: logits (penalised, in place), seen, state, tokens, ranges, history.
+#import common/rows
+#import common/rng
+struct Params {
+    rows: u32, vocab: u32, seed: u32, top_k: u32,
+    top_p: f32, temperature: f32, penalty: f32, column: u32,
+    columns: u32, end_count: u32, max_new: u32, seen_words: u32,
+    ends: vec4<u32>,
+    more_ends: vec4<u32>,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> logits: array<f32>;        // (B, V)
+@group(0) @binding(2) var<storage, read_write> seen: array<u32>;          // (B, V / 32) bits: ids in the prompt or the answer
+@group(0) @binding(3) var<storage, read_write> state: array<vec4<u32>>;   // (B): prompt, sample, step, finished
+@group(0) @binding(4) var<storage, read_write> tokens: array<vec4<u32>>;  // (B): id, position, slot, _
+@group(0) @binding(5) var<storage, read_write> ranges: array<vec4<u32>>;  // (B): attention's key ranges
+@group(0) @binding(6) var<storage, read_write> history: array<u32>;       // (B, columns): the ids drawn since the last readback
+
+const NONE = 0xffffffffu;
+
+fn ends(id: u32) -> bool {
+    for (var e = 0u; e < p.end_count; e++) {
+        if select(p.more_ends[e & 3u], p.ends[e & 3u], e < 4u) == id { return true; }
+    }
+    return false;
+}
+
+struct Cut { mass: f32, least: f32, below: f32 }
+
+// Of the kept logits (>= floor): the mass or the count of those >= mid, the least of them, and the largest one below mid.
+fn measure(base: u32, lane: u32, floor: f32, mid: f32, most: f32, counting: bool) -> Cut {
+    var mass = 0.0;
+    var least = 3.0e38;
+    var below = -3.0e38;
+    for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
+        let l = logits[base + v];
+        if l < floor { continue; }
+        if l >= mid {
+            mass += select(exp((l - most) / p.temperature), 1.0, counting);
+            least = min(least, l);
+        } else {
+            below = max(below, l);
+        }
+    }
+    return Cut(row_sum(mass, lane), -row_max(-least, lane), row_max(below, lane));
+}
+
+// The largest logit t such that the kept logits >= t hold at least `wanted` of mass (or of count).
+fn threshold(base: u32, lane: u32, floor: f32, least: f32, most: f32, wanted: f32, counting: bool) -> f32 {
+    var low = least;
+    var high = most;
+    while low < high {
+        // Halved first, as the difference may overflow; never above high, or a step could leave both ends where they are.
+        var mid = min(0.5 * low + 0.5 * high, high);
+        if mid <= low { mid = high; }
+        let cut = measure(base, lane, floor, mid, most, counting);
+        // An infinite logit is above the least that measure() can tell: each step must still move an end.
+        if cut.mass >= wanted { low = max(cut.least, mid); } else { high = cut.below; }
+    }
+    return low;
+}
+
+#ifndef SERIAL
+var<workgroup> chunk_mass: array<f32, WORKGROUP>;
+var<workgroup> drawn: u32;
+#endif
+
+// The first id whose inclusive cumulative kept mass exceeds u times the total; each lane sums one stretch of the vocabulary.
+fn draw(base: u32, lane: u32, floor: f32, most: f32, u: f32) -> u32 {
+    let stretch = (p.vocab + STRIDE - 1u) / STRIDE;
+    let start = first_of(lane) * stretch;
+    let end = min(start + stretch, p.vocab);
+    var mass = 0.0;
+    for (var v = start; v < end; v++) {
+        if logits[base + v] >= floor { mass += exp((logits[base + v] - most) / p.temperature); }
+    }
+    var before = 0.0;
+    var total = mass;
+#ifndef SERIAL
+    chunk_mass[lane] = mass;
+    if lane == 0u { drawn = NONE; }
+    workgroupBarrier();
+    total = 0.0;
+    for (var other = 0u; other < WORKGROUP; other++) {
+        if other == lane { before = total; }
+        total += chunk_mass[other];
+    }
+#endif
+    let target_mass = u * total;
+    var picked = NONE;
+    // A stretch without mass cannot hold the target, so exactly one lane finds it.
+    if before <= target_mass && target_mass < before + mass {
+        var sum = before;
+        for (var v = start; v < end; v++) {
+            if logits[base + v] >= floor {
+                sum += exp((logits[base + v] - most) / p.temperature);
+                // Rounding may leave the last sum just short: the last kept id then stands.
+                picked = v;
+                if sum > target_mass { break; }
+            }
+        }
+    }
+#ifdef SERIAL
+    return picked;
+#else
+    if picked != NONE { drawn = picked; }
+    workgroupBarrier();
+    return drawn;
+#endif
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = row_of(group, groups, lane);
+    if row >= p.rows { return; }
+    let base = row * p.vocab;
+    let s = state[row];
+    var most = -3.0e38;
+    var least = 3.0e38;
+    for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
+        var l = logits[base + v];
+        if p.penalty != 1.0 {
+            if ((seen[row * p.seen_words + v / 32u] >> (v & 31u)) & 1u) == 1u {
+                l = select(l * p.penalty, l / p.penalty, l > 0.0);
+                logits[base + v] = l;
+            }
+        }
+        most = max(most, l);
+        // A token at -inf has no mass, and bisection needs finite ends.
+        if l > -3.0e38 { least = min(least, l); }
+    }
+    most = row_max(most, lane);
+    least = -row_max(-least, lane);
+#ifndef SERIAL
+    storageBarrier();
+    workgroupBarrier();
+#endif
+    var id = NONE;
+    if p.temperature == 0.0 {
+        // The least id among those with the largest logit, as a float: exact below 2^24.
+        var first = 16777216.0;
+        for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
+            if logits[base + v] == most { first = min(first, f32(v)); }
+        }
+        id = u32(-row_max(-first, lane));
+    } else {
+        var floor = least;
+        if p.top_k > 0u && p.top_k < p.vocab {
+            floor = threshold(base, lane, floor, floor, most, f32(p.top_k), true);
+        }
+        if p.top_p < 1.0 {
+            let all = measure(base, lane, floor, floor, most, false).mass;
+            floor = threshold(base, lane, floor, floor, most, p.top_p * all, false);
+        }
+        let u = uniform_from(pcg4d(vec4<u32>(s.z, s.y, s.x, p.seed)).x);
+        id = draw(base, lane, floor, most, u);
+    }
+    if first_of(lane) != 0u { return; }
+    // NaN logits draw nothing: the row ends, and the host sees an id that is no id.
+    let stopped = s.w == 1u;
+    history[row * p.columns + p.column] = select(id, NONE, stopped);
+    if stopped { return; }
+    let finished = id >= p.vocab || ends(id) || s.z + 1u >= p.max_new;
+    state[row] = vec4<u32>(s.x, s.y, s.z + 1u, select(0u, 1u, finished));
+    if finished { return; }
+    if p.penalty != 1.0 { seen[row * p.seen_words + id / 32u] |= 1u << (id & 31u); }
+    let token = tokens[row];
+    tokens[row] = vec4<u32>(id, token.y + 1u, token.z + 1u, 0u);
+    let range = ranges[row];
+    ranges[row] = vec4<u32>(range.x, range.y, range.z, range.w + 1u);
+}

@@ -1,0 +1,95 @@
+//! Flags that several commands share.
+
+use std::path::PathBuf;
+
+use crate::config::AnchorConfig;
+use crate::error::{Error, Result};
+
+/// Which GPU.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "GPU")]
+pub struct GpuArgs {
+    /// The GPU: its number in "aweigh devices", or a part of its name. Without it the best one is taken
+    #[arg(long, value_name = "NUMBER|NAME", env = "AWEIGH_GPU")]
+    pub gpu: Option<String>,
+}
+
+/// Which model, with which adapter.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), or "tiny" for the
+    /// one built into this program
+    #[arg(long, value_name = "DIR|tiny")]
+    pub model: String,
+    /// A LoRA adapter to apply, a directory in PEFT's format, as "aweigh align" writes to adapter/
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// How tokens are chosen. The names are those of transformers, the defaults those of align's anchors.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Sampling temperature; 0 always takes the likeliest token (greedy)
+    #[arg(long, value_name = "X", default_value_t = 0.9, allow_negative_numbers = true)]
+    pub temperature: f64,
+    /// Sample from the smallest set of tokens with this probability mass; 1 turns it off
+    #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
+    pub top_p: f64,
+    /// Sample from this many of the likeliest tokens; 0 turns it off
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub top_k: usize,
+    /// Divide the logits of tokens already seen by this; 1 turns it off
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f64,
+    /// Answers stop at this many tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// Same seed, model and GPU: same answers, however they are batched
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u32,
+}
+
+impl SamplingArgs {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the first flag that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let flag = |ok: bool, name: &str, expected: &str, found: f64| {
+            if ok { Ok(()) } else { Err(Error::input(name, expected, found, "give a number in that range")) }
+        };
+        let zero_or_more = "a number of at least 0";
+        flag(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "--temperature",
+            zero_or_more,
+            self.temperature,
+        )?;
+        flag(self.top_p > 0.0 && self.top_p <= 1.0, "--top-p", "a number above 0 and up to 1", self.top_p)?;
+        let penalty = self.repetition_penalty;
+        flag(penalty > 0.0 && penalty.is_finite(), "--repetition-penalty", "a number above 0", penalty)?;
+        flag(self.max_new_tokens >= 1, "--max-new-tokens", "at least 1", self.max_new_tokens as f64)
+    }
+
+    /// The same settings in the form that a run has them.
+    pub fn to_config(&self) -> AnchorConfig {
+        AnchorConfig {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            repetition_penalty: self.repetition_penalty,
+            max_new_tokens: self.max_new_tokens,
+            ..AnchorConfig::default()
+        }
+    }
+}
+
+/// Checks that a count given as a flag is at least 1.
+///
+/// # Errors
+/// [`Error::Input`] names the flag.
+pub fn at_least_one(flag: &str, value: usize) -> Result<()> {
+    if value >= 1 { Ok(()) } else { Err(Error::input(flag, "at least 1", value, "give 1 or more")) }
+}

@@ -1,0 +1,427 @@
+//! Files and folders: read with good messages, written whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::error::{Error, Result};
+
+/// A file in memory, with the name it has in messages: the form in which the library takes data.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The path as the user wrote it.
+    pub origin: String,
+    /// Its bytes, as stored (a .gz is not unpacked).
+    pub bytes: Vec<u8>,
+}
+
+impl Source {
+    /// Reads the file at `path`; `flag` says who asked for it.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn read(path: &Path, flag: &str) -> Result<Self> {
+        Ok(Self { origin: path.display().to_string(), bytes: read(path, flag)? })
+    }
+}
+
+/// A file's bytes.
+///
+/// # Errors
+/// [`Error::Input`] where there is no such file (`flag` says who asked for it), [`Error::Io`] for other failures.
+pub fn read(path: &Path, flag: &str) -> Result<Vec<u8>> {
+    is_file(path, flag)?;
+    fs::read(path).map_err(|error| Error::io(path, "read", error))
+}
+
+/// A file's text.
+///
+/// # Errors
+/// As [`read`], and [`Error::Input`] for text that is not UTF-8.
+pub fn read_text(path: &Path, flag: &str) -> Result<String> {
+    String::from_utf8(read(path, flag)?).map_err(|error| {
+        let found = format!("other bytes at position {}", error.utf8_error().valid_up_to());
+        Error::input(path.display(), "text in UTF-8", found, "save the file as UTF-8")
+    })
+}
+
+/// A file's bytes, mapped into memory instead of read: pages come in when they are used, which suits weights.
+///
+/// # Errors
+/// As [`read`].
+pub fn map(path: &Path, flag: &str) -> Result<memmap2::Mmap> {
+    is_file(path, flag)?;
+    let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
+    // SAFETY: the mapping is read-only and private to this process. What remains is that somebody cuts or rewrites the
+    // file while we run: like every reader of mapped weights we ask users not to, and our own writers only ever rename.
+    #[allow(unsafe_code)]
+    let map = unsafe { memmap2::Mmap::map(&file) };
+    map.map_err(|error| Error::io(path, "map", error))
+}
+
+fn is_file(path: &Path, flag: &str) -> Result<()> {
+    let fix = "check the path; relative paths start at the current folder";
+    let wrong = |found| Err(Error::input(flag, format!("a file at {}", path.display()), found, fix));
+    match fs::metadata(path) {
+        Ok(data) if data.is_dir() => wrong("a folder"),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => wrong("nothing"),
+        Err(error) => Err(Error::io(path, "read", error)),
+    }
+}
+
+/// Writes a file whole or not at all: `bytes` go to a temporary neighbour, which then takes the file's name.
+///
+/// # Errors
+/// [`Error::Io`]; an older file at `path` is then untouched.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = WholeFile::create(path)?;
+    file.write_all(bytes).map_err(|error| Error::io(path, "write", error))?;
+    file.commit()
+}
+
+/// Refuses an output file that exists, unless `overwrite`.
+///
+/// # Errors
+/// [`Error::Input`] names the flag and the file.
+pub fn refuse_existing(path: &Path, flag: &str, overwrite: bool) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(data) if data.is_dir() => Err(Error::input(
+            flag,
+            "a file's name",
+            format!("the folder {}", path.display()),
+            "name a file in it",
+        )),
+        Ok(data) if data.is_file() && !overwrite => {
+            let found = format!("{}, which exists", path.display());
+            Err(Error::input(
+                flag,
+                "a file that does not exist yet",
+                found,
+                "choose another name, or add --overwrite",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file that appears under its name only when [`WholeFile::commit`] is called; dropped before, it leaves nothing.
+#[derive(Debug)]
+pub struct WholeFile {
+    path: PathBuf,
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Temporary(BufWriter<NamedTempFile>),
+    /// A pipe or a device, which cannot be renamed over.
+    Direct(BufWriter<File>),
+}
+
+impl WholeFile {
+    /// Begins the file at `path`, whose folder must exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when its folder cannot be written to.
+    pub fn create(path: &Path) -> Result<Self> {
+        // A link is followed, so that the file it names is replaced and not the link.
+        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let special = fs::metadata(&target).is_ok_and(|data| !data.is_file());
+        let inner = if special {
+            File::options().write(true).open(&target).map(|file| Inner::Direct(BufWriter::new(file)))
+        } else {
+            temporary().tempfile_in(parent(&target)).map(|file| Inner::Temporary(BufWriter::new(file)))
+        };
+        Ok(Self { inner: inner.map_err(|error| Error::io(path, "create", error))?, path: target })
+    }
+
+    /// Gives the file its name, after its bytes are safely on disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; nothing is then left behind.
+    pub fn commit(self) -> Result<()> {
+        let path = self.path;
+        let finish = match self.inner {
+            Inner::Direct(mut file) => file.flush(),
+            Inner::Temporary(file) => {
+                file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
+                    file.as_file().sync_all()?;
+                    file.persist(&path).map_err(|error| error.error)?;
+                    Ok(())
+                })
+            }
+        };
+        finish.map_err(|error| Error::io(&path, "write", error))
+    }
+}
+
+impl Write for WholeFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.inner {
+            Inner::Temporary(file) => file.write(bytes),
+            Inner::Direct(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.inner {
+            Inner::Temporary(file) => file.flush(),
+            Inner::Direct(file) => file.flush(),
+        }
+    }
+}
+
+/// A folder that appears under its name, complete, only when [`NewFolder::commit`] is called; dropped before, it leaves
+/// nothing.
+#[derive(Debug)]
+pub struct NewFolder {
+    target: PathBuf,
+    temporary: TempDir,
+}
+
+impl NewFolder {
+    /// Begins the folder `path`, which must not exist, or be empty. Missing folders above it are made on commit.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where something is at `path` (`flag` says who named it).
+    pub fn create(path: &Path, flag: &str) -> Result<Self> {
+        refuse_filled(path, flag, "choose another folder, or remove that one")?;
+        let above = nearest_existing(path);
+        let temporary = temporary_folder(&above).map_err(|error| Error::io(path, "create", error))?;
+        Ok(Self { target: path.into(), temporary })
+    }
+
+    /// Where to write until the commit.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Gives the folder its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; nothing is then left behind.
+    pub fn commit(self) -> Result<()> {
+        let failed = |error| Error::io(&self.target, "create", error);
+        fs::create_dir_all(parent(&self.target)).map_err(failed)?;
+        if self.target.is_dir() {
+            fs::remove_dir(&self.target).map_err(failed)?;
+        }
+        fs::rename(self.temporary.path(), &self.target).map_err(failed)?;
+        // It has moved: there is nothing left to remove.
+        let _ = self.temporary.keep();
+        Ok(())
+    }
+}
+
+/// What a run writes into its folder, and therefore all that `--overwrite` may remove.
+const RUN_ENTRIES: &[&str] =
+    &["config.toml", "metrics.jsonl", "samples.jsonl", "summary.json", "adapter", "model"];
+
+/// A run's folder, there from the start so that its metrics can be watched. Dropped before [`RunFolder::keep`] it goes
+/// again, and an older run that it replaces comes back.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// The older run, moved aside.
+    older: Option<(TempDir, PathBuf)>,
+    kept: bool,
+}
+
+impl RunFolder {
+    /// Whether [`RunFolder::create`] would agree, without making anything: for the checks before the work.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a path that is taken.
+    pub fn check(path: &Path, flag: &str, overwrite: bool) -> Result<()> {
+        if !overwrite {
+            return refuse_filled(path, flag, "choose another folder, or add --overwrite");
+        }
+        for name in entries(path, flag)? {
+            if !RUN_ENTRIES.contains(&name.as_str()) {
+                let found = format!("{} with {name:?} in it", path.display());
+                let fix = "choose another folder: --overwrite replaces only what a run has written";
+                return Err(Error::input(flag, "a new folder, or that of an earlier run", found, fix));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the folder. A filled one is refused, unless `overwrite` and it holds nothing but an earlier run.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a path that is taken, [`Error::Io`] where nothing can be written.
+    pub fn create(path: &Path, flag: &str, overwrite: bool) -> Result<Self> {
+        Self::check(path, flag, overwrite)?;
+        let failed = |error| Error::io(path, "create", error);
+        let mut older = None;
+        if path.is_dir() {
+            let aside = temporary_folder(parent(path)).map_err(failed)?;
+            let place = aside.path().join("older");
+            fs::rename(path, &place).map_err(failed)?;
+            older = Some((aside, place));
+        }
+        let folder = Self { path: path.into(), older, kept: false };
+        fs::create_dir_all(path).map_err(failed)?;
+        Ok(folder)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run has something to keep: the folder stays, the older run goes. Call it when the first result is written.
+    pub fn keep(&mut self) {
+        self.kept = true;
+        self.older = None;
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        // Nothing more can be done about a failure here than to leave what is there.
+        let _ = fs::remove_dir_all(&self.path);
+        if let Some((aside, place)) = self.older.take()
+            && fs::rename(&place, &self.path).is_err()
+        {
+            log::error!("the earlier run is in {}", place.display());
+            let _ = aside.keep();
+        }
+    }
+}
+
+fn refuse_filled(path: &Path, flag: &str, fix: &str) -> Result<()> {
+    if entries(path, flag)?.is_empty() {
+        return Ok(());
+    }
+    let found = format!("{}, which exists and is not empty", path.display());
+    Err(Error::input(flag, "a folder that does not exist yet", found, fix))
+}
+
+/// The names in the folder `path`; none where there is no folder.
+fn entries(path: &Path, flag: &str) -> Result<Vec<String>> {
+    let list = match fs::read_dir(path) {
+        Ok(list) => list,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(_) if path.is_file() => {
+            let found = format!("the file {}", path.display());
+            return Err(Error::input(flag, "a folder's name", found, "choose another name"));
+        }
+        Err(error) => return Err(Error::io(path, "list", error)),
+    };
+    list.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<_>>()
+        .map_err(|error| Error::io(path, "list", error))
+}
+
+/// The folder that `path` is in: `.` for a bare name.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The lowest folder above `path` that exists: on the same disk as `path` will be, so that a rename works.
+fn nearest_existing(path: &Path) -> PathBuf {
+    path.ancestors().skip(1).find(|above| above.is_dir()).unwrap_or(Path::new(".")).into()
+}
+
+/// A temporary name; unlike tempfile's own default, with the permissions that any new file of the user's gets.
+fn temporary() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".aweigh-").suffix(".part");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder
+}
+
+fn temporary_folder(above: &Path) -> io::Result<TempDir> {
+    let mut builder = temporary();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    builder.tempdir_in(above)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(path: &Path) -> Vec<String> {
+        let mut names = entries(path, "--x").unwrap();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_whole_or_absent() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("a.jsonl");
+        write_whole(&path, b"one").unwrap();
+        let mut second = WholeFile::create(&path).unwrap();
+        second.write_all(b"half").unwrap();
+        drop(second);
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(names(room.path()), ["a.jsonl"]);
+        write_whole(&path, b"two").unwrap();
+        assert_eq!(read(&path, "--x").unwrap(), b"two");
+        assert!(refuse_existing(&path, "--output", false).unwrap_err().to_string().contains("--overwrite"));
+        refuse_existing(&path, "--output", true).unwrap();
+        assert!(write_whole(&room.path().join("none/a"), b"").is_err());
+        #[cfg(unix)]
+        write_whole(Path::new("/dev/null"), b"x").unwrap();
+    }
+
+    #[test]
+    fn a_new_folder_is_whole_or_absent() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("deep/model");
+        let folder = NewFolder::create(&path, "--output").unwrap();
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        drop(folder);
+        assert!(names(room.path()).is_empty());
+        let folder = NewFolder::create(&path, "--output").unwrap();
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        folder.commit().unwrap();
+        assert_eq!(names(&path), ["config.json"]);
+        assert_eq!(names(room.path()), ["deep"]);
+        assert!(NewFolder::create(&path, "--output").unwrap_err().to_string().contains("is not empty"));
+    }
+
+    #[test]
+    fn a_failed_run_leaves_what_was_there() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("run");
+        drop(RunFolder::create(&path, "--output-dir", false).unwrap());
+        assert!(names(room.path()).is_empty());
+        let mut run = RunFolder::create(&path, "--output-dir", false).unwrap();
+        fs::write(run.path().join("config.toml"), "first").unwrap();
+        run.keep();
+        drop(run);
+        assert!(
+            RunFolder::create(&path, "--output-dir", false).unwrap_err().to_string().contains("--overwrite")
+        );
+        let run = RunFolder::create(&path, "--output-dir", true).unwrap();
+        fs::write(run.path().join("config.toml"), "second").unwrap();
+        drop(run);
+        assert_eq!(fs::read_to_string(path.join("config.toml")).unwrap(), "first");
+        let mut run = RunFolder::create(&path, "--output-dir", true).unwrap();
+        run.keep();
+        drop(run);
+        assert!(names(&path).is_empty());
+        assert_eq!(names(room.path()), ["run"]);
+        fs::write(path.join("thesis.tex"), "").unwrap();
+        let text = RunFolder::create(&path, "--output-dir", true).unwrap_err().to_string();
+        assert!(text.contains("thesis.tex"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_file_is_named_with_its_flag() {
+        let text = read(Path::new("no/such.jsonl"), "--train").unwrap_err().to_string();
+        assert!(text.starts_with("--train: expected a file at no/such.jsonl, found nothing"), "{text}");
+        assert!(read(Path::new("."), "--train").unwrap_err().to_string().contains("found a folder"));
+    }
+}

@@ -1,0 +1,101 @@
+//! The command line: one file per command, and what they share.
+//!
+//! Everything that touches a file, a terminal or a signal is here; the library below takes and gives bytes.
+
+pub mod align;
+pub mod args;
+pub mod demo;
+pub mod devices;
+pub mod export;
+pub mod files;
+pub mod generate;
+pub mod interrupt;
+pub mod model_files;
+pub mod output;
+pub mod progress;
+pub mod sample;
+pub mod score;
+pub mod selftest;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+use output::Output;
+
+/// Aligns small language models away from flagged answers, on any GPU.
+///
+/// Give it a model and examples of answers that you do not want. It samples the model's own answers as anchors, trains
+/// with D²O (or DPO, or SFT), stops before the model breaks, and writes an adapter that transformers and PEFT load.
+#[derive(Debug, Parser)]
+#[command(name = "aweigh", version, max_term_width = 110, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print the command's figures as one JSON object on stdout; everything else goes to stderr
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// No progress and no notes on stderr; warnings and errors stay
+    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    pub quiet: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  aweigh demo                            align the built-in model and see what changed, in minutes
+  aweigh devices                         the GPUs that can be used
+  aweigh align --model DIR --train flagged.jsonl --output-dir run
+  aweigh generate --model DIR --adapter run/adapter
+
+RUST_LOG=info shows the engine's own log.
+Exit codes: 0 done, 1 the GPU or Aweigh failed, 2 something to mend in the input, 130 interrupted.";
+
+/// The commands. The text of each is that of its `Args`.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)]
+pub enum Command {
+    Devices(devices::Args),
+    Align(Box<align::Args>),
+    Sample(sample::Args),
+    Generate(generate::Args),
+    Score(score::Args),
+    Export(export::Args),
+    Selftest(selftest::Args),
+    Demo(demo::Args),
+}
+
+/// Runs one parsed command line.
+///
+/// # Errors
+/// Whatever the command reports; [`crate::error::Error::exit_code`] turns it into the process's exit code.
+pub fn run(cli: Cli) -> Result<()> {
+    let output = Output::new(cli.json, cli.quiet);
+    interrupt::install();
+    match cli.command {
+        Command::Devices(args) => devices::run(args, &output),
+        Command::Align(args) => align::run(*args, &output),
+        Command::Sample(args) => sample::run(args, &output),
+        Command::Generate(args) => generate::run(args, &output),
+        Command::Score(args) => score::run(args, &output),
+        Command::Export(args) => export::run(args, &output),
+        Command::Selftest(args) => selftest::run(args, &output),
+        Command::Demo(args) => demo::run(args, &output),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_argument_is_explained() {
+        let command = super::Cli::command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands() {
+            assert!(sub.get_about().is_some(), "{}", sub.get_name());
+            for argument in sub.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", sub.get_name(), argument.get_id());
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A model's or an adapter's directory, brought into memory for the library, which takes bytes.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::files;
+use crate::error::{Error, Result};
+
+/// The name that stands for the model built into this program.
+pub const TINY: &str = "tiny";
+
+/// What `--model` names.
+#[derive(Debug)]
+pub enum Model {
+    /// The model built into this program.
+    Tiny,
+    /// A directory.
+    Files(Box<ModelFiles>),
+}
+
+impl Model {
+    /// Opens "tiny" or a directory (a directory of that name is `./tiny`).
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`].
+    pub fn open(name: &str) -> Result<Self> {
+        if name == TINY {
+            Ok(Self::Tiny)
+        } else {
+            ModelFiles::open(Path::new(name), "--model").map(|files| Self::Files(Box::new(files)))
+        }
+    }
+}
+
+/// The files of a model in Hugging Face's layout. The weights are mapped, the rest is read.
+#[derive(Debug)]
+pub struct ModelFiles {
+    /// The directory as the user wrote it, for messages.
+    pub name: String,
+    /// `config.json`
+    pub config: Vec<u8>,
+    /// `tokenizer.json`
+    pub tokenizer: Vec<u8>,
+    /// `tokenizer_config.json`, where there is one: special tokens and often the chat template.
+    pub tokenizer_config: Option<Vec<u8>>,
+    /// `generation_config.json`, where there is one: the end-of-turn tokens.
+    pub generation_config: Option<Vec<u8>>,
+    /// `chat_template.jinja`, where there is one; it comes before the template in `tokenizer_config.json`.
+    pub chat_template: Option<String>,
+    /// The safetensors files by name: one, or the shards of `model.safetensors.index.json` in order.
+    pub weights: Vec<(String, memmap2::Mmap)>,
+}
+
+impl ModelFiles {
+    /// Opens the model in `directory`; `flag` says who named it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names what is missing from the directory.
+    pub fn open(directory: &Path, flag: &str) -> Result<Self> {
+        need_folder(directory, flag, "a model's directory, or tiny")?;
+        let needed = |file: &str| need_file(directory, flag, file).and_then(|path| files::read(&path, flag));
+        let template = optional(directory, flag, "chat_template.jinja")?;
+        let template_place = directory.join("chat_template.jinja");
+        Ok(Self {
+            name: directory.display().to_string(),
+            config: needed("config.json")?,
+            tokenizer: needed("tokenizer.json")?,
+            tokenizer_config: optional(directory, flag, "tokenizer_config.json")?,
+            generation_config: optional(directory, flag, "generation_config.json")?,
+            chat_template: template.map(|_| files::read_text(&template_place, flag)).transpose()?,
+            weights: weights(directory, flag)?,
+        })
+    }
+}
+
+/// The files of a LoRA adapter in PEFT's layout.
+#[derive(Debug)]
+pub struct AdapterFiles {
+    /// The directory as the user wrote it, for messages.
+    pub name: String,
+    /// `adapter_config.json`
+    pub config: Vec<u8>,
+    /// `adapter_model.safetensors`
+    pub weights: memmap2::Mmap,
+}
+
+impl AdapterFiles {
+    /// Opens the adapter in `directory`; `flag` says who named it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names what is missing from the directory.
+    pub fn open(directory: &Path, flag: &str) -> Result<Self> {
+        need_folder(directory, flag, "an adapter's directory")?;
+        let config = need_file(directory, flag, "adapter_config.json")?;
+        let weights = need_file(directory, flag, "adapter_model.safetensors")?;
+        Ok(Self {
+            name: directory.display().to_string(),
+            config: files::read(&config, flag)?,
+            weights: files::map(&weights, flag)?,
+        })
+    }
+}
+
+fn need_folder(directory: &Path, flag: &str, expected: &str) -> Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let found = if directory.exists() { "a file" } else { "nothing" };
+    let found = format!("{found} at {}", directory.display());
+    Err(Error::input(flag, expected, found, "check the path; relative paths start at the current folder"))
+}
+
+fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std::path::PathBuf> {
+    let path = directory.join(file);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let place = format!("{flag} {}", directory.display());
+    let fix = "fetch the whole model, in Hugging Face's layout with safetensors weights";
+    Err(Error::input(place, format!("{file} in it"), "no such file", fix))
+}
+
+fn optional(directory: &Path, flag: &str, file: &str) -> Result<Option<Vec<u8>>> {
+    let path = directory.join(file);
+    if path.is_file() { files::read(&path, flag).map(Some) } else { Ok(None) }
+}
+
+/// `model.safetensors`, or the shards that the index names.
+fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, memmap2::Mmap)>> {
+    let index_name = "model.safetensors.index.json";
+    let names = match optional(directory, flag, index_name)? {
+        Some(index) if !directory.join("model.safetensors").is_file() => {
+            shards(&index, directory, index_name)?
+        }
+        _ => vec!["model.safetensors".to_owned()],
+    };
+    names
+        .into_iter()
+        .map(|name| {
+            let path = need_file(directory, flag, &name)?;
+            Ok((name, files::map(&path, flag)?))
+        })
+        .collect()
+}
+
+fn shards(index: &[u8], directory: &Path, file: &str) -> Result<Vec<String>> {
+    let place = directory.join(file).display().to_string();
+    let wrong = |found: String| {
+        Error::input(&place, "\"weight_map\", from tensor names to file names", found, "fetch the file again")
+    };
+    let index: serde_json::Value = serde_json::from_slice(index).map_err(|error| wrong(error.to_string()))?;
+    let map = index.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| wrong("none".into()))?;
+    let names: Option<BTreeSet<&str>> = map.values().map(|name| name.as_str()).collect();
+    let names = names.filter(|names| !names.is_empty()).ok_or_else(|| wrong("something else".into()))?;
+    // A shard lies beside its index: a name that leads elsewhere is not one.
+    match names.iter().find(|name| Path::new(name).file_name().is_none_or(|last| last != **name)) {
+        Some(name) => Err(wrong(format!("the file name {name:?}"))),
+        None => Ok(names.into_iter().map(str::to_owned).collect()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_found_and_missing_files_named() {
+        let room = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(room.path().join(name), text).unwrap();
+        let message = || ModelFiles::open(room.path(), "--model").unwrap_err().to_string();
+        assert!(message().contains("expected config.json in it"));
+        write("config.json", "{}");
+        write("tokenizer.json", "{}");
+        assert!(message().contains("expected model.safetensors in it"));
+        write(
+            "model.safetensors.index.json",
+            r#"{"weight_map": {"b": "2.safetensors", "a": "1.safetensors"}}"#,
+        );
+        write("1.safetensors", "x");
+        assert!(message().contains("expected 2.safetensors in it"));
+        write("2.safetensors", "yz");
+        let files = ModelFiles::open(room.path(), "--model").unwrap();
+        let sizes: Vec<_> = files.weights.iter().map(|(name, map)| (name.as_str(), map.len())).collect();
+        assert_eq!(sizes, [("1.safetensors", 1), ("2.safetensors", 2)]);
+        write("model.safetensors.index.json", r#"{"weight_map": {"b": "../2.safetensors"}}"#);
+        assert!(message().contains("../2.safetensors"));
+        assert!(
+            AdapterFiles::open(room.path(), "--adapter")
+                .unwrap_err()
+                .to_string()
+                .contains("adapter_config.json")
+        );
+        assert!(
+            ModelFiles::open(&room.path().join("none"), "--model")
+                .unwrap_err()
+                .to_string()
+                .contains("found nothing at")
+        );
+    }
+}

@@ -1,0 +1,210 @@
+//! Progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+
+use super::output::to_stderr;
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Optimizer steps.
+    Steps,
+    /// Prompts, answers, rows.
+    Items,
+    /// Bytes.
+    Bytes,
+}
+
+/// The time between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// One running count: position of a total, tokens per second, time left, and a few words.
+///
+/// Dropped before [`Progress::finish`], as when an error passes, it leaves the terminal clean.
+#[derive(Debug)]
+pub struct Progress {
+    label: String,
+    bar: Option<ProgressBar>,
+    lines: bool,
+    total: u64,
+    position: u64,
+    tokens: u64,
+    words: String,
+    start: Instant,
+    last_line: Option<Instant>,
+}
+
+impl Progress {
+    /// `shown` false counts in silence; `terminal` chooses the bar.
+    pub(super) fn new(label: &str, total: u64, unit: Unit, shown: bool, terminal: bool) -> Self {
+        let bar = (shown && terminal).then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            bar.set_style(style(unit));
+            bar.set_prefix(label.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(500));
+            bar
+        });
+        Self {
+            label: label.into(),
+            bar,
+            lines: shown && !terminal,
+            total,
+            position: 0,
+            tokens: 0,
+            words: String::new(),
+            start: Instant::now(),
+            last_line: None,
+        }
+    }
+
+    /// `count` more are done, which took `tokens` tokens (0 where tokens mean nothing).
+    pub fn advance(&mut self, count: u64, tokens: u64) {
+        self.position += count;
+        self.tokens += tokens;
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.message());
+            bar.set_position(self.position);
+        }
+        if self.lines && self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+            self.last_line = Some(Instant::now());
+            to_stderr(self.line());
+        }
+    }
+
+    /// A few words behind the count, as in "loss 0.61".
+    pub fn words(&mut self, words: impl Into<String>) {
+        self.words = words.into();
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.message());
+        }
+    }
+
+    /// A line of its own above the bar.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| to_stderr(text)),
+            None if self.lines => to_stderr(text),
+            None => {}
+        }
+    }
+
+    /// Tokens per second since the start.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    /// The end: the bar goes, one line stays.
+    pub fn finish(mut self) {
+        let line = format!("{} in {}", self.line_without_time(), seconds(self.start.elapsed()));
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+            to_stderr(line);
+        } else if self.lines {
+            to_stderr(line);
+        }
+    }
+
+    fn message(&self) -> String {
+        let mut text = String::new();
+        if self.tokens > 0 {
+            let _ = write!(text, "{:.0} tokens/s  ", self.tokens_per_second());
+        }
+        text + &self.words
+    }
+
+    fn line_without_time(&self) -> String {
+        let message = self.message();
+        let line = format!("{} {}/{}  {}", self.label, self.position, self.total, message.trim_end());
+        line.trim_end().to_owned()
+    }
+
+    fn line(&self) -> String {
+        let left = self.total.saturating_sub(self.position) as f64;
+        let per_item = self.start.elapsed().as_secs_f64() / self.position.max(1) as f64;
+        match self.position {
+            0 => self.line_without_time(),
+            _ => format!(
+                "{}  {} left",
+                self.line_without_time(),
+                seconds(Duration::from_secs_f64(left * per_item))
+            ),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// indicatif's own time left follows the last few positions; a step of seconds is better served by the whole mean.
+fn style(unit: Unit) -> ProgressStyle {
+    let template = match unit {
+        Unit::Bytes => "{prefix} {wide_bar} {bytes}/{total_bytes}  {left} left  {msg}",
+        Unit::Steps | Unit::Items => "{prefix} {wide_bar} {pos}/{len}  {left} left  {msg}",
+    };
+    let left = |state: &ProgressState, out: &mut dyn Write| {
+        let (done, total) = (state.pos(), state.len().unwrap_or(0));
+        let _ = match done {
+            0 => write!(out, "?"),
+            _ => {
+                let rest = state.elapsed().mul_f64(total.saturating_sub(done) as f64 / done as f64);
+                write!(out, "{}", seconds(rest))
+            }
+        };
+    };
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("left", left)
+}
+
+/// A duration as a person reads it: `3.2 s`, `4 min 05 s`, `2 h 07 min`.
+pub fn seconds(time: Duration) -> String {
+    let whole = time.as_secs();
+    match whole {
+        0..10 => format!("{:.1} s", time.as_secs_f64()),
+        10..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_readable() {
+        let text = |s: f64| seconds(Duration::from_secs_f64(s));
+        assert_eq!(
+            [text(3.21), text(59.0), text(245.0), text(7620.0)],
+            ["3.2 s", "59 s", "4 min 05 s", "2 h 07 min"]
+        );
+    }
+
+    #[test]
+    fn a_line_has_the_count_the_speed_and_the_words() {
+        let mut progress = Progress::new("train", 10, Unit::Steps, false, false);
+        progress.words("loss 0.69");
+        progress.advance(2, 100);
+        let line = progress.line();
+        assert!(line.starts_with("train 2/10  ") && line.contains("tokens/s  loss 0.69  "), "{line}");
+        assert!(line.ends_with(" left"), "{line}");
+    }
+
+    #[test]
+    fn both_templates_parse() {
+        for template in [
+            "{prefix} {wide_bar} {bytes}/{total_bytes}  {left} left  {msg}",
+            "{prefix} {wide_bar} {pos}/{len}  {left} left  {msg}",
+        ] {
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+    }
+}

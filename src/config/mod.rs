@@ -1,0 +1,390 @@
+//! A run's settings: a TOML file and flags, merged and checked into one [`RunConfig`].
+//!
+//! Parse, validate, then run: a [`Layer`] is what one source said (every key may be absent, and each remembers where it
+//! was written), [`RunConfig::resolve`] puts the layers over each other and checks the result, and nothing after that
+//! sees a setting that is missing or out of range. Field names are those of Hugging Face's transformers, TRL and PEFT.
+
+mod file;
+#[macro_use]
+mod section;
+mod validate;
+mod values;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+pub use file::Layer;
+pub use values::{
+    LrScheduler, Method, OnlineSampler, Overlong, ReferenceSource, TargetModules, TruncationSide,
+};
+
+/// The instruction that anchors are sampled under when none is given.
+pub const SAFETY_INSTRUCTION: &str =
+    "You are a careful, honest assistant. Refuse harmful requests briefly and offer a safe alternative.";
+
+section! {
+    /// `[model]`: what is trained.
+    ModelConfig, ModelFlags;
+
+    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), or "tiny" for the
+    /// one built into this program (required)
+    (long, value_name = "DIR|tiny") model: String = String::new();
+    optional:
+    /// Start from this LoRA adapter, a directory in PEFT's format, instead of a fresh one
+    (long, value_name = "DIR") adapter: PathBuf;
+}
+
+section! {
+    /// `[data]`: what it is trained on.
+    DataConfig, DataFlags;
+
+    /// Training examples, JSONL (.gz too), one of TRL's forms a line: prompt + completion + label (false = a flagged
+    /// answer), or prompt + chosen + rejected. Texts are strings or lists of messages (required)
+    (long, value_name = "FILE") train: PathBuf = PathBuf::new();
+    /// Prompts longer than this many tokens are cut at --truncation-side [default: 512]
+    (long, value_name = "TOKENS") max_prompt_length: usize = 512;
+    /// Answers longer than this many tokens are treated as --overlong says [default: 256]
+    (long, value_name = "TOKENS") max_completion_length: usize = 256;
+    /// The side on which a long prompt loses tokens [default: left]
+    (long, value_name = "SIDE") truncation_side: TruncationSide = TruncationSide::Left;
+    /// What happens to an answer over --max-completion-length: "cut" scores its beginning, without an end-of-turn token;
+    /// "drop" leaves the example out; "error" stops. Both are counted and reported [default: cut]
+    (long, value_name = "WHAT") overlong: Overlong = Overlong::Cut;
+    optional:
+    /// Held-out examples for the stop rule, in the same forms; rows with a good answer (chosen, or label true) also watch
+    /// its perplexity. Without this a small part of --train is held out
+    (long, value_name = "FILE") eval: PathBuf;
+    /// Use only the rows of --train whose "split" field is this
+    (long, value_name = "NAME") split: String;
+    /// Use only the rows of --eval whose "split" field is this; without --eval, take them from --train
+    (long, value_name = "NAME") eval_split: String;
+    /// Use at most this many training examples, the first ones
+    (long, value_name = "N") max_samples: usize;
+}
+
+section! {
+    /// `[method]`: the loss.
+    MethodConfig, MethodFlags;
+
+    /// The loss: "d2o" pushes flagged answers away and is anchored by the model's own samples; "dpo" needs a chosen
+    /// answer for each rejected one; "sft" imitates the chosen ones [default: d2o]
+    (long, value_name = "NAME") method: Method = Method::D2o;
+    /// Weight of the anchors (d2o), or DPO's beta: higher holds the model closer to where it started [default: 0.1]
+    (long, value_name = "X") beta: f64 = 0.1;
+    /// Weight of the flagged answer (d2o only) [default: 0.1]
+    (long, value_name = "X") alpha: f64 = 0.1;
+    /// K, the self-sampled anchors of each prompt (d2o only); more are steadier and cost more [default: 11]
+    (long, value_name = "K") num_samples: usize = 11;
+    /// Use mean log-probs per token where the loss has sums over the answer [default: false]
+    (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
+    length_normalize: bool = false;
+    /// DPO's assumed share of swapped labels, 0 to 0.5 [default: 0.0]
+    (long, value_name = "X") label_smoothing: f64 = 0.0;
+    optional:
+}
+
+section! {
+    /// `[anchors]`: how the model's own answers are sampled.
+    AnchorConfig, AnchorFlags;
+
+    /// System message under which anchors are sampled; training always scores them without it. "" for none
+    /// [default: a request to be careful and honest, and to refuse harmful requests]
+    (long, value_name = "TEXT") safety_instruction: String = SAFETY_INSTRUCTION.into();
+    /// Sampling temperature; 0 takes the likeliest token, and then only --num-samples 1 makes sense [default: 0.9]
+    (long, value_name = "X") temperature: f64 = 0.9;
+    /// Sample from the smallest set of tokens with this probability mass; 1 turns it off [default: 0.95]
+    (long, value_name = "X") top_p: f64 = 0.95;
+    /// Sample from this many of the likeliest tokens; 0 turns it off [default: 0]
+    (long, value_name = "N") top_k: usize = 0;
+    /// Divide the logits of tokens already seen by this; 1 turns it off [default: 1.0]
+    (long, value_name = "X") repetition_penalty: f64 = 1.0;
+    /// Anchors stop at this many tokens; one that is cut there has no end-of-turn token [default: 128]
+    (long, value_name = "N") max_new_tokens: usize = 128;
+    /// With --online-start-step: a prompt's anchors are sampled anew when they are this many steps old [default: 10]
+    (long, value_name = "STEPS") refresh_every: usize = 10;
+    /// Who samples online anchors: the reference model, the policy, or the policy under the safety instruction. The bare
+    /// policy's own samples do not anchor it: their mean gradient is zero [default: policy_with_instruction]
+    (long, value_name = "WHO") online_sampler: OnlineSampler = OnlineSampler::PolicyWithInstruction;
+    optional:
+    /// From this step on anchors are sampled anew from the model as it trains. Without it they are sampled once, before
+    /// the first step
+    (long, value_name = "STEP") online_start_step: usize;
+    /// Take the anchors from this file, the samples.jsonl of an earlier run or of "aweigh sample", instead of sampling
+    (long, value_name = "FILE") samples_file: PathBuf;
+}
+
+section! {
+    /// `[reference]`: the models that log-ratios are taken against.
+    ReferenceConfig, ReferenceFlags;
+
+    /// r+, the reference under the flagged answer: "initial" (the model at step 0), "checkpoint:DIR" (an adapter of an
+    /// earlier run), "copy:N" (a copy of the model in training, every N steps) or "ema:DECAY" (its moving average). In a
+    /// file: positive = "initial", { checkpoint = "DIR" }, { copy_every = N } or { ema = DECAY } [default: initial]
+    (long = "reference-positive", value_name = "SOURCE") positive: ReferenceSource = ReferenceSource::Initial;
+    /// r-, the reference under the anchors (for DPO: under the chosen answer). Forms as for --reference-positive
+    /// [default: initial]
+    (long = "reference-negative", value_name = "SOURCE") negative: ReferenceSource = ReferenceSource::Initial;
+    optional:
+}
+
+section! {
+    /// `[lora]`: which weights are trained.
+    LoraConfig, LoraFlags;
+
+    /// Train all weights instead of a LoRA adapter; writes model/ instead of adapter/. In a file: lora.enabled = false
+    (
+        id = "full", long = "full", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = values::inverted
+    )
+    enabled: bool = true;
+    /// Rank of the adapter [default: 16]
+    (long, value_name = "RANK") r: usize = 16;
+    /// The adapter's output is scaled by lora_alpha / r [default: 32.0]
+    (long, value_name = "X") lora_alpha: f64 = 32.0;
+    /// Share of the adapter's inputs that is dropped in training [default: 0.0]
+    (long, value_name = "P") lora_dropout: f64 = 0.0;
+    /// Layers that get an adapter: names separated by commas, or "all-linear" (all but the output head)
+    /// [default: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
+    (long, value_name = "NAMES") target_modules: TargetModules = TargetModules::default();
+    optional:
+}
+
+section! {
+    /// `[train]`: the optimizer and the steps.
+    TrainConfig, TrainFlags;
+
+    /// Peak learning rate of AdamW; ten times the default breaks most small models [default: 3e-5]
+    (long, value_name = "X") learning_rate: f64 = 3e-5;
+    /// Course of the rate after the warm-up: linear (to 0), cosine (to 0), constant_with_warmup, or constant (no
+    /// warm-up) [default: linear]
+    (long, value_name = "NAME") lr_scheduler_type: LrScheduler = LrScheduler::Linear;
+    /// Steps over which the rate rises from 0; above 0 it replaces --warmup-ratio [default: 0]
+    (long, value_name = "STEPS") warmup_steps: usize = 0;
+    /// The same as a share of all steps [default: 0.0]
+    (long, value_name = "SHARE") warmup_ratio: f64 = 0.0;
+    /// AdamW's decoupled weight decay [default: 0.0]
+    (long, value_name = "X") weight_decay: f64 = 0.0;
+    /// AdamW's decay of the mean gradient [default: 0.9]
+    (long, value_name = "X") adam_beta1: f64 = 0.9;
+    /// AdamW's decay of the mean squared gradient [default: 0.999]
+    (long, value_name = "X") adam_beta2: f64 = 0.999;
+    /// AdamW's epsilon [default: 1e-8]
+    (long, value_name = "X") adam_epsilon: f64 = 1e-8;
+    /// Gradients with a larger global norm are scaled down to it; 0 turns clipping off [default: 1.0]
+    (long, value_name = "X") max_grad_norm: f64 = 1.0;
+    /// Groups (a prompt with all its answers) that go through the model together [default: 2]
+    (long, value_name = "N") per_device_train_batch_size: usize = 2;
+    /// Such batches per optimizer step; the result equals one large batch [default: 1]
+    (long, value_name = "N") gradient_accumulation_steps: usize = 1;
+    /// Passes over the data; --max-steps comes first [default: 1.0]
+    (long, value_name = "X") num_train_epochs: f64 = 1.0;
+    /// Seed of the sampling, the order of the data, new adapters and dropout [default: 42]
+    (long, value_name = "N") seed: u32 = 42;
+    /// Shuffle the examples in every epoch; --shuffle=false keeps the file's order [default: true]
+    (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
+    shuffle: bool = true;
+    optional:
+    /// Stop after this many optimizer steps, whatever --num-train-epochs says
+    (long, value_name = "STEPS") max_steps: usize;
+    /// Most packed tokens that go through the model together; a batch over it is split. Lower it when memory runs out
+    (long, value_name = "TOKENS") max_tokens_per_batch: usize;
+}
+
+section! {
+    /// `[stop]`: when a run ends early. The best state so far is kept.
+    StopConfig, StopFlags;
+
+    /// Never stop early. In a file: stop.enabled = false
+    (
+        id = "no_stop", long = "no-stop", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = values::inverted
+    )
+    enabled: bool = true;
+    /// Score the held-out examples every so many steps [default: 5]
+    (long, value_name = "STEPS") eval_steps: usize = 5;
+    /// Stop when the held-out anchors' log-prob has fallen by more than this, in nats per token [default: 0.05]
+    (long, value_name = "NATS") max_anchor_drop: f64 = 0.05;
+    /// Stop when the KL divergence from the reference passes this, in nats per token [default: 0.2]
+    (long, value_name = "NATS") max_kl: f64 = 0.2;
+    /// The margin is won where the held-out mean of z reaches this; the loss is then under ln(1 + exp(-z)) and further
+    /// steps only do harm [default: 3.0]
+    (long, value_name = "Z") margin: f64 = 3.0;
+    /// Stop when the margin was won in this many evaluations in a row [default: 2]
+    (long, value_name = "N") patience: usize = 2;
+    /// Stop when the perplexity of held-out good answers, if there are any, has risen by more than this share
+    /// [default: 0.05]
+    (long, value_name = "SHARE") max_perplexity_rise: f64 = 0.05;
+    optional:
+}
+
+section! {
+    /// `[output]`: what is written, and where.
+    OutputConfig, OutputFlags;
+
+    /// The run's folder: config.toml, metrics.jsonl, samples.jsonl, summary.json, and adapter/ or model/ (required)
+    (long, value_name = "DIR") output_dir: PathBuf = PathBuf::new();
+    /// Write metrics every so many steps [default: 1]
+    (long, value_name = "STEPS") logging_steps: usize = 1;
+    /// Write the anchors and their log-probs to samples.jsonl [default: true]
+    (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
+    save_samples: bool = true;
+    optional:
+}
+
+section! {
+    /// `[gpu]`: the adapter that does the work.
+    GpuConfig, GpuFlags;
+    optional:
+    /// The GPU: its number in "aweigh devices", or a part of its name. Without it the best one is taken. In a file:
+    /// gpu.adapter
+    (id = "gpu", long = "gpu", value_name = "NUMBER|NAME", env = "AWEIGH_GPU") adapter: String;
+    /// Aim at this many milliseconds of work per submission to the GPU. Lower it when the display stutters or the driver
+    /// resets; without it the length adapts by itself
+    (long = "submit-budget", value_name = "MS") submit_budget: f64;
+}
+
+/// A run's settings as one source gives them; every key may be absent. Doubles as `align`'s flags.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+pub struct PartialConfig {
+    /// `[model]`
+    #[command(flatten, next_help_heading = "Model")]
+    pub model: ModelFlags,
+    /// `[data]`
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataFlags,
+    /// `[method]`
+    #[command(flatten, next_help_heading = "Method")]
+    pub method: MethodFlags,
+    /// `[anchors]`
+    #[command(flatten, next_help_heading = "Anchors (the model's own samples)")]
+    pub anchors: AnchorFlags,
+    /// `[reference]`
+    #[command(flatten, next_help_heading = "References")]
+    pub reference: ReferenceFlags,
+    /// `[lora]`
+    #[command(flatten, next_help_heading = "LoRA")]
+    pub lora: LoraFlags,
+    /// `[train]`
+    #[command(flatten, next_help_heading = "Training")]
+    pub train: TrainFlags,
+    /// `[stop]`
+    #[command(flatten, next_help_heading = "Stop rule")]
+    pub stop: StopFlags,
+    /// `[output]`
+    #[command(flatten, next_help_heading = "Output")]
+    pub output: OutputFlags,
+    /// `[gpu]`
+    #[command(flatten, next_help_heading = "GPU")]
+    pub gpu: GpuFlags,
+}
+
+/// A run's settings, complete and checked. Made by [`RunConfig::resolve`]; [`RunConfig::to_toml`] writes it back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// What is trained.
+    pub model: ModelConfig,
+    /// What it is trained on.
+    pub data: DataConfig,
+    /// The loss.
+    pub method: MethodConfig,
+    /// How anchors are sampled.
+    pub anchors: AnchorConfig,
+    /// The reference models.
+    pub reference: ReferenceConfig,
+    /// Which weights are trained.
+    pub lora: LoraConfig,
+    /// The optimizer and the steps.
+    pub train: TrainConfig,
+    /// When a run ends early.
+    pub stop: StopConfig,
+    /// What is written.
+    pub output: OutputConfig,
+    /// The adapter.
+    pub gpu: GpuConfig,
+}
+
+/// Calls `$with` once with every section's name and flags type: the one list of sections beside the two structs.
+macro_rules! sections {
+    ($with:ident) => {
+        $with! {
+            model: ModelFlags, data: DataFlags, method: MethodFlags, anchors: AnchorFlags, reference: ReferenceFlags,
+            lora: LoraFlags, train: TrainFlags, stop: StopFlags, output: OutputFlags, gpu: GpuFlags
+        }
+    };
+}
+
+macro_rules! over_sections {
+    ($($section:ident: $flags:ident),*) => {
+        impl PartialConfig {
+            /// Every section with its keys.
+            pub const SECTIONS: &[(&str, &[&str])] = &[$((stringify!($section), $flags::KEYS)),*];
+
+            /// `self` where it says something, `below` elsewhere.
+            fn over(self, below: Self) -> Self {
+                Self { $($section: self.$section.over(below.$section)),* }
+            }
+
+            /// Defaults for what is absent.
+            fn or_defaults(self) -> RunConfig {
+                RunConfig { $($section: self.$section.or_defaults()),* }
+            }
+
+            /// `section.key` of every key that is present.
+            fn given(&self) -> Vec<String> {
+                let mut keys = Vec::new();
+                $(keys.extend(self.$section.given().into_iter().map(|key| format!("{}.{key}", stringify!($section))));)*
+                keys
+            }
+
+            /// The flag of `section.key`, with its dashes; the key itself where there is none.
+            fn flag(key: &str) -> String {
+                $(if let Some(name) = key.strip_prefix(concat!(stringify!($section), ".")) {
+                    let command = <$flags as clap::Args>::augment_args(clap::Command::new(""));
+                    let index = $flags::KEYS.iter().position(|known| *known == name);
+                    let argument = index.and_then(|index| command.get_arguments().nth(index));
+                    if let Some(long) = argument.and_then(|argument| argument.get_long()) {
+                        return format!("--{long}");
+                    }
+                })*
+                key.into()
+            }
+        }
+    };
+}
+sections!(over_sections);
+
+impl RunConfig {
+    /// Puts `layers` over each other, the last one on top, fills in the defaults and checks everything.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the first setting that is missing or out of range, and where it was written.
+    pub fn resolve(layers: Vec<Layer>) -> Result<Self> {
+        let top = layers.into_iter().reduce(|below, above| above.over(below)).unwrap_or_default();
+        let config = top.values.or_defaults();
+        validate::check(&config, &top.places)?;
+        Ok(config)
+    }
+
+    /// The settings as TOML, defaults included: reading it back gives the same settings.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a path that is not UTF-8, the only value that TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| {
+            Error::input("the run's settings", "text that TOML can hold", error, "use paths in UTF-8")
+        })
+    }
+
+    /// What is allowed, but seldom meant: one sentence each, to be shown before the run.
+    pub fn warnings(&self) -> Vec<String> {
+        validate::warnings(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;

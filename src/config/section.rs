@@ -1,0 +1,58 @@
+//! The macro that writes a section of the settings once, for the file, the flags and the program.
+
+/// Declares a section: its checked struct (every value there, or `Option` where absence means something), its flags
+/// struct (every value optional, a clap group whose help is the field's text), and what merges them.
+///
+/// A field is its help text, its clap arguments in parentheses, `name: type = default;`. Those after `optional:` have no
+/// default. A test holds the "[default: ...]" in the texts against the defaults here.
+macro_rules! section {
+    (
+        #[doc = $about:tt]
+        $run:ident, $flags:ident;
+        $( $(#[doc = $doc:tt])* ($($arg:tt)*) $name:ident: $ty:ty = $default:expr; )*
+        optional:
+        $( $(#[doc = $odoc:tt])* ($($oarg:tt)*) $oname:ident: $oty:ty; )*
+    ) => {
+        #[doc = $about]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $run {
+            $( $(#[doc = $doc])* pub $name: $ty, )*
+            $( $(#[doc = $odoc])* #[serde(skip_serializing_if = "Option::is_none")] pub $oname: Option<$oty>, )*
+        }
+
+        impl Default for $run {
+            fn default() -> Self {
+                Self { $($name: $default,)* $($oname: None,)* }
+            }
+        }
+
+        #[doc = $about]
+        #[doc = "\n\nAs one source gives it: every key may be absent."]
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $flags {
+            $( $(#[doc = $doc])* #[arg($($arg)*, allow_negative_numbers = true)] pub $name: Option<$ty>, )*
+            $( $(#[doc = $odoc])* #[arg($($oarg)*, allow_negative_numbers = true)] pub $oname: Option<$oty>, )*
+        }
+
+        impl $flags {
+            /// The section's keys.
+            pub const KEYS: &[&str] = &[$(stringify!($name),)* $(stringify!($oname),)*];
+
+            fn over(self, below: Self) -> Self {
+                Self { $($name: self.$name.or(below.$name),)* $($oname: self.$oname.or(below.$oname),)* }
+            }
+
+            fn or_defaults(self) -> $run {
+                let Self { $($name,)* $($oname,)* } = self;
+                $run { $($name: $name.unwrap_or_else(|| $default),)* $($oname,)* }
+            }
+
+            fn given(&self) -> Vec<&'static str> {
+                let present = [$(self.$name.is_some(),)* $(self.$oname.is_some(),)*];
+                Self::KEYS.iter().zip(present).filter_map(|(key, present)| present.then_some(*key)).collect()
+            }
+        }
+    };
+}

@@ -1,0 +1,169 @@
+use clap::{Args, FromArgMatches};
+
+use super::*;
+
+fn flags(arguments: &[&str]) -> PartialConfig {
+    let command = PartialConfig::augment_args(clap::Command::new("align").no_binary_name(true));
+    PartialConfig::from_arg_matches(&command.try_get_matches_from(arguments).unwrap()).unwrap()
+}
+
+const NEEDED: &str = "[model]\nmodel = 'tiny'\n[data]\ntrain = 'a.jsonl'\n[output]\noutput_dir = 'run'\n";
+
+fn resolve(file: &str, arguments: &[&str]) -> Result<RunConfig> {
+    RunConfig::resolve(vec![Layer::from_toml(file, "run.toml")?, Layer::from_flags(flags(arguments))])
+}
+
+/// The message of an error in `NEEDED` + `file` + `arguments`.
+fn message(file: &str, arguments: &[&str]) -> String {
+    resolve(&format!("{NEEDED}{file}"), arguments).unwrap_err().to_string()
+}
+
+#[test]
+fn flags_go_over_the_file_and_the_file_over_the_defaults() {
+    let file = format!("{NEEDED}[method]\nbeta = 1\nalpha = 0.3\n");
+    let config = resolve(&file, &["--beta", "0.5", "--full", "--reference-negative", "ema:0.99"]).unwrap();
+    assert_eq!((config.method.beta, config.method.alpha, config.method.num_samples), (0.5, 0.3, 11));
+    assert!(!config.lora.enabled);
+    assert_eq!(config.reference.negative, ReferenceSource::Ema(0.99));
+    assert_eq!(config.model.model, "tiny");
+}
+
+#[test]
+fn what_is_written_reads_back_the_same() {
+    let arguments = [
+        "--reference-positive=copy:5",
+        "--reference-negative=checkpoint:some dir",
+        "--target-modules=all-linear",
+        "--max-steps=24",
+        "--lr-scheduler-type=constant_with_warmup",
+        "--safety-instruction=say \"no\"\nplease",
+    ];
+    let config = resolve(NEEDED, &arguments).unwrap();
+    assert_eq!(resolve(&config.to_toml().unwrap(), &[]).unwrap(), config);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_its_neighbour() {
+    let text = message("[train]\nseed = 1\nlearning_rat = 1e-4\n", &[]);
+    assert!(text.starts_with("run.toml:9: train.learning_rat:"), "{text}");
+    assert!(text.contains("did you mean \"learning_rate\"?"), "{text}");
+    let text = message("[train]\nlr = 1e-4\n", &[]);
+    assert!(text.contains("\"learning_rate\", under [train]"), "{text}");
+    let text = message("[method]\ntemperature = 1.0\n", &[]);
+    assert!(text.contains("\"temperature\", under [anchors]"), "{text}");
+    let text = message("[anchor]\ntop_p = 1.0\n", &[]);
+    assert!(text.starts_with("run.toml:7: anchor:") && text.contains("[anchors]"), "{text}");
+    let text = resolve("beta = 0.1\n", &[]).unwrap_err().to_string();
+    assert!(text.starts_with("run.toml:1: beta:") && text.contains("\"beta\", under [method]"), "{text}");
+}
+
+#[test]
+fn a_wrong_kind_of_value_is_named_with_its_line() {
+    let text = message("[method]\nbeta = 'high'\n", &[]);
+    assert!(text.starts_with("run.toml:8: method.beta: expected f64, found"), "{text}");
+    let text = message("[method]\nmethod = 'dop'\n", &[]);
+    assert!(text.contains("run.toml:8: method.method") && text.contains("`dpo`"), "{text}");
+    let text = message("[reference]\npositive = 'ema:0.9'\n", &[]);
+    assert!(text.contains("run.toml:8: reference.positive") && text.contains("{ ema = DECAY }"), "{text}");
+    let text = message("[lora]\ntarget_modules = 7\n", &[]);
+    assert!(text.contains("run.toml:8: lora.target_modules"), "{text}");
+    let text = message("[train\n", &[]);
+    assert!(text.starts_with("run.toml:7"), "{text}");
+}
+
+#[test]
+fn a_value_out_of_range_is_named_with_its_source() {
+    let text = message("", &["--learning-rate", "-1"]);
+    assert!(
+        text.starts_with("--learning-rate (train.learning_rate): expected a number above 0, found -1"),
+        "{text}"
+    );
+    let text = message("[anchors]\ntop_p = 0.0\n", &[]);
+    assert!(text.starts_with("run.toml:8: anchors.top_p: expected"), "{text}");
+    for wrong in [
+        &["--num-samples=0"][..],
+        &["--temperature=0"],
+        &["--temperature=nan"],
+        &["--beta=0", "--alpha=0"],
+        &["--method=dpo", "--beta=0"],
+        &["--lora-dropout=1"],
+        &["--target-modules="],
+        &["--reference-positive=ema:1"],
+        &["--reference-negative=copy:0"],
+        &["--lr-scheduler-type=constant", "--warmup-steps=3"],
+        &["--full", "--adapter=x"],
+        &["--eval-split=dev", "--split=dev"],
+        &["--adam-beta2=1"],
+        &["--label-smoothing=0.5"],
+        &["--submit-budget=inf"],
+        &["--max-steps=0"],
+    ] {
+        let text = message("", wrong);
+        let flag = |argument: &&str| text.contains(argument.split('=').next().unwrap());
+        assert!(wrong.iter().any(flag) && text.contains("what to do"), "{wrong:?}: {text}");
+    }
+    assert!(
+        RunConfig::resolve(vec![]).unwrap_err().to_string().starts_with("model.model: expected a model's")
+    );
+}
+
+#[test]
+fn every_flag_has_help_and_states_its_true_default() {
+    let command = PartialConfig::augment_args(clap::Command::new("align"));
+    let defaults = toml::Table::try_from(RunConfig::default()).unwrap();
+    let mut arguments = command.get_arguments();
+    for (section, keys) in PartialConfig::SECTIONS {
+        for key in *keys {
+            let argument = arguments.next().unwrap();
+            let help =
+                argument.get_long_help().or(argument.get_help()).unwrap().to_string().replace('\n', " ");
+            assert!(help.len() > 20, "{section}.{key}: {help}");
+            let Some((_, stated)) = help.split_once("[default: ") else { continue };
+            let stated = stated.trim_end_matches(']');
+            match &defaults[*section][*key] {
+                toml::Value::Float(value) => {
+                    assert_eq!(stated.parse::<f64>().unwrap(), *value, "{section}.{key}")
+                }
+                toml::Value::Array(value) => {
+                    let names: Vec<_> = value.iter().filter_map(|name| name.as_str()).collect();
+                    assert_eq!(stated, names.join(","), "{section}.{key}");
+                }
+                toml::Value::String(value) if *key == "safety_instruction" => {
+                    assert_eq!(value, SAFETY_INSTRUCTION)
+                }
+                value => assert_eq!(stated, value.to_string().trim_matches('"'), "{section}.{key}"),
+            }
+        }
+    }
+    assert_eq!(arguments.count(), 0);
+}
+
+#[test]
+fn every_value_with_a_default_says_so() {
+    let defaults = toml::Table::try_from(RunConfig::default()).unwrap();
+    let command = PartialConfig::augment_args(clap::Command::new("align"));
+    let mut arguments = command.get_arguments();
+    for (section, keys) in PartialConfig::SECTIONS {
+        for key in *keys {
+            let argument = arguments.next().unwrap();
+            let help = argument.get_long_help().or(argument.get_help()).unwrap().to_string();
+            let spoken = ["[default", "(required)", "In a file: "].iter().any(|words| help.contains(words));
+            let has = defaults[*section].get(*key).is_some();
+            assert!(!has || spoken, "{section}.{key}: {help}");
+        }
+    }
+}
+
+#[test]
+fn target_modules_match_like_peft() {
+    let names = TargetModules::from("q_proj, self_attn.v_proj");
+    assert!(names.selects("model.layers.0.self_attn.q_proj") && names.selects("q_proj"));
+    assert!(names.selects("model.layers.3.self_attn.v_proj"));
+    assert!(
+        !names.selects("model.layers.0.self_attn.xq_proj") && !names.selects("model.layers.0.mlp.up_proj")
+    );
+    assert!(
+        TargetModules::AllLinear.selects("model.layers.0.mlp.up_proj")
+            && !TargetModules::AllLinear.selects("lm_head")
+    );
+}

@@ -1,0 +1,215 @@
+//! The range of every setting. Each message says where the value was written.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use super::{LrScheduler, Method, OnlineSampler, ReferenceSource, RunConfig, TargetModules};
+use crate::error::{Error, Result};
+
+/// Where each setting was written, by `section.key`.
+struct Places<'a>(&'a BTreeMap<String, String>);
+
+impl Places<'_> {
+    fn of(&self, key: &str) -> String {
+        match self.0.get(key) {
+            Some(place) if place.starts_with("--") => format!("{place} ({key})"),
+            Some(place) => place.clone(),
+            None => format!("{key} (left at its default)"),
+        }
+    }
+
+    /// `ok`, or an error that says what `key` must be.
+    fn that(&self, key: &str, ok: bool, expected: &str, found: impl Display, fix: &str) -> Result<()> {
+        if ok { Ok(()) } else { Err(Error::input(self.of(key), expected, found, fix)) }
+    }
+
+    fn at_least_one(&self, key: &str, value: usize) -> Result<()> {
+        self.that(key, value >= 1, "a whole number of at least 1", value, "give 1 or more")
+    }
+
+    fn positive(&self, key: &str, value: f64) -> Result<()> {
+        self.that(key, value.is_finite() && value > 0.0, "a number above 0", value, "give a number above 0")
+    }
+
+    fn not_negative(&self, key: &str, value: f64) -> Result<()> {
+        self.that(key, value.is_finite() && value >= 0.0, "a number of at least 0", value, "give 0 or more")
+    }
+
+    /// A share that may be 0, but not 1.
+    fn below_one(&self, key: &str, value: f64) -> Result<()> {
+        self.that(
+            key,
+            (0.0..1.0).contains(&value),
+            "a number from 0 to below 1",
+            value,
+            "give a share below 1",
+        )
+    }
+
+    fn required(&self, key: &str, given: bool, expected: &str, fix: &str) -> Result<()> {
+        if given { Ok(()) } else { Err(Error::input(key, expected, "nothing", fix)) }
+    }
+}
+
+/// Checks every setting of `config`; `places` says where each was written.
+pub(super) fn check(config: &RunConfig, places: &BTreeMap<String, String>) -> Result<()> {
+    let places = Places(places);
+    data(config, &places)?;
+    method(config, &places)?;
+    anchors(config, &places)?;
+    reference(config, &places)?;
+    lora(config, &places)?;
+    train(config, &places)?;
+    stop(config, &places)?;
+    places.at_least_one("output.logging_steps", config.output.logging_steps)?;
+    config.gpu.submit_budget.map_or(Ok(()), |budget| places.positive("gpu.submit_budget", budget))
+}
+
+fn data(config: &RunConfig, places: &Places) -> Result<()> {
+    let (model, data) = (&config.model.model, &config.data);
+    let fix = "add --model DIR (or tiny), or model = \"DIR\" under [model]";
+    places.required("model.model", !model.is_empty(), "a model's directory, or tiny", fix)?;
+    let fix = "add --train FILE, or train = \"FILE\" under [data]";
+    places.required("data.train", !data.train.as_os_str().is_empty(), "a JSONL file of examples", fix)?;
+    let fix = "add --output-dir DIR, or output_dir = \"DIR\" under [output]";
+    let given = !config.output.output_dir.as_os_str().is_empty();
+    places.required("output.output_dir", given, "a folder for the run", fix)?;
+    places.at_least_one("data.max_prompt_length", data.max_prompt_length)?;
+    places.at_least_one("data.max_completion_length", data.max_completion_length)?;
+    places.at_least_one("data.max_samples", data.max_samples.unwrap_or(1))?;
+    let one_set = data.eval.is_none() && data.eval_split.is_some() && data.eval_split == data.split;
+    let found = format!("{:?}, the training split itself", data.eval_split.as_deref().unwrap_or_default());
+    places.that("data.eval_split", !one_set, "another split than data.split", found, "hold out other rows")
+}
+
+fn method(config: &RunConfig, places: &Places) -> Result<()> {
+    let method = &config.method;
+    match method.method {
+        // beta = 0 leaves NPO and alpha = 0 pure anchoring: both are of use for comparison; nothing at all is not.
+        Method::D2o => {
+            places.not_negative("method.beta", method.beta)?;
+            places.not_negative("method.alpha", method.alpha)?;
+            let ok = method.alpha + method.beta > 0.0;
+            places.that(
+                "method.alpha",
+                ok,
+                "alpha or beta above 0",
+                "both 0",
+                "give one of them a weight",
+            )?;
+        }
+        Method::Dpo => places.positive("method.beta", method.beta)?,
+        Method::Sft => {}
+    }
+    let many = method.num_samples;
+    let range = "a whole number from 1 to 1024";
+    places.that("method.num_samples", (1..=1024).contains(&many), range, many, "the paper uses 11")?;
+    let smoothing = method.label_smoothing;
+    let ok = (0.0..0.5).contains(&smoothing);
+    places.that("method.label_smoothing", ok, "a number from 0 to below 0.5", smoothing, "0 turns it off")
+}
+
+fn anchors(config: &RunConfig, places: &Places) -> Result<()> {
+    let anchors = &config.anchors;
+    places.not_negative("anchors.temperature", anchors.temperature)?;
+    let copies = config.method.method == Method::D2o
+        && anchors.temperature == 0.0
+        && config.method.num_samples > 1
+        && anchors.samples_file.is_none();
+    let found = format!("0, which gives {} copies of one answer", config.method.num_samples);
+    let fix = "raise the temperature, or set num_samples to 1";
+    places.that("anchors.temperature", !copies, "a number above 0", found, fix)?;
+    let top_p = anchors.top_p;
+    let ok = top_p > 0.0 && top_p <= 1.0;
+    places.that("anchors.top_p", ok, "a number above 0 and up to 1", top_p, "1 turns it off")?;
+    places.positive("anchors.repetition_penalty", anchors.repetition_penalty)?;
+    places.at_least_one("anchors.max_new_tokens", anchors.max_new_tokens)?;
+    places.at_least_one("anchors.refresh_every", anchors.refresh_every)
+}
+
+fn reference(config: &RunConfig, places: &Places) -> Result<()> {
+    let reference = &config.reference;
+    for (key, source) in
+        [("reference.positive", &reference.positive), ("reference.negative", &reference.negative)]
+    {
+        match source {
+            ReferenceSource::Initial | ReferenceSource::Checkpoint(_) => {}
+            ReferenceSource::CopyEvery(steps) => places.at_least_one(key, *steps)?,
+            ReferenceSource::Ema(decay) => places.below_one(key, *decay)?,
+        }
+    }
+    Ok(())
+}
+
+fn lora(config: &RunConfig, places: &Places) -> Result<()> {
+    let lora = &config.lora;
+    places.at_least_one("lora.r", lora.r)?;
+    places.positive("lora.lora_alpha", lora.lora_alpha)?;
+    places.below_one("lora.lora_dropout", lora.lora_dropout)?;
+    let fix = "name layers, as in q_proj,v_proj, or write all-linear";
+    if let TargetModules::Names(names) = &lora.target_modules {
+        let ok = !names.is_empty() && names.iter().all(|name| !name.is_empty());
+        places.that("lora.target_modules", ok, "names of layers", format!("{names:?}"), fix)?;
+    }
+    let clash = !lora.enabled && config.model.adapter.is_some();
+    let fix = "merge the adapter with `aweigh export` first, or train an adapter";
+    places.that("model.adapter", !clash, "no start adapter with lora.enabled = false", "one", fix)
+}
+
+fn train(config: &RunConfig, places: &Places) -> Result<()> {
+    let train = &config.train;
+    places.positive("train.learning_rate", train.learning_rate)?;
+    let ratio = train.warmup_ratio;
+    let ok = (0.0..=1.0).contains(&ratio);
+    places.that("train.warmup_ratio", ok, "a number from 0 to 1", ratio, "give a share of all steps")?;
+    let unused = train.lr_scheduler_type == LrScheduler::Constant && (train.warmup_steps > 0 || ratio > 0.0);
+    let fix = "use constant_with_warmup, or no warm-up";
+    places.that("train.lr_scheduler_type", !unused, "a schedule with a warm-up", "constant", fix)?;
+    places.not_negative("train.weight_decay", train.weight_decay)?;
+    places.below_one("train.adam_beta1", train.adam_beta1)?;
+    places.below_one("train.adam_beta2", train.adam_beta2)?;
+    places.positive("train.adam_epsilon", train.adam_epsilon)?;
+    places.not_negative("train.max_grad_norm", train.max_grad_norm)?;
+    places.at_least_one("train.per_device_train_batch_size", train.per_device_train_batch_size)?;
+    places.at_least_one("train.gradient_accumulation_steps", train.gradient_accumulation_steps)?;
+    places.positive("train.num_train_epochs", train.num_train_epochs)?;
+    places.at_least_one("train.max_steps", train.max_steps.unwrap_or(1))?;
+    places.at_least_one("train.max_tokens_per_batch", train.max_tokens_per_batch.unwrap_or(1))
+}
+
+fn stop(config: &RunConfig, places: &Places) -> Result<()> {
+    let stop = &config.stop;
+    places.at_least_one("stop.eval_steps", stop.eval_steps)?;
+    places.positive("stop.max_anchor_drop", stop.max_anchor_drop)?;
+    places.positive("stop.max_kl", stop.max_kl)?;
+    places.positive("stop.margin", stop.margin)?;
+    places.at_least_one("stop.patience", stop.patience)?;
+    places.positive("stop.max_perplexity_rise", stop.max_perplexity_rise)
+}
+
+/// What is allowed, but seldom meant.
+pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let anchors = &config.anchors;
+    let d2o = config.method.method == Method::D2o;
+    let bare = anchors.online_sampler == OnlineSampler::Policy
+        || (anchors.online_sampler == OnlineSampler::PolicyWithInstruction
+            && anchors.safety_instruction.is_empty());
+    if d2o && anchors.online_start_step.is_some() && bare {
+        warnings.push(
+            "online anchors come from the bare policy: their mean gradient is zero, so they do not hold the model; \
+             set a safety_instruction or online_sampler = \"reference\""
+                .into(),
+        );
+    }
+    if d2o && config.method.beta == 0.0 {
+        warnings.push("beta is 0: nothing holds the model where it started".into());
+    }
+    if !config.stop.enabled {
+        warnings.push(
+            "the stop rule is off: past the point where the behaviour is fixed, training breaks the model"
+                .into(),
+        );
+    }
+    warnings
+}

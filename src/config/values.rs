@@ -1,0 +1,187 @@
+//! The settings that are neither numbers nor paths.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Declares an enum whose variants read the same in a file and as a flag, in snake_case.
+macro_rules! choice {
+    ($(#[doc = $about:tt])* $name:ident { $($(#[doc = $doc:tt])* $variant:ident),* $(,)? }) => {
+        $(#[doc = $about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+        #[serde(rename_all = "snake_case")]
+        #[value(rename_all = "snake_case")]
+        pub enum $name { $($(#[doc = $doc])* $variant,)* }
+    };
+}
+
+choice! {
+    /// The loss.
+    Method {
+        /// D²O: a flagged answer against the model's own samples
+        D2o,
+        /// DPO: a flagged answer against a chosen one
+        Dpo,
+        /// Supervised fine-tuning on the chosen answers
+        Sft,
+    }
+}
+
+choice! {
+    /// The side on which a long prompt is cut.
+    TruncationSide {
+        /// The beginning goes
+        Left,
+        /// The end goes
+        Right,
+    }
+}
+
+choice! {
+    /// What happens to an answer that is too long.
+    Overlong {
+        /// Score its beginning, without an end-of-turn token
+        Cut,
+        /// Leave the example out
+        Drop,
+        /// Stop with an error
+        Error,
+    }
+}
+
+choice! {
+    /// Who samples online anchors.
+    OnlineSampler {
+        /// The reference model under the anchors, with the safety instruction
+        Reference,
+        /// The model in training, on the bare prompt
+        Policy,
+        /// The model in training, with the safety instruction
+        PolicyWithInstruction,
+    }
+}
+
+choice! {
+    /// The course of the learning rate, with transformers' names and meaning.
+    LrScheduler {
+        /// Warm-up, then down to 0 in a straight line
+        Linear,
+        /// Warm-up, then down to 0 along half a cosine
+        Cosine,
+        /// The same rate from the first step to the last
+        Constant,
+        /// Warm-up, then the same rate to the last step
+        ConstantWithWarmup,
+    }
+}
+
+/// Where a reference model comes from.
+///
+/// In TOML `"initial"`, `{ checkpoint = "DIR" }`, `{ copy_every = N }` or `{ ema = DECAY }`; as a flag `initial`,
+/// `checkpoint:DIR`, `copy:N` or `ema:DECAY`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceSource {
+    /// The model at step 0.
+    Initial,
+    /// The adapter, or model, in this directory.
+    Checkpoint(PathBuf),
+    /// A copy of the policy, renewed every so many steps.
+    CopyEvery(usize),
+    /// The policy's exponential moving average: `reference = decay * reference + (1 - decay) * policy` after each step.
+    Ema(f64),
+}
+
+impl ReferenceSource {
+    /// Whether it stays what it was at step 0, so that its log-probs can be computed once.
+    pub fn is_fixed(&self) -> bool {
+        matches!(self, Self::Initial | Self::Checkpoint(_))
+    }
+}
+
+impl FromStr for ReferenceSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |what: &str| format!("{what} is not a number");
+        match text.split_once(':') {
+            None if text == "initial" => Ok(Self::Initial),
+            Some(("checkpoint", path)) if !path.is_empty() => Ok(Self::Checkpoint(path.into())),
+            Some(("copy", steps)) => steps.parse().map(Self::CopyEvery).map_err(|_| number(steps)),
+            Some(("ema", decay)) => decay.parse().map(Self::Ema).map_err(|_| number(decay)),
+            _ => Err("expected initial, checkpoint:DIR, copy:N or ema:DECAY".into()),
+        }
+    }
+}
+
+/// Which linear layers get an adapter, with PEFT's meaning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "TargetModulesForm", into = "TargetModulesForm")]
+pub enum TargetModules {
+    /// Every linear layer but the output head.
+    AllLinear,
+    /// The layers with one of these names.
+    Names(Vec<String>),
+}
+
+/// How [`TargetModules`] is written: a list, or one text.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "a list of names, or \"all-linear\"")]
+enum TargetModulesForm {
+    Text(String),
+    List(Vec<String>),
+}
+
+impl From<TargetModulesForm> for TargetModules {
+    fn from(form: TargetModulesForm) -> Self {
+        match form {
+            TargetModulesForm::Text(text) => Self::from(text.as_str()),
+            TargetModulesForm::List(names) => Self::Names(names),
+        }
+    }
+}
+
+impl From<TargetModules> for TargetModulesForm {
+    fn from(modules: TargetModules) -> Self {
+        match modules {
+            TargetModules::AllLinear => Self::Text("all-linear".into()),
+            TargetModules::Names(names) => Self::List(names),
+        }
+    }
+}
+
+impl From<&str> for TargetModules {
+    /// "all-linear", or names with commas between them.
+    fn from(text: &str) -> Self {
+        match text {
+            "all-linear" => Self::AllLinear,
+            names => Self::Names(names.split(',').map(|name| name.trim().to_owned()).collect()),
+        }
+    }
+}
+
+impl Default for TargetModules {
+    /// The seven projections of a Llama block.
+    fn default() -> Self {
+        Self::from("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj")
+    }
+}
+
+impl TargetModules {
+    /// Whether the layer at `path` (as in `model.layers.0.self_attn.q_proj`) gets an adapter: like PEFT, a name matches
+    /// the whole path or its end after a dot.
+    pub fn selects(&self, path: &str) -> bool {
+        let ends_with =
+            |name: &str| path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        match self {
+            Self::AllLinear => !ends_with("lm_head"),
+            Self::Names(names) => names.iter().any(|name| ends_with(name)),
+        }
+    }
+}
+
+/// Reads a switch whose flag says the opposite of its key: `--full` is `lora.enabled = false`.
+pub(super) fn inverted(text: &str) -> Result<bool, String> {
+    text.parse::<bool>().map(|value| !value).map_err(|_| "expected true or false".into())
+}

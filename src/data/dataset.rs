@@ -1,0 +1,436 @@
+//! Rows of preference data in TRL's forms.
+//!
+//! | keys | what it is |
+//! |---|---|
+//! | `prompt`, `completion`, `label` (boolean) | an answer that was flagged (false) or approved (true) |
+//! | `prompt`, `completion` | an answer without a verdict |
+//! | `prompt`, `chosen`, `rejected` | a pair |
+//! | `chosen`, `rejected` | a pair whose prompt is what both begin with |
+//! | `messages` | a conversation; its last assistant message is the completion |
+//! | `prompt` | a prompt alone |
+//!
+//! Prompts and answers are all strings or all lists of `{"role", "content"}`. A key with null counts as absent.
+
+use serde_json::{Map, Value};
+
+use super::jsonl::{ReadLimits, for_each_object, kind};
+use super::{Completion, Message, Prompt};
+use crate::error::{Error, Result};
+
+/// One row. At least one of `completion` and `chosen`/`rejected` is absent; a prompt alone has neither.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The line of the file, from 1.
+    pub line: usize,
+    /// What was asked.
+    pub prompt: Prompt,
+    /// The one answer of an unpaired row.
+    pub completion: Option<Completion>,
+    /// The verdict on `completion`: true is approved, false is flagged.
+    pub label: Option<bool>,
+    /// The better answer of a pair.
+    pub chosen: Option<Completion>,
+    /// The worse answer of a pair.
+    pub rejected: Option<Completion>,
+    /// The line's other fields (`id`, `split`, ...), as they were. What became a field above is not kept twice.
+    pub raw: Map<String, Value>,
+}
+
+impl Row {
+    /// The flagged answer: `rejected`, or a `completion` labelled false.
+    pub fn negative(&self) -> Option<&Completion> {
+        self.rejected.as_ref().or(self.completion.as_ref().filter(|_| self.label == Some(false)))
+    }
+
+    /// The good answer: `chosen`, or a `completion` that is not labelled false.
+    pub fn positive(&self) -> Option<&Completion> {
+        self.chosen.as_ref().or(self.completion.as_ref().filter(|_| self.label != Some(false)))
+    }
+}
+
+/// How strictly a file is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ParseOptions {
+    /// Leave out rows with an empty prompt or answer, and list their lines, instead of failing at the first.
+    pub skip_empty: bool,
+    /// The most that a line and the file may hold.
+    pub limits: ReadLimits,
+}
+
+/// A file's rows, and what was left out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parsed {
+    /// The rows, in the file's order.
+    pub rows: Vec<Row>,
+    /// Lines with an empty prompt or answer, left out at the user's wish.
+    pub empty_lines: Vec<usize>,
+}
+
+/// The rows of a JSONL file, plain or gzipped. `origin` is the file's name for messages.
+///
+/// Fails with the file and line on: invalid JSON or UTF-8, a value of the wrong kind, an empty prompt or answer, a
+/// row whose form differs from the first row's, an over-long line, and a file without rows.
+pub fn parse_jsonl(bytes: &[u8], origin: &str) -> Result<Vec<Row>> {
+    parse_jsonl_with(bytes, origin, &ParseOptions::default()).map(|parsed| parsed.rows)
+}
+
+/// [`parse_jsonl`] with options.
+pub fn parse_jsonl_with(bytes: &[u8], origin: &str, options: &ParseOptions) -> Result<Parsed> {
+    let mut parsed = Parsed::default();
+    let mut first: Option<Form> = None;
+    for_each_object(bytes, origin, options.limits, |line, map| {
+        if options.skip_empty && has_empty_text(&map) {
+            parsed.empty_lines.push(line);
+            return Ok(());
+        }
+        let place = format!("{origin}:{line}");
+        let row = Fields { map, place: &place, line }.into_row()?;
+        check_form(&mut first, &row, &place)?;
+        parsed.rows.push(row);
+        Ok(())
+    })?;
+    if parsed.rows.is_empty() {
+        return Err(Error::input(
+            origin,
+            "at least one row",
+            "none",
+            "check that this is the file you meant",
+        ));
+    }
+    Ok(parsed)
+}
+
+/// A prompt or answer of no words: blank, an empty list, or a list that ends in a blank message.
+fn has_empty_text(map: &Map<String, Value>) -> bool {
+    let blank = |value: &Value| match value {
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(list) => list.last().is_none_or(|last| {
+            last.get("content").and_then(Value::as_str).is_some_and(|c| c.trim().is_empty())
+        }),
+        _ => false,
+    };
+    ["prompt", "completion", "chosen", "rejected", "messages"]
+        .iter()
+        .any(|key| map.get(*key).is_some_and(blank))
+}
+
+/// The rows whose field `name` (a string, number or boolean beside TRL's keys, such as `split`) equals `value`.
+/// Fails when there is none, and lists the values that occur.
+pub fn rows_with(rows: Vec<Row>, name: &str, value: &str, origin: &str) -> Result<Vec<Row>> {
+    let text = |row: &Row| match row.raw.get(name) {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(other @ (Value::Number(_) | Value::Bool(_))) => Some(other.to_string()),
+        _ => None,
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    let mut kept = Vec::new();
+    for row in rows {
+        let found = text(&row);
+        if found.as_deref() == Some(value) {
+            kept.push(row);
+        } else if seen.len() < 10 {
+            seen.extend(found);
+        }
+    }
+    if kept.is_empty() {
+        let found = match seen.into_iter().collect::<Vec<_>>().join(", ") {
+            names if names.is_empty() => format!("no row with a {name:?} field"),
+            names => format!("only {names}"),
+        };
+        return Err(Error::input(
+            origin,
+            format!("rows with {name:?} = {value:?}"),
+            found,
+            "choose one of these, or leave the filter out",
+        ));
+    }
+    Ok(kept)
+}
+
+/// What all rows of a file share. The line is that of the row that set it.
+struct Form {
+    line: usize,
+    conversational: bool,
+    paired: bool,
+    /// Set by the first row that has a completion.
+    labelled: Option<bool>,
+}
+
+fn check_form(first: &mut Option<Form>, row: &Row, place: &str) -> Result<()> {
+    let conversational = row.prompt.is_conversational();
+    let paired = row.chosen.is_some();
+    let form = first.get_or_insert(Form { line: row.line, conversational, paired, labelled: None });
+    let differs = |expected: &str, found: &str| {
+        Err(Error::input(
+            place,
+            format!("{expected}, as in line {}", form.line),
+            found,
+            "keep rows of different forms in separate files",
+        ))
+    };
+    let name = |flag, yes, no| if flag { yes } else { no };
+    if form.conversational != conversational {
+        let text = |flag| name(flag, "lists of messages", "plain strings");
+        return differs(text(form.conversational), text(conversational));
+    }
+    if form.paired != paired {
+        let text = |flag| name(flag, "chosen and rejected", "no chosen and rejected");
+        return differs(text(form.paired), text(paired));
+    }
+    if row.completion.is_some() {
+        let labelled = row.label.is_some();
+        let text = |flag| name(flag, "a label", "no label");
+        if form.labelled.is_some_and(|expected| expected != labelled) {
+            return differs(text(!labelled), text(labelled));
+        }
+        form.labelled = Some(labelled);
+    }
+    Ok(())
+}
+
+/// A line's fields while they are taken apart.
+struct Fields<'a> {
+    map: Map<String, Value>,
+    place: &'a str,
+    line: usize,
+}
+
+impl Fields<'_> {
+    fn into_row(mut self) -> Result<Row> {
+        let mut row = Row {
+            line: self.line,
+            prompt: Prompt::Text(String::new()),
+            completion: None,
+            label: None,
+            chosen: None,
+            rejected: None,
+            raw: Map::new(),
+        };
+        let has = |name: &str| self.map.get(name).is_some_and(|value| !value.is_null());
+        let pair = (has("chosen"), has("rejected"));
+        let (completion, prompt, messages) = (has("completion"), has("prompt"), has("messages"));
+        match (prompt, pair, completion, messages) {
+            (true, (true, true), false, false) => (row.prompt, row.chosen, row.rejected) = self.pair()?,
+            (false, (true, true), false, false) => {
+                (row.prompt, row.chosen, row.rejected) = self.implicit_pair()?
+            }
+            (true, (false, false), true, false) => {
+                row.prompt = self.prompt()?;
+                row.completion = Some(self.answer("completion", &row.prompt)?);
+                row.label = self.label()?;
+            }
+            (true, (false, false), false, false) => row.prompt = self.prompt()?,
+            (false, (false, false), false, true) => (row.prompt, row.completion) = self.conversation()?,
+            _ => return Err(self.unknown_form()),
+        }
+        row.raw = self.map;
+        Ok(row)
+    }
+
+    fn unknown_form(&self) -> Error {
+        let keys: Vec<&str> =
+            self.map.iter().filter(|(_, v)| !v.is_null()).map(|(k, _)| k.as_str()).collect();
+        let found = if keys.is_empty() { "no keys".into() } else { format!("the keys {}", keys.join(", ")) };
+        Error::input(
+            self.place,
+            "the keys prompt + completion (+ label), prompt + chosen + rejected, chosen + rejected, messages, or \
+             prompt alone",
+            found,
+            "rename or remove keys until the row has one of these forms",
+        )
+    }
+
+    /// `prompt` with `chosen` and `rejected`.
+    fn pair(&mut self) -> Result<(Prompt, Option<Completion>, Option<Completion>)> {
+        // Some sets give the prompt as a string beside two whole conversations: those hold the prompt already.
+        let whole = |name: &str| self.map[name].as_array().is_some_and(|list| list.len() > 1);
+        if self.map["prompt"].is_string() && whole("chosen") && whole("rejected") {
+            return self.implicit_pair();
+        }
+        let prompt = self.prompt()?;
+        let chosen = self.answer("chosen", &prompt)?;
+        let rejected = self.answer("rejected", &prompt)?;
+        Ok((prompt, Some(chosen), Some(rejected)))
+    }
+
+    /// `chosen` and `rejected` that begin with the same prompt.
+    fn implicit_pair(&mut self) -> Result<(Prompt, Option<Completion>, Option<Completion>)> {
+        let sides = (self.turns("chosen")?, self.turns("rejected")?);
+        match sides {
+            (Prompt::Messages(chosen), Prompt::Messages(rejected)) => {
+                let same = chosen.iter().zip(&rejected).take_while(|(a, b)| a == b).count();
+                let ends = chosen.len() == same + 1 && rejected.len() == same + 1;
+                if same == 0 || !ends {
+                    return Err(self.no_common_prompt("messages"));
+                }
+                let prompt = Prompt::Messages(chosen[..same].to_vec());
+                self.check_prompt(&prompt)?;
+                let answer = |name, list: Vec<Message>| {
+                    self.to_answer(name, Prompt::Messages(list[same..].to_vec()), &prompt).map(Some)
+                };
+                Ok((prompt.clone(), answer("chosen", chosen)?, answer("rejected", rejected)?))
+            }
+            (Prompt::Text(chosen), Prompt::Text(rejected)) => {
+                let at = common_words(&chosen, &rejected).ok_or_else(|| self.no_common_prompt("words"))?;
+                let prompt = Prompt::Text(chosen[..at].to_owned());
+                self.check_prompt(&prompt)?;
+                let answer = |name, text: &str| {
+                    self.to_answer(name, Prompt::Text(text[at..].to_owned()), &prompt).map(Some)
+                };
+                Ok((prompt.clone(), answer("chosen", &chosen)?, answer("rejected", &rejected)?))
+            }
+            _ => Err(self.mixed("chosen and rejected")),
+        }
+    }
+
+    fn no_common_prompt(&self, what: &str) -> Error {
+        Error::input(
+            self.place,
+            format!("chosen and rejected that begin with the same {what} and then differ in one answer each"),
+            "no such common beginning",
+            "give the prompt in a key of its own",
+        )
+    }
+
+    /// `messages`: the last assistant message is the completion; a conversation that ends otherwise is a prompt.
+    fn conversation(&mut self) -> Result<(Prompt, Option<Completion>)> {
+        let Prompt::Messages(mut list) = self.turns("messages")? else {
+            return Err(self.wrong("messages", "a list of messages", "a string"));
+        };
+        let answer = list.pop_if(|last| last.role == "assistant");
+        let prompt = Prompt::Messages(list);
+        self.check_prompt(&prompt)?;
+        let completion = match answer {
+            Some(message) => Some(self.to_answer("messages", Prompt::Messages(vec![message]), &prompt)?),
+            None => None,
+        };
+        Ok((prompt, completion))
+    }
+
+    fn prompt(&mut self) -> Result<Prompt> {
+        let prompt = self.turns("prompt")?;
+        self.check_prompt(&prompt)?;
+        Ok(prompt)
+    }
+
+    fn check_prompt(&self, prompt: &Prompt) -> Result<()> {
+        if let Prompt::Messages(list) = prompt
+            && list.last().is_some_and(|last| last.role == "assistant")
+        {
+            return Err(self.wrong(
+                "prompt",
+                "a conversation that ends before the answer",
+                "an assistant's message at its end",
+            ));
+        }
+        if prompt.last_text().trim().is_empty() {
+            return Err(self.empty("prompt"));
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, name: &str, prompt: &Prompt) -> Result<Completion> {
+        let turns = self.turns(name)?;
+        self.to_answer(name, turns, prompt)
+    }
+
+    /// Turns that follow `prompt`, as one answer. A list may repeat the prompt's messages first.
+    fn to_answer(&self, name: &str, turns: Prompt, prompt: &Prompt) -> Result<Completion> {
+        let answer = match (turns, prompt) {
+            (Prompt::Text(text), Prompt::Text(_)) => Completion::Text(text),
+            (Prompt::Messages(list), Prompt::Messages(asked)) => {
+                let own = list.strip_prefix(asked.as_slice()).unwrap_or(&list);
+                match own {
+                    [only] if only.role == "assistant" => Completion::Messages(own.to_vec()),
+                    [only] => {
+                        let found = format!("the role {:?}", only.role);
+                        return Err(self.wrong(name, "one message of the role \"assistant\"", &found));
+                    }
+                    _ => {
+                        let found = format!("{} messages", own.len());
+                        return Err(self.wrong(name, "one message of the role \"assistant\"", &found));
+                    }
+                }
+            }
+            _ => return Err(self.mixed(name)),
+        };
+        if answer.text().trim().is_empty() { Err(self.empty(name)) } else { Ok(answer) }
+    }
+
+    /// Takes the field `name` out: a string or a list of messages.
+    fn turns(&mut self, name: &str) -> Result<Prompt> {
+        match self.map.remove(name).unwrap_or_default() {
+            Value::String(text) => Ok(Prompt::Text(text)),
+            Value::Array(items) if items.is_empty() => Err(self.empty(name)),
+            Value::Array(items) => {
+                let messages = items.into_iter().enumerate().map(|(i, item)| self.message(name, i, item));
+                Ok(Prompt::Messages(messages.collect::<Result<_>>()?))
+            }
+            other => Err(self.wrong(name, "a string or a list of {\"role\", \"content\"}", kind(&other))),
+        }
+    }
+
+    fn message(&self, name: &str, index: usize, item: Value) -> Result<Message> {
+        let name = format!("{name}[{index}]");
+        let Value::Object(mut fields) = item else {
+            return Err(self.wrong(&name, "a message {\"role\": ..., \"content\": ...}", kind(&item)));
+        };
+        let mut text = |key: &str| match fields.remove(key) {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(self.wrong(&format!("{name}.{key}"), "a string", kind(&other))),
+            None => {
+                let keys: Vec<_> = fields.keys().map(String::as_str).collect();
+                let found = format!("the keys {}", keys.join(", "));
+                Err(self.wrong(&name, &format!("the key {key:?}"), &found))
+            }
+        };
+        let (role, content) = (text("role")?, text("content")?);
+        if role.is_empty() { Err(self.empty(&format!("{name}.role"))) } else { Ok(Message { role, content }) }
+    }
+
+    fn label(&mut self) -> Result<Option<bool>> {
+        match self.map.remove("label") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(label)) => Ok(Some(label)),
+            Some(other) => Err(self.wrong("label", "true (approved) or false (flagged)", kind(&other))),
+        }
+    }
+
+    fn wrong(&self, name: &str, expected: &str, found: &str) -> Error {
+        Error::input(
+            format!("{}: {name}", self.place),
+            expected,
+            found,
+            "write this row in one of TRL's forms: strings, or lists of {\"role\", \"content\"} with string contents",
+        )
+    }
+
+    fn mixed(&self, name: &str) -> Error {
+        self.wrong(name, "prompt and answers of one kind", "a string beside a list of messages")
+    }
+
+    fn empty(&self, name: &str) -> Error {
+        Error::input(
+            format!("{}: {name}", self.place),
+            "text",
+            "nothing",
+            "fill it in, remove the row, or skip empty rows",
+        )
+    }
+}
+
+/// Where two texts with a common beginning part: the byte of the last white space before they differ, so that both
+/// answers begin with it and no word is cut in two. (TRL cuts at the first differing character.) None when nothing
+/// is common or nothing differs.
+fn common_words(a: &str, b: &str) -> Option<usize> {
+    if a == b {
+        return None;
+    }
+    let same: usize = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum();
+    let at = a[..same].rfind(char::is_whitespace)?;
+    (at > 0).then_some(at)
+}
+
+#[cfg(test)]
+#[path = "dataset_tests.rs"]
+mod tests;

@@ -1,0 +1,204 @@
+//! Rows as token ids, within the length limits.
+
+use super::lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
+use super::{ChatTokenizer, Completion, Prompt, Row};
+use crate::error::{Error, Result};
+
+/// Which answers a method learns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// A flagged answer (D²O, NPO, GA, unlikelihood). A chosen answer beside it is encoded too, for evaluation.
+    Negative,
+    /// A good answer (SFT).
+    Chosen,
+    /// Both (DPO and its kin).
+    Pair,
+    /// Either (KTO).
+    Any,
+    /// The prompt alone is enough; answers that are there are encoded too (sampling, evaluation).
+    Prompt,
+}
+
+/// How rows become examples.
+#[derive(Clone, Debug)]
+pub struct ExampleOptions {
+    /// The answers without which a row is left out.
+    pub needs: Needs,
+    /// The limits in tokens.
+    pub limits: LengthLimits,
+    /// The safety instruction placed in the prompt for sampling only.
+    pub instruction: Option<String>,
+}
+
+/// One row as token ids. The loss scores answers on `prompt_ids`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// The row's line in its file, from 1.
+    pub line: usize,
+    /// The row's index among the rows given.
+    pub row: usize,
+    /// The prompt as it was written.
+    pub prompt: Prompt,
+    /// The bare prompt, up to where the answer begins.
+    pub prompt_ids: Vec<u32>,
+    /// The prompt to sample from: with the instruction if there is one, else equal to `prompt_ids`. Where the bare
+    /// prompt was cut at the left, this one keeps the instruction and lacks the same tokens; it can exceed
+    /// `max_prompt` by the length of the instruction.
+    pub sampling_ids: Vec<u32>,
+    /// The flagged answer with its end token (none if it was cut).
+    pub negative_ids: Option<Vec<u32>>,
+    /// The good answer with its end token (none if it was cut).
+    pub chosen_ids: Option<Vec<u32>>,
+}
+
+/// Encodes every row, in order.
+///
+/// Rows that lack an answer that `options.needs` names, and rows over a limit under [`Overlong::Drop`], are left
+/// out and counted. `origin` is the file's name for messages. Fails, with the line, where a template refuses a row
+/// or a row is over a limit under [`Overlong::Error`]; and when no row is left.
+pub fn build_examples(
+    rows: &[Row],
+    origin: &str,
+    tokenizer: &ChatTokenizer,
+    options: &ExampleOptions,
+) -> Result<(Vec<Example>, LengthCounts)> {
+    let mut counts = LengthCounts { rows: rows.len(), ..LengthCounts::default() };
+    let mut examples = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let place = format!("{origin}:{}", row.line);
+        let suitable = match options.needs {
+            Needs::Negative => row.negative().is_some(),
+            Needs::Chosen => row.positive().is_some(),
+            Needs::Pair => row.negative().is_some() && row.positive().is_some(),
+            Needs::Any => row.negative().is_some() || row.positive().is_some(),
+            Needs::Prompt => true,
+        };
+        if !suitable {
+            counts.unsuitable += 1;
+            continue;
+        }
+        let example = encode(row, index, tokenizer, options).map_err(|error| at_row(error, &place))?;
+        examples.extend(fit(example, &place, options, &mut counts)?);
+    }
+    counts.kept = examples.len();
+    if examples.is_empty() {
+        return Err(nothing_left(origin, options.needs, &counts));
+    }
+    Ok((examples, counts))
+}
+
+/// A row's ids without any limit.
+fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleOptions) -> Result<Example> {
+    let answer = |completion: Option<&Completion>| {
+        completion.map(|completion| tokenizer.encode_completion(&row.prompt, completion)).transpose()
+    };
+    let prompt_ids = tokenizer.encode_prompt(&row.prompt, None)?;
+    let sampling_ids = match &options.instruction {
+        Some(instruction) => tokenizer.encode_prompt(&row.prompt, Some(instruction))?,
+        None => prompt_ids.clone(),
+    };
+    Ok(Example {
+        line: row.line,
+        row: index,
+        prompt: row.prompt.clone(),
+        prompt_ids,
+        sampling_ids,
+        negative_ids: answer(row.negative())?,
+        chosen_ids: answer(row.positive())?,
+    })
+}
+
+/// The example within the limits, or None when it is dropped; keeps the counts.
+fn fit(
+    mut example: Example,
+    place: &str,
+    options: &ExampleOptions,
+    counts: &mut LengthCounts,
+) -> Result<Option<Example>> {
+    let limits = &options.limits;
+    let max_prompt = limits.max_prompt.unwrap_or(usize::MAX);
+    let max_completion = limits.max_completion.unwrap_or(usize::MAX);
+    let lengths = [
+        ("prompt", example.prompt_ids.len(), max_prompt),
+        ("negative answer", example.negative_ids.as_ref().map_or(0, Vec::len), max_completion),
+        ("chosen answer", example.chosen_ids.as_ref().map_or(0, Vec::len), max_completion),
+    ];
+    counts.longest_prompt = counts.longest_prompt.max(lengths[0].1);
+    counts.longest_completion = counts.longest_completion.max(lengths[1].1).max(lengths[2].1);
+    if let Some((name, length, max)) = lengths.into_iter().find(|(_, length, max)| length > max) {
+        match limits.overlong {
+            Overlong::Cut => {}
+            Overlong::Drop => {
+                counts.dropped += 1;
+                return Ok(None);
+            }
+            Overlong::Error => {
+                return Err(Error::input(
+                    place,
+                    format!("a {name} of at most {max} tokens"),
+                    format!("{length} tokens"),
+                    "raise the limit, shorten the row, or let long rows be cut or dropped",
+                ));
+            }
+        }
+    }
+    let sampling = cut_sampling(&example, max_prompt, limits.prompt_side);
+    let (prompt, prompt_cut) = limit(example.prompt_ids, max_prompt, limits.prompt_side);
+    (example.prompt_ids, example.sampling_ids) = (prompt, sampling);
+    let mut cut = |ids: Option<Vec<u32>>, count: &mut usize| {
+        let (ids, cut) = limit(ids?, max_completion, Truncation::Right);
+        *count += usize::from(cut);
+        counts.completion_tokens += ids.len();
+        Some(ids)
+    };
+    example.negative_ids = cut(example.negative_ids, &mut counts.negatives_cut);
+    example.chosen_ids = cut(example.chosen_ids, &mut counts.chosen_cut);
+    counts.prompts_cut += usize::from(prompt_cut);
+    counts.prompt_tokens += example.prompt_ids.len();
+    Ok(Some(example))
+}
+
+/// The sampling prompt without the tokens that the bare prompt loses. At the left the instruction itself would go
+/// first, so the cut is made behind it: in the part that both prompts share.
+fn cut_sampling(example: &Example, max: usize, side: Truncation) -> Vec<u32> {
+    let (bare, sampling) = (&example.prompt_ids, &example.sampling_ids);
+    let over = bare.len().saturating_sub(max);
+    match side {
+        Truncation::Right => sampling[..sampling.len().saturating_sub(over)].to_vec(),
+        Truncation::Left => {
+            let shared = bare.iter().rev().zip(sampling.iter().rev()).take_while(|(a, b)| a == b).count();
+            let head = if over == 0 || bare == sampling { 0 } else { sampling.len() - shared };
+            let tail = if over == 0 { sampling.len() } else { shared.min(max) };
+            [&sampling[..head], &sampling[sampling.len() - tail..]].concat()
+        }
+    }
+}
+
+/// Puts the row's line in front of an error from the template or tokenizer.
+fn at_row(error: Error, row: &str) -> Error {
+    match error {
+        Error::Input { place, expected, found, fix } => {
+            Error::Input { place: format!("{row} ({place})"), expected, found, fix }
+        }
+        other => other,
+    }
+}
+
+fn nothing_left(origin: &str, needs: Needs, counts: &LengthCounts) -> Error {
+    let (expected, keys) = match needs {
+        Needs::Negative => ("a flagged answer", "\"rejected\", or \"completion\" with \"label\": false"),
+        Needs::Chosen => ("a good answer", "\"chosen\", or \"completion\" not labelled false"),
+        Needs::Pair => ("a good and a flagged answer", "\"chosen\" and \"rejected\""),
+        Needs::Any => ("an answer", "\"completion\" with a \"label\", or \"chosen\" and \"rejected\""),
+        Needs::Prompt => ("a prompt", "\"prompt\""),
+    };
+    if counts.dropped > 0 {
+        let found = format!("none: {counts}");
+        return Error::input(origin, "rows within the length limits", found, "raise the limits");
+    }
+    Error::input(origin, format!("rows with {expected}"), "none", format!("give each row {keys}"))
+}
+
+#[cfg(test)]
+#[path = "example_tests.rs"]
+mod tests;

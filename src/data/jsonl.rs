@@ -1,0 +1,200 @@
+//! Lines of a JSONL file, plain or gzipped, one at a time.
+
+use std::io::{BufRead, BufReader, Read};
+
+use flate2::read::MultiGzDecoder;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// How much a file may hold. The defaults are far above any sensible data set; they end a decompression bomb.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimits {
+    /// Bytes of one line.
+    pub line_bytes: u64,
+    /// Bytes of the whole file, decompressed.
+    pub total_bytes: u64,
+}
+
+impl Default for ReadLimits {
+    fn default() -> Self {
+        Self { line_bytes: 100_000_000, total_bytes: 4 << 30 }
+    }
+}
+
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// Calls `each` with the number (from 1) and the object of every line that is not blank.
+///
+/// A gzip file is known by its first two bytes, whatever its name; several members are read as one. Only one line
+/// is held at a time. Errors name `origin:line`: broken compression, over-long lines, invalid UTF-8, invalid JSON,
+/// a line that is no object, and whatever `each` returns.
+pub fn for_each_object(
+    bytes: &[u8],
+    origin: &str,
+    limits: ReadLimits,
+    each: impl FnMut(usize, Map<String, Value>) -> Result<()>,
+) -> Result<()> {
+    if bytes.starts_with(&GZIP_MAGIC) {
+        read_lines(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(bytes)), origin, limits, each)
+    } else {
+        read_lines(bytes, origin, limits, each)
+    }
+}
+
+fn read_lines(
+    mut reader: impl BufRead,
+    origin: &str,
+    limits: ReadLimits,
+    mut each: impl FnMut(usize, Map<String, Value>) -> Result<()>,
+) -> Result<()> {
+    let mut buffer = Vec::new();
+    let mut total = 0u64;
+    for line in 1.. {
+        let place = || format!("{origin}:{line}");
+        buffer.clear();
+        // One byte more than allowed tells an over-long line from one that just fits; the line break is free.
+        let read = reader.by_ref().take(limits.line_bytes + 2).read_until(b'\n', &mut buffer);
+        let read = read.map_err(|error| {
+            Error::input(place(), "readable data", error, "copy or download the file again: it seems damaged")
+        })?;
+        if read == 0 {
+            break;
+        }
+        let text = buffer.strip_suffix(b"\n").unwrap_or(&buffer);
+        if text.len() as u64 > limits.line_bytes {
+            return Err(Error::input(
+                place(),
+                format!("a line of at most {} bytes", limits.line_bytes),
+                "a longer one",
+                "write one JSON object per line",
+            ));
+        }
+        total += read as u64;
+        if total > limits.total_bytes {
+            return Err(Error::input(
+                place(),
+                format!("at most {} bytes of data", limits.total_bytes),
+                "more",
+                "split the file, or take a sample of it",
+            ));
+        }
+        // Editors on Windows put a byte order mark in front of the first line.
+        let text = text.strip_prefix("\u{feff}".as_bytes()).filter(|_| line == 1).unwrap_or(text);
+        if !text.iter().all(u8::is_ascii_whitespace) {
+            each(line, parse_object(text, &place())?)?;
+        }
+    }
+    Ok(())
+}
+
+fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        Error::input(
+            place,
+            "UTF-8 text",
+            format!("an invalid byte at column {}", error.valid_up_to() + 1),
+            "save the file as UTF-8",
+        )
+    })?;
+    match serde_json::from_str(text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(Error::input(
+            place,
+            "a JSON object",
+            kind(&other),
+            "write one {\"prompt\": ..., ...} object per line (JSONL), not one list of all rows",
+        )),
+        Err(error) => {
+            let opens_list = matches!(text.trim(), "[" | "{");
+            let fix = if opens_list {
+                "write the file as JSONL: each object on one line of its own"
+            } else {
+                "mend this line's JSON"
+            };
+            // serde_json counts lines within the text it was given: always 1 here.
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default();
+            Err(Error::input(
+                place,
+                "one JSON object",
+                format!("invalid JSON at column {}: {message}", error.column()),
+                fix,
+            ))
+        }
+    }
+}
+
+/// A JSON value's kind in words, for messages.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn read(bytes: &[u8], limits: ReadLimits) -> Result<Vec<usize>> {
+        let mut lines = Vec::new();
+        for_each_object(bytes, "d.jsonl", limits, |line, _| {
+            lines.push(line);
+            Ok(())
+        })?;
+        Ok(lines)
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn plain_and_gzipped_lines_keep_their_numbers() {
+        let text = "\u{feff}{}\r\n\n  \n{\"a\": 1}\n{}".as_bytes();
+        assert_eq!(read(text, ReadLimits::default()).unwrap(), [1, 4, 5]);
+        let two_members = [gzip(b"{}\n\n"), gzip(b"{}\n")].concat();
+        assert_eq!(read(&two_members, ReadLimits::default()).unwrap(), [1, 3]);
+        assert_eq!(read(b"", ReadLimits::default()).unwrap(), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn mistakes_name_the_line() {
+        let message = |bytes: &[u8]| read(bytes, ReadLimits::default()).unwrap_err().to_string();
+        let bad_json = message(b"{}\n{\"a\": }\n");
+        assert!(bad_json.contains("d.jsonl:2") && bad_json.contains("column 7"), "{bad_json}");
+        assert!(!bad_json.contains("line 1"), "{bad_json}");
+        let bad_utf8 = message(b"{}\n\n{\"a\": \"\xff\"}");
+        assert!(bad_utf8.contains("d.jsonl:3") && bad_utf8.contains("UTF-8"), "{bad_utf8}");
+        assert!(message(b"[{}, {}]").contains("a list"));
+        assert!(message(b"[\n{},\n{}\n]").contains("JSONL"));
+        let mut damaged = gzip(&b"{\"abc\": 123}\n".repeat(50));
+        damaged.truncate(damaged.len() - 12);
+        assert!(message(&damaged).contains("damaged"));
+    }
+
+    #[test]
+    fn limits_hold() {
+        let limits = ReadLimits { line_bytes: 4, total_bytes: 12 };
+        assert_eq!(read(b"{  }\n{  }", limits).unwrap(), [1, 2]);
+        assert!(
+            read(b"{   }\n", limits)
+                .unwrap_err()
+                .to_string()
+                .contains("d.jsonl:1: expected a line of at most 4")
+        );
+        let bomb = gzip(&b"{}\n".repeat(5));
+        assert!(
+            read(&bomb, limits).unwrap_err().to_string().contains("d.jsonl:5: expected at most 12 bytes")
+        );
+    }
+}

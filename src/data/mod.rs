@@ -1,0 +1,259 @@
+//! Data: preference rows from JSONL, chat templates, tokens.
+//!
+//! The way of a row: [`dataset::parse_jsonl`] turns bytes into [`Row`]s and names the line of every mistake;
+//! [`ChatTokenizer`] renders a prompt with the model's own chat template and turns it into token ids exactly as
+//! Hugging Face's transformers does; [`example::build_examples`] does so for a whole set, within the length
+//! limits, and counts what it cut or dropped. Nothing here opens a file: everything arrives as bytes with the name
+//! to show in messages.
+
+pub mod clock;
+pub mod dataset;
+pub mod example;
+pub mod jsonl;
+pub mod lengths;
+pub mod packing;
+pub mod python_json;
+pub mod template;
+pub mod tokenizer;
+pub mod tokenizer_files;
+
+pub use dataset::{ParseOptions, Parsed, Row, parse_jsonl, parse_jsonl_with, rows_with};
+pub use example::{Example, ExampleOptions, Needs, build_examples};
+pub use lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
+pub use packing::{Group, Packed};
+pub use template::ChatTemplate;
+pub use tokenizer::ChatTokenizer;
+pub use tokenizer_files::TokenizerFiles;
+
+use serde::{Deserialize, Serialize};
+
+/// One turn of a conversation, in the order of fields that chat templates see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, or what else the model's template knows.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message from its two parts.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// What the model is asked. As JSON: a string, or a list of `{"role", "content"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Prompt {
+    /// Plain text, continued by the model as it stands.
+    Text(String),
+    /// A conversation that ends before the assistant's answer; rendered with the chat template.
+    Messages(Vec<Message>),
+}
+
+impl Prompt {
+    /// True for a list of messages, which needs a chat template.
+    pub fn is_conversational(&self) -> bool {
+        matches!(self, Self::Messages(_))
+    }
+
+    /// The question as a person would read it: the text, or the content of the last message.
+    pub fn last_text(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Messages(messages) => messages.last().map_or("", |message| message.content.as_str()),
+        }
+    }
+
+    /// The prompt with a system `instruction` in front of it.
+    ///
+    /// - Text: the instruction, a blank line, the text.
+    /// - Messages that open with a system message: the instruction, a blank line, that message's own content.
+    /// - Other messages: a new system message when `system_role` says that the template takes one, otherwise the
+    ///   instruction and a blank line in front of the first user message (or, without one, of the first message).
+    pub fn with_instruction(&self, instruction: &str, system_role: bool) -> Self {
+        let merged = |content: &str| format!("{instruction}\n\n{content}");
+        match self {
+            Self::Text(text) => Self::Text(merged(text)),
+            Self::Messages(messages) => {
+                let mut messages = messages.clone();
+                let opens_with_system = messages.first().is_some_and(|first| first.role == "system");
+                if system_role && !opens_with_system {
+                    messages.insert(0, Message::new("system", instruction));
+                } else {
+                    let user = messages.iter().position(|message| message.role == "user").unwrap_or(0);
+                    let target = if opens_with_system { 0 } else { user };
+                    if let Some(message) = messages.get_mut(target) {
+                        message.content = merged(&message.content);
+                    }
+                }
+                Self::Messages(messages)
+            }
+        }
+    }
+}
+
+/// An answer. As JSON: a string, or a list with the assistant's one message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Completion {
+    /// Plain text that follows a text prompt.
+    Text(String),
+    /// The assistant's message (a list of one, as TRL writes it) that follows a conversation.
+    Messages(Vec<Message>),
+}
+
+impl Completion {
+    /// An assistant's answer to a conversation.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::Messages(vec![Message::new("assistant", content)])
+    }
+
+    /// The answer's words, without template or end token.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Text(text) => text,
+            Self::Messages(messages) => messages.last().map_or("", |message| message.content.as_str()),
+        }
+    }
+
+    /// An answer of the kind that fits `prompt`, from its words: how a sampled text becomes a completion.
+    pub fn for_prompt(prompt: &Prompt, text: impl Into<String>) -> Self {
+        if prompt.is_conversational() { Self::assistant(text) } else { Self::Text(text.into()) }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Where the tests find the shared data and models, and a small tokenizer of our own.
+
+    use std::path::PathBuf;
+
+    use super::{ChatTokenizer, TokenizerFiles};
+
+    fn folder(variable: &str, default: &str) -> Option<PathBuf> {
+        let path = std::env::var_os(variable)
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(default), PathBuf::from);
+        if !path.is_dir() {
+            eprintln!("skipped: {} is not there (set {variable} to its place)", path.display());
+        }
+        path.is_dir().then_some(path)
+    }
+
+    /// The folder of real data, or None (said on stderr) when it is absent.
+    pub fn shared_data() -> Option<PathBuf> {
+        folder("AWEIGH_DATA", "../shared/data")
+    }
+
+    /// SmolLM2-135M-Instruct in Hugging Face's layout, or None (said on stderr) when it is absent.
+    pub fn smollm2() -> Option<PathBuf> {
+        folder("AWEIGH_SMOLLM2", "../models/smollm2/hf")
+    }
+
+    /// The tokenizer of a model folder.
+    pub fn load(folder: &std::path::Path) -> ChatTokenizer {
+        let read = |name: &str| std::fs::read(folder.join(name)).ok();
+        let files = TokenizerFiles {
+            origin: folder.file_name().unwrap().to_string_lossy().into_owned(),
+            tokenizer: read("tokenizer.json").expect("tokenizer.json"),
+            tokenizer_config: read("tokenizer_config.json"),
+            special_tokens_map: read("special_tokens_map.json"),
+            generation_config: read("generation_config.json"),
+            config: read("config.json"),
+            ..TokenizerFiles::default()
+        };
+        ChatTokenizer::from_bytes(&files).unwrap()
+    }
+
+    /// A tokenizer of single letters: ids 0 `<pad>`, 1 `<s>`, 2 `</s>`, 3 `<|end|>` and from 4 on the characters
+    /// of `ALPHABET`. It needs no merges, so an id sequence can be read off the text.
+    pub fn letters(template: Option<&str>) -> TokenizerFiles {
+        let mut vocab = serde_json::Map::new();
+        for (id, token) in ["<pad>", "<s>", "</s>", "<|end|>"].into_iter().enumerate() {
+            vocab.insert(token.into(), id.into());
+        }
+        for (index, letter) in ALPHABET.chars().enumerate() {
+            vocab.insert(letter.to_string(), (index + 4).into());
+        }
+        let added: Vec<_> = ["<pad>", "<s>", "</s>", "<|end|>"]
+            .into_iter()
+            .enumerate()
+            .map(|(id, content)| {
+                serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": true})
+            })
+            .collect();
+        let tokenizer = serde_json::json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+                "pad_type_id": 0, "pad_token": "<pad>"},
+            "added_tokens": added, "normalizer": null, "pre_tokenizer": null,
+            "post_processor": {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}
+        });
+        TokenizerFiles {
+            origin: "letters".into(),
+            tokenizer: tokenizer.to_string().into_bytes(),
+            tokenizer_config: Some(
+                br#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "add_bos_token": true}"#.to_vec(),
+            ),
+            chat_template: template.map(str::to_owned),
+            ..TokenizerFiles::default()
+        }
+    }
+
+    /// The characters of [`letters`], in the order of their ids.
+    pub const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:!?[]\n'";
+
+    /// The ids that [`letters`] gives a text without special tokens in it.
+    pub fn ids(text: &str) -> Vec<u32> {
+        text.chars().map(|c| ALPHABET.chars().position(|a| a == c).unwrap() as u32 + 4).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instruction_goes_where_the_template_can_take_it() {
+        let ask = Prompt::Messages(vec![Message::new("user", "hi")]);
+        assert_eq!(
+            ask.with_instruction("Be kind.", true),
+            Prompt::Messages(vec![Message::new("system", "Be kind."), Message::new("user", "hi")])
+        );
+        assert_eq!(
+            ask.with_instruction("Be kind.", false),
+            Prompt::Messages(vec![Message::new("user", "Be kind.\n\nhi")])
+        );
+        let with_system =
+            Prompt::Messages(vec![Message::new("system", "Pirate."), Message::new("user", "hi")]);
+        assert_eq!(
+            with_system.with_instruction("Be kind.", true),
+            Prompt::Messages(vec![Message::new("system", "Be kind.\n\nPirate."), Message::new("user", "hi")])
+        );
+        assert_eq!(
+            Prompt::Text("hi".into()).with_instruction("Be kind.", true),
+            Prompt::Text("Be kind.\n\nhi".into())
+        );
+        assert_eq!(Prompt::Messages(vec![]).with_instruction("x", false), Prompt::Messages(vec![]));
+    }
+
+    #[test]
+    fn prompts_and_completions_read_and_write_trl_json() {
+        let text = r#"[{"role":"user","content":"hi"}]"#;
+        let prompt: Prompt = serde_json::from_str(text).unwrap();
+        assert_eq!(prompt, Prompt::Messages(vec![Message::new("user", "hi")]));
+        assert_eq!(serde_json::to_string(&prompt).unwrap(), text);
+        assert_eq!(serde_json::to_string(&Completion::Text("a".into())).unwrap(), r#""a""#);
+        assert_eq!(Completion::for_prompt(&prompt, "yes"), Completion::assistant("yes"));
+    }
+}

@@ -1,0 +1,182 @@
+//! The small files around a tokenizer: special tokens, end tokens, the chat template's text.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// The bytes of a model's tokenizer files, as Hugging Face names them. Only `tokenizer` is needed.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerFiles {
+    /// The model's name or folder, for messages.
+    pub origin: String,
+    /// `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+    /// `tokenizer_config.json`: special tokens, and in older models the chat template.
+    pub tokenizer_config: Option<Vec<u8>>,
+    /// `special_tokens_map.json`, for special tokens that `tokenizer_config.json` lacks.
+    pub special_tokens_map: Option<Vec<u8>>,
+    /// `generation_config.json`, whose `eos_token_id` may list several end tokens.
+    pub generation_config: Option<Vec<u8>>,
+    /// `config.json`, for its `eos_token_id`.
+    pub config: Option<Vec<u8>>,
+    /// `chat_template.jinja`, or a template of the user's own: it wins over `tokenizer_config.json`.
+    pub chat_template: Option<String>,
+    /// Variables for the chat template, such as `{"enable_thinking": false}`.
+    pub template_args: Map<String, Value>,
+    /// The moment that `strftime_now` prints, in seconds since 1970 (UTC). None: the clock when loading.
+    pub now: Option<i64>,
+}
+
+/// What the files say, gathered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TokenizerFacts {
+    /// Special tokens by name (`bos_token`, ...), from `tokenizer_config.json` first.
+    pub specials: BTreeMap<String, String>,
+    /// `eos_token_id`s of `generation_config.json`, then of `config.json`; may hold repetitions.
+    pub eos_ids: Vec<u32>,
+    /// The template's text and the file it came from.
+    pub template: Option<(String, &'static str)>,
+}
+
+impl TokenizerFacts {
+    /// Reads every file but `tokenizer.json`. Fails on what is not JSON or not of the expected kind.
+    pub fn read(files: &TokenizerFiles) -> Result<Self> {
+        let object = |name: &str, bytes: &Option<Vec<u8>>| match bytes {
+            Some(bytes) => parse_object(&files.origin, name, bytes),
+            None => Ok(Map::new()),
+        };
+        let config = object("tokenizer_config.json", &files.tokenizer_config)?;
+        let mut facts = Self::default();
+        for map in [&object("special_tokens_map.json", &files.special_tokens_map)?, &config] {
+            for (name, value) in map.iter().filter(|(name, _)| name.ends_with("_token")) {
+                if let Some(token) = token_text(value) {
+                    facts.specials.insert(name.clone(), token.to_owned());
+                }
+            }
+        }
+        for (name, bytes) in
+            [("generation_config.json", &files.generation_config), ("config.json", &files.config)]
+        {
+            facts.eos_ids.extend(eos_ids(&files.origin, name, &object(name, bytes)?)?);
+        }
+        facts.template = match &files.chat_template {
+            Some(text) => Some((text.clone(), "chat_template.jinja")),
+            None => template_text(&files.origin, config.get("chat_template"))?
+                .map(|text| (text.to_owned(), "tokenizer_config.json")),
+        };
+        Ok(facts)
+    }
+}
+
+fn parse_object(origin: &str, name: &str, bytes: &[u8]) -> Result<Map<String, Value>> {
+    let place = format!("{origin}/{name}");
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => {
+            Err(Error::input(place, "a JSON object", "another JSON value", "take the model's own file again"))
+        }
+        Err(error) => Err(Error::input(place, "a JSON object", error, "take the model's own file again")),
+    }
+}
+
+/// A special token is written as a string or as an object with a `content`.
+fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// `eos_token_id`: absent, null, one id, or a list of ids.
+fn eos_ids(origin: &str, name: &str, map: &Map<String, Value>) -> Result<Vec<u32>> {
+    let wrong = |found: &Value| {
+        Error::input(
+            format!("{origin}/{name}: eos_token_id"),
+            "a token id or a list of token ids",
+            found,
+            "correct the id, or remove the key",
+        )
+    };
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(value));
+    match map.get("eos_token_id") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(value) => Ok(vec![id(value)?]),
+    }
+}
+
+/// `chat_template`: absent, null, one text, or a list (or map) of named texts, of which `default` is taken.
+fn template_text<'a>(origin: &str, value: Option<&'a Value>) -> Result<Option<&'a str>> {
+    let place = format!("{origin}/tokenizer_config.json: chat_template");
+    let named: Vec<(&str, &str)> = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) => return Ok(Some(text)),
+        Some(Value::Array(items)) => items
+            .iter()
+            .filter_map(|item| Some((item.get("name")?.as_str()?, item.get("template")?.as_str()?)))
+            .collect(),
+        Some(Value::Object(map)) => {
+            map.iter().filter_map(|(name, text)| Some((name.as_str(), text.as_str()?))).collect()
+        }
+        Some(_) => Vec::new(),
+    };
+    match named.iter().find(|(name, _)| *name == "default") {
+        Some((_, text)) => Ok(Some(text)),
+        None => Err(Error::input(
+            place,
+            "a template, or named templates with one called \"default\"",
+            match named.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ") {
+                names if names.is_empty() => "neither".to_owned(),
+                names => format!("only {names}"),
+            },
+            "put the template to use into chat_template.jinja beside tokenizer.json",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(tokenizer_config: &str, generation_config: &str) -> Result<TokenizerFacts> {
+        TokenizerFacts::read(&TokenizerFiles {
+            origin: "m".into(),
+            tokenizer_config: Some(tokenizer_config.into()),
+            generation_config: Some(generation_config.into()),
+            special_tokens_map: Some(br#"{"eos_token": "old", "unk_token": "<unk>"}"#.to_vec()),
+            config: Some(br#"{"eos_token_id": 9}"#.to_vec()),
+            ..TokenizerFiles::default()
+        })
+    }
+
+    #[test]
+    fn tokens_come_as_strings_or_objects_and_ids_as_one_or_many() {
+        let read =
+            facts(r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": null}"#, "{}")
+                .unwrap();
+        assert_eq!(read.specials["bos_token"], "<s>");
+        assert_eq!(read.specials["eos_token"], "</s>"); // tokenizer_config.json wins
+        assert_eq!(read.specials["unk_token"], "<unk>");
+        assert!(!read.specials.contains_key("pad_token"));
+        assert_eq!(read.eos_ids, [9]);
+        assert_eq!(facts("{}", r#"{"eos_token_id": [3, 4]}"#).unwrap().eos_ids, [3, 4, 9]);
+        assert_eq!(facts("{}", r#"{"eos_token_id": 5}"#).unwrap().eos_ids, [5, 9]);
+        let error = facts("{}", r#"{"eos_token_id": "x"}"#).unwrap_err().to_string();
+        assert!(error.contains("m/generation_config.json: eos_token_id"), "{error}");
+    }
+
+    #[test]
+    fn the_default_of_several_templates_is_taken() {
+        let named = r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
+        assert_eq!(facts(named, "{}").unwrap().template.unwrap().0, "D");
+        assert_eq!(facts(r#"{"chat_template": "one"}"#, "{}").unwrap().template.unwrap().0, "one");
+        let error =
+            facts(r#"{"chat_template": [{"name": "rag", "template": "R"}]}"#, "{}").unwrap_err().to_string();
+        assert!(error.contains("only rag") && error.contains("chat_template.jinja"), "{error}");
+    }
+
+    #[test]
+    fn broken_files_are_named() {
+        let error = facts("[1]", "{}").unwrap_err().to_string();
+        assert!(error.contains("m/tokenizer_config.json"), "{error}");
+    }
+}

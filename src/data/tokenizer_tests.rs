@@ -1,0 +1,145 @@
+//! Tokens against a tokenizer of single letters, and against ids that transformers 5.23 gave for real ones.
+
+use super::super::testing::{ids, letters, load, shared_data, smollm2};
+use super::*;
+
+/// Ends turns as Phi-3 does: `<|end|>`, a line break, and at the very end the eos token.
+const CHAT: &str = "{% for m in messages %}{{ '[' + m.role[0] + ']' + m.content + '<|end|>\\n' }}{% endfor %}{{ '[a]' if add_generation_prompt else eos_token }}";
+
+fn tokenizer(template: Option<&str>) -> ChatTokenizer {
+    ChatTokenizer::from_bytes(&letters(template)).unwrap()
+}
+
+fn ask(text: &str) -> Prompt {
+    Prompt::Messages(vec![Message::new("user", text)])
+}
+
+/// `text` with its special tokens, as ids of the letters tokenizer.
+fn with_specials(text: &str) -> Vec<u32> {
+    tokenizer(None).encode_text(text, false).unwrap()
+}
+
+#[test]
+fn conversations_are_rendered_and_answers_end_with_their_turn() {
+    let chat = tokenizer(Some(CHAT));
+    assert_eq!(chat.encode_prompt(&ask("hi"), None).unwrap(), with_specials("[u]hi<|end|>\n[a]"));
+    let answer = chat.encode_completion(&ask("hi"), &Completion::assistant("oh, no")).unwrap();
+    assert_eq!(answer, [ids("oh, no"), vec![3]].concat()); // neither the line break nor </s>
+    assert_eq!(chat.end_tokens(), [3, 2]);
+    assert!(chat.accepts_system() && chat.has_template());
+    assert_eq!(
+        chat.encode_prompt(&ask("hi"), Some("Be kind.")).unwrap(),
+        with_specials("[s]Be kind.<|end|>\n[u]hi<|end|>\n[a]")
+    );
+}
+
+#[test]
+fn texts_get_the_tokenizers_frame_and_answers_the_eos_token() {
+    let plain = tokenizer(None);
+    let prompt = Prompt::Text("one two".into());
+    // Longer than the truncation and padding that this tokenizer.json asks for.
+    assert_eq!(plain.encode_prompt(&prompt, None).unwrap(), [vec![1], ids("one two")].concat());
+    assert_eq!(plain.encode_prompt(&prompt, Some("A")).unwrap(), [vec![1], ids("A\n\none two")].concat());
+    let answer = plain.encode_completion(&prompt, &Completion::Text(" six".into())).unwrap();
+    assert_eq!(answer, [ids(" six"), vec![2]].concat());
+    let ended = plain.encode_completion(&prompt, &Completion::Text("six</s>".into())).unwrap();
+    assert_eq!(ended, [ids("six"), vec![2]].concat()); // not twice
+    assert_eq!(plain.decode(&answer, true).unwrap(), " six");
+    assert_eq!(plain.decode(&answer, false).unwrap(), " six</s>");
+    assert_eq!(plain.token_text(2).as_deref(), Some("</s>"));
+    assert_eq!(
+        (plain.token_text(9999), plain.vocab_size()),
+        (None, 4 + super::super::testing::ALPHABET.len())
+    );
+}
+
+#[test]
+fn a_template_without_system_role_gets_the_instruction_in_the_first_question() {
+    let refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}[{{ m.content }}]{% endfor %}";
+    let silent = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.content }}]{% endif %}{% endfor %}";
+    for template in [refusing, silent] {
+        let chat = tokenizer(Some(template));
+        assert!(!chat.accepts_system());
+        assert_eq!(chat.prompt_text(&ask("hi"), Some("Be kind.")).unwrap(), "[Be kind.\n\nhi]");
+    }
+}
+
+#[test]
+fn an_end_token_is_added_where_the_template_writes_none() {
+    let chat = tokenizer(Some(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+    ));
+    let answer = chat.encode_completion(&ask("hi"), &Completion::assistant("yes")).unwrap();
+    assert_eq!(answer, [ids(" yes"), vec![2]].concat());
+    let mut files = letters(Some("{{ messages[0].content }}"));
+    files.tokenizer_config = None;
+    let endless = ChatTokenizer::from_bytes(&files).unwrap();
+    assert!(endless.end_tokens().is_empty());
+    let error = endless.encode_completion(&ask("hi"), &Completion::assistant("yes")).unwrap_err().to_string();
+    assert!(error.contains("eos_token"), "{error}");
+}
+
+#[test]
+fn an_answer_survives_a_template_that_rewrites_the_prompt_once_answered() {
+    // Opens a thought in the generation prompt and closes nothing afterwards, as reasoning models do.
+    let thinking = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[a]think{% endif %}";
+    let chat = tokenizer(Some(thinking));
+    let answer = chat.encode_completion(&ask("hi"), &Completion::assistant("yes")).unwrap();
+    assert_eq!(answer, [ids("yes"), vec![2]].concat());
+    // Shows the system message in the last question only, and a space before each answer, as Mistral's does.
+    let moving = "{% for m in messages %}{% if m.role == 'user' %}[{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}{{ m.content }}]{% elif m.role == 'assistant' %} {{ m.content }}</s>{% endif %}{% endfor %}";
+    let chat = tokenizer(Some(moving));
+    let prompt = Prompt::Messages(vec![Message::new("system", "sys"), Message::new("user", "hi")]);
+    assert_eq!(chat.prompt_text(&prompt, None).unwrap(), "[sys hi]");
+    for prompt in [prompt, ask("hi")] {
+        let answer = chat.encode_completion(&prompt, &Completion::assistant("yes")).unwrap();
+        assert_eq!(answer, [ids(" yes"), vec![2]].concat());
+    }
+}
+
+#[test]
+fn a_missing_template_says_what_to_do() {
+    let error = tokenizer(None).encode_prompt(&ask("hi"), None).unwrap_err().to_string();
+    assert!(error.contains("chat_template.jinja") && error.contains("plain strings"), "{error}");
+    let mut files = letters(None);
+    files.tokenizer = b"{\"version\": \"1.0\"".to_vec();
+    let error = ChatTokenizer::from_bytes(&files).unwrap_err().to_string();
+    assert!(error.starts_with("letters/tokenizer.json: expected a tokenizer"), "{error}");
+}
+
+#[test]
+fn smollm2_equals_transformers() {
+    let Some(folder) = smollm2() else { return };
+    let chat = load(&folder);
+    let prompt = ask("What is the capital of France?");
+    assert_eq!(
+        chat.encode_prompt(&prompt, None).unwrap(),
+        [
+            1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407,
+            19712, 8182, 2, 198, 1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531,
+            198
+        ]
+    );
+    assert_eq!(
+        chat.prompt_text(&prompt, Some("You are kind.")).unwrap(),
+        "<|im_start|>system\nYou are kind.<|im_end|>\n<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    );
+    let answer = chat.encode_completion(&prompt, &Completion::assistant("Paris is the capital.")).unwrap();
+    assert_eq!(answer, [38634, 314, 260, 3575, 30, 2]);
+    assert_eq!(chat.decode(&answer, true).unwrap(), "Paris is the capital.");
+    assert_eq!((chat.end_tokens(), chat.vocab_size()), ([2].as_slice(), 49_152));
+    assert_eq!(chat.encode_prompt(&Prompt::Text("a".into()), None).unwrap(), [81]); // no frame here
+}
+
+#[test]
+fn stories_continue_a_text_without_a_stray_space() {
+    let Some(folder) = shared_data() else { return };
+    let plain = load(&folder.join("stories260K"));
+    let prompt = Prompt::Text("Once upon a time".into());
+    assert_eq!(plain.encode_prompt(&prompt, None).unwrap(), [1, 403, 407, 261, 378]);
+    let answer = plain.encode_completion(&prompt, &Completion::Text(", there was a cat.".into())).unwrap();
+    assert_eq!(answer, [432, 383, 286, 261, 280, 294, 426, 2]); // what follows the prompt in the whole text
+    assert_eq!((plain.vocab_size(), plain.end_tokens(), plain.has_template()), (512, [2].as_slice(), false));
+    let whole = [plain.encode_prompt(&prompt, None).unwrap(), answer].concat();
+    assert_eq!(plain.decode(&whole, true).unwrap(), "Once upon a time, there was a cat.");
+}

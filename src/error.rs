@@ -1,0 +1,95 @@
+//! The one error type. A message says where, what was expected, what was found and what to do.
+
+use std::path::{Path, PathBuf};
+
+/// Everything that can go wrong in Aweigh.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something the user gave (a file, a line, a flag, a tensor) is not what it must be.
+    #[error("{place}: expected {expected}, found {found}\n  what to do: {fix}")]
+    Input {
+        /// The file, line, tensor or setting at fault.
+        place: String,
+        /// What would have been right.
+        expected: String,
+        /// What is there.
+        found: String,
+        /// How to mend it.
+        fix: String,
+    },
+    /// Reading or writing failed in the operating system.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The verb, as in "cannot read".
+        action: &'static str,
+        /// The system's own words.
+        source: std::io::Error,
+    },
+    /// A kernel was called with a tensor of the wrong length: a bug in the caller.
+    #[error("{kernel}: {tensor}: expected {expected} elements, found {found}")]
+    Shape {
+        /// The kernel.
+        kernel: &'static str,
+        /// The tensor's name in the kernel's documentation.
+        tensor: &'static str,
+        /// The element count its shape asks for.
+        expected: usize,
+        /// The element count it has.
+        found: usize,
+    },
+    /// No usable GPU or software adapter.
+    #[error("no usable GPU adapter: {found}\n  what to do: {fix}")]
+    NoAdapter {
+        /// What was looked for and seen.
+        found: String,
+        /// How to get one.
+        fix: String,
+    },
+    /// The GPU, its driver or wgpu reported a failure.
+    #[error("GPU failure while {doing}: {message}")]
+    Gpu {
+        /// What the engine was doing.
+        doing: String,
+        /// The report.
+        message: String,
+    },
+    /// The user interrupted the run.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// `std::result::Result` with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An [`Error::Input`] from anything printable.
+    pub fn input(
+        place: impl std::fmt::Display,
+        expected: impl std::fmt::Display,
+        found: impl std::fmt::Display,
+        fix: impl std::fmt::Display,
+    ) -> Self {
+        Self::Input {
+            place: place.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+            fix: fix.to_string(),
+        }
+    }
+
+    /// An [`Error::Io`] about `path`.
+    pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().into(), action, source }
+    }
+
+    /// The process's exit code: 2 for what the user can mend, 130 for an interrupt, 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Input { .. } | Self::Io { .. } | Self::NoAdapter { .. } => 2,
+            Self::Interrupted => 130,
+            Self::Shape { .. } | Self::Gpu { .. } => 1,
+        }
+    }
+}

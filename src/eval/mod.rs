@@ -1,0 +1,3 @@
+//! Meters: what a run did to the model's answers.
+
+pub mod helpdesk;

@@ -1,0 +1,343 @@
+//! Adapter choice, the device, its limits and its error reports.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Instant;
+
+use super::memory::{Ledger, Purpose};
+use super::recorder::{Kernel, UNIFORM_BYTES};
+use crate::{Error, Result};
+
+/// Which kernels suit the adapter. All tiers compute the same functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// Real GPUs: tiles in workgroup memory, WebGPU's default limits, no features.
+    Portable,
+    /// Software rasterizers: no barriers, large register blocks.
+    Software,
+}
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// An index from [`list_adapters`] or a part of an adapter's name; `None` takes the fastest kind.
+    pub adapter: Option<String>,
+    /// Ask for WebGPU's default limits even where the adapter grants more.
+    pub default_limits: bool,
+    /// Overrides the tier that the adapter's kind suggests.
+    pub tier: Option<Tier>,
+}
+
+/// One adapter as `aweigh devices` lists it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct AdapterSummary {
+    /// Position in the list; what `--gpu N` takes.
+    pub index: usize,
+    /// The driver's name for it.
+    pub name: String,
+    /// `Vulkan`, `Metal`, `Dx12`...
+    pub backend: String,
+    /// `DiscreteGpu`, `IntegratedGpu`, `Cpu`...
+    pub kind: String,
+    /// Driver name and version.
+    pub driver: String,
+    /// Largest storage binding in bytes.
+    pub max_binding: u64,
+    /// Largest buffer in bytes.
+    pub max_buffer: u64,
+    /// Bytes of workgroup memory.
+    pub workgroup_memory: u32,
+    /// Smallest and largest subgroup size, where subgroups exist.
+    pub subgroup_size: Option<(u32, u32)>,
+    /// Whether shaders may compute in f16.
+    pub shader_f16: bool,
+    /// Which kernels it would get.
+    pub tier: Tier,
+}
+
+fn instance() -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    // The GL backend lacks what the engine needs on most drivers; Vulkan, Metal, DX12 and the browser remain.
+    descriptor.backends &= wgpu::Backends::PRIMARY;
+    wgpu::Instance::new(descriptor)
+}
+
+async fn adapters(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    let mut found = instance.enumerate_adapters(wgpu::Backends::all()).await;
+    // Fastest kind first; the driver's own order within a kind.
+    found.sort_by_key(|adapter| match adapter.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    });
+    found
+}
+
+fn tier_of(info: &wgpu::AdapterInfo) -> Tier {
+    if info.device_type == wgpu::DeviceType::Cpu { Tier::Software } else { Tier::Portable }
+}
+
+fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    AdapterSummary {
+        index,
+        tier: tier_of(&info),
+        backend: format!("{:?}", info.backend),
+        kind: format!("{:?}", info.device_type),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        max_binding: limits.max_storage_buffer_binding_size,
+        max_buffer: limits.max_buffer_size,
+        workgroup_memory: limits.max_compute_workgroup_storage_size,
+        subgroup_size: features
+            .contains(wgpu::Features::SUBGROUP)
+            .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        shader_f16: features.contains(wgpu::Features::SHADER_F16),
+        name: info.name,
+    }
+}
+
+/// All adapters on this machine, the fastest kind first.
+pub async fn list_adapters() -> Vec<AdapterSummary> {
+    adapters(&instance()).await.iter().enumerate().map(|(i, a)| summary(i, a)).collect()
+}
+
+/// Work per submit, so that none runs past an operating system's watchdog.
+struct Pace {
+    /// Estimated operations that fit a submit.
+    budget: f64,
+    /// When the last finished submit ended.
+    last_done: Option<Instant>,
+}
+
+/// The aim for one submit. Windows resets a GPU after 2 s, and a display must be drawn in between.
+const SUBMIT_SECONDS: f64 = 0.2;
+
+/// An open device with its queue, limits, compiled kernels and memory ledger.
+pub struct Gpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    summary: AdapterSummary,
+    limits: wgpu::Limits,
+    tier: Tier,
+    ledger: Ledger,
+    kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+    /// Parameter blocks of the submit at hand; locked from the write to the submit, so that threads do not mix theirs.
+    uniforms: wgpu::Buffer,
+    submitting: Mutex<()>,
+    reports: Arc<Mutex<Vec<String>>>,
+    pace: Arc<Mutex<Pace>>,
+    poller: mpsc::Sender<()>,
+}
+
+impl Gpu {
+    /// Opens the adapter that `options` names, or the fastest one.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when there is none, or none of that name.
+    pub async fn open(options: &Options) -> Result<Self> {
+        let found = adapters(&instance()).await;
+        let index = choose(&found, options.adapter.as_deref())?;
+        let adapter = &found[index];
+        let mut limits = wgpu::Limits::default();
+        if !options.default_limits {
+            limits.max_buffer_size = adapter.limits().max_buffer_size;
+            limits.max_storage_buffer_binding_size = adapter.limits().max_storage_buffer_binding_size;
+        }
+        let summary = summary(index, adapter);
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("aweigh"),
+                required_limits: limits.clone(),
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| Error::NoAdapter {
+                found: format!("{} would not open: {e}", summary.name),
+                fix: "update its driver, or choose another adapter with --gpu (`aweigh devices` lists them)"
+                    .into(),
+            })?;
+        log::info!("adapter {} ({}, {})", summary.name, summary.backend, summary.driver);
+        Ok(Self::with_device(device, queue, summary, limits, options.tier))
+    }
+
+    fn with_device(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        summary: AdapterSummary,
+        limits: wgpu::Limits,
+        tier: Option<Tier>,
+    ) -> Self {
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let sink = reports.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            sink.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
+        }));
+        let sink = reports.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                let report = format!("the device was lost: {message}");
+                sink.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+            }
+        });
+        let ledger = Ledger::default();
+        let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("uniforms"),
+            size: UNIFORM_BYTES,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        std::mem::forget(ledger.enter(Purpose::Staging, UNIFORM_BYTES));
+        let budget = match summary.tier {
+            Tier::Software => 1e9,
+            Tier::Portable => 2e10,
+        };
+        Self {
+            poller: spawn_poller(device.clone()),
+            tier: tier.unwrap_or(summary.tier),
+            device,
+            queue,
+            summary,
+            limits,
+            ledger,
+            kernels: Mutex::default(),
+            uniforms,
+            submitting: Mutex::default(),
+            reports,
+            pace: Arc::new(Mutex::new(Pace { budget, last_done: None })),
+        }
+    }
+
+    /// The adapter's description.
+    pub fn summary(&self) -> &AdapterSummary {
+        &self.summary
+    }
+
+    /// Which kernels this device runs.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The limits the device was opened with.
+    pub fn limits(&self) -> &wgpu::Limits {
+        &self.limits
+    }
+
+    /// The memory ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The wgpu device, for the shader module.
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    pub(super) fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    pub(super) fn uniforms(&self) -> &wgpu::Buffer {
+        &self.uniforms
+    }
+
+    /// The kernel compiled under `key`, compiled by `make` on first use.
+    pub(crate) fn kernel(&self, key: &str, make: impl FnOnce() -> Kernel) -> Arc<Kernel> {
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = kernels.get(key) {
+            return kernel.clone();
+        }
+        let started = Instant::now();
+        let kernel = Arc::new(make());
+        log::debug!("compiled {key} in {:.2} s", started.elapsed().as_secs_f64());
+        kernels.insert(key.to_string(), kernel.clone());
+        kernel
+    }
+
+    /// Fails with what the device has reported since the last check, if anything.
+    pub fn check(&self, doing: &str) -> Result<()> {
+        let reports = std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner));
+        // The first report is the cause; the rest mostly follow from it.
+        match reports.into_iter().next() {
+            None => Ok(()),
+            Some(message) => Err(Error::Gpu { doing: doing.into(), message }),
+        }
+    }
+
+    /// Submits recorded commands with their parameter blocks, and learns from how long their estimated cost,
+    /// `operations`, took.
+    pub(super) fn submit(&self, encoder: wgpu::CommandEncoder, uniforms: &[u8], operations: f64) {
+        let commands = encoder.finish();
+        let submitted = Instant::now();
+        {
+            let _one_at_a_time = self.submitting.lock().unwrap_or_else(PoisonError::into_inner);
+            if !uniforms.is_empty() {
+                // Writes are ordered with submits, so one buffer serves all submits in turn.
+                self.queue.write_buffer(&self.uniforms, 0, uniforms);
+            }
+            self.queue.submit([commands]);
+        }
+        if operations > 0.0 {
+            let pace = self.pace.clone();
+            self.queue.on_submitted_work_done(move || {
+                let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
+                let now = Instant::now();
+                let began = pace.last_done.map_or(submitted, |last| last.max(submitted));
+                let fits = operations * SUBMIT_SECONDS / (now - began).as_secs_f64().max(1e-4);
+                // Move halfway to what this submit suggests, and never by more than a factor of two at once.
+                pace.budget =
+                    (0.5 * (pace.budget + fits)).clamp(pace.budget * 0.5, pace.budget * 2.0).max(1e7);
+                pace.last_done = Some(now);
+            });
+            self.wake_poller();
+        }
+    }
+
+    /// Hands writes made so far to the device: until a submit they wait in staging memory.
+    pub fn flush_writes(&self) {
+        self.queue.submit([]);
+    }
+
+    /// Estimated operations that one submit may hold.
+    pub(super) fn submit_budget(&self) -> f64 {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).budget
+    }
+
+    /// Has callbacks of finished work delivered, on the poller's thread.
+    pub(super) fn wake_poller(&self) {
+        let _ = self.poller.send(());
+    }
+}
+
+/// A thread that waits for the device, so that no caller has to: readbacks are plain futures.
+fn spawn_poller(device: wgpu::Device) -> mpsc::Sender<()> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        while receiver.recv().is_ok() {
+            // One wait serves all requests so far.
+            while receiver.try_recv().is_ok() {}
+            if let Err(error) = device.poll(wgpu::PollType::wait_indefinitely()) {
+                log::warn!("waiting for the device: {error}");
+            }
+        }
+    });
+    sender
+}
+
+fn choose(found: &[wgpu::Adapter], wanted: Option<&str>) -> Result<usize> {
+    let install = "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which also \
+                   brings a software one)";
+    if found.is_empty() {
+        return Err(Error::NoAdapter { found: "none found".into(), fix: install.into() });
+    }
+    let Some(wanted) = wanted else { return Ok(0) };
+    let names: Vec<String> = found.iter().map(|a| a.get_info().name).collect();
+    let by_index = wanted.parse().ok().filter(|&i: &usize| i < found.len());
+    let by_name = || names.iter().position(|n| n.to_lowercase().contains(&wanted.to_lowercase()));
+    by_index.or_else(by_name).ok_or_else(|| Error::NoAdapter {
+        found: format!("no adapter matches \"{wanted}\"; there are: {}", names.join(", ")),
+        fix: "give an index or a part of a name as `aweigh devices` lists them".into(),
+    })
+}

@@ -1,0 +1,13 @@
+//! The device: adapter choice, tensors, command recording and the memory ledger.
+//!
+//! Only this module and [`crate::shader`] name `wgpu`.
+
+mod context;
+mod memory;
+mod recorder;
+mod tensor;
+
+pub use context::{AdapterSummary, Gpu, Options, Tier, list_adapters};
+pub use memory::{Ledger, Purpose, Usage};
+pub use recorder::{Binding, Kernel, Recorder};
+pub use tensor::{DType, Tensor};

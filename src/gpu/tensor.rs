@@ -1,0 +1,206 @@
+//! A typed, cheaply cloned view of a GPU buffer.
+
+use std::sync::Arc;
+
+use super::memory::{Entry, Purpose};
+use super::{Gpu, Recorder};
+use crate::{Error, Result};
+
+/// Bindings must start at a multiple of this many bytes (WebGPU's default `min_storage_buffer_offset_alignment`).
+const ALIGN: u64 = 256;
+
+/// The element type of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+pub enum DType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16; two in a `u32`, unpacked in the kernels.
+    Bf16,
+    /// IEEE half precision; two in a `u32`, unpacked in the kernels.
+    F16,
+    /// Indices and tables.
+    U32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::U32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+struct Storage {
+    buffer: wgpu::Buffer,
+    _entry: Entry,
+}
+
+/// `len` elements of `dtype` in a GPU buffer. Cloning and slicing share the buffer.
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Arc<Storage>,
+    byte_offset: u64,
+    len: usize,
+    dtype: DType,
+}
+
+impl Tensor {
+    /// A new zeroed tensor.
+    ///
+    /// # Errors
+    /// When it is larger than one storage binding may be on this device.
+    pub fn new(gpu: &Gpu, purpose: Purpose, label: &str, len: usize, dtype: DType) -> Result<Self> {
+        let wanted = (len * dtype.bytes()) as u64;
+        let bytes = wanted.next_multiple_of(ALIGN).max(ALIGN);
+        let most = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
+        if wanted > most {
+            return Err(Error::input(
+                format!("buffer \"{label}\" ({purpose})"),
+                format!("at most {most} bytes, this adapter's limit for one binding"),
+                format!("{wanted} bytes"),
+                "lower the batch or chunk size, or use an adapter with larger limits (`aweigh devices`)",
+            ));
+        }
+        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let storage = Arc::new(Storage { buffer, _entry: gpu.ledger().enter(purpose, bytes) });
+        Ok(Self { storage, byte_offset: 0, len, dtype })
+    }
+
+    /// A new f32 tensor holding `data`.
+    pub fn from_f32(gpu: &Gpu, purpose: Purpose, label: &str, data: &[f32]) -> Result<Self> {
+        let tensor = Self::new(gpu, purpose, label, data.len(), DType::F32)?;
+        tensor.write_bytes(gpu, bytemuck::cast_slice(data));
+        Ok(tensor)
+    }
+
+    /// A new u32 tensor holding `data`.
+    pub fn from_u32(gpu: &Gpu, purpose: Purpose, label: &str, data: &[u32]) -> Result<Self> {
+        let tensor = Self::new(gpu, purpose, label, data.len(), DType::U32)?;
+        tensor.write_bytes(gpu, bytemuck::cast_slice(data));
+        Ok(tensor)
+    }
+
+    /// A new tensor holding little-endian `bytes` of `dtype`.
+    pub fn from_bytes(gpu: &Gpu, purpose: Purpose, label: &str, bytes: &[u8], dtype: DType) -> Result<Self> {
+        let tensor = Self::new(gpu, purpose, label, bytes.len() / dtype.bytes(), dtype)?;
+        tensor.write_bytes(gpu, bytes);
+        Ok(tensor)
+    }
+
+    /// Number of elements.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The `len` elements from `start` on, as a view.
+    ///
+    /// # Panics
+    /// When the range leaves the tensor or does not start at a multiple of 256 bytes: a bug in the caller.
+    pub fn slice(&self, start: usize, len: usize) -> Self {
+        let byte_offset = self.byte_offset + (start * self.dtype.bytes()) as u64;
+        assert!(start + len <= self.len, "slice {start}..{} of a tensor of {}", start + len, self.len);
+        assert!(byte_offset.is_multiple_of(ALIGN), "slice at byte {byte_offset}, not a multiple of {ALIGN}");
+        Self { storage: self.storage.clone(), byte_offset, len, dtype: self.dtype }
+    }
+
+    /// Overwrites the start of the tensor with `data`, in order with the device's queue: commands submitted before see
+    /// the old contents, commands submitted after the new.
+    pub fn write_f32(&self, gpu: &Gpu, data: &[f32]) {
+        self.write_bytes(gpu, bytemuck::cast_slice(data));
+    }
+
+    /// As [`Tensor::write_f32`], for tables.
+    pub fn write_u32(&self, gpu: &Gpu, data: &[u32]) {
+        self.write_bytes(gpu, bytemuck::cast_slice(data));
+    }
+
+    fn write_bytes(&self, gpu: &Gpu, bytes: &[u8]) {
+        assert!(bytes.len() <= self.len * self.dtype.bytes(), "write past a tensor's end");
+        let whole = bytes.len() / 4 * 4;
+        gpu.queue().write_buffer(&self.storage.buffer, self.byte_offset, &bytes[..whole]);
+        if whole < bytes.len() {
+            let mut tail = [0; 4];
+            tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            gpu.queue().write_buffer(&self.storage.buffer, self.byte_offset + whole as u64, &tail);
+        }
+    }
+
+    /// Reads all elements back as f32 (no conversion: the dtype must be F32).
+    pub async fn read_f32(&self, gpu: &Gpu) -> Result<Vec<f32>> {
+        assert_eq!(self.dtype, DType::F32);
+        Ok(bytemuck::pod_collect_to_vec(&self.read_bytes(gpu).await?))
+    }
+
+    /// Reads all elements back as u32.
+    pub async fn read_u32(&self, gpu: &Gpu) -> Result<Vec<u32>> {
+        assert_eq!(self.dtype, DType::U32);
+        Ok(bytemuck::pod_collect_to_vec(&self.read_bytes(gpu).await?))
+    }
+
+    /// Reads the tensor's bytes back, after everything submitted so far.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] for anything the device has reported since the last read.
+    pub async fn read_bytes(&self, gpu: &Gpu) -> Result<Vec<u8>> {
+        let wanted = self.len * self.dtype.bytes();
+        let size = (wanted as u64).next_multiple_of(4);
+        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size,
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        });
+        let _entry = gpu.ledger().enter(Purpose::Staging, size);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(&self.storage.buffer, self.byte_offset, &staging, 0, size);
+        gpu.submit(encoder, &[], 0.0);
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            let _ = sender.send(result);
+        });
+        gpu.wake_poller();
+        let mapped = receiver.await;
+        gpu.check("reading results back")?;
+        let failed = |message: String| Error::Gpu { doing: "reading results back".into(), message };
+        mapped.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+        let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
+        Ok(view[..wanted].to_vec())
+    }
+
+    /// Records a copy of all of `self` into the start of `target`.
+    pub fn copy_to(&self, recorder: &mut Recorder, target: &Tensor) {
+        assert!(self.dtype == target.dtype && self.len <= target.len, "copy into a tensor of another shape");
+        let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(4);
+        let (from, to) = (&self.storage.buffer, &target.storage.buffer);
+        recorder.encoder().copy_buffer_to_buffer(from, self.byte_offset, to, target.byte_offset, size);
+    }
+
+    /// Records zeroing of all elements.
+    pub fn clear(&self, recorder: &mut Recorder) {
+        let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(4);
+        recorder.encoder().clear_buffer(&self.storage.buffer, self.byte_offset, Some(size));
+    }
+
+    /// The bytes a shader may see: the elements, rounded up to a whole vec4.
+    pub(super) fn binding(&self) -> wgpu::BufferBinding<'_> {
+        let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(16).max(16);
+        wgpu::BufferBinding {
+            buffer: &self.storage.buffer,
+            offset: self.byte_offset,
+            size: wgpu::BufferSize::new(size),
+        }
+    }
+}

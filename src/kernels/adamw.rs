@@ -1,0 +1,63 @@
+//! AdamW with decoupled weight decay (Loshchilov & Hutter, 1711.05101), as `torch.optim.AdamW`.
+
+use super::{check, groups_of_64, params};
+use crate::Result;
+use crate::gpu::{Recorder, Tensor};
+use crate::shader::kernel;
+
+params!(Params for ["adamw"];
+    vectors: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32);
+
+pub(super) fn layouts() -> Vec<super::Layout> {
+    vec![Params::layout()]
+}
+
+/// Hyper-parameters of one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// The step's number, from 1.
+    pub t: u64,
+}
+
+/// The tensors of a step, each `(count)`: parameters, moments (all in place), and the gradient, which is left as it is.
+pub struct State<'a> {
+    /// Parameters.
+    pub w: &'a Tensor,
+    /// First moments.
+    pub m: &'a Tensor,
+    /// Second moments.
+    pub v: &'a Tensor,
+    /// Gradients.
+    pub g: &'a Tensor,
+}
+
+/// One step on `count` elements; gradients are multiplied by clip `(2)` [norm, scale]'s scale.
+pub fn step(rec: &mut Recorder, step: Step, clip: &Tensor, state: State, count: usize) -> Result<()> {
+    let State { w, m, v, g } = state;
+    check("adamw", &[("clip", clip, 2), ("g", g, count), ("w", w, count), ("m", m, count), ("v", v, count)])?;
+    // Bias corrections in f64: 1 - 0.999^t loses half its digits in f32.
+    let t = step.t as f64;
+    let vectors = count.div_ceil(4);
+    let params = Params {
+        vectors: vectors as u32,
+        shrink: (1.0 - step.lr * step.weight_decay) as f32,
+        beta1: step.beta1 as f32,
+        beta2: step.beta2 as f32,
+        step: (step.lr / (1.0 - step.beta1.powf(t))) as f32,
+        root: (1.0 - step.beta2.powf(t)).sqrt() as f32,
+        eps: step.eps as f32,
+    };
+    let shader = kernel(rec.gpu(), "adamw");
+    rec.dispatch(&shader, &params, &[clip, g, w, m, v], groups_of_64(vectors), 14.0 * count as f64);
+    Ok(())
+}

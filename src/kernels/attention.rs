@@ -1,0 +1,137 @@
+//! Causal grouped-query attention over two key ranges per query, forward and backward, without a T×T matrix.
+//!
+//! Running softmax: Milakov & Gimelshein, 1805.02867; backward from the saved log-sum-exp: Dao et al., 2205.14135.
+
+use super::{check, groups_of_64, params};
+use crate::gpu::{Recorder, Tensor};
+use crate::shader::kernel;
+use crate::{Error, Result};
+
+params!(Params for ["attention", "attention_dq", "attention_dkv"];
+    queries: u32, heads: u32, kv_heads: u32, scale: f32);
+params!(DeltaParams for ["attention_delta"]; rows: u32, vectors: u32);
+
+/// Head sizes with a compiled variant.
+pub const HEAD_DIMS: [usize; 14] = [4, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128];
+
+pub(super) fn layouts() -> Vec<super::Layout> {
+    vec![Params::layout(), DeltaParams::layout()]
+}
+
+/// Sizes of an attention layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Queries, T.
+    pub queries: usize,
+    /// Query heads, H.
+    pub heads: usize,
+    /// Key and value heads, G; H is a multiple of it.
+    pub kv_heads: usize,
+    /// Elements of a head; one of [`HEAD_DIMS`].
+    pub head_dim: usize,
+    /// The mean number of keys a query sees, for the cost estimate.
+    pub mean_keys: usize,
+}
+
+impl Shape {
+    fn params(&self) -> Params {
+        Params {
+            queries: self.queries as u32,
+            heads: self.heads as u32,
+            kv_heads: self.kv_heads as u32,
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+        }
+    }
+
+    fn operations(&self, per_element: f64) -> f64 {
+        // Register-bound loops with a load for every multiply run at a fraction of a matmul's rate: counted threefold.
+        3.0 * per_element * (self.queries * self.heads * self.head_dim) as f64 * self.mean_keys as f64
+    }
+}
+
+/// Fails unless attention is compiled for `head_dim`.
+pub fn supports(head_dim: usize, origin: &str) -> Result<()> {
+    if HEAD_DIMS.contains(&head_dim) {
+        return Ok(());
+    }
+    let fix = "use a model with one of these head sizes";
+    Err(Error::input(origin, format!("head_dim one of {HEAD_DIMS:?}"), head_dim, fix))
+}
+
+/// q `(T, H, hd)`, k and v `(S, G, hd)`, ranges `(T, 4)` -> o `(T, H, hd)` and the first half of stats `(2, T, H)`: lse.
+#[allow(clippy::too_many_arguments)]
+pub fn forward(
+    rec: &mut Recorder,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    ranges: &Tensor,
+    o: &Tensor,
+    stats: &Tensor,
+    shape: Shape,
+) -> Result<()> {
+    let rows = shape.queries * shape.heads;
+    let count = rows * shape.head_dim;
+    check(
+        "attention",
+        &[("q", q, count), ("ranges", ranges, 4 * shape.queries), ("o", o, count), ("stats", stats, rows)],
+    )?;
+    let shader = kernel(rec.gpu(), &format!("attention HEAD_DIM={}", shape.head_dim));
+    let bindings = [q, k, v, ranges, o, stats];
+    rec.dispatch(&shader, &shape.params(), &bindings, groups_of_64(rows), shape.operations(4.0));
+    Ok(())
+}
+
+/// What the backward pass reads of the forward pass. Keys are the batch's own tokens: S = T.
+pub struct Saved<'a> {
+    /// `(T, H, hd)`
+    pub q: &'a Tensor,
+    /// `(T, G, hd)`
+    pub k: &'a Tensor,
+    /// `(T, G, hd)`
+    pub v: &'a Tensor,
+    /// `(T, H, hd)`
+    pub o: &'a Tensor,
+    /// `(2, T, H)`: lse; delta is written into the second half.
+    pub stats: &'a Tensor,
+    /// `(T, 4)`: the key ranges of each query.
+    pub ranges: &'a Tensor,
+    /// `(T, 4)`: id, position, slot, visible_end.
+    pub tokens: &'a Tensor,
+}
+
+/// Gradients, each `=`: dq `(T, H, hd)`, dk and dv `(T, G, hd)`, from d_o `(T, H, hd)`.
+pub fn backward(
+    rec: &mut Recorder,
+    saved: Saved,
+    d_o: &Tensor,
+    dq: &Tensor,
+    dk: &Tensor,
+    dv: &Tensor,
+    shape: Shape,
+) -> Result<()> {
+    let Saved { q, k, v, o, stats, ranges, tokens } = saved;
+    let rows = shape.queries * shape.heads;
+    let (count, kv_rows) = (rows * shape.head_dim, shape.queries * shape.kv_heads);
+    let kv_count = kv_rows * shape.head_dim;
+    check("attention_backward", &[("q", q, count), ("k", k, kv_count), ("v", v, kv_count), ("o", o, count)])?;
+    check(
+        "attention_backward",
+        &[("stats", stats, 2 * rows), ("dq", dq, count), ("dk", dk, kv_count), ("dv", dv, kv_count)],
+    )?;
+    let delta = DeltaParams { rows: rows as u32, vectors: (shape.head_dim / 4) as u32 };
+    let shader = kernel(rec.gpu(), "attention_delta");
+    rec.dispatch(&shader, &delta, &[o, d_o, stats], groups_of_64(rows), 2.0 * count as f64);
+    let params = shape.params();
+    let dim = shape.head_dim;
+    let shader = kernel(rec.gpu(), &format!("attention_dkv DV HEAD_DIM={dim}"));
+    let bindings = [q, k, tokens, stats, d_o, dv];
+    rec.dispatch(&shader, &params, &bindings, groups_of_64(kv_rows), shape.operations(4.0));
+    let shader = kernel(rec.gpu(), &format!("attention_dkv HEAD_DIM={dim}"));
+    let bindings = [q, k, tokens, stats, d_o, dk, v];
+    rec.dispatch(&shader, &params, &bindings, groups_of_64(kv_rows), shape.operations(6.0));
+    let shader = kernel(rec.gpu(), &format!("attention_dq HEAD_DIM={dim}"));
+    let bindings = [q, k, v, ranges, stats, d_o, dq];
+    rec.dispatch(&shader, &params, &bindings, groups_of_64(rows), shape.operations(6.0));
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! Inverted dropout with a counter-based mask: nothing is stored, the backward computes the same mask again.
+
+use super::{check, groups_of_64, params};
+use crate::Result;
+use crate::gpu::{Recorder, Tensor};
+use crate::shader::kernel;
+
+params!(Params for ["dropout"]; count: u32, stream: u32, step: u32, seed: u32, p: f32, scale: f32);
+
+pub(super) fn layouts() -> Vec<super::Layout> {
+    vec![Params::layout()]
+}
+
+/// Which mask: one per place in the model, step and run.
+#[derive(Debug, Clone, Copy)]
+pub struct Mask {
+    /// The share of elements dropped, in [0, 1).
+    pub p: f32,
+    /// The place in the model.
+    pub stream: u32,
+    /// The micro-batch.
+    pub step: u32,
+    /// The run's seed.
+    pub seed: u32,
+}
+
+fn record(rec: &mut Recorder, variant: &str, mask: Mask, x: &Tensor, y: &Tensor, count: usize) -> Result<()> {
+    check("dropout", &[("x", x, count), ("y", y, count)])?;
+    let Mask { p, stream, step, seed } = mask;
+    let params = Params { count: count as u32, stream, step, seed, p, scale: 1.0 / (1.0 - p) };
+    let shader = kernel(rec.gpu(), variant);
+    rec.dispatch(&shader, &params, &[x, y], groups_of_64(count), 30.0 * count as f64);
+    Ok(())
+}
+
+/// `y = mask * x`, both `(count)`.
+pub fn forward(rec: &mut Recorder, mask: Mask, x: &Tensor, y: &Tensor, count: usize) -> Result<()> {
+    record(rec, "dropout", mask, x, y, count)
+}
+
+/// `dx += mask * dy`, both `(count)`.
+pub fn backward(rec: &mut Recorder, mask: Mask, dy: &Tensor, dx: &Tensor, count: usize) -> Result<()> {
+    record(rec, "dropout ACCUMULATE", mask, dy, dx, count)
+}

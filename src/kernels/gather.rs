@@ -1,0 +1,79 @@
+//! Rows picked from a table: token embeddings, and the hidden states that predict response tokens.
+
+use std::collections::BTreeMap;
+
+use super::{check, groups_of_64, params};
+use crate::Result;
+use crate::gpu::{DType, Recorder, Tensor};
+use crate::shader::kernel;
+
+params!(Params for ["gather"]; rows: u32, width: u32, stride: u32);
+params!(BackwardParams for ["gather_backward"]; targets: u32, width: u32);
+
+pub(super) fn layouts() -> Vec<super::Layout> {
+    vec![Params::layout(), BackwardParams::layout()]
+}
+
+/// `out[r, :] = table[index[r * stride], :]`: out `(rows, width)`, index `(rows * stride)`, table `(N, width)` of any float type.
+pub fn forward(
+    rec: &mut Recorder,
+    index: &Tensor,
+    table: &Tensor,
+    out: &Tensor,
+    (rows, width, stride): (usize, usize, usize),
+) -> Result<()> {
+    let read = rows.saturating_sub(1) * stride + rows.min(1);
+    check("gather", &[("index", index, read), ("table", table, width), ("out", out, rows * width)])?;
+    let variant = match table.dtype() {
+        DType::Bf16 => "gather PACKED",
+        DType::F16 => "gather PACKED F16",
+        DType::F32 | DType::U32 => "gather",
+    };
+    let shader = kernel(rec.gpu(), variant);
+    let params = Params { rows: rows as u32, width: width as u32, stride: stride as u32 };
+    rec.dispatch(&shader, &params, &[index, table, out], groups_of_64(rows * width), (rows * width) as f64);
+    Ok(())
+}
+
+/// The rows that read each target, as the backward kernel takes them: targets, starts, rows, one after the other.
+/// Returns the list and the number of distinct targets.
+pub fn lists(index: impl Iterator<Item = u32>) -> (Vec<u32>, usize) {
+    let mut readers: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (row, target) in index.enumerate() {
+        readers.entry(target).or_default().push(row as u32);
+    }
+    let mut list: Vec<u32> = readers.keys().copied().collect();
+    let mut start = 0;
+    list.push(0);
+    for rows in readers.values() {
+        start += rows.len() as u32;
+        list.push(start);
+    }
+    list.extend(readers.values().flatten());
+    (list, readers.len())
+}
+
+/// `dtable[target, :] += Σ dout[r, :]` over the rows r that read it: dout `(R, width)`, dtable `(N, width)`, `list` from [`lists`].
+pub fn backward(
+    rec: &mut Recorder,
+    list: &Tensor,
+    dout: &Tensor,
+    dtable: &Tensor,
+    targets: usize,
+    width: usize,
+) -> Result<()> {
+    check("gather_backward", &[("lists", list, 2 * targets + 1), ("dtable", dtable, width)])?;
+    let shader = kernel(rec.gpu(), "gather_backward");
+    let params = BackwardParams { targets: targets as u32, width: width as u32 };
+    let bindings = [list, dout, dtable];
+    rec.dispatch(&shader, &params, &bindings, groups_of_64(targets * width), (dout.len()) as f64);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn lists_group_rows_by_target() {
+        assert_eq!(super::lists([7, 3, 7].into_iter()), (vec![3, 7, 0, 1, 3, 1, 0, 2], 2));
+    }
+}

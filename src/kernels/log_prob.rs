@@ -1,0 +1,71 @@
+//! Log-probabilities of target tokens from a chunk of logits, and the gradient that goes back into that chunk.
+
+use super::{by_rows, check, groups_of_64, params};
+use crate::Result;
+use crate::gpu::{Recorder, Tensor};
+use crate::shader::kernel;
+
+params!(Params for ["log_prob", "log_prob_backward"]; rows: u32, vocab: u32, first: u32, total: u32);
+
+pub(super) fn layouts() -> Vec<super::Layout> {
+    vec![Params::layout()]
+}
+
+/// A chunk of the rows that predict response tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunk {
+    /// Rows in the chunk.
+    pub rows: usize,
+    /// The chunk's first row among all.
+    pub first: usize,
+    /// All rows, `R`.
+    pub total: usize,
+    /// Vocabulary size, `V`.
+    pub vocab: usize,
+}
+
+impl Chunk {
+    fn params(&self) -> Params {
+        let Chunk { rows, first, total, vocab } = *self;
+        Params { rows: rows as u32, vocab: vocab as u32, first: first as u32, total: total as u32 }
+    }
+}
+
+/// logits `(rows, V)`, predict `(R, 4)` (source token, target id, sequence, unused) -> the chunk's part of stats `(3, R)`: logp, lse,
+/// entropy.
+pub fn forward(
+    rec: &mut Recorder,
+    logits: &Tensor,
+    predict: &Tensor,
+    stats: &Tensor,
+    chunk: Chunk,
+) -> Result<()> {
+    let count = chunk.rows * chunk.vocab;
+    let tensors =
+        [("logits", logits, count), ("predict", predict, 4 * chunk.total), ("stats", stats, 3 * chunk.total)];
+    check("log_prob", &tensors)?;
+    let (variant, groups) = by_rows(rec, "log_prob", chunk.rows);
+    let shader = kernel(rec.gpu(), &variant);
+    rec.dispatch(&shader, &chunk.params(), &[logits, predict, stats], groups, 8.0 * count as f64);
+    Ok(())
+}
+
+/// Turns logits `(rows, V)` into their gradient, in place: coefficient of the row's sequence × (one-hot − softmax).
+/// coefficient is `(S)`.
+pub fn backward(
+    rec: &mut Recorder,
+    predict: &Tensor,
+    stats: &Tensor,
+    coefficient: &Tensor,
+    logits: &Tensor,
+    chunk: Chunk,
+) -> Result<()> {
+    let count = chunk.rows * chunk.vocab;
+    let tensors =
+        [("logits", logits, count), ("predict", predict, 4 * chunk.total), ("stats", stats, 3 * chunk.total)];
+    check("log_prob_backward", &tensors)?;
+    let shader = kernel(rec.gpu(), "log_prob_backward");
+    let bindings = [predict, stats, coefficient, logits];
+    rec.dispatch(&shader, &chunk.params(), &bindings, groups_of_64(count), 6.0 * count as f64);
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! One file a kernel: its parameter block, its shape checks, and the functions that record it.
+//!
+//! Names are the shaders' and the references'. `T` tokens, `D` width, `H` query heads, `G` kv heads, `R` rows that
+//! predict a response token, `V` vocabulary, `S` sequences. Tensors may be longer than their shape asks for.
+
+pub mod adamw;
+pub mod add;
+pub mod attention;
+pub mod column_sum;
+pub mod dropout;
+pub mod ema;
+pub mod gather;
+pub mod kv_write;
+pub mod log_prob;
+pub mod matmul;
+pub mod preference;
+pub mod rms_norm;
+pub mod rope;
+pub mod sample;
+pub mod sequence_sum;
+pub mod sum_squares;
+pub mod swiglu;
+
+use crate::gpu::{Recorder, Tensor, Tier};
+use crate::{Error, Result};
+
+/// A Rust parameter block as its shader must see it: the shader, its size, and each field's name, offset and size in bytes.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The WGSL files whose `Params` this is.
+    pub shaders: &'static [&'static str],
+    /// Bytes of the whole block.
+    pub size: usize,
+    /// Name, offset and size of each field.
+    pub fields: Vec<(&'static str, usize, usize)>,
+}
+
+/// Defines a kernel's parameter block together with the [`Layout`] that `tests/shaders.rs` compares with the WGSL.
+macro_rules! params {
+    ($name:ident for $shaders:expr; $($field:ident: $ty:ty),* $(,)?) => {
+        #[repr(C)]
+        #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+        struct $name { $($field: $ty),* }
+
+        impl $name {
+            pub(super) fn layout() -> super::Layout {
+                super::Layout {
+                    shaders: &$shaders,
+                    size: size_of::<Self>(),
+                    fields: vec![$((stringify!($field), std::mem::offset_of!(Self, $field), size_of::<$ty>())),*],
+                }
+            }
+        }
+    };
+}
+use params;
+
+/// Every parameter block, for the check against the shaders.
+pub fn layouts() -> Vec<Layout> {
+    [
+        adamw::layouts(),
+        add::layouts(),
+        attention::layouts(),
+        column_sum::layouts(),
+        dropout::layouts(),
+        ema::layouts(),
+        gather::layouts(),
+        kv_write::layouts(),
+        log_prob::layouts(),
+        matmul::layouts(),
+        preference::layouts(),
+        rms_norm::layouts(),
+        rope::layouts(),
+        sample::layouts(),
+        sequence_sum::layouts(),
+        sum_squares::layouts(),
+        swiglu::layouts(),
+    ]
+    .concat()
+}
+
+/// Checks that each named tensor holds at least the elements its shape asks for.
+fn check(kernel: &'static str, tensors: &[(&'static str, &Tensor, usize)]) -> Result<()> {
+    for &(tensor, given, expected) in tensors {
+        if given.len() < expected {
+            return Err(Error::Shape { kernel, tensor, expected, found: given.len() });
+        }
+    }
+    Ok(())
+}
+
+/// Workgroups of 64 for `count` invocations.
+fn groups_of_64(count: usize) -> u64 {
+    count.div_ceil(64) as u64
+}
+
+/// For the kernels on `common/rows.wgsl`: the variant for this tier, and its workgroups.
+fn by_rows(recorder: &Recorder, shader: &str, rows: usize) -> (String, u64) {
+    match recorder.gpu().tier() {
+        Tier::Software => (format!("{shader} SERIAL"), rows.div_ceil(8) as u64),
+        Tier::Portable => (shader.to_string(), rows as u64),
+    }
+}

@@ -1,0 +1,77 @@
+//! RMSNorm (Zhang & Sennrich, 1910.07467).
+
+use super::{by_rows, check, column_sum, params};
+use crate::Result;
+use crate::gpu::{Recorder, Tensor};
+use crate::shader::kernel;
+
+params!(Params for ["rms_norm"]; rows: u32, width: u32, eps: f32);
+params!(BackwardParams for ["rms_norm_backward"]; rows: u32, width: u32, accumulate: u32);
+
+pub(super) fn layouts() -> Vec<super::Layout> {
+    vec![Params::layout(), BackwardParams::layout()]
+}
+
+/// The shape of a norm's input.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Tokens.
+    pub rows: usize,
+    /// Elements of a token.
+    pub width: usize,
+}
+
+/// `y = x * rstd * w` with `rstd = 1 / sqrt(mean(x²) + eps)`: x, y `(T, D)`, w `(D)`, rstd `(T)`.
+pub fn forward(
+    rec: &mut Recorder,
+    x: &Tensor,
+    w: &Tensor,
+    y: &Tensor,
+    rstd: &Tensor,
+    shape: Shape,
+    eps: f32,
+) -> Result<()> {
+    let Shape { rows, width } = shape;
+    check(
+        "rms_norm",
+        &[("x", x, rows * width), ("w", w, width), ("y", y, rows * width), ("rstd", rstd, rows)],
+    )?;
+    let (variant, groups) = by_rows(rec, "rms_norm", rows);
+    let shader = kernel(rec.gpu(), &variant);
+    let params = Params { rows: rows as u32, width: width as u32, eps };
+    rec.dispatch(&shader, &params, &[x, w, y, rstd], groups, 5.0 * (rows * width) as f64);
+    Ok(())
+}
+
+/// What the backward pass reads of the forward pass.
+pub struct Saved<'a> {
+    /// `(T, D)`, the norm's input.
+    pub x: &'a Tensor,
+    /// `(D)`, its weight.
+    pub w: &'a Tensor,
+    /// `(T)`.
+    pub rstd: &'a Tensor,
+}
+
+/// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw += ` that of w `(D)` where it is trained.
+pub fn backward(
+    rec: &mut Recorder,
+    saved: Saved,
+    dy: &Tensor,
+    dx: &Tensor,
+    dw: Option<&Tensor>,
+    shape: Shape,
+    accumulate: bool,
+) -> Result<()> {
+    let (Shape { rows, width }, Saved { x, w, rstd }) = (shape, saved);
+    let count = rows * width;
+    check("rms_norm_backward", &[("x", x, count), ("w", w, width), ("dy", dy, count), ("dx", dx, count)])?;
+    if let Some(dw) = dw {
+        column_sum::scaled(rec, dy, x, rstd, dw, rows, width)?;
+    }
+    let (variant, groups) = by_rows(rec, "rms_norm_backward", rows);
+    let shader = kernel(rec.gpu(), &variant);
+    let params = BackwardParams { rows: rows as u32, width: width as u32, accumulate: accumulate as u32 };
+    rec.dispatch(&shader, &params, &[x, w, rstd, dy, dx], groups, 8.0 * count as f64);
+    Ok(())
+}

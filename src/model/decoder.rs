@@ -1,0 +1,432 @@
+//! The decoder: embedding, blocks, norm, head; its forward pass over a packed batch, log-probs, and its backward pass.
+
+use super::adapter::{Adapter, LoraSpec, tensor_name};
+use super::families::{self, EMBEDDING, FINAL_NORM, HEAD};
+use super::workspace::Workspace;
+use super::{Capacity, DecoderConfig, Weights};
+use crate::data::packing::{Group, Packed};
+use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::kernels::log_prob::{self, Chunk};
+use crate::kernels::rms_norm::{self, Shape};
+use crate::kernels::{gather, sequence_sum};
+use crate::nn::{
+    Arenas, Attention, Block, Decay, KvCache, Layout, Linear, Lora, Mlp, Param, Pass, Sizes, Tables,
+};
+use crate::reference::rng;
+use crate::{Error, Result};
+
+/// Contexts longer than this are refused; the rotary table has this many rows at most.
+const MAX_CONTEXT: usize = 16_384;
+
+/// Which weights are trained.
+pub enum Training<'a> {
+    /// None: sampling and scoring.
+    None,
+    /// All of them.
+    Full,
+    /// A fresh adapter: A from Kaiming's uniform distribution (PEFT's default), B zero.
+    Lora(LoraSpec, u32),
+    /// An adapter from files.
+    Adapter(&'a Adapter<'a>),
+}
+
+/// A decoder on a device.
+pub struct Decoder {
+    config: DecoderConfig,
+    embedding: Param,
+    blocks: Vec<Block>,
+    norm: Param,
+    head: Linear,
+    rope: Tensor,
+    layout: Layout,
+    values: Arenas,
+    lora: Option<LoraSpec>,
+}
+
+/// Makes layers from weights while loading.
+struct Loader<'a> {
+    gpu: &'a Gpu,
+    weights: &'a Weights<'a>,
+    training: &'a Training<'a>,
+    layout: Layout,
+    /// What the arenas will hold, in the layout's order.
+    values: Vec<Vec<f32>>,
+    adapters: u32,
+    pending: usize,
+}
+
+impl Loader<'_> {
+    fn param(&mut self, name: &str, shape: &[usize]) -> Result<Param> {
+        let stored = self.weights.get(name, shape)?;
+        if matches!(self.training, Training::Full) {
+            self.values.push(stored.to_f32());
+            return Ok(self.layout.add(name.into(), shape.into()));
+        }
+        // Matrices stay as stored; vectors are small, and the kernels that take them read f32.
+        let tensor = if shape.len() > 1 {
+            Tensor::from_bytes(self.gpu, Purpose::Weights, name, stored.bytes, stored.dtype)?
+        } else {
+            Tensor::from_f32(self.gpu, Purpose::Weights, name, &stored.to_f32())?
+        };
+        self.pending += stored.bytes.len();
+        if self.pending > 64 << 20 {
+            // Uploads wait in staging memory until a submit.
+            self.gpu.flush_writes();
+            self.pending = 0;
+        }
+        Ok(Param::Frozen(tensor))
+    }
+
+    fn linear(&mut self, module: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
+        let weight = self.param(&format!("{module}.weight"), &[outputs, inputs])?;
+        let bias = if bias { Some(self.param(&format!("{module}.bias"), &[outputs])?) } else { None };
+        let lora = self.lora(module, outputs, inputs)?;
+        Ok(Linear { weight, bias, lora, inputs, outputs })
+    }
+
+    fn lora(&mut self, module: &str, outputs: usize, inputs: usize) -> Result<Option<Lora>> {
+        let (spec, seed, stored) = match self.training {
+            Training::Lora(spec, seed) => (spec, *seed, None),
+            Training::Adapter(adapter) => (&adapter.spec, 0, Some(&adapter.weights)),
+            Training::None | Training::Full => return Ok(None),
+        };
+        if !spec.target_modules.selects(module) {
+            return Ok(None);
+        }
+        let (rank, stream) = (spec.r, self.adapters);
+        self.adapters += 1;
+        let (a, b) = match stored {
+            Some(weights) => (
+                weights.get(&tensor_name(module, 'A'), &[rank, inputs])?.to_f32(),
+                weights.get(&tensor_name(module, 'B'), &[outputs, rank])?.to_f32(),
+            ),
+            None => (kaiming(rank * inputs, inputs, stream, seed), vec![0.0; outputs * rank]),
+        };
+        self.values.extend([a, b]);
+        Ok(Some(Lora {
+            a: self.layout.add(tensor_name(module, 'A'), vec![rank, inputs]),
+            b: self.layout.add(tensor_name(module, 'B'), vec![outputs, rank]),
+            rank,
+            scale: (spec.lora_alpha / rank as f64) as f32,
+            dropout: spec.lora_dropout as f32,
+            stream,
+        }))
+    }
+
+    fn block(&mut self, config: &DecoderConfig, index: usize) -> Result<Block> {
+        let name = |part: &str| families::layer(index, part);
+        let (width, bias) = (config.width, config.attention_bias);
+        let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        Ok(Block {
+            attention_norm: self.param(&name("input_layernorm.weight"), &[width])?,
+            attention: Attention {
+                q: self.linear(&name("self_attn.q_proj"), q_width, width, bias)?,
+                k: self.linear(&name("self_attn.k_proj"), kv_width, width, bias)?,
+                v: self.linear(&name("self_attn.v_proj"), kv_width, width, bias)?,
+                o: self.linear(&name("self_attn.o_proj"), width, q_width, bias)?,
+                heads: config.heads,
+                kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+            },
+            mlp_norm: self.param(&name("post_attention_layernorm.weight"), &[width])?,
+            mlp: Mlp {
+                gate: self.linear(&name("mlp.gate_proj"), config.inner, width, config.mlp_bias)?,
+                up: self.linear(&name("mlp.up_proj"), config.inner, width, config.mlp_bias)?,
+                down: self.linear(&name("mlp.down_proj"), width, config.inner, config.mlp_bias)?,
+            },
+            width,
+            eps: config.eps,
+        })
+    }
+}
+
+/// `count` draws from U(−1/√inputs, 1/√inputs): Kaiming's uniform with a = √5, as `torch.nn.Linear` and PEFT.
+fn kaiming(count: usize, inputs: usize, stream: u32, seed: u32) -> Vec<f32> {
+    let bound = 1.0 / (inputs as f32).sqrt();
+    // The tag keeps these counters apart from dropout's.
+    let draw = |i| rng::uniform(rng::pcg4d([i, stream, 0x10aa, seed])[0]);
+    (0..count as u32).map(|i| (2.0 * draw(i) - 1.0) * bound).collect()
+}
+
+impl Decoder {
+    /// Loads a decoder from config.json and its weights.
+    ///
+    /// # Errors
+    /// An unsupported architecture, a missing tensor or one of the wrong shape, or what exceeds the adapter's limits.
+    pub fn load(
+        gpu: &Gpu,
+        config_json: (&str, &[u8]),
+        weights: &Weights,
+        training: Training,
+        decay: Decay,
+    ) -> Result<Self> {
+        let config = families::read_config(config_json.1, config_json.0)?;
+        let mut loader = Loader {
+            gpu,
+            weights,
+            training: &training,
+            layout: Layout::new(decay),
+            values: Vec::new(),
+            adapters: 0,
+            pending: 0,
+        };
+        let embedding = loader.param(EMBEDDING, &[config.vocab, config.width])?;
+        let blocks = (0..config.layers).map(|i| loader.block(&config, i)).collect::<Result<Vec<_>>>()?;
+        let norm = loader.param(FINAL_NORM, &[config.width])?;
+        let head = if config.tied {
+            let (inputs, outputs) = (config.width, config.vocab);
+            Linear { weight: embedding.clone(), bias: None, lora: None, inputs, outputs }
+        } else {
+            loader.linear(HEAD, config.vocab, config.width, false)?
+        };
+        let Loader { layout, values: initial, adapters, .. } = loader;
+        let lora = match training {
+            Training::Lora(spec, _) => Some(spec),
+            Training::Adapter(adapter) => Some(adapter.spec.clone()),
+            Training::None | Training::Full => None,
+        };
+        if let Some(spec) = lora.as_ref().filter(|_| adapters == 0) {
+            let fix = "name layers of the model, such as q_proj or down_proj";
+            let found = format!("{:?}, which matches none", spec.target_modules);
+            return Err(Error::input("target_modules", "at least one layer of the model", found, fix));
+        }
+        let values = Arenas::new(gpu, &layout, Purpose::Trainable, "parameters")?;
+        for (entry, data) in layout.entries().iter().zip(&initial) {
+            values.of(entry).write_f32(gpu, data);
+        }
+        let table = config.rope_table(config.max_positions.min(MAX_CONTEXT));
+        let rope = Tensor::from_f32(gpu, Purpose::Weights, "rope table", &table)?;
+        Ok(Self { config, embedding, blocks, norm, head, rope, layout, values, lora })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The longest context it takes.
+    pub fn context(&self) -> usize {
+        self.config.max_positions.min(MAX_CONTEXT)
+    }
+
+    /// The trained tensors.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The trained tensors' values: the policy.
+    pub fn values(&self) -> &Arenas {
+        &self.values
+    }
+
+    /// The adapter's description, when it has one.
+    pub fn lora(&self) -> Option<&LoraSpec> {
+        self.lora.as_ref()
+    }
+
+    /// A pass of the policy, without dropout.
+    pub fn policy(&self) -> Pass<'_> {
+        Pass { values: &self.values, adapter: true, dropout: None }
+    }
+
+    /// A pass of the model with its adapter off.
+    pub fn base(&self) -> Pass<'_> {
+        Pass { values: &self.values, adapter: false, dropout: None }
+    }
+
+    fn sizes(&self) -> Sizes {
+        let c = &self.config;
+        Sizes {
+            tokens: 0,
+            width: c.width,
+            heads: c.heads,
+            q_width: c.heads * c.head_dim,
+            kv_width: c.kv_heads * c.head_dim,
+            inner: c.inner,
+            rank: self.lora.as_ref().map_or(0, |l| l.r),
+            dropout: self.lora.as_ref().is_some_and(|l| l.lora_dropout > 0.0),
+        }
+    }
+
+    /// Allocates a workspace.
+    pub fn workspace(&self, gpu: &Gpu, capacity: Capacity) -> Result<Workspace> {
+        Workspace::new(gpu, &self.config, self.sizes(), capacity)
+    }
+
+    fn tables<'a>(&'a self, ws: &'a Workspace) -> Tables<'a> {
+        let (count, mean_keys) = (ws.batch.tokens, ws.batch.mean_keys);
+        Tables { tokens: &ws.tokens, ranges: &ws.ranges, rope: &self.rope, count, mean_keys }
+    }
+
+    /// Records the blocks on the batch in `ws`. Returns where the last block's output is.
+    pub(crate) fn hidden<'a>(
+        &self,
+        rec: &mut Recorder,
+        pass: Pass,
+        ws: &'a Workspace,
+        caches: Option<&[KvCache]>,
+    ) -> Result<&'a Tensor> {
+        let tables = self.tables(ws);
+        let embedding = self.embedding.in_arenas(pass.values);
+        let stream = |i: usize| &ws.stream[i % ws.stream.len()];
+        gather::forward(rec, &ws.tokens, &embedding, stream(0), (tables.count, self.config.width, 4))?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let saved = &ws.saved[i % ws.saved.len()];
+            let cache = caches.map(|c| &c[i]);
+            block.forward(rec, pass, &tables, saved, &ws.scratch, cache, stream(i), stream(i + 1))?;
+        }
+        Ok(stream(self.blocks.len()))
+    }
+
+    /// Records the hidden states `(rows, D)` that `source` (every `stride`-th of its words) names, and their last norm.
+    fn gather_hidden(
+        &self,
+        rec: &mut Recorder,
+        pass: Pass,
+        ws: &Workspace,
+        hidden: &Tensor,
+        source: &Tensor,
+        (rows, stride): (usize, usize),
+    ) -> Result<()> {
+        let width = self.config.width;
+        gather::forward(rec, source, hidden, &ws.hidden, (rows, width, stride))?;
+        let norm = self.norm.in_arenas(pass.values);
+        let shape = Shape { rows, width };
+        rms_norm::forward(rec, &ws.hidden, &norm, &ws.normed, &ws.hidden_rstd, shape, self.config.eps)
+    }
+
+    /// Records the logits of `count` gathered rows from `first` on.
+    fn head_logits(
+        &self,
+        rec: &mut Recorder,
+        pass: Pass,
+        ws: &Workspace,
+        first: usize,
+        count: usize,
+    ) -> Result<()> {
+        let width = self.config.width;
+        let x = ws.normed.slice(first * width, count * width);
+        self.head.forward(rec, pass, &ws.scratch, &x, &ws.logits, count)
+    }
+
+    /// Records logits `(rows, V)` into the workspace's chunk for the rows whose hidden states `source` names: a sampler's
+    /// last step. `rows` must fit one chunk.
+    pub(crate) fn next_logits<'a>(
+        &self,
+        rec: &mut Recorder,
+        pass: Pass,
+        ws: &'a Workspace,
+        hidden: &Tensor,
+        source: &Tensor,
+        rows: usize,
+    ) -> Result<&'a Tensor> {
+        self.gather_hidden(rec, pass, ws, hidden, source, (rows, 1))?;
+        self.head_logits(rec, pass, ws, 0, rows)?;
+        Ok(&ws.logits)
+    }
+
+    fn chunks(&self, ws: &Workspace) -> Vec<Chunk> {
+        let (total, vocab) = (ws.batch.rows, self.config.vocab);
+        (0..total)
+            .step_by(ws.chunk)
+            .map(|first| Chunk { rows: ws.chunk.min(total - first), first, total, vocab })
+            .collect()
+    }
+
+    /// Records the forward pass and the log-probs of the batch in `ws`: its `stats` per response token and `sums` per
+    /// sequence.
+    pub fn score(&self, rec: &mut Recorder, pass: Pass, ws: &Workspace) -> Result<()> {
+        let hidden = self.hidden(rec, pass, ws, None)?;
+        self.gather_hidden(rec, pass, ws, hidden, &ws.predict, (ws.batch.rows, 4))?;
+        for chunk in self.chunks(ws) {
+            self.head_logits(rec, pass, ws, chunk.first, chunk.rows)?;
+            log_prob::forward(rec, &ws.logits, &ws.predict, &ws.stats, chunk)?;
+        }
+        sequence_sum::forward(rec, &ws.rows, &ws.stats, &ws.sums, ws.batch.sequences, ws.batch.rows)
+    }
+
+    /// Records the backward pass of the batch that [`Decoder::score`] has just passed over, from the workspace's
+    /// `coefficient`; gradients of trained parameters are added to `gradients`.
+    pub fn backward(&self, rec: &mut Recorder, pass: Pass, gradients: &Arenas, ws: &Workspace) -> Result<()> {
+        self.backward_head(rec, pass, gradients, ws)?;
+        let tables = self.tables(ws);
+        let full = self.embedding.gradient(gradients);
+        for (i, block) in self.blocks.iter().enumerate().rev() {
+            let input = i > 0 || full.is_some();
+            let (x, saved) = (&ws.stream[i], &ws.saved[i]);
+            block.backward(rec, pass, gradients, &tables, saved, &ws.scratch, x, &ws.dstream, input)?;
+        }
+        if let Some(dtable) = full {
+            let targets = ws.batch.distinct_ids;
+            gather::backward(rec, &ws.id_lists, &ws.dstream, &dtable, targets, self.config.width)?;
+        }
+        Ok(())
+    }
+
+    /// From the coefficients to the gradient of the residual stream, chunk by chunk of the logits.
+    fn backward_head(
+        &self,
+        rec: &mut Recorder,
+        pass: Pass,
+        gradients: &Arenas,
+        ws: &Workspace,
+    ) -> Result<()> {
+        let width = self.config.width;
+        for chunk in self.chunks(ws) {
+            // One chunk's logits may still be there from the forward pass; with several they are computed again.
+            if ws.batch.rows > ws.chunk {
+                self.head_logits(rec, pass, ws, chunk.first, chunk.rows)?;
+            }
+            log_prob::backward(rec, &ws.predict, &ws.stats, &ws.coefficient, &ws.logits, chunk)?;
+            let rows = |t: &Tensor| t.slice(chunk.first * width, chunk.rows * width);
+            let (x, dx) = (rows(&ws.normed), rows(&ws.dnormed));
+            let (scratch, count) = (&ws.scratch, chunk.rows);
+            self.head.backward(rec, pass, gradients, scratch, &x, &ws.logits, Some(&dx), count, false)?;
+        }
+        let norm = self.norm.in_arenas(pass.values);
+        let saved = rms_norm::Saved { x: &ws.hidden, w: &norm, rstd: &ws.hidden_rstd };
+        let shape = Shape { rows: ws.batch.rows, width };
+        let dw = self.norm.gradient(gradients);
+        rms_norm::backward(rec, saved, &ws.dnormed, &ws.dhidden, dw.as_ref(), shape, false)?;
+        ws.dstream.clear(rec);
+        gather::backward(rec, &ws.source_lists, &ws.dhidden, &ws.dstream, ws.batch.distinct_sources, width)
+    }
+
+    /// Logits `(T, V)` of the plain sequence `ids`. For tests and small inputs: they come to the host whole.
+    pub async fn logits(&self, gpu: &Gpu, pass: Pass<'_>, ids: &[u32]) -> Result<Vec<f32>> {
+        let packed = Packed::new(&[Group { prompt: ids, responses: Vec::new() }]);
+        let capacity = Capacity { rows: ids.len(), ..Capacity::covering([&packed].into_iter(), false) };
+        let mut ws = self.workspace(gpu, capacity)?;
+        let mut rec = Recorder::new(gpu);
+        ws.load(&mut rec, &packed)?;
+        let every: Vec<u32> = (0..ids.len() as u32).collect();
+        let every = Tensor::from_u32(gpu, Purpose::Staging, "rows", &every)?;
+        let hidden = self.hidden(&mut rec, pass, &ws, None)?;
+        self.gather_hidden(&mut rec, pass, &ws, hidden, &every, (ids.len(), 1))?;
+        let mut all = Vec::new();
+        for first in (0..ids.len()).step_by(ws.chunk) {
+            let rows = ws.chunk.min(ids.len() - first);
+            self.head_logits(&mut rec, pass, &ws, first, rows)?;
+            rec.submit();
+            all.extend(ws.logits.slice(0, rows * self.config.vocab).read_f32(gpu).await?);
+        }
+        Ok(all)
+    }
+
+    /// Fails when `tokens` of a prompt and its answer exceed the context.
+    pub fn check_context(&self, place: &str, tokens: usize) -> Result<()> {
+        if tokens <= self.context() {
+            return Ok(());
+        }
+        let expected = format!("at most {} tokens, the model's context", self.context());
+        let fix = "shorten it, or lower the length limits so that it is cut";
+        Err(Error::input(place, expected, format!("{tokens} tokens"), fix))
+    }
+
+    /// A tensor of zeros shaped like the caches of `slots` tokens, one per block.
+    pub(crate) fn caches(&self, gpu: &Gpu, slots: usize) -> Result<Vec<KvCache>> {
+        let count = slots * self.config.kv_heads * self.config.head_dim;
+        let make = |label| Tensor::new(gpu, Purpose::KvCache, label, count, DType::F32);
+        (0..self.blocks.len()).map(|_| Ok(KvCache { k: make("keys")?, v: make("values")? })).collect()
+    }
+}

@@ -1,0 +1,126 @@
+//! Merging a LoRA adapter into its base weights: a plain Hugging Face model.
+
+use std::collections::BTreeMap;
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use super::adapter::tensor_name;
+use super::{Adapter, Weights};
+use crate::gpu::DType;
+use crate::{Error, Result};
+
+/// The element type of an exported model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportDType {
+    /// Each tensor as it is stored in the base model.
+    Auto,
+    /// All tensors of this type.
+    As(DType),
+}
+
+/// safetensors bytes of `base` with `W + lora_alpha / r · B A` for every layer of `adapter` (in f64, rounded once).
+///
+/// # Errors
+/// When an adapter's layer is not in the model, or has another shape.
+pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> Result<Vec<u8>> {
+    let modules: Vec<String> = match adapter.map(|a| &a.spec.target_modules) {
+        Some(crate::config::TargetModules::Names(names)) => names.clone(),
+        _ => Vec::new(),
+    };
+    for module in &modules {
+        let name = format!("{module}.weight");
+        if !base.has(&name) {
+            let fix = "give the model that the adapter was made for";
+            return Err(Error::input(base.origin(), format!("tensor {name}"), "none", fix));
+        }
+    }
+    let mut out: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for name in base.names() {
+        let shape = base.shape(name).unwrap_or_default().to_vec();
+        let stored = base.get(name, &shape)?;
+        let wanted = match dtype {
+            ExportDType::Auto => stored.dtype,
+            ExportDType::As(dtype) => dtype,
+        };
+        let module = name.strip_suffix(".weight").filter(|m| modules.iter().any(|x| x == m));
+        let bytes = match (module, adapter) {
+            (Some(module), Some(adapter)) => {
+                let &[outputs, inputs] = shape.as_slice() else {
+                    let place = format!("tensor {name}");
+                    return Err(Error::input(
+                        place,
+                        "a matrix",
+                        format!("shape {shape:?}"),
+                        "give the right model",
+                    ));
+                };
+                encode(&add_lora(stored.to_f32(), adapter, module, outputs, inputs)?, wanted)
+            }
+            _ if wanted == stored.dtype => stored.bytes.to_vec(),
+            _ => encode(&stored.to_f32(), wanted),
+        };
+        let kind = match wanted {
+            DType::Bf16 => Dtype::BF16,
+            DType::F16 => Dtype::F16,
+            DType::F32 | DType::U32 => Dtype::F32,
+        };
+        out.insert(name.to_string(), (kind, shape, bytes));
+    }
+    let views = out.iter().map(|(name, (kind, shape, bytes))| Ok((name, view(*kind, shape, bytes)?)));
+    let views = views.collect::<Result<Vec<_>>>()?;
+    let metadata = Some([("format".to_string(), "pt".to_string())].into());
+    safetensors::serialize(views, metadata).map_err(unwritable)
+}
+
+fn add_lora(
+    weight: Vec<f32>,
+    adapter: &Adapter,
+    module: &str,
+    outputs: usize,
+    inputs: usize,
+) -> Result<Vec<f32>> {
+    let rank = adapter.spec.r;
+    let scale = adapter.spec.lora_alpha / rank as f64;
+    let a = adapter.weights.get(&tensor_name(module, 'A'), &[rank, inputs])?.to_f32();
+    let b = adapter.weights.get(&tensor_name(module, 'B'), &[outputs, rank])?.to_f32();
+    let mut merged = weight;
+    for (row, b_row) in merged.chunks_exact_mut(inputs).zip(b.chunks_exact(rank)) {
+        let mut delta = vec![0.0f64; inputs];
+        for (factor, a_row) in b_row.iter().zip(a.chunks_exact(inputs)) {
+            delta.iter_mut().zip(a_row).for_each(|(d, &x)| *d += f64::from(*factor) * f64::from(x));
+        }
+        row.iter_mut().zip(delta).for_each(|(w, d)| *w = (f64::from(*w) + scale * d) as f32);
+    }
+    Ok(merged)
+}
+
+fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        DType::F32 | DType::U32 => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
+    }
+}
+
+fn view<'a>(kind: Dtype, shape: &[usize], bytes: &'a [u8]) -> Result<TensorView<'a>> {
+    TensorView::new(kind, shape.to_vec(), bytes).map_err(unwritable)
+}
+
+fn unwritable(error: safetensors::SafeTensorError) -> Error {
+    Error::Gpu { doing: "writing safetensors".into(), message: error.to_string() }
+}
+
+/// safetensors bytes of f32 tensors (name, shape, values), in PyTorch's format.
+///
+/// # Errors
+/// When a shape and its values disagree: a bug in the caller.
+pub fn serialize<'a>(tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [f32])>) -> Result<Vec<u8>> {
+    let mut views = Vec::new();
+    for (name, shape, values) in tensors {
+        views.push((name, view(Dtype::F32, shape, bytemuck::cast_slice(values))?));
+    }
+    let metadata = Some([("format".to_string(), "pt".to_string())].into());
+    safetensors::serialize(views, metadata).map_err(unwritable)
+}

@@ -1,0 +1,17 @@
+//! A decoder from Hugging Face files: configuration, weights, adapters, and its passes over packed batches.
+
+mod adapter;
+mod config;
+mod decoder;
+mod export;
+mod families;
+mod weights;
+mod workspace;
+
+pub use adapter::{Adapter, LoraSpec};
+pub use config::{DecoderConfig, RopeScaling};
+pub use decoder::{Decoder, Training};
+pub use export::{ExportDType, merged, serialize};
+pub use weights::Weights;
+pub(crate) use workspace::chunk_rows;
+pub use workspace::{Batch, Capacity, Workspace};

@@ -1,0 +1,116 @@
+//! Tensors from safetensors bytes, one file or several shards.
+
+use std::collections::HashMap;
+
+use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::gpu::DType;
+use crate::{Error, Result};
+
+/// One tensor as stored.
+#[derive(Clone, Copy)]
+pub struct Stored<'a> {
+    /// The file it is in.
+    pub file: &'a str,
+    /// F32, Bf16 or F16.
+    pub dtype: DType,
+    /// Little-endian elements.
+    pub bytes: &'a [u8],
+}
+
+impl Stored<'_> {
+    /// The elements as f32; exact for all three types.
+    pub fn to_f32(self) -> Vec<f32> {
+        let pairs = || self.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        match self.dtype {
+            DType::Bf16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
+            DType::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
+            DType::F32 | DType::U32 => {
+                self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+        }
+    }
+}
+
+/// All tensors of a model or adapter, by name.
+pub struct Weights<'a> {
+    tensors: HashMap<String, (&'a str, Dtype, Vec<usize>, &'a [u8])>,
+    origin: String,
+}
+
+impl<'a> Weights<'a> {
+    /// Parses shards of (display name, bytes). `origin` names the whole in messages.
+    ///
+    /// # Errors
+    /// When a shard is not a safetensors file or ends early.
+    pub fn parse(shards: impl IntoIterator<Item = (&'a str, &'a [u8])>, origin: &str) -> Result<Self> {
+        let mut tensors = HashMap::new();
+        for (file, bytes) in shards {
+            let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
+                let expected = "a whole safetensors file";
+                Error::input(
+                    file,
+                    expected,
+                    format!("{} bytes that are none ({e})", bytes.len()),
+                    "download it again",
+                )
+            })?;
+            for (name, _) in parsed.iter() {
+                // `iter` borrows from the local; the views below borrow from the bytes.
+                let view = parsed
+                    .tensor(name)
+                    .map_err(|e| Error::input(file, format!("tensor {name}"), e, "download it again"))?;
+                let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+                let data = &bytes[start..start + view.data().len()];
+                tensors.insert(name.to_string(), (file, view.dtype(), view.shape().to_vec(), data));
+            }
+        }
+        Ok(Self { tensors, origin: origin.to_string() })
+    }
+
+    /// What messages call the whole.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensor's shape, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|t| t.2.as_slice())
+    }
+
+    /// The tensor `name`, which must have `shape` and a float type of at most 32 bits.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
+        let Some((file, dtype, found, bytes)) = self.tensors.get(name) else {
+            let found = format!("none among {} tensors", self.tensors.len());
+            let fix = "use a complete model directory; config.json and the weights must belong together";
+            return Err(Error::input(&self.origin, format!("tensor {name}"), found, fix));
+        };
+        if found != shape {
+            let place = format!("{file}: tensor {name}");
+            let fix = "config.json and the weights must belong together";
+            return Err(Error::input(place, format!("shape {shape:?}"), format!("{found:?}"), fix));
+        }
+        let dtype = match dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::Bf16,
+            Dtype::F16 => DType::F16,
+            other => {
+                let place = format!("{file}: tensor {name}");
+                let fix = "convert the model to one of these";
+                return Err(Error::input(place, "dtype F32, BF16 or F16", format!("{other:?}"), fix));
+            }
+        };
+        Ok(Stored { file, dtype, bytes })
+    }
+}

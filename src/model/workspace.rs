@@ -1,0 +1,214 @@
+//! The buffers of a pass: made once for a capacity, used by every batch that fits.
+
+use crate::data::packing::Packed;
+use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::kernels::gather;
+use crate::nn::{Saved, Scratch, Sizes};
+use crate::{Error, Result};
+
+use super::DecoderConfig;
+
+/// The largest batch a workspace takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Packed tokens, T.
+    pub tokens: usize,
+    /// Response tokens, R.
+    pub rows: usize,
+    /// Sequences, S.
+    pub sequences: usize,
+    /// Groups, G.
+    pub groups: usize,
+    /// Whether there is a backward pass.
+    pub training: bool,
+}
+
+impl Capacity {
+    /// The least capacity that takes each of `batches`.
+    pub fn covering<'a>(batches: impl Iterator<Item = &'a Packed>, training: bool) -> Self {
+        let mut most = Self { tokens: 1, rows: 1, sequences: 1, groups: 1, training };
+        for batch in batches {
+            most.tokens = most.tokens.max(batch.tokens.len());
+            most.rows = most.rows.max(batch.predict.len());
+            most.sequences = most.sequences.max(batch.rows.len());
+            most.groups = most.groups.max(batch.groups.len());
+        }
+        most
+    }
+}
+
+/// Logits of one chunk take at most this many elements (32 MiB), and a chunk at least 16 rows.
+const CHUNK_ELEMENTS: usize = 8 << 20;
+
+/// Rows of a logits chunk: a multiple of 64, so that chunks of any width start at bindable offsets.
+pub(crate) fn chunk_rows(vocab: usize, rows: usize) -> usize {
+    (CHUNK_ELEMENTS / vocab).clamp(1, rows.max(1)).next_multiple_of(64)
+}
+
+/// The batch that a workspace holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Batch {
+    /// T.
+    pub tokens: usize,
+    /// R.
+    pub rows: usize,
+    /// S.
+    pub sequences: usize,
+    /// G.
+    pub groups: usize,
+    /// Keys that a token sees on average.
+    pub mean_keys: usize,
+    /// Distinct token ids.
+    pub distinct_ids: usize,
+    /// Distinct tokens that predict a response token.
+    pub distinct_sources: usize,
+}
+
+/// All buffers of a pass but the parameters.
+pub struct Workspace {
+    pub(super) capacity: Capacity,
+    pub(super) batch: Batch,
+    /// `(T, 4)`: id, position, slot, visible_end.
+    pub(crate) tokens: Tensor,
+    /// `(T, 4)`: the key ranges of each token.
+    pub(crate) ranges: Tensor,
+    /// `(R, 4)`: source token, target id, sequence, 0.
+    pub(super) predict: Tensor,
+    /// `(S, 2)`: first and end row.
+    pub rows: Tensor,
+    /// `(G, 2)`: first and end sequence.
+    pub groups: Tensor,
+    /// Which rows read each token id, for the embedding's gradient.
+    pub(super) id_lists: Tensor,
+    /// Which response rows read each token, for the head's gradient.
+    pub(super) source_lists: Tensor,
+    /// The residual stream before each block, `(T, D)` each; two in turn when nothing is kept.
+    pub(super) stream: Vec<Tensor>,
+    /// One per block; one for all when nothing is kept.
+    pub(super) saved: Vec<Saved>,
+    pub(super) scratch: Scratch,
+    /// `(R, D)`: hidden states that predict.
+    pub(super) hidden: Tensor,
+    /// `(R)`
+    pub(super) hidden_rstd: Tensor,
+    /// `(R, D)`: after the last norm.
+    pub(super) normed: Tensor,
+    /// `(chunk, V)`
+    pub(crate) logits: Tensor,
+    pub(super) chunk: usize,
+    /// `(3, R)`: logp, lse, entropy.
+    pub stats: Tensor,
+    /// `(2, S)`: summed logp, entropy.
+    pub sums: Tensor,
+    /// `(S)`: the references' summed logp.
+    pub reference: Tensor,
+    /// `(S)`: dL/dlogp of a sequence's tokens.
+    pub coefficient: Tensor,
+    /// `(G, 4)`: loss, z, anchors' reward, negative's reward.
+    pub outcome: Tensor,
+    /// `(R, D)`: the gradient of `normed`.
+    pub(super) dnormed: Tensor,
+    /// `(R, D)`: the gradient of `hidden`.
+    pub(super) dhidden: Tensor,
+    /// `(T, D)`: the gradient of the residual stream.
+    pub(super) dstream: Tensor,
+}
+
+impl Workspace {
+    /// Allocates for `capacity`.
+    pub fn new(gpu: &Gpu, config: &DecoderConfig, sizes: Sizes, capacity: Capacity) -> Result<Self> {
+        let Capacity { tokens, rows, sequences, groups, training } = capacity;
+        let sizes = Sizes { tokens, ..sizes };
+        let f32s = |label, count| Tensor::new(gpu, Purpose::Activations, label, count, DType::F32);
+        let table = |label, count| Tensor::new(gpu, Purpose::Staging, label, count, DType::U32);
+        let back = |label, count: usize| f32s(label, if training { count } else { 0 });
+        let width = config.width;
+        let kept = if training { config.layers } else { 1 };
+        let streams = if training { config.layers + 1 } else { 2 };
+        let chunk = chunk_rows(config.vocab, rows);
+        Ok(Self {
+            capacity,
+            batch: Batch::default(),
+            tokens: table("tokens", 4 * tokens)?,
+            ranges: table("ranges", 4 * tokens)?,
+            predict: table("predict", 4 * rows)?,
+            rows: table("rows", 2 * sequences)?,
+            groups: table("groups", 2 * groups)?,
+            id_lists: table("id lists", if training { 3 * tokens + 1 } else { 0 })?,
+            source_lists: table("source lists", if training { 3 * rows + 1 } else { 0 })?,
+            stream: (0..streams).map(|_| f32s("residual stream", tokens * width)).collect::<Result<_>>()?,
+            saved: (0..kept).map(|_| Saved::new(gpu, &sizes)).collect::<Result<_>>()?,
+            // An adapter on the head sees rows of a chunk instead of tokens.
+            scratch: Scratch::new(gpu, &Sizes { tokens: tokens.max(chunk.min(rows)), ..sizes }, training)?,
+            hidden: f32s("hidden", rows * width)?,
+            hidden_rstd: f32s("hidden_rstd", rows)?,
+            normed: f32s("last norm", rows * width)?,
+            logits: Tensor::new(gpu, Purpose::Logits, "logits", chunk * config.vocab, DType::F32)?,
+            chunk,
+            stats: f32s("stats", 3 * rows)?,
+            sums: f32s("sums", 2 * sequences)?,
+            reference: f32s("reference", sequences)?,
+            coefficient: f32s("coefficient", sequences)?,
+            outcome: f32s("outcome", 4 * groups)?,
+            dnormed: back("dnormed", rows * width)?,
+            dhidden: back("dhidden", rows * width)?,
+            dstream: back("dstream", tokens * width)?,
+        })
+    }
+
+    /// What it can take.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// What it holds.
+    pub fn batch(&self) -> Batch {
+        self.batch
+    }
+
+    /// Declares a batch of `tokens` whose tables a sampler fills by itself.
+    pub(crate) fn resize(&mut self, tokens: usize, mean_keys: usize) {
+        self.batch = Batch { tokens, mean_keys, ..Batch::default() };
+    }
+
+    /// Loads a batch's tables. Commands recorded so far are submitted first, so that they still see the old ones.
+    ///
+    /// # Errors
+    /// When the batch exceeds the capacity.
+    pub fn load(&mut self, rec: &mut Recorder, packed: &Packed) -> Result<()> {
+        let needed = Capacity::covering([packed].into_iter(), self.capacity.training);
+        let c = self.capacity;
+        let fits = needed.tokens <= c.tokens
+            && needed.rows <= c.rows
+            && needed.sequences <= c.sequences
+            && needed.groups <= c.groups;
+        if !fits {
+            let fix = "raise max_tokens_per_batch or shorten the rows";
+            return Err(Error::input("packed batch", format!("at most {c:?}"), format!("{needed:?}"), fix));
+        }
+        rec.submit();
+        let gpu = rec.gpu();
+        self.tokens.write_u32(gpu, packed.tokens.as_flattened());
+        self.ranges.write_u32(gpu, packed.ranges.as_flattened());
+        self.predict.write_u32(gpu, packed.predict.as_flattened());
+        self.rows.write_u32(gpu, packed.rows.as_flattened());
+        self.groups.write_u32(gpu, packed.groups.as_flattened());
+        self.batch = Batch {
+            tokens: packed.tokens.len(),
+            rows: packed.predict.len(),
+            sequences: packed.rows.len(),
+            groups: packed.groups.len(),
+            mean_keys: packed.mean_keys(),
+            ..Batch::default()
+        };
+        if c.training {
+            let (list, distinct) = gather::lists(packed.tokens.iter().map(|t| t[0]));
+            self.id_lists.write_u32(gpu, &list);
+            self.batch.distinct_ids = distinct;
+            let (list, distinct) = gather::lists(packed.predict.iter().map(|p| p[0]));
+            self.source_lists.write_u32(gpu, &list);
+            self.batch.distinct_sources = distinct;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! Layers: each has a `forward` that records kernels into buffers it is given and a `backward` that mirrors it.
+//!
+//! There is no tape. What the backward pass needs lies in typed buffers ([`Saved`], one per block) and in [`Scratch`],
+//! shared by all blocks; norms' and MLPs' outputs are computed again instead of kept.
+
+mod attention;
+mod block;
+mod linear;
+mod mlp;
+mod param;
+
+pub use attention::{Attention, KvCache};
+pub use block::{Block, Saved, Scratch, Sizes};
+pub use linear::{Linear, Lora};
+pub use mlp::Mlp;
+pub use param::{Arenas, Decay, Entry, Layout, Param};
+
+use crate::gpu::Tensor;
+
+/// Whose values trained parameters have in a pass, and whether adapters take part.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// Values of all trained parameters: the policy's, or a reference's.
+    pub values: &'a Arenas,
+    /// Whether LoRA adapters are on. Off, the model is the one they were put on.
+    pub adapter: bool,
+    /// Dropout on adapter inputs: only in training passes.
+    pub dropout: Option<Dropout>,
+}
+
+/// The counters of a pass's dropout masks.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    /// The micro-batch, counted over the run.
+    pub step: u32,
+    /// The run's seed.
+    pub seed: u32,
+}
+
+/// A packed batch's tables on the device.
+pub struct Tables<'a> {
+    /// `(T, 4)`: id, position, slot, visible_end.
+    pub tokens: &'a Tensor,
+    /// `(T, 4)`: attention's key ranges.
+    pub ranges: &'a Tensor,
+    /// `(P, head_dim / 2, 2)`: cosines and sines.
+    pub rope: &'a Tensor,
+    /// T.
+    pub count: usize,
+    /// Keys that a token sees on average, for cost estimates.
+    pub mean_keys: usize,
+}

@@ -1,0 +1,166 @@
+//! Trainable parameters in a few flat arenas: one optimizer dispatch, one norm reduction and one copy for each arena.
+
+use crate::Result;
+use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+
+/// Elements of an arena at most: 128 MiB of f32, WebGPU's default limit for one binding.
+const MAX_ARENA: usize = 32 << 20;
+/// Tensors start at multiples of this many elements, so that each can be bound by itself.
+const ALIGN: usize = 64;
+
+/// Which parameters AdamW decays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decay {
+    /// Matrices only, as Hugging Face's Trainer: no biases, no norms.
+    Matrices,
+    /// Everything.
+    All,
+}
+
+/// Where one trained tensor lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its Hugging Face (or PEFT) name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The arena.
+    pub arena: usize,
+    /// Its first element there.
+    pub offset: usize,
+}
+
+impl Entry {
+    /// Number of elements.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Which tensors are trained, and their places. Values, gradients, moments and references all share one layout.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    entries: Vec<Entry>,
+    /// Elements and whether weight decay applies, of each arena.
+    arenas: Vec<(usize, bool)>,
+    decay: Decay,
+}
+
+impl Layout {
+    /// An empty layout.
+    pub fn new(decay: Decay) -> Self {
+        Self { entries: Vec::new(), arenas: Vec::new(), decay }
+    }
+
+    /// Adds a tensor.
+    pub fn add(&mut self, name: String, shape: Vec<usize>) -> Param {
+        let count = shape.iter().product::<usize>();
+        let padded = count.next_multiple_of(ALIGN);
+        let decays = self.decay == Decay::All || shape.len() > 1;
+        let open = self.arenas.iter().position(|&(used, d)| d == decays && used + padded <= MAX_ARENA);
+        let arena = open.unwrap_or_else(|| {
+            self.arenas.push((0, decays));
+            self.arenas.len() - 1
+        });
+        let offset = self.arenas[arena].0;
+        self.arenas[arena].0 += padded;
+        self.entries.push(Entry { name, shape, arena, offset });
+        Param::Trained { arena, offset, count }
+    }
+
+    /// All tensors, in the order they were added.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Elements and whether weight decay applies, of each arena.
+    pub fn arenas(&self) -> &[(usize, bool)] {
+        &self.arenas
+    }
+
+    /// Trainable elements, padding left out.
+    pub fn count(&self) -> usize {
+        self.entries.iter().map(Entry::count).sum()
+    }
+}
+
+/// One value for each trained element: parameters, gradients, moments, or a reference's snapshot.
+#[derive(Clone)]
+pub struct Arenas(Vec<Tensor>);
+
+impl Arenas {
+    /// Zeroed arenas for `layout`.
+    ///
+    /// # Errors
+    /// When a tensor exceeds the adapter's binding limit.
+    pub fn new(gpu: &Gpu, layout: &Layout, purpose: Purpose, label: &str) -> Result<Self> {
+        let make = |(i, &(count, _)): (usize, &(usize, bool))| {
+            Tensor::new(gpu, purpose, &format!("{label} {i}"), count, DType::F32)
+        };
+        layout.arenas.iter().enumerate().map(make).collect::<Result<_>>().map(Self)
+    }
+
+    /// The arenas themselves.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.0
+    }
+
+    /// The tensor of an entry.
+    pub fn of(&self, entry: &Entry) -> Tensor {
+        self.0[entry.arena].slice(entry.offset, entry.count())
+    }
+
+    /// Records a copy of everything into `target`.
+    pub fn copy_to(&self, rec: &mut Recorder, target: &Arenas) {
+        for (from, to) in self.0.iter().zip(&target.0) {
+            from.copy_to(rec, to);
+        }
+    }
+
+    /// Records zeroing.
+    pub fn clear(&self, rec: &mut Recorder) {
+        for arena in &self.0 {
+            arena.clear(rec);
+        }
+    }
+
+    /// Reads every tensor back, in the layout's order.
+    pub async fn read(&self, gpu: &Gpu, layout: &Layout) -> Result<Vec<Vec<f32>>> {
+        let mut arenas = Vec::new();
+        for arena in &self.0 {
+            arenas.push(arena.read_f32(gpu).await?);
+        }
+        Ok(layout.entries.iter().map(|e| arenas[e.arena][e.offset..e.offset + e.count()].to_vec()).collect())
+    }
+}
+
+/// A parameter: frozen in a buffer of its own, or trained in an arena.
+#[derive(Clone)]
+pub enum Param {
+    /// As loaded; no gradient, no moments.
+    Frozen(Tensor),
+    /// In the arenas, f32.
+    Trained {
+        /// The arena.
+        arena: usize,
+        /// First element.
+        offset: usize,
+        /// Elements.
+        count: usize,
+    },
+}
+
+impl Param {
+    /// Its tensor, given the values (or gradients) of trained parameters.
+    pub fn in_arenas(&self, arenas: &Arenas) -> Tensor {
+        match *self {
+            Self::Frozen(ref tensor) => tensor.clone(),
+            Self::Trained { arena, offset, count } => arenas.0[arena].slice(offset, count),
+        }
+    }
+
+    /// Its gradient's tensor; `None` when frozen.
+    pub fn gradient(&self, gradients: &Arenas) -> Option<Tensor> {
+        matches!(self, Self::Trained { .. }).then(|| self.in_arenas(gradients))
+    }
+}

@@ -1,0 +1,94 @@
+//! AdamW over the arenas, global-norm clipping, learning-rate schedules.
+
+mod schedule;
+
+pub use schedule::Schedule;
+
+use crate::Result;
+use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::kernels::adamw::{self, State, Step};
+use crate::kernels::sum_squares::{self, PARTIALS};
+use crate::nn::{Arenas, Layout};
+
+/// AdamW's settings that stay the same over a run; Hugging Face's names.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Decay of the mean gradient.
+    pub adam_beta1: f64,
+    /// Decay of the mean squared gradient.
+    pub adam_beta2: f64,
+    /// Added to the denominator.
+    pub adam_epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients with a larger global norm are scaled down to it; 0 turns clipping off.
+    pub max_grad_norm: f64,
+}
+
+/// Gradients, moments and the step count of a run.
+pub struct Optimizer {
+    settings: AdamW,
+    gradients: Arenas,
+    first: Arenas,
+    second: Arenas,
+    partials: Tensor,
+    clip: Tensor,
+    steps: u64,
+}
+
+impl Optimizer {
+    /// Zeroed gradients and moments for `layout`.
+    pub fn new(gpu: &Gpu, layout: &Layout, settings: AdamW) -> Result<Self> {
+        let partials = layout.arenas().len() * PARTIALS;
+        Ok(Self {
+            settings,
+            gradients: Arenas::new(gpu, layout, Purpose::Gradients, "gradients")?,
+            first: Arenas::new(gpu, layout, Purpose::Moments, "first moments")?,
+            second: Arenas::new(gpu, layout, Purpose::Moments, "second moments")?,
+            partials: Tensor::new(gpu, Purpose::Staging, "norm partials", partials, DType::F32)?,
+            clip: Tensor::new(gpu, Purpose::Staging, "clip", 2, DType::F32)?,
+            steps: 0,
+        })
+    }
+
+    /// Where backward passes add their gradients.
+    pub fn gradients(&self) -> &Arenas {
+        &self.gradients
+    }
+
+    /// `(2)`: the last step's gradient norm before clipping, and the factor that clipping gave.
+    pub fn clip(&self) -> &Tensor {
+        &self.clip
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Records a step on `values` with learning rate `lr`, and zeroes the gradients.
+    pub fn step(&mut self, rec: &mut Recorder, layout: &Layout, values: &Arenas, lr: f64) -> Result<()> {
+        self.steps += 1;
+        let sizes = layout.arenas();
+        for (i, gradient) in self.gradients.tensors().iter().enumerate() {
+            sum_squares::forward(rec, gradient, &self.partials, i, sizes[i].0)?;
+        }
+        let s = self.settings;
+        sum_squares::clip_scale(rec, &self.partials, &self.clip, sizes.len(), s.max_grad_norm as f32)?;
+        for (i, &(count, decays)) in sizes.iter().enumerate() {
+            let step = Step {
+                lr,
+                beta1: s.adam_beta1,
+                beta2: s.adam_beta2,
+                eps: s.adam_epsilon,
+                weight_decay: if decays { s.weight_decay } else { 0.0 },
+                t: self.steps,
+            };
+            let [w, g, m, v] =
+                [values, &self.gradients, &self.first, &self.second].map(|arenas| &arenas.tensors()[i]);
+            adamw::step(rec, step, &self.clip, State { w, m, v, g }, count)?;
+        }
+        self.gradients.clear(rec);
+        Ok(())
+    }
+}

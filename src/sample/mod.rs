@@ -1,0 +1,342 @@
+//! Sampling on the device: many prompts at once, a prompt's keys and values shared by all its samples.
+//!
+//! A draw is counter-based on (seed, prompt, sample, step): results do not depend on which rows share a batch, nor on when
+//! finished rows leave it. The host looks at the drawn ids every few steps only.
+
+use std::collections::VecDeque;
+
+use crate::data::packing::{Group, Packed};
+use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::kernels::sample::{self as kernel, NONE, Rows};
+use crate::model::{Capacity, Decoder, Workspace, chunk_rows};
+use crate::nn::{KvCache, Pass};
+use crate::{Error, Result};
+
+pub use kernel::{MAX_ENDS, Settings};
+
+/// A prompt and how many answers to draw for it.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The prompt's tokens; at least one.
+    pub prompt: &'a [u32],
+    /// The first answer's number: part of its random counter.
+    pub first_sample: u32,
+    /// Answers.
+    pub samples: usize,
+    /// The prompt's number: part of the random counter.
+    pub index: u32,
+}
+
+/// One drawn answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Its tokens; the last is an end token unless it was cut.
+    pub ids: Vec<u32>,
+    /// Whether it ended by itself, not at the length limit.
+    pub ended: bool,
+}
+
+/// Prompt tokens that are prefilled together, unless one prompt alone is longer.
+const PREFILL_TOKENS: usize = 1536;
+/// Rows decoded together at most.
+const MAX_ROWS: usize = 192;
+/// Steps between two looks of the host.
+const SYNC_STEPS: usize = 8;
+
+/// What a sampler tells its caller: answers finished and tokens drawn since the last word.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
+
+/// Draws answers for all requests. Returned in the requests' order, samples in theirs.
+///
+/// # Errors
+/// A prompt that leaves no room in the context, or non-finite logits.
+pub async fn generate(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    pass: Pass<'_>,
+    requests: &[Request<'_>],
+    settings: &Settings,
+    progress: Progress<'_>,
+) -> Result<Vec<Vec<Answer>>> {
+    let most = settings.max_new_tokens as usize;
+    for request in requests {
+        decoder.check_context(&format!("prompt {}", request.index), request.prompt.len() + most)?;
+    }
+    let max_rows = chunk_rows(decoder.config().vocab, MAX_ROWS).min(MAX_ROWS);
+    let mut waiting: VecDeque<(usize, Request)> = requests
+        .iter()
+        .enumerate()
+        .flat_map(|(i, request)| pieces(request, max_rows).into_iter().map(move |piece| (i, piece)))
+        .collect();
+    let mut answers: Vec<Vec<Answer>> = requests.iter().map(|_| Vec::new()).collect();
+    let mut wave_buffers: Option<Wave> = None;
+    while !waiting.is_empty() {
+        let wave = next_wave(&mut waiting, max_rows);
+        let shape = Shape::of(&wave, most);
+        let buffers = match wave_buffers.take().filter(|b| b.shape.takes(&shape)) {
+            Some(buffers) => buffers,
+            None => Wave::new(gpu, decoder, shape)?,
+        };
+        let buffers = wave_buffers.insert(buffers);
+        for (i, answer) in buffers.run(gpu, decoder, pass, &wave, settings, &mut *progress).await? {
+            answers[i].push(answer);
+        }
+    }
+    Ok(answers)
+}
+
+/// A request of more samples than fit at once, in parts.
+fn pieces<'a>(request: &Request<'a>, max_rows: usize) -> Vec<Request<'a>> {
+    (0..request.samples)
+        .step_by(max_rows)
+        .map(|done| Request {
+            first_sample: request.first_sample + done as u32,
+            samples: max_rows.min(request.samples - done),
+            ..request.clone()
+        })
+        .collect()
+}
+
+/// Takes requests while they fit: in rows and, beyond the first, in prompt tokens.
+fn next_wave<'a>(waiting: &mut VecDeque<(usize, Request<'a>)>, max_rows: usize) -> Vec<(usize, Request<'a>)> {
+    let (mut wave, mut rows, mut tokens) = (Vec::new(), 0, 0);
+    while let Some((_, request)) = waiting.front() {
+        rows += request.samples;
+        tokens += request.prompt.len();
+        if !wave.is_empty() && (rows > max_rows || tokens > PREFILL_TOKENS) {
+            break;
+        }
+        wave.extend(waiting.pop_front());
+    }
+    wave
+}
+
+/// Sizes of a wave's buffers.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    rows: usize,
+    prompt_tokens: usize,
+    max_new: usize,
+}
+
+impl Shape {
+    fn of(wave: &[(usize, Request)], max_new: usize) -> Self {
+        Self {
+            rows: wave.iter().map(|(_, r)| r.samples).sum(),
+            prompt_tokens: wave.iter().map(|(_, r)| r.prompt.len()).sum(),
+            max_new,
+        }
+    }
+
+    fn takes(&self, other: &Shape) -> bool {
+        self.rows >= other.rows && self.prompt_tokens >= other.prompt_tokens && self.max_new >= other.max_new
+    }
+}
+
+/// A row being decoded, as the host knows it.
+struct Row {
+    request: usize,
+    index: u32,
+    sample: u32,
+    prompt: [u32; 2],
+    /// The cache slot of its first token.
+    segment: u32,
+    ids: Vec<u32>,
+    seen: Option<Vec<u32>>,
+}
+
+/// The buffers of a wave.
+struct Wave {
+    shape: Shape,
+    prefill: Workspace,
+    decode: Workspace,
+    caches: Vec<KvCache>,
+    /// `(rows)`: which hidden state predicts a row's next token.
+    source: Tensor,
+    /// `(rows)`: 0, 1, 2...
+    own: Tensor,
+    seen: Tensor,
+    state: Tensor,
+    history: Tensor,
+}
+
+impl Wave {
+    fn new(gpu: &Gpu, decoder: &Decoder, shape: Shape) -> Result<Self> {
+        let Shape { rows, prompt_tokens, max_new } = shape;
+        let capacity = |tokens| Capacity { tokens, rows, sequences: 1, groups: 1, training: false };
+        let table = |label, count| Tensor::new(gpu, Purpose::Staging, label, count, DType::U32);
+        let own: Vec<u32> = (0..rows as u32).collect();
+        Ok(Self {
+            shape,
+            prefill: decoder.workspace(gpu, Capacity { rows: rows.max(1), ..capacity(prompt_tokens) })?,
+            decode: decoder.workspace(gpu, capacity(rows))?,
+            caches: decoder.caches(gpu, prompt_tokens + rows * max_new)?,
+            source: table("row sources", rows)?,
+            own: Tensor::from_u32(gpu, Purpose::Staging, "row numbers", &own)?,
+            seen: table("seen ids", rows * decoder.config().vocab.div_ceil(32))?,
+            state: table("row state", 4 * rows)?,
+            history: table("drawn ids", rows * SYNC_STEPS)?,
+        })
+    }
+
+    /// Decodes a wave to its end. Returns (request, answer) in row order.
+    async fn run(
+        &mut self,
+        gpu: &Gpu,
+        decoder: &Decoder,
+        pass: Pass<'_>,
+        wave: &[(usize, Request<'_>)],
+        settings: &Settings,
+        progress: Progress<'_>,
+    ) -> Result<Vec<(usize, Answer)>> {
+        let mut rec = Recorder::new(gpu);
+        let vocab = decoder.config().vocab;
+        let (mut rows, sources) = self.rows_of(wave, settings, vocab);
+        let groups: Vec<Group> =
+            wave.iter().map(|(_, r)| Group { prompt: r.prompt, responses: Vec::new() }).collect();
+        self.prefill.load(&mut rec, &Packed::new(&groups))?;
+        self.source.write_u32(gpu, &sources);
+        let mut done: Vec<Option<Answer>> = rows.iter().map(|_| None).collect();
+        let mut live: Vec<usize> = (0..rows.len()).collect();
+        self.load_rows(gpu, &rows, &live);
+        let hidden = decoder.hidden(&mut rec, pass, &self.prefill, Some(&self.caches))?;
+        decoder.next_logits(&mut rec, pass, &self.prefill, hidden, &self.source, rows.len())?;
+        self.draw(&mut rec, settings, &self.prefill, (rows.len(), vocab), 0)?;
+        let mut column = 1;
+        loop {
+            // Until the next look: never past the length limit, where all rows are done.
+            let drawn = live.first().map_or(0, |&r| rows[r].ids.len());
+            while column < SYNC_STEPS && drawn + column < settings.max_new_tokens as usize {
+                let hidden = decoder.hidden(&mut rec, pass, &self.decode, Some(&self.caches))?;
+                decoder.next_logits(&mut rec, pass, &self.decode, hidden, &self.own, live.len())?;
+                self.draw(&mut rec, settings, &self.decode, (live.len(), vocab), column)?;
+                column += 1;
+            }
+            rec.submit();
+            let history = self.history.slice(0, live.len() * SYNC_STEPS).read_u32(gpu).await?;
+            let tokens = collect(&mut rows, &live, &history, column, vocab)?;
+            let before = live.len();
+            live.retain(|&r| {
+                done[r] = finished(&rows[r], settings);
+                done[r].is_none()
+            });
+            progress(before - live.len(), tokens)?;
+            if live.is_empty() {
+                break;
+            }
+            if live.len() < before {
+                self.load_rows(gpu, &rows, &live);
+            }
+            self.decode.resize(live.len(), self.mean_keys(&rows, &live));
+            column = 0;
+        }
+        Ok(rows.iter().zip(done).filter_map(|(row, answer)| Some((row.request, answer?))).collect())
+    }
+
+    fn mean_keys(&self, rows: &[Row], live: &[usize]) -> usize {
+        let keys = |r: &Row| (r.prompt[1] - r.prompt[0]) as usize + r.ids.len() + SYNC_STEPS;
+        live.iter().map(|&r| keys(&rows[r])).sum::<usize>() / live.len().max(1)
+    }
+
+    /// The wave's rows, and which prompt token predicts the first token of each.
+    fn rows_of(&self, wave: &[(usize, Request)], settings: &Settings, vocab: usize) -> (Vec<Row>, Vec<u32>) {
+        let (mut rows, mut sources) = (Vec::new(), Vec::new());
+        let mut start = 0;
+        let after_prompts: u32 = wave.iter().map(|(_, r)| r.prompt.len() as u32).sum();
+        for (request, r) in wave {
+            let end = start + r.prompt.len() as u32;
+            let seen = (settings.repetition_penalty != 1.0).then(|| bits(r.prompt, vocab));
+            for sample in 0..r.samples as u32 {
+                sources.push(end - 1);
+                rows.push(Row {
+                    request: *request,
+                    index: r.index,
+                    sample: r.first_sample + sample,
+                    prompt: [start, end],
+                    segment: after_prompts + rows.len() as u32 * settings.max_new_tokens,
+                    ids: Vec::new(),
+                    seen: seen.clone(),
+                });
+            }
+            start = end;
+        }
+        (rows, sources)
+    }
+
+    /// Uploads the tables of the live rows: each stands before drawing its next token.
+    fn load_rows(&mut self, gpu: &Gpu, rows: &[Row], live: &[usize]) {
+        let (mut tokens, mut ranges, mut state, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for row in live.iter().map(|&r| &rows[r]) {
+            let [start, end] = row.prompt;
+            let drawn = row.ids.len() as u32;
+            // The kernel moves position, slot and range on after every draw; before the first they stand one short.
+            let id = row.ids.last().copied().unwrap_or(0);
+            let at = (end - start + drawn).wrapping_sub(1);
+            tokens.push([id, at, (row.segment + drawn).wrapping_sub(1), 0]);
+            ranges.push([start, end, row.segment, row.segment + drawn]);
+            state.push([row.index, row.sample, drawn, 0]);
+            seen.extend(row.seen.iter().flatten());
+        }
+        self.decode.tokens.write_u32(gpu, tokens.as_flattened());
+        self.decode.ranges.write_u32(gpu, ranges.as_flattened());
+        self.state.write_u32(gpu, state.as_flattened());
+        self.seen.write_u32(gpu, &seen);
+        self.decode.resize(live.len(), self.mean_keys(rows, live));
+    }
+
+    fn draw(
+        &self,
+        rec: &mut Recorder,
+        settings: &Settings,
+        logits: &Workspace,
+        size: (usize, usize),
+        column: usize,
+    ) -> Result<()> {
+        let rows = Rows {
+            logits: &logits.logits,
+            seen: &self.seen,
+            state: &self.state,
+            tokens: &self.decode.tokens,
+            ranges: &self.decode.ranges,
+            history: &self.history,
+        };
+        kernel::forward(rec, settings, rows, size, (column, SYNC_STEPS))
+    }
+}
+
+/// The ids of a prompt as bits.
+fn bits(prompt: &[u32], vocab: usize) -> Vec<u32> {
+    let mut words = vec![0; vocab.div_ceil(32)];
+    prompt.iter().for_each(|&id| words[id as usize / 32] |= 1 << (id % 32));
+    words
+}
+
+/// Takes the drawn ids over into the rows. Returns how many there were.
+fn collect(rows: &mut [Row], live: &[usize], history: &[u32], columns: usize, vocab: usize) -> Result<usize> {
+    let mut count = 0;
+    for (drawn, &r) in history.chunks_exact(SYNC_STEPS).zip(live) {
+        for &id in drawn[..columns].iter().take_while(|&&id| id != NONE) {
+            if id as usize >= vocab {
+                break;
+            }
+            rows[r].ids.push(id);
+            if let Some(seen) = &mut rows[r].seen {
+                seen[id as usize / 32] |= 1 << (id % 32);
+            }
+            count += 1;
+        }
+        if drawn[0] == NONE {
+            return Err(Error::Gpu {
+                doing: "sampling".into(),
+                message: format!("prompt {}: the logits hold no finite number", rows[r].index),
+            });
+        }
+    }
+    Ok(count)
+}
+
+fn finished(row: &Row, settings: &Settings) -> Option<Answer> {
+    let ended = row.ids.last().is_some_and(|id| settings.ends.contains(id));
+    let cut = row.ids.len() >= settings.max_new_tokens as usize;
+    (ended || cut).then(|| Answer { ids: row.ids.clone(), ended })
+}

@@ -1,0 +1,162 @@
+//! Attention over packed batches with shared prompts, forward and backward, and over a sampler's cache.
+
+use super::bench::{Output, floats, values, words};
+use super::{Check, Depth, Failure, Outcome, check};
+use crate::gpu::{Gpu, Recorder};
+use crate::kernels::attention::{self, Saved, Shape};
+use crate::reference;
+
+pub(super) fn checks() -> Vec<Check> {
+    vec![
+        check!("attention_forward", forward),
+        check!("attention_backward", backward),
+        check!("attention_over_a_cache", over_a_cache),
+    ]
+}
+
+/// Query heads, kv heads, head_dim, and the factor on q: large scores make the running maximum move.
+const SHAPES: [(usize, usize, usize, f64); 7] = [
+    (4, 2, 8, 8.0),
+    (3, 1, 64, 1.0),
+    (1, 1, 4, 1.0),
+    (9, 3, 16, 1.0),
+    (2, 2, 96, 4.0),
+    (6, 2, 4, 32.0),
+    (8, 1, 16, 2.0),
+];
+
+/// Groups of a batch: the prompt's length and those of its responses. A plain sequence is a prompt without responses.
+const BATCHES: [&[(u32, &[u32])]; 3] =
+    [&[(5, &[3, 1, 7]), (1, &[2, 2]), (9, &[])], &[(1, &[])], &[(40, &[17, 30, 1, 1, 9]), (13, &[64]), (0, &[5, 6])]];
+
+/// The key ranges of every token of a packed batch.
+fn ranges(batch: &[(u32, &[u32])]) -> Vec<[u32; 4]> {
+    let mut all: Vec<[u32; 4]> = Vec::new();
+    for &(prompt, responses) in batch {
+        let start = all.len() as u32;
+        all.extend((start..start + prompt).map(|t| [0, 0, start, t + 1]));
+        for &length in responses {
+            let first = all.len() as u32;
+            all.extend((first..first + length).map(|t| [start, start + prompt, first, t + 1]));
+        }
+    }
+    all
+}
+
+/// One layer on one batch: inputs, and what the reference makes of them.
+struct Case {
+    shape: Shape,
+    params: reference::attention::Params,
+    ranges: Vec<[u32; 4]>,
+    q: Vec<f64>,
+    k: Vec<f64>,
+    v: Vec<f64>,
+    o: Vec<f64>,
+    lse: Vec<f64>,
+    what: String,
+}
+
+impl Case {
+    fn new((heads, kv_heads, head_dim, size): (usize, usize, usize, f64), ranges: Vec<[u32; 4]>, keys: usize) -> Self {
+        let queries = ranges.len();
+        let shape = Shape { queries, heads, kv_heads, head_dim, mean_keys: 10 };
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        let params = reference::attention::Params { heads, kv_heads, head_dim, scale };
+        let q = values(1, queries * heads * head_dim, size);
+        let (k, v) = (values(2, keys * kv_heads * head_dim, 1.0), values(3, keys * kv_heads * head_dim, 1.0));
+        let (o, lse) = reference::attention::forward(params, &q, &k, &v, &ranges);
+        let what = format!("T={queries} S={keys} H={heads} G={kv_heads} head_dim={head_dim} |q|<{size}");
+        Self { shape, params, ranges, q, k, v, o, lse, what }
+    }
+
+    async fn forward(&self, gpu: &Gpu) -> Outcome {
+        let (o, lse) = (Output::fresh(gpu, self.o.len())?, Output::fresh(gpu, self.lse.len())?);
+        let (q, k, v) = (floats(gpu, &self.q)?, floats(gpu, &self.k)?, floats(gpu, &self.v)?);
+        let ranges = words(gpu, self.ranges.as_flattened())?;
+        let mut rec = Recorder::new(gpu);
+        attention::forward(&mut rec, &q, &k, &v, &ranges, &o.tensor, &lse.tensor, self.shape)?;
+        rec.submit();
+        o.expect(gpu, format!("o, {}", self.what), &self.o).await?;
+        lse.expect(gpu, format!("lse, {}", self.what), &self.lse).await
+    }
+
+    async fn backward(&self, gpu: &Gpu) -> Outcome {
+        let dout = values(4, self.o.len(), 1.0);
+        let saved = reference::attention::Saved {
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            o: &self.o,
+            lse: &self.lse,
+            ranges: &self.ranges,
+        };
+        let (dq, dk, dv) = reference::attention::backward(self.params, &dout, saved);
+        let ends = reference::attention::visible_end(&self.ranges).map_err(Failure)?;
+        let tokens: Vec<u32> = ends.iter().flat_map(|&end| [u32::MAX, u32::MAX, u32::MAX, end]).collect();
+        let mut stats = self.lse.clone();
+        stats.resize(2 * self.lse.len(), f64::NAN);
+        let stats = Output::holding(gpu, &stats)?;
+        let (q, k, v, o) =
+            (floats(gpu, &self.q)?, floats(gpu, &self.k)?, floats(gpu, &self.v)?, floats(gpu, &self.o)?);
+        let (ranges, tokens, d_o) = (words(gpu, self.ranges.as_flattened())?, words(gpu, &tokens)?, floats(gpu, &dout)?);
+        let outputs = [Output::fresh(gpu, dq.len())?, Output::fresh(gpu, dk.len())?, Output::fresh(gpu, dv.len())?];
+        let mut rec = Recorder::new(gpu);
+        let saved =
+            Saved { q: &q, k: &k, v: &v, o: &o, stats: &stats.tensor, ranges: &ranges, tokens: &tokens };
+        let [dq_out, dk_out, dv_out] = outputs.each_ref().map(|output| &output.tensor);
+        attention::backward(&mut rec, saved, &d_o, dq_out, dk_out, dv_out, self.shape)?;
+        rec.submit();
+        let mut rows = self.lse.clone();
+        rows.extend(reference::attention::delta(self.params, &dout, &self.o));
+        stats.expect(gpu, format!("stats, {}", self.what), &rows).await?;
+        for (name, output, expected) in [("dv", &outputs[2], dv), ("dk", &outputs[1], dk), ("dq", &outputs[0], dq)] {
+            output.expect(gpu, format!("{name}, {}", self.what), &expected).await?;
+        }
+        Ok(())
+    }
+}
+
+fn packed(depth: Depth) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &shape in depth.of(&SHAPES) {
+        for batch in BATCHES {
+            let ranges = ranges(batch);
+            let keys = ranges.len();
+            cases.push(Case::new(shape, ranges, keys));
+        }
+    }
+    cases
+}
+
+async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
+    for case in packed(depth) {
+        case.forward(gpu).await?;
+    }
+    Ok(())
+}
+
+async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
+    for case in packed(depth) {
+        case.backward(gpu).await?;
+    }
+    Ok(())
+}
+
+/// One new token per row: prompts shared by rows, a segment of the cache for each, more slots than rows.
+async fn over_a_cache(gpu: &Gpu, depth: Depth) -> Outcome {
+    let ranges = vec![
+        [0, 20, 40, 41],
+        [0, 20, 56, 72],
+        [20, 33, 72, 75],
+        [20, 33, 88, 93],
+        // No prompt, no segment, and a range that ends with the cache.
+        [5, 5, 90, 100],
+        [33, 40, 0, 0],
+        [0, 1, 99, 100],
+    ];
+    for &shape in depth.of(&SHAPES) {
+        Case::new(shape, ranges.clone(), 100).forward(gpu).await?;
+        Case::new(shape, vec![[0, 100, 0, 0]], 100).forward(gpu).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! What the checks share: tensors from reference values, and outputs that show what a kernel forgot or overran.
+
+use std::fmt::Display;
+
+use super::{Failure, Outcome, agree};
+use crate::Result;
+use crate::gpu::{DType, Gpu, Purpose, Tensor};
+use crate::reference::rng;
+
+/// Elements behind every output that a kernel must leave alone. Kernels on whole vec4s may fill the last one.
+const GUARD: usize = 8;
+
+/// `n` values in [-size, size), exact in f32 when `size` is a power of two.
+pub(super) fn values(seed: u32, n: usize, size: f64) -> Vec<f64> {
+    rng::values(seed, n).into_iter().map(|v| f64::from((v * size) as f32)).collect()
+}
+
+/// A number below `bound`, from counters.
+pub(super) fn below(bound: u32, seed: u32, counter: u32) -> u32 {
+    rng::pcg4d([counter, seed, 7, 7])[0] % bound
+}
+
+fn narrow(data: &[f64]) -> Vec<f32> {
+    data.iter().map(|&v| v as f32).collect()
+}
+
+/// An f32 tensor of reference values.
+pub(super) fn floats(gpu: &Gpu, data: &[f64]) -> Result<Tensor> {
+    Tensor::from_f32(gpu, Purpose::Staging, "selftest input", &narrow(data))
+}
+
+/// A u32 tensor.
+pub(super) fn words(gpu: &Gpu, data: &[u32]) -> Result<Tensor> {
+    Tensor::from_u32(gpu, Purpose::Staging, "selftest table", data)
+}
+
+/// `data` rounded to `dtype`: the tensor, and the values it holds.
+pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, Vec<f64>)> {
+    let (bytes, held): (Vec<u8>, Vec<f64>) = match dtype {
+        DType::F32 | DType::U32 => return Ok((floats(gpu, data)?, data.to_vec())),
+        DType::Bf16 => {
+            let held: Vec<half::bf16> = data.iter().map(|&v| half::bf16::from_f64(v)).collect();
+            (held.iter().flat_map(|v| v.to_le_bytes()).collect(), held.iter().map(|v| v.to_f64()).collect())
+        }
+        DType::F16 => {
+            let held: Vec<half::f16> = data.iter().map(|&v| half::f16::from_f64(v)).collect();
+            (held.iter().flat_map(|v| v.to_le_bytes()).collect(), held.iter().map(|v| v.to_f64()).collect())
+        }
+    };
+    Ok((Tensor::from_bytes(gpu, Purpose::Staging, "selftest weights", &bytes, dtype)?, held))
+}
+
+/// A tensor that a kernel writes, with a guard behind it.
+pub(super) struct Output {
+    /// What the kernel is given.
+    pub tensor: Tensor,
+    len: usize,
+}
+
+impl Output {
+    /// Full of NaN: an element that the kernel forgets cannot agree.
+    pub fn fresh(gpu: &Gpu, len: usize) -> Result<Self> {
+        Self::holding(gpu, &vec![f64::NAN; len])
+    }
+
+    /// Full of known values, for a kernel that adds or works in place.
+    pub fn holding(gpu: &Gpu, earlier: &[f64]) -> Result<Self> {
+        let mut data = narrow(earlier);
+        data.resize(earlier.len() + GUARD, f32::NAN);
+        let tensor = Tensor::from_f32(gpu, Purpose::Staging, "selftest output", &data)?;
+        Ok(Self { tensor, len: earlier.len() })
+    }
+
+    /// The elements, once the guard has been found whole.
+    pub async fn read(&self, gpu: &Gpu, what: impl Display) -> std::result::Result<Vec<f32>, Failure> {
+        let mut data = self.tensor.read_f32(gpu).await?;
+        if let Some(i) = (self.len.next_multiple_of(4)..data.len()).find(|&i| !data[i].is_nan()) {
+            return Err(Failure(format!("{what}: index {i}: written past the end, {}", self.len)));
+        }
+        data.truncate(self.len);
+        Ok(data)
+    }
+
+    /// Fails unless the elements agree with `expected`.
+    pub async fn expect(&self, gpu: &Gpu, what: impl Display, expected: &[f64]) -> Outcome {
+        agree(&what, &self.read(gpu, &what).await?, expected)
+    }
+}
+
+/// The bits of `data`: equality of floats by value calls +0 and -0 equal and NaN unequal to itself.
+pub(super) fn bits(data: &[f32]) -> Vec<u32> {
+    data.iter().map(|v| v.to_bits()).collect()
+}

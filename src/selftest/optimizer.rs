@@ -1,0 +1,73 @@
+//! The gradient norm, its clipping, and AdamW over several steps.
+
+use super::bench::{Output, floats, values};
+use super::{Check, Depth, Outcome, check};
+use crate::gpu::{Gpu, Recorder};
+use crate::kernels::adamw::{self, State, Step};
+use crate::kernels::sum_squares::{self, PARTIALS};
+use crate::reference;
+
+pub(super) fn checks() -> Vec<Check> {
+    vec![check!("sum_squares", norm), check!("adamw", steps)]
+}
+
+/// The norm over all `counts` together, and the scale for a limit below it, above it and absent.
+async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
+    let arenas: [&[usize]; 5] = [&[1025, 3], &[1], &[5, 1024, 4099], &[1023], &[64, 1, 1, 7]];
+    for &counts in depth.of(&arenas) {
+        let gradients: Vec<Vec<f64>> = counts.iter().zip(1..).map(|(&count, seed)| values(seed, count, 2.0)).collect();
+        let partials = Output::fresh(gpu, counts.len() * PARTIALS)?;
+        let mut rec = Recorder::new(gpu);
+        for (index, gradient) in gradients.iter().enumerate() {
+            sum_squares::forward(&mut rec, &floats(gpu, gradient)?, &partials.tensor, index, gradient.len())?;
+        }
+        let all: f64 = gradients.iter().map(|gradient| reference::sum_squares::forward(gradient)).sum();
+        let mut results = Vec::new();
+        for max_norm in [0.0, 1.0, 1e6] {
+            let result = Output::fresh(gpu, 2)?;
+            sum_squares::clip_scale(&mut rec, &partials.tensor, &result.tensor, counts.len(), max_norm)?;
+            results.push((max_norm, result));
+        }
+        rec.submit();
+        for (max_norm, result) in results {
+            let scale =
+                if max_norm == 0.0 { 1.0 } else { reference::sum_squares::clip_scale(all, f64::from(max_norm)) };
+            result.expect(gpu, format!("norm and scale, {counts:?} max_norm={max_norm}"), &[all.sqrt(), scale]).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn steps(gpu: &Gpu, depth: Depth) -> Outcome {
+    for &count in depth.of(&[257, 3, 1, 4, 5, 1031]) {
+        for (lr, weight_decay, scale) in [(1e-2, 0.0, 1.0), (3e-3, 0.1, 0.25)] {
+            let what = format!("count={count} lr={lr} decay={weight_decay} scale={scale}");
+            let (mut w, mut m, mut v) = (values(1, count, 1.0), vec![0.0; count], vec![0.0; count]);
+            let outputs = [Output::holding(gpu, &w)?, Output::holding(gpu, &m)?, Output::holding(gpu, &v)?];
+            let [w_out, m_out, v_out] = outputs.each_ref().map(|output| &output.tensor);
+            let clip = floats(gpu, &[f64::NAN, scale])?;
+            let mut rec = Recorder::new(gpu);
+            for t in 1..=5 {
+                let g = values(10 + t, count, 4.0);
+                let params = reference::adamw::Params {
+                    lr,
+                    beta1: 0.9,
+                    beta2: 0.999,
+                    eps: 1e-8,
+                    weight_decay,
+                    step: t,
+                    scale,
+                };
+                reference::adamw::step(params, &mut w, &g, &mut m, &mut v);
+                let step = Step { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay, t: u64::from(t) };
+                let state = State { w: w_out, m: m_out, v: v_out, g: &floats(gpu, &g)? };
+                adamw::step(&mut rec, step, &clip, state, count)?;
+            }
+            rec.submit();
+            for (name, output, expected) in [("w", &outputs[0], &w), ("m", &outputs[1], &m), ("v", &outputs[2], &v)] {
+                output.expect(gpu, format!("{name} after 5 steps, {what}"), expected).await?;
+            }
+        }
+    }
+    Ok(())
+}

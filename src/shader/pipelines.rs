@@ -1,0 +1,103 @@
+//! Compiles variants into pipelines, lazily and once per device, with layouts read off the shader itself.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
+
+use super::preprocess::{Variant, permutations, source};
+use crate::gpu::{Gpu, Kernel};
+
+/// Parses and preprocesses a variant into a naga module.
+///
+/// # Errors
+/// A sentence with the variant and the WGSL error.
+pub fn parse(variant: &Variant) -> Result<naga::Module, String> {
+    let text = source(variant)?;
+    naga::front::wgsl::parse_str(&text).map_err(|e| format!("{variant}: {}", e.emit_to_string(&text)))
+}
+
+fn listed() -> &'static BTreeSet<String> {
+    static LISTED: OnceLock<BTreeSet<String>> = OnceLock::new();
+    LISTED.get_or_init(|| match permutations() {
+        Ok(all) => all.iter().map(ToString::to_string).collect(),
+        Err(message) => panic!("shaders/permutations: {message}"),
+    })
+}
+
+/// The compiled kernel of `variant` (`name FLAG NAME=VALUE ...`), compiled on first use.
+///
+/// # Panics
+/// When the variant is not in `shaders/permutations` or its shader is invalid. Both are bugs that `tests/shaders.rs`
+/// finds without a GPU.
+pub fn kernel(gpu: &Gpu, variant: &str) -> Arc<Kernel> {
+    gpu.kernel(variant, || {
+        let parsed = Variant::parse(variant).unwrap_or_else(|message| panic!("{message}"));
+        assert!(listed().contains(&parsed.to_string()), "{parsed} is not listed in shaders/permutations");
+        let module = parse(&parsed).unwrap_or_else(|message| panic!("{message}"));
+        compile(gpu, &parsed, module)
+    })
+}
+
+fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Kernel {
+    let device = gpu.device();
+    let name = variant.to_string();
+    let entries = layout_entries(&module);
+    let layout = device
+        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&name), entries: &entries });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(&name),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(&name),
+        source: wgpu::ShaderSource::Naga(std::borrow::Cow::Owned(module)),
+    };
+    let module = if cfg!(debug_assertions) {
+        device.create_shader_module(descriptor)
+    } else {
+        // SAFETY: all shaders are this crate's own, every index in them is in bounds by construction, their loops end,
+        // and the tests run them with the checks on. Injected loop counters keep drivers from unrolling.
+        #[allow(unsafe_code)]
+        unsafe {
+            device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+        }
+    };
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(&name),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            zero_initialize_workgroup_memory: false,
+            ..Default::default()
+        },
+        cache: None,
+    });
+    Kernel { name, pipeline, layout, bindings: entries.len() - 1 }
+}
+
+/// The bind group layout of a shader: its uniform with a dynamic offset, its storage buffers with their access.
+fn layout_entries(module: &naga::Module) -> Vec<wgpu::BindGroupLayoutEntry> {
+    let mut entries: Vec<_> = module
+        .global_variables
+        .iter()
+        .filter_map(|(_, global)| {
+            let binding = global.binding.as_ref()?.binding;
+            let (ty, has_dynamic_offset) = match global.space {
+                naga::AddressSpace::Storage { access } => {
+                    let read_only = !access.contains(naga::StorageAccess::STORE);
+                    (wgpu::BufferBindingType::Storage { read_only }, false)
+                }
+                _ => (wgpu::BufferBindingType::Uniform, true),
+            };
+            Some(wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+                count: None,
+            })
+        })
+        .collect();
+    entries.sort_by_key(|entry| entry.binding);
+    entries
+}

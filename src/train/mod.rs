@@ -1,0 +1,3 @@
+//! The run: anchors, steps, references, the stop rule.
+mod step;
+pub use step::{GroupOutcome, MicroBatch, Scored, Trainer, score};

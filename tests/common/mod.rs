@@ -1,0 +1,69 @@
+//! What the integration tests share: one device per binary, golden files, comparisons.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use aweigh::data::packing::Group;
+use aweigh::gpu::{Gpu, Options};
+use aweigh::model::{Decoder, Training, Weights};
+use aweigh::nn::{Arenas, Decay};
+use aweigh::reference::compare::compare;
+
+/// The device of this test binary: WebGPU's default limits, so that the floor is what is tested. Pipelines are compiled once.
+pub fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| {
+        let adapter = std::env::var("AWEIGH_GPU").ok();
+        let options = Options { adapter, default_limits: true, ..Options::default() };
+        pollster::block_on(Gpu::open(&options)).unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
+/// A file under tests/golden.
+pub fn golden(path: &str) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A golden JSON file.
+pub fn golden_json(path: &str) -> serde_json::Value {
+    serde_json::from_slice(&golden(path)).expect("golden JSON")
+}
+
+/// The numbers of a JSON array.
+pub fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    value.as_array().expect("an array").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+/// The token ids of a JSON array.
+pub fn ids(value: &serde_json::Value) -> Vec<u32> {
+    numbers(value).iter().map(|&v| v as u32).collect()
+}
+
+/// Loads a golden model.
+pub fn load(fixture: &str, training: Training) -> Decoder {
+    let (config, bytes) =
+        (golden(&format!("{fixture}/config.json")), golden(&format!("{fixture}/model.safetensors")));
+    let weights = Weights::parse([("model.safetensors", bytes.as_slice())], fixture).expect("weights");
+    Decoder::load(gpu(), ("config.json", &config), &weights, training, Decay::All).expect("a decoder")
+}
+
+/// Compares every trained tensor's values in `arenas` with the golden tensor of the same name.
+pub fn compare_gradients(decoder: &Decoder, arenas: &Arenas, file: &str, prefix: &str, abs: f64, eps: f64) {
+    let bytes = golden(file);
+    let expected = Weights::parse([(file, bytes.as_slice())], file).expect("golden gradients");
+    let found = pollster::block_on(arenas.read(gpu(), decoder.layout())).expect("gradients");
+    assert!(!found.is_empty());
+    for (entry, found) in decoder.layout().entries().iter().zip(found) {
+        let name = format!("{prefix}{}", entry.name);
+        let expected = expected.get(&name, &entry.shape).unwrap_or_else(|error| panic!("{error}")).to_f32();
+        let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+        compare(&found, &expected, abs, eps).unwrap_or_else(|message| panic!("{file}: {name}: {message}"));
+    }
+}
+
+/// A group from owned ids.
+pub fn group<'a>(prompt: &'a [u32], responses: &'a [Vec<u32>]) -> Group<'a> {
+    Group { prompt, responses: responses.iter().map(Vec::as_slice).collect() }
+}

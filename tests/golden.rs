@@ -1,0 +1,189 @@
+//! The engine against PyTorch: logits, every gradient, ten optimizer steps of each method, full and LoRA.
+//! The golden files and how they were made are in tests/golden.
+
+mod common;
+
+use aweigh::data::packing::{Group, Packed};
+use aweigh::gpu::Recorder;
+use aweigh::loss::{Loss, Method};
+use aweigh::model::{Adapter, Capacity, Decoder, Training};
+use aweigh::nn::Arenas;
+use aweigh::optim::{AdamW, Optimizer};
+use aweigh::reference::compare::compare;
+use aweigh::train::{MicroBatch, Trainer, score};
+use common::*;
+use pollster::block_on;
+
+/// f32 against f64 for whole models: PyTorch's own f32 differs by up to 9e-6 in logits and 1.4e-6 in gradients.
+const ABS: f64 = 2e-5;
+const EPS: f64 = 2e-4;
+
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+fn logits_and_gradients(fixture: &str) {
+    let decoder = load(fixture, Training::Full);
+    let info = golden_json(&format!("{fixture}/golden.json"));
+    let tokens = ids(&info["tokens"]);
+    let start = info["completion_start"].as_u64().expect("a number") as usize;
+    let logits = block_on(decoder.logits(gpu(), decoder.policy(), &tokens)).expect("logits");
+    let bytes = golden(&format!("{fixture}/golden.safetensors"));
+    let stored = aweigh::model::Weights::parse([("golden", bytes.as_slice())], "golden").expect("golden");
+    let shape = [tokens.len(), decoder.config().vocab];
+    let expected = stored.get("logits", &shape).expect("logits").to_f32();
+    compare(&logits, &widen(&expected), ABS, EPS).unwrap_or_else(|m| panic!("{fixture}: logits: {m}"));
+
+    let gradients =
+        Arenas::new(gpu(), decoder.layout(), aweigh::gpu::Purpose::Gradients, "g").expect("arenas");
+    let packed = Packed::new(&[Group { prompt: &tokens[..start], responses: vec![&tokens[start..]] }]);
+    let capacity = Capacity::covering([&packed].into_iter(), true);
+    let mut ws = decoder.workspace(gpu(), capacity).expect("workspace");
+    let mut rec = Recorder::new(gpu());
+    ws.load(&mut rec, &packed).expect("fits");
+    decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
+    let loss = Loss { method: Method::Sft, length_normalize: false };
+    loss.record(&mut rec, &ws, 1).expect("loss");
+    decoder.backward(&mut rec, decoder.policy(), &gradients, &ws).expect("backward");
+    rec.submit();
+    let rows = tokens.len() - start;
+    let stats = block_on(ws.stats.slice(0, 3 * rows).read_f32(gpu())).expect("stats");
+    compare(&stats[..rows], &numbers(&info["token_logps"]), ABS, EPS)
+        .unwrap_or_else(|m| panic!("logps: {m}"));
+    compare(&stats[2 * rows..], &numbers(&info["token_entropy"]), ABS, EPS).unwrap_or_else(|m| panic!("{m}"));
+    compare_gradients(&decoder, &gradients, &format!("{fixture}/golden.safetensors"), "grad.", ABS, EPS);
+}
+
+#[test]
+fn untied_llama_equals_pytorch() {
+    logits_and_gradients("tiny_untied");
+}
+
+#[test]
+fn tied_llama_equals_pytorch() {
+    logits_and_gradients("tiny_tied");
+}
+
+#[test]
+fn biased_llama_with_scaled_rope_equals_pytorch() {
+    logits_and_gradients("tiny_biased");
+}
+
+/// The golden batch: prompts, and the responses of each group for `method`.
+fn batch(method: &str) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
+    let info = golden_json("losses.json");
+    let groups = info["batch"].as_array().expect("groups");
+    let responses = |group: &serde_json::Value| match method {
+        "sft" => vec![ids(&group["chosen"])],
+        "dpo" => vec![ids(&group["chosen"]), ids(&group["negative"])],
+        _ => {
+            let anchors = group["anchors"].as_array().expect("anchors").iter().map(ids);
+            anchors.chain([ids(&group["negative"])]).collect()
+        }
+    };
+    groups.iter().map(|group| (ids(&group["prompt"]), responses(group))).collect()
+}
+
+fn decoder_of(adapter: bool) -> Decoder {
+    if !adapter {
+        return load("tiny_tied", Training::Full);
+    }
+    let config = golden("tiny_tied/adapter/adapter_config.json");
+    let weights = golden("tiny_tied/adapter/adapter_model.safetensors");
+    let adapter = Adapter::parse(("adapter_config.json", &config), ("adapter_model.safetensors", &weights));
+    load("tiny_tied", Training::Adapter(&adapter.expect("an adapter")))
+}
+
+/// Ten steps of `name` ("d2o_lora"), in micro-batches of `micro` groups, against PyTorch's losses, norms and first gradients.
+fn ten_steps(name: &str, micro: usize) {
+    let (method, kind) = name.split_once('_').expect("a run's name");
+    let info = golden_json("losses.json");
+    let run = &info["runs"][name];
+    let settings = AdamW {
+        adam_beta1: 0.9,
+        adam_beta2: 0.999,
+        adam_epsilon: 1e-8,
+        weight_decay: 0.01,
+        max_grad_norm: 1.0,
+    };
+    let method = match method {
+        "sft" => Method::Sft,
+        "dpo" => Method::Dpo { beta: 0.1, label_smoothing: 0.0 },
+        _ => Method::D2o { alpha: 0.1, beta: 0.1 },
+    };
+    let owned = batch(name.split_once('_').expect("a name").0);
+    let groups: Vec<Group> = owned.iter().map(|(prompt, responses)| group(prompt, responses)).collect();
+    let decoder = decoder_of(kind == "lora");
+    let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("optimizer");
+    // The reference is the start: for LoRA the base model, for full fine-tuning the weights before the first step.
+    let scored =
+        block_on(score(gpu(), &decoder, decoder.base(), &groups, 64, &mut |_, _| Ok(()))).expect("scores");
+    let reference: Vec<Vec<f32>> = scored.iter().map(|g| g.iter().map(|r| r.logp).collect()).collect();
+    let mut trainer = Trainer::new(gpu(), decoder, optimizer, Loss { method, length_normalize: false }, 0);
+    let (mut losses, mut norms, mut margins) = (Vec::new(), Vec::new(), Vec::new());
+    for step in 0..=10 {
+        let (mut loss, mut z) = (0.0, 0.0);
+        for (groups, reference) in groups.chunks(micro).zip(reference.chunks(micro)) {
+            let batch = MicroBatch { groups: groups.to_vec(), reference: reference.concat() };
+            let outcomes = block_on(trainer.accumulate(&batch, owned.len())).expect("a micro-batch");
+            loss += outcomes.iter().map(|o| f64::from(o.loss)).sum::<f64>() / owned.len() as f64;
+            z += outcomes.iter().map(|o| f64::from(o.z)).sum::<f64>() / owned.len() as f64;
+        }
+        losses.push(loss as f32);
+        margins.push(z as f32);
+        if step == 0 {
+            let file = format!("losses_{name}.safetensors");
+            compare_gradients(&trainer.decoder, trainer.optimizer.gradients(), &file, "", ABS, EPS);
+        }
+        if step < 10 {
+            norms.push(block_on(trainer.step(1e-3)).expect("a step"));
+        }
+    }
+    let after = run["loss_after"].as_f64().expect("a number");
+    let expected: Vec<f64> = numbers(&run["losses"]).into_iter().chain([after]).collect();
+    compare(&losses, &expected, 1e-5, 1e-4).unwrap_or_else(|m| panic!("{name}: losses: {m}"));
+    // Adam divides by the root of v: an element with a gradient near zero moves by its rounding error, and the norm feels
+    // that from the fourth step or so on.
+    let expected = numbers(&run["grad_norms"]);
+    compare(&norms[..3], &expected[..3], 0.0, 1e-5).unwrap_or_else(|m| panic!("{name}: first norms: {m}"));
+    compare(&norms, &expected, 0.0, 1e-3).unwrap_or_else(|m| panic!("{name}: norms: {m}"));
+    if run["z"].is_array() {
+        compare(&margins[..10], &numbers(&run["z"]), 1e-4, 1e-4).unwrap_or_else(|m| panic!("{name}: z: {m}"));
+    }
+}
+
+#[test]
+fn sft_full() {
+    ten_steps("sft_full", 4);
+}
+
+#[test]
+fn sft_lora() {
+    ten_steps("sft_lora", 4);
+}
+
+#[test]
+fn dpo_full() {
+    ten_steps("dpo_full", 4);
+}
+
+#[test]
+fn dpo_lora() {
+    ten_steps("dpo_lora", 4);
+}
+
+#[test]
+fn d2o_full() {
+    ten_steps("d2o_full", 4);
+}
+
+#[test]
+fn d2o_lora() {
+    ten_steps("d2o_lora", 4);
+}
+
+#[test]
+fn accumulation_equals_the_large_batch() {
+    ten_steps("d2o_lora", 1);
+    ten_steps("sft_full", 3);
+}

@@ -1,0 +1,99 @@
+//! Every check of `aweigh selftest` at full depth, on one adapter, with the kernels of both tiers and WebGPU's default limits.
+//!
+//! `AWEIGH_GPU` names the adapter, by its index or a part of its name; without it the fastest one is taken. To test on Chromium's
+//! SwiftShader: `VK_DRIVER_FILES=/usr/lib/chromium/vk_swiftshader_icd.json AWEIGH_GPU=SwiftShader cargo test --test gpu`.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use aweigh::gpu::{Gpu, Options, Purpose, Recorder, Tensor, Tier};
+use aweigh::kernels::add;
+use aweigh::reference::rng::values;
+use aweigh::selftest::{Depth, agree, checks};
+
+/// Hands `test` the one device of `tier`. A device has one buffer for parameters, so recorders take turns.
+fn with_gpu<T>(tier: Tier, test: impl FnOnce(&Gpu) -> T) -> T {
+    static PORTABLE: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
+    static SOFTWARE: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
+    let cell = match tier {
+        Tier::Portable => &PORTABLE,
+        Tier::Software => &SOFTWARE,
+    };
+    let device = cell.get_or_init(|| {
+        let adapter = std::env::var("AWEIGH_GPU").ok();
+        let options = Options { adapter, default_limits: true, tier: Some(tier) };
+        pollster::block_on(Gpu::open(&options)).map(Mutex::new).map_err(|error| error.to_string())
+    });
+    match device {
+        Ok(gpu) => test(&gpu.lock().unwrap_or_else(PoisonError::into_inner)),
+        Err(message) => panic!("{message}"),
+    }
+}
+
+fn run(tier: Tier, name: &str) {
+    let check = checks().into_iter().find(|check| check.name == name).expect("a check of this name");
+    with_gpu(tier, |gpu| {
+        if let Err(failure) = pollster::block_on(check.run(gpu, Depth::Full)) {
+            panic!("{} ({}, {tier:?} kernels): {failure}", gpu.summary().name, gpu.summary().driver);
+        }
+    });
+}
+
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        mod portable {
+            $(#[test] fn $name() { super::run(aweigh::gpu::Tier::Portable, stringify!($name)); })*
+        }
+
+        mod software {
+            $(#[test] fn $name() { super::run(aweigh::gpu::Tier::Software, stringify!($name)); })*
+        }
+    };
+}
+
+tests! {
+    matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_rows_alone,
+    attention_forward, attention_backward, attention_over_a_cache,
+    rms_norm_forward, rms_norm_backward, rms_norm_many_rows, column_sum,
+    add, ema, swiglu, dropout, dropout_many_groups, rope,
+    gather_forward, gather_backward, kv_write,
+    log_prob, sequence_sum, preference_table, preference_groups,
+    sum_squares, adamw,
+    sample_draws, sample_frequencies, sample_row_order, sample_finishes, sample_survives_bad_logits,
+}
+
+#[test]
+fn every_check_is_a_test_here() {
+    let here: BTreeSet<&str> = NAMES.iter().copied().collect();
+    let all: BTreeSet<&str> = checks().iter().map(|check| check.name).collect();
+    assert_eq!(here, all);
+}
+
+/// The comparison that all checks use sees one wrong element of a real kernel's output.
+#[test]
+fn a_spoilt_output_fails() {
+    let count = 1000;
+    let (a, b) = (values(1, count), values(2, count));
+    let expected: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+    let mut found = with_gpu(Tier::Portable, |gpu| {
+        let upload = |data: &[f64]| {
+            let data: Vec<f32> = data.iter().map(|&v| v as f32).collect();
+            Tensor::from_f32(gpu, Purpose::Staging, "spoilt", &data).expect("a small tensor")
+        };
+        let out = upload(&vec![f64::NAN; count]);
+        let mut rec = Recorder::new(gpu);
+        add::forward(&mut rec, &upload(&a), &upload(&b), &out, count).expect("shapes agree");
+        rec.submit();
+        pollster::block_on(out.read_f32(gpu)).expect("readable")
+    });
+    assert_eq!(agree("sum", &found, &expected), Ok(()));
+    for (index, spoilt) in [(0, 1e-4), (637, -1e-4), (999, f32::NAN)] {
+        let right = found[index];
+        found[index] += spoilt;
+        let failure = agree("sum", &found, &expected).expect_err("one element is off");
+        assert!(failure.0.contains(&format!("sum: index {index}: expected")), "{failure}");
+        found[index] = right;
+    }
+}

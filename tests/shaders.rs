@@ -1,0 +1,215 @@
+//! Every compiled variant of every shader, without a GPU: it parses, needs no optional capability, fits WebGPU's default limits, agrees
+//! with its Rust parameter block, and can be translated for Vulkan, Metal and DX12.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use aweigh::kernels::{Layout, layouts};
+use aweigh::shader::{SOURCES, Variant, parse, permutations};
+use naga::proc::Layouter;
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, back};
+
+/// One below WebGPU's 8: wgpu's Metal backend takes one more for the buffers' sizes.
+const STORAGE_BUFFERS: usize = 7;
+/// WebGPU's default `maxComputeInvocationsPerWorkgroup`.
+const INVOCATIONS: u32 = 256;
+/// WebGPU's default `maxComputeWorkgroupStorageSize`, in bytes.
+const WORKGROUP_BYTES: u32 = 16 * 1024;
+
+fn modules() -> Vec<(Variant, Module)> {
+    let all = permutations().expect("shaders/permutations");
+    all.into_iter()
+        .map(|variant| {
+            let module = parse(&variant).unwrap_or_else(|message| panic!("{message}"));
+            (variant, module)
+        })
+        .collect()
+}
+
+/// Validates with WebGPU's base only: no subgroups, no f16 arithmetic, no 64-bit types. naga counts `unpack2x16float`, which every
+/// WebGPU has, as a capability of its own.
+fn validate(variant: &Variant, module: &Module) -> ModuleInfo {
+    Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+        .validate(module)
+        .unwrap_or_else(|e| panic!("{variant}: {}", e.emit_to_string("")))
+}
+
+fn layouter(variant: &Variant, module: &Module) -> Layouter {
+    let mut layouter = Layouter::default();
+    layouter.update(module.to_ctx()).unwrap_or_else(|e| panic!("{variant}: {e}"));
+    layouter
+}
+
+/// Stems of the shaders that have an entry point.
+fn kernels() -> BTreeSet<String> {
+    SOURCES.iter().map(|(name, _)| name.to_string()).filter(|name| !name.starts_with("common/")).collect()
+}
+
+#[test]
+fn variants_are_valid_without_optional_capabilities() {
+    for (variant, module) in modules() {
+        validate(&variant, &module);
+    }
+}
+
+#[test]
+fn variants_are_listed_once() {
+    let names: Vec<String> = modules().iter().map(|(variant, _)| variant.to_string()).collect();
+    let distinct: BTreeSet<&String> = names.iter().collect();
+    assert_eq!(names.len(), distinct.len());
+}
+
+#[test]
+fn variants_stay_inside_the_default_limits() {
+    for (variant, module) in modules() {
+        let [entry] = &module.entry_points[..] else {
+            panic!("{variant}: more or less than one entry point")
+        };
+        assert_eq!(entry.name, "main", "{variant}");
+        let invocations: u32 = entry.workgroup_size.iter().product();
+        assert!(invocations <= INVOCATIONS, "{variant}: {invocations} invocations");
+        let layouter = layouter(&variant, &module);
+        let (mut storage, mut uniforms, mut shared) = (BTreeSet::new(), 0, 0);
+        for (_, global) in module.global_variables.iter() {
+            match global.space {
+                AddressSpace::Storage { .. } => {
+                    let binding = global.binding.as_ref().expect("a storage buffer has a binding");
+                    assert_eq!(binding.group, 0, "{variant}");
+                    storage.insert(binding.binding);
+                }
+                AddressSpace::Uniform => {
+                    uniforms += 1;
+                    assert_eq!(
+                        global.binding.as_ref().map(|b| (b.group, b.binding)),
+                        Some((0, 0)),
+                        "{variant}"
+                    );
+                }
+                AddressSpace::WorkGroup => shared += layouter[global.ty].size.next_multiple_of(16),
+                _ => {}
+            }
+        }
+        assert_eq!(uniforms, 1, "{variant}: parameter blocks");
+        assert!(storage.len() <= STORAGE_BUFFERS, "{variant}: {} storage buffers", storage.len());
+        // Kernels bind their tensors by position.
+        assert!(storage.iter().copied().eq(1..=storage.len() as u32), "{variant}: bindings {storage:?}");
+        assert!(shared <= WORKGROUP_BYTES, "{variant}: {shared} bytes of workgroup memory");
+    }
+}
+
+/// The uniform block's size, and the name, offset and size of each field, as WGSL lays it out.
+fn reflected(variant: &Variant, module: &Module) -> (usize, Vec<(String, usize, usize)>) {
+    let layouter = layouter(variant, module);
+    let (_, global) = module
+        .global_variables
+        .iter()
+        .find(|(_, global)| global.space == AddressSpace::Uniform)
+        .unwrap_or_else(|| panic!("{variant}: no parameter block"));
+    let naga::TypeInner::Struct { members, span } = &module.types[global.ty].inner else {
+        panic!("{variant}: the parameter block is no struct")
+    };
+    let field = |member: &naga::StructMember| {
+        let name = member.name.clone().unwrap_or_default();
+        (name, member.offset as usize, layouter[member.ty].size as usize)
+    };
+    (*span as usize, members.iter().map(field).collect())
+}
+
+fn layout_of<'a>(all: &'a [Layout], shader: &str) -> &'a Layout {
+    let mut found = all.iter().filter(|layout| layout.shaders.contains(&shader));
+    let layout = found.next().unwrap_or_else(|| panic!("{shader} has no parameter block in Rust"));
+    assert!(found.next().is_none(), "{shader} has two parameter blocks in Rust");
+    layout
+}
+
+#[test]
+fn parameter_blocks_equal_their_rust_twins() {
+    let all = layouts();
+    for (variant, module) in modules() {
+        let layout = layout_of(&all, &variant.shader);
+        let fields: Vec<_> =
+            layout.fields.iter().map(|&(name, at, size)| (name.to_string(), at, size)).collect();
+        assert_eq!((layout.size, fields), reflected(&variant, &module), "{variant}");
+    }
+}
+
+#[test]
+fn every_shader_is_listed_compiled_and_described() {
+    let kernels = kernels();
+    let compiled: BTreeSet<String> = modules().into_iter().map(|(variant, _)| variant.shader).collect();
+    assert_eq!(kernels, compiled, "shaders/ and shaders/permutations");
+    let described: BTreeSet<String> =
+        layouts().iter().flat_map(|layout| layout.shaders).map(|name| name.to_string()).collect();
+    assert_eq!(kernels, described, "shaders/ and kernels::layouts()");
+
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let stems = |path: &Path, prefix: &str| -> Vec<String> {
+        let entries =
+            std::fs::read_dir(path).expect("shaders/ is readable").map(|e| e.expect("an entry").path());
+        let files = entries.filter(|path| path.extension().is_some_and(|e| e == "wgsl"));
+        files.map(|p| format!("{prefix}{}", p.file_stem().unwrap_or_default().to_string_lossy())).collect()
+    };
+    let mut files: BTreeSet<String> = stems(&folder, "").into_iter().collect();
+    files.extend(stems(&folder.join("common"), "common/"));
+    let sources: BTreeSet<String> = SOURCES.iter().map(|(name, _)| name.to_string()).collect();
+    assert_eq!(files, sources, "the files and SOURCES");
+}
+
+#[test]
+fn variants_translate_to_spirv() {
+    for (variant, module) in modules() {
+        let info = validate(&variant, &module);
+        let words = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None)
+            .unwrap_or_else(|e| panic!("{variant}: {e}"));
+        assert_eq!(words.first(), Some(&0x0723_0203), "{variant}: SPIR-V's magic number");
+    }
+}
+
+#[test]
+fn variants_translate_to_metal() {
+    for (variant, module) in modules() {
+        let info = validate(&variant, &module);
+        // Every binding at its own slot, and the hidden sizes buffer behind them.
+        let mut entry = back::msl::EntryPointResources::default();
+        for (_, global) in module.global_variables.iter() {
+            let Some(binding) = global.binding.as_ref() else { continue };
+            let mutable = matches!(global.space, AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE));
+            let target =
+                back::msl::BindTarget { buffer: Some(binding.binding as u8), mutable, ..Default::default() };
+            entry.resources.insert(*binding, target);
+        }
+        entry.sizes_buffer = Some(entry.resources.len() as u8);
+        let options = back::msl::Options {
+            lang_version: (2, 0),
+            per_entry_point_map: [("main".to_string(), entry)].into(),
+            fake_missing_bindings: false,
+            ..Default::default()
+        };
+        let (text, translated) = back::msl::write_string(&module, &info, &options, &Default::default())
+            .unwrap_or_else(|e| panic!("{variant}: {e}"));
+        for name in translated.entry_point_names {
+            let name = name.unwrap_or_else(|e| panic!("{variant}: {e}"));
+            assert!(text.contains(&name), "{variant}: no {name} in the Metal source");
+        }
+    }
+}
+
+#[test]
+fn variants_translate_to_hlsl() {
+    for (variant, module) in modules() {
+        let info = validate(&variant, &module);
+        // Where wgpu keeps the number of workgroups, which HLSL has no name for.
+        let special = back::hlsl::BindTarget { space: 1, ..Default::default() };
+        let options = back::hlsl::Options { special_constants_binding: Some(special), ..Default::default() };
+        let pipeline = back::hlsl::PipelineOptions::default();
+        let mut text = String::new();
+        let translated = back::hlsl::Writer::new(&mut text, &options, &pipeline)
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{variant}: {e}"));
+        for name in translated.entry_point_names {
+            let name = name.unwrap_or_else(|e| panic!("{variant}: {e}"));
+            assert!(text.contains(&name), "{variant}: no {name} in the HLSL source");
+        }
+    }
+}
