@@ -125,7 +125,7 @@ fn model_config() -> Value {
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": true,
-        "torch_dtype": "float32",
+        "torch_dtype": "float16",
         "use_cache": true,
         "vocab_size": VOCABULARY,
     })

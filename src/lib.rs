@@ -1,10 +1,12 @@
 //! Aweigh.
 #![deny(unsafe_code)]
+pub mod assets;
 pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod files;
 pub mod gpu;
 pub mod kernels;
 pub mod loss;

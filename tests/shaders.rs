@@ -174,7 +174,10 @@ fn variants_translate_to_metal() {
         let mut entry = back::msl::EntryPointResources::default();
         for (_, global) in module.global_variables.iter() {
             let Some(binding) = global.binding.as_ref() else { continue };
-            let mutable = matches!(global.space, AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE));
+            let mutable = match global.space {
+                AddressSpace::Storage { access } => access.contains(naga::StorageAccess::STORE),
+                _ => false,
+            };
             let target =
                 back::msl::BindTarget { buffer: Some(binding.binding as u8), mutable, ..Default::default() };
             entry.resources.insert(*binding, target);

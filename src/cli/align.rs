@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::files::{self, RunFolder, Source};
-use super::model_files::{AdapterFiles, Model, ModelFiles};
+use crate::files::{self, RunFolder, Source};
+use crate::files::{AdapterFiles, Model, ModelFiles};
 use super::output::Output;
 use crate::config::{Layer, PartialConfig, ReferenceSource, RunConfig};
 use crate::error::Result;

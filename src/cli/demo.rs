@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::args::{GpuArgs, at_least_one};
-use super::files::RunFolder;
+use crate::files::RunFolder;
 use super::output::Output;
 use crate::error::Result;
 

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::files::NewFolder;
-use super::model_files::{AdapterFiles, Model};
+use crate::files::NewFolder;
+use crate::files::{AdapterFiles, Model};
 use super::output::Output;
 use crate::error::Result;
 

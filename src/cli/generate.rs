@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::args::{GpuArgs, ModelArgs, SamplingArgs};
 use super::interrupt;
-use super::model_files::{AdapterFiles, Model};
+use crate::files::{AdapterFiles, Model};
 use super::output::Output;
 use crate::error::{Error, Result};
 

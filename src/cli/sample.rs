@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::args::{GpuArgs, ModelArgs, SamplingArgs, at_least_one};
-use super::files::{Source, refuse_existing};
-use super::model_files::{AdapterFiles, Model};
+use crate::files::{Source, refuse_existing};
+use crate::files::{AdapterFiles, Model};
 use super::output::Output;
 use crate::error::Result;
 

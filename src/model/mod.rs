@@ -1,6 +1,7 @@
 //! A decoder from Hugging Face files: configuration, weights, adapters, and its passes over packed batches.
 
 mod adapter;
+mod bytes;
 mod config;
 mod decoder;
 mod export;
@@ -9,6 +10,7 @@ mod weights;
 mod workspace;
 
 pub use adapter::{Adapter, LoraSpec};
+pub use bytes::{AdapterBytes, ModelBytes};
 pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, Training};
 pub use export::{ExportDType, merged, serialize};

@@ -26,8 +26,11 @@ const SHAPES: [(usize, usize, usize, f64); 7] = [
 ];
 
 /// Groups of a batch: the prompt's length and those of its responses. A plain sequence is a prompt without responses.
-const BATCHES: [&[(u32, &[u32])]; 3] =
-    [&[(5, &[3, 1, 7]), (1, &[2, 2]), (9, &[])], &[(1, &[])], &[(40, &[17, 30, 1, 1, 9]), (13, &[64]), (0, &[5, 6])]];
+const BATCHES: [&[(u32, &[u32])]; 3] = [
+    &[(5, &[3, 1, 7]), (1, &[2, 2]), (9, &[])],
+    &[(1, &[])],
+    &[(40, &[17, 30, 1, 1, 9]), (13, &[64]), (0, &[5, 6])],
+];
 
 /// The key ranges of every token of a packed batch.
 fn ranges(batch: &[(u32, &[u32])]) -> Vec<[u32; 4]> {
@@ -57,7 +60,11 @@ struct Case {
 }
 
 impl Case {
-    fn new((heads, kv_heads, head_dim, size): (usize, usize, usize, f64), ranges: Vec<[u32; 4]>, keys: usize) -> Self {
+    fn new(
+        (heads, kv_heads, head_dim, size): (usize, usize, usize, f64),
+        ranges: Vec<[u32; 4]>,
+        keys: usize,
+    ) -> Self {
         let queries = ranges.len();
         let shape = Shape { queries, heads, kv_heads, head_dim, mean_keys: 10 };
         let scale = 1.0 / (head_dim as f64).sqrt();
@@ -98,8 +105,10 @@ impl Case {
         let stats = Output::holding(gpu, &stats)?;
         let (q, k, v, o) =
             (floats(gpu, &self.q)?, floats(gpu, &self.k)?, floats(gpu, &self.v)?, floats(gpu, &self.o)?);
-        let (ranges, tokens, d_o) = (words(gpu, self.ranges.as_flattened())?, words(gpu, &tokens)?, floats(gpu, &dout)?);
-        let outputs = [Output::fresh(gpu, dq.len())?, Output::fresh(gpu, dk.len())?, Output::fresh(gpu, dv.len())?];
+        let (ranges, tokens, d_o) =
+            (words(gpu, self.ranges.as_flattened())?, words(gpu, &tokens)?, floats(gpu, &dout)?);
+        let outputs =
+            [Output::fresh(gpu, dq.len())?, Output::fresh(gpu, dk.len())?, Output::fresh(gpu, dv.len())?];
         let mut rec = Recorder::new(gpu);
         let saved =
             Saved { q: &q, k: &k, v: &v, o: &o, stats: &stats.tensor, ranges: &ranges, tokens: &tokens };
@@ -109,7 +118,9 @@ impl Case {
         let mut rows = self.lse.clone();
         rows.extend(reference::attention::delta(self.params, &dout, &self.o));
         stats.expect(gpu, format!("stats, {}", self.what), &rows).await?;
-        for (name, output, expected) in [("dv", &outputs[2], dv), ("dk", &outputs[1], dk), ("dq", &outputs[0], dq)] {
+        for (name, output, expected) in
+            [("dv", &outputs[2], dv), ("dk", &outputs[1], dk), ("dq", &outputs[0], dq)]
+        {
             output.expect(gpu, format!("{name}, {}", self.what), &expected).await?;
         }
         Ok(())

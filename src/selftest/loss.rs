@@ -1,5 +1,7 @@
 //! From logits to a loss and back: token log-probabilities in chunks, sums over sequences, and the preference losses.
 
+use std::f64::consts::LN_2;
+
 use super::bench::{Output, below, floats, values, words};
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
@@ -140,7 +142,7 @@ impl Groups {
 /// coefficients of an anchor and of the negative.
 type Known = (&'static [f64], f64, [f32; 2], [f64; 4]);
 const TABLE: [Known; 4] = [
-    (&[0.0, 0.0, 0.0], 0.0, [0.1, 0.1], [0.0, 0.693_147_18, -0.5 * 0.1 / 3.0, 0.05]),
+    (&[0.0, 0.0, 0.0], 0.0, [0.1, 0.1], [0.0, LN_2, -0.5 * 0.1 / 3.0, 0.05]),
     (&[0.5, -0.25, 1.25], -2.0, [0.1, 0.1], [0.25, 0.575_939_42, -0.014_594_12, 0.043_782_35]),
     (&[0.5, -0.25, 1.25], -2.0, [1.0, 1.0], [2.5, 0.078_889_73, -0.025_286_06, 0.075_858_18]),
     (&[1.5, -0.5], -3.0, [0.2, 0.1], [0.65, 0.420_055_34, -0.017_149_48, 0.068_597_91]),
@@ -155,7 +157,11 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
             sizes: vec![count as u32 + 1],
             lengths: vec![5; count + 1],
             // Sums of logs are negative, and tens in size; kept exact so that the ratios are.
-            policy: reference.iter().zip(ratios).map(|(r, ratio)| (r * 64.0).round() / 64.0 + ratio).collect(),
+            policy: reference
+                .iter()
+                .zip(ratios)
+                .map(|(r, ratio)| (r * 64.0).round() / 64.0 + ratio)
+                .collect(),
             reference: reference.iter().map(|r| (r * 64.0).round() / 64.0).collect(),
         };
         let mean = anchors.iter().sum::<f64>() / count as f64;
@@ -163,7 +169,9 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
         let mut coefficient = vec![of_anchor; count];
         coefficient.push(of_negative);
         let what = format!("anchors {anchors:?} negative {negative} alpha={alpha} beta={beta}");
-        groups.expect(gpu, Method::D2o { alpha, beta }, (false, 1.0), &what, (&outcome, &coefficient)).await?;
+        groups
+            .expect(gpu, Method::D2o { alpha, beta }, (false, 1.0), &what, (&outcome, &coefficient))
+            .await?;
     }
     Ok(())
 }
@@ -194,7 +202,14 @@ fn rewards(method: Method, ratios: &[f64]) -> [f64; 2] {
 }
 
 /// Random groups; `spread` is the largest log-ratio.
-async fn group_batch(gpu: &Gpu, method: Method, sizes: &[u32], spread: f64, normalize: bool, divisor: f32) -> Outcome {
+async fn group_batch(
+    gpu: &Gpu,
+    method: Method,
+    sizes: &[u32],
+    spread: f64,
+    normalize: bool,
+    divisor: f32,
+) -> Outcome {
     let sequences: usize = sizes.iter().sum::<u32>() as usize;
     let lengths: Vec<u32> = (0..sequences as u32).map(|s| 1 + below(30, 6, s)).collect();
     let reference = values(1, sequences, 32.0);

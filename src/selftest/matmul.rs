@@ -68,7 +68,15 @@ async fn all(gpu: &Gpu, depth: Depth, form: Form) -> Outcome {
     Ok(())
 }
 
-async fn one(gpu: &Gpu, form: Form, dtype: DType, dims: Dims, alpha: f32, accumulate: bool, bias: bool) -> Outcome {
+async fn one(
+    gpu: &Gpu,
+    form: Form,
+    dtype: DType,
+    dims: Dims,
+    alpha: f32,
+    accumulate: bool,
+    bias: bool,
+) -> Outcome {
     let Dims { m, n, k } = dims;
     let x = values(1, m * k, 1.0);
     let (w_tensor, w) = weights(gpu, dtype, &values(2, n * k, 1.0))?;

@@ -117,17 +117,28 @@ pub fn checks() -> Vec<Check> {
 /// # Errors
 /// `what`, then the worst element.
 pub fn agree(what: impl std::fmt::Display, found: &[f32], expected: &[f64]) -> Outcome {
-    compare::compare(found, expected, F32.abs, F32.eps).map_err(|message| Failure(format!("{what}: {message}")))
+    compare::compare(found, expected, F32.abs, F32.eps)
+        .map_err(|message| Failure(format!("{what}: {message}")))
 }
 
 /// Fails with `what` unless `found` is `expected`, bit for bit.
-fn equal<T: PartialEq + std::fmt::Debug>(what: impl std::fmt::Display, found: &[T], expected: &[T]) -> Outcome {
+fn equal<T: PartialEq + std::fmt::Debug>(
+    what: impl std::fmt::Display,
+    found: &[T],
+    expected: &[T],
+) -> Outcome {
     if found.len() != expected.len() {
-        return Err(Failure(format!("{what}: lengths differ: expected {}, found {}", expected.len(), found.len())));
+        return Err(Failure(format!(
+            "{what}: lengths differ: expected {}, found {}",
+            expected.len(),
+            found.len()
+        )));
     }
     match found.iter().zip(expected).position(|(f, e)| f != e) {
         None => Ok(()),
-        Some(i) => Err(Failure(format!("{what}: index {i}: expected {:?}, found {:?}", expected[i], found[i]))),
+        Some(i) => {
+            Err(Failure(format!("{what}: index {i}: expected {:?}, found {:?}", expected[i], found[i])))
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use super::bench::{Output, floats, values};
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
-use crate::kernels::rms_norm::{self, Saved, Shape};
 use crate::kernels::column_sum;
+use crate::kernels::rms_norm::{self, Saved, Shape};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -17,7 +17,8 @@ pub(super) fn checks() -> Vec<Check> {
 }
 
 /// Rows and width, at and around a workgroup's 64 lanes and a serial block's 8 rows.
-const SHAPES: [(usize, usize); 9] = [(3, 65), (9, 7), (1, 1), (8, 64), (7, 63), (17, 128), (1, 576), (65, 3), (5, 1031)];
+const SHAPES: [(usize, usize); 9] =
+    [(3, 65), (9, 7), (1, 1), (8, 64), (7, 63), (17, 128), (1, 576), (65, 3), (5, 1031)];
 const EPS: f64 = 1e-5;
 
 async fn norm(gpu: &Gpu, rows: usize, width: usize) -> Outcome {

@@ -11,11 +11,14 @@ pub(super) fn checks() -> Vec<Check> {
     vec![check!("sum_squares", norm), check!("adamw", steps)]
 }
 
-/// The norm over all `counts` together, and the scale for a limit below it, above it and absent.
+/// The norm over all `counts` together, and the scale for a limit below it, above it and absent. The tiny gradients are as small as
+/// the 1e-6 that keeps the scale finite.
 async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
     let arenas: [&[usize]; 5] = [&[1025, 3], &[1], &[5, 1024, 4099], &[1023], &[64, 1, 1, 7]];
     for &counts in depth.of(&arenas) {
-        let gradients: Vec<Vec<f64>> = counts.iter().zip(1..).map(|(&count, seed)| values(seed, count, 2.0)).collect();
+        let size = if counts.len() == 1 { 1.0 / 1_048_576.0 } else { 2.0 };
+        let gradients: Vec<Vec<f64>> =
+            counts.iter().zip(1..).map(|(&count, seed)| values(seed, count, size)).collect();
         let partials = Output::fresh(gpu, counts.len() * PARTIALS)?;
         let mut rec = Recorder::new(gpu);
         for (index, gradient) in gradients.iter().enumerate() {
@@ -23,16 +26,21 @@ async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
         }
         let all: f64 = gradients.iter().map(|gradient| reference::sum_squares::forward(gradient)).sum();
         let mut results = Vec::new();
-        for max_norm in [0.0, 1.0, 1e6] {
+        for max_norm in [0.0, 1e-7, 1.0, 1e6] {
             let result = Output::fresh(gpu, 2)?;
             sum_squares::clip_scale(&mut rec, &partials.tensor, &result.tensor, counts.len(), max_norm)?;
             results.push((max_norm, result));
         }
         rec.submit();
         for (max_norm, result) in results {
-            let scale =
-                if max_norm == 0.0 { 1.0 } else { reference::sum_squares::clip_scale(all, f64::from(max_norm)) };
-            result.expect(gpu, format!("norm and scale, {counts:?} max_norm={max_norm}"), &[all.sqrt(), scale]).await?;
+            let scale = if max_norm == 0.0 {
+                1.0
+            } else {
+                reference::sum_squares::clip_scale(all, f64::from(max_norm))
+            };
+            result
+                .expect(gpu, format!("norm and scale, {counts:?} max_norm={max_norm}"), &[all.sqrt(), scale])
+                .await?;
         }
     }
     Ok(())
@@ -64,7 +72,9 @@ async fn steps(gpu: &Gpu, depth: Depth) -> Outcome {
                 adamw::step(&mut rec, step, &clip, state, count)?;
             }
             rec.submit();
-            for (name, output, expected) in [("w", &outputs[0], &w), ("m", &outputs[1], &m), ("v", &outputs[2], &v)] {
+            for (name, output, expected) in
+                [("w", &outputs[0], &w), ("m", &outputs[1], &m), ("v", &outputs[2], &v)]
+            {
                 output.expect(gpu, format!("{name} after 5 steps, {what}"), expected).await?;
             }
         }

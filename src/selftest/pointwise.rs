@@ -40,7 +40,8 @@ async fn average(gpu: &Gpu, depth: Depth) -> Outcome {
         let mut rec = Recorder::new(gpu);
         ema::update(&mut rec, &floats(gpu, &value)?, &out.tensor, count, 0.96875)?;
         rec.submit();
-        out.expect(gpu, format!("count {count}"), &reference::ema::forward(&earlier, &value, 0.96875)).await?;
+        out.expect(gpu, format!("count {count}"), &reference::ema::forward(&earlier, &value, 0.96875))
+            .await?;
     }
     Ok(())
 }
@@ -60,7 +61,8 @@ async fn gate(gpu: &Gpu, depth: Depth) -> Outcome {
         swiglu::forward(&mut rec, &gate, &up, act_out, count)?;
         swiglu::backward(&mut rec, &gate, &up, &dact, dgate_out, dup_out, count)?;
         rec.submit();
-        for (name, output, expected) in [("act", &outputs[0], act), ("dgate", &outputs[1], dgate), ("dup", &outputs[2], dup)]
+        for (name, output, expected) in
+            [("act", &outputs[0], act), ("dgate", &outputs[1], dgate), ("dup", &outputs[2], dup)]
         {
             output.expect(gpu, format!("{name}, count {count}"), &expected).await?;
         }
@@ -114,7 +116,9 @@ async fn many_groups(gpu: &Gpu, depth: Depth) -> Outcome {
 }
 
 async fn turn(gpu: &Gpu, depth: Depth) -> Outcome {
-    for &(tokens, heads, head_dim) in depth.of(&[(7, 3, 8), (1, 1, 2), (13, 2, 64), (5, 9, 6), (65, 1, 16), (3, 4, 128)]) {
+    for &(tokens, heads, head_dim) in
+        depth.of(&[(7, 3, 8), (1, 1, 2), (13, 2, 64), (5, 9, 6), (65, 1, 16), (3, 4, 128)])
+    {
         let what = format!("tokens={tokens} heads={heads} head_dim={head_dim}");
         let table = reference::rope::table(40, &reference::rope::inv_freq(head_dim, 10_000.0));
         let positions: Vec<u32> = (0..tokens as u32).map(|t| below(40, 9, t)).collect();

@@ -29,7 +29,13 @@ async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
                 index.iter().enumerate().for_each(|(r, &i)| strided[r * stride] = i);
                 let out = Output::fresh(gpu, rows * width)?;
                 let mut rec = Recorder::new(gpu);
-                gather::forward(&mut rec, &words(gpu, &strided)?, &table, &out.tensor, (rows, width, stride))?;
+                gather::forward(
+                    &mut rec,
+                    &words(gpu, &strided)?,
+                    &table,
+                    &out.tensor,
+                    (rows, width, stride),
+                )?;
                 rec.submit();
                 let what = format!("{dtype:?} rows={rows} width={width} table={table_rows} stride={stride}");
                 let expected: Vec<f32> =
@@ -48,10 +54,19 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
         let (list, targets) = gather::lists(index.iter().copied());
         let dtable = Output::holding(gpu, &earlier)?;
         let mut rec = Recorder::new(gpu);
-        gather::backward(&mut rec, &words(gpu, &list)?, &floats(gpu, &dout)?, &dtable.tensor, targets, width)?;
+        gather::backward(
+            &mut rec,
+            &words(gpu, &list)?,
+            &floats(gpu, &dout)?,
+            &dtable.tensor,
+            targets,
+            width,
+        )?;
         rec.submit();
         let expected = reference::gather::backward(&dout, &index, width, &earlier);
-        dtable.expect(gpu, format!("dtable, rows={rows} width={width} table={table_rows}"), &expected).await?;
+        dtable
+            .expect(gpu, format!("dtable, rows={rows} width={width} table={table_rows}"), &expected)
+            .await?;
     }
     Ok(())
 }

@@ -129,7 +129,8 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
     for (r, row) in rows.iter().enumerate() {
         row.seen.iter().for_each(|&id| bits[r * seen_words + id as usize / 32] |= 1 << (id % 32));
     }
-    let logits = Output::holding(gpu, &rows.iter().flat_map(|row| row.logits.iter().copied()).collect::<Vec<_>>())?;
+    let logits =
+        Output::holding(gpu, &rows.iter().flat_map(|row| row.logits.iter().copied()).collect::<Vec<_>>())?;
     let tensors = [
         guarded(gpu, bits.into_iter())?,
         guarded(gpu, rows.iter().flat_map(|row| row.state))?,
@@ -168,7 +169,9 @@ fn same(what: impl Display, found: &Row, expected: &Row) -> Outcome {
         return Ok(());
     }
     let (found, expected) = (short(found), short(expected));
-    Err(Failure(format!("{what}: (history, state, token, range, seen): expected {expected:?}, found {found:?}")))
+    Err(Failure(format!(
+        "{what}: (history, state, token, range, seen): expected {expected:?}, found {found:?}"
+    )))
 }
 
 fn settings(temperature: f32, top_k: u32, top_p: f32, repetition_penalty: f32) -> Settings {
@@ -199,7 +202,9 @@ fn all_settings() -> Vec<Settings> {
 
 async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
     // Vocabulary and rows.
-    for &(vocab, count) in depth.of(&[(33, 9), (300, 8), (7, 17), (1, 1), (2, 3), (64, 8), (65, 30), (2053, 5)]) {
+    for &(vocab, count) in
+        depth.of(&[(33, 9), (300, 8), (7, 17), (1, 1), (2, 3), (64, 8), (65, 30), (2053, 5)])
+    {
         let rows: Vec<Row> = (0..count).map(|index| Row::random(index, vocab)).collect();
         let (mut compared, mut close) = (0, 0);
         for settings in all_settings() {
@@ -210,11 +215,17 @@ async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
                     continue;
                 };
                 compared += 1;
-                same(format!("vocab={vocab} row {r} of {count}, {settings:?}"), found, &row.after(id, &settings))?;
+                same(
+                    format!("vocab={vocab} row {r} of {count}, {settings:?}"),
+                    found,
+                    &row.after(id, &settings),
+                )?;
             }
         }
         if 4 * close > compared {
-            return Err(Failure(format!("vocab={vocab}: {close} draws too close to an edge, {compared} compared")));
+            return Err(Failure(format!(
+                "vocab={vocab}: {close} draws too close to an edge, {compared} compared"
+            )));
         }
     }
     Ok(())
@@ -267,9 +278,8 @@ async fn row_order(gpu: &Gpu, _: Depth) -> Outcome {
 /// A row ends at any of the end tokens or at the last step it may take; one that has ended is left alone.
 async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
     let vocab = 40;
-    let leading = |index: u32, id: u32| {
-        Row::new(index, (0..vocab).map(|v| if v == id { 5.0 } else { -1.0 }).collect())
-    };
+    let leading =
+        |index: u32, id: u32| Row::new(index, (0..vocab).map(|v| if v == id { 5.0 } else { -1.0 }).collect());
     let ends: Vec<u32> = (0..MAX_ENDS as u32).map(|e| 3 + 4 * e).collect();
     for (temperature, count) in [(0.0, MAX_ENDS), (0.05, MAX_ENDS), (0.0, 5), (0.0, 0)] {
         let settings = Settings {

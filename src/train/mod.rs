@@ -1,3 +1,17 @@
-//! The run: anchors, steps, references, the stop rule.
+//! The run: anchors, steps, references, evaluation and the stop rule.
+
+mod align;
+mod anchors;
+mod evaluate;
+mod metrics;
+mod order;
+mod references;
 mod step;
+mod stop;
+
+pub use align::{Observer, Outcome, Setup, align};
+pub use anchors::{Anchor, AnchorCounts, Pool, settings as sampling_settings};
+pub use metrics::Metrics;
+pub use references::Reference;
 pub use step::{GroupOutcome, MicroBatch, Scored, Trainer, score};
+pub use stop::{StopReason, StopRule, Verdict};

@@ -1,5 +1,7 @@
 //! Files and folders: read with good messages, written whole or not at all.
 
+mod model;
+
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -7,6 +9,8 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
+
+pub use model::{AdapterFiles, Model, ModelFiles, TINY};
 
 /// A file in memory, with the name it has in messages: the form in which the library takes data.
 #[derive(Clone, Debug)]

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::files;
+use crate::assets;
+use crate::data::TokenizerFiles;
 use crate::error::{Error, Result};
+use crate::model::{AdapterBytes, ModelBytes};
 
 /// The name that stands for the model built into this program.
 pub const TINY: &str = "tiny";
@@ -43,6 +45,8 @@ pub struct ModelFiles {
     pub tokenizer: Vec<u8>,
     /// `tokenizer_config.json`, where there is one: special tokens and often the chat template.
     pub tokenizer_config: Option<Vec<u8>>,
+    /// `special_tokens_map.json`, where there is one.
+    pub special_tokens_map: Option<Vec<u8>>,
     /// `generation_config.json`, where there is one: the end-of-turn tokens.
     pub generation_config: Option<Vec<u8>>,
     /// `chat_template.jinja`, where there is one; it comes before the template in `tokenizer_config.json`.
@@ -58,7 +62,7 @@ impl ModelFiles {
     /// [`Error::Input`] names what is missing from the directory.
     pub fn open(directory: &Path, flag: &str) -> Result<Self> {
         need_folder(directory, flag, "a model's directory, or tiny")?;
-        let needed = |file: &str| need_file(directory, flag, file).and_then(|path| files::read(&path, flag));
+        let needed = |file: &str| need_file(directory, flag, file).and_then(|path| super::read(&path, flag));
         let template = optional(directory, flag, "chat_template.jinja")?;
         let template_place = directory.join("chat_template.jinja");
         Ok(Self {
@@ -66,10 +70,42 @@ impl ModelFiles {
             config: needed("config.json")?,
             tokenizer: needed("tokenizer.json")?,
             tokenizer_config: optional(directory, flag, "tokenizer_config.json")?,
+            special_tokens_map: optional(directory, flag, "special_tokens_map.json")?,
             generation_config: optional(directory, flag, "generation_config.json")?,
-            chat_template: template.map(|_| files::read_text(&template_place, flag)).transpose()?,
+            chat_template: template.map(|_| super::read_text(&template_place, flag)).transpose()?,
             weights: weights(directory, flag)?,
         })
+    }
+}
+
+impl Model {
+    /// The model as the library takes it.
+    pub fn bytes(&self) -> ModelBytes<'_> {
+        match self {
+            Self::Tiny => assets::model(),
+            Self::Files(files) => ModelBytes {
+                name: &files.name,
+                config: &files.config,
+                weights: files.weights.iter().map(|(name, map)| (name.as_str(), &map[..])).collect(),
+                tokenizer: TokenizerFiles {
+                    origin: files.name.clone(),
+                    tokenizer: files.tokenizer.clone(),
+                    tokenizer_config: files.tokenizer_config.clone(),
+                    special_tokens_map: files.special_tokens_map.clone(),
+                    generation_config: files.generation_config.clone(),
+                    config: Some(files.config.clone()),
+                    chat_template: files.chat_template.clone(),
+                    ..TokenizerFiles::default()
+                },
+            },
+        }
+    }
+}
+
+impl AdapterFiles {
+    /// The adapter as the library takes it.
+    pub fn bytes(&self) -> AdapterBytes<'_> {
+        AdapterBytes { name: &self.name, config: &self.config, weights: &self.weights }
     }
 }
 
@@ -95,8 +131,8 @@ impl AdapterFiles {
         let weights = need_file(directory, flag, "adapter_model.safetensors")?;
         Ok(Self {
             name: directory.display().to_string(),
-            config: files::read(&config, flag)?,
-            weights: files::map(&weights, flag)?,
+            config: super::read(&config, flag)?,
+            weights: super::map(&weights, flag)?,
         })
     }
 }
@@ -122,7 +158,7 @@ fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std::path::Path
 
 fn optional(directory: &Path, flag: &str, file: &str) -> Result<Option<Vec<u8>>> {
     let path = directory.join(file);
-    if path.is_file() { files::read(&path, flag).map(Some) } else { Ok(None) }
+    if path.is_file() { super::read(&path, flag).map(Some) } else { Ok(None) }
 }
 
 /// `model.safetensors`, or the shards that the index names.
@@ -138,7 +174,7 @@ fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, memmap2::Mmap)>>
         .into_iter()
         .map(|name| {
             let path = need_file(directory, flag, &name)?;
-            Ok((name, files::map(&path, flag)?))
+            Ok((name, super::map(&path, flag)?))
         })
         .collect()
 }

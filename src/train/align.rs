@@ -1,0 +1,484 @@
+//! A run, from anchors to the state it keeps.
+
+use std::time::Instant;
+
+use super::anchors::{self, Anchor, AnchorCounts, Draw, Pool};
+use super::evaluate::{EVAL_ANCHORS, HeldOut, loss_responses};
+use super::metrics::{Metrics, Observed, of_groups};
+use super::order::Order;
+use super::references::Reference;
+use super::step::{MicroBatch, Scored, Trainer, score};
+use super::stop::{StopReason, StopRule};
+use crate::config::{Method, OnlineSampler, RunConfig};
+use crate::data::Example;
+use crate::data::packing::{Group, split};
+use crate::gpu::{Gpu, Purpose, Recorder};
+use crate::loss::{self, Loss};
+use crate::model::Decoder;
+use crate::nn::Arenas;
+use crate::optim::{AdamW, Optimizer, Schedule};
+use crate::{Error, Result};
+
+/// Packed tokens of a scoring batch when the configuration does not say.
+const SCORE_TOKENS: usize = 2048;
+
+/// Everything a run starts from.
+pub struct Setup {
+    /// The model, with its adapter or trainable as a whole.
+    pub decoder: Decoder,
+    /// Whether the adapter is new: off, it is then the initial model.
+    pub fresh_adapter: bool,
+    /// What it is trained on.
+    pub train: Vec<Example>,
+    /// Held-out examples for the stop rule; may be empty.
+    pub eval: Vec<Example>,
+    /// Anchors from an earlier run, one list per training example; `None` samples them.
+    pub anchors: Option<Vec<Vec<Anchor>>>,
+    /// Values of r+ where it is a checkpoint.
+    pub positive: Option<Arenas>,
+    /// Values of r− where it is a checkpoint.
+    pub negative: Option<Arenas>,
+    /// The tokens that end an answer.
+    pub ends: Vec<u32>,
+}
+
+/// Watches a run. An error from any call ends it.
+pub trait Observer {
+    /// A phase of `total` items begins.
+    fn begin(&mut self, what: &str, total: usize);
+    /// `items` more are done, with `tokens` tokens.
+    fn advance(&mut self, items: usize, tokens: usize) -> Result<()>;
+    /// The phase is over.
+    fn end(&mut self);
+    /// A prompt's anchors are drawn; `reference` holds their log-probs where the references are fixed.
+    fn anchors(&mut self, example: &Example, pool: &Pool, reference: Option<&[Scored]>) -> Result<()>;
+    /// A step is done.
+    fn step(&mut self, metrics: &Metrics) -> Result<()>;
+    /// An evaluation is done.
+    fn evaluated(&mut self, metrics: &Metrics) -> Result<()>;
+}
+
+/// What a run came to.
+pub struct Outcome {
+    /// The model in the state that is kept.
+    pub decoder: Decoder,
+    /// Why it ended.
+    pub reason: StopReason,
+    /// Optimizer steps taken.
+    pub steps: usize,
+    /// The step whose state is kept.
+    pub kept_step: usize,
+    /// The first evaluation.
+    pub before: Option<Metrics>,
+    /// The evaluation of the state that is kept.
+    pub after: Option<Metrics>,
+    /// What became of the samples.
+    pub anchors: AnchorCounts,
+    /// Packed tokens trained on.
+    pub num_tokens: usize,
+    /// Seconds in training steps.
+    pub train_seconds: f64,
+}
+
+struct Run<'a> {
+    gpu: &'a Gpu,
+    config: &'a RunConfig,
+    trainer: Trainer<'a>,
+    train: Vec<Example>,
+    pools: Vec<Pool>,
+    held_out: HeldOut,
+    /// r−, and r+ where it is another.
+    negative: Reference,
+    positive: Option<Reference>,
+    /// Log-probs under fixed references, per example.
+    cached: Vec<Option<Vec<Scored>>>,
+    counts: AnchorCounts,
+    ends: Vec<u32>,
+    observer: &'a mut dyn Observer,
+}
+
+/// Trains `setup.decoder` as `config` says.
+///
+/// # Errors
+/// Whatever the device reports; what the observer returns; examples without what the method needs.
+pub async fn align(
+    gpu: &Gpu,
+    setup: Setup,
+    config: &RunConfig,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let mut run = Run::new(gpu, setup, config, observer)?;
+    run.prepare().await?;
+    run.train().await
+}
+
+fn loss_of(config: &RunConfig) -> Loss {
+    let m = &config.method;
+    let (alpha, beta) = (m.alpha as f32, m.beta as f32);
+    let method = match m.method {
+        Method::Sft => loss::Method::Sft,
+        Method::Dpo => loss::Method::Dpo { beta, label_smoothing: m.label_smoothing as f32 },
+        Method::D2o => loss::Method::D2o { alpha, beta },
+    };
+    Loss { method, length_normalize: m.length_normalize }
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        gpu: &'a Gpu,
+        setup: Setup,
+        config: &'a RunConfig,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self> {
+        let Setup { decoder, train, eval, ends, .. } = setup;
+        let t = &config.train;
+        let settings = AdamW {
+            adam_beta1: t.adam_beta1,
+            adam_beta2: t.adam_beta2,
+            adam_epsilon: t.adam_epsilon,
+            weight_decay: t.weight_decay,
+            max_grad_norm: t.max_grad_norm,
+        };
+        let reference = |source, checkpoint| {
+            Reference::new(gpu, &decoder, source, setup.fresh_adapter, checkpoint)
+        };
+        let (plus, minus) = (&config.reference.positive, &config.reference.negative);
+        let negative = reference(minus, setup.negative)?;
+        let positive = if plus == minus { None } else { Some(reference(plus, setup.positive)?) };
+        let optimizer = Optimizer::new(gpu, decoder.layout(), settings)?;
+        let pools = match setup.anchors {
+            Some(given) => given.into_iter().map(|anchors| Pool { anchors, ..Pool::default() }).collect(),
+            None => vec![Pool::default(); train.len()],
+        };
+        Ok(Self {
+            gpu,
+            config,
+            trainer: Trainer::new(gpu, decoder, optimizer, loss_of(config), t.seed),
+            cached: vec![None; train.len()],
+            train,
+            pools,
+            held_out: HeldOut::new(eval),
+            positive,
+            negative,
+            counts: AnchorCounts::default(),
+            ends,
+            observer,
+        })
+    }
+
+    fn method(&self) -> Method {
+        self.config.method.method
+    }
+
+    fn references_are_fixed(&self) -> bool {
+        self.negative.is_fixed() && self.positive.as_ref().is_none_or(Reference::is_fixed)
+    }
+
+    fn score_tokens(&self) -> usize {
+        self.config.train.max_tokens_per_batch.unwrap_or(SCORE_TOKENS)
+    }
+
+    /// Draws all anchors that are missing, drops prompts that got none, and scores what stays the same.
+    async fn prepare(&mut self) -> Result<()> {
+        for (i, example) in self.train.iter().chain(&self.held_out.examples).enumerate() {
+            let place = format!("example {} (line {})", i + 1, example.line);
+            let longest = [&example.negative_ids, &example.chosen_ids].into_iter().flatten().map(Vec::len).max();
+            let longest = longest.unwrap_or(0).max(self.config.anchors.max_new_tokens);
+            self.trainer.decoder.check_context(&place, example.sampling_ids.len() + longest)?;
+        }
+        if self.method() == Method::D2o {
+            self.draw_offline().await?;
+        }
+        if self.method() != Method::Sft && self.references_are_fixed() {
+            let all: Vec<usize> = (0..self.train.len()).collect();
+            self.observer.begin("reference log-probs", all.len());
+            let scored = self.score_references(&all, true).await?;
+            self.cached = scored.into_iter().map(Some).collect();
+            self.observer.end();
+        }
+        for i in 0..self.train.len() {
+            self.observer.anchors(&self.train[i], &self.pools[i], self.cached[i].as_deref())?;
+        }
+        Ok(())
+    }
+
+    async fn draw_offline(&mut self) -> Result<()> {
+        let missing: Vec<usize> = (0..self.train.len()).filter(|&i| self.pools[i].anchors.is_empty()).collect();
+        let (k, held_out) = (self.config.method.num_samples, &mut self.held_out);
+        let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
+        let pass = self.negative.pass(&self.trainer.decoder);
+        let eval_k = k.min(EVAL_ANCHORS);
+        self.observer.begin("sampling anchors", missing.len() * k + held_out.examples.len() * eval_k);
+        let observer = &mut *self.observer;
+        let mut progress = |answers, tokens| observer.advance(answers, tokens);
+        let mut draws: Vec<Draw> = (0..)
+            .zip(self.train.iter().zip(&mut self.pools))
+            .filter(|(_, (_, pool))| pool.anchors.is_empty())
+            .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
+            .collect();
+        let decoder = &self.trainer.decoder;
+        let counts = anchors::draw(self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress).await?;
+        self.counts.add(&counts);
+        // Held-out prompts are numbered after the training prompts.
+        let mut draws: Vec<Draw> = (self.train.len()..)
+            .zip(held_out.examples.iter().zip(&mut held_out.pools))
+            .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
+            .collect();
+        anchors::draw(self.gpu, decoder, pass, &mut draws, eval_k, &settings, 0, &mut progress).await?;
+        self.observer.end();
+        self.drop_empty()
+    }
+
+    /// Leaves out prompts whose samples all stayed empty.
+    fn drop_empty(&mut self) -> Result<()> {
+        let keep = |pools: &[Pool]| pools.iter().map(|p| !p.anchors.is_empty()).collect::<Vec<_>>();
+        let (train, eval) = (keep(&self.pools), keep(&self.held_out.pools));
+        retain(&mut self.train, &train);
+        retain(&mut self.pools, &train);
+        retain(&mut self.cached, &train);
+        retain(&mut self.held_out.examples, &eval);
+        retain(&mut self.held_out.pools, &eval);
+        if !self.train.is_empty() {
+            return Ok(());
+        }
+        let fix = "raise the temperature, or change the safety instruction";
+        Err(Error::input("anchors", "answers with at least one word", "only empty samples", fix))
+    }
+
+    fn group(&self, i: usize) -> Group<'_> {
+        let responses = loss_responses(self.method(), &self.train[i], &self.pools[i]);
+        Group { prompt: &self.train[i].prompt_ids, responses }
+    }
+
+    /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative.
+    async fn score_references(&mut self, examples: &[usize], report: bool) -> Result<Vec<Vec<Scored>>> {
+        let groups: Vec<Group> = examples.iter().map(|&i| self.group(i)).collect();
+        let decoder = &self.trainer.decoder;
+        let budget = self.score_tokens();
+        let mut done = Vec::new();
+        let mut note = |items, tokens| {
+            done.push((items, tokens));
+            Ok(())
+        };
+        let minus = self.negative.pass(decoder);
+        let scored = if let Some(positive) = &self.positive {
+            let (anchors, negatives): (Vec<Group>, Vec<Group>) = groups.iter().map(parts).unzip();
+            let plus = positive.pass(decoder);
+            let mut anchors = score(self.gpu, decoder, minus, &anchors, budget, &mut note).await?;
+            let negatives = score(self.gpu, decoder, plus, &negatives, budget, &mut |_, _| Ok(())).await?;
+            anchors.iter_mut().zip(negatives).for_each(|(a, n)| a.extend(n));
+            anchors
+        } else {
+            score(self.gpu, decoder, minus, &groups, budget, &mut note).await?
+        };
+        if report {
+            done.into_iter().try_for_each(|(items, tokens)| self.observer.advance(items, tokens))?;
+        }
+        Ok(scored)
+    }
+
+    async fn evaluate(&mut self, step: usize) -> Result<Metrics> {
+        let budget = self.score_tokens();
+        let decoder = &self.trainer.decoder;
+        let quiet = &mut |_, _| Ok(());
+        let mut metrics = Metrics::default();
+        metrics.push("global_step", step as f64);
+        let found = self.held_out.evaluate(self.gpu, decoder, &self.config.method, budget, quiet).await?;
+        metrics.0.extend(found.0);
+        self.observer.evaluated(&metrics)?;
+        Ok(metrics)
+    }
+
+    async fn train(mut self) -> Result<Outcome> {
+        let t = &self.config.train;
+        let groups = t.per_device_train_batch_size * t.gradient_accumulation_steps;
+        let epoch_steps = self.train.len() as f64 / groups as f64;
+        let total = t.max_steps.unwrap_or((t.num_train_epochs * epoch_steps).ceil().max(1.0) as usize);
+        let warmup =
+            if t.warmup_steps > 0 { t.warmup_steps } else { (t.warmup_ratio * total as f64).ceil() as usize };
+        let schedule = Schedule { kind: t.lr_scheduler_type, peak: t.learning_rate, warmup, total };
+        let mut order = Order::new(self.train.len(), t.seed, t.shuffle);
+        let mut rule = StopRule::new(self.config.stop.clone());
+        let watched = !self.held_out.examples.is_empty();
+        let mut best = Best::default();
+        let mut before = None;
+        if watched {
+            let first = self.evaluate(0).await?;
+            rule.judge(&first);
+            best.keep(self.gpu, &self.trainer.decoder, 0, &first)?;
+            before = Some(first);
+        }
+        let (mut reason, mut steps, mut num_tokens, mut train_seconds) = (StopReason::Finished, 0, 0, 0.0);
+        self.observer.begin("training", total);
+        for step in 0..total {
+            let batch = order.next(groups);
+            self.refresh_anchors(step, &batch).await?;
+            let started = Instant::now();
+            let (observed, tokens) = self.gradients(&batch).await?;
+            let rate = schedule.rate(step);
+            let norm = self.trainer.step(rate).await?;
+            let seconds = started.elapsed().as_secs_f64();
+            for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
+                reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
+            }
+            steps = step + 1;
+            num_tokens += tokens;
+            train_seconds += seconds;
+            let mut metrics = of_groups("", self.method(), &observed);
+            metrics.push("grad_norm", f64::from(norm));
+            metrics.push("learning_rate", rate);
+            metrics.push("num_tokens", num_tokens as f64);
+            metrics.push("tokens_per_second", tokens as f64 / seconds);
+            metrics.push("epoch", steps as f64 / epoch_steps);
+            metrics.push("global_step", steps as f64);
+            self.observer.step(&metrics)?;
+            self.observer.advance(1, tokens)?;
+            if watched && (steps % self.config.stop.eval_steps == 0 || steps == total) {
+                let now = self.evaluate(steps).await?;
+                let verdict = rule.judge(&now);
+                if verdict.best || !self.config.stop.enabled {
+                    best.keep(self.gpu, &self.trainer.decoder, steps, &now)?;
+                }
+                if let Some(why) = verdict.stop {
+                    reason = why;
+                    break;
+                }
+            }
+        }
+        self.observer.end();
+        let (kept_step, after) = best.restore(self.gpu, &self.trainer.decoder).unwrap_or((steps, None));
+        Ok(Outcome {
+            decoder: self.trainer.decoder,
+            reason,
+            steps,
+            kept_step,
+            before,
+            after,
+            anchors: self.counts,
+            num_tokens,
+            train_seconds,
+        })
+    }
+
+    /// Draws the anchors of this step's prompts anew where they are due.
+    async fn refresh_anchors(&mut self, step: usize, batch: &[usize]) -> Result<()> {
+        let a = &self.config.anchors;
+        let Some(start) = a.online_start_step.filter(|&s| step >= s && self.method() == Method::D2o) else {
+            return Ok(());
+        };
+        let due = |pool: &Pool| pool.step < start || step >= pool.step + a.refresh_every;
+        let mut stale: Vec<usize> = batch.iter().copied().filter(|&i| due(&self.pools[i])).collect();
+        stale.sort_unstable();
+        stale.dedup();
+        if stale.is_empty() {
+            return Ok(());
+        }
+        let decoder = &self.trainer.decoder;
+        let (pass, instructed) = match a.online_sampler {
+            OnlineSampler::Reference => (self.negative.pass(decoder), true),
+            OnlineSampler::Policy => (decoder.policy(), false),
+            OnlineSampler::PolicyWithInstruction => (decoder.policy(), true),
+        };
+        let settings = anchors::settings(a, self.config.train.seed, &self.ends);
+        let old: Vec<Pool> = stale.iter().map(|&i| self.pools[i].clone()).collect();
+        let mut draws: Vec<Draw> = self
+            .train
+            .iter()
+            .zip(&mut self.pools)
+            .enumerate()
+            .filter(|(i, _)| stale.binary_search(i).is_ok())
+            .map(|(i, (example, pool))| Draw::new(i, example, instructed, pool))
+            .collect();
+        let k = self.config.method.num_samples;
+        let quiet = &mut |_, _| Ok(());
+        let counts = anchors::draw(self.gpu, decoder, pass, &mut draws, k, &settings, step, quiet).await?;
+        self.counts.add(&counts);
+        for (&i, old) in stale.iter().zip(old) {
+            // A model that answers with nothing anchors nothing: its earlier answers stay.
+            if self.pools[i].anchors.is_empty() {
+                self.pools[i].anchors = old.anchors;
+            } else {
+                self.cached[i] = None;
+            }
+        }
+        for &i in &stale {
+            self.observer.anchors(&self.train[i], &self.pools[i], None)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients of a step's groups, micro-batch by micro-batch. Returns their figures and the packed tokens.
+    async fn gradients(&mut self, batch: &[usize]) -> Result<(Vec<Observed>, usize)> {
+        let missing: Vec<usize> = batch.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
+        if !missing.is_empty() && self.method() != Method::Sft {
+            let scored = self.score_references(&missing, false).await?;
+            missing.iter().zip(scored).for_each(|(&i, scored)| self.cached[i] = Some(scored));
+        }
+        let responses = |i: usize| loss_responses(self.config.method.method, &self.train[i], &self.pools[i]);
+        let groups: Vec<Group> = batch
+            .iter()
+            .map(|&i| Group { prompt: &self.train[i].prompt_ids, responses: responses(i) })
+            .collect();
+        let t = &self.config.train;
+        let budget = t.max_tokens_per_batch.unwrap_or(usize::MAX);
+        let (mut observed, mut tokens) = (Vec::new(), 0);
+        for range in split(&groups, budget, t.per_device_train_batch_size) {
+            let cached = || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
+            let micro = MicroBatch {
+                groups: groups[range.clone()].to_vec(),
+                reference: cached().flatten().map(|r| r.logp).collect(),
+            };
+            tokens += micro.groups.iter().map(Group::tokens).sum::<usize>();
+            let outcomes = self.trainer.accumulate(&micro, batch.len()).await?;
+            observed.extend(outcomes.into_iter().zip(cached()).map(|(outcome, reference)| Observed {
+                outcome,
+                reference: reference.iter().map(|r| r.token_logps.clone()).collect(),
+            }));
+        }
+        // References that move must be asked again next time.
+        if !self.references_are_fixed() {
+            batch.iter().for_each(|&i| self.cached[i] = None);
+        }
+        Ok((observed, tokens))
+    }
+}
+
+/// A group's anchors and its negative, apart.
+fn parts<'a>(group: &Group<'a>) -> (Group<'a>, Group<'a>) {
+    let (anchors, negative) = group.responses.split_at(group.responses.len() - 1);
+    let part = |responses: &[&'a [u32]]| Group { prompt: group.prompt, responses: responses.to_vec() };
+    (part(anchors), part(negative))
+}
+
+fn retain<T>(items: &mut Vec<T>, keep: &[bool]) {
+    let mut keep = keep.iter();
+    items.retain(|_| keep.next().copied().unwrap_or(true));
+}
+
+/// The best state so far, on the device.
+#[derive(Default)]
+struct Best {
+    values: Option<Arenas>,
+    step: usize,
+    metrics: Option<Metrics>,
+}
+
+impl Best {
+    fn keep(&mut self, gpu: &Gpu, decoder: &Decoder, step: usize, metrics: &Metrics) -> Result<()> {
+        if self.values.is_none() {
+            self.values = Some(Arenas::new(gpu, decoder.layout(), Purpose::References, "best state")?);
+        }
+        if let Some(values) = &self.values {
+            decoder.values().copy_to(&mut Recorder::new(gpu), values);
+        }
+        (self.step, self.metrics) = (step, Some(metrics.clone()));
+        Ok(())
+    }
+
+    /// Puts the best state back into the policy, if one was kept.
+    fn restore(self, gpu: &Gpu, decoder: &Decoder) -> Option<(usize, Option<Metrics>)> {
+        let values = self.values?;
+        values.copy_to(&mut Recorder::new(gpu), decoder.values());
+        Some((self.step, self.metrics))
+    }
+}

@@ -1,0 +1,118 @@
+//! Held-out examples, scored now and then: what the stop rule sees.
+
+use super::anchors::Pool;
+use super::metrics::{Metrics, Observed, mean, of_groups};
+use super::step::{GroupOutcome, Scored, score};
+use super::stop::{ANCHOR_LOGP, PERPLEXITY};
+use crate::Result;
+use crate::config::{Method, MethodConfig};
+use crate::data::Example;
+use crate::data::packing::Group;
+use crate::gpu::Gpu;
+use crate::model::Decoder;
+
+/// Anchors of a held-out prompt at most: they are scored often.
+pub(super) const EVAL_ANCHORS: usize = 2;
+
+/// Held-out examples with their anchors and what the model gave them before the first step.
+pub(super) struct HeldOut {
+    pub examples: Vec<Example>,
+    pub pools: Vec<Pool>,
+    start: Option<Vec<Vec<Scored>>>,
+}
+
+impl HeldOut {
+    pub fn new(examples: Vec<Example>) -> Self {
+        let pools = vec![Pool::default(); examples.len()];
+        Self { examples, pools, start: None }
+    }
+
+    /// A group's responses: those of the loss, then the good answer where it is not among them.
+    fn responses<'a>(&'a self, method: Method, i: usize) -> Vec<&'a [u32]> {
+        let example = &self.examples[i];
+        let mut responses = loss_responses(method, example, &self.pools[i]);
+        if method == Method::D2o {
+            responses.extend(example.chosen_ids.as_deref());
+        }
+        responses
+    }
+
+    /// Scores the policy. Log-ratios are taken against the first evaluation, the model at step 0.
+    pub async fn evaluate(
+        &mut self,
+        gpu: &Gpu,
+        decoder: &Decoder,
+        config: &MethodConfig,
+        budget: usize,
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Metrics> {
+        let method = config.method;
+        let groups: Vec<Group> = (0..self.examples.len())
+            .map(|i| Group { prompt: &self.examples[i].prompt_ids, responses: self.responses(method, i) })
+            .collect();
+        let scored = score(gpu, decoder, decoder.policy(), &groups, budget, progress).await?;
+        let start = self.start.get_or_insert_with(|| scored.clone());
+        let mut observed = Vec::new();
+        let (mut good_logp, mut good_tokens) = (0.0, 0usize);
+        for ((now, then), example) in scored.iter().zip(start.iter()).zip(&self.examples) {
+            let extra = usize::from(method == Method::D2o && example.chosen_ids.is_some());
+            let own = now.len() - extra;
+            let good = match method {
+                Method::D2o => now.get(own),
+                Method::Dpo | Method::Sft => now.first(),
+            };
+            good_logp += good.map_or(0.0, |g| f64::from(g.logp));
+            good_tokens += good.map_or(0, |g| g.token_logps.len());
+            let reference = then[..own].iter().map(|r| r.token_logps.clone()).collect();
+            observed.push(Observed { outcome: outcome(config, &now[..own], &then[..own]), reference });
+        }
+        let mut metrics = of_groups("eval_", method, &observed);
+        if method == Method::D2o {
+            let per_token = |pick: &dyn Fn(&GroupOutcome) -> Vec<Scored>| {
+                mean(observed.iter().flat_map(|o| pick(&o.outcome)).flat_map(|r| r.token_logps).map(f64::from))
+            };
+            let anchors = |o: &GroupOutcome| o.responses[..o.responses.len() - 1].to_vec();
+            metrics.push(ANCHOR_LOGP, per_token(&anchors));
+            let negative = |o: &GroupOutcome| o.responses.last().cloned().into_iter().collect();
+            metrics.push("eval_logps_per_token/negative", per_token(&negative));
+        }
+        if good_tokens > 0 {
+            metrics.push(PERPLEXITY, (-good_logp / good_tokens as f64).exp());
+        }
+        Ok(metrics)
+    }
+}
+
+/// The responses that a method's loss takes, in its order.
+pub(super) fn loss_responses<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Vec<&'a [u32]> {
+    let chosen = example.chosen_ids.as_deref();
+    let negative = example.negative_ids.as_deref();
+    match method {
+        Method::D2o => pool.anchors.iter().map(|a| a.ids.as_slice()).chain(negative).collect(),
+        Method::Dpo => chosen.into_iter().chain(negative).collect(),
+        Method::Sft => chosen.into_iter().collect(),
+    }
+}
+
+/// The loss of a group on the host, in f64: what `shaders/preference.wgsl` computes.
+fn outcome(config: &MethodConfig, now: &[Scored], then: &[Scored]) -> GroupOutcome {
+    let share = |r: &Scored| if config.length_normalize { r.token_logps.len().max(1) as f64 } else { 1.0 };
+    let ratio = |(r, start): (&Scored, &Scored)| (f64::from(r.logp) - f64::from(start.logp)) / share(r);
+    let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+    let make = |loss: f64, anchor: f64, negative: f64| GroupOutcome {
+        loss: loss as f32,
+        z: (anchor - negative) as f32,
+        anchor_reward: anchor as f32,
+        negative_reward: negative as f32,
+        responses: now.to_vec(),
+    };
+    if config.method == Method::Sft {
+        return make(-mean(now.iter().map(|r| f64::from(r.logp) / r.token_logps.len().max(1) as f64)), 0.0, 0.0);
+    }
+    let last = now.len() - 1;
+    let alpha = if config.method == Method::D2o { config.alpha } else { config.beta };
+    let anchor = config.beta * mean(now[..last].iter().zip(&then[..last]).map(ratio));
+    let negative = alpha * ratio((&now[last], &then[last]));
+    let (z, smoothing) = (anchor - negative, config.label_smoothing);
+    make((1.0 - smoothing) * softplus(-z) + smoothing * softplus(z), anchor, negative)
+}

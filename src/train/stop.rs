@@ -1,0 +1,145 @@
+//! The stop rule: the loss can always be lowered by pushing negatives further down, long after behaviour is fixed, and past
+//! that point the model breaks. Held-out examples say when.
+
+use super::metrics::Metrics;
+use crate::config::StopConfig;
+
+/// Why a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// All steps were taken.
+    Finished,
+    /// The held-out anchors' log-prob fell past the bound.
+    AnchorsFell,
+    /// The KL divergence from the reference passed its limit.
+    KlLimit,
+    /// Held-out good answers became less likely than allowed.
+    PerplexityRose,
+    /// The margin was won in several evaluations in a row.
+    MarginWon,
+}
+
+impl std::fmt::Display for StopReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Finished => "all steps taken",
+            Self::AnchorsFell => "the held-out anchors' log-prob per token fell past stop.max_anchor_drop",
+            Self::KlLimit => "the KL divergence on held-out anchors passed stop.max_kl",
+            Self::PerplexityRose => "the perplexity of held-out good answers rose past stop.max_perplexity_rise",
+            Self::MarginWon => "the margin on held-out examples was won (stop.margin)",
+        })
+    }
+}
+
+/// What an evaluation means for the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the state is the best so far, to be kept.
+    pub best: bool,
+    /// Whether to stop.
+    pub stop: Option<StopReason>,
+}
+
+/// Watches a run's evaluations.
+#[derive(Debug)]
+pub struct StopRule {
+    config: StopConfig,
+    start: Option<Metrics>,
+    best_margin: f64,
+    won: usize,
+}
+
+/// Names of the evaluation's figures that the rule reads.
+pub(super) const ANCHOR_LOGP: &str = "eval_logps_per_token/anchor";
+pub(super) const KL: &str = "eval_kl/anchor";
+pub(super) const PERPLEXITY: &str = "eval_perplexity";
+pub(super) const MARGIN: &str = "eval_rewards/margins";
+
+impl StopRule {
+    /// A rule that has seen nothing.
+    pub fn new(config: StopConfig) -> Self {
+        Self { config, start: None, best_margin: f64::NEG_INFINITY, won: 0 }
+    }
+
+    /// Judges an evaluation; the first is the start that later ones are held against.
+    pub fn judge(&mut self, now: &Metrics) -> Verdict {
+        let Some(start) = &self.start else {
+            self.start = Some(now.clone());
+            self.best_margin = now.get(MARGIN).unwrap_or(0.0);
+            return Verdict { best: true, stop: None };
+        };
+        if let Some(reason) = self.broken(start, now) {
+            return Verdict { best: false, stop: self.config.enabled.then_some(reason) };
+        }
+        let margin = now.get(MARGIN).unwrap_or(0.0);
+        let best = margin > self.best_margin;
+        self.best_margin = self.best_margin.max(margin);
+        self.won = if margin >= self.config.margin { self.won + 1 } else { 0 };
+        let stop = self.config.enabled && self.won >= self.config.patience;
+        Verdict { best, stop: stop.then_some(StopReason::MarginWon) }
+    }
+
+    /// The bound that is broken, if one is. NaN breaks them all.
+    fn broken(&self, start: &Metrics, now: &Metrics) -> Option<StopReason> {
+        let pair = |name| Some((start.get(name)?, now.get(name)?));
+        let within = |ok: Option<bool>| ok.unwrap_or(true);
+        let c = &self.config;
+        let anchors = pair(ANCHOR_LOGP).map(|(then, now)| then - now <= c.max_anchor_drop);
+        let kl = now.get(KL).map(|kl| kl <= c.max_kl);
+        let perplexity = pair(PERPLEXITY).map(|(then, now)| now <= then * (1.0 + c.max_perplexity_rise));
+        [
+            (within(anchors), StopReason::AnchorsFell),
+            (within(kl), StopReason::KlLimit),
+            (within(perplexity), StopReason::PerplexityRose),
+        ]
+        .into_iter()
+        .find_map(|(ok, reason)| (!ok).then_some(reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eval(anchor: f64, kl: f64, perplexity: f64, margin: f64) -> Metrics {
+        let pairs = [(ANCHOR_LOGP, anchor), (KL, kl), (PERPLEXITY, perplexity), (MARGIN, margin)];
+        Metrics(pairs.iter().map(|&(n, v)| (n.to_string(), v)).collect())
+    }
+
+    fn rule() -> StopRule {
+        let mut rule = StopRule::new(StopConfig {
+            max_anchor_drop: 0.1,
+            max_kl: 0.2,
+            margin: 2.0,
+            patience: 2,
+            max_perplexity_rise: 0.05,
+            ..StopConfig::default()
+        });
+        assert_eq!(rule.judge(&eval(-1.0, 0.0, 10.0, 0.0)), Verdict { best: true, stop: None });
+        rule
+    }
+
+    #[test]
+    fn each_bound_stops() {
+        let stops = [
+            (eval(-1.2, 0.0, 10.0, 1.0), StopReason::AnchorsFell),
+            (eval(-1.0, 0.3, 10.0, 1.0), StopReason::KlLimit),
+            (eval(-1.0, 0.0, 10.6, 1.0), StopReason::PerplexityRose),
+            (eval(f64::NAN, 0.0, 10.0, 1.0), StopReason::AnchorsFell),
+        ];
+        for (now, reason) in stops {
+            assert_eq!(rule().judge(&now), Verdict { best: false, stop: Some(reason) });
+        }
+    }
+
+    #[test]
+    fn a_margin_must_be_won_twice_in_a_row() {
+        let mut rule = rule();
+        assert_eq!(rule.judge(&eval(-0.9, 0.1, 9.0, 2.5)), Verdict { best: true, stop: None });
+        assert_eq!(rule.judge(&eval(-0.9, 0.1, 9.0, 1.5)), Verdict { best: false, stop: None });
+        assert_eq!(rule.judge(&eval(-0.9, 0.1, 9.0, 2.1)), Verdict { best: false, stop: None });
+        let verdict = rule.judge(&eval(-0.9, 0.1, 9.0, 2.2));
+        assert_eq!(verdict, Verdict { best: false, stop: Some(StopReason::MarginWon) });
+    }
+}
