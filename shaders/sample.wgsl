@@ -36,14 +36,17 @@ fn measure(base: u32, lane: u32, floor: f32, mid: f32, most: f32, counting: bool
     var mass = 0.0;
     var least = 3.0e38;
     var below = -3.0e38;
-    for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
-        let l = logits[base + v];
-        if l < floor { continue; }
-        if l >= mid {
-            mass += select(exp((l - most) / p.temperature), 1.0, counting);
-            least = min(least, l);
-        } else {
-            below = max(below, l);
+    // Four at a time: some drivers end an invocation's loops after 65,535 iterations in all.
+    for (var start = first_of(lane); start < p.vocab; start += 4u * STRIDE) {
+        for (var j = 0u; j < 4u; j++) {
+            let v = start + j * STRIDE;
+            let l = select(-3.0e38, logits[base + min(v, p.vocab - 1u)], v < p.vocab);
+            if l >= floor && l >= mid {
+                mass += select(exp((l - most) / p.temperature), 1.0, counting);
+                least = min(least, l);
+            } else if l >= floor {
+                below = max(below, l);
+            }
         }
     }
     return Cut(row_sum(mass, lane), -row_max(-least, lane), row_max(below, lane));

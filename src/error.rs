@@ -84,6 +84,13 @@ impl Error {
         Self::Io { path: path.as_ref().into(), action, source }
     }
 
+    /// The [`Error::NoAdapter`] of a machine without any.
+    pub fn no_gpu() -> Self {
+        let fix = "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which also brings a \
+                   software one)";
+        Self::NoAdapter { found: "none found".into(), fix: fix.into() }
+    }
+
     /// The process's exit code: 2 for what the user can mend, 130 for an interrupt, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -15,6 +15,7 @@ pub mod nn;
 pub mod optim;
 pub mod reference;
 pub mod sample;
+pub mod selftest;
 pub mod shader;
 pub mod train;
 pub use error::{Error, Result};

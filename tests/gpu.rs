@@ -21,7 +21,7 @@ fn with_gpu<T>(tier: Tier, test: impl FnOnce(&Gpu) -> T) -> T {
     };
     let device = cell.get_or_init(|| {
         let adapter = std::env::var("AWEIGH_GPU").ok();
-        let options = Options { adapter, default_limits: true, tier: Some(tier) };
+        let options = Options { adapter, default_limits: true, tier: Some(tier), ..Options::default() };
         pollster::block_on(Gpu::open(&options)).map(Mutex::new).map_err(|error| error.to_string())
     });
     match device {

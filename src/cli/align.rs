@@ -1,12 +1,21 @@
 //! `aweigh align`: a run from its settings to its folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use crate::files::{self, RunFolder, Source};
-use crate::files::{AdapterFiles, Model, ModelFiles};
-use super::output::Output;
+use pollster::block_on;
+use serde::Serialize;
+
+use super::engine;
+use super::output::{Output, bytes, table};
+use super::record::Recorder;
 use crate::config::{Layer, PartialConfig, ReferenceSource, RunConfig};
+use crate::data::LengthCounts;
 use crate::error::Result;
+use crate::files::{self, AdapterFiles, Model, ModelFiles, RunFolder, Source, write_whole};
+use crate::gpu::{Gpu, Options, Purpose};
+use crate::train::{AnchorCounts, Checkpoint, Inputs, Metrics, Outcome, StopReason, align};
 
 /// Align a model: sample anchors, train, stop in time, write an adapter.
 ///
@@ -49,7 +58,7 @@ is a model that breaks, and the stop rule ends such a run.";
 /// A run's settings, from the file and the flags.
 ///
 /// # Errors
-/// [`crate::error::Error::Input`] for the first setting that is wrong, with its place.
+/// [`crate::Error::Input`] for the first setting that is wrong, with its place.
 pub fn settings(args: &Args) -> Result<RunConfig> {
     let mut layers = Vec::new();
     if let Some(path) = &args.config {
@@ -61,37 +70,37 @@ pub fn settings(args: &Args) -> Result<RunConfig> {
 
 /// Every file that a run reads, in memory before anything is written.
 #[derive(Debug)]
-pub struct Inputs {
-    /// The model.
-    pub model: Model,
-    /// The adapter to start from.
-    pub adapter: Option<AdapterFiles>,
-    /// Training examples.
-    pub train: Source,
-    /// Held-out examples, where they have a file of their own.
-    pub eval: Option<Source>,
-    /// Anchors of an earlier run.
-    pub samples: Option<Source>,
-    /// r+, where it is a checkpoint.
-    pub positive: Option<Checkpoint>,
-    /// r-, where it is a checkpoint.
-    pub negative: Option<Checkpoint>,
+pub struct Files {
+    model: Model,
+    adapter: Option<AdapterFiles>,
+    train: Source,
+    eval: Option<Source>,
+    samples: Option<Source>,
+    positive: Option<CheckpointFiles>,
+    negative: Option<CheckpointFiles>,
 }
 
 /// A reference model from disk: of the kind that the run trains.
 #[derive(Debug)]
-pub enum Checkpoint {
-    /// A LoRA run's.
+enum CheckpointFiles {
     Adapter(AdapterFiles),
-    /// A full run's.
-    Model(Box<ModelFiles>),
+    Model(Model),
 }
 
-impl Inputs {
+impl CheckpointFiles {
+    fn bytes(&self) -> Checkpoint<'_> {
+        match self {
+            Self::Adapter(files) => Checkpoint::Adapter(files.bytes()),
+            Self::Model(model) => Checkpoint::Model(model.bytes()),
+        }
+    }
+}
+
+impl Files {
     /// Reads them all.
     ///
     /// # Errors
-    /// [`crate::error::Error::Input`] names the first that is missing, and the flag that asked for it.
+    /// [`crate::Error::Input`] names the first that is missing, and the flag that asked for it.
     pub fn read(config: &RunConfig) -> Result<Self> {
         let source =
             |path: &Option<PathBuf>, flag| path.as_deref().map(|path| Source::read(path, flag)).transpose();
@@ -106,18 +115,29 @@ impl Inputs {
             negative: checkpoint(config, &config.reference.negative, "--reference-negative")?,
         })
     }
+
+    fn inputs(&self) -> Inputs<'_> {
+        fn named(source: &Source) -> (&str, &[u8]) {
+            (&source.origin, &source.bytes)
+        }
+        Inputs {
+            adapter: self.adapter.as_ref().map(AdapterFiles::bytes),
+            eval: self.eval.as_ref().map(named),
+            samples: self.samples.as_ref().map(named),
+            positive: self.positive.as_ref().map(CheckpointFiles::bytes),
+            negative: self.negative.as_ref().map(CheckpointFiles::bytes),
+            ..Inputs::new(self.model.bytes(), named(&self.train))
+        }
+    }
 }
 
-fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Result<Option<Checkpoint>> {
-    match source {
-        ReferenceSource::Checkpoint(path) if config.lora.enabled => {
-            AdapterFiles::open(path, flag).map(|files| Some(Checkpoint::Adapter(files)))
-        }
-        ReferenceSource::Checkpoint(path) => {
-            ModelFiles::open(path, flag).map(|files| Some(Checkpoint::Model(Box::new(files))))
-        }
-        _ => Ok(None),
-    }
+fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Result<Option<CheckpointFiles>> {
+    let ReferenceSource::Checkpoint(path) = source else { return Ok(None) };
+    Ok(Some(if config.lora.enabled {
+        CheckpointFiles::Adapter(AdapterFiles::open(path, flag)?)
+    } else {
+        CheckpointFiles::Model(Model::Files(Box::new(ModelFiles::open(path, flag)?)))
+    }))
 }
 
 /// Aligns a model.
@@ -126,11 +146,110 @@ fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Resul
 /// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let config = settings(&args)?;
-    let folder: &Path = &config.output.output_dir;
-    RunFolder::check(folder, "--output-dir", args.overwrite)?;
-    let _inputs = Inputs::read(&config)?;
+    let path: &Path = &config.output.output_dir;
+    RunFolder::check(path, "--output-dir", args.overwrite)?;
+    let files = Files::read(&config)?;
     for warning in config.warnings() {
         output.warn(warning);
     }
-    todo!("parse the inputs, RunFolder::create, train, RunFolder::keep once something is worth keeping")
+    let submit_seconds = config.gpu.submit_budget.map(|ms| ms / 1000.0);
+    let options = Options { adapter: config.gpu.adapter.clone(), submit_seconds, ..Options::default() };
+    let started = Instant::now();
+    let gpu = block_on(Gpu::open(&options))?;
+    let prepared = files.inputs().prepare(&gpu, &config)?;
+    engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
+    output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
+    let mut folder = RunFolder::create(path, "--output-dir", args.overwrite)?;
+    let write = |name: &str, bytes: &[u8]| write_whole(&folder.path().join(name), bytes);
+    write("config.toml", config.to_toml()?.as_bytes())?;
+    let what = (config.output.logging_steps, config.output.save_samples);
+    let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), what)?;
+    let outcome = block_on(align(&gpu, prepared.setup, &config, &mut recorder))?;
+    drop(recorder);
+    engine::write_result(&gpu, folder.path(), &files.model, &outcome.decoder)?;
+    let summary = Summary::new(&gpu, &outcome, prepared.lengths, started);
+    let json = serde_json::to_vec_pretty(&summary).unwrap_or_default();
+    write("summary.json", &json)?;
+    folder.keep();
+    output.result(summary.table(path), &summary)
+}
+
+/// `summary.json`, and the figures of `--json`.
+#[derive(Serialize)]
+struct Summary {
+    reason: StopReason,
+    reason_text: String,
+    steps: usize,
+    kept_step: usize,
+    before: Option<Metrics>,
+    after: Option<Metrics>,
+    anchors: AnchorCounts,
+    examples: LengthCounts,
+    num_tokens: usize,
+    tokens_per_second: f64,
+    seconds: f64,
+    adapter: String,
+    trainable_parameters: usize,
+    memory_peak: u64,
+    memory_peaks: BTreeMap<Purpose, u64>,
+}
+
+impl Summary {
+    fn new(gpu: &Gpu, outcome: &Outcome, examples: LengthCounts, started: Instant) -> Self {
+        let peaks = gpu.ledger().by_purpose().into_iter().map(|(purpose, usage)| (purpose, usage.peak));
+        Self {
+            reason: outcome.reason,
+            reason_text: outcome.reason.to_string(),
+            steps: outcome.steps,
+            kept_step: outcome.kept_step,
+            before: outcome.before.clone(),
+            after: outcome.after.clone(),
+            anchors: outcome.anchors,
+            examples,
+            num_tokens: outcome.num_tokens,
+            tokens_per_second: outcome.num_tokens as f64 / outcome.train_seconds.max(1e-9),
+            seconds: started.elapsed().as_secs_f64(),
+            adapter: gpu.summary().name.clone(),
+            trainable_parameters: outcome.decoder.layout().count(),
+            memory_peak: gpu.ledger().total().peak,
+            memory_peaks: peaks.collect(),
+        }
+    }
+
+    fn table(&self, folder: &Path) -> String {
+        let figures = |m: &Option<Metrics>| m.as_ref().map(|m| m.0.clone()).unwrap_or_default();
+        let rows: Vec<Vec<String>> = figures(&self.before)
+            .into_iter()
+            .zip(figures(&self.after))
+            .filter(|((name, _), _)| name != "global_step")
+            .map(|((name, before), (_, after))| {
+                vec![
+                    name.trim_start_matches("eval_").to_string(),
+                    format!("{before:.4}"),
+                    format!("{after:.4}"),
+                ]
+            })
+            .collect();
+        let held_out = if rows.is_empty() {
+            String::new()
+        } else {
+            table(&["held-out", "before", "after"], &rows) + "\n"
+        };
+        let a = &self.anchors;
+        format!(
+            "{held_out}ended after step {}: {}; kept the state of step {}\n\
+             anchors: {} drawn, {} repeated, {} empty, {} cut at the length limit\n\
+             {:.0} tokens/s in training, {} of GPU memory at the most\n{} holds the result",
+            self.steps,
+            self.reason_text,
+            self.kept_step,
+            a.drawn,
+            a.duplicates,
+            a.empty,
+            a.cut,
+            self.tokens_per_second,
+            bytes(self.memory_peak),
+            folder.display(),
+        )
+    }
 }

@@ -1,16 +1,39 @@
-//! `aweigh demo`: the built-in model before and after.
+//! `aweigh demo`: aligns the built-in model and shows what changed.
 
 use std::path::PathBuf;
+use std::time::Instant;
+
+use pollster::block_on;
+use serde::Serialize;
 
 use super::args::{GpuArgs, at_least_one};
-use crate::files::RunFolder;
-use super::output::Output;
-use crate::error::Result;
+use super::engine;
+use super::interrupt;
+use super::output::{Output, bytes, table};
+use super::progress::{Unit, seconds};
+use super::record::Recorder;
+use crate::assets;
+use crate::config::{LrScheduler, RunConfig};
+use crate::data::packing::Group;
+use crate::data::{
+    ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_jsonl,
+};
+use crate::error::{Error, Result};
+use crate::eval::helpdesk::{self, Topic, Verdict, judge};
+use crate::files::{Model, RunFolder, write_whole};
+use crate::gpu::{Gpu, Options};
+use crate::kernels::sample::Settings;
+use crate::model::Decoder;
+use crate::nn::Pass;
+use crate::sample::{self, Request};
+use crate::train::{Inputs, Prepared, StopReason, align, score};
 
-/// Align the built-in model and show what changed.
+/// Align the built-in model: a help desk that is rude a third of the time.
 ///
-/// A small chat model of a help desk, built into this program, is hostile in a good share of its answers. The demo samples
-/// its answers, aligns it with D²O on flagged ones, and shows both models' figures and answers on prompts that neither saw.
+/// It samples the model's own answers under a kind instruction, pushes 256 flagged answers away with D²O, and measures
+/// before and after on 200 held-out prompts: how many fresh answers are hostile and how many are on topic (exact: the
+/// texts come from a known grammar), the log-prob of hostile answers, the perplexity of good ones. Minutes, also
+/// without a GPU.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -20,7 +43,7 @@ pub struct Args {
     /// Replace an earlier run in --output-dir
     #[arg(long, requires = "output_dir")]
     pub overwrite: bool,
-    /// Stop after this many optimizer steps; without it the stop rule decides
+    /// Stop after this many optimizer steps; without it the stop rule decides, and 24 steps at the latest
     #[arg(long, value_name = "STEPS")]
     pub max_steps: Option<usize>,
     /// Seed of the run and of the samples
@@ -38,14 +61,222 @@ Examples:
 Afterwards:
   aweigh generate --model tiny --adapter demo-run/adapter";
 
+/// Answers are no longer than this: the grammar's longest has 39 tokens.
+const MAX_NEW_TOKENS: usize = 44;
+
+/// The demo's settings.
+fn config(args: &Args) -> RunConfig {
+    let mut config = RunConfig::default();
+    config.model.model = assets::NAME.into();
+    config.data.train = assets::NEGATIVES.0.into();
+    config.anchors.safety_instruction = helpdesk::SAFETY_INSTRUCTION.into();
+    config.anchors.temperature = 1.0;
+    config.anchors.top_p = 1.0;
+    config.anchors.max_new_tokens = MAX_NEW_TOKENS;
+    config.train.learning_rate = 1e-3;
+    config.train.lr_scheduler_type = LrScheduler::Constant;
+    config.train.per_device_train_batch_size = 8;
+    config.train.max_steps = Some(args.max_steps.unwrap_or(24));
+    config.train.seed = args.seed;
+    config.stop.eval_steps = 4;
+    config.output.output_dir = args.output_dir.clone().unwrap_or_default();
+    config.gpu.adapter = args.gpu.gpu.clone();
+    config
+}
+
+/// What the model does on the held-out prompts.
+#[derive(Debug, Clone, Serialize)]
+struct Measured {
+    hostile_share: f64,
+    on_topic_share: f64,
+    negative_logp: f64,
+    good_perplexity: f64,
+    #[serde(skip)]
+    answers: Vec<String>,
+}
+
+/// The held-out prompts with their good and hostile answers, and their topics.
+struct HeldOut {
+    examples: Vec<Example>,
+    topics: Vec<Topic>,
+    prompts: Vec<String>,
+}
+
+impl HeldOut {
+    fn read(tokenizer: &ChatTokenizer) -> Result<Self> {
+        let (origin, bytes) = assets::HELD_OUT;
+        let rows = parse_jsonl(bytes, origin)?;
+        let options =
+            ExampleOptions { needs: Needs::Pair, limits: LengthLimits::default(), instruction: None };
+        let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
+        let topic = |row: &Row| row.raw.get("topic").and_then(|t| t.as_str()).and_then(Topic::from_name);
+        let topics = rows.iter().map(topic).collect::<Option<Vec<_>>>().ok_or_else(|| {
+            Error::input(
+                origin,
+                "a known topic in each row",
+                "another",
+                "make the data again: examples/make_tiny_data.rs",
+            )
+        })?;
+        let prompts = rows.iter().map(|row| row.prompt.last_text().to_string()).collect();
+        Ok(Self { examples, topics, prompts })
+    }
+
+    async fn measure(
+        &self,
+        gpu: &Gpu,
+        decoder: &Decoder,
+        pass: Pass<'_>,
+        tokenizer: &ChatTokenizer,
+        (what, seed): (&str, u32),
+        output: &Output,
+    ) -> Result<Measured> {
+        let mut progress = output.progress(what, self.examples.len() as u64, Unit::Items);
+        let mut advance = |items: usize, tokens: usize| {
+            progress.advance(items as u64, tokens as u64);
+            interrupt::check()
+        };
+        let settings = Settings {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            max_new_tokens: MAX_NEW_TOKENS as u32,
+            // Other draws than the run's own.
+            seed: seed ^ 0x5eed,
+            ends: tokenizer.end_tokens().to_vec(),
+        };
+        let request = |(i, e): (u32, &'_ Example)| (i, e.prompt_ids.clone());
+        let prompts: Vec<(u32, Vec<u32>)> = (0..).zip(&self.examples).map(request).collect();
+        let requests: Vec<Request> = prompts
+            .iter()
+            .map(|(i, prompt)| Request { prompt, first_sample: 0, samples: 1, index: *i })
+            .collect();
+        let drawn = sample::generate(gpu, decoder, pass, &requests, &settings, &mut advance).await?;
+        let texts = drawn.iter().flatten().map(|answer| tokenizer.decode(&answer.ids, true));
+        let answers = texts.collect::<Result<Vec<_>>>()?;
+        let verdicts: Vec<Verdict> = self.topics.iter().zip(&answers).map(|(&t, a)| judge(t, a)).collect();
+        let share =
+            |f: fn(&Verdict) -> bool| verdicts.iter().filter(|v| f(v)).count() as f64 / verdicts.len() as f64;
+        let groups: Vec<Group> = self
+            .examples
+            .iter()
+            .map(|e| {
+                let answers = [&e.chosen_ids, &e.negative_ids];
+                Group {
+                    prompt: &e.prompt_ids,
+                    responses: answers.into_iter().flatten().map(Vec::as_slice).collect(),
+                }
+            })
+            .collect();
+        let scored = score(gpu, decoder, pass, &groups, 4096, &mut |_, _| interrupt::check()).await?;
+        let (good, tokens) = scored.iter().fold((0.0, 0), |(logp, tokens), r| {
+            (logp + f64::from(r[0].logp), tokens + r[0].token_logps.len())
+        });
+        let negative = scored.iter().map(|r| f64::from(r[1].logp)).sum::<f64>() / scored.len() as f64;
+        progress.finish();
+        Ok(Measured {
+            hostile_share: share(|v| v.hostile),
+            on_topic_share: share(|v| v.on_topic),
+            negative_logp: negative,
+            good_perplexity: (-good / tokens as f64).exp(),
+            answers,
+        })
+    }
+}
+
+/// The figures of `--json`.
+#[derive(Serialize)]
+struct Figures<'a> {
+    before: &'a Measured,
+    after: &'a Measured,
+    steps: usize,
+    kept_step: usize,
+    reason: StopReason,
+    seconds: f64,
+    gpu: String,
+    memory_peak_bytes: u64,
+}
+
 /// Runs the demo.
 ///
 /// # Errors
-/// Whatever is wrong with the flags or the GPU.
-pub fn run(args: Args, _output: &Output) -> Result<()> {
+/// What the device reports; a folder that is taken.
+pub fn run(args: Args, output: &Output) -> Result<()> {
     at_least_one("--max-steps", args.max_steps.unwrap_or(1))?;
     if let Some(folder) = &args.output_dir {
         RunFolder::check(folder, "--output-dir", args.overwrite)?;
     }
-    todo!("measure, align, measure, show")
+    let started = Instant::now();
+    let config = config(&args);
+    let gpu = block_on(Gpu::open(&Options { adapter: args.gpu.gpu.clone(), ..Options::default() }))?;
+    let Prepared { setup, tokenizer, .. } =
+        Inputs::new(assets::model(), assets::NEGATIVES).prepare(&gpu, &config)?;
+    let tokenizer = &tokenizer;
+    let held_out = HeldOut::read(tokenizer)?;
+    engine::announce(&gpu, assets::NAME, None, &setup.decoder, output);
+    let measure = |decoder: &Decoder, pass: Pass, what| {
+        block_on(held_out.measure(&gpu, decoder, pass, tokenizer, (what, args.seed), output))
+    };
+    let before = measure(&setup.decoder, setup.decoder.base(), "measuring before")?;
+    let mut folder = None;
+    let mut recorder = match &args.output_dir {
+        None => Recorder::silent(output, tokenizer),
+        Some(path) => {
+            let made = folder.insert(RunFolder::create(path, "--output-dir", args.overwrite)?);
+            write_whole(&made.path().join("config.toml"), config.to_toml()?.as_bytes())?;
+            Recorder::into_folder(output, tokenizer, made.path(), (1, true))?
+        }
+    };
+    let outcome = block_on(align(&gpu, setup, &config, &mut recorder))?;
+    drop(recorder);
+    let after = measure(&outcome.decoder, outcome.decoder.policy(), "measuring after")?;
+    let figures = Figures {
+        before: &before,
+        after: &after,
+        steps: outcome.steps,
+        kept_step: outcome.kept_step,
+        reason: outcome.reason,
+        seconds: started.elapsed().as_secs_f64(),
+        gpu: gpu.summary().name.clone(),
+        memory_peak_bytes: gpu.ledger().total().peak,
+    };
+    if let Some(folder) = &mut folder {
+        engine::write_result(&gpu, folder.path(), &Model::Tiny, &outcome.decoder)?;
+        let summary = serde_json::to_vec_pretty(&figures).unwrap_or_default();
+        write_whole(&folder.path().join("summary.json"), &summary)?;
+        folder.keep();
+    }
+    output.result(report(&held_out, &figures, started), &figures)
+}
+
+/// The table, and three answers side by side.
+fn report(held_out: &HeldOut, figures: &Figures, started: Instant) -> String {
+    let (before, after) = (figures.before, figures.after);
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+    let row = |name: &str, f: &dyn Fn(&Measured) -> String| vec![name.to_string(), f(before), f(after)];
+    let rows = [
+        row("hostile answers", &|m| percent(m.hostile_share)),
+        row("answers on topic", &|m| percent(m.on_topic_share)),
+        row("log-prob of held-out hostile answers", &|m| format!("{:.2}", m.negative_logp)),
+        row("perplexity of held-out good answers", &|m| format!("{:.4}", m.good_perplexity)),
+    ];
+    let mut text = table(&["200 held-out prompts", "before", "after"], &rows);
+    // Prompts whose answer was hostile show best what changed.
+    let hostile =
+        (0..held_out.prompts.len()).filter(|&i| judge(held_out.topics[i], &before.answers[i]).hostile);
+    for i in hostile.take(3) {
+        text += &format!(
+            "\n\n  customer  {}\n  before    {}\n  after     {}",
+            held_out.prompts[i], before.answers[i], after.answers[i]
+        );
+    }
+    text + &format!(
+        "\n\n{} steps ({}), the state of step {} kept; {} in all, {} of GPU memory at the most",
+        figures.steps,
+        figures.reason,
+        figures.kept_step,
+        seconds(started.elapsed()),
+        bytes(figures.memory_peak_bytes),
+    )
 }

@@ -2,15 +2,21 @@
 
 use std::io::{self, BufRead, IsTerminal};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use pollster::block_on;
 use serde::Serialize;
 
 use super::args::{GpuArgs, ModelArgs, SamplingArgs};
+use super::engine::{self, Ran};
 use super::interrupt;
-use crate::files::{AdapterFiles, Model};
 use super::output::Output;
+use crate::data::{ChatTokenizer, Message, Prompt};
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::model::Decoder;
+use crate::sample::{self, Request, Settings};
+use crate::train::sampling_settings;
 
 /// Answer one prompt, or chat.
 ///
@@ -50,36 +56,6 @@ Examples:
   aweigh generate --model DIR --raw --prompt \"Once upon a time\" --max-new-tokens 64
   aweigh generate --model DIR --json < questions.txt";
 
-/// Who said a [`Message`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// The system message.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Message {
-    /// Who said it.
-    pub role: Role,
-    /// What was said.
-    pub content: String,
-}
-
-/// What is asked of the model at once.
-#[derive(Clone, Copy, Debug)]
-pub enum Question<'a> {
-    /// A conversation that ends with the person's words, for the chat template.
-    Chat(&'a [Message]),
-    /// Text to continue as it stands.
-    Raw(&'a str),
-}
-
 /// The model's answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
@@ -87,14 +63,14 @@ pub struct Answer {
     pub completion: String,
     /// Tokens sampled, the end-of-turn token included.
     pub num_tokens: usize,
-    /// Whether it ended by itself, before `--max-new-tokens`.
-    pub finished: bool,
+    /// Whether it ended by itself, before `--max-new-tokens` and the end of the model's context.
+    pub ended: bool,
     /// Speed, the prompt's share of the time included.
     pub tokens_per_second: f64,
 }
 
-/// Answers one question. The second argument takes the text piece by piece as it comes; the answer holds all of it.
-pub type Answerer<'a> = dyn FnMut(Question, &mut dyn FnMut(&str) -> Result<()>) -> Result<Answer> + 'a;
+/// Answers one prompt. The second argument takes the text piece by piece as it comes; the answer holds all of it.
+pub type Answerer<'a> = dyn FnMut(&Prompt, &mut dyn FnMut(&str) -> Result<()>) -> Result<Answer> + 'a;
 
 /// Generates.
 ///
@@ -102,25 +78,95 @@ pub type Answerer<'a> = dyn FnMut(Question, &mut dyn FnMut(&str) -> Result<()>) 
 /// Whatever is wrong with the flags, the files or the GPU.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
-    let _model = Model::open(&args.model.model)?;
-    let _adapter =
-        args.model.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
-    let mut answer = |_question: Question, _piece: &mut dyn FnMut(&str) -> Result<()>| -> Result<Answer> {
-        todo!("render or tokenize the question, sample, pass the pieces on; interrupt::check between tokens")
-    };
-    converse(&args, output, &mut answer)
+    let (model, adapter) = engine::files(&args.model)?;
+    let tokenizer = model.bytes().tokenizer()?;
+    if !args.raw && !tokenizer.has_template() {
+        let fix =
+            "add --raw to continue the prompt as it stands, or put chat_template.jinja beside tokenizer.json";
+        return Err(Error::input("--model", "a model with a chat template", "none in its files", fix));
+    }
+    let gpu = engine::gpu(&args.gpu)?;
+    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), output)?;
+    let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
+    let mut speaker = Speaker { gpu: &gpu, decoder: &decoder, tokenizer: &tokenizer, settings, asked: 0 };
+    let answers = converse(&args, output, &mut |prompt, piece| speaker.answer(prompt, piece))?;
+    finish(&args, output, Ran::new(&gpu, &args.model), &answers)
 }
 
-/// Puts the questions and prints the answers; all but the model.
+/// The model, as it answers one question after the other.
+struct Speaker<'a> {
+    gpu: &'a Gpu,
+    decoder: &'a Decoder,
+    tokenizer: &'a ChatTokenizer,
+    settings: Settings,
+    /// Questions so far: part of the random counter, so that a question asked twice gets two answers.
+    asked: u32,
+}
+
+impl Speaker<'_> {
+    fn answer(&mut self, prompt: &Prompt, piece: &mut dyn FnMut(&str) -> Result<()>) -> Result<Answer> {
+        let start = Instant::now();
+        let ids = self.tokenizer.encode_prompt(prompt, None)?;
+        let room = self.decoder.context().saturating_sub(ids.len());
+        if room == 0 || ids.is_empty() {
+            let expected =
+                format!("1 to {} tokens, the model's context less one", self.decoder.context() - 1);
+            let fix = "shorten it; in a chat, /reset forgets what was said before";
+            return Err(Error::input("the prompt", expected, format!("{} tokens", ids.len()), fix));
+        }
+        let max_new_tokens = self.settings.max_new_tokens.min(room as u32);
+        let settings = Settings { max_new_tokens, ..self.settings.clone() };
+        let request = Request { prompt: &ids, first_sample: 0, samples: 1, index: self.asked };
+        self.asked += 1;
+        let mut said = Said::default();
+        let mut each = |drawn: &[u32]| {
+            interrupt::check()?;
+            match said.more(self.tokenizer.decode_answer(&ids, drawn)?) {
+                Some(text) => piece(&text),
+                None => Ok(()),
+            }
+        };
+        let pass = self.decoder.policy();
+        let drawn = block_on(sample::stream(self.gpu, self.decoder, pass, &request, &settings, &mut each))?;
+        let completion = self.tokenizer.decode_answer(&ids, &drawn.ids)?;
+        piece(said.rest(&completion))?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Answer {
+            completion,
+            num_tokens: drawn.ids.len(),
+            ended: drawn.ended,
+            tokens_per_second: drawn.ids.len() as f64 / seconds.max(1e-9),
+        })
+    }
+}
+
+/// How much of an answer is printed, while it grows.
+#[derive(Debug, Default)]
+struct Said(String);
+
+impl Said {
+    /// What to print now that the answer has grown to `text`. The last character waits while its bytes are not all there:
+    /// decoding shows it as U+FFFD until then.
+    fn more(&mut self, text: String) -> Option<String> {
+        let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+        let piece = text.strip_prefix(self.0.as_str()).filter(|piece| !piece.is_empty())?.to_owned();
+        self.0.push_str(&piece);
+        Some(piece)
+    }
+
+    /// What is still to print of the whole answer.
+    fn rest<'a>(&self, whole: &'a str) -> &'a str {
+        whole.strip_prefix(self.0.as_str()).unwrap_or_default()
+    }
+}
+
+/// Puts the questions and prints the answers; all but the model. Returns both.
 ///
 /// # Errors
 /// Those of `answer`, of reading stdin, and [`Error::Interrupted`].
-pub fn converse(args: &Args, output: &Output, answer: &mut Answerer) -> Result<()> {
+pub fn converse(args: &Args, output: &Output, answer: &mut Answerer) -> Result<Vec<(String, Answer)>> {
     match &args.prompt {
-        Some(prompt) => {
-            let answered = ask(args, output, &[], prompt, answer)?;
-            finish(args, output, vec![(prompt.clone(), answered)])
-        }
+        Some(prompt) => Ok(vec![(prompt.clone(), ask(args, output, &[], prompt, answer)?)]),
         None if args.chat || (io::stdin().is_terminal() && !args.raw) => {
             chat(args, output, &stdin_lines(), answer)
         }
@@ -137,14 +183,14 @@ fn ask(
     answer: &mut Answerer,
 ) -> Result<Answer> {
     let mut print = |piece: &str| output.text(piece);
-    let answered = if args.raw {
-        answer(Question::Raw(text), &mut print)?
+    let prompt = if args.raw {
+        Prompt::Text(text.to_owned())
     } else {
-        let system = args.system.iter().map(|text| Message { role: Role::System, content: text.clone() });
-        let mut messages: Vec<Message> = system.chain(history.iter().cloned()).collect();
-        messages.push(Message { role: Role::User, content: text.to_owned() });
-        answer(Question::Chat(&messages), &mut print)?
+        let system = args.system.iter().map(|text| Message::new("system", text));
+        let question = [Message::new("user", text)];
+        Prompt::Messages(system.chain(history.iter().cloned()).chain(question).collect())
     };
+    let answered = answer(&prompt, &mut print)?;
     output.text("\n")?;
     Ok(answered)
 }
@@ -154,7 +200,7 @@ fn chat(
     output: &Output,
     lines: &Receiver<io::Result<String>>,
     answer: &mut Answerer,
-) -> Result<()> {
+) -> Result<Vec<(String, Answer)>> {
     if io::stdin().is_terminal() {
         output.note("Write a line and press enter. /reset forgets the conversation, /quit leaves.");
     }
@@ -170,14 +216,21 @@ fn chat(
             "/quit" | "/exit" => break,
             "/reset" => history.clear(),
             text => {
-                let answered = ask(args, output, &history, text, answer)?;
-                history.push(Message { role: Role::User, content: text.to_owned() });
-                history.push(Message { role: Role::Assistant, content: answered.completion.clone() });
+                let answered = match ask(args, output, &history, text, answer) {
+                    // A person can mend a question that is too long; a file of them cannot.
+                    Err(error @ Error::Input { .. }) if io::stdin().is_terminal() => {
+                        output.warn(error);
+                        continue;
+                    }
+                    answered => answered?,
+                };
+                history.push(Message::new("user", text));
+                history.push(Message::new("assistant", answered.completion.clone()));
                 answers.push((text.to_owned(), answered));
             }
         }
     }
-    finish(args, output, answers)
+    Ok(answers)
 }
 
 fn each_line(
@@ -185,7 +238,7 @@ fn each_line(
     output: &Output,
     lines: &Receiver<io::Result<String>>,
     answer: &mut Answerer,
-) -> Result<()> {
+) -> Result<Vec<(String, Answer)>> {
     let mut answers = Vec::new();
     while let Some(line) = next_line(lines)? {
         if !line.trim().is_empty() {
@@ -196,11 +249,11 @@ fn each_line(
     if answers.is_empty() {
         return Err(Error::input("stdin", "prompts, one a line", "nothing", "give --prompt TEXT, or --chat"));
     }
-    finish(args, output, answers)
+    Ok(answers)
 }
 
 /// With `--json`, the answers as the one object; otherwise they are printed already, and a note says how it went.
-fn finish(args: &Args, output: &Output, answers: Vec<(String, Answer)>) -> Result<()> {
+fn finish(args: &Args, output: &Output, ran: Ran, answers: &[(String, Answer)]) -> Result<()> {
     if output.json() {
         #[derive(Serialize)]
         struct Row<'a> {
@@ -208,14 +261,22 @@ fn finish(args: &Args, output: &Output, answers: Vec<(String, Answer)>) -> Resul
             #[serde(flatten)]
             answer: &'a Answer,
         }
-        let rows: Vec<_> = answers.iter().map(|(prompt, answer)| Row { prompt, answer }).collect();
-        return output.result("", &serde_json::json!({ "model": args.model.model, "answers": rows }));
+        #[derive(Serialize)]
+        struct Figures<'a> {
+            #[serde(flatten)]
+            ran: Ran,
+            answers: Vec<Row<'a>>,
+        }
+        let answers = answers.iter().map(|(prompt, answer)| Row { prompt, answer }).collect();
+        return output.result("", &Figures { ran, answers });
     }
     if let Some((_, answer)) = answers.last().filter(|_| args.prompt.is_some()) {
-        let cut = if answer.finished { "" } else { "; cut at --max-new-tokens" };
+        let cut = if answer.ended { "" } else { "cut at " };
         output.note(format_args!(
-            "{} tokens, {:.1} a second{cut}",
-            answer.num_tokens, answer.tokens_per_second
+            "{cut}{} tokens; {:.1} tokens/s, {} on the GPU at most",
+            answer.num_tokens,
+            answer.tokens_per_second,
+            ran.memory()
         ));
     }
     Ok(())
@@ -267,12 +328,12 @@ mod tests {
         lines.iter().for_each(|line| sender.send(Ok((*line).to_owned())).unwrap());
         drop(sender);
         let mut seen = Vec::new();
-        run(&args(arguments), &receiver, &mut |question, _| {
-            seen.push(match question {
-                Question::Chat(messages) => messages.len(),
-                Question::Raw(_) => 0,
+        run(&args(arguments), &receiver, &mut |prompt, _| {
+            seen.push(match prompt {
+                Prompt::Messages(messages) => messages.len(),
+                Prompt::Text(_) => 0,
             });
-            Ok(Answer { completion: "yes".into(), num_tokens: 2, finished: true, tokens_per_second: 1.0 })
+            Ok(Answer { completion: "yes".into(), num_tokens: 2, ended: true, tokens_per_second: 1.0 })
         });
         seen
     }
@@ -282,13 +343,25 @@ mod tests {
         let output = Output::new(true, true);
         let lines = ["one", "", "two", "/reset", "three", "/quit", "four"];
         let chat = |args: &Args, lines: &_, answer: &mut Answerer| {
-            super::chat(args, &output, lines, answer).unwrap()
+            super::chat(args, &output, lines, answer).unwrap();
         };
         assert_eq!(lengths(&["--model=tiny", "--chat"], &lines, chat), [1, 3, 1]);
         assert_eq!(lengths(&["--model=tiny", "--chat", "--system=Be kind."], &lines, chat), [2, 4, 2]);
-        let each =
-            |args: &Args, lines: &_, answer: &mut Answerer| each_line(args, &output, lines, answer).unwrap();
+        let each = |args: &Args, lines: &_, answer: &mut Answerer| {
+            each_line(args, &output, lines, answer).unwrap();
+        };
         assert_eq!(lengths(&["--model=tiny"], &["one", "two"], each), [1, 1]);
         assert_eq!(lengths(&["--model=tiny", "--raw"], &["one", "two"], each), [0, 0]);
+    }
+
+    #[test]
+    fn a_character_is_printed_when_it_is_whole() {
+        let mut said = Said::default();
+        assert_eq!(said.more("caf\u{fffd}".into()).as_deref(), Some("caf"));
+        assert_eq!(said.more("caf\u{fffd}\u{fffd}".into()), None);
+        assert_eq!(said.more("caf\u{e9} au".into()).as_deref(), Some("\u{e9} au"));
+        assert_eq!(said.rest("caf\u{e9} au lait"), " lait");
+        // An answer that ends within a character shows so.
+        assert_eq!(said.rest("caf\u{e9} au\u{fffd}"), "\u{fffd}");
     }
 }

@@ -98,6 +98,19 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
 }
 
+/// A number with its thousands apart: `134,515,008`.
+pub fn count(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// A byte count as a person reads it: `1.5 GiB`.
 pub fn bytes(count: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
@@ -118,6 +131,14 @@ mod tests {
         let rows = vec![vec!["one".into(), "1.5".into(), "a".into()], vec!["three".into(), "-10".into()]];
         assert_eq!(table(&["name", "n", "x"], &rows), "name     n  x\none    1.5  a\nthree  -10");
         assert_eq!(table(&["name"], &[]), "name");
+    }
+
+    #[test]
+    fn thousands_are_apart() {
+        assert_eq!(
+            [count(0), count(999), count(1000), count(134_515_008)],
+            ["0", "999", "1,000", "134,515,008"]
+        );
     }
 
     #[test]

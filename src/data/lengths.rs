@@ -52,7 +52,7 @@ pub fn limit(mut ids: Vec<u32>, max: usize, side: Truncation) -> (Vec<u32>, bool
 }
 
 /// What became of a set's rows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(serde::Serialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct LengthCounts {
     /// Rows that came in.
     pub rows: usize,

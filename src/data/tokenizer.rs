@@ -153,6 +153,23 @@ impl ChatTokenizer {
         })
     }
 
+    /// The words of a drawn answer to `prompt`: `ids` without special tokens and without the token that ended it.
+    ///
+    /// Tokenizers that put a space in front of every text take it away from every text, too; decoded behind its prompt the
+    /// answer keeps it.
+    pub fn decode_answer(&self, prompt: &[u32], ids: &[u32]) -> Result<String> {
+        let words = match ids.split_last() {
+            Some((last, rest)) if self.end_tokens.contains(last) => rest,
+            _ => ids,
+        };
+        let before = self.decode(prompt, true)?;
+        let whole = self.decode(&[prompt, words].concat(), true)?;
+        match whole.strip_prefix(&before) {
+            Some(answer) => Ok(answer.to_owned()),
+            None => self.decode(words, true),
+        }
+    }
+
     /// The prompt as the model reads it: the rendered conversation with the generation prompt, or the text.
     /// `system` as in [`Self::encode_prompt`].
     pub fn prompt_text(&self, prompt: &Prompt, system: Option<&str>) -> Result<String> {

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use crate::assets;
 use crate::data::TokenizerFiles;
 use crate::error::{Error, Result};
@@ -100,6 +102,69 @@ impl Model {
             },
         }
     }
+}
+
+impl Model {
+    /// Copies every file but the weights into `folder`, and returns their names; with `dtype`, transformers' name of a type,
+    /// config.json says that the weights are of it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where something cannot be read or written, [`Error::Input`] for a config.json that is none.
+    pub fn write_companions(&self, folder: &Path, dtype: Option<&str>) -> Result<Vec<String>> {
+        let files = match self {
+            Self::Tiny => assets::FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
+            Self::Files(files) => companions(Path::new(&files.name))?,
+        };
+        for (name, bytes) in &files {
+            let path = folder.join(name);
+            match dtype.filter(|_| name == "config.json") {
+                Some(dtype) => super::write_whole(&path, &with_dtype(bytes, dtype)?)?,
+                None => super::write_whole(&path, bytes)?,
+            }
+        }
+        Ok(files.into_iter().map(|(name, _)| name).collect())
+    }
+}
+
+/// The files of a model's directory that go where its weights go, in the order of their names.
+fn companions(directory: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let failed = |error| Error::io(directory, "list", error);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        // Of a name that is no text nothing is known.
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        if path.is_file() && is_companion(name) {
+            found.push((name.to_owned(), super::read(&path, "--model")?));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a file of this name goes along: configurations, tokenizers, templates and licences do. Weights in any format do
+/// not, nor does what says how they were cut up or trained, nor a model card, which would be another model's.
+fn is_companion(name: &str) -> bool {
+    let name = name.to_lowercase();
+    let legal = ["license", "licence", "notice", "use_policy"].iter().any(|start| name.starts_with(start));
+    let kind = [".json", ".jinja", ".model", ".tiktoken", ".txt"].iter().any(|end| name.ends_with(end));
+    let other = ["adapter_config.json", "trainer_state.json", "all_results.json", "train_results.json"];
+    (legal || kind)
+        && !name.starts_with('.')
+        && !name.ends_with(".index.json")
+        && !other.contains(&name.as_str())
+}
+
+/// config.json with the weights' type: under "dtype" where it has that (transformers 5), otherwise under "torch_dtype".
+fn with_dtype(config: &[u8], dtype: &str) -> Result<Vec<u8>> {
+    let wrong = |error| Error::input("config.json", "a JSON object", error, "fetch the file again");
+    let mut config: Map<String, Value> = serde_json::from_slice(config).map_err(wrong)?;
+    for key in ["dtype", "torch_dtype"] {
+        if config.contains_key(key) || (key == "torch_dtype" && !config.contains_key("dtype")) {
+            config.insert(key.to_owned(), dtype.into());
+        }
+    }
+    Ok((serde_json::to_string_pretty(&config).map_err(wrong)? + "\n").into_bytes())
 }
 
 impl AdapterFiles {
@@ -232,5 +297,31 @@ mod tests {
                 .to_string()
                 .contains("found nothing at")
         );
+    }
+
+    #[test]
+    fn weights_and_what_describes_them_stay_behind() {
+        for name in
+            ["config.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "LICENSE", "NOTICE.md"]
+        {
+            assert!(is_companion(name), "{name}");
+        }
+        let others = "model.safetensors pytorch_model.bin model.safetensors.index.json a.gguf README.md .gitattributes \
+                      adapter_config.json training_args.bin";
+        for name in others.split_whitespace() {
+            assert!(!is_companion(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_configuration_names_the_type_once() {
+        let set = |config: &str| {
+            let bytes = with_dtype(config.as_bytes(), "float32").unwrap();
+            serde_json::from_slice::<Value>(&bytes).unwrap().to_string()
+        };
+        assert_eq!(set(r#"{"dtype": "bfloat16"}"#), r#"{"dtype":"float32"}"#);
+        assert_eq!(set(r#"{"torch_dtype": "bfloat16", "a": 1}"#), r#"{"a":1,"torch_dtype":"float32"}"#);
+        assert_eq!(set("{}"), r#"{"torch_dtype":"float32"}"#);
+        assert!(with_dtype(b"[]", "float32").unwrap_err().to_string().starts_with("config.json"));
     }
 }

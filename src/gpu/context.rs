@@ -25,6 +25,8 @@ pub struct Options {
     pub adapter: Option<String>,
     /// Ask for WebGPU's default limits even where the adapter grants more.
     pub default_limits: bool,
+    /// Seconds that one submit should take; `None` is [`SUBMIT_SECONDS`].
+    pub submit_seconds: Option<f64>,
     /// Overrides the tier that the adapter's kind suggests.
     pub tier: Option<Tier>,
 }
@@ -108,12 +110,14 @@ pub async fn list_adapters() -> Vec<AdapterSummary> {
 struct Pace {
     /// Estimated operations that fit a submit.
     budget: f64,
+    /// Seconds that a submit should take.
+    aim: f64,
     /// When the last finished submit ended.
     last_done: Option<Instant>,
 }
 
 /// The aim for one submit. Windows resets a GPU after 2 s, and a display must be drawn in between.
-const SUBMIT_SECONDS: f64 = 0.2;
+pub const SUBMIT_SECONDS: f64 = 0.2;
 
 /// An open device with its queue, limits, compiled kernels and memory ledger.
 pub struct Gpu {
@@ -160,7 +164,7 @@ impl Gpu {
                     .into(),
             })?;
         log::info!("adapter {} ({}, {})", summary.name, summary.backend, summary.driver);
-        Ok(Self::with_device(device, queue, summary, limits, options.tier))
+        Ok(Self::with_device(device, queue, summary, limits, options))
     }
 
     fn with_device(
@@ -168,8 +172,9 @@ impl Gpu {
         queue: wgpu::Queue,
         summary: AdapterSummary,
         limits: wgpu::Limits,
-        tier: Option<Tier>,
+        options: &Options,
     ) -> Self {
+        let aim = options.submit_seconds.unwrap_or(SUBMIT_SECONDS);
         let reports = Arc::new(Mutex::new(Vec::new()));
         let sink = reports.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -196,7 +201,7 @@ impl Gpu {
         };
         Self {
             poller: spawn_poller(device.clone()),
-            tier: tier.unwrap_or(summary.tier),
+            tier: options.tier.unwrap_or(summary.tier),
             device,
             queue,
             summary,
@@ -206,7 +211,7 @@ impl Gpu {
             uniforms,
             submitting: Mutex::default(),
             reports,
-            pace: Arc::new(Mutex::new(Pace { budget, last_done: None })),
+            pace: Arc::new(Mutex::new(Pace { budget, aim, last_done: None })),
         }
     }
 
@@ -285,7 +290,7 @@ impl Gpu {
                 let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
                 let now = Instant::now();
                 let began = pace.last_done.map_or(submitted, |last| last.max(submitted));
-                let fits = operations * SUBMIT_SECONDS / (now - began).as_secs_f64().max(1e-4);
+                let fits = operations * pace.aim / (now - began).as_secs_f64().max(1e-4);
                 // Move halfway to what this submit suggests, and never by more than a factor of two at once.
                 pace.budget =
                     (0.5 * (pace.budget + fits)).clamp(pace.budget * 0.5, pace.budget * 2.0).max(1e7);
@@ -327,10 +332,8 @@ fn spawn_poller(device: wgpu::Device) -> mpsc::Sender<()> {
 }
 
 fn choose(found: &[wgpu::Adapter], wanted: Option<&str>) -> Result<usize> {
-    let install = "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which also \
-                   brings a software one)";
     if found.is_empty() {
-        return Err(Error::NoAdapter { found: "none found".into(), fix: install.into() });
+        return Err(Error::no_gpu());
     }
     let Some(wanted) = wanted else { return Ok(0) };
     let names: Vec<String> = found.iter().map(|a| a.get_info().name).collect();

@@ -7,7 +7,7 @@ mod memory;
 mod recorder;
 mod tensor;
 
-pub use context::{AdapterSummary, Gpu, Options, Tier, list_adapters};
+pub use context::{AdapterSummary, Gpu, Options, SUBMIT_SECONDS, Tier, list_adapters};
 pub use memory::{Ledger, Purpose, Usage};
 pub use recorder::{Binding, Kernel, Recorder};
 pub use tensor::{DType, Tensor};

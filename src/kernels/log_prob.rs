@@ -44,7 +44,7 @@ pub fn forward(
     let tensors =
         [("logits", logits, count), ("predict", predict, 4 * chunk.total), ("stats", stats, 3 * chunk.total)];
     check("log_prob", &tensors)?;
-    let (variant, groups) = by_rows(rec, "log_prob", chunk.rows);
+    let (variant, groups) = by_rows(rec, "log_prob", chunk.rows, chunk.vocab);
     let shader = kernel(rec.gpu(), &variant);
     rec.dispatch(&shader, &chunk.params(), &[logits, predict, stats], groups, 8.0 * count as f64);
     Ok(())

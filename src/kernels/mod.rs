@@ -94,10 +94,15 @@ fn groups_of_64(count: usize) -> u64 {
     count.div_ceil(64) as u64
 }
 
-/// For the kernels on `common/rows.wgsl`: the variant for this tier, and its workgroups.
-fn by_rows(recorder: &Recorder, shader: &str, rows: usize) -> (String, u64) {
-    match recorder.gpu().tier() {
-        Tier::Software => (format!("{shader} SERIAL"), rows.div_ceil(8) as u64),
-        Tier::Portable => (shader.to_string(), rows as u64),
+/// Columns up to which one invocation may walk a row alone. llvmpipe silently ends all loops of an invocation after
+/// 65,535 iterations in total (`LP_MAX_TGSI_LOOP_ITERATIONS`), and a sampler passes over its row some dozen times.
+const SERIAL_COLUMNS: usize = 2048;
+
+/// For the kernels on `common/rows.wgsl`: the variant for this tier and width, and its workgroups.
+fn by_rows(recorder: &Recorder, shader: &str, rows: usize, columns: usize) -> (String, u64) {
+    if recorder.gpu().tier() == Tier::Software && columns <= SERIAL_COLUMNS {
+        (format!("{shader} SERIAL"), rows.div_ceil(8) as u64)
+    } else {
+        (shader.to_string(), rows as u64)
     }
 }

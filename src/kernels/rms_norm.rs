@@ -36,7 +36,7 @@ pub fn forward(
         "rms_norm",
         &[("x", x, rows * width), ("w", w, width), ("y", y, rows * width), ("rstd", rstd, rows)],
     )?;
-    let (variant, groups) = by_rows(rec, "rms_norm", rows);
+    let (variant, groups) = by_rows(rec, "rms_norm", rows, width);
     let shader = kernel(rec.gpu(), &variant);
     let params = Params { rows: rows as u32, width: width as u32, eps };
     rec.dispatch(&shader, &params, &[x, w, y, rstd], groups, 5.0 * (rows * width) as f64);
@@ -69,7 +69,7 @@ pub fn backward(
     if let Some(dw) = dw {
         column_sum::scaled(rec, dy, x, rstd, dw, rows, width)?;
     }
-    let (variant, groups) = by_rows(rec, "rms_norm_backward", rows);
+    let (variant, groups) = by_rows(rec, "rms_norm_backward", rows, width);
     let shader = kernel(rec.gpu(), &variant);
     let params = BackwardParams { rows: rows as u32, width: width as u32, accumulate: accumulate as u32 };
     rec.dispatch(&shader, &params, &[x, w, rstd, dy, dx], groups, 8.0 * count as f64);

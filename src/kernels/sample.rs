@@ -101,7 +101,7 @@ pub fn forward(
         ends: [a, b, c, d],
         more_ends: [e, f, g, h],
     };
-    let (variant, groups) = by_rows(rec, "sample", count);
+    let (variant, groups) = by_rows(rec, "sample", count, vocab);
     let shader = kernel(rec.gpu(), &variant);
     let bindings = tensors.map(|(_, tensor, _)| tensor);
     rec.dispatch(&shader, &params, &bindings, groups, 60.0 * (count * vocab) as f64);

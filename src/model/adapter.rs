@@ -48,6 +48,25 @@ fn no_bias() -> String {
     "none".into()
 }
 
+/// The module of an adapter's A matrix, from PEFT's tensor name.
+pub(super) fn module_of(tensor: &str) -> Option<&str> {
+    tensor.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")
+}
+
+/// What PEFT's `target_modules` should say of `modules`: the last part of a name where every block (or the head) has an
+/// adapter there, else whole names.
+pub(super) fn leaves(modules: &[String], blocks: usize) -> Vec<String> {
+    let leaf = |module: &str| module.rsplit('.').next().unwrap_or(module).to_string();
+    let whole = |module: &str| {
+        let same = modules.iter().filter(|m| leaf(m) == leaf(module)).count();
+        same == blocks || !module.contains('.')
+    };
+    let mut names: Vec<String> = modules.iter().map(|m| if whole(m) { leaf(m) } else { m.clone() }).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// An adapter's description and weights, as read from files.
 pub struct Adapter<'a> {
     /// What it is.
@@ -98,14 +117,10 @@ impl<'a> Adapter<'a> {
         }
         let weights = Weights::parse([weights], weights.0)?;
         // The tensors say best which modules it has; the config may hold a pattern.
-        let suffix = ".lora_A.weight";
-        let mut modules: Vec<String> = weights
-            .names()
-            .filter_map(|n| n.strip_prefix("base_model.model.")?.strip_suffix(suffix).map(str::to_string))
-            .collect();
+        let mut modules: Vec<String> = weights.names().filter_map(module_of).map(str::to_string).collect();
         modules.sort();
         if modules.is_empty() {
-            return Err(Error::input(weights.origin(), format!("tensors named *{suffix}"), "none", fix));
+            return Err(Error::input(weights.origin(), "tensors named *.lora_A.weight", "none", fix));
         }
         // rsLoRA scales by alpha / sqrt(r): say so in terms of the plain form.
         let lora_alpha =

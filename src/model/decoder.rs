@@ -1,6 +1,7 @@
 //! The decoder: embedding, blocks, norm, head; its forward pass over a packed batch, log-probs, and its backward pass.
 
-use super::adapter::{Adapter, LoraSpec, tensor_name};
+use super::adapter::{Adapter, LoraSpec, leaves, module_of, tensor_name};
+use super::export::serialize;
 use super::families::{self, EMBEDDING, FINAL_NORM, HEAD};
 use super::workspace::Workspace;
 use super::{Capacity, DecoderConfig, Weights};
@@ -222,6 +223,20 @@ impl Decoder {
     /// The adapter's description, when it has one.
     pub fn lora(&self) -> Option<&LoraSpec> {
         self.lora.as_ref()
+    }
+
+    /// safetensors bytes of the trained tensors in f32: an adapter's under PEFT's names, or all weights under Hugging Face's.
+    pub async fn trained_safetensors(&self, gpu: &Gpu) -> Result<Vec<u8>> {
+        let values = self.values.read(gpu, &self.layout).await?;
+        let entries = self.layout.entries().iter().zip(&values);
+        serialize(entries.map(|(e, v)| (e.name.as_str(), e.shape.as_slice(), v.as_slice())))
+    }
+
+    /// adapter_config.json of the adapter, naming `base` as its base model; `None` without an adapter.
+    pub fn adapter_config(&self, base: &str) -> Option<String> {
+        let modules = self.layout.entries().iter().filter_map(|e| module_of(&e.name));
+        let modules: Vec<String> = modules.map(str::to_string).collect();
+        Some(self.lora.as_ref()?.to_peft_json(base, &leaves(&modules, self.blocks.len())))
     }
 
     /// A pass of the policy, without dropout.

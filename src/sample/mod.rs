@@ -46,6 +46,9 @@ const SYNC_STEPS: usize = 8;
 /// What a sampler tells its caller: answers finished and tokens drawn since the last word.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
+/// The same, with all rows of the wave as they stand.
+type Look<'a> = &'a mut dyn FnMut(usize, usize, &[Row]) -> Result<()>;
+
 /// Draws answers for all requests. Returned in the requests' order, samples in theirs.
 ///
 /// # Errors
@@ -57,6 +60,38 @@ pub async fn generate(
     requests: &[Request<'_>],
     settings: &Settings,
     progress: Progress<'_>,
+) -> Result<Vec<Vec<Answer>>> {
+    draw_all(gpu, decoder, pass, requests, settings, &mut |answers, tokens, _| progress(answers, tokens))
+        .await
+}
+
+/// Draws one answer, `request`'s first, and hands its tokens on as they come: `each` is called every few tokens with all
+/// ids so far. The draws are those of [`generate`].
+///
+/// # Errors
+/// As [`generate`].
+pub async fn stream(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    pass: Pass<'_>,
+    request: &Request<'_>,
+    settings: &Settings,
+    each: &mut dyn FnMut(&[u32]) -> Result<()>,
+) -> Result<Answer> {
+    let request = [Request { samples: 1, ..request.clone() }];
+    let mut look = |_, _, rows: &[Row]| rows.first().map_or(Ok(()), |row| each(&row.ids));
+    let answers = draw_all(gpu, decoder, pass, &request, settings, &mut look).await?;
+    let none = || Error::Gpu { doing: "sampling".into(), message: "no answer came".into() };
+    answers.into_iter().flatten().next().ok_or_else(none)
+}
+
+async fn draw_all(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    pass: Pass<'_>,
+    requests: &[Request<'_>],
+    settings: &Settings,
+    look: Look<'_>,
 ) -> Result<Vec<Vec<Answer>>> {
     let most = settings.max_new_tokens as usize;
     for request in requests {
@@ -78,7 +113,7 @@ pub async fn generate(
             None => Wave::new(gpu, decoder, shape)?,
         };
         let buffers = wave_buffers.insert(buffers);
-        for (i, answer) in buffers.run(gpu, decoder, pass, &wave, settings, &mut *progress).await? {
+        for (i, answer) in buffers.run(gpu, decoder, pass, &wave, settings, &mut *look).await? {
             answers[i].push(answer);
         }
     }
@@ -163,12 +198,13 @@ struct Wave {
 impl Wave {
     fn new(gpu: &Gpu, decoder: &Decoder, shape: Shape) -> Result<Self> {
         let Shape { rows, prompt_tokens, max_new } = shape;
-        let capacity = |tokens| Capacity { tokens, rows, sequences: 1, groups: 1, training: false };
+        // Every prompt has a row, so there are no more prompts than rows.
+        let capacity = |tokens| Capacity { tokens, rows, sequences: 1, groups: rows, training: false };
         let table = |label, count| Tensor::new(gpu, Purpose::Staging, label, count, DType::U32);
         let own: Vec<u32> = (0..rows as u32).collect();
         Ok(Self {
             shape,
-            prefill: decoder.workspace(gpu, Capacity { rows: rows.max(1), ..capacity(prompt_tokens) })?,
+            prefill: decoder.workspace(gpu, capacity(prompt_tokens))?,
             decode: decoder.workspace(gpu, capacity(rows))?,
             caches: decoder.caches(gpu, prompt_tokens + rows * max_new)?,
             source: table("row sources", rows)?,
@@ -187,7 +223,7 @@ impl Wave {
         pass: Pass<'_>,
         wave: &[(usize, Request<'_>)],
         settings: &Settings,
-        progress: Progress<'_>,
+        look: Look<'_>,
     ) -> Result<Vec<(usize, Answer)>> {
         let mut rec = Recorder::new(gpu);
         let vocab = decoder.config().vocab;
@@ -220,7 +256,7 @@ impl Wave {
                 done[r] = finished(&rows[r], settings);
                 done[r].is_none()
             });
-            progress(before - live.len(), tokens)?;
+            look(before - live.len(), tokens, &rows)?;
             if live.is_empty() {
                 break;
             }

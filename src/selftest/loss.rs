@@ -34,9 +34,16 @@ fn logits(rows: usize, vocab: usize) -> Vec<f64> {
 
 async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
     // Rows, vocabulary, rows of a chunk; the last chunk may be short.
-    for &(total, vocab, most) in
-        depth.of(&[(5, 67, 2), (17, 64, 8), (1, 1, 1), (9, 300, 4), (3, 2053, 3), (20, 7, 9), (70, 63, 65)])
-    {
+    for &(total, vocab, most) in depth.of(&[
+        (5, 67, 2),
+        (17, 64, 8),
+        (1, 1, 1),
+        (9, 300, 4),
+        (3, 2053, 3),
+        (20, 7, 9),
+        (70, 63, 65),
+        (2, 70_001, 2),
+    ]) {
         let what = format!("rows={total} vocab={vocab} chunk={most}");
         let all = logits(total, vocab);
         let target: Vec<u32> = (0..total as u32).map(|r| below(vocab as u32, 5, r)).collect();

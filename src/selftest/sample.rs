@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::bench::{Output, below, values, words};
-use super::{Check, Depth, Failure, Outcome, check, equal};
+use super::{Check, Depth, Failure, Outcome, agree, check, equal};
 use crate::gpu::{Gpu, Recorder, Tensor};
 use crate::kernels::sample::{self, MAX_ENDS, NONE, Rows, Settings};
 use crate::reference;
@@ -76,6 +76,16 @@ impl Row {
         reference::sample::kept(params, &self.logits, &self.seen)
     }
 
+    /// The logits that a step leaves: those seen before are penalised in place.
+    fn penalised(&self, penalty: f64) -> Vec<f64> {
+        let mut logits = self.logits.clone();
+        for &id in &self.seen {
+            let logit = &mut logits[id as usize];
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+        logits
+    }
+
     /// The token that the reference draws, `None` where rounding decides.
     fn draw(&self, settings: &Settings) -> Option<u32> {
         let set = |nudge| self.kept(settings, nudge).iter().map(|&p| p > 0.0).collect::<Vec<_>>();
@@ -121,7 +131,7 @@ async fn unguarded(gpu: &Gpu, tensor: &Tensor, what: impl Display) -> Result<Vec
     Ok(data)
 }
 
-/// The rows after one call; their logits are left as they were given.
+/// The rows after one call.
 async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, Failure> {
     let (count, vocab) = (rows.len(), rows[0].logits.len());
     let seen_words = vocab.div_ceil(32);
@@ -143,14 +153,14 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
     let bound = Rows { logits: &logits.tensor, seen, state, tokens, ranges, history };
     sample::forward(&mut rec, settings, bound, (count, vocab), (COLUMN, COLUMNS))?;
     rec.submit();
-    logits.read(gpu, "logits").await?;
+    let penalised = logits.read(gpu, "logits").await?;
     let mut read = Vec::new();
     for (tensor, name) in tensors.iter().zip(["seen", "state", "tokens", "ranges", "history"]) {
         read.push(unguarded(gpu, tensor, name).await?);
     }
     let four = |data: &[u32], r: usize| [data[4 * r], data[4 * r + 1], data[4 * r + 2], data[4 * r + 3]];
-    let after = |(r, row): (usize, &Row)| Row {
-        logits: row.logits.clone(),
+    let after = |r: usize| Row {
+        logits: penalised[r * vocab..(r + 1) * vocab].iter().map(|&l| f64::from(l)).collect(),
         seen: (0..vocab as u32)
             .filter(|&id| read[0][r * seen_words + id as usize / 32] >> (id % 32) & 1 == 1)
             .collect(),
@@ -159,7 +169,7 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
         range: four(&read[3], r),
         history: [0, 1, 2].map(|column| read[4][r * COLUMNS + column]),
     };
-    Ok(rows.iter().enumerate().map(after).collect())
+    Ok((0..count).map(after).collect())
 }
 
 /// All but the logits, which would drown the message.
@@ -197,19 +207,27 @@ fn all_settings() -> Vec<Settings> {
         settings(0.0, 0, 1.0, 2.0),
         settings(0.5, 1000, 0.01, 0.8),
         settings(0.9, 50, 0.95, 1.1),
+        settings(1.0, 0, 1.0, 1.8),
     ]
 }
 
 async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
     // Vocabulary and rows.
     for &(vocab, count) in
-        depth.of(&[(33, 9), (300, 8), (7, 17), (1, 1), (2, 3), (64, 8), (65, 30), (2053, 5)])
+        depth.of(&[(33, 9), (300, 8), (7, 17), (1, 1), (2, 3), (64, 8), (65, 30), (2053, 5), (50_257, 2)])
     {
         let rows: Vec<Row> = (0..count).map(|index| Row::random(index, vocab)).collect();
         let (mut compared, mut close) = (0, 0);
         for settings in all_settings() {
             let found = step(gpu, &settings, &rows).await?;
             for (r, (found, row)) in found.iter().zip(&rows).enumerate() {
+                let logits: Vec<f32> = found.logits.iter().map(|&l| l as f32).collect();
+                let penalised = row.penalised(f64::from(settings.repetition_penalty));
+                agree(
+                    format!("logits, vocab={vocab} row {r} of {count}, {settings:?}"),
+                    &logits,
+                    &penalised,
+                )?;
                 let Some(id) = row.draw(&settings) else {
                     close += 1;
                     continue;

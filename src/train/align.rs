@@ -139,9 +139,8 @@ impl<'a> Run<'a> {
             weight_decay: t.weight_decay,
             max_grad_norm: t.max_grad_norm,
         };
-        let reference = |source, checkpoint| {
-            Reference::new(gpu, &decoder, source, setup.fresh_adapter, checkpoint)
-        };
+        let reference =
+            |source, checkpoint| Reference::new(gpu, &decoder, source, setup.fresh_adapter, checkpoint);
         let (plus, minus) = (&config.reference.positive, &config.reference.negative);
         let negative = reference(minus, setup.negative)?;
         let positive = if plus == minus { None } else { Some(reference(plus, setup.positive)?) };
@@ -182,7 +181,8 @@ impl<'a> Run<'a> {
     async fn prepare(&mut self) -> Result<()> {
         for (i, example) in self.train.iter().chain(&self.held_out.examples).enumerate() {
             let place = format!("example {} (line {})", i + 1, example.line);
-            let longest = [&example.negative_ids, &example.chosen_ids].into_iter().flatten().map(Vec::len).max();
+            let longest =
+                [&example.negative_ids, &example.chosen_ids].into_iter().flatten().map(Vec::len).max();
             let longest = longest.unwrap_or(0).max(self.config.anchors.max_new_tokens);
             self.trainer.decoder.check_context(&place, example.sampling_ids.len() + longest)?;
         }
@@ -203,12 +203,14 @@ impl<'a> Run<'a> {
     }
 
     async fn draw_offline(&mut self) -> Result<()> {
-        let missing: Vec<usize> = (0..self.train.len()).filter(|&i| self.pools[i].anchors.is_empty()).collect();
+        let missing: Vec<usize> =
+            (0..self.train.len()).filter(|&i| self.pools[i].anchors.is_empty()).collect();
         let (k, held_out) = (self.config.method.num_samples, &mut self.held_out);
         let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
         let pass = self.negative.pass(&self.trainer.decoder);
         let eval_k = k.min(EVAL_ANCHORS);
-        self.observer.begin("sampling anchors", missing.len() * k + held_out.examples.len() * eval_k);
+        let watched = held_out.examples.iter().filter(|e| e.negative_ids.is_some()).count();
+        self.observer.begin("sampling anchors", missing.len() * k + watched * eval_k);
         let observer = &mut *self.observer;
         let mut progress = |answers, tokens| observer.advance(answers, tokens);
         let mut draws: Vec<Draw> = (0..)
@@ -217,11 +219,13 @@ impl<'a> Run<'a> {
             .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
             .collect();
         let decoder = &self.trainer.decoder;
-        let counts = anchors::draw(self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress).await?;
+        let counts =
+            anchors::draw(self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress).await?;
         self.counts.add(&counts);
         // Held-out prompts are numbered after the training prompts.
         let mut draws: Vec<Draw> = (self.train.len()..)
             .zip(held_out.examples.iter().zip(&mut held_out.pools))
+            .filter(|(_, (example, _))| example.negative_ids.is_some())
             .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
             .collect();
         anchors::draw(self.gpu, decoder, pass, &mut draws, eval_k, &settings, 0, &mut progress).await?;
@@ -231,8 +235,12 @@ impl<'a> Run<'a> {
 
     /// Leaves out prompts whose samples all stayed empty.
     fn drop_empty(&mut self) -> Result<()> {
-        let keep = |pools: &[Pool]| pools.iter().map(|p| !p.anchors.is_empty()).collect::<Vec<_>>();
-        let (train, eval) = (keep(&self.pools), keep(&self.held_out.pools));
+        let keep = |examples: &[Example], pools: &[Pool]| -> Vec<bool> {
+            let sampled = examples.iter().zip(pools);
+            sampled.map(|(e, pool)| e.negative_ids.is_none() || !pool.anchors.is_empty()).collect()
+        };
+        let train = keep(&self.train, &self.pools);
+        let eval = keep(&self.held_out.examples, &self.held_out.pools);
         retain(&mut self.train, &train);
         retain(&mut self.pools, &train);
         retain(&mut self.cached, &train);
@@ -423,7 +431,8 @@ impl<'a> Run<'a> {
         let budget = t.max_tokens_per_batch.unwrap_or(usize::MAX);
         let (mut observed, mut tokens) = (Vec::new(), 0);
         for range in split(&groups, budget, t.per_device_train_batch_size) {
-            let cached = || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
+            let cached =
+                || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
             let micro = MicroBatch {
                 groups: groups[range.clone()].to_vec(),
                 reference: cached().flatten().map(|r| r.logp).collect(),

@@ -63,13 +63,20 @@ impl HeldOut {
             };
             good_logp += good.map_or(0.0, |g| f64::from(g.logp));
             good_tokens += good.map_or(0, |g| g.token_logps.len());
+            // A good answer by itself only counts for the perplexity.
+            if own == 0 {
+                continue;
+            }
             let reference = then[..own].iter().map(|r| r.token_logps.clone()).collect();
             observed.push(Observed { outcome: outcome(config, &now[..own], &then[..own]), reference });
         }
-        let mut metrics = of_groups("eval_", method, &observed);
-        if method == Method::D2o {
+        let mut metrics =
+            if observed.is_empty() { Metrics::default() } else { of_groups("eval_", method, &observed) };
+        if method == Method::D2o && !observed.is_empty() {
             let per_token = |pick: &dyn Fn(&GroupOutcome) -> Vec<Scored>| {
-                mean(observed.iter().flat_map(|o| pick(&o.outcome)).flat_map(|r| r.token_logps).map(f64::from))
+                mean(
+                    observed.iter().flat_map(|o| pick(&o.outcome)).flat_map(|r| r.token_logps).map(f64::from),
+                )
             };
             let anchors = |o: &GroupOutcome| o.responses[..o.responses.len() - 1].to_vec();
             metrics.push(ANCHOR_LOGP, per_token(&anchors));
@@ -107,7 +114,11 @@ fn outcome(config: &MethodConfig, now: &[Scored], then: &[Scored]) -> GroupOutco
         responses: now.to_vec(),
     };
     if config.method == Method::Sft {
-        return make(-mean(now.iter().map(|r| f64::from(r.logp) / r.token_logps.len().max(1) as f64)), 0.0, 0.0);
+        return make(
+            -mean(now.iter().map(|r| f64::from(r.logp) / r.token_logps.len().max(1) as f64)),
+            0.0,
+            0.0,
+        );
     }
     let last = now.len() - 1;
     let alpha = if config.method == Method::D2o { config.alpha } else { config.beta };

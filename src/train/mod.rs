@@ -6,6 +6,7 @@ mod evaluate;
 mod metrics;
 mod order;
 mod references;
+mod setup;
 mod step;
 mod stop;
 
@@ -13,5 +14,6 @@ pub use align::{Observer, Outcome, Setup, align};
 pub use anchors::{Anchor, AnchorCounts, Pool, settings as sampling_settings};
 pub use metrics::Metrics;
 pub use references::Reference;
+pub use setup::{Checkpoint, Inputs, Named, Prepared};
 pub use step::{GroupOutcome, MicroBatch, Scored, Trainer, score};
 pub use stop::{StopReason, StopRule, Verdict};

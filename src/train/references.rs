@@ -56,7 +56,9 @@ impl Reference {
         let Some(values) = &self.values else { return Ok(()) };
         let mut rec = Recorder::new(gpu);
         match self.source {
-            ReferenceSource::CopyEvery(n) if done.is_multiple_of(n) => decoder.values().copy_to(&mut rec, values),
+            ReferenceSource::CopyEvery(n) if done.is_multiple_of(n) => {
+                decoder.values().copy_to(&mut rec, values)
+            }
             ReferenceSource::Ema(decay) => {
                 for (value, average) in decoder.values().tensors().iter().zip(values.tensors()) {
                     ema::update(&mut rec, value, average, value.len(), decay as f32)?;

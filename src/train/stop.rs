@@ -26,7 +26,9 @@ impl std::fmt::Display for StopReason {
             Self::Finished => "all steps taken",
             Self::AnchorsFell => "the held-out anchors' log-prob per token fell past stop.max_anchor_drop",
             Self::KlLimit => "the KL divergence on held-out anchors passed stop.max_kl",
-            Self::PerplexityRose => "the perplexity of held-out good answers rose past stop.max_perplexity_rise",
+            Self::PerplexityRose => {
+                "the perplexity of held-out good answers rose past stop.max_perplexity_rise"
+            }
             Self::MarginWon => "the margin on held-out examples was won (stop.margin)",
         })
     }

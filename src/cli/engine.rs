@@ -1,0 +1,120 @@
+//! What the commands that run a model begin and end with: files, rows, the GPU, the model on it, and what it took.
+
+use std::path::Path;
+
+use pollster::block_on;
+use serde::Serialize;
+
+use super::args::{GpuArgs, ModelArgs};
+use super::output::{Output, bytes, count};
+use crate::data::{Row, parse_jsonl, rows_with};
+use crate::error::{Error, Result};
+use crate::files::{AdapterFiles, Model, Source, write_whole};
+use crate::gpu::{Gpu, Options};
+use crate::model::Decoder;
+
+/// The files that the flags name.
+///
+/// # Errors
+/// [`crate::error::Error::Input`] names the first that is missing.
+pub fn files(args: &ModelArgs) -> Result<(Model, Option<AdapterFiles>)> {
+    let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
+    Ok((Model::open(&args.model)?, adapter))
+}
+
+/// The rows of a file, of one split where one is named.
+///
+/// # Errors
+/// [`crate::error::Error::Input`] with the file and line.
+pub fn rows(source: &Source, split: Option<&str>) -> Result<Vec<Row>> {
+    let rows = parse_jsonl(&source.bytes, &source.origin)?;
+    match split {
+        Some(split) => rows_with(rows, "split", split, &source.origin),
+        None => Ok(rows),
+    }
+}
+
+/// Opens the GPU that the flags name.
+///
+/// # Errors
+/// [`crate::error::Error::NoAdapter`].
+pub fn gpu(args: &GpuArgs) -> Result<Gpu> {
+    block_on(Gpu::open(&Options { adapter: args.gpu.clone(), ..Options::default() }))
+}
+
+/// The model with its adapter on `gpu`, for scoring and sampling; a note says what that is.
+///
+/// # Errors
+/// As [`Decoder::load`].
+pub fn decoder(gpu: &Gpu, model: &Model, adapter: Option<&AdapterFiles>, output: &Output) -> Result<Decoder> {
+    let files = model.bytes();
+    let decoder = files.decoder_with(gpu, adapter.map(AdapterFiles::bytes))?;
+    announce(gpu, files.name, adapter.map(|files| files.name.as_str()), &decoder, output);
+    Ok(decoder)
+}
+
+/// The note of what runs where: `GPU llvmpipe, Vulkan; model tiny with adapter run/adapter, 1,234 parameters`.
+pub fn announce(gpu: &Gpu, model: &str, adapter: Option<&str>, decoder: &Decoder, output: &Output) {
+    let summary = gpu.summary();
+    let adapter = adapter.map(|name| format!(" with adapter {name}")).unwrap_or_default();
+    let parameters = count(decoder.config().parameters());
+    output.note(format_args!(
+        "GPU {}, {}; model {model}{adapter}, {parameters} parameters",
+        summary.name, summary.backend
+    ));
+}
+
+/// Writes what a run trained into `folder`: adapter/ in PEFT's format, or model/ in Hugging Face's.
+///
+/// # Errors
+/// What the device or the file system reports.
+pub fn write_result(gpu: &Gpu, folder: &Path, model: &Model, decoder: &Decoder) -> Result<()> {
+    let weights = block_on(decoder.trained_safetensors(gpu))?;
+    let made = |name: &str| {
+        let path = folder.join(name);
+        std::fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create", e)).map(|()| path)
+    };
+    match decoder.adapter_config(model.bytes().name) {
+        Some(config) => {
+            let path = made("adapter")?;
+            write_whole(&path.join("adapter_model.safetensors"), &weights)?;
+            write_whole(&path.join("adapter_config.json"), config.as_bytes())
+        }
+        None => {
+            let path = made("model")?;
+            write_whole(&path.join("model.safetensors"), &weights)?;
+            model.write_companions(&path, Some("float32"))?;
+            Ok(())
+        }
+    }
+}
+
+/// The figures that every command has which runs a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ran {
+    /// The GPU's name.
+    pub gpu: String,
+    /// `--model`.
+    pub model: String,
+    /// `--adapter`.
+    pub adapter: Option<String>,
+    /// The most bytes that buffers on the GPU held at once.
+    pub memory_peak_bytes: u64,
+}
+
+impl Ran {
+    /// As of now.
+    pub fn new(gpu: &Gpu, args: &ModelArgs) -> Self {
+        Self {
+            gpu: gpu.summary().name.clone(),
+            model: args.model.clone(),
+            adapter: args.adapter.as_ref().map(|path| path.display().to_string()),
+            memory_peak_bytes: gpu.ledger().total().peak,
+        }
+    }
+
+    /// The memory as a person reads it.
+    pub fn memory(&self) -> String {
+        bytes(self.memory_peak_bytes)
+    }
+}

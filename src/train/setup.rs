@@ -1,0 +1,247 @@
+//! From files' bytes and a configuration to what a run starts from.
+
+use std::collections::HashMap;
+
+use super::align::Setup;
+use super::anchors::Anchor;
+use crate::config::{self, Method, RunConfig};
+use crate::data::{
+    ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, Row, Truncation,
+    build_examples, parse_jsonl, rows_with,
+};
+use crate::gpu::{Gpu, Purpose};
+use crate::model::{AdapterBytes, Decoder, LoraSpec, ModelBytes, Training};
+use crate::nn::Arenas;
+use crate::{Error, Result};
+
+/// A file's display name and bytes.
+pub type Named<'a> = (&'a str, &'a [u8]);
+
+/// A reference model from files, of the kind that the run trains.
+#[derive(Clone)]
+pub enum Checkpoint<'a> {
+    /// Of a LoRA run.
+    Adapter(AdapterBytes<'a>),
+    /// Of a full run.
+    Model(ModelBytes<'a>),
+}
+
+/// Everything that a run reads.
+#[derive(Clone)]
+pub struct Inputs<'a> {
+    /// The model.
+    pub model: ModelBytes<'a>,
+    /// The adapter to start from.
+    pub adapter: Option<AdapterBytes<'a>>,
+    /// Training examples: JSONL in TRL's forms.
+    pub train: Named<'a>,
+    /// Held-out examples.
+    pub eval: Option<Named<'a>>,
+    /// Anchors of an earlier run, or of `aweigh sample`.
+    pub samples: Option<Named<'a>>,
+    /// r+, where it is a checkpoint.
+    pub positive: Option<Checkpoint<'a>>,
+    /// r−, where it is a checkpoint.
+    pub negative: Option<Checkpoint<'a>>,
+}
+
+/// A run ready to start.
+pub struct Prepared {
+    /// What [`super::align()`] takes.
+    pub setup: Setup,
+    /// The model's tokenizer.
+    pub tokenizer: ChatTokenizer,
+    /// What the length limits did to the training rows.
+    pub lengths: LengthCounts,
+}
+
+/// Held-out examples at most, when they are taken from the training rows: they are scored often.
+const HELD_OUT: usize = 16;
+
+impl<'a> Inputs<'a> {
+    /// A model and its training rows; nothing else.
+    pub fn new(model: ModelBytes<'a>, train: Named<'a>) -> Self {
+        Self { model, adapter: None, train, eval: None, samples: None, positive: None, negative: None }
+    }
+
+    /// Reads all rows, then loads the model.
+    ///
+    /// # Errors
+    /// The first row, tensor or setting that is not what it must be.
+    pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
+        let tokenizer = self.model.tokenizer()?;
+        let (mut train, lengths) = self.train_examples(&tokenizer, config)?;
+        let eval = match self.eval_examples(&tokenizer, config)? {
+            Some(eval) => eval,
+            None => hold_out(&mut train, config),
+        };
+        let anchors = match self.samples {
+            Some(samples) if config.method.method == Method::D2o => {
+                Some(given_anchors(samples, &tokenizer, &train, config.method.num_samples)?)
+            }
+            _ => None,
+        };
+        let (decoder, fresh_adapter) = self.decoder(gpu, config)?;
+        let checkpoint = |given: &Option<Checkpoint>| {
+            given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
+        };
+        let (positive, negative) = (checkpoint(&self.positive)?, checkpoint(&self.negative)?);
+        let ends = tokenizer.end_tokens().to_vec();
+        let setup = Setup { decoder, fresh_adapter, train, eval, anchors, positive, negative, ends };
+        Ok(Prepared { setup, tokenizer, lengths })
+    }
+
+    fn train_examples(
+        &self,
+        tokenizer: &ChatTokenizer,
+        config: &RunConfig,
+    ) -> Result<(Vec<Example>, LengthCounts)> {
+        let (origin, bytes) = self.train;
+        let mut rows = parse_jsonl(bytes, origin)?;
+        if let Some(split) = &config.data.split {
+            rows = rows_with(rows, "split", split, origin)?;
+        }
+        let needs = match config.method.method {
+            Method::D2o => Needs::Negative,
+            Method::Dpo => Needs::Pair,
+            Method::Sft => Needs::Chosen,
+        };
+        let (mut examples, lengths) = build_examples(&rows, origin, tokenizer, &options(config, needs))?;
+        examples.truncate(config.data.max_samples.unwrap_or(usize::MAX));
+        Ok((examples, lengths))
+    }
+
+    fn eval_examples(&self, tokenizer: &ChatTokenizer, config: &RunConfig) -> Result<Option<Vec<Example>>> {
+        let (origin, bytes) = match (self.eval, &config.data.eval_split) {
+            (Some(eval), _) => eval,
+            (None, Some(_)) => self.train,
+            (None, None) => return Ok(None),
+        };
+        let mut rows: Vec<Row> = parse_jsonl(bytes, origin)?;
+        if let Some(split) = &config.data.eval_split {
+            rows = rows_with(rows, "split", split, origin)?;
+        }
+        let needs = match config.method.method {
+            Method::D2o => Needs::Any,
+            Method::Dpo => Needs::Pair,
+            Method::Sft => Needs::Chosen,
+        };
+        Ok(Some(build_examples(&rows, origin, tokenizer, &options(config, needs))?.0))
+    }
+
+    fn decoder(&self, gpu: &Gpu, config: &RunConfig) -> Result<(Decoder, bool)> {
+        let l = &config.lora;
+        if !l.enabled {
+            return Ok((self.model.decoder(gpu, Training::Full)?, false));
+        }
+        if let Some(adapter) = &self.adapter {
+            let adapter = adapter.parse()?;
+            return Ok((self.model.decoder(gpu, Training::Adapter(&adapter))?, false));
+        }
+        let spec = LoraSpec {
+            r: l.r,
+            lora_alpha: l.lora_alpha,
+            lora_dropout: l.lora_dropout,
+            target_modules: l.target_modules.clone(),
+        };
+        Ok((self.model.decoder(gpu, Training::Lora(spec, config.train.seed))?, true))
+    }
+}
+
+impl Checkpoint<'_> {
+    /// Its values in the layout of `decoder`.
+    fn values(&self, gpu: &Gpu, decoder: &Decoder) -> Result<Arenas> {
+        let weights = match self {
+            Self::Model(model) => model.weights()?,
+            Self::Adapter(bytes) => {
+                let adapter = bytes.parse()?;
+                let scale = |spec: &LoraSpec| (spec.r, spec.lora_alpha);
+                if let Some(own) = decoder.lora().filter(|own| scale(own) != scale(&adapter.spec)) {
+                    let (r, alpha) = scale(&adapter.spec);
+                    let expected = format!("r {} and lora_alpha {}, the run's own", own.r, own.lora_alpha);
+                    let fix = "set --r and --lora-alpha to the checkpoint's";
+                    return Err(Error::input(
+                        bytes.name,
+                        expected,
+                        format!("r {r} and lora_alpha {alpha}"),
+                        fix,
+                    ));
+                }
+                adapter.weights
+            }
+        };
+        let values = Arenas::new(gpu, decoder.layout(), Purpose::References, "reference checkpoint")?;
+        for entry in decoder.layout().entries() {
+            values.of(entry).write_f32(gpu, &weights.get(&entry.name, &entry.shape)?.to_f32());
+        }
+        Ok(values)
+    }
+}
+
+fn options(config: &RunConfig, needs: Needs) -> ExampleOptions {
+    let d = &config.data;
+    let limits = LengthLimits {
+        max_prompt: Some(d.max_prompt_length),
+        max_completion: Some(d.max_completion_length),
+        prompt_side: match d.truncation_side {
+            config::TruncationSide::Left => Truncation::Left,
+            config::TruncationSide::Right => Truncation::Right,
+        },
+        overlong: match d.overlong {
+            config::Overlong::Cut => Overlong::Cut,
+            config::Overlong::Drop => Overlong::Drop,
+            config::Overlong::Error => Overlong::Error,
+        },
+    };
+    let instruction = Some(config.anchors.safety_instruction.clone()).filter(|text| !text.is_empty());
+    ExampleOptions { needs, limits, instruction }
+}
+
+/// Takes the last tenth of the training examples, at most [`HELD_OUT`], when the stop rule needs some and there are enough.
+fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
+    if !config.stop.enabled || train.len() < 10 {
+        return Vec::new();
+    }
+    train.split_off(train.len() - (train.len() / 10).min(HELD_OUT))
+}
+
+/// Anchors from a samples file, for each example by its prompt. Examples that are not in it get none and are sampled.
+fn given_anchors(
+    (origin, bytes): Named,
+    tokenizer: &ChatTokenizer,
+    examples: &[Example],
+    k: usize,
+) -> Result<Vec<Vec<Anchor>>> {
+    let mut by_prompt: HashMap<String, Vec<Anchor>> = HashMap::new();
+    for row in parse_jsonl(bytes, origin)? {
+        // Of a run that sampled online, take what it started with.
+        if row.raw.get("step").and_then(serde_json::Value::as_u64).is_some_and(|step| step > 0) {
+            continue;
+        }
+        let Some(completion) = &row.completion else { continue };
+        let ids = match row.raw.get("ids") {
+            None => tokenizer.encode_completion(&row.prompt, completion)?,
+            Some(ids) => {
+                let parsed: Option<Vec<u32>> = serde_json::from_value(ids.clone()).ok();
+                let known = |ids: &Vec<u32>| {
+                    !ids.is_empty() && ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size())
+                };
+                parsed.filter(known).ok_or_else(|| {
+                    let place = format!("{origin}:{}", row.line);
+                    let fix = "give samples of this model, or leave \"ids\" out";
+                    Error::input(place, "\"ids\": token ids of the model's vocabulary", ids, fix)
+                })?
+            }
+        };
+        let ended = ids.last().is_some_and(|id| tokenizer.end_tokens().contains(id));
+        let anchors = by_prompt.entry(key(&row.prompt)).or_default();
+        if anchors.len() < k {
+            anchors.push(Anchor { ids, ended, step: 0 });
+        }
+    }
+    Ok(examples.iter().map(|e| by_prompt.get(&key(&e.prompt)).cloned().unwrap_or_default()).collect())
+}
+
+fn key(prompt: &crate::data::Prompt) -> String {
+    serde_json::to_string(prompt).unwrap_or_default()
+}

@@ -1,0 +1,44 @@
+//! The sampler through the whole model.
+
+mod common;
+
+use aweigh::model::Training;
+use aweigh::sample::{Request, Settings, generate};
+use common::*;
+use pollster::block_on;
+
+fn settings() -> Settings {
+    Settings {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        repetition_penalty: 1.0,
+        max_new_tokens: 20,
+        seed: 5,
+        ends: vec![2],
+    }
+}
+
+#[test]
+fn greedy_answers_follow_the_largest_logit() {
+    let decoder = load("tiny_tied", Training::None);
+    let greedy = Settings { temperature: 0.0, ..settings() };
+    let prompts: [&[u32]; 3] = [&[1, 14, 19, 49, 20], &[1], &[5, 6, 7, 8, 9, 10, 11]];
+    let requests: Vec<Request> =
+        prompts.iter().map(|p| Request { prompt: p, first_sample: 0, samples: 2, index: 3 }).collect();
+    let answers =
+        block_on(generate(gpu(), &decoder, decoder.policy(), &requests, &greedy, &mut |_, _| Ok(())));
+    for (prompt, answers) in prompts.iter().zip(answers.expect("answers")) {
+        assert_eq!(answers[0], answers[1]);
+        let mut ids = prompt.to_vec();
+        for &id in &answers[0].ids {
+            let logits = block_on(decoder.logits(gpu(), decoder.policy(), &ids)).expect("logits");
+            let last = &logits[logits.len() - decoder.config().vocab..];
+            let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary");
+            assert_eq!(id as usize, best, "after {ids:?}");
+            ids.push(id);
+        }
+        assert_eq!(answers[0].ended, answers[0].ids.last() == Some(&2));
+        assert!(answers[0].ended || answers[0].ids.len() == 20);
+    }
+}

@@ -1,0 +1,185 @@
+//! Real models against transformers: log-probs of given answers, and greedy answers.
+//!
+//! stories260K comes with the shared data. SmolLM2-135M-Instruct is taken from AWEIGH_SMOLLM2 or ../models/smollm2/hf, or made
+//! by the shared data's script. What is not there is skipped, and said.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use aweigh::data::{
+    ChatTokenizer, ExampleOptions, Group, LengthLimits, Message, Needs, Prompt, build_examples, parse_jsonl,
+};
+use aweigh::files::{Model, Source};
+use aweigh::model::{Decoder, Training};
+use aweigh::reference::compare::compare;
+use aweigh::sample::{self, Request, Settings};
+use aweigh::train::{Scored, score};
+use common::*;
+use pollster::block_on;
+
+/// Nats a token. PyTorch's f32 and ours add up in different orders: on llvmpipe they differ by up to 1e-5.
+const PER_TOKEN: f64 = 1e-4;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The folder of shared data, or None (said on stderr) when it is absent.
+fn shared_data() -> Option<PathBuf> {
+    let path = std::env::var_os("AWEIGH_DATA").map_or_else(|| root().join("../shared/data"), PathBuf::from);
+    if !path.is_dir() {
+        eprintln!("skipped: {} is not there (set AWEIGH_DATA to its place)", path.display());
+    }
+    path.is_dir().then_some(path)
+}
+
+/// SmolLM2's folder, made if need be, or None (said on stderr).
+fn smollm2(data: &Path) -> Option<PathBuf> {
+    let named = std::env::var_os("AWEIGH_SMOLLM2");
+    let path = named.as_ref().map_or_else(|| root().join("../models/smollm2/hf"), PathBuf::from);
+    if path.is_dir() {
+        return Some(path);
+    }
+    let script = data.join("get_smollm2.sh");
+    if named.is_some() || !script.is_file() {
+        eprintln!("skipped: {} is not there (set AWEIGH_SMOLLM2 to its place)", path.display());
+        return None;
+    }
+    let made = root().join("target/smollm2");
+    let status = Command::new("sh").arg(&script).arg(&made).status();
+    if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
+        eprintln!("skipped: {} failed ({status:?}), so SmolLM2 is not there", script.display());
+        return None;
+    }
+    Some(made.join("hf"))
+}
+
+fn open(folder: &Path) -> (ChatTokenizer, Decoder) {
+    let model = Model::open(&folder.display().to_string()).unwrap_or_else(|error| panic!("{error}"));
+    let files = model.bytes();
+    let decoder = files.decoder(gpu(), Training::None).unwrap_or_else(|error| panic!("{error}"));
+    (files.tokenizer().unwrap_or_else(|error| panic!("{error}")), decoder)
+}
+
+/// Log-probs of the responses of each group.
+fn scores(decoder: &Decoder, groups: &[Group]) -> Vec<Vec<Scored>> {
+    block_on(score(gpu(), decoder, decoder.policy(), groups, 2048, &mut |_, _| Ok(()))).expect("scores")
+}
+
+/// Greedy answers to `prompts`, 64 tokens at most.
+fn greedy(decoder: &Decoder, tokenizer: &ChatTokenizer, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let settings = Settings {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        repetition_penalty: 1.0,
+        max_new_tokens: 64,
+        seed: 0,
+        ends: tokenizer.end_tokens().to_vec(),
+    };
+    let requests: Vec<Request> = (0..)
+        .zip(prompts)
+        .map(|(index, prompt)| Request { prompt, first_sample: 0, samples: 1, index })
+        .collect();
+    let answers = block_on(sample::generate(
+        gpu(),
+        decoder,
+        decoder.policy(),
+        &requests,
+        &settings,
+        &mut |_, _| Ok(()),
+    ));
+    answers.expect("answers").into_iter().flatten().map(|answer| answer.ids).collect()
+}
+
+#[test]
+fn stories260k_equals_transformers() {
+    let Some(data) = shared_data() else { return };
+    let (tokenizer, decoder) = open(&data.join("stories260K"));
+    let golden = golden_json("stories260k.json");
+    let text = golden["prompt"].as_str().expect("a prompt");
+    let prompt = tokenizer.encode_prompt(&Prompt::Text(text.into()), None).expect("ids");
+    assert_eq!(prompt, ids(&golden["prompt_ids"]));
+    let answer = greedy(&decoder, &tokenizer, std::slice::from_ref(&prompt)).remove(0);
+    assert_eq!(answer, ids(&golden["token_ids"]));
+    assert_eq!(tokenizer.decode_answer(&prompt, &answer).expect("text"), golden["text"]);
+    let groups = [
+        Group { prompt: &prompt[..1], responses: vec![&prompt[1..]] },
+        Group { prompt: &prompt, responses: vec![&answer] },
+    ];
+    for (scored, name) in scores(&decoder, &groups).iter().zip(["prompt", "greedy"]) {
+        let expected = numbers(&golden[format!("{name}_token_logps")]);
+        compare(&scored[0].token_logps, &expected, 2e-5, 2e-4).unwrap_or_else(|m| panic!("{name}: {m}"));
+        let sum = golden[format!("{name}_logp")].as_f64().expect("a number");
+        compare(&[scored[0].logp], &[sum], 1e-4, 1e-5).unwrap_or_else(|m| panic!("{name}: {m}"));
+    }
+}
+
+/// The golden rows that are scored here: two pairs, a benign answer, and one whose ids depend on splitting digits.
+const SCORED: [(&str, u64); 4] = [
+    ("pku_saferlhf_pairs.jsonl.gz", 7),
+    ("pku_saferlhf_pairs.jsonl.gz", 13),
+    ("benign_prompts.jsonl.gz", 5),
+    ("pku_saferlhf_pairs.jsonl.gz", 94),
+];
+
+#[test]
+fn smollm2_equals_transformers() {
+    let Some(data) = shared_data() else { return };
+    let Some(folder) = smollm2(&data) else { return };
+    let (tokenizer, decoder) = open(&folder);
+    assert_eq!(decoder.config().parameters(), 134_515_008);
+    for (file, line) in SCORED {
+        answers_of_a_row(&data, &tokenizer, &decoder, file, line);
+    }
+    let golden = golden_json("smollm2_greedy.json");
+    let golden = golden["answers"].as_array().expect("answers");
+    let prompts: Vec<Vec<u32>> = golden
+        .iter()
+        .map(|answer| {
+            let text = answer["prompt"].as_str().expect("a prompt");
+            let prompt = Prompt::Messages(vec![Message::new("user", text)]);
+            tokenizer.encode_prompt(&prompt, None).expect("ids")
+        })
+        .collect();
+    let answers = greedy(&decoder, &tokenizer, &prompts);
+    for ((expected, prompt), answer) in golden.iter().zip(&prompts).zip(&answers) {
+        assert_eq!(*prompt, ids(&expected["prompt_ids"]));
+        assert_eq!(*answer, ids(&expected["token_ids"]));
+    }
+}
+
+/// Compares the log-probs of the answers in one line of a file with the golden ones.
+fn answers_of_a_row(data: &Path, tokenizer: &ChatTokenizer, decoder: &Decoder, file: &str, line: u64) {
+    let source = Source::read(&data.join(file), "--data").unwrap_or_else(|error| panic!("{error}"));
+    let mut rows = parse_jsonl(&source.bytes, file).unwrap_or_else(|error| panic!("{error}"));
+    rows.retain(|row| row.line as u64 == line);
+    let options = ExampleOptions { needs: Needs::Any, limits: LengthLimits::default(), instruction: None };
+    let (examples, _) = build_examples(&rows, file, tokenizer, &options).expect("an example");
+    let example = &examples[0];
+    let answers: Vec<&[u32]> =
+        [&example.chosen_ids, &example.negative_ids].into_iter().flatten().map(Vec::as_slice).collect();
+    let group = Group { prompt: &example.prompt_ids, responses: answers.clone() };
+    let scored = scores(decoder, &[group]).remove(0);
+    let golden = golden_json("smollm2_score.json");
+    let golden = golden["rows"].as_array().expect("rows");
+    let golden: Vec<_> = golden.iter().filter(|row| row["file"] == file && row["line"] == line).collect();
+    assert!(!golden.is_empty(), "{file}:{line} has no golden row");
+    for expected in golden {
+        // A row has its chosen answer (or its only one) first.
+        let which = usize::from(expected["field"] == "rejected");
+        let tokens = answers[which].len();
+        assert_eq!(example.prompt_ids.len() as u64, expected["prompt_tokens"], "{file}:{line}");
+        assert_eq!(tokens as u64, expected["num_tokens"], "{file}:{line}");
+        let logp = expected["logp"].as_f64().expect("a number");
+        let field = &expected["field"];
+        println!(
+            "{file}:{line} {field}: {} tokens, expected {logp:.4}, found {:.4}",
+            tokens, scored[which].logp
+        );
+        compare(&[scored[which].logp], &[logp], PER_TOKEN * tokens as f64, 0.0)
+            .unwrap_or_else(|m| panic!("{file}:{line} {field}: {m}"));
+    }
+}
