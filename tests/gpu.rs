@@ -62,6 +62,7 @@ tests! {
     log_prob, sequence_sum, preference_table, preference_groups,
     sum_squares, adamw,
     sample_draws, sample_frequencies, sample_row_order, sample_finishes, sample_survives_bad_logits,
+    model_gradients,
 }
 
 #[test]

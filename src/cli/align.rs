@@ -91,7 +91,7 @@ impl CheckpointFiles {
     fn bytes(&self) -> Checkpoint<'_> {
         match self {
             Self::Adapter(files) => Checkpoint::Adapter(files.bytes()),
-            Self::Model(model) => Checkpoint::Model(model.bytes()),
+            Self::Model(model) => Checkpoint::Model(Box::new(model.bytes())),
         }
     }
 }

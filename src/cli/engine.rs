@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::args::{GpuArgs, ModelArgs};
 use super::output::{Output, bytes, count};
-use crate::data::{Row, parse_jsonl, rows_with};
+use crate::data::{ParseOptions, Row, parse_jsonl_with, rows_with};
 use crate::error::{Error, Result};
 use crate::files::{AdapterFiles, Model, Source, write_whole};
 use crate::gpu::{Gpu, Options};
@@ -22,15 +22,24 @@ pub fn files(args: &ModelArgs) -> Result<(Model, Option<AdapterFiles>)> {
     Ok((Model::open(&args.model)?, adapter))
 }
 
-/// The rows of a file, of one split where one is named.
+/// The rows of a file, of one split where one is named. Rows with an empty prompt or answer are left out, with a warning:
+/// models do give empty answers, and a file of them is no mistake.
 ///
 /// # Errors
 /// [`crate::error::Error::Input`] with the file and line.
-pub fn rows(source: &Source, split: Option<&str>) -> Result<Vec<Row>> {
-    let rows = parse_jsonl(&source.bytes, &source.origin)?;
+pub fn rows(source: &Source, split: Option<&str>, output: &Output) -> Result<Vec<Row>> {
+    let options = ParseOptions { skip_empty: true, ..ParseOptions::default() };
+    let parsed = parse_jsonl_with(&source.bytes, &source.origin, &options)?;
+    if let Some(first) = parsed.empty_lines.first() {
+        output.warn(format_args!(
+            "{}:{first}: left out, as the prompt or an answer is empty: {} rows, this one the first",
+            source.origin,
+            parsed.empty_lines.len()
+        ));
+    }
     match split {
-        Some(split) => rows_with(rows, "split", split, &source.origin),
-        None => Ok(rows),
+        Some(split) => rows_with(parsed.rows, "split", split, &source.origin),
+        None => Ok(parsed.rows),
     }
 }
 

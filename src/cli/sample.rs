@@ -107,7 +107,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 
 /// The file's prompts as token ids.
 fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Output) -> Result<Vec<Example>> {
-    let mut rows = engine::rows(source, args.split.as_deref())?;
+    let mut rows = engine::rows(source, args.split.as_deref(), output)?;
     rows.truncate(args.max_samples.unwrap_or(usize::MAX));
     for row in &mut rows {
         (row.completion, row.label, row.chosen, row.rejected) = (None, None, None, None);

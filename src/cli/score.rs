@@ -77,7 +77,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let source = Source::read(&args.data, "--data")?;
     let (model, adapter) = engine::files(&args.model)?;
-    let (answers, skipped) = answers(&args, &source, &model.bytes().tokenizer()?)?;
+    let (answers, skipped) = answers(&args, &source, &model.bytes().tokenizer()?, output)?;
     if skipped > 0 {
         output.note(format_args!("{}: left out, as they have no answer: {skipped} rows", source.origin));
     }
@@ -188,8 +188,13 @@ impl Answers {
 }
 
 /// The rows' answers as token ids, and how many rows have none.
-fn answers(args: &Args, source: &Source, tokenizer: &ChatTokenizer) -> Result<(Vec<Answers>, usize)> {
-    let mut rows = engine::rows(source, args.split.as_deref())?;
+fn answers(
+    args: &Args,
+    source: &Source,
+    tokenizer: &ChatTokenizer,
+    output: &Output,
+) -> Result<(Vec<Answers>, usize)> {
+    let mut rows = engine::rows(source, args.split.as_deref(), output)?;
     let all = rows.len();
     rows.retain(|row| row.positive().is_some() || row.negative().is_some());
     let skipped = all - rows.len();

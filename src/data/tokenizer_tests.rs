@@ -143,3 +143,14 @@ fn stories_continue_a_text_without_a_stray_space() {
     let whole = [plain.encode_prompt(&prompt, None).unwrap(), answer].concat();
     assert_eq!(plain.decode(&whole, true).unwrap(), "Once upon a time, there was a cat.");
 }
+
+#[test]
+fn an_answer_is_decoded_without_its_end() {
+    let tokenizer = ChatTokenizer::from_bytes(&testing::letters(None)).unwrap();
+    let prompt = tokenizer.encode_prompt(&Prompt::Text("ask".into()), None).unwrap();
+    for (answer, text) in
+        [(ids("yes"), "yes"), ([ids(" no"), vec![2]].concat(), " no"), (vec![2], ""), (vec![], "")]
+    {
+        assert_eq!(tokenizer.decode_answer(&prompt, &answer).unwrap(), text);
+    }
+}

@@ -86,7 +86,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
-/// Refuses an output file that exists, unless `overwrite`.
+/// Refuses an output file that exists, unless `overwrite`, and one whose folder does not.
 ///
 /// # Errors
 /// [`Error::Input`] names the flag and the file.
@@ -106,6 +106,11 @@ pub fn refuse_existing(path: &Path, flag: &str, overwrite: bool) -> Result<()> {
                 found,
                 "choose another name, or add --overwrite",
             ))
+        }
+        Err(_) if !parent(path).is_dir() => {
+            let found = format!("no folder {}", parent(path).display());
+            let fix = "make the folder, or choose another";
+            Err(Error::input(flag, "a file in a folder that exists", found, fix))
         }
         _ => Ok(()),
     }
@@ -374,7 +379,9 @@ mod tests {
         assert_eq!(read(&path, "--x").unwrap(), b"two");
         assert!(refuse_existing(&path, "--output", false).unwrap_err().to_string().contains("--overwrite"));
         refuse_existing(&path, "--output", true).unwrap();
-        assert!(write_whole(&room.path().join("none/a"), b"").is_err());
+        let nowhere = room.path().join("none/a");
+        assert!(write_whole(&nowhere, b"").is_err());
+        assert!(refuse_existing(&nowhere, "--output", true).unwrap_err().to_string().contains("no folder"));
         #[cfg(unix)]
         write_whole(Path::new("/dev/null"), b"x").unwrap();
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::memory::{Ledger, Purpose};
@@ -133,7 +134,7 @@ pub struct Gpu {
     submitting: Mutex<()>,
     reports: Arc<Mutex<Vec<String>>>,
     pace: Arc<Mutex<Pace>>,
-    poller: mpsc::Sender<()>,
+    poller: Poller,
 }
 
 impl Gpu {
@@ -200,7 +201,7 @@ impl Gpu {
             Tier::Portable => 2e10,
         };
         Self {
-            poller: spawn_poller(device.clone()),
+            poller: Poller::new(device.clone()),
             tier: options.tier.unwrap_or(summary.tier),
             device,
             queue,
@@ -312,23 +313,47 @@ impl Gpu {
 
     /// Has callbacks of finished work delivered, on the poller's thread.
     pub(super) fn wake_poller(&self) {
-        let _ = self.poller.send(());
+        self.poller.wake();
     }
 }
 
 /// A thread that waits for the device, so that no caller has to: readbacks are plain futures.
-fn spawn_poller(device: wgpu::Device) -> mpsc::Sender<()> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        while receiver.recv().is_ok() {
-            // One wait serves all requests so far.
-            while receiver.try_recv().is_ok() {}
-            if let Err(error) = device.poll(wgpu::PollType::wait_indefinitely()) {
-                log::warn!("waiting for the device: {error}");
+struct Poller {
+    requests: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Poller {
+    fn new(device: wgpu::Device) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            while receiver.recv().is_ok() {
+                // One wait serves all requests so far.
+                while receiver.try_recv().is_ok() {}
+                if let Err(error) = device.poll(wgpu::PollType::wait_indefinitely()) {
+                    log::warn!("waiting for the device: {error}");
+                }
             }
+        });
+        Self { requests: Some(sender), thread: Some(thread) }
+    }
+
+    fn wake(&self) {
+        if let Some(requests) = &self.requests {
+            let _ = requests.send(());
         }
-    });
-    sender
+    }
+}
+
+impl Drop for Poller {
+    /// The thread holds the device too. Were it left to itself, it could still be closing the device while the process
+    /// ends, and drivers crash when their libraries go first (llvmpipe did, in one run of twenty).
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 fn choose(found: &[wgpu::Adapter], wanted: Option<&str>) -> Result<usize> {

@@ -33,9 +33,17 @@ impl Stored<'_> {
     }
 }
 
+/// A tensor of any type, where it lies.
+struct Located<'a> {
+    file: &'a str,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+}
+
 /// All tensors of a model or adapter, by name.
 pub struct Weights<'a> {
-    tensors: HashMap<String, (&'a str, Dtype, Vec<usize>, &'a [u8])>,
+    tensors: HashMap<String, Located<'a>>,
     origin: String,
 }
 
@@ -62,8 +70,9 @@ impl<'a> Weights<'a> {
                     .tensor(name)
                     .map_err(|e| Error::input(file, format!("tensor {name}"), e, "download it again"))?;
                 let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
-                let data = &bytes[start..start + view.data().len()];
-                tensors.insert(name.to_string(), (file, view.dtype(), view.shape().to_vec(), data));
+                let bytes = &bytes[start..start + view.data().len()];
+                let located = Located { file, dtype: view.dtype(), shape: view.shape().to_vec(), bytes };
+                tensors.insert(name.to_string(), located);
             }
         }
         Ok(Self { tensors, origin: origin.to_string() })
@@ -86,12 +95,12 @@ impl<'a> Weights<'a> {
 
     /// The tensor's shape, if it is there.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|t| t.2.as_slice())
+        self.tensors.get(name).map(|t| t.shape.as_slice())
     }
 
     /// The tensor `name`, which must have `shape` and a float type of at most 32 bits.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
-        let Some((file, dtype, found, bytes)) = self.tensors.get(name) else {
+        let Some(Located { file, dtype, shape: found, bytes }) = self.tensors.get(name) else {
             let found = format!("none among {} tensors", self.tensors.len());
             let fix = "use a complete model directory; config.json and the weights must belong together";
             return Err(Error::input(&self.origin, format!("tensor {name}"), found, fix));

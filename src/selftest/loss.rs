@@ -183,7 +183,8 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
     Ok(())
 }
 
-fn in_f64(method: Method) -> reference::preference::Method {
+/// The method as the reference has it.
+pub(super) fn in_f64(method: Method) -> reference::preference::Method {
     match method {
         Method::Sft => reference::preference::Method::Sft,
         Method::Dpo { beta, label_smoothing } => reference::preference::Method::Dpo {

@@ -1,4 +1,4 @@
-//! Every kernel against its f64 reference, on the adapter at hand: `aweigh selftest` and `tests/gpu.rs` run the same checks.
+//! Every kernel, and a small model as a whole, against its f64 reference, on the adapter at hand: `aweigh selftest` and `tests/gpu.rs` run the same checks.
 //!
 //! One file a theme. A check records the kernel on several shapes, with outputs full of NaN where they are written and with known
 //! values where they are added to, and compares every element with [`crate::reference`]. Inputs are functions of a seed: a
@@ -8,6 +8,7 @@ mod attention;
 mod bench;
 mod loss;
 mod matmul;
+mod model;
 mod norm;
 mod optimizer;
 mod pointwise;
@@ -108,6 +109,7 @@ pub fn checks() -> Vec<Check> {
         loss::checks(),
         optimizer::checks(),
         sample::checks(),
+        model::checks(),
     ]
     .concat()
 }

@@ -42,21 +42,40 @@ pub struct Setup {
     pub ends: Vec<u32>,
 }
 
-/// Watches a run. An error from any call ends it.
+/// Watches a run. An error from any call ends it. What an observer does not care for it need not define.
 pub trait Observer {
     /// A phase of `total` items begins.
-    fn begin(&mut self, what: &str, total: usize);
+    fn begin(&mut self, what: &str, total: usize) {
+        let _ = (what, total);
+    }
     /// `items` more are done, with `tokens` tokens.
-    fn advance(&mut self, items: usize, tokens: usize) -> Result<()>;
+    fn advance(&mut self, items: usize, tokens: usize) -> Result<()> {
+        let _ = (items, tokens);
+        Ok(())
+    }
     /// The phase is over.
-    fn end(&mut self);
+    fn end(&mut self) {}
     /// A prompt's anchors are drawn; `reference` holds their log-probs where the references are fixed.
-    fn anchors(&mut self, example: &Example, pool: &Pool, reference: Option<&[Scored]>) -> Result<()>;
+    fn anchors(&mut self, example: &Example, pool: &Pool, reference: Option<&[Scored]>) -> Result<()> {
+        let _ = (example, pool, reference);
+        Ok(())
+    }
     /// A step is done.
-    fn step(&mut self, metrics: &Metrics) -> Result<()>;
+    fn step(&mut self, metrics: &Metrics) -> Result<()> {
+        let _ = metrics;
+        Ok(())
+    }
     /// An evaluation is done.
-    fn evaluated(&mut self, metrics: &Metrics) -> Result<()>;
+    fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
+        let _ = metrics;
+        Ok(())
+    }
 }
+
+/// An observer that looks away.
+pub struct Unwatched;
+
+impl Observer for Unwatched {}
 
 /// What a run came to.
 pub struct Outcome {

@@ -28,7 +28,7 @@ impl HeldOut {
     }
 
     /// A group's responses: those of the loss, then the good answer where it is not among them.
-    fn responses<'a>(&'a self, method: Method, i: usize) -> Vec<&'a [u32]> {
+    fn responses(&self, method: Method, i: usize) -> Vec<&[u32]> {
         let example = &self.examples[i];
         let mut responses = loss_responses(method, example, &self.pools[i]);
         if method == Method::D2o {

@@ -10,7 +10,7 @@ mod setup;
 mod step;
 mod stop;
 
-pub use align::{Observer, Outcome, Setup, align};
+pub use align::{Observer, Outcome, Setup, Unwatched, align};
 pub use anchors::{Anchor, AnchorCounts, Pool, settings as sampling_settings};
 pub use metrics::Metrics;
 pub use references::Reference;

@@ -23,7 +23,7 @@ pub enum Checkpoint<'a> {
     /// Of a LoRA run.
     Adapter(AdapterBytes<'a>),
     /// Of a full run.
-    Model(ModelBytes<'a>),
+    Model(Box<ModelBytes<'a>>),
 }
 
 /// Everything that a run reads.

@@ -66,6 +66,11 @@ def encode(tokenizer, row, field):
     """Prompt ids by the chat template (or the plain text's), response ids with the end-of-turn token."""
     if isinstance(row["prompt"], str):
         prompt, text = tokenizer(row["prompt"])["input_ids"], row[field]
+        # A tokenizer that puts a space in front of every text must not do so between prompt and answer.
+        first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
+        whole = tokenizer(row["prompt"] + text)["input_ids"]
+        if first.startswith(("▁", "Ġ")) and whole[: len(prompt)] == prompt:
+            return prompt, whole[len(prompt) :] + [tokenizer.eos_token_id]
     else:
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
         if len(row[field]) != 1:

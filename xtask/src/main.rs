@@ -34,7 +34,13 @@ fn main() -> ExitCode {
     }
     // cargo names itself to what it runs, so that the same toolchain goes on.
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    match Command::new(cargo).args(cargo_arguments).args(arguments).status() {
+    let mut command = Command::new(cargo);
+    command.args(cargo_arguments).args(arguments);
+    if env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // Without a desktop session, Mesa's device-select layer looks for Wayland and prints errors about it.
+        command.env("NODEVICE_SELECT", "1");
+    }
+    match command.status() {
         Ok(status) => {
             status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
         }
