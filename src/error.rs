@@ -55,6 +55,19 @@ pub enum Error {
         /// The report.
         message: String,
     },
+    /// `aweigh selftest` found results that are wrong.
+    #[error(
+        "{failed} of {total} checks failed on {adapter}: do not train on it\n  what to do: update the GPU's driver, or choose \
+         another adapter with --gpu (`aweigh devices` lists them)"
+    )]
+    SelfTest {
+        /// Checks that failed.
+        failed: usize,
+        /// All checks.
+        total: usize,
+        /// The adapter's name and driver.
+        adapter: String,
+    },
     /// The user interrupted the run.
     #[error("interrupted")]
     Interrupted,
@@ -96,7 +109,7 @@ impl Error {
         match self {
             Self::Input { .. } | Self::Io { .. } | Self::NoAdapter { .. } => 2,
             Self::Interrupted => 130,
-            Self::Shape { .. } | Self::Gpu { .. } => 1,
+            Self::Shape { .. } | Self::Gpu { .. } | Self::SelfTest { .. } => 1,
         }
     }
 }

@@ -146,7 +146,7 @@ fn stories_continue_a_text_without_a_stray_space() {
 
 #[test]
 fn an_answer_is_decoded_without_its_end() {
-    let tokenizer = ChatTokenizer::from_bytes(&testing::letters(None)).unwrap();
+    let tokenizer = tokenizer(None);
     let prompt = tokenizer.encode_prompt(&Prompt::Text("ask".into()), None).unwrap();
     for (answer, text) in
         [(ids("yes"), "yes"), ([ids(" no"), vec![2]].concat(), " no"), (vec![2], ""), (vec![], "")]

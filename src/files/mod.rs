@@ -236,6 +236,8 @@ pub struct RunFolder {
     path: PathBuf,
     /// The older run, moved aside.
     older: Option<(TempDir, PathBuf)>,
+    /// The lowest folder above that was there before.
+    above: PathBuf,
     kept: bool,
 }
 
@@ -272,7 +274,7 @@ impl RunFolder {
             fs::rename(path, &place).map_err(failed)?;
             older = Some((aside, place));
         }
-        let folder = Self { path: path.into(), older, kept: false };
+        let folder = Self { path: path.into(), older, above: nearest_existing(path), kept: false };
         fs::create_dir_all(path).map_err(failed)?;
         Ok(folder)
     }
@@ -296,6 +298,10 @@ impl Drop for RunFolder {
         }
         // Nothing more can be done about a failure here than to leave what is there.
         let _ = fs::remove_dir_all(&self.path);
+        for made in self.path.ancestors().skip(1).take_while(|made| **made != self.above) {
+            // Not where somebody else has put something by now.
+            let _ = fs::remove_dir(made);
+        }
         if let Some((aside, place)) = self.older.take()
             && fs::rename(&place, &self.path).is_err()
         {
@@ -407,6 +413,7 @@ mod tests {
         let room = tempfile::tempdir().unwrap();
         let path = room.path().join("run");
         drop(RunFolder::create(&path, "--output-dir", false).unwrap());
+        drop(RunFolder::create(&room.path().join("deep/deeper/run"), "--output-dir", false).unwrap());
         assert!(names(room.path()).is_empty());
         let mut run = RunFolder::create(&path, "--output-dir", false).unwrap();
         fs::write(run.path().join("config.toml"), "first").unwrap();

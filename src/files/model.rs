@@ -53,7 +53,7 @@ pub struct ModelFiles {
     pub generation_config: Option<Vec<u8>>,
     /// `chat_template.jinja`, where there is one; it comes before the template in `tokenizer_config.json`.
     pub chat_template: Option<String>,
-    /// The safetensors files by name: one, or the shards of `model.safetensors.index.json` in order.
+    /// The safetensors files by path, for messages: one, or the shards of `model.safetensors.index.json` in order.
     pub weights: Vec<(String, memmap2::Mmap)>,
 }
 
@@ -217,7 +217,11 @@ fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std::path::Path
         return Ok(path);
     }
     let place = format!("{flag} {}", directory.display());
-    let fix = "fetch the whole model, in Hugging Face's layout with safetensors weights";
+    let fix = if file.starts_with("adapter_") {
+        "give the folder that holds both files of a LoRA adapter, as a run's adapter/ does"
+    } else {
+        "fetch the whole model, in Hugging Face's layout with safetensors weights"
+    };
     Err(Error::input(place, format!("{file} in it"), "no such file", fix))
 }
 
@@ -239,7 +243,7 @@ fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, memmap2::Mmap)>>
         .into_iter()
         .map(|name| {
             let path = need_file(directory, flag, &name)?;
-            Ok((name, super::map(&path, flag)?))
+            Ok((path.display().to_string(), super::map(&path, flag)?))
         })
         .collect()
 }
@@ -281,8 +285,9 @@ mod tests {
         assert!(message().contains("expected 2.safetensors in it"));
         write("2.safetensors", "yz");
         let files = ModelFiles::open(room.path(), "--model").unwrap();
-        let sizes: Vec<_> = files.weights.iter().map(|(name, map)| (name.as_str(), map.len())).collect();
-        assert_eq!(sizes, [("1.safetensors", 1), ("2.safetensors", 2)]);
+        let place = |name: &str| room.path().join(name).display().to_string();
+        let sizes: Vec<_> = files.weights.iter().map(|(name, map)| (name.clone(), map.len())).collect();
+        assert_eq!(sizes, [(place("1.safetensors"), 1), (place("2.safetensors"), 2)]);
         write("model.safetensors.index.json", r#"{"weight_map": {"b": "../2.safetensors"}}"#);
         assert!(message().contains("../2.safetensors"));
         assert!(

@@ -5,6 +5,7 @@ use super::export::serialize;
 use super::families::{self, EMBEDDING, FINAL_NORM, HEAD};
 use super::workspace::Workspace;
 use super::{Capacity, DecoderConfig, Weights};
+use crate::config::TargetModules;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
 use crate::kernels::log_prob::{self, Chunk};
@@ -188,7 +189,10 @@ impl Decoder {
         };
         if let Some(spec) = lora.as_ref().filter(|_| adapters == 0) {
             let fix = "name layers of the model, such as q_proj or down_proj";
-            let found = format!("{:?}, which matches none", spec.target_modules);
+            let found = match &spec.target_modules {
+                TargetModules::AllLinear => "all-linear, which matches none".into(),
+                TargetModules::Names(names) => format!("{}, which matches none", names.join(", ")),
+            };
             return Err(Error::input("target_modules", "at least one layer of the model", found, fix));
         }
         let values = Arenas::new(gpu, &layout, Purpose::Trainable, "parameters")?;
@@ -434,7 +438,7 @@ impl Decoder {
             return Ok(());
         }
         let expected = format!("at most {} tokens, the model's context", self.context());
-        let fix = "shorten it, or lower the length limits so that it is cut";
+        let fix = "shorten it, or lower max_prompt_length, max_completion_length or max_new_tokens";
         Err(Error::input(place, expected, format!("{tokens} tokens"), fix))
     }
 

@@ -102,13 +102,11 @@ impl<'a> Weights<'a> {
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
         let Some(Located { file, dtype, shape: found, bytes }) = self.tensors.get(name) else {
             let found = format!("none among {} tensors", self.tensors.len());
-            let fix = "use a complete model directory; config.json and the weights must belong together";
-            return Err(Error::input(&self.origin, format!("tensor {name}"), found, fix));
+            return Err(Error::input(&self.origin, format!("tensor {name}"), found, mend(name)));
         };
         if found != shape {
             let place = format!("{file}: tensor {name}");
-            let fix = "config.json and the weights must belong together";
-            return Err(Error::input(place, format!("shape {shape:?}"), format!("{found:?}"), fix));
+            return Err(Error::input(place, format!("shape {shape:?}"), format!("{found:?}"), mend(name)));
         }
         let dtype = match dtype {
             Dtype::F32 => DType::F32,
@@ -121,5 +119,14 @@ impl<'a> Weights<'a> {
             }
         };
         Ok(Stored { file, dtype, bytes })
+    }
+}
+
+/// What to do about a tensor that is not as the model's configuration says.
+fn mend(name: &str) -> &'static str {
+    if name.contains(".lora_") {
+        "use an adapter that was made for this model, with the rank that its adapter_config.json says"
+    } else {
+        "use a complete model directory; config.json and the weights must belong together"
     }
 }

@@ -43,6 +43,11 @@ const MAX_ROWS: usize = 192;
 /// Steps between two looks of the host.
 const SYNC_STEPS: usize = 8;
 
+/// Cache slots between the prompts and the first answer. A row that ends with its first token stays one slot short of its
+/// segment, and steps until the next look write there: for the first row that must not be a prompt's last token. (Other
+/// rows find the last slot of the answer before theirs, which is never read: the last token of an answer is not fed.)
+const SPARE_SLOTS: usize = 1;
+
 /// What a sampler tells its caller: answers finished and tokens drawn since the last word.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
@@ -206,7 +211,7 @@ impl Wave {
             shape,
             prefill: decoder.workspace(gpu, capacity(prompt_tokens))?,
             decode: decoder.workspace(gpu, capacity(rows))?,
-            caches: decoder.caches(gpu, prompt_tokens + rows * max_new)?,
+            caches: decoder.caches(gpu, prompt_tokens + SPARE_SLOTS + rows * max_new)?,
             source: table("row sources", rows)?,
             own: Tensor::from_u32(gpu, Purpose::Staging, "row numbers", &own)?,
             seen: table("seen ids", rows * decoder.config().vocab.div_ceil(32))?,
@@ -278,7 +283,8 @@ impl Wave {
     fn rows_of(&self, wave: &[(usize, Request)], settings: &Settings, vocab: usize) -> (Vec<Row>, Vec<u32>) {
         let (mut rows, mut sources) = (Vec::new(), Vec::new());
         let mut start = 0;
-        let after_prompts: u32 = wave.iter().map(|(_, r)| r.prompt.len() as u32).sum();
+        let prompts: usize = wave.iter().map(|(_, r)| r.prompt.len()).sum();
+        let first_segment = (prompts + SPARE_SLOTS) as u32;
         for (request, r) in wave {
             let end = start + r.prompt.len() as u32;
             let seen = (settings.repetition_penalty != 1.0).then(|| bits(r.prompt, vocab));
@@ -289,7 +295,7 @@ impl Wave {
                     index: r.index,
                     sample: r.first_sample + sample,
                     prompt: [start, end],
-                    segment: after_prompts + rows.len() as u32 * settings.max_new_tokens,
+                    segment: first_segment + rows.len() as u32 * settings.max_new_tokens,
                     ids: Vec::new(),
                     seen: seen.clone(),
                 });

@@ -1,4 +1,5 @@
-//! Every kernel, and a small model as a whole, against its f64 reference, on the adapter at hand: `aweigh selftest` and `tests/gpu.rs` run the same checks.
+//! Every kernel, and a small model as a whole, against f64 references, on the adapter at hand: `aweigh selftest` and
+//! `tests/gpu.rs` run the same checks.
 //!
 //! One file a theme. A check records the kernel on several shapes, with outputs full of NaN where they are written and with known
 //! values where they are added to, and compares every element with [`crate::reference`]. Inputs are functions of a seed: a

@@ -102,23 +102,26 @@ struct Text {
 
 impl Text {
     fn new(method: Method) -> Self {
-        let ids = |seed: u32, n: u32| (0..n).map(|i| below(SHAPE.vocab as u32, seed, i)).collect::<Vec<u32>>();
+        let ids =
+            |seed: u32, n: u32| (0..n).map(|i| below(SHAPE.vocab as u32, seed, i)).collect::<Vec<u32>>();
         let lengths: [&[u32]; 3] = match method {
             Method::D2o { .. } => [&[5, 1, 9, 4], &[3, 7], &[2, 6, 4]],
             Method::Dpo { .. } => [&[5, 9], &[1, 7], &[6, 6]],
             Method::Sft => [&[5], &[1], &[8]],
         };
-        let responses = lengths.iter().zip(0..).map(|(lengths, g)| {
-            lengths.iter().zip(0..).map(|(&n, i)| ids(40 + 10 * g + i, n)).collect()
-        });
-        Self { prompts: [7, 1, 12].iter().zip(30..).map(|(&n, seed)| ids(seed, n)).collect(), responses: responses.collect() }
+        let responses = lengths
+            .iter()
+            .zip(0..)
+            .map(|(lengths, g)| lengths.iter().zip(0..).map(|(&n, i)| ids(40 + 10 * g + i, n)).collect());
+        Self {
+            prompts: [7, 1, 12].iter().zip(30..).map(|(&n, seed)| ids(seed, n)).collect(),
+            responses: responses.collect(),
+        }
     }
 
     fn groups(&self) -> Vec<Group<'_>> {
         let groups = self.prompts.iter().zip(&self.responses);
-        groups
-            .map(|(prompt, r)| Group { prompt, responses: r.iter().map(Vec::as_slice).collect() })
-            .collect()
+        groups.map(|(prompt, r)| Group { prompt, responses: r.iter().map(Vec::as_slice).collect() }).collect()
     }
 
     /// Made-up reference log-probs: about those of even guesses, so that no σ is saturated.
@@ -226,7 +229,8 @@ impl Variant {
         rec.submit();
         let logps = ws.stats.slice(0, packed.predict.len()).read_f32(gpu).await?;
         let outcome = ws.outcome.slice(0, 4 * groups.len()).read_f32(gpu).await?;
-        let names = model.layout().entries().iter().map(|e| e.name.trim_start_matches(PEFT).to_owned());
+        let names =
+            model.layout().entries().iter().map(|e| e.name.strip_prefix(PEFT).unwrap_or(&e.name).to_owned());
         let gradients = names.zip(arenas.read(gpu, model.layout()).await?).collect();
         Ok(Found { logps, losses: outcome.chunks_exact(4).map(|o| o[0]).collect(), gradients })
     }

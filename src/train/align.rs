@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::anchors::{self, Anchor, AnchorCounts, Draw, Pool};
 use super::evaluate::{EVAL_ANCHORS, HeldOut, loss_responses};
 use super::metrics::{Metrics, Observed, of_groups};
+use super::observer::Observer;
 use super::order::Order;
 use super::references::Reference;
 use super::step::{MicroBatch, Scored, Trainer, score};
@@ -41,41 +42,6 @@ pub struct Setup {
     /// The tokens that end an answer.
     pub ends: Vec<u32>,
 }
-
-/// Watches a run. An error from any call ends it. What an observer does not care for it need not define.
-pub trait Observer {
-    /// A phase of `total` items begins.
-    fn begin(&mut self, what: &str, total: usize) {
-        let _ = (what, total);
-    }
-    /// `items` more are done, with `tokens` tokens.
-    fn advance(&mut self, items: usize, tokens: usize) -> Result<()> {
-        let _ = (items, tokens);
-        Ok(())
-    }
-    /// The phase is over.
-    fn end(&mut self) {}
-    /// A prompt's anchors are drawn; `reference` holds their log-probs where the references are fixed.
-    fn anchors(&mut self, example: &Example, pool: &Pool, reference: Option<&[Scored]>) -> Result<()> {
-        let _ = (example, pool, reference);
-        Ok(())
-    }
-    /// A step is done.
-    fn step(&mut self, metrics: &Metrics) -> Result<()> {
-        let _ = metrics;
-        Ok(())
-    }
-    /// An evaluation is done.
-    fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
-        let _ = metrics;
-        Ok(())
-    }
-}
-
-/// An observer that looks away.
-pub struct Unwatched;
-
-impl Observer for Unwatched {}
 
 /// What a run came to.
 pub struct Outcome {
@@ -198,12 +164,9 @@ impl<'a> Run<'a> {
 
     /// Draws all anchors that are missing, drops prompts that got none, and scores what stays the same.
     async fn prepare(&mut self) -> Result<()> {
-        for (i, example) in self.train.iter().chain(&self.held_out.examples).enumerate() {
-            let place = format!("example {} (line {})", i + 1, example.line);
-            let longest =
-                [&example.negative_ids, &example.chosen_ids].into_iter().flatten().map(Vec::len).max();
-            let longest = longest.unwrap_or(0).max(self.config.anchors.max_new_tokens);
-            self.trainer.decoder.check_context(&place, example.sampling_ids.len() + longest)?;
+        for example in self.train.iter().chain(&self.held_out.examples) {
+            let place = format!("the example of line {}", example.line);
+            check_context(&self.trainer.decoder, self.config, example, &place)?;
         }
         if self.method() == Method::D2o {
             self.draw_offline().await?;
@@ -469,6 +432,23 @@ impl<'a> Run<'a> {
         }
         Ok((observed, tokens))
     }
+}
+
+/// Fails, naming `place`, where an example's prompt and an answer exceed the model's context.
+pub(super) fn check_context(
+    decoder: &Decoder,
+    config: &RunConfig,
+    example: &Example,
+    place: &str,
+) -> Result<()> {
+    let answers = [&example.negative_ids, &example.chosen_ids].into_iter().flatten();
+    let longest = answers.map(Vec::len).max().unwrap_or(0);
+    decoder.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
+    if config.method.method != Method::D2o {
+        return Ok(());
+    }
+    let place = format!("{place}: prompt with the safety instruction, and max_new_tokens");
+    decoder.check_context(&place, example.sampling_ids.len() + config.anchors.max_new_tokens)
 }
 
 /// A group's anchors and its negative, apart.

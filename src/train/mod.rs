@@ -4,15 +4,17 @@ mod align;
 mod anchors;
 mod evaluate;
 mod metrics;
+mod observer;
 mod order;
 mod references;
 mod setup;
 mod step;
 mod stop;
 
-pub use align::{Observer, Outcome, Setup, Unwatched, align};
+pub use align::{Outcome, Setup, align};
 pub use anchors::{Anchor, AnchorCounts, Pool, settings as sampling_settings};
 pub use metrics::Metrics;
+pub use observer::{Observer, Unwatched};
 pub use references::Reference;
 pub use setup::{Checkpoint, Inputs, Named, Prepared};
 pub use step::{GroupOutcome, MicroBatch, Scored, Trainer, score};

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::align::Setup;
+use super::align::{Setup, check_context};
 use super::anchors::Anchor;
 use crate::config::{self, Method, RunConfig};
 use crate::data::{
-    ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, Row, Truncation,
-    build_examples, parse_jsonl, rows_with,
+    ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, ParseOptions, Row,
+    Truncation, build_examples, parse_jsonl, parse_jsonl_with, rows_with,
 };
 use crate::gpu::{Gpu, Purpose};
 use crate::model::{AdapterBytes, Decoder, LoraSpec, ModelBytes, Training};
@@ -82,6 +82,12 @@ impl<'a> Inputs<'a> {
             _ => None,
         };
         let (decoder, fresh_adapter) = self.decoder(gpu, config)?;
+        let eval_origin = self.eval.unwrap_or(self.train).0;
+        for (origin, examples) in [(self.train.0, &train), (eval_origin, &eval)] {
+            for example in examples {
+                check_context(&decoder, config, example, &format!("{origin}:{}", example.line))?;
+            }
+        }
         let checkpoint = |given: &Option<Checkpoint>| {
             given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
         };
@@ -106,9 +112,15 @@ impl<'a> Inputs<'a> {
             Method::Dpo => Needs::Pair,
             Method::Sft => Needs::Chosen,
         };
-        let (mut examples, lengths) = build_examples(&rows, origin, tokenizer, &options(config, needs))?;
-        examples.truncate(config.data.max_samples.unwrap_or(usize::MAX));
-        Ok((examples, lengths))
+        let options = options(config, needs);
+        let (examples, lengths) = build_examples(&rows, origin, tokenizer, &options)?;
+        match config.data.max_samples {
+            // Again without the rows behind the last one wanted: the counts are then of what is used.
+            Some(most) if most < examples.len() => {
+                build_examples(&rows[..=examples[most - 1].row], origin, tokenizer, &options)
+            }
+            _ => Ok((examples, lengths)),
+        }
     }
 
     fn eval_examples(&self, tokenizer: &ChatTokenizer, config: &RunConfig) -> Result<Option<Vec<Example>>> {
@@ -213,7 +225,9 @@ fn given_anchors(
     k: usize,
 ) -> Result<Vec<Vec<Anchor>>> {
     let mut by_prompt: HashMap<String, Vec<Anchor>> = HashMap::new();
-    for row in parse_jsonl(bytes, origin)? {
+    // `aweigh sample` writes empty answers as they come: they anchor nothing.
+    let options = ParseOptions { skip_empty: true, ..ParseOptions::default() };
+    for row in parse_jsonl_with(bytes, origin, &options)?.rows {
         // Of a run that sampled online, take what it started with.
         if row.raw.get("step").and_then(serde_json::Value::as_u64).is_some_and(|step| step > 0) {
             continue;

@@ -48,7 +48,8 @@ pub struct Verdict {
 pub struct StopRule {
     config: StopConfig,
     start: Option<Metrics>,
-    best_margin: f64,
+    /// The highest merit so far.
+    best: Option<f64>,
     won: usize,
 }
 
@@ -57,27 +58,31 @@ pub(super) const ANCHOR_LOGP: &str = "eval_logps_per_token/anchor";
 pub(super) const KL: &str = "eval_kl/anchor";
 pub(super) const PERPLEXITY: &str = "eval_perplexity";
 pub(super) const MARGIN: &str = "eval_rewards/margins";
+pub(super) const LOSS: &str = "eval_loss";
 
 impl StopRule {
     /// A rule that has seen nothing.
     pub fn new(config: StopConfig) -> Self {
-        Self { config, start: None, best_margin: f64::NEG_INFINITY, won: 0 }
+        Self { config, start: None, best: None, won: 0 }
     }
 
     /// Judges an evaluation; the first is the start that later ones are held against.
     pub fn judge(&mut self, now: &Metrics) -> Verdict {
         let Some(start) = &self.start else {
             self.start = Some(now.clone());
-            self.best_margin = now.get(MARGIN).unwrap_or(0.0);
+            self.best = merit(now);
             return Verdict { best: true, stop: None };
         };
         if let Some(reason) = self.broken(start, now) {
             return Verdict { best: false, stop: self.config.enabled.then_some(reason) };
         }
-        let margin = now.get(MARGIN).unwrap_or(0.0);
-        let best = margin > self.best_margin;
-        self.best_margin = self.best_margin.max(margin);
-        self.won = if margin >= self.config.margin { self.won + 1 } else { 0 };
+        // Where nothing says which state is better, the last one inside the bounds is.
+        let best = merit(now).zip(self.best).is_none_or(|(now, best)| now > best);
+        if best {
+            self.best = merit(now);
+        }
+        let won = now.get(MARGIN).is_some_and(|margin| margin >= self.config.margin);
+        self.won = if won { self.won + 1 } else { 0 };
         let stop = self.config.enabled && self.won >= self.config.patience;
         Verdict { best, stop: stop.then_some(StopReason::MarginWon) }
     }
@@ -98,6 +103,11 @@ impl StopRule {
         .into_iter()
         .find_map(|(ok, reason)| (!ok).then_some(reason))
     }
+}
+
+/// What makes one state better than another: a wider margin, or for a method without one (SFT) a lower loss.
+fn merit(metrics: &Metrics) -> Option<f64> {
+    metrics.get(MARGIN).or_else(|| metrics.get(LOSS).map(|loss| -loss))
 }
 
 #[cfg(test)]
@@ -143,5 +153,17 @@ mod tests {
         assert_eq!(rule.judge(&eval(-0.9, 0.1, 9.0, 2.1)), Verdict { best: false, stop: None });
         let verdict = rule.judge(&eval(-0.9, 0.1, 9.0, 2.2));
         assert_eq!(verdict, Verdict { best: false, stop: Some(StopReason::MarginWon) });
+    }
+
+    #[test]
+    fn without_a_margin_the_loss_says_which_state_is_best() {
+        let named = |name: &str, value| Metrics(vec![(name.to_string(), value)]);
+        let mut rule = StopRule::new(StopConfig::default());
+        let best: Vec<bool> = [2.0, 1.5, 1.6, 1.4].map(|loss| rule.judge(&named(LOSS, loss)).best).into();
+        assert_eq!(best, [true, true, false, true]);
+        // Only good answers are held out.
+        let mut rule = StopRule::new(StopConfig { max_perplexity_rise: 0.1, ..StopConfig::default() });
+        let best: Vec<bool> = [9.0, 9.5, 12.0].map(|p| rule.judge(&named(PERPLEXITY, p)).best).into();
+        assert_eq!(best, [true, true, false]);
     }
 }

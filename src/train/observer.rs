@@ -1,0 +1,42 @@
+//! Who watches a run: progress, figures and samples go there; the run itself writes nothing.
+
+use super::anchors::Pool;
+use super::metrics::Metrics;
+use super::step::Scored;
+use crate::Result;
+use crate::data::Example;
+
+/// Watches a run. An error from any call ends it. What an observer does not care for it need not define.
+pub trait Observer {
+    /// A phase of `total` items begins.
+    fn begin(&mut self, what: &str, total: usize) {
+        let _ = (what, total);
+    }
+    /// `items` more are done, with `tokens` tokens.
+    fn advance(&mut self, items: usize, tokens: usize) -> Result<()> {
+        let _ = (items, tokens);
+        Ok(())
+    }
+    /// The phase is over.
+    fn end(&mut self) {}
+    /// A prompt's anchors are drawn; `reference` holds their log-probs where the references are fixed.
+    fn anchors(&mut self, example: &Example, pool: &Pool, reference: Option<&[Scored]>) -> Result<()> {
+        let _ = (example, pool, reference);
+        Ok(())
+    }
+    /// A step is done.
+    fn step(&mut self, metrics: &Metrics) -> Result<()> {
+        let _ = metrics;
+        Ok(())
+    }
+    /// An evaluation is done.
+    fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
+        let _ = metrics;
+        Ok(())
+    }
+}
+
+/// An observer that looks away.
+pub struct Unwatched;
+
+impl Observer for Unwatched {}

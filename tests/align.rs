@@ -1,0 +1,375 @@
+//! The run itself on a tiny model: references of every kind, online anchors, the stop rule, batches that are split.
+
+mod common;
+
+use aweigh::config::{AnchorConfig, Method, OnlineSampler, ReferenceSource, RunConfig, TargetModules};
+use aweigh::data::packing::Group;
+use aweigh::data::{Example, Prompt};
+use aweigh::gpu::{Purpose, Recorder};
+use aweigh::model::{Decoder, LoraSpec, Training};
+use aweigh::nn::{Arenas, Pass};
+use aweigh::sample::{Request, generate};
+use aweigh::train::{
+    Metrics, Observer, Outcome, Pool, Scored, Setup, StopReason, align, sampling_settings, score,
+};
+use aweigh::{Error, Result};
+use common::*;
+use pollster::block_on;
+
+const VOCAB: u32 = 67;
+const ENDS: [u32; 1] = [2];
+
+/// `n` examples: bare prompts, the same behind an instruction of two tokens, a negative and a good answer.
+fn examples(n: u32, first: u32) -> Vec<Example> {
+    let ids =
+        |seed: u32, n: u32| (0..n).map(|i| 3 + (seed * 31 + i * 17) % (VOCAB - 3)).collect::<Vec<u32>>();
+    let one = |i: u32| {
+        let prompt_ids = ids(i, 3 + i % 4);
+        Example {
+            line: i as usize + 1,
+            row: i as usize,
+            prompt: Prompt::Text(format!("prompt {i}")),
+            sampling_ids: [vec![11, 12], prompt_ids.clone()].concat(),
+            prompt_ids,
+            negative_ids: Some([ids(i + 7, 4), vec![2]].concat()),
+            chosen_ids: Some([ids(i + 13, 3), vec![2]].concat()),
+        }
+    };
+    (first..first + n).map(one).collect()
+}
+
+fn fresh() -> Decoder {
+    let spec =
+        LoraSpec { r: 3, lora_alpha: 6.0, lora_dropout: 0.0, target_modules: TargetModules::AllLinear };
+    load("tiny_tied", Training::Lora(spec, 1))
+}
+
+/// Four examples, all in every step, at a rate at which a few steps are seen.
+fn setup() -> Setup {
+    Setup {
+        decoder: fresh(),
+        fresh_adapter: true,
+        train: examples(4, 0),
+        eval: Vec::new(),
+        anchors: None,
+        positive: None,
+        negative: None,
+        ends: ENDS.to_vec(),
+    }
+}
+
+fn config() -> RunConfig {
+    let mut config = RunConfig::default();
+    config.method.num_samples = 3;
+    config.anchors.max_new_tokens = 6;
+    config.train.per_device_train_batch_size = 4;
+    config.train.learning_rate = 5e-3;
+    config.train.max_steps = Some(4);
+    config.train.shuffle = false;
+    config.stop.eval_steps = 1;
+    config
+}
+
+/// A prompt's anchors, as the observer is told.
+struct Drawn {
+    line: usize,
+    step: usize,
+    ids: Vec<Vec<u32>>,
+    /// Log-probs of anchors and negative, where the references are fixed.
+    reference: Option<Vec<f32>>,
+}
+
+/// Keeps everything that it is told.
+#[derive(Default)]
+struct Watcher {
+    steps: Vec<Metrics>,
+    evaluations: Vec<Metrics>,
+    pools: Vec<Drawn>,
+    /// Fail at this step.
+    interrupt_at: Option<usize>,
+}
+
+impl Observer for Watcher {
+    fn anchors(&mut self, example: &Example, pool: &Pool, reference: Option<&[Scored]>) -> Result<()> {
+        let ids = pool.anchors.iter().map(|anchor| anchor.ids.clone()).collect();
+        let reference = reference.map(|scored| scored.iter().map(|r| r.logp).collect());
+        self.pools.push(Drawn { line: example.line, step: pool.step, ids, reference });
+        Ok(())
+    }
+
+    fn step(&mut self, metrics: &Metrics) -> Result<()> {
+        self.steps.push(metrics.clone());
+        if self.interrupt_at == Some(self.steps.len()) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
+        self.evaluations.push(metrics.clone());
+        Ok(())
+    }
+}
+
+impl Watcher {
+    fn all(&self, name: &str) -> Vec<f64> {
+        self.steps.iter().map(|step| step.get(name).unwrap_or_else(|| panic!("no {name}"))).collect()
+    }
+}
+
+fn run(setup: Setup, config: &RunConfig) -> (Outcome, Watcher) {
+    let mut watcher = Watcher::default();
+    let outcome =
+        block_on(align(gpu(), setup, config, &mut watcher)).unwrap_or_else(|error| panic!("{error}"));
+    (outcome, watcher)
+}
+
+fn bytes(outcome: &Outcome) -> Vec<u8> {
+    block_on(outcome.decoder.trained_safetensors(gpu())).expect("an adapter")
+}
+
+const ZERO: f64 = 1e-5;
+/// A difference that training makes, far over rounding.
+const MOVED: f64 = 1e-3;
+
+/// The rewards of a run of four steps with these references: anchors', negatives'.
+fn rewards(negative: ReferenceSource, positive: ReferenceSource) -> [Vec<f64>; 2] {
+    let mut config = config();
+    (config.reference.negative, config.reference.positive) = (negative, positive);
+    let (_, watcher) = run(setup(), &config);
+    let z = watcher.all("rewards/margins");
+    let parts = ["rewards/anchor", "rewards/negative"].map(|name| watcher.all(name));
+    for (z, (anchor, negative)) in z.iter().zip(parts[0].iter().zip(&parts[1])) {
+        assert!((z - (anchor - negative)).abs() < ZERO);
+    }
+    parts
+}
+
+/// Which of the rewards are zero.
+fn zeros(rewards: &[f64]) -> Vec<bool> {
+    rewards.iter().map(|r| r.abs() < ZERO).collect()
+}
+
+#[test]
+fn each_kind_of_reference_follows_the_policy_as_it_should() {
+    use ReferenceSource::{CopyEvery, Ema, Initial};
+    let [anchor, negative] = rewards(Initial, Initial);
+    assert_eq!(zeros(&negative), [true, false, false, false]);
+    assert!(zeros(&anchor)[0] && negative[3] < -MOVED, "{anchor:?} {negative:?}");
+    // A copy of the state before each step is the policy itself.
+    for same in [CopyEvery(1), Ema(0.0)] {
+        let found = rewards(same.clone(), same);
+        assert!(found.iter().all(|rewards| zeros(rewards) == [true; 4]), "{found:?}");
+    }
+    let [_, every_second] = rewards(CopyEvery(2), CopyEvery(2));
+    assert_eq!(zeros(&every_second), [true, false, true, false]);
+    // A moving average lags behind: it lies between the start and the policy.
+    let [_, lagging] = rewards(Ema(0.8), Ema(0.8));
+    assert_eq!(zeros(&lagging), [true, false, false, false]);
+    assert!(lagging[3] < -ZERO && lagging[3] > negative[3], "{lagging:?} {negative:?}");
+    // r- and r+ one by one: only the side whose reference moves with the policy stays at zero.
+    let [anchor, negative] = rewards(CopyEvery(1), Initial);
+    assert_eq!((zeros(&anchor), zeros(&negative)), (vec![true; 4], vec![true, false, false, false]));
+    let [anchor, negative] = rewards(Initial, CopyEvery(1));
+    assert_eq!(zeros(&negative), [true; 4]);
+    assert!(zeros(&anchor)[0] && zeros(&anchor)[1..].contains(&false), "{anchor:?}");
+}
+
+/// The adapter's values with its B matrices moved away from zero.
+fn moved(decoder: &Decoder, size: f32) -> Arenas {
+    let values = Arenas::new(gpu(), decoder.layout(), Purpose::References, "moved").expect("room");
+    decoder.values().copy_to(&mut Recorder::new(gpu()), &values);
+    for entry in decoder.layout().entries().iter().filter(|entry| entry.name.contains("lora_B")) {
+        let data: Vec<f32> = (0..entry.count()).map(|i| size * ((i % 7) as f32 - 3.0)).collect();
+        values.of(entry).write_f32(gpu(), &data);
+    }
+    values
+}
+
+#[test]
+fn a_checkpoint_is_the_reference_of_its_own_side() {
+    let mut config = config();
+    config.train.max_steps = Some(1);
+    config.reference.negative = ReferenceSource::Checkpoint("elsewhere".into());
+    let twin = fresh();
+    let elsewhere = moved(&twin, 0.02);
+    let setup = Setup { negative: Some(moved(&twin, 0.02)), ..setup() };
+    let (_, watcher) = run(setup, &config);
+    let pass = Pass { values: &elsewhere, adapter: true, dropout: None };
+    for (example, drawn) in examples(4, 0).iter().zip(&watcher.pools) {
+        let (anchors, reference) = (&drawn.ids, &drawn.reference);
+        assert_eq!((drawn.line, drawn.step), (example.line, 0));
+        let negative = example.negative_ids.as_deref().expect("a negative");
+        let logps = |pass, responses: Vec<&[u32]>| {
+            let group = [Group { prompt: &example.prompt_ids, responses }];
+            let scored = block_on(score(gpu(), &twin, pass, &group, 4096, &mut |_, _| Ok(())));
+            scored.expect("scores").concat().iter().map(|r| r.logp).collect::<Vec<f32>>()
+        };
+        let mut expected = logps(pass, anchors.iter().map(Vec::as_slice).collect());
+        expected.extend(logps(twin.base(), vec![negative]));
+        let found = reference.as_ref().expect("both references are fixed");
+        assert_eq!(found.len(), expected.len());
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{found:?} {expected:?}");
+        assert!(
+            (logps(twin.base(), vec![&anchors[0]])[0] - found[0]).abs() > 1e-2,
+            "the two references agree"
+        );
+    }
+    // At the first step the policy is the initial model: r+ for the negatives, not r- for the anchors.
+    assert!(zeros(&watcher.all("rewards/negative"))[0] && !zeros(&watcher.all("rewards/anchor"))[0]);
+}
+
+#[test]
+fn online_anchors_are_drawn_when_due_by_the_chosen_sampler() {
+    for sampler in [OnlineSampler::Reference, OnlineSampler::Policy, OnlineSampler::PolicyWithInstruction] {
+        let mut config = config();
+        // So low that the policy stays the model it was, whose draws are known.
+        config.train.learning_rate = 1e-12;
+        config.train.max_steps = Some(6);
+        config.anchors.online_start_step = Some(1);
+        config.anchors.refresh_every = 2;
+        config.anchors.online_sampler = sampler;
+        let (outcome, watcher) = run(setup(), &config);
+        let decoder = fresh();
+        let settings = sampling_settings(&config.anchors, config.train.seed, &ENDS);
+        let mut compared = 0;
+        for (index, example) in (0..).zip(examples(4, 0)) {
+            let own: Vec<_> = watcher.pools.iter().filter(|pool| pool.line == example.line).collect();
+            // Before the run, at step 1, and whenever they are two steps old.
+            assert_eq!(own.iter().map(|pool| pool.step).collect::<Vec<_>>(), [0, 1, 3, 5]);
+            for (generation, pool) in (0..).zip(own) {
+                let bare = sampler == OnlineSampler::Policy && pool.step > 0;
+                let prompt = if bare { &example.prompt_ids } else { &example.sampling_ids };
+                let requests = [Request { prompt, first_sample: 4096 * generation, samples: 3, index }];
+                let quiet = &mut |_, _| Ok(());
+                let drawn = generate(gpu(), &decoder, decoder.base(), &requests, &settings, quiet);
+                let drawn = block_on(drawn).expect("answers").concat();
+                // An empty answer is drawn again, with a counter of its own.
+                if drawn.iter().all(|answer| answer.ids.len() > usize::from(answer.ended)) {
+                    compared += 1;
+                    let drawn: Vec<Vec<u32>> = drawn.into_iter().map(|answer| answer.ids).collect();
+                    assert_eq!(pool.ids, drawn, "{sampler:?}, step {}", pool.step);
+                }
+            }
+        }
+        assert!(compared >= 8, "{compared} of 16 pools");
+        assert!(outcome.anchors.drawn >= 4 * 4 * 3);
+    }
+}
+
+#[test]
+fn a_batch_that_is_split_gives_the_same_run() {
+    let whole = run(setup(), &config()).1;
+    for (max_tokens, batch, accumulation) in [(Some(1), 4, 1), (Some(40), 4, 1), (None, 2, 2), (None, 1, 4)] {
+        let mut config = config();
+        config.train.max_tokens_per_batch = max_tokens;
+        config.train.per_device_train_batch_size = batch;
+        config.train.gradient_accumulation_steps = accumulation;
+        let split = run(setup(), &config).1;
+        for name in
+            ["loss", "rewards/margins", "grad_norm", "num_tokens", "logps/negative", "kl/anchor", "entropy"]
+        {
+            for (a, b) in whole.all(name).iter().zip(split.all(name)) {
+                assert!((a - b).abs() <= 1e-4 * (1.0 + a.abs()), "{name} {max_tokens:?} {batch}: {a} {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let first = run(setup(), &config());
+    let second = run(setup(), &config());
+    assert!(bytes(&first.0) == bytes(&second.0));
+    assert_eq!(first.1.all("loss"), second.1.all("loss"));
+    let mut other = config();
+    other.train.seed = 43;
+    assert_ne!(run(setup(), &other).1.pools[0].ids, first.1.pools[0].ids, "the seed changes no sample");
+}
+
+fn watched() -> Setup {
+    Setup { eval: examples(3, 20), ..setup() }
+}
+
+#[test]
+fn the_stop_rule_ends_a_run_and_keeps_the_best_state() {
+    let untouched = block_on(fresh().trained_safetensors(gpu())).expect("an adapter");
+    // A bound that the first step breaks, at a rate that breaks everything.
+    type Bound = fn(&mut RunConfig);
+    let bounds: [(Bound, StopReason); 3] = [
+        (|c| c.stop.max_anchor_drop = 1e-9, StopReason::AnchorsFell),
+        (|c| c.stop.max_kl = 1e-9, StopReason::KlLimit),
+        (|c| c.stop.max_perplexity_rise = 1e-9, StopReason::PerplexityRose),
+    ];
+    for (bound, reason) in bounds {
+        let mut config = config();
+        config.train.learning_rate = 0.1;
+        config.train.max_steps = Some(20);
+        (config.stop.max_anchor_drop, config.stop.max_kl, config.stop.max_perplexity_rise) = (1e9, 1e9, 1e9);
+        (config.stop.margin, config.method.alpha) = (1e9, 1.0);
+        bound(&mut config);
+        let (outcome, watcher) = run(watched(), &config);
+        assert_eq!(outcome.reason, reason);
+        assert!(outcome.steps < 20 && outcome.kept_step < outcome.steps, "{}", outcome.steps);
+        let kept = watcher.evaluations[outcome.kept_step].clone();
+        assert_eq!(outcome.after, Some(kept));
+        assert_eq!(bytes(&outcome) == untouched, outcome.kept_step == 0);
+    }
+    let mut config = config();
+    (config.stop.max_anchor_drop, config.stop.max_kl, config.stop.max_perplexity_rise) = (1e9, 1e9, 1e9);
+    (config.stop.margin, config.stop.patience, config.train.max_steps) = (1e-3, 2, Some(20));
+    let (outcome, watcher) = run(watched(), &config);
+    assert_eq!(outcome.reason, StopReason::MarginWon);
+    assert!(outcome.steps < 20 && watcher.steps.len() == outcome.steps);
+    assert!(outcome.kept_step > 0 && bytes(&outcome) != untouched);
+    // Off, nothing ends the run, and the last state is kept.
+    config.stop.enabled = false;
+    config.stop.max_kl = 1e-9;
+    let (outcome, _) = run(watched(), &config);
+    assert_eq!((outcome.reason, outcome.steps, outcome.kept_step), (StopReason::Finished, 20, 20));
+}
+
+#[test]
+fn a_run_that_imitates_keeps_what_it_learned() {
+    let mut config = config();
+    config.method.method = Method::Sft;
+    config.stop.max_perplexity_rise = 1e9;
+    // Held-out answers that it trains on: each step makes them likelier.
+    let (outcome, watcher) = run(Setup { eval: examples(4, 0), ..setup() }, &config);
+    assert_eq!((outcome.reason, outcome.kept_step), (StopReason::Finished, 4));
+    let losses: Vec<f64> = watcher.evaluations.iter().map(|e| e.get("eval_loss").expect("a loss")).collect();
+    assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "{losses:?}");
+    assert!(watcher.pools.iter().all(|pool| pool.ids.is_empty()), "imitation needs no anchors");
+}
+
+#[test]
+fn pairs_are_trained_with_dpo() {
+    let mut config = config();
+    config.method.method = Method::Dpo;
+    let (_, watcher) = run(setup(), &config);
+    let margins = watcher.all("rewards/margins");
+    assert!(margins[0].abs() < ZERO && margins[3] > MOVED, "{margins:?}");
+    assert!(watcher.all("rewards/chosen").len() == 4 && watcher.all("rewards/rejected")[3] < 0.0);
+}
+
+#[test]
+fn an_observer_s_error_ends_the_run() {
+    let mut watcher = Watcher { interrupt_at: Some(2), ..Watcher::default() };
+    let error = block_on(align(gpu(), setup(), &config(), &mut watcher)).err().expect("an interrupt");
+    assert!(matches!(error, Error::Interrupted));
+    assert_eq!(watcher.steps.len(), 2);
+}
+
+#[test]
+fn a_model_that_answers_with_nothing_is_refused() {
+    let decoder = fresh();
+    let example = examples(1, 0);
+    let greedy = AnchorConfig { temperature: 0.0, ..config().anchors };
+    let settings = sampling_settings(&greedy, 1, &ENDS);
+    let requests = [Request { prompt: &example[0].sampling_ids, first_sample: 0, samples: 1, index: 0 }];
+    let quiet = &mut |_, _| Ok(());
+    let drawn = block_on(generate(gpu(), &decoder, decoder.base(), &requests, &settings, quiet));
+    let likeliest = drawn.expect("an answer")[0][0].ids[0];
+    let mut config = config();
+    (config.anchors, config.method.num_samples) = (greedy, 1);
+    let setup = Setup { train: example, ends: vec![likeliest], ..setup() };
+    let error = block_on(align(gpu(), setup, &config, &mut Watcher::default())).err().expect("an error");
+    assert!(error.to_string().contains("found only empty samples"), "{error}");
+}

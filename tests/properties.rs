@@ -1,0 +1,401 @@
+//! Properties of the engine that need no golden values: what must not matter does not.
+
+mod common;
+
+use aweigh::config::TargetModules;
+use aweigh::data::packing::{Group, Packed};
+use aweigh::gpu::{Purpose, Recorder};
+use aweigh::loss::{Loss, Method};
+use aweigh::model::{Adapter, Capacity, Decoder, LoraSpec, Training};
+use aweigh::nn::Arenas;
+use aweigh::optim::{AdamW, Optimizer};
+use aweigh::reference::compare::compare;
+use aweigh::reference::preference;
+use aweigh::sample::{Answer, Request, Settings, generate};
+use aweigh::train::{MicroBatch, Trainer, score};
+use common::*;
+use pollster::block_on;
+use proptest::prelude::*;
+
+/// f32 sums in another order.
+const ABS: f64 = 5e-6;
+const EPS: f64 = 1e-4;
+
+const D2O: Method = Method::D2o { alpha: 0.6, beta: 0.9 };
+const VOCAB: u32 = 67;
+
+/// Groups as owned ids.
+type Owned = Vec<(Vec<u32>, Vec<Vec<u32>>)>;
+
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+fn borrow(owned: &Owned) -> Vec<Group<'_>> {
+    owned.iter().map(|(prompt, responses)| group(prompt, responses)).collect()
+}
+
+/// All weights of the untied fixture, or the golden adapter (whose B is not zero) of the tied one.
+fn decoder(lora: bool) -> Decoder {
+    if !lora {
+        return load("tiny_untied", Training::Full);
+    }
+    let config = golden("tiny_tied/adapter/adapter_config.json");
+    let weights = golden("tiny_tied/adapter/adapter_model.safetensors");
+    let adapter = Adapter::parse(("adapter_config.json", &config), ("adapter_model.safetensors", &weights));
+    load("tiny_tied", Training::Adapter(&adapter.expect("an adapter")))
+}
+
+/// A fresh adapter on everything, its A from `seed`.
+fn fresh(seed: u32, lora_dropout: f64) -> Decoder {
+    let spec = LoraSpec { r: 3, lora_alpha: 6.0, lora_dropout, target_modules: TargetModules::AllLinear };
+    load("tiny_tied", Training::Lora(spec, seed))
+}
+
+fn trainer(decoder: Decoder, method: Method, seed: u32) -> Trainer<'static> {
+    let settings = AdamW {
+        adam_beta1: 0.9,
+        adam_beta2: 0.999,
+        adam_epsilon: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: 1.0,
+    };
+    let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("an optimizer");
+    Trainer::new(gpu(), decoder, optimizer, Loss { method, length_normalize: false }, seed)
+}
+
+/// Made-up reference log-probs: near those of even guesses, a function of the response alone.
+fn reference(response: &[u32]) -> f32 {
+    let noise = response.iter().sum::<u32>() % 16;
+    -4.2 * response.len() as f32 + 0.125 * noise as f32 - 1.0
+}
+
+fn references(groups: &[Group]) -> Vec<f32> {
+    groups.iter().flat_map(|group| &group.responses).map(|response| reference(response)).collect()
+}
+
+/// A step's loss by group, the token log-probs of its responses, and all gradients.
+struct Step {
+    losses: Vec<f32>,
+    logps: Vec<Vec<f32>>,
+    gradients: Vec<Vec<f32>>,
+}
+
+/// The gradients of `micro_batches` together.
+fn step(decoder: Decoder, method: Method, micro_batches: &[&[Group]]) -> Step {
+    let mut trainer = trainer(decoder, method, 0);
+    let count = micro_batches.iter().map(|groups| groups.len()).sum();
+    let (mut losses, mut logps) = (Vec::new(), Vec::new());
+    for groups in micro_batches {
+        let batch = MicroBatch { groups: groups.to_vec(), reference: references(groups) };
+        for outcome in block_on(trainer.accumulate(&batch, count)).expect("a micro-batch") {
+            losses.push(outcome.loss);
+            logps.push(outcome.responses.iter().flat_map(|r| r.token_logps.clone()).collect());
+        }
+    }
+    let gradients = block_on(trainer.optimizer.gradients().read(gpu(), trainer.decoder.layout()));
+    Step { losses, logps, gradients: gradients.expect("gradients") }
+}
+
+fn near(what: &str, found: &[f32], expected: &[f32]) -> Result<(), TestCaseError> {
+    compare(found, &widen(expected), ABS, EPS)
+        .map_err(|message| TestCaseError::fail(format!("{what}: {message}")))
+}
+
+fn same_gradients(found: &Step, expected: &Step) -> Result<(), TestCaseError> {
+    prop_assert_eq!(found.gradients.len(), expected.gradients.len());
+    for (i, (found, expected)) in found.gradients.iter().zip(&expected.gradients).enumerate() {
+        near(&format!("gradient {i}"), found, expected)?;
+    }
+    Ok(())
+}
+
+/// Log-probs and gradients of sequences that share nothing: each stands with a prompt of its own. `coefficients` are dL/dlogp
+/// by sequence.
+fn separately(decoder: &Decoder, sequences: &[Group], coefficients: &[f64]) -> (Vec<f64>, Vec<Vec<f32>>) {
+    let arenas =
+        Arenas::new(gpu(), decoder.layout(), Purpose::Gradients, "gradients").expect("room for gradients");
+    let mut sums = Vec::new();
+    for (sequence, coefficient) in sequences.iter().zip(coefficients) {
+        let packed = Packed::new(std::slice::from_ref(sequence));
+        let capacity = Capacity::covering([&packed].into_iter(), true);
+        let mut ws = decoder.workspace(gpu(), capacity).expect("a workspace");
+        let mut rec = Recorder::new(gpu());
+        ws.load(&mut rec, &packed).expect("fits");
+        ws.coefficient.write_f32(gpu(), &[*coefficient as f32]);
+        decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
+        decoder.backward(&mut rec, decoder.policy(), &arenas, &ws).expect("backward");
+        rec.submit();
+        sums.push(f64::from(block_on(ws.sums.slice(0, 1).read_f32(gpu())).expect("a sum")[0]));
+    }
+    (sums, block_on(arenas.read(gpu(), decoder.layout())).expect("gradients"))
+}
+
+fn alone<'a>(group: &Group<'a>) -> Vec<Group<'a>> {
+    group.responses.iter().map(|response| Group { prompt: group.prompt, responses: vec![response] }).collect()
+}
+
+fn ids(most: usize) -> impl Strategy<Value = Vec<u32>> {
+    prop::collection::vec(0..VOCAB, 1..most)
+}
+
+/// Groups of one to four anchors and a negative.
+fn groups() -> impl Strategy<Value = Owned> {
+    prop::collection::vec((ids(10), prop::collection::vec(ids(9), 2..5)), 1..4)
+}
+
+/// Groups with one order of everything, and with another.
+fn reordered() -> impl Strategy<Value = (Owned, Owned)> {
+    let anchors = prop::collection::vec(ids(9), 1..5);
+    let one = (ids(10), anchors, ids(9));
+    prop::collection::vec(one, 2..4).prop_flat_map(|first| {
+        let plain = |(prompt, anchors, negative): &(Vec<u32>, Vec<Vec<u32>>, Vec<u32>)| {
+            (prompt.clone(), [anchors.clone(), vec![negative.clone()]].concat())
+        };
+        let mut other = first.clone();
+        other.iter_mut().for_each(|(_, anchors, _)| anchors.reverse());
+        let second: Owned = other.iter().map(plain).collect();
+        (Just(first.iter().map(plain).collect::<Owned>()), Just(second).prop_shuffle())
+    })
+}
+
+/// Few cases: each compiles nothing, but runs the whole model.
+fn few() -> ProptestConfig {
+    ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(few())]
+
+    #[test]
+    fn a_shared_prompt_equals_separate_sequences(owned in groups(), lora in any::<bool>()) {
+        let groups = borrow(&owned);
+        let packed = step(decoder(lora), D2O, &[&groups]);
+        let model = decoder(lora);
+        // The loss couples a group's sequences: its coefficients come from the f64 reference.
+        let sequences: Vec<Group> = groups.iter().flat_map(alone).collect();
+        let (sums, _) = separately(&model, &sequences, &vec![0.0; sequences.len()]);
+        let mut first = 0;
+        let outcomes: Vec<preference::Outcome> = groups.iter().map(|group| {
+            let own = first..first + group.responses.len();
+            first = own.end;
+            let reference: Vec<f64> = group.responses.iter().map(|r| f64::from(reference(r))).collect();
+            let method = preference::Method::D2o { alpha: f64::from(0.6f32), beta: f64::from(0.9f32) };
+            let lengths: Vec<u32> = group.responses.iter().map(|r| r.len() as u32).collect();
+            preference::forward(method, &sums[own], &reference, &lengths, false)
+        }).collect();
+        let losses: Vec<f32> = outcomes.iter().map(|outcome| outcome.loss as f32).collect();
+        near("losses", &packed.losses, &losses)?;
+        let (_, gradients) = separately(&model, &sequences, &preference::mean(&outcomes).1.concat());
+        for (i, (found, expected)) in packed.gradients.iter().zip(&gradients).enumerate() {
+            near(&format!("gradient {i}"), found, expected)?;
+        }
+    }
+
+    #[test]
+    fn the_order_of_anchors_and_groups_does_not_matter((first, second) in reordered(), lora in any::<bool>()) {
+        let (first, second) = (borrow(&first), borrow(&second));
+        let (a, b) = (step(decoder(lora), D2O, &[&first]), step(decoder(lora), D2O, &[&second]));
+        let sorted = |losses: &[f32]| {
+            let mut losses = losses.to_vec();
+            losses.sort_by(f32::total_cmp);
+            losses
+        };
+        near("losses", &sorted(&a.losses), &sorted(&b.losses))?;
+        same_gradients(&a, &b)?;
+    }
+
+    #[test]
+    fn a_group_is_the_same_alone_and_among_others(owned in groups(), lora in any::<bool>()) {
+        let groups = borrow(&owned);
+        let together = step(decoder(lora), D2O, &[&groups]);
+        for (i, group) in groups.iter().enumerate() {
+            let alone = step(decoder(lora), D2O, &[std::slice::from_ref(group)]);
+            near("loss", &alone.losses, &together.losses[i..=i])?;
+            near("log-probs", &alone.logps[0], &together.logps[i])?;
+        }
+        // One by one, as micro-batches of the same step.
+        let single: Vec<&[Group]> = groups.chunks(1).collect();
+        same_gradients(&step(decoder(lora), D2O, &single), &together)?;
+    }
+}
+
+#[test]
+fn accumulation_equals_the_large_batch() {
+    let info = golden_json("losses.json");
+    let batch = |method: Method| -> Owned {
+        let groups = info["batch"].as_array().expect("groups").iter();
+        let responses = |group: &serde_json::Value| match method {
+            Method::Sft => vec![common::ids(&group["chosen"])],
+            Method::Dpo { .. } => vec![common::ids(&group["chosen"]), common::ids(&group["negative"])],
+            Method::D2o { .. } => {
+                let anchors = group["anchors"].as_array().expect("anchors").iter().map(common::ids);
+                anchors.chain([common::ids(&group["negative"])]).collect()
+            }
+        };
+        groups.map(|group| (common::ids(&group["prompt"]), responses(group))).collect()
+    };
+    for method in [D2O, Method::Dpo { beta: 0.3, label_smoothing: 0.1 }, Method::Sft] {
+        let owned = batch(method);
+        let groups = borrow(&owned);
+        for lora in [false, true] {
+            let whole = step(decoder(lora), method, &[&groups]);
+            for micro in [1, 3] {
+                let parts: Vec<&[Group]> = groups.chunks(micro).collect();
+                let found = step(decoder(lora), method, &parts);
+                let check = near("losses", &found.losses, &whole.losses);
+                check
+                    .and_then(|()| same_gradients(&found, &whole))
+                    .unwrap_or_else(|error| panic!("{method:?} lora={lora} micro={micro}: {error}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_no_bit() {
+    let tokens: Vec<u32> = (0..40).map(|i| (7 * i + 3) % VOCAB).collect();
+    let bits = |decoder: &Decoder, adapter: bool| {
+        let pass = if adapter { decoder.policy() } else { decoder.base() };
+        let logits = block_on(decoder.logits(gpu(), pass, &tokens)).expect("logits");
+        logits.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
+    };
+    let plain = bits(&load("tiny_tied", Training::None), true);
+    let adapted = fresh(1, 0.0);
+    assert!(bits(&adapted, true) == plain && bits(&adapted, false) == plain);
+    // The comparison can fail: the golden adapter, whose B is not zero, does change the logits.
+    let golden = decoder(true);
+    assert!(bits(&golden, true) != plain && bits(&golden, false) == plain);
+}
+
+/// Ten steps with dropout; the adapter's bytes.
+fn ten_steps(seed: u32) -> Vec<u8> {
+    let owned: Owned = vec![
+        (vec![1, 14, 19], vec![vec![5, 6, 7, 2], vec![8, 2], vec![30, 31, 2]]),
+        (vec![1, 40], vec![vec![9, 9, 2], vec![50, 51, 52, 53], vec![60, 2]]),
+    ];
+    let groups = borrow(&owned);
+    let mut trainer = trainer(fresh(seed, 0.1), D2O, seed);
+    for _ in 0..10 {
+        for group in groups.chunks(1) {
+            let batch = MicroBatch { groups: group.to_vec(), reference: references(group) };
+            block_on(trainer.accumulate(&batch, groups.len())).expect("a micro-batch");
+        }
+        block_on(trainer.step(1e-2)).expect("a step");
+    }
+    block_on(trainer.decoder.trained_safetensors(gpu())).expect("an adapter")
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits() {
+    let first = ten_steps(3);
+    assert!(first == ten_steps(3), "the same seed trains two adapters");
+    assert!(first != ten_steps(4), "the seed changes nothing");
+}
+
+fn settings(max_new_tokens: u32, seed: u32) -> Settings {
+    Settings {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        repetition_penalty: 1.0,
+        max_new_tokens,
+        seed,
+        ends: vec![2],
+    }
+}
+
+fn sample(decoder: &Decoder, requests: &[Request], settings: &Settings) -> Vec<Vec<Answer>> {
+    let quiet = &mut |_, _| Ok(());
+    block_on(generate(gpu(), decoder, decoder.policy(), requests, settings, quiet)).expect("answers")
+}
+
+#[test]
+fn answers_do_not_depend_on_their_batch() {
+    let decoder = load("tiny_untied", Training::None);
+    let prompts: [&[u32]; 4] = [&[1, 14, 19, 49, 20], &[1], &[5, 6, 7, 8, 9, 10, 11, 12, 13], &[1, 14]];
+    let penalised = Settings { repetition_penalty: 1.3, top_p: 0.9, ..settings(20, 5) };
+    for settings in [settings(20, 5), penalised] {
+        let request = |(i, &prompt): (usize, &&'static [u32])| Request {
+            prompt,
+            first_sample: 2,
+            samples: 3 + 2 * i,
+            index: 10 + i as u32,
+        };
+        let requests: Vec<Request> = prompts.iter().enumerate().map(request).collect();
+        let together = sample(&decoder, &requests, &settings);
+        assert!(together.iter().flatten().any(|a| a.ended) && together.iter().flatten().any(|a| !a.ended));
+        for (request, expected) in requests.iter().zip(&together) {
+            assert_eq!(&sample(&decoder, std::slice::from_ref(request), &settings)[0], expected);
+            let pieces: Vec<Request> = (0..request.samples as u32)
+                .map(|i| Request { first_sample: request.first_sample + i, samples: 1, ..request.clone() })
+                .collect();
+            let pieces: Vec<Answer> = sample(&decoder, &pieces, &settings).concat();
+            assert_eq!(&pieces, expected);
+        }
+        assert_eq!(sample(&decoder, &requests, &settings), together);
+        let other = Settings { seed: 6, ..settings };
+        assert_ne!(sample(&decoder, &requests, &other), together);
+    }
+}
+
+#[test]
+fn more_answers_than_fit_at_once_are_the_same_answers() {
+    let decoder = load("tiny_untied", Training::None);
+    let request = |first_sample, samples| Request { prompt: &[1, 14, 19], first_sample, samples, index: 0 };
+    let all = sample(&decoder, &[request(0, 230)], &settings(6, 1)).concat();
+    assert_eq!(all.len(), 230);
+    let tail = sample(&decoder, &[request(185, 45)], &settings(6, 1)).concat();
+    assert_eq!(all[185..], tail);
+}
+
+/// The model's own distribution after `ids`.
+fn distribution(decoder: &Decoder, ids: &[u32]) -> Vec<f64> {
+    let logits = block_on(decoder.logits(gpu(), decoder.policy(), ids)).expect("logits");
+    let last = widen(&logits[logits.len() - VOCAB as usize..]);
+    let most = last.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let total: f64 = last.iter().map(|l| (l - most).exp()).sum();
+    last.iter().map(|l| (l - most).exp() / total).collect()
+}
+
+/// Fails where a token's share is more than five standard deviations off.
+fn follows(drawn: &[u32], probabilities: &[f64]) {
+    let n = drawn.len() as f64;
+    for (id, p) in probabilities.iter().enumerate() {
+        let count = drawn.iter().filter(|&&d| d as usize == id).count() as f64;
+        let bound = 5.0 * (n * p * (1.0 - p)).sqrt() + 1.0;
+        assert!((count - n * p).abs() <= bound, "token {id}: {count} of {n}, expected {:.1}", n * p);
+    }
+}
+
+#[test]
+fn answers_follow_the_model_s_distribution() {
+    let decoder = load("tiny_untied", Training::None);
+    let prompt = [1, 14, 19];
+    let requests = [Request { prompt: &prompt, first_sample: 0, samples: 4000, index: 0 }];
+    let answers = sample(&decoder, &requests, &settings(2, 9)).concat();
+    let first = distribution(&decoder, &prompt);
+    follows(&answers.iter().map(|a| a.ids[0]).collect::<Vec<u32>>(), &first);
+    // And after the likeliest first token, through the cache.
+    let usual =
+        (0..VOCAB).filter(|&id| id != 2).max_by(|&a, &b| first[a as usize].total_cmp(&first[b as usize]));
+    let usual = usual.expect("a vocabulary");
+    let after: Vec<u32> = answers.iter().filter(|a| a.ids[0] == usual).map(|a| a.ids[1]).collect();
+    assert!(after.len() > 50, "{} answers begin with {usual}", after.len());
+    follows(&after, &distribution(&decoder, &[1, 14, 19, usual]));
+}
+
+#[test]
+fn scores_do_not_depend_on_the_budget() {
+    let owned: Owned = (1..8).map(|n| (vec![1; n], vec![vec![3; 9 - n], vec![4, 5], vec![6; n]])).collect();
+    let (groups, decoder) = (borrow(&owned), decoder(true));
+    let scores = |budget| {
+        let quiet = &mut |_, _| Ok(());
+        let all = block_on(score(gpu(), &decoder, decoder.policy(), &groups, budget, quiet)).expect("scores");
+        all.concat().iter().flat_map(|r| r.token_logps.clone()).collect::<Vec<f32>>()
+    };
+    let whole = scores(usize::MAX);
+    for budget in [1, 20, 45] {
+        near("scores", &scores(budget), &whole).unwrap_or_else(|error| panic!("budget {budget}: {error}"));
+    }
+}
