@@ -13,7 +13,7 @@ use super::output::{Output, bytes, table};
 use super::progress::{Unit, seconds};
 use super::record::Recorder;
 use crate::assets;
-use crate::config::{LrScheduler, RunConfig};
+use crate::config::{AnchorConfig, LrScheduler, RunConfig};
 use crate::data::packing::Group;
 use crate::data::{
     ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_jsonl,
@@ -26,14 +26,14 @@ use crate::kernels::sample::Settings;
 use crate::model::Decoder;
 use crate::nn::Pass;
 use crate::sample::{self, Request};
-use crate::train::{Inputs, Prepared, StopReason, align, score};
+use crate::train::{Inputs, Prepared, StopReason, align, sampling_settings, score};
 
 /// Align the built-in model: a help desk that is rude a third of the time.
 ///
 /// It samples the model's own answers under a kind instruction, pushes 256 flagged answers away with D²O, and measures
-/// before and after on 200 held-out prompts: how many fresh answers are hostile and how many are on topic (exact: the
-/// texts come from a known grammar), the log-prob of hostile answers, the perplexity of good ones. Minutes, also
-/// without a GPU.
+/// before and after on 200 held-out prompts: how many fresh answers (temperature 0.9, top-p 0.95) are hostile and how many
+/// are on topic (exact: the texts come from a known grammar), the log-prob of hostile answers, the perplexity of good ones.
+/// Minutes, also without a GPU.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -43,7 +43,7 @@ pub struct Args {
     /// Replace an earlier run in --output-dir
     #[arg(long, requires = "output_dir")]
     pub overwrite: bool,
-    /// Stop after this many optimizer steps; without it the stop rule decides, and 24 steps at the latest
+    /// Stop after this many optimizer steps; without it the stop rule decides, and 32 steps at the latest
     #[arg(long, value_name = "STEPS")]
     pub max_steps: Option<usize>,
     /// Seed of the run and of the samples
@@ -59,7 +59,7 @@ Examples:
   aweigh demo
   aweigh demo --json --output-dir demo-run
 Afterwards:
-  aweigh generate --model tiny --adapter demo-run/adapter";
+  aweigh generate --model demo-run/model";
 
 /// Answers are no longer than this: the grammar's longest has 39 tokens.
 const MAX_NEW_TOKENS: usize = 44;
@@ -70,13 +70,14 @@ fn config(args: &Args) -> RunConfig {
     config.model.model = assets::NAME.into();
     config.data.train = assets::NEGATIVES.0.into();
     config.anchors.safety_instruction = helpdesk::SAFETY_INSTRUCTION.into();
-    config.anchors.temperature = 1.0;
-    config.anchors.top_p = 1.0;
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
-    config.train.learning_rate = 1e-3;
+    // A model this small is trained whole; the larger beta holds it closer to its good answers.
+    config.lora.enabled = false;
+    config.method.beta = 0.2;
+    config.train.learning_rate = 1e-4;
     config.train.lr_scheduler_type = LrScheduler::Constant;
     config.train.per_device_train_batch_size = 8;
-    config.train.max_steps = Some(args.max_steps.unwrap_or(24));
+    config.train.max_steps = Some(args.max_steps.unwrap_or(32));
     config.train.seed = args.seed;
     config.stop.eval_steps = 4;
     config.output.output_dir = args.output_dir.clone().unwrap_or_default();
@@ -137,14 +138,9 @@ impl HeldOut {
             interrupt::check()
         };
         let settings = Settings {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            repetition_penalty: 1.0,
             max_new_tokens: MAX_NEW_TOKENS as u32,
             // Other draws than the run's own.
-            seed: seed ^ 0x5eed,
-            ends: tokenizer.end_tokens().to_vec(),
+            ..sampling_settings(&AnchorConfig::default(), seed ^ 0x5eed, tokenizer.end_tokens())
         };
         let request = |(i, e): (u32, &'_ Example)| (i, e.prompt_ids.clone());
         let prompts: Vec<(u32, Vec<u32>)> = (0..).zip(&self.examples).map(request).collect();
