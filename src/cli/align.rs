@@ -159,6 +159,11 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let prepared = files.inputs().prepare(&gpu, &config)?;
     engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
     output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
+    if config.stop.enabled && prepared.setup.eval.is_empty() {
+        output.warn(
+            "nothing is held out of fewer than 10 examples, so the stop rule cannot watch: give --eval FILE",
+        );
+    }
     let mut folder = RunFolder::create(path, "--output-dir", args.overwrite)?;
     let write = |name: &str, bytes: &[u8]| write_whole(&folder.path().join(name), bytes);
     write("config.toml", config.to_toml()?.as_bytes())?;

@@ -5,6 +5,9 @@ use serde::Deserialize;
 use crate::kernels::attention;
 use crate::{Error, Result};
 
+/// Contexts longer than this are refused; the rotary table has this many rows at most.
+pub const MAX_CONTEXT: usize = 16_384;
+
 /// The one decoder's configuration. A family is a mapping from Hugging Face's config.json to this.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
@@ -162,7 +165,7 @@ impl DecoderConfig {
             ("max_position_embeddings", self.max_positions),
         ];
         for (name, value) in sizes {
-            // The bound keeps every product of two sizes inside what the kernels index with 32 bits.
+            // No real model comes near; larger products are refused where tensors are made, by the binding limit.
             if value == 0 || value > 1 << 22 {
                 return Err(Error::input(origin, format!("{name} from 1 to {}", 1 << 22), value, fix));
             }
@@ -188,6 +191,11 @@ impl DecoderConfig {
         let block = 2 * width * (q + kv) + 3 * width * inner + 2 * width + attention_bias + mlp_bias;
         let tables = if self.tied { 1 } else { 2 };
         tables * self.vocab * width + self.layers * block + width
+    }
+
+    /// The longest context that is taken: the model's own, up to [`MAX_CONTEXT`].
+    pub fn context(&self) -> usize {
+        self.max_positions.min(MAX_CONTEXT)
     }
 
     /// Rotary inverse frequencies `(head_dim / 2)`, in f64, with Llama 3's scaling where it applies.

@@ -17,9 +17,6 @@ use crate::nn::{
 use crate::reference::rng;
 use crate::{Error, Result};
 
-/// Contexts longer than this are refused; the rotary table has this many rows at most.
-const MAX_CONTEXT: usize = 16_384;
-
 /// Which weights are trained.
 pub enum Training<'a> {
     /// None: sampling and scoring.
@@ -199,7 +196,7 @@ impl Decoder {
         for (entry, data) in layout.entries().iter().zip(&initial) {
             values.of(entry).write_f32(gpu, data);
         }
-        let table = config.rope_table(config.max_positions.min(MAX_CONTEXT));
+        let table = config.rope_table(config.context());
         let rope = Tensor::from_f32(gpu, Purpose::Weights, "rope table", &table)?;
         Ok(Self { config, embedding, blocks, norm, head, rope, layout, values, lora })
     }
@@ -211,7 +208,7 @@ impl Decoder {
 
     /// The longest context it takes.
     pub fn context(&self) -> usize {
-        self.config.max_positions.min(MAX_CONTEXT)
+        self.config.context()
     }
 
     /// The trained tensors.

@@ -68,6 +68,9 @@ pub struct Batch {
 pub struct Workspace {
     pub(super) capacity: Capacity,
     pub(super) batch: Batch,
+    /// Token ids and positions lie below these: the kernels do not check.
+    vocab: u32,
+    positions: u32,
     /// `(T, 4)`: id, position, slot, visible_end.
     pub(crate) tokens: Tensor,
     /// `(T, 4)`: the key ranges of each token.
@@ -129,6 +132,8 @@ impl Workspace {
         Ok(Self {
             capacity,
             batch: Batch::default(),
+            vocab: config.vocab as u32,
+            positions: config.context() as u32,
             tokens: table("tokens", 4 * tokens)?,
             ranges: table("ranges", 4 * tokens)?,
             predict: table("predict", 4 * rows)?,
@@ -171,6 +176,28 @@ impl Workspace {
         self.batch = Batch { tokens, mean_keys, ..Batch::default() };
     }
 
+    /// Fails on a token id outside the vocabulary or a position outside the context: kernels read by them unchecked.
+    fn check_ids(&self, packed: &Packed) -> Result<()> {
+        let ids = packed.tokens.iter().map(|t| t[0]).chain(packed.predict.iter().map(|p| p[1]));
+        if let Some(id) = ids.into_iter().find(|&id| id >= self.vocab) {
+            let fix = "use the tokenizer that belongs to the model";
+            return Err(Error::input(
+                "token ids",
+                format!("ids below {}, the model's vocab_size", self.vocab),
+                id,
+                fix,
+            ));
+        }
+        let longest = packed.tokens.iter().map(|t| t[1]).max().unwrap_or(0);
+        if longest >= self.positions {
+            let expected =
+                format!("at most {} tokens of prompt and answer, the model's context", self.positions);
+            let fix = "shorten the row, or lower max_prompt_length, max_completion_length or max_new_tokens";
+            return Err(Error::input("packed batch", expected, format!("position {longest}"), fix));
+        }
+        Ok(())
+    }
+
     /// Loads a batch's tables. Commands recorded so far are submitted first, so that they still see the old ones.
     ///
     /// # Errors
@@ -186,6 +213,7 @@ impl Workspace {
             let fix = "raise max_tokens_per_batch or shorten the rows";
             return Err(Error::input("packed batch", format!("at most {c:?}"), format!("{needed:?}"), fix));
         }
+        self.check_ids(packed)?;
         rec.submit();
         let gpu = rec.gpu();
         self.tokens.write_u32(gpu, packed.tokens.as_flattened());

@@ -102,7 +102,12 @@ async fn draw_all(
     for request in requests {
         decoder.check_context(&format!("prompt {}", request.index), request.prompt.len() + most)?;
     }
-    let max_rows = chunk_rows(decoder.config().vocab, MAX_ROWS).min(MAX_ROWS);
+    // A layer's keys must fit one binding, and its logits one chunk.
+    let config = decoder.config();
+    let slots =
+        gpu.limits().max_storage_buffer_binding_size as usize / (4 * config.kv_heads * config.head_dim);
+    let cached = slots.saturating_sub(PREFILL_TOKENS) / most.max(1);
+    let max_rows = chunk_rows(config.vocab, MAX_ROWS).min(MAX_ROWS).min(cached).max(1);
     let mut waiting: VecDeque<(usize, Request)> = requests
         .iter()
         .enumerate()
@@ -349,7 +354,9 @@ impl Wave {
 /// The ids of a prompt as bits.
 fn bits(prompt: &[u32], vocab: usize) -> Vec<u32> {
     let mut words = vec![0; vocab.div_ceil(32)];
-    prompt.iter().for_each(|&id| words[id as usize / 32] |= 1 << (id % 32));
+    // Ids outside the vocabulary are refused when the prompt is loaded.
+    let known = prompt.iter().filter(|&&id| (id as usize) < vocab);
+    known.for_each(|&id| words[id as usize / 32] |= 1 << (id % 32));
     words
 }
 

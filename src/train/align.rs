@@ -308,6 +308,18 @@ impl<'a> Run<'a> {
             let rate = schedule.rate(step);
             let norm = self.trainer.step(rate).await?;
             let seconds = started.elapsed().as_secs_f64();
+            if !norm.is_finite() || observed.iter().any(|o| !o.outcome.loss.is_finite()) {
+                if !watched {
+                    let message =
+                        format!("the loss or the gradient of step {} is no finite number", step + 1);
+                    return Err(Error::Gpu {
+                        doing: "training; a lower learning_rate may help".into(),
+                        message,
+                    });
+                }
+                (reason, steps) = (StopReason::Diverged, step + 1);
+                break;
+            }
             for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
                 reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
             }

@@ -16,6 +16,8 @@ pub enum StopReason {
     KlLimit,
     /// Held-out good answers became less likely than allowed.
     PerplexityRose,
+    /// A loss or gradient was no finite number.
+    Diverged,
     /// The margin was won in several evaluations in a row.
     MarginWon,
 }
@@ -29,6 +31,7 @@ impl std::fmt::Display for StopReason {
             Self::PerplexityRose => {
                 "the perplexity of held-out good answers rose past stop.max_perplexity_rise"
             }
+            Self::Diverged => "the loss or the gradient was no finite number",
             Self::MarginWon => "the margin on held-out examples was won (stop.margin)",
         })
     }
