@@ -6,7 +6,7 @@ use crate::kernels::attention;
 use crate::{Error, Result};
 
 /// Contexts longer than this are refused; the rotary table has this many rows at most.
-pub const MAX_CONTEXT: usize = 16_384;
+const MAX_CONTEXT: usize = 16_384;
 
 /// The one decoder's configuration. A family is a mapping from Hugging Face's config.json to this.
 #[derive(Debug, Clone, PartialEq)]
@@ -193,7 +193,7 @@ impl DecoderConfig {
         tables * self.vocab * width + self.layers * block + width
     }
 
-    /// The longest context that is taken: the model's own, up to [`MAX_CONTEXT`].
+    /// The longest context that is taken: the model's own, up to 16,384 tokens.
     pub fn context(&self) -> usize {
         self.max_positions.min(MAX_CONTEXT)
     }
