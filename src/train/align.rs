@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::anchors::{self, Anchor, AnchorCounts, Draw, Pool};
+use super::best::Best;
 use super::evaluate::{EVAL_ANCHORS, HeldOut, loss_responses};
 use super::metrics::{Metrics, Observed, of_groups};
 use super::observer::Observer;
@@ -13,7 +14,7 @@ use super::stop::{StopReason, StopRule};
 use crate::config::{Method, OnlineSampler, RunConfig};
 use crate::data::Example;
 use crate::data::packing::{Group, split};
-use crate::gpu::{Gpu, Purpose, Recorder};
+use crate::gpu::Gpu;
 use crate::loss::{self, Loss};
 use crate::model::Decoder;
 use crate::nn::Arenas;
@@ -473,32 +474,4 @@ fn parts<'a>(group: &Group<'a>) -> (Group<'a>, Group<'a>) {
 fn retain<T>(items: &mut Vec<T>, keep: &[bool]) {
     let mut keep = keep.iter();
     items.retain(|_| keep.next().copied().unwrap_or(true));
-}
-
-/// The best state so far, on the device.
-#[derive(Default)]
-struct Best {
-    values: Option<Arenas>,
-    step: usize,
-    metrics: Option<Metrics>,
-}
-
-impl Best {
-    fn keep(&mut self, gpu: &Gpu, decoder: &Decoder, step: usize, metrics: &Metrics) -> Result<()> {
-        if self.values.is_none() {
-            self.values = Some(Arenas::new(gpu, decoder.layout(), Purpose::References, "best state")?);
-        }
-        if let Some(values) = &self.values {
-            decoder.values().copy_to(&mut Recorder::new(gpu), values);
-        }
-        (self.step, self.metrics) = (step, Some(metrics.clone()));
-        Ok(())
-    }
-
-    /// Puts the best state back into the policy, if one was kept.
-    fn restore(self, gpu: &Gpu, decoder: &Decoder) -> Option<(usize, Option<Metrics>)> {
-        let values = self.values?;
-        values.copy_to(&mut Recorder::new(gpu), decoder.values());
-        Some((self.step, self.metrics))
-    }
 }

@@ -2,6 +2,7 @@
 
 mod align;
 mod anchors;
+mod best;
 mod evaluate;
 mod metrics;
 mod observer;
