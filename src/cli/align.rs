@@ -172,6 +172,11 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let outcome = block_on(align(&gpu, prepared.setup, &config, &mut recorder))?;
     drop(recorder);
     engine::write_result(&gpu, folder.path(), &files.model, &outcome.decoder)?;
+    if outcome.steps > 0 && outcome.kept_step == 0 {
+        output.warn(
+            "no step was better than the start on the held-out examples: the result is the model as it was",
+        );
+    }
     let summary = Summary::new(&gpu, &outcome, prepared.lengths, started);
     let json = serde_json::to_vec_pretty(&summary).unwrap_or_default();
     write("summary.json", &json)?;

@@ -20,7 +20,7 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::eval::helpdesk::{self, Topic, Verdict, judge};
-use crate::files::{Model, RunFolder, write_whole};
+use crate::files::{Model, RunFolder, TRAIN_COPY, write_whole};
 use crate::gpu::{Gpu, Options};
 use crate::kernels::sample::Settings;
 use crate::model::Decoder;
@@ -220,6 +220,10 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         None => Recorder::silent(output, tokenizer),
         Some(path) => {
             let made = folder.insert(RunFolder::create(path, "--output-dir", args.overwrite)?);
+            // What is built in becomes a file, so that `align --config` can repeat the run.
+            write_whole(&made.path().join(TRAIN_COPY), assets::NEGATIVES.1)?;
+            let mut config = config.clone();
+            config.data.train = path.join(TRAIN_COPY);
             write_whole(&made.path().join("config.toml"), config.to_toml()?.as_bytes())?;
             Recorder::into_folder(output, tokenizer, made.path(), (1, true))?
         }

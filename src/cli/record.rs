@@ -89,7 +89,7 @@ impl Observer for Recorder<'_> {
         }
     }
 
-    fn anchors(&mut self, example: &Example, pool: &Pool, reference: Option<&[Scored]>) -> Result<()> {
+    fn anchors(&mut self, example: &Example, pool: &Pool, reference: &[Scored]) -> Result<()> {
         let Some(samples) = &mut self.samples else { return Ok(()) };
         for (i, anchor) in pool.anchors.iter().enumerate() {
             let text = self.tokenizer.decode(&anchor.ids, true)?;
@@ -99,7 +99,7 @@ impl Observer for Recorder<'_> {
                 "line": example.line,
                 "sample": i,
                 "step": pool.step,
-                "logp": reference.and_then(|r| r.get(i)).map(|r| r.logp),
+                "logp": reference.get(i).map(|r| r.logp),
                 "num_tokens": anchor.ids.len(),
                 "ended": anchor.ended,
                 "ids": anchor.ids,

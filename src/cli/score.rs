@@ -292,7 +292,7 @@ struct KindFigures {
     tokens: usize,
     /// Mean over rows of the summed log-prob, in nats.
     mean_logp: f64,
-    /// Mean over rows of the log-prob per token, in nats.
+    /// Mean over all tokens, in nats.
     mean_logp_per_token: f64,
     /// exp(-sum of log-probs / tokens): every token counts the same.
     perplexity: f64,
@@ -307,7 +307,7 @@ impl KindFigures {
             rows: scores.len(),
             tokens,
             mean_logp: sum / rows,
-            mean_logp_per_token: scores.iter().map(|score| score.per_token()).sum::<f64>() / rows,
+            mean_logp_per_token: sum / tokens as f64,
             perplexity: (-sum / tokens as f64).exp(),
         }
     }
@@ -447,7 +447,7 @@ mod tests {
         let figures = Figures::new(ran, &rows, 0, 1.0);
         let chosen = &figures.answers[&Kind::Chosen];
         assert_eq!((chosen.rows, chosen.tokens, chosen.mean_logp), (2, 5, -5.0));
-        assert_eq!(chosen.mean_logp_per_token, (-1.0 - 2.25) / 2.0);
+        assert_eq!(chosen.mean_logp_per_token, -2.0);
         assert_eq!(chosen.perplexity, 2f64.exp());
         let pairs = figures.pairs.unwrap();
         assert_eq!((pairs.pairs, pairs.accuracy, pairs.accuracy_per_token), (2, 0.5, 0.5));

@@ -112,7 +112,8 @@ section! {
     /// From this step on anchors are sampled anew from the model as it trains. Without it they are sampled once, before
     /// the first step
     (long, value_name = "STEP") online_start_step: usize;
-    /// Take the anchors from this file, the samples.jsonl of an earlier run or of "aweigh sample", instead of sampling
+    /// Take the anchors from this file, the samples.jsonl of an earlier run or of "aweigh sample"; only what is missing
+    /// of --num-samples is sampled
     (long, value_name = "FILE") samples_file: PathBuf;
 }
 
@@ -121,8 +122,9 @@ section! {
     ReferenceConfig, ReferenceFlags;
 
     /// r+, the reference under the flagged answer: "initial" (the model at step 0), "checkpoint:DIR" (an adapter of an
-    /// earlier run), "copy:N" (a copy of the model in training, every N steps) or "ema:DECAY" (its moving average). In a
-    /// file: positive = "initial", { checkpoint = "DIR" }, { copy_every = N } or { ema = DECAY } [default: initial]
+    /// earlier run, or with --full a model directory), "copy:N" (a copy of the model in training, every N steps) or
+    /// "ema:DECAY" (its moving average). In a file: positive = "initial", { checkpoint = "DIR" }, { copy_every = N } or
+    /// { ema = DECAY } [default: initial]
     (long = "reference-positive", value_name = "SOURCE") positive: ReferenceSource = ReferenceSource::Initial;
     /// r-, the reference under the anchors (for DPO: under the chosen answer). Forms as for --reference-positive
     /// [default: initial]
@@ -205,9 +207,11 @@ section! {
     enabled: bool = true;
     /// Score the held-out examples every so many steps [default: 5]
     (long, value_name = "STEPS") eval_steps: usize = 5;
-    /// Stop when the held-out anchors' log-prob has fallen by more than this, in nats per token [default: 0.05]
+    /// Stop when the held-out anchors' log-prob has fallen by more than this, in nats per token (d2o only)
+    /// [default: 0.05]
     (long, value_name = "NATS") max_anchor_drop: f64 = 0.05;
-    /// Stop when the KL divergence from the reference passes this, in nats per token [default: 0.2]
+    /// Stop when the KL divergence from the start, estimated on held-out anchors, passes this, in nats per token
+    /// (d2o only) [default: 0.2]
     (long, value_name = "NATS") max_kl: f64 = 0.2;
     /// The margin is won where the held-out mean of z reaches this; the loss is then under ln(1 + exp(-z)) and further
     /// steps only do harm [default: 3.0]

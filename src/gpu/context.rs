@@ -1,11 +1,13 @@
 //! Adapter choice, the device, its limits and its error reports.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::memory::{Ledger, Purpose};
+use super::profile::{KernelTime, Profiler};
 use super::recorder::{Kernel, UNIFORM_BYTES};
 use crate::{Error, Result};
 
@@ -24,12 +26,14 @@ pub enum Tier {
 pub struct Options {
     /// An index from [`list_adapters`] or a part of an adapter's name; `None` takes the fastest kind.
     pub adapter: Option<String>,
-    /// Ask for WebGPU's default limits even where the adapter grants more.
+    /// Ask for WebGPU's default limits and no features even where the adapter grants more.
     pub default_limits: bool,
     /// Seconds that one submit should take; `None` is [`SUBMIT_SECONDS`].
     pub submit_seconds: Option<f64>,
     /// Overrides the tier that the adapter's kind suggests.
     pub tier: Option<Tier>,
+    /// Measure the time of every kernel, where the adapter has timestamps: see [`Gpu::kernel_times`].
+    pub profile: bool,
 }
 
 /// One adapter as `aweigh devices` lists it.
@@ -120,6 +124,9 @@ struct Pace {
 /// The aim for one submit. Windows resets a GPU after 2 s, and a display must be drawn in between.
 pub const SUBMIT_SECONDS: f64 = 0.2;
 
+/// Bytes of writes that may wait in staging memory.
+const STAGED_BYTES: usize = 64 << 20;
+
 /// An open device with its queue, limits, compiled kernels and memory ledger.
 pub struct Gpu {
     device: wgpu::Device,
@@ -132,9 +139,12 @@ pub struct Gpu {
     /// Parameter blocks of the submit at hand; locked from the write to the submit, so that threads do not mix theirs.
     uniforms: wgpu::Buffer,
     submitting: Mutex<()>,
+    /// Bytes written since the last submit that was made for their sake.
+    waiting: AtomicUsize,
     reports: Arc<Mutex<Vec<String>>>,
     pace: Arc<Mutex<Pace>>,
     poller: Poller,
+    profiler: Option<Profiler>,
 }
 
 impl Gpu {
@@ -152,9 +162,13 @@ impl Gpu {
             limits.max_storage_buffer_binding_size = adapter.limits().max_storage_buffer_binding_size;
         }
         let summary = summary(index, adapter);
+        let mut wanted = wgpu::Features::empty();
+        wanted.set(wgpu::Features::TIMESTAMP_QUERY, options.profile);
+        wanted.set(wgpu::Features::SUBGROUP, !options.default_limits);
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("aweigh"),
+                required_features: wanted & adapter.features(),
                 required_limits: limits.clone(),
                 ..Default::default()
             })
@@ -200,8 +214,10 @@ impl Gpu {
             Tier::Software => 1e9,
             Tier::Portable => 2e10,
         };
+        let timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         Self {
             poller: Poller::new(device.clone()),
+            profiler: timestamps.then(|| Profiler::new(&queue)),
             tier: options.tier.unwrap_or(summary.tier),
             device,
             queue,
@@ -211,6 +227,7 @@ impl Gpu {
             kernels: Mutex::default(),
             uniforms,
             submitting: Mutex::default(),
+            waiting: AtomicUsize::new(0),
             reports,
             pace: Arc::new(Mutex::new(Pace { budget, aim, last_done: None })),
         }
@@ -226,6 +243,13 @@ impl Gpu {
         self.tier
     }
 
+    /// Lanes of a subgroup, where the device was opened with subgroups and they all have one size.
+    pub fn subgroup(&self) -> Option<usize> {
+        let (least, most) = self.summary.subgroup_size?;
+        let open = self.device.features().contains(wgpu::Features::SUBGROUP);
+        (open && least == most).then_some(least as usize)
+    }
+
     /// The limits the device was opened with.
     pub fn limits(&self) -> &wgpu::Limits {
         &self.limits
@@ -236,13 +260,33 @@ impl Gpu {
         &self.ledger
     }
 
+    pub(super) fn profiler(&self) -> Option<&Profiler> {
+        self.profiler.as_ref()
+    }
+
+    /// The time of each kernel since the last call, of all work that [`Gpu::finished`] has waited for. `None` where the
+    /// device was not opened with [`Options::profile`] or has no timestamps.
+    pub fn kernel_times(&self) -> Option<Vec<KernelTime>> {
+        self.profiler.as_ref().map(Profiler::take)
+    }
+
+    /// Waits for everything submitted so far.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] for anything the device has reported.
+    pub async fn finished(&self) -> Result<()> {
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        self.queue.on_submitted_work_done(move || {
+            let _ = sender.send(());
+        });
+        self.wake_poller();
+        let _ = receiver.await;
+        self.check("waiting for the device")
+    }
+
     /// The wgpu device, for the shader module.
     pub(crate) fn device(&self) -> &wgpu::Device {
         &self.device
-    }
-
-    pub(super) fn queue(&self) -> &wgpu::Queue {
-        &self.queue
     }
 
     pub(super) fn uniforms(&self) -> &wgpu::Buffer {
@@ -301,9 +345,15 @@ impl Gpu {
         }
     }
 
-    /// Hands writes made so far to the device: until a submit they wait in staging memory.
-    pub fn flush_writes(&self) {
-        self.queue.submit([]);
+    /// Writes `bytes` into `buffer` at `offset`, in order with the submits.
+    pub(super) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        self.queue.write_buffer(buffer, offset, bytes);
+        // Until a submit, writes wait in staging memory: a model's weights would be there twice.
+        let waiting = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        if waiting > STAGED_BYTES {
+            self.waiting.store(0, Ordering::Relaxed);
+            self.queue.submit([]);
+        }
     }
 
     /// Estimated operations that one submit may hold.

@@ -4,10 +4,12 @@
 
 mod context;
 mod memory;
+mod profile;
 mod recorder;
 mod tensor;
 
 pub use context::{AdapterSummary, Gpu, Options, SUBMIT_SECONDS, Tier, list_adapters};
 pub use memory::{Ledger, Purpose, Usage};
+pub use profile::KernelTime;
 pub use recorder::{Binding, Kernel, Recorder};
 pub use tensor::{DType, Tensor};

@@ -1,11 +1,12 @@
 //! Records kernels into command buffers and submits them in portions that no watchdog minds.
 
+use super::profile::Marks;
 use super::{Gpu, Tensor};
 
 /// Bytes between the parameter blocks of two dispatches (WebGPU's default `min_uniform_buffer_offset_alignment`).
 pub(crate) const UNIFORM_STRIDE: u64 = 256;
 /// Dispatches per submit at most: the size of the device's uniform buffer.
-const MAX_DISPATCHES: u64 = 1024;
+pub(super) const MAX_DISPATCHES: u64 = 1024;
 pub(super) const UNIFORM_BYTES: u64 = UNIFORM_STRIDE * MAX_DISPATCHES;
 /// WebGPU's default `max_compute_workgroups_per_dimension`.
 const MAX_GROUPS: u64 = 65_535;
@@ -28,12 +29,13 @@ pub struct Recorder<'g> {
     pass: Option<wgpu::ComputePass<'static>>,
     uniforms: Vec<u8>,
     operations: f64,
+    marks: Option<Marks>,
 }
 
 impl<'g> Recorder<'g> {
     /// An empty recorder.
     pub fn new(gpu: &'g Gpu) -> Self {
-        Self { gpu, encoder: None, pass: None, uniforms: Vec::new(), operations: 0.0 }
+        Self { gpu, encoder: None, pass: None, uniforms: Vec::new(), operations: 0.0, marks: None }
     }
 
     /// The device it records for.
@@ -76,9 +78,7 @@ impl<'g> Recorder<'g> {
         self.uniforms.extend_from_slice(bytemuck::bytes_of(params));
         self.uniforms.resize(offset as usize + UNIFORM_STRIDE as usize, 0);
         let group = self.bind(kernel, bindings, size_of::<P>() as u64);
-        if self.pass.is_none() {
-            self.pass = Some(self.encoder().begin_compute_pass(&Default::default()).forget_lifetime());
-        }
+        self.begin_pass(&kernel.name);
         if let Some(pass) = &mut self.pass {
             pass.set_pipeline(&kernel.pipeline);
             pass.set_bind_group(0, &group, &[offset]);
@@ -87,6 +87,21 @@ impl<'g> Recorder<'g> {
             pass.dispatch_workgroups(columns as u32, rows as u32, 1);
         }
         self.operations += operations.max(1.0);
+    }
+
+    /// Sees to it that a pass is open: one for all dispatches, or a new one with timestamps when profiling.
+    fn begin_pass(&mut self, kernel: &str) {
+        if self.gpu.profiler().is_none() {
+            if self.pass.is_none() {
+                self.pass = Some(self.encoder().begin_compute_pass(&Default::default()).forget_lifetime());
+            }
+            return;
+        }
+        let mut marks = self.marks.take().unwrap_or_else(|| Marks::new(self.gpu.device()));
+        let descriptor =
+            wgpu::ComputePassDescriptor { label: Some(kernel), timestamp_writes: Some(marks.next(kernel)) };
+        self.pass = Some(self.encoder().begin_compute_pass(&descriptor).forget_lifetime());
+        self.marks = Some(marks);
     }
 
     fn bind(&self, kernel: &Kernel, bindings: &[Binding], param_bytes: u64) -> wgpu::BindGroup {
@@ -111,8 +126,13 @@ impl<'g> Recorder<'g> {
     /// Submits what is recorded so far.
     pub fn submit(&mut self) {
         self.pass = None;
-        let Some(encoder) = self.encoder.take() else { return };
+        let Some(mut encoder) = self.encoder.take() else { return };
+        let marks = self.gpu.profiler().zip(self.marks.take());
+        let read = marks.map(|(profiler, marks)| profiler.resolve(self.gpu.device(), &mut encoder, marks));
         self.gpu.submit(encoder, &self.uniforms, self.operations);
+        if let Some(read) = read {
+            read();
+        }
         self.uniforms.clear();
         self.operations = 0.0;
     }

@@ -130,11 +130,11 @@ impl Tensor {
     fn write_bytes(&self, gpu: &Gpu, bytes: &[u8]) {
         assert!(bytes.len() <= self.len * self.dtype.bytes(), "write past a tensor's end");
         let whole = bytes.len() / 4 * 4;
-        gpu.queue().write_buffer(&self.storage.buffer, self.byte_offset, &bytes[..whole]);
+        gpu.write(&self.storage.buffer, self.byte_offset, &bytes[..whole]);
         if whole < bytes.len() {
             let mut tail = [0; 4];
             tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-            gpu.queue().write_buffer(&self.storage.buffer, self.byte_offset + whole as u64, &tail);
+            gpu.write(&self.storage.buffer, self.byte_offset + whole as u64, &tail);
         }
     }
 

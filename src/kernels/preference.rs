@@ -5,6 +5,7 @@
 use super::{check, groups_of_64, params};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
+use crate::reference::preference as reference;
 use crate::shader::kernel;
 
 params!(Params for ["preference"];
@@ -34,6 +35,18 @@ pub enum Method {
         /// Weight of the anchors' mean log-ratio.
         beta: f32,
     },
+}
+
+impl From<Method> for reference::Method {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Sft => Self::Sft,
+            Method::Dpo { beta, label_smoothing } => {
+                Self::Dpo { beta: beta.into(), label_smoothing: label_smoothing.into() }
+            }
+            Method::D2o { alpha, beta } => Self::D2o { alpha: alpha.into(), beta: beta.into() },
+        }
+    }
 }
 
 /// The tensors of a batch's loss.

@@ -1,9 +1,13 @@
 //! LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Weights;
 use crate::config::TargetModules;
+use crate::nn::Layout;
 use crate::{Error, Result};
 
 /// What a LoRA adapter is; PEFT's names and meanings.
@@ -29,7 +33,7 @@ struct PeftConfig {
     lora_alpha: f64,
     #[serde(default)]
     lora_dropout: f64,
-    target_modules: serde_json::Value,
+    target_modules: Value,
     #[serde(default = "no_bias")]
     bias: String,
     #[serde(default)]
@@ -42,7 +46,22 @@ struct PeftConfig {
     inference_mode: bool,
     #[serde(default)]
     modules_to_save: Option<Vec<String>>,
+    #[serde(default)]
+    rank_pattern: Map<String, Value>,
+    #[serde(default)]
+    alpha_pattern: Map<String, Value>,
+    #[serde(default)]
+    lora_bias: bool,
+    /// Read only: written as PEFT's default.
+    #[serde(default, skip_serializing)]
+    init_lora_weights: Value,
+    /// Read only: written as PEFT's default.
+    #[serde(default, skip_serializing)]
+    layer_replication: Value,
 }
+
+/// Ways of PEFT to start an adapter that also change the base model's weights.
+const CHANGES_THE_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
 fn no_bias() -> String {
     "none".into()
@@ -84,18 +103,25 @@ impl<'a> Adapter<'a> {
     /// Reads adapter_config.json and adapter_model.safetensors, each with a display name.
     ///
     /// # Errors
-    /// When they are no LoRA adapter, or one with options that change its mathematics (DoRA, biases, saved modules).
+    /// When they are no LoRA adapter, or one with options that change its mathematics (DoRA, biases, saved modules,
+    /// ranks that differ between layers).
     pub fn parse(config: (&str, &[u8]), weights: (&'a str, &'a [u8])) -> Result<Self> {
         let (origin, json) = config;
         let fix = "give a plain LoRA adapter in PEFT's format";
         let peft: PeftConfig = serde_json::from_slice(json)
             .map_err(|e| Error::input(origin, "a PEFT adapter_config.json", e, fix))?;
+        let start = peft.init_lora_weights.as_str();
         let odd = [
             ("peft_type", peft.peft_type != "LORA"),
             ("bias", peft.bias != "none"),
             ("fan_in_fan_out", peft.fan_in_fan_out),
             ("use_dora", peft.use_dora),
             ("modules_to_save", peft.modules_to_save.is_some_and(|m| !m.is_empty())),
+            ("rank_pattern", !peft.rank_pattern.is_empty()),
+            ("alpha_pattern", !peft.alpha_pattern.is_empty()),
+            ("lora_bias", peft.lora_bias),
+            ("init_lora_weights", start.is_some_and(|s| CHANGES_THE_BASE.iter().any(|c| s.starts_with(c)))),
+            ("layer_replication", !peft.layer_replication.is_null()),
         ];
         if let Some((key, _)) = odd.iter().find(|(_, odd)| *odd) {
             return Err(Error::input(
@@ -131,6 +157,18 @@ impl<'a> Adapter<'a> {
     }
 }
 
+impl Adapter<'_> {
+    /// Fails when the adapter has a tensor that `layout`, which was loaded from it, has no place for: it would change nothing.
+    pub(crate) fn all_in(&self, layout: &Layout) -> Result<()> {
+        let known: HashSet<&str> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
+        let Some(odd) = self.weights.names().filter(|name| !known.contains(name)).min() else {
+            return Ok(());
+        };
+        let fix = "use an adapter that was made for this model, with LoRA on its linear layers only";
+        Err(Error::input(self.weights.origin(), "A and B matrices of the model's linear layers", odd, fix))
+    }
+}
+
 impl LoraSpec {
     /// adapter_config.json as PEFT writes it. `base` names the base model, `modules` are the leaf names targeted.
     pub fn to_peft_json(&self, base: &str, modules: &[String]) -> String {
@@ -148,7 +186,52 @@ impl LoraSpec {
             use_dora: false,
             inference_mode: true,
             modules_to_save: None,
+            rank_pattern: Map::new(),
+            alpha_pattern: Map::new(),
+            lora_bias: false,
+            init_lora_weights: Value::Null,
+            layer_replication: Value::Null,
         };
         serde_json::to_string_pretty(&config).unwrap_or_default() + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(extra: &str) -> Option<String> {
+        let json =
+            format!(r#"{{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["q_proj"]{extra}}}"#);
+        let data = [0u8; 8];
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 1], &data);
+        let name = tensor_name("model.layers.0.self_attn.q_proj", 'A');
+        let weights = safetensors::serialize([(name, view.unwrap())], None).unwrap();
+        Adapter::parse(("config", json.as_bytes()), ("weights", &weights)).err().map(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_would_change_the_mathematics_is_refused() {
+        for (key, value) in [
+            ("bias", r#""all""#),
+            ("use_dora", "true"),
+            ("modules_to_save", r#"["lm_head"]"#),
+            ("rank_pattern", r#"{"q_proj":8}"#),
+            ("alpha_pattern", r#"{"q_proj":8}"#),
+            ("lora_bias", "true"),
+            ("init_lora_weights", r#""pissa_niter_4""#),
+            ("layer_replication", "[[0,2]]"),
+        ] {
+            let message = refusal(&format!(r#","{key}":{value}"#)).unwrap_or_default();
+            assert!(message.contains(&format!("unsupported \"{key}\"")), "{key}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_peft_writes_by_default_is_taken() {
+        let defaults = r#","bias":"none","rank_pattern":{},"alpha_pattern":{},"lora_bias":false,
+            "init_lora_weights":true,"layer_replication":null,"modules_to_save":null"#;
+        assert_eq!(refusal(defaults), None);
+        assert_eq!(refusal(r#","init_lora_weights":"gaussian""#), None);
     }
 }

@@ -184,13 +184,7 @@ impl DecoderConfig {
 
     /// How many weights the model has; an adapter's are not among them.
     pub fn parameters(&self) -> usize {
-        let (width, inner) = (self.width, self.inner);
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let attention_bias = if self.attention_bias { q + 2 * kv + width } else { 0 };
-        let mlp_bias = if self.mlp_bias { 2 * inner + width } else { 0 };
-        let block = 2 * width * (q + kv) + 3 * width * inner + 2 * width + attention_bias + mlp_bias;
-        let tables = if self.tied { 1 } else { 2 };
-        tables * self.vocab * width + self.layers * block + width
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
     /// The longest context that is taken: the model's own, up to 16,384 tokens.

@@ -51,7 +51,6 @@ struct Loader<'a> {
     /// What the arenas will hold, in the layout's order.
     values: Vec<Vec<f32>>,
     adapters: u32,
-    pending: usize,
 }
 
 impl Loader<'_> {
@@ -67,12 +66,6 @@ impl Loader<'_> {
         } else {
             Tensor::from_f32(self.gpu, Purpose::Weights, name, &stored.to_f32())?
         };
-        self.pending += stored.bytes.len();
-        if self.pending > 64 << 20 {
-            // Uploads wait in staging memory until a submit.
-            self.gpu.flush_writes();
-            self.pending = 0;
-        }
         Ok(Param::Frozen(tensor))
     }
 
@@ -159,7 +152,7 @@ impl Decoder {
         training: Training,
         decay: Decay,
     ) -> Result<Self> {
-        let config = families::read_config(config_json.1, config_json.0)?;
+        let config = DecoderConfig::parse(config_json.1, config_json.0)?;
         let mut loader = Loader {
             gpu,
             weights,
@@ -167,7 +160,6 @@ impl Decoder {
             layout: Layout::new(decay),
             values: Vec::new(),
             adapters: 0,
-            pending: 0,
         };
         let embedding = loader.param(EMBEDDING, &[config.vocab, config.width])?;
         let blocks = (0..config.layers).map(|i| loader.block(&config, i)).collect::<Result<Vec<_>>>()?;
@@ -179,6 +171,9 @@ impl Decoder {
             loader.linear(HEAD, config.vocab, config.width, false)?
         };
         let Loader { layout, values: initial, adapters, .. } = loader;
+        if let Training::Adapter(adapter) = training {
+            adapter.all_in(&layout)?;
+        }
         let lora = match training {
             Training::Lora(spec, _) => Some(spec),
             Training::Adapter(adapter) => Some(adapter.spec.clone()),

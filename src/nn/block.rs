@@ -69,11 +69,6 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Elements of all its buffers.
-    pub fn elements(s: &Sizes) -> usize {
-        s.tokens * (2 + 2 * s.q_width + 2 * s.kv_width + 2 * s.heads + s.width + 2 * s.inner)
-    }
-
     /// Allocates.
     pub fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
         let t = s.tokens;
@@ -126,14 +121,6 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Elements of all its buffers.
-    pub fn elements(s: &Sizes, backward: bool) -> usize {
-        let dropped = if s.dropout { s.width.max(s.inner).max(s.q_width) } else { 0 };
-        let forward = 2 * s.width + s.inner + s.rank + dropped;
-        let back = s.rank + s.width + 2 * s.q_width + 2 * s.kv_width + 3 * s.inner;
-        s.tokens * (forward + if backward { back } else { 0 })
-    }
-
     /// Allocates; without `backward` the gradient buffers are empty.
     pub fn new(gpu: &Gpu, s: &Sizes, backward: bool) -> Result<Self> {
         let t = s.tokens;

@@ -25,6 +25,13 @@ pub struct AdamW {
     pub max_grad_norm: f64,
 }
 
+impl Default for AdamW {
+    /// PyTorch's, without weight decay, clipped to a norm of 1.
+    fn default() -> Self {
+        Self { adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+    }
+}
+
 /// Gradients, moments and the step count of a run.
 pub struct Optimizer {
     settings: AdamW,

@@ -28,8 +28,10 @@ pub enum Method {
 pub struct Outcome {
     /// The group's loss, not yet divided by the number of groups.
     pub loss: f64,
-    /// The argument of log σ, the reward margin; for SFT the mean token log-prob.
+    /// The argument of log σ, the reward margin; 0 for SFT, which has none.
     pub z: f64,
+    /// What z is the difference of: weight × mean log-ratio of all sequences but the last, weight × log-ratio of the last.
+    pub rewards: [f64; 2],
     /// dloss/dlogp of every sequence, of its summed log-prob: a division by the length is already in it.
     pub coefficients: Vec<f64>,
 }
@@ -64,14 +66,17 @@ pub fn forward(
     // dz/dlogp.
     let weights: Vec<f64> = (0..n).map(|i| share[i] * weight(method, i, n)).collect();
     if method == Method::Sft {
-        let z: f64 = (0..n).map(|i| weights[i] * policy[i]).sum();
-        return Outcome { loss: -z, z, coefficients: weights.iter().map(|w| -w).collect() };
+        let mean: f64 = (0..n).map(|i| weights[i] * policy[i]).sum();
+        let coefficients = weights.iter().map(|w| -w).collect();
+        return Outcome { loss: -mean, z: 0.0, rewards: [0.0; 2], coefficients };
     }
-    let z: f64 = (0..n).map(|i| weights[i] * (policy[i] - reference[i])).sum();
+    let parts: Vec<f64> = (0..n).map(|i| weights[i] * (policy[i] - reference[i])).collect();
+    let rewards = [parts[..n - 1].iter().sum(), -parts[n - 1]];
+    let z: f64 = parts.iter().sum();
     let smooth = if let Method::Dpo { label_smoothing, .. } = method { label_smoothing } else { 0.0 };
     let loss = (1.0 - smooth) * softplus(-z) + smooth * softplus(z);
     let dz = smooth * sigmoid(z) - (1.0 - smooth) * sigmoid(-z);
-    Outcome { loss, z, coefficients: weights.iter().map(|w| dz * w).collect() }
+    Outcome { loss, z, rewards, coefficients: weights.iter().map(|w| dz * w).collect() }
 }
 
 /// The factor of sequence `i` of `n` in z.
@@ -114,7 +119,9 @@ mod tests {
         ] {
             let found = d2o(alpha, beta, ratios);
             let (last, anchors) = found.coefficients.split_last().unwrap();
-            assert!((found.z - z).abs() < 1e-12, "{found:?}");
+            let [first, last_reward] = found.rewards;
+            assert!((found.z - z).abs() < 1e-12 && (first - last_reward - z).abs() < 1e-12, "{found:?}");
+            assert!((last_reward - alpha * ratios[ratios.len() - 1]).abs() < 1e-12, "{found:?}");
             assert!((found.loss - loss).abs() < 6e-9, "{found:?}");
             assert!(anchors.iter().all(|a| (a - anchor).abs() < 6e-9), "{found:?}");
             assert!((last - negative).abs() < 6e-9, "{found:?}");
@@ -153,9 +160,9 @@ mod tests {
     #[test]
     fn sft_is_the_token_mean() {
         let found = forward(Method::Sft, &[-6.0, -1.0], &[], &[3, 2], false);
-        let expected = Outcome { loss: 1.25, z: -1.25, coefficients: vec![-1.0 / 6.0, -0.25] };
-        assert!((found.loss - expected.loss).abs() < 1e-15 && (found.z - expected.z).abs() < 1e-15);
-        assert!(found.coefficients.iter().zip(&expected.coefficients).all(|(a, b)| (a - b).abs() < 1e-15));
+        assert!((found.loss - 1.25).abs() < 1e-15 && found.z == 0.0);
+        let expected = [-1.0 / 6.0, -0.25];
+        assert!(found.coefficients.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15));
     }
 
     #[test]

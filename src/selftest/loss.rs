@@ -183,32 +183,6 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
     Ok(())
 }
 
-/// The method as the reference has it.
-pub(super) fn in_f64(method: Method) -> reference::preference::Method {
-    match method {
-        Method::Sft => reference::preference::Method::Sft,
-        Method::Dpo { beta, label_smoothing } => reference::preference::Method::Dpo {
-            beta: f64::from(beta),
-            label_smoothing: f64::from(label_smoothing),
-        },
-        Method::D2o { alpha, beta } => {
-            reference::preference::Method::D2o { alpha: f64::from(alpha), beta: f64::from(beta) }
-        }
-    }
-}
-
-/// The two rewards of one group: weight × mean log-ratio of the anchors, weight × log-ratio of the negative.
-fn rewards(method: Method, ratios: &[f64]) -> [f64; 2] {
-    let (alpha, beta) = match method {
-        Method::Sft => return [0.0; 2],
-        Method::Dpo { beta, .. } => (beta, beta),
-        Method::D2o { alpha, beta } => (alpha, beta),
-    };
-    let (anchors, negative) = ratios.split_at(ratios.len() - 1);
-    let mean = anchors.iter().sum::<f64>() / anchors.len() as f64;
-    [f64::from(beta) * mean, f64::from(alpha) * negative[0]]
-}
-
 /// Random groups; `spread` is the largest log-ratio.
 async fn group_batch(
     gpu: &Gpu,
@@ -228,11 +202,8 @@ async fn group_batch(
         let group = start as usize..end as usize;
         let lengths = &lengths[group.clone()];
         let (policy, reference) = (&policy[group.clone()], &reference[group]);
-        let one = reference::preference::forward(in_f64(method), policy, reference, lengths, normalize);
-        let share = |length: u32| if normalize { f64::from(length) } else { 1.0 };
-        let ratio = |i: usize| (policy[i] - reference[i]) / share(lengths[i]);
-        let [anchor, negative] = rewards(method, &(0..policy.len()).map(ratio).collect::<Vec<_>>());
-        outcome.extend([one.loss, if method == Method::Sft { 0.0 } else { one.z }, anchor, negative]);
+        let one = reference::preference::forward(method.into(), policy, reference, lengths, normalize);
+        outcome.extend([one.loss, one.z, one.rewards[0], one.rewards[1]]);
         coefficient.extend(one.coefficients.iter().map(|c| c / f64::from(divisor)));
     }
     let what = format!("{method:?} groups {sizes:?} ratios<{spread} normalize={normalize} divisor={divisor}");

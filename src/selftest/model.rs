@@ -1,7 +1,6 @@
 //! A whole small model: log-probs, losses and every gradient of the engine against [`crate::reference::decoder`].
 
 use super::bench::{below, values};
-use super::loss::in_f64;
 use super::{Check, Depth, Failure, Outcome, check};
 use crate::Result;
 use crate::data::packing::{Group, Packed};
@@ -251,7 +250,7 @@ impl Variant {
             first = own.end;
             let lengths: Vec<u32> = group.responses.iter().map(|r| r.len() as u32).collect();
             let (policy, reference) = (&sums[own.clone()], &reference[own]);
-            preference::forward(in_f64(self.method), policy, reference, &lengths, self.length_normalize)
+            preference::forward(self.method.into(), policy, reference, &lengths, self.length_normalize)
         });
         let outcomes: Vec<preference::Outcome> = outcomes.collect();
         let coefficients = preference::mean(&outcomes).1.concat();

@@ -172,33 +172,59 @@ impl<'a> Run<'a> {
         if self.method() == Method::D2o {
             self.draw_offline().await?;
         }
-        if self.method() != Method::Sft && self.references_are_fixed() {
-            let all: Vec<usize> = (0..self.train.len()).collect();
-            self.observer.begin("reference log-probs", all.len());
-            let scored = self.score_references(&all, true).await?;
-            self.cached = scored.into_iter().map(Some).collect();
-            self.observer.end();
+        if self.method() == Method::Sft {
+            return Ok(());
         }
-        for i in 0..self.train.len() {
-            self.observer.anchors(&self.train[i], &self.pools[i], self.cached[i].as_deref())?;
+        let all: Vec<usize> = (0..self.train.len()).collect();
+        self.observer.begin("reference log-probs", all.len());
+        let scored = self.score_references(&all, true).await?;
+        self.cached = scored.into_iter().map(Some).collect();
+        self.observer.end();
+        self.report_anchors(&all)?;
+        self.forget_moving(&all);
+        Ok(())
+    }
+
+    /// Tells the observer the examples' anchors with their log-probs.
+    fn report_anchors(&mut self, examples: &[usize]) -> Result<()> {
+        if self.method() != Method::D2o {
+            return Ok(());
         }
+        let scored = |i: usize| self.cached[i].as_deref().unwrap_or_default();
+        examples.iter().try_for_each(|&i| self.observer.anchors(&self.train[i], &self.pools[i], scored(i)))
+    }
+
+    /// References that move must be asked again next time.
+    fn forget_moving(&mut self, examples: &[usize]) {
+        if !self.references_are_fixed() {
+            examples.iter().for_each(|&i| self.cached[i] = None);
+        }
+    }
+
+    /// Scores those of the examples whose log-probs under the references are not known.
+    async fn score_missing(&mut self, examples: &[usize]) -> Result<()> {
+        let missing: Vec<usize> = examples.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
+        if missing.is_empty() || self.method() == Method::Sft {
+            return Ok(());
+        }
+        let scored = self.score_references(&missing, false).await?;
+        missing.into_iter().zip(scored).for_each(|(i, scored)| self.cached[i] = Some(scored));
         Ok(())
     }
 
     async fn draw_offline(&mut self) -> Result<()> {
-        let missing: Vec<usize> =
-            (0..self.train.len()).filter(|&i| self.pools[i].anchors.is_empty()).collect();
         let (k, held_out) = (self.config.method.num_samples, &mut self.held_out);
+        let missing: usize = self.pools.iter().map(|pool| k.saturating_sub(pool.anchors.len())).sum();
         let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
         let pass = self.negative.pass(&self.trainer.decoder);
         let eval_k = k.min(EVAL_ANCHORS);
         let watched = held_out.examples.iter().filter(|e| e.negative_ids.is_some()).count();
-        self.observer.begin("sampling anchors", missing.len() * k + watched * eval_k);
+        self.observer.begin("sampling anchors", missing + watched * eval_k);
         let observer = &mut *self.observer;
         let mut progress = |answers, tokens| observer.advance(answers, tokens);
         let mut draws: Vec<Draw> = (0..)
             .zip(self.train.iter().zip(&mut self.pools))
-            .filter(|(_, (_, pool))| pool.anchors.is_empty())
+            .filter(|(_, (_, pool))| pool.anchors.len() < k)
             .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
             .collect();
         let decoder = &self.trainer.decoder;
@@ -236,47 +262,40 @@ impl<'a> Run<'a> {
         Err(Error::input("anchors", "answers with at least one word", "only empty samples", fix))
     }
 
-    fn group(&self, i: usize) -> Group<'_> {
-        let responses = loss_responses(self.method(), &self.train[i], &self.pools[i]);
-        Group { prompt: &self.train[i].prompt_ids, responses }
-    }
-
-    /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative.
+    /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative. With `report` the
+    /// observer counts the examples.
     async fn score_references(&mut self, examples: &[usize], report: bool) -> Result<Vec<Vec<Scored>>> {
-        let groups: Vec<Group> = examples.iter().map(|&i| self.group(i)).collect();
-        let decoder = &self.trainer.decoder;
-        let budget = self.score_tokens();
-        let mut done = Vec::new();
-        let mut note = |items, tokens| {
-            done.push((items, tokens));
-            Ok(())
+        let (method, budget) = (self.method(), self.score_tokens());
+        let Self { gpu, trainer, train, pools, observer, .. } = self;
+        let (gpu, decoder) = (*gpu, &trainer.decoder);
+        let groups: Vec<Group> = examples.iter().map(|&i| group(method, &train[i], &pools[i])).collect();
+        let mut count = |items, tokens| match report {
+            true => observer.advance(items, tokens),
+            false => observer.advance(0, 0),
         };
         let minus = self.negative.pass(decoder);
-        let scored = if let Some(positive) = &self.positive {
-            let (anchors, negatives): (Vec<Group>, Vec<Group>) = groups.iter().map(parts).unzip();
-            let plus = positive.pass(decoder);
-            let mut anchors = score(self.gpu, decoder, minus, &anchors, budget, &mut note).await?;
-            let negatives = score(self.gpu, decoder, plus, &negatives, budget, &mut |_, _| Ok(())).await?;
-            anchors.iter_mut().zip(negatives).for_each(|(a, n)| a.extend(n));
-            anchors
-        } else {
-            score(self.gpu, decoder, minus, &groups, budget, &mut note).await?
+        let Some(positive) = &self.positive else {
+            return score(gpu, decoder, minus, &groups, budget, &mut count).await;
         };
-        if report {
-            done.into_iter().try_for_each(|(items, tokens)| self.observer.advance(items, tokens))?;
-        }
+        let (anchors, negatives): (Vec<Group>, Vec<Group>) = groups.iter().map(parts).unzip();
+        let mut scored = score(gpu, decoder, minus, &anchors, budget, &mut count).await?;
+        let plus = positive.pass(decoder);
+        let negatives =
+            score(gpu, decoder, plus, &negatives, budget, &mut |_, _| observer.advance(0, 0)).await?;
+        scored.iter_mut().zip(negatives).for_each(|(all, negative)| all.extend(negative));
         Ok(scored)
     }
 
     async fn evaluate(&mut self, step: usize) -> Result<Metrics> {
         let budget = self.score_tokens();
-        let decoder = &self.trainer.decoder;
-        let quiet = &mut |_, _| Ok(());
+        let method = (self.method(), loss_of(self.config));
+        let Self { gpu, trainer, observer, held_out, .. } = self;
         let mut metrics = Metrics::default();
         metrics.push("global_step", step as f64);
-        let found = self.held_out.evaluate(self.gpu, decoder, &self.config.method, budget, quiet).await?;
+        let mut alive = |_, _| observer.advance(0, 0);
+        let found = held_out.evaluate(gpu, &trainer.decoder, method, budget, &mut alive).await?;
         metrics.0.extend(found.0);
-        self.observer.evaluated(&metrics)?;
+        observer.evaluated(&metrics)?;
         Ok(metrics)
     }
 
@@ -393,8 +412,10 @@ impl<'a> Run<'a> {
             .map(|(i, (example, pool))| Draw::new(i, example, instructed, pool))
             .collect();
         let k = self.config.method.num_samples;
-        let quiet = &mut |_, _| Ok(());
-        let counts = anchors::draw(self.gpu, decoder, pass, &mut draws, k, &settings, step, quiet).await?;
+        draws.iter_mut().for_each(|draw| draw.pool.anchors.clear());
+        let observer = &mut *self.observer;
+        let alive = &mut |_, _| observer.advance(0, 0);
+        let counts = anchors::draw(self.gpu, decoder, pass, &mut draws, k, &settings, step, alive).await?;
         self.counts.add(&counts);
         for (&i, old) in stale.iter().zip(old) {
             // A model that answers with nothing anchors nothing: its earlier answers stay.
@@ -404,24 +425,16 @@ impl<'a> Run<'a> {
                 self.cached[i] = None;
             }
         }
-        for &i in &stale {
-            self.observer.anchors(&self.train[i], &self.pools[i], None)?;
-        }
-        Ok(())
+        self.score_missing(&stale).await?;
+        self.report_anchors(&stale)
     }
 
     /// Adds the gradients of a step's groups, micro-batch by micro-batch. Returns their figures and the packed tokens.
     async fn gradients(&mut self, batch: &[usize]) -> Result<(Vec<Observed>, usize)> {
-        let missing: Vec<usize> = batch.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
-        if !missing.is_empty() && self.method() != Method::Sft {
-            let scored = self.score_references(&missing, false).await?;
-            missing.iter().zip(scored).for_each(|(&i, scored)| self.cached[i] = Some(scored));
-        }
-        let responses = |i: usize| loss_responses(self.config.method.method, &self.train[i], &self.pools[i]);
-        let groups: Vec<Group> = batch
-            .iter()
-            .map(|&i| Group { prompt: &self.train[i].prompt_ids, responses: responses(i) })
-            .collect();
+        self.score_missing(batch).await?;
+        let method = self.method();
+        let groups: Vec<Group> =
+            batch.iter().map(|&i| group(method, &self.train[i], &self.pools[i])).collect();
         let t = &self.config.train;
         let budget = t.max_tokens_per_batch.unwrap_or(usize::MAX);
         let (mut observed, mut tokens) = (Vec::new(), 0);
@@ -439,12 +452,14 @@ impl<'a> Run<'a> {
                 reference: reference.iter().map(|r| r.token_logps.clone()).collect(),
             }));
         }
-        // References that move must be asked again next time.
-        if !self.references_are_fixed() {
-            batch.iter().for_each(|&i| self.cached[i] = None);
-        }
+        self.forget_moving(batch);
         Ok((observed, tokens))
     }
+}
+
+/// What the loss takes of an example.
+fn group<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Group<'a> {
+    Group { prompt: &example.prompt_ids, responses: loss_responses(method, example, pool) }
 }
 
 /// Fails, naming `place`, where an example's prompt and an answer exceed the model's context.
@@ -460,8 +475,10 @@ pub(super) fn check_context(
     if config.method.method != Method::D2o {
         return Ok(());
     }
-    let place = format!("{place}: prompt with the safety instruction, and max_new_tokens");
-    decoder.check_context(&place, example.sampling_ids.len() + config.anchors.max_new_tokens)
+    // Anchors are sampled behind the one prompt and scored behind the other, which a template's own system message may make longer.
+    let prompt = example.sampling_ids.len().max(example.prompt_ids.len());
+    let place = format!("{place}: prompt, bare or with the safety instruction, and max_new_tokens");
+    decoder.check_context(&place, prompt + config.anchors.max_new_tokens)
 }
 
 /// A group's anchors and its negative, apart.

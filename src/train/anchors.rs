@@ -83,7 +83,7 @@ impl<'a> Draw<'a> {
     }
 }
 
-/// Draws `k` anchors anew for each of `draws`.
+/// Fills each pool of `draws` up to `k` anchors.
 #[allow(clippy::too_many_arguments)]
 pub async fn draw(
     gpu: &Gpu,
@@ -97,7 +97,6 @@ pub async fn draw(
 ) -> Result<AnchorCounts> {
     let mut counts = AnchorCounts::default();
     for draw in draws.iter_mut() {
-        draw.pool.anchors.clear();
         draw.pool.step = step;
         draw.pool.generation += 1;
     }

@@ -5,11 +5,13 @@ use super::metrics::{Metrics, Observed, mean, of_groups};
 use super::step::{GroupOutcome, Scored, score};
 use super::stop::{ANCHOR_LOGP, PERPLEXITY};
 use crate::Result;
-use crate::config::{Method, MethodConfig};
+use crate::config::Method;
 use crate::data::Example;
 use crate::data::packing::Group;
 use crate::gpu::Gpu;
+use crate::loss::Loss;
 use crate::model::Decoder;
+use crate::reference::preference;
 
 /// Anchors of a held-out prompt at most: they are scored often.
 pub(super) const EVAL_ANCHORS: usize = 2;
@@ -42,11 +44,10 @@ impl HeldOut {
         &mut self,
         gpu: &Gpu,
         decoder: &Decoder,
-        config: &MethodConfig,
+        (method, loss): (Method, Loss),
         budget: usize,
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Metrics> {
-        let method = config.method;
         let groups: Vec<Group> = (0..self.examples.len())
             .map(|i| Group { prompt: &self.examples[i].prompt_ids, responses: self.responses(method, i) })
             .collect();
@@ -68,7 +69,7 @@ impl HeldOut {
                 continue;
             }
             let reference = then[..own].iter().map(|r| r.token_logps.clone()).collect();
-            observed.push(Observed { outcome: outcome(config, &now[..own], &then[..own]), reference });
+            observed.push(Observed { outcome: outcome(loss, &now[..own], &then[..own]), reference });
         }
         let mut metrics =
             if observed.is_empty() { Metrics::default() } else { of_groups("eval_", method, &observed) };
@@ -101,29 +102,17 @@ pub(super) fn loss_responses<'a>(method: Method, example: &'a Example, pool: &'a
     }
 }
 
-/// The loss of a group on the host, in f64: what `shaders/preference.wgsl` computes.
-fn outcome(config: &MethodConfig, now: &[Scored], then: &[Scored]) -> GroupOutcome {
-    let share = |r: &Scored| if config.length_normalize { r.token_logps.len().max(1) as f64 } else { 1.0 };
-    let ratio = |(r, start): (&Scored, &Scored)| (f64::from(r.logp) - f64::from(start.logp)) / share(r);
-    let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
-    let make = |loss: f64, anchor: f64, negative: f64| GroupOutcome {
-        loss: loss as f32,
-        z: (anchor - negative) as f32,
-        anchor_reward: anchor as f32,
-        negative_reward: negative as f32,
+/// The loss of a group on the host: the reference of `shaders/preference.wgsl`.
+fn outcome(loss: Loss, now: &[Scored], then: &[Scored]) -> GroupOutcome {
+    let logps = |scored: &[Scored]| scored.iter().map(|r| f64::from(r.logp)).collect::<Vec<_>>();
+    let lengths: Vec<u32> = now.iter().map(|r| r.token_logps.len() as u32).collect();
+    let found =
+        preference::forward(loss.method.into(), &logps(now), &logps(then), &lengths, loss.length_normalize);
+    GroupOutcome {
+        loss: found.loss as f32,
+        z: found.z as f32,
+        anchor_reward: found.rewards[0] as f32,
+        negative_reward: found.rewards[1] as f32,
         responses: now.to_vec(),
-    };
-    if config.method == Method::Sft {
-        return make(
-            -mean(now.iter().map(|r| f64::from(r.logp) / r.token_logps.len().max(1) as f64)),
-            0.0,
-            0.0,
-        );
     }
-    let last = now.len() - 1;
-    let alpha = if config.method == Method::D2o { config.alpha } else { config.beta };
-    let anchor = config.beta * mean(now[..last].iter().zip(&then[..last]).map(ratio));
-    let negative = alpha * ratio((&now[last], &then[last]));
-    let (z, smoothing) = (anchor - negative, config.label_smoothing);
-    make((1.0 - smoothing) * softplus(-z) + smoothing * softplus(z), anchor, negative)
 }

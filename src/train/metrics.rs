@@ -79,11 +79,14 @@ pub(super) fn of_groups(prefix: &str, method: Method, groups: &[Observed]) -> Me
     if method != Method::Sft {
         let last = groups.iter().filter_map(|g| g.outcome.responses.last());
         push(&format!("logps/{negative}"), mean(last.map(|r| f64::from(r.logp))));
+    }
+    // Only anchors are the reference's own samples, which the estimate needs.
+    if method == Method::D2o {
         let tokens = groups.iter().flat_map(|g| {
             let pairs = g.outcome.responses.iter().zip(&g.reference).take(split(&g.outcome));
             pairs.flat_map(|(r, reference)| r.token_logps.iter().copied().zip(reference.iter().copied()))
         });
-        push(&format!("kl/{positive}"), kl(tokens));
+        push("kl/anchor", kl(tokens));
     }
     push("entropy", mean(groups.iter().flat_map(|g| &g.outcome.responses).map(|r| f64::from(r.entropy))));
     metrics

@@ -12,15 +12,15 @@ pub trait Observer {
     fn begin(&mut self, what: &str, total: usize) {
         let _ = (what, total);
     }
-    /// `items` more are done, with `tokens` tokens.
+    /// `items` more are done, with `tokens` tokens. Also called now and then with neither, to ask whether to go on.
     fn advance(&mut self, items: usize, tokens: usize) -> Result<()> {
         let _ = (items, tokens);
         Ok(())
     }
     /// The phase is over.
     fn end(&mut self) {}
-    /// A prompt's anchors are drawn; `reference` holds their log-probs where the references are fixed.
-    fn anchors(&mut self, example: &Example, pool: &Pool, reference: Option<&[Scored]>) -> Result<()> {
+    /// A prompt's anchors are drawn; `reference` holds their log-probs under r− as it now is, and the negative's under r+.
+    fn anchors(&mut self, example: &Example, pool: &Pool, reference: &[Scored]) -> Result<()> {
         let _ = (example, pool, reference);
         Ok(())
     }

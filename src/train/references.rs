@@ -1,11 +1,11 @@
 //! The reference models r+ and r−, each of one of four kinds.
 
-use crate::Result;
 use crate::config::ReferenceSource;
 use crate::gpu::{Gpu, Purpose, Recorder};
 use crate::kernels::ema;
 use crate::model::Decoder;
 use crate::nn::{Arenas, Pass};
+use crate::{Error, Result};
 
 /// One reference: where its values are, and when they change.
 pub struct Reference {
@@ -25,8 +25,12 @@ impl Reference {
         checkpoint: Option<Arenas>,
     ) -> Result<Self> {
         let source = source.clone();
-        if checkpoint.is_some() {
-            return Ok(Self { source, values: checkpoint });
+        if let ReferenceSource::Checkpoint(path) = &source {
+            let expected = "the checkpoint's weights, read";
+            let values = checkpoint.ok_or_else(|| {
+                Error::input(path.display(), expected, "none", "give them in Inputs::positive or negative")
+            })?;
+            return Ok(Self { source, values: Some(values) });
         }
         // A fresh adapter changes nothing: off, the model is the initial one, without a copy.
         if fresh_adapter && source == ReferenceSource::Initial {

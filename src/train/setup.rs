@@ -75,13 +75,13 @@ impl<'a> Inputs<'a> {
             Some(eval) => eval,
             None => hold_out(&mut train, config),
         };
-        let anchors = match self.samples {
-            Some(samples) if config.method.method == Method::D2o => {
-                Some(given_anchors(samples, &tokenizer, &train, config.method.num_samples)?)
-            }
-            _ => None,
-        };
+        let samples = self.samples.filter(|_| config.method.method == Method::D2o);
+        let given = samples
+            .map(|samples| Ok((samples.0, given_samples(samples, &tokenizer, config.method.num_samples)?)))
+            .transpose()?;
         let (decoder, fresh_adapter) = self.decoder(gpu, config)?;
+        let anchors =
+            given.map(|(origin, given)| anchors_of(&train, origin, &given, &decoder)).transpose()?;
         let eval_origin = self.eval.unwrap_or(self.train).0;
         for (origin, examples) in [(self.train.0, &train), (eval_origin, &eval)] {
             for example in examples {
@@ -179,6 +179,7 @@ impl Checkpoint<'_> {
                         fix,
                     ));
                 }
+                adapter.all_in(decoder.layout())?;
                 adapter.weights
             }
         };
@@ -217,14 +218,16 @@ fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
     train.split_off(train.len() - (train.len() / 10).min(HELD_OUT))
 }
 
-/// Anchors from a samples file, for each example by its prompt. Examples that are not in it get none and are sampled.
-fn given_anchors(
+/// A sample from a file, and the line that it is on.
+type Given = (usize, Anchor);
+
+/// The first `k` samples of each prompt in a samples file.
+fn given_samples(
     (origin, bytes): Named,
     tokenizer: &ChatTokenizer,
-    examples: &[Example],
     k: usize,
-) -> Result<Vec<Vec<Anchor>>> {
-    let mut by_prompt: HashMap<String, Vec<Anchor>> = HashMap::new();
+) -> Result<HashMap<String, Vec<Given>>> {
+    let mut by_prompt: HashMap<String, Vec<Given>> = HashMap::new();
     // `aweigh sample` writes empty answers as they come: they anchor nothing.
     let options = ParseOptions { skip_empty: true, ..ParseOptions::default() };
     for row in parse_jsonl_with(bytes, origin, &options)?.rows {
@@ -248,12 +251,32 @@ fn given_anchors(
             }
         };
         let ended = ids.last().is_some_and(|id| tokenizer.end_tokens().contains(id));
-        let anchors = by_prompt.entry(key(&row.prompt)).or_default();
-        if anchors.len() < k {
-            anchors.push(Anchor { ids, ended, step: 0 });
+        let samples = by_prompt.entry(key(&row.prompt)).or_default();
+        if samples.len() < k {
+            samples.push((row.line, Anchor { ids, ended, step: 0 }));
         }
     }
-    Ok(examples.iter().map(|e| by_prompt.get(&key(&e.prompt)).cloned().unwrap_or_default()).collect())
+    Ok(by_prompt)
+}
+
+/// Each example's anchors among `given`, which fit the model's context. What is missing is sampled before the first step.
+fn anchors_of(
+    examples: &[Example],
+    origin: &str,
+    given: &HashMap<String, Vec<Given>>,
+    decoder: &Decoder,
+) -> Result<Vec<Vec<Anchor>>> {
+    let of = |example: &Example| {
+        let samples = given.get(&key(&example.prompt)).into_iter().flatten();
+        samples
+            .map(|(line, anchor)| {
+                let place = format!("{origin}:{line}: prompt and sample");
+                decoder.check_context(&place, example.prompt_ids.len() + anchor.ids.len())?;
+                Ok(anchor.clone())
+            })
+            .collect()
+    };
+    examples.iter().map(of).collect()
 }
 
 fn key(prompt: &crate::data::Prompt) -> String {

@@ -134,12 +134,6 @@ impl<'g> Trainer<'g> {
         Ok(self.workspace.insert(ws))
     }
 
-    /// Reserves a workspace for the largest of `batches`, before the first step.
-    pub fn reserve(&mut self, capacity: Capacity) -> Result<()> {
-        self.workspace = Some(self.decoder.workspace(self.gpu, capacity)?);
-        Ok(())
-    }
-
     /// Forward, loss and backward of one micro-batch: its gradients are added to the optimizer's. `divisor` is the number of
     /// groups in the whole step.
     pub async fn accumulate(&mut self, batch: &MicroBatch<'_>, divisor: usize) -> Result<Vec<GroupOutcome>> {

@@ -1,128 +1,13 @@
 //! The program as a user meets it: one clear message and exit code 2 for wrong input, with nothing written; and a whole run.
 
-use std::collections::BTreeMap;
+mod room;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::path::Path;
 
-use assert_cmd::Command;
-use flate2::read::GzDecoder;
+use room::{Room, TRAIN, texts};
+use safetensors::SafeTensors;
 use serde_json::Value;
-use tempfile::TempDir;
-
-/// What `align` needs beside a model.
-const TRAIN: [&str; 4] = ["--train", "flagged.jsonl", "--output-dir", "out"];
-
-fn assets() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny")
-}
-
-/// A folder to work in: `flagged.jsonl` and a copy of the embedded model in `model/`.
-struct Room(TempDir);
-
-impl Room {
-    fn new() -> Self {
-        let room = Self(tempfile::tempdir().unwrap());
-        fs::create_dir(room.path("model")).unwrap();
-        for name in [
-            "config.json",
-            "generation_config.json",
-            "model.safetensors",
-            "tokenizer.json",
-            "tokenizer_config.json",
-        ] {
-            fs::copy(assets().join(name), room.path("model").join(name)).unwrap();
-        }
-        let packed = fs::File::open(assets().join("negatives.jsonl.gz")).unwrap();
-        let text = std::io::read_to_string(GzDecoder::new(packed)).unwrap();
-        let lines: Vec<&str> = text.lines().take(20).collect();
-        room.write("flagged.jsonl", lines.join("\n"));
-        room
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    /// Replaces a piece of a text file.
-    fn edit(&self, name: &str, from: &str, to: &str) {
-        let text = fs::read_to_string(self.path(name)).unwrap();
-        assert!(text.contains(from), "{name} has no {from}");
-        self.write(name, text.replace(from, to));
-    }
-
-    /// Every file with its size, and every folder.
-    fn listing(&self) -> BTreeMap<PathBuf, Option<u64>> {
-        fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Option<u64>>) {
-            for entry in fs::read_dir(folder).unwrap() {
-                let (path, data) = entry.map(|e| (e.path(), e.metadata().unwrap())).unwrap();
-                if data.is_dir() {
-                    walk(&path, found);
-                }
-                found.insert(path, data.is_file().then_some(data.len()));
-            }
-        }
-        let mut found = BTreeMap::new();
-        walk(self.0.path(), &mut found);
-        found
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aweigh"));
-        // Mesa's Wayland layer complains on stderr where there is no such folder.
-        command.current_dir(self.0.path()).env_remove("RUST_LOG").env("XDG_RUNTIME_DIR", self.0.path());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command().args(arguments).output().unwrap()
-    }
-
-    /// Runs, expects success, and returns the one JSON object on stdout.
-    fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(&[arguments, &["--json"]].concat());
-        let (stdout, stderr) = texts(&output);
-        assert!(output.status.success(), "{arguments:?}: {stderr}");
-        assert_eq!(stdout.lines().count(), 1, "{arguments:?}: {stdout}");
-        serde_json::from_str(&stdout).unwrap()
-    }
-
-    /// A command line that must be refused with a message that has all of `parts`; everything stays as it was.
-    fn refuses(&self, arguments: &[&str], parts: &[&str]) {
-        self.refused(self.command().args(arguments), &[parts, &["what to do: "]].concat());
-    }
-
-    fn refused(&self, command: &mut Command, parts: &[&str]) {
-        let before = self.listing();
-        let output = command.output().unwrap();
-        let (stdout, stderr) = texts(&output);
-        assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
-        assert_eq!(stdout, "", "{command:?}");
-        assert_eq!(stderr.matches("error: ").count(), 1, "{command:?}: one message: {stderr}");
-        assert!(!stderr.contains("panicked"), "{stderr}");
-        // What stands before it are notes of what runs where.
-        let message = &stderr[stderr.find("error: ").unwrap()..];
-        assert!(message.lines().count() <= 3, "{command:?}: {message}");
-        for part in parts {
-            assert!(message.contains(part), "{command:?}: no {part:?} in: {message}");
-        }
-        assert_eq!(self.listing(), before, "{command:?}: the files have changed");
-    }
-
-    /// As [`Room::refuses`], of `align` with a model and more flags.
-    fn align_refuses(&self, model: &str, flags: &[&str], parts: &[&str]) {
-        self.refuses(&[&["align", "--model", model], &TRAIN[..], flags].concat(), parts);
-    }
-}
-
-fn texts(output: &Output) -> (String, String) {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    (text(&output.stdout), text(&output.stderr))
-}
 
 #[test]
 fn no_adapter() {
@@ -331,7 +216,7 @@ fn prompts_longer_than_the_context() {
         &[&parts[..], &["lower max_prompt_length"]].concat(),
     );
     let parts = [
-        "flagged.jsonl:1: prompt with the safety instruction, and max_new_tokens: expected at most 512 tokens",
+        "flagged.jsonl:1: prompt, bare or with the safety instruction, and max_new_tokens: expected at most 512 tokens",
     ];
     room.align_refuses("tiny", &["--max-new-tokens", "600"], &parts);
     let sample = ["sample", "--model", "tiny", "--data", "flagged.jsonl", "--output", "answers.jsonl"];
@@ -470,6 +355,32 @@ fn a_run_writes_its_folder_and_can_be_repeated() {
     let weights = |run: &str| fs::read(room.path(run).join("adapter/adapter_model.safetensors")).unwrap();
     assert_eq!(weights("a/first"), weights("second"));
     assert_eq!(samples, lines(&room.path("second/samples.jsonl")));
+
+    // A file with too few anchors is filled up; one with a sample that the model could not have written is refused.
+    let text = fs::read_to_string(room.path("a/first/samples.jsonl")).unwrap();
+    room.write("few.jsonl", text.lines().skip(1).map(|line| format!("{line}\n")).collect::<String>());
+    let few = ["--samples-file", "few.jsonl", "--output-dir", "third"];
+    let third = room.json(&[&["align", "--config", "a/first/config.toml"], &few[..]].concat());
+    assert_eq!(third["anchors"]["drawn"], 1);
+    assert_eq!(lines(&room.path("third/samples.jsonl")).len(), 18);
+    let long: Vec<u32> = vec![20; 600];
+    room.write("few.jsonl", text.replace("\"ids\":[", &format!("\"ids\":{long:?}, \"was\":[")));
+    let parts = ["few.jsonl:1: prompt and sample: expected at most 512 tokens"];
+    room.refuses(
+        &[&["align", "--config", "a/first/config.toml"], &few[..], &["--overwrite"]].concat(),
+        &parts,
+    );
+
+    // An adapter with a part that the model has no layer for would only half be applied.
+    let adapter = fs::read(room.path("a/first/adapter/adapter_model.safetensors")).unwrap();
+    let mut tensors = SafeTensors::deserialize(&adapter).unwrap().tensors();
+    let extra = "base_model.model.lm_head.lora_A.weight".to_string();
+    tensors.push((extra.clone(), tensors[0].1.clone()));
+    fs::create_dir(room.path("odd")).unwrap();
+    room.write("odd/adapter_model.safetensors", safetensors::serialize(tensors, None).unwrap());
+    fs::copy(room.path("a/first/adapter/adapter_config.json"), room.path("odd/adapter_config.json")).unwrap();
+    let parts = ["odd: expected A and B matrices of the model's linear layers", &extra];
+    room.refuses(&["generate", "--model", "tiny", "--adapter", "odd", "--prompt", "hi"], &parts);
 
     // It is refused without --overwrite, replaced with it, and can be gone on from.
     room.refuses(&again, &["--output-dir", "second, which exists", "--overwrite"]);
