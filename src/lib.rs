@@ -30,6 +30,7 @@
 #![warn(missing_docs)]
 
 pub mod assets;
+pub mod bench;
 #[doc(hidden)]
 pub mod cli;
 pub mod config;

@@ -1,4 +1,5 @@
-//! Every check of `aweigh selftest` at full depth, on one adapter, with the kernels of both tiers and WebGPU's default limits.
+//! Every check of `aweigh selftest` at full depth, on one adapter, with the kernels of both tiers, the portable ones under WebGPU's
+//! default limits.
 //!
 //! `AWEIGH_GPU` names the adapter, by its index or a part of its name; without it the fastest one is taken. To test on Chromium's
 //! SwiftShader: `VK_DRIVER_FILES=/usr/lib/chromium/vk_swiftshader_icd.json AWEIGH_GPU=SwiftShader cargo test --test gpu`.
@@ -21,7 +22,9 @@ fn with_gpu<T>(tier: Tier, test: impl FnOnce(&Gpu) -> T) -> T {
     };
     let device = cell.get_or_init(|| {
         let adapter = std::env::var("AWEIGH_GPU").ok();
-        let options = Options { adapter, default_limits: true, tier: Some(tier), ..Options::default() };
+        // The floor for the portable kernels; the software adapters' own features for theirs.
+        let default_limits = tier == Tier::Portable;
+        let options = Options { adapter, default_limits, tier: Some(tier), ..Options::default() };
         pollster::block_on(Gpu::open(&options)).map(Mutex::new).map_err(|error| error.to_string())
     });
     match device {
@@ -57,7 +60,7 @@ tests! {
     matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_rows_alone,
     attention_forward, attention_backward, attention_over_a_cache,
     rms_norm_forward, rms_norm_backward, rms_norm_many_rows, column_sum,
-    add, ema, swiglu, dropout, dropout_many_groups, rope,
+    add, ema, swiglu, dropout, dropout_many_groups, rope, fma_peak,
     gather_forward, gather_backward, kv_write,
     log_prob, sequence_sum, preference_table, preference_groups,
     sum_squares, adamw,

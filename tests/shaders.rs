@@ -7,7 +7,7 @@ use std::path::Path;
 use aweigh::kernels::{Layout, layouts};
 use aweigh::shader::{SOURCES, Variant, parse, permutations};
 use naga::proc::Layouter;
-use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, back};
 
 /// One below WebGPU's 8: wgpu's Metal backend takes one more for the buffers' sizes.
@@ -27,12 +27,21 @@ fn modules() -> Vec<(Variant, Module)> {
         .collect()
 }
 
-/// Validates with WebGPU's base only: no subgroups, no f16 arithmetic, no 64-bit types. naga counts `unpack2x16float`, which every
+/// Validates with WebGPU's base only: no f16 arithmetic, no 64-bit types, and subgroups only in the files that say so. naga counts `unpack2x16float`, which every
 /// WebGPU has, as a capability of its own.
 fn validate(variant: &Variant, module: &Module) -> ModuleInfo {
-    Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(Capabilities::SUBGROUP, needs_subgroups(variant));
+    Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(ShaderStages::COMPUTE)
+        .subgroup_operations(SubgroupOperationSet::all())
         .validate(module)
         .unwrap_or_else(|e| panic!("{variant}: {}", e.emit_to_string("")))
+}
+
+/// Whether the shader is only compiled where the adapter has subgroups.
+fn needs_subgroups(variant: &Variant) -> bool {
+    variant.shader.ends_with("_subgroup")
 }
 
 fn layouter(variant: &Variant, module: &Module) -> Layouter {
@@ -160,8 +169,12 @@ fn every_shader_is_listed_compiled_and_described() {
 fn variants_translate_to_spirv() {
     for (variant, module) in modules() {
         let info = validate(&variant, &module);
-        let words = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None)
-            .unwrap_or_else(|e| panic!("{variant}: {e}"));
+        let mut options = back::spv::Options::default();
+        if needs_subgroups(&variant) {
+            options.lang_version = (1, 3);
+        }
+        let words =
+            back::spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{variant}: {e}"));
         assert_eq!(words.first(), Some(&0x0723_0203), "{variant}: SPIR-V's magic number");
     }
 }
@@ -184,7 +197,7 @@ fn variants_translate_to_metal() {
         }
         entry.sizes_buffer = Some(entry.resources.len() as u8);
         let options = back::msl::Options {
-            lang_version: (2, 0),
+            lang_version: if needs_subgroups(&variant) { (2, 4) } else { (2, 0) },
             per_entry_point_map: [("main".to_string(), entry)].into(),
             fake_missing_bindings: false,
             ..Default::default()
@@ -204,7 +217,11 @@ fn variants_translate_to_hlsl() {
         let info = validate(&variant, &module);
         // Where wgpu keeps the number of workgroups, which HLSL has no name for.
         let special = back::hlsl::BindTarget { space: 1, ..Default::default() };
-        let options = back::hlsl::Options { special_constants_binding: Some(special), ..Default::default() };
+        let mut options =
+            back::hlsl::Options { special_constants_binding: Some(special), ..Default::default() };
+        if needs_subgroups(&variant) {
+            options.shader_model = back::hlsl::ShaderModel::V6_0;
+        }
         let pipeline = back::hlsl::PipelineOptions::default();
         let mut text = String::new();
         let translated = back::hlsl::Writer::new(&mut text, &options, &pipeline)

@@ -4,6 +4,7 @@
 
 pub mod align;
 pub mod args;
+pub mod bench;
 pub mod demo;
 pub mod devices;
 pub mod engine;
@@ -62,6 +63,7 @@ pub enum Command {
     Export(export::Args),
     Selftest(selftest::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
 }
 
 /// Runs one parsed command line.
@@ -80,6 +82,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Export(args) => export::run(args, &output),
         Command::Selftest(args) => selftest::run(args, &output),
         Command::Demo(args) => demo::run(args, &output),
+        Command::Bench(args) => bench::run(args, &output),
     }
 }
 

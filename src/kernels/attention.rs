@@ -3,11 +3,14 @@
 //! Running softmax: Milakov & Gimelshein, 1805.02867; backward from the saved log-sum-exp: Dao et al., 2205.14135.
 
 use super::{check, groups_of_64, params};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Gpu, Recorder, Tensor, Tier};
 use crate::shader::kernel;
 use crate::{Error, Result};
 
-params!(Params for ["attention", "attention_dq", "attention_dkv"];
+params!(Params for [
+        "attention", "attention_dq", "attention_dkv",
+        "attention_subgroup", "attention_dq_subgroup", "attention_dkv_subgroup",
+    ];
     queries: u32, heads: u32, kv_heads: u32, scale: f32);
 params!(DeltaParams for ["attention_delta"]; rows: u32, vectors: u32);
 
@@ -31,6 +34,8 @@ pub struct Shape {
     pub head_dim: usize,
     /// The mean number of keys a query sees, for the cost estimate.
     pub mean_keys: usize,
+    /// Whether all keys between those that are seen hold numbers: true of a packed batch, not of a sampler's cache.
+    pub dense: bool,
 }
 
 impl Shape {
@@ -40,6 +45,21 @@ impl Shape {
             heads: self.heads as u32,
             kv_heads: self.kv_heads as u32,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
+        }
+    }
+
+    /// `name`'s variant, and the workgroups for `queries` rows of each of `heads`.
+    fn variant(&self, gpu: &Gpu, name: &str, flags: &str, heads: usize) -> (String, u64) {
+        let dim = self.head_dim;
+        let lanes = gpu.subgroup().filter(|&lanes| {
+            gpu.tier() == Tier::Software && self.dense && [4, 8].contains(&lanes) && dim.is_multiple_of(8)
+        });
+        match lanes {
+            Some(lanes) => (
+                format!("{name}_subgroup SG={lanes} HEAD_DIM={dim}{flags}"),
+                (self.queries.div_ceil(lanes) * heads) as u64,
+            ),
+            None => (format!("{name} HEAD_DIM={dim}{flags}"), groups_of_64(self.queries * heads)),
         }
     }
 
@@ -76,9 +96,10 @@ pub fn forward(
         "attention",
         &[("q", q, count), ("ranges", ranges, 4 * shape.queries), ("o", o, count), ("stats", stats, rows)],
     )?;
-    let shader = kernel(rec.gpu(), &format!("attention HEAD_DIM={}", shape.head_dim));
+    let (variant, groups) = shape.variant(rec.gpu(), "attention", "", shape.heads);
+    let shader = kernel(rec.gpu(), &variant);
     let bindings = [q, k, v, ranges, o, stats];
-    rec.dispatch(&shader, &shape.params(), &bindings, groups_of_64(rows), shape.operations(4.0));
+    rec.dispatch(&shader, &shape.params(), &bindings, groups, shape.operations(4.0));
     Ok(())
 }
 
@@ -123,15 +144,14 @@ pub fn backward(
     let shader = kernel(rec.gpu(), "attention_delta");
     rec.dispatch(&shader, &delta, &[o, d_o, stats], groups_of_64(rows), 2.0 * count as f64);
     let params = shape.params();
-    let dim = shape.head_dim;
-    let shader = kernel(rec.gpu(), &format!("attention_dkv DV HEAD_DIM={dim}"));
+    let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", " DV", shape.kv_heads);
     let bindings = [q, k, tokens, stats, d_o, dv];
-    rec.dispatch(&shader, &params, &bindings, groups_of_64(kv_rows), shape.operations(4.0));
-    let shader = kernel(rec.gpu(), &format!("attention_dkv HEAD_DIM={dim}"));
+    rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(4.0));
+    let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", "", shape.kv_heads);
     let bindings = [q, k, tokens, stats, d_o, dk, v];
-    rec.dispatch(&shader, &params, &bindings, groups_of_64(kv_rows), shape.operations(6.0));
-    let shader = kernel(rec.gpu(), &format!("attention_dq HEAD_DIM={dim}"));
+    rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(6.0));
+    let (variant, groups) = shape.variant(rec.gpu(), "attention_dq", "", shape.heads);
     let bindings = [q, k, v, ranges, stats, d_o, dq];
-    rec.dispatch(&shader, &params, &bindings, groups_of_64(rows), shape.operations(6.0));
+    rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(6.0));
     Ok(())
 }

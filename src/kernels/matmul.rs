@@ -2,10 +2,10 @@
 
 use super::{check, params};
 use crate::Result;
-use crate::gpu::{DType, Recorder, Tensor, Tier};
+use crate::gpu::{DType, Gpu, Recorder, Tensor, Tier};
 use crate::shader::kernel;
 
-params!(Params for ["matmul", "matmul_tiled"]; m: u32, n: u32, k: u32, accumulate: u32, alpha: f32);
+params!(Params for ["matmul", "matmul_subgroup", "matmul_tiled"]; m: u32, n: u32, k: u32, accumulate: u32, alpha: f32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
@@ -51,40 +51,19 @@ impl Epilogue<'_> {
     pub const ADD: Self = Self { alpha: 1.0, accumulate: true, bias: None };
 }
 
-/// Records y = or += alpha · product (+ bias). x and y are f32; w may be f32, bf16 or f16, with equal results.
-pub fn forward(
-    rec: &mut Recorder,
-    form: Form,
-    x: &Tensor,
-    w: &Tensor,
-    y: &Tensor,
-    dims: Dims,
-    epilogue: Epilogue,
-) -> Result<()> {
-    let Dims { m, n, k } = dims;
-    check("matmul", &[("x", x, m * k), ("w", w, n * k), ("y", y, m * n)])?;
-    let (variant, groups) = variant(rec.gpu().tier(), form, w.dtype(), dims, epilogue.bias.is_some());
-    let params = Params {
-        m: m as u32,
-        n: n as u32,
-        k: k as u32,
-        accumulate: epilogue.accumulate as u32,
-        alpha: epilogue.alpha,
-    };
-    let shader = kernel(rec.gpu(), &variant);
-    let operations = 2.0 * (m * n) as f64 * k as f64;
-    match epilogue.bias {
-        None => rec.dispatch(&shader, &params, &[x, w, y], groups, operations),
-        Some(bias) => {
-            check("matmul", &[("bias", bias, n)])?;
-            rec.dispatch(&shader, &params, &[x, w, y, bias], groups, operations);
-        }
-    }
-    Ok(())
+/// One way to compute a product: a shader's variant, and the outputs of one of its workgroups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The variant, as `shaders/permutations` lists it.
+    pub variant: String,
+    rows: usize,
+    columns: usize,
+    workgroup: usize,
 }
 
-/// The variant for a shape, and its workgroups.
-fn variant(tier: Tier, form: Form, weights: DType, dims: Dims, bias: bool) -> (String, u64) {
+/// Every way to compute a product on `gpu`, the likeliest to be fast first. All give the same results, those of one layout
+/// and tier the same bits.
+pub fn candidates(gpu: &Gpu, form: Form, weights: DType, dims: Dims, bias: bool) -> Vec<Candidate> {
     let Dims { m, n, k } = dims;
     let mut flags = match form {
         Form::Nt => "NT",
@@ -100,13 +79,81 @@ fn variant(tier: Tier, form: Form, weights: DType, dims: Dims, bias: bool) -> (S
     if bias {
         flags += " BIAS";
     }
-    if tier == Tier::Portable {
-        return (format!("matmul_tiled {flags}"), (m.div_ceil(64) * n.div_ceil(64)) as u64);
-    }
     let contiguous = if form == Form::Tn { m } else { k };
-    if contiguous.is_multiple_of(4) && n.is_multiple_of(4) {
-        flags += " VEC4";
+    let wide = contiguous.is_multiple_of(4) && n.is_multiple_of(4);
+    let vec4 = if wide { " VEC4" } else { "" };
+    if gpu.tier() == Tier::Portable {
+        // Small tiles where large ones would leave most of the device idle.
+        let edges = if m.div_ceil(128) * n.div_ceil(128) < 64 { [4, 8] } else { [8, 4] };
+        let tiled = |edge: usize| {
+            let variant = format!("matmul_tiled EDGE={edge} {flags}{vec4}");
+            Candidate { variant, rows: 16 * edge, columns: 16 * edge, workgroup: 1 }
+        };
+        return edges.map(tiled).into();
     }
-    let rows = if m <= 8 { 4 } else { 16 };
-    (format!("matmul ROWS={rows} {flags}"), (m.div_ceil(rows) * n.div_ceil(8)).div_ceil(8) as u64)
+    let mut all = Vec::new();
+    if let Some(lanes) = gpu.subgroup().filter(|&lanes| wide && (lanes == 4 || lanes == 8)) {
+        // As many rows as there are, and no more: a decoding step has few.
+        let most = [1, 2, 4].into_iter().find(|loads| loads * lanes >= m).unwrap_or(4);
+        for loads in [4, 2, 1].into_iter().filter(|&loads| loads <= most) {
+            let variant = format!("matmul_subgroup SG={lanes} LOADS={loads} {flags}");
+            all.push(Candidate { variant, rows: loads * lanes, columns: 8 * lanes, workgroup: 1 });
+        }
+    }
+    let shared = all.len();
+    for rows in if m <= 8 { [4, 16] } else { [16, 4] } {
+        let variant = format!("matmul ROWS={rows} {flags}{vec4}");
+        all.push(Candidate { variant, rows, columns: 8, workgroup: 8 });
+    }
+    // A subgroup's columns are lost on few outputs, such as an adapter's rank.
+    if n <= 16 {
+        all.rotate_left(shared);
+    }
+    all
+}
+
+/// Records y = or += alpha · product (+ bias). x and y are f32; w may be f32, bf16 or f16, with equal results.
+pub fn forward(
+    rec: &mut Recorder,
+    form: Form,
+    x: &Tensor,
+    w: &Tensor,
+    y: &Tensor,
+    dims: Dims,
+    epilogue: Epilogue,
+) -> Result<()> {
+    let candidates = candidates(rec.gpu(), form, w.dtype(), dims, epilogue.bias.is_some());
+    forward_by(rec, &candidates[0], x, w, y, dims, epilogue)
+}
+
+/// As [`forward`], by a candidate for the same layout, weights and sizes.
+pub fn forward_by(
+    rec: &mut Recorder,
+    by: &Candidate,
+    x: &Tensor,
+    w: &Tensor,
+    y: &Tensor,
+    dims: Dims,
+    epilogue: Epilogue,
+) -> Result<()> {
+    let Dims { m, n, k } = dims;
+    check("matmul", &[("x", x, m * k), ("w", w, n * k), ("y", y, m * n)])?;
+    let params = Params {
+        m: m as u32,
+        n: n as u32,
+        k: k as u32,
+        accumulate: epilogue.accumulate as u32,
+        alpha: epilogue.alpha,
+    };
+    let groups = (m.div_ceil(by.rows) * n.div_ceil(by.columns)).div_ceil(by.workgroup) as u64;
+    let shader = kernel(rec.gpu(), &by.variant);
+    let operations = 2.0 * (m * n) as f64 * k as f64;
+    match epilogue.bias {
+        None => rec.dispatch(&shader, &params, &[x, w, y], groups, operations),
+        Some(bias) => {
+            check("matmul", &[("bias", bias, n)])?;
+            rec.dispatch(&shader, &params, &[x, w, y, bias], groups, operations);
+        }
+    }
+    Ok(())
 }

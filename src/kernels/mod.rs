@@ -9,6 +9,7 @@ pub mod attention;
 pub mod column_sum;
 pub mod dropout;
 pub mod ema;
+pub mod fma_peak;
 pub mod gather;
 pub mod kv_write;
 pub mod log_prob;
@@ -64,6 +65,7 @@ pub fn layouts() -> Vec<Layout> {
         column_sum::layouts(),
         dropout::layouts(),
         ema::layouts(),
+        fma_peak::layouts(),
         gather::layouts(),
         kv_write::layouts(),
         log_prob::layouts(),

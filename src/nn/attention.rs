@@ -42,6 +42,7 @@ impl Attention {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             mean_keys: tables.mean_keys,
+            dense: true,
         }
     }
 
@@ -77,7 +78,8 @@ impl Attention {
                 (&cache.k, &cache.v)
             }
         };
-        kernel::forward(rec, &saved.q, k, v, tables.ranges, &saved.o, &saved.stats, self.shape(tables))?;
+        let shape = Shape { dense: cache.is_none(), ..self.shape(tables) };
+        kernel::forward(rec, &saved.q, k, v, tables.ranges, &saved.o, &saved.stats, shape)?;
         self.o.forward(rec, pass, scratch, &saved.o, out, count)
     }
 

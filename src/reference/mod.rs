@@ -24,6 +24,7 @@ pub mod compare;
 pub mod decoder;
 pub mod dropout;
 pub mod ema;
+pub mod fma_peak;
 pub mod gather;
 pub mod kv_write;
 pub mod linear;

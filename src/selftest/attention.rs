@@ -66,7 +66,7 @@ impl Case {
         keys: usize,
     ) -> Self {
         let queries = ranges.len();
-        let shape = Shape { queries, heads, kv_heads, head_dim, mean_keys: 10 };
+        let shape = Shape { queries, heads, kv_heads, head_dim, mean_keys: 10, dense: keys == queries };
         let scale = 1.0 / (head_dim as f64).sqrt();
         let params = reference::attention::Params { heads, kv_heads, head_dim, scale };
         let q = values(1, queries * heads * head_dim, size);

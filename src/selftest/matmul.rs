@@ -82,16 +82,9 @@ async fn one(
     let (w_tensor, w) = weights(gpu, dtype, &values(2, n * k, 1.0))?;
     let earlier = accumulate.then(|| values(3, m * n, 1.0));
     let bias = bias.then(|| values(4, n, 1.0));
-    let y = match &earlier {
-        Some(earlier) => Output::holding(gpu, earlier)?,
-        None => Output::fresh(gpu, m * n)?,
-    };
     let x_tensor = floats(gpu, &x)?;
     let bias_tensor = bias.as_ref().map(|bias| floats(gpu, bias)).transpose()?;
-    let mut rec = Recorder::new(gpu);
     let epilogue = Epilogue { alpha, accumulate, bias: bias_tensor.as_ref() };
-    matmul::forward(&mut rec, form, &x_tensor, &w_tensor, &y.tensor, dims, epilogue)?;
-    rec.submit();
     let params = reference::matmul::Params { m, n, k, alpha: f64::from(alpha) };
     let (bias, earlier) = (bias.as_deref(), earlier.as_deref());
     let expected = match form {
@@ -99,15 +92,22 @@ async fn one(
         Form::Nn => reference::matmul::nn(params, &x, &w, earlier),
         Form::Tn => reference::matmul::tn(params, &x, &w, earlier),
     };
-    let what = format!(
-        "{form:?} {dtype:?} m={m} n={n} k={k} alpha={alpha}{}{}",
-        if accumulate { " accumulate" } else { "" },
-        if bias.is_some() { " bias" } else { "" },
-    );
-    y.expect(gpu, what, &expected).await
+    let accumulate = if accumulate { " accumulate" } else { "" };
+    let what = format!("m={m} n={n} k={k} alpha={alpha}{accumulate}");
+    for by in matmul::candidates(gpu, form, dtype, dims, bias.is_some()) {
+        let y = match earlier {
+            Some(earlier) => Output::holding(gpu, earlier)?,
+            None => Output::fresh(gpu, m * n)?,
+        };
+        let mut rec = Recorder::new(gpu);
+        matmul::forward_by(&mut rec, &by, &x_tensor, &w_tensor, &y.tensor, dims, epilogue)?;
+        rec.submit();
+        y.expect(gpu, format!("{}, {what}", by.variant), &expected).await?;
+    }
+    Ok(())
 }
 
-/// The product of `x` with `w`, whose values are given as they are in memory.
+/// The product of `x` with `w`, whose values are given as they are in memory: the same bits by every candidate.
 async fn product(
     gpu: &Gpu,
     form: Form,
@@ -117,10 +117,16 @@ async fn product(
 ) -> Result<Vec<u32>, super::Failure> {
     let (w, _) = weights(gpu, dtype, w)?;
     let (x, y) = (floats(gpu, x)?, Output::fresh(gpu, dims.m * dims.n)?);
-    let mut rec = Recorder::new(gpu);
-    matmul::forward(&mut rec, form, &x, &w, &y.tensor, dims, Epilogue::SET)?;
-    rec.submit();
-    Ok(bits(&y.read(gpu, format!("{form:?} {dims:?}")).await?))
+    let mut first: Option<Vec<u32>> = None;
+    for by in matmul::candidates(gpu, form, dtype, dims, false) {
+        let mut rec = Recorder::new(gpu);
+        matmul::forward_by(&mut rec, &by, &x, &w, &y.tensor, dims, Epilogue::SET)?;
+        rec.submit();
+        let found = bits(&y.read(gpu, format!("{form:?} {dims:?}")).await?);
+        equal(format!("{}, {dims:?}, bits", by.variant), &found, first.as_ref().unwrap_or(&found))?;
+        first = Some(found);
+    }
+    Ok(first.unwrap_or_default())
 }
 
 /// Packed weights give the very bits that the same weights give in f32.

@@ -5,7 +5,7 @@ use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::dropout::{self, Mask};
 use crate::kernels::rope::{self, Turn};
-use crate::kernels::{add, ema, swiglu};
+use crate::kernels::{add, ema, fma_peak, swiglu};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -16,6 +16,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("dropout", mask),
         check!("dropout_many_groups", many_groups),
         check!("rope", turn),
+        check!("fma_peak", chains),
     ]
 }
 
@@ -95,6 +96,20 @@ async fn mask(gpu: &Gpu, depth: Depth) -> Outcome {
             let params = reference::dropout::Params { p, stream: 17, step: 5, seed };
             let expected = reference::add::forward(&earlier, &reference::dropout::backward(params, &dy));
             dx.expect(gpu, format!("dx, {what}"), &expected).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn chains(gpu: &Gpu, depth: Depth) -> Outcome {
+    for &count in depth.of(&[65, 1, 64, 257]) {
+        for rounds in [0, 1, 7] {
+            let out = Output::fresh(gpu, count)?;
+            let mut rec = Recorder::new(gpu);
+            fma_peak::forward(&mut rec, &out.tensor, count, rounds, (0.75, 0.5))?;
+            rec.submit();
+            let expected = vec![reference::fma_peak::forward(rounds, 0.75, 0.5); count];
+            out.expect(gpu, format!("count {count} rounds {rounds}"), &expected).await?;
         }
     }
     Ok(())

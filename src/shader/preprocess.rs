@@ -1,7 +1,9 @@
 //! `#import`, `#ifdef` and constants for WGSL, and the list of variants in `shaders/permutations`.
 //!
-//! Directives stand alone on their line: `#import common/index`, `#ifdef NAME`, `#ifndef NAME`, `#else`, `#endif`.
-//! Anything else that starts with `#` is an error. A variant's valued definitions become constants at the top.
+//! Directives stand alone on their line: `#import common/index`, `#ifdef NAME`, `#ifndef NAME`, `#else`, `#endif`, and
+//! `#each I COUNT` with `#end`: the lines between are repeated with `$I` replaced by 0, 1, .. COUNT - 1, where COUNT is a
+//! product or quotient of numbers and definitions (`LOADS*SG/4`). Anything else that starts with `#` is an error. A
+//! variant's valued definitions become constants at the top.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,9 +18,10 @@ macro_rules! sources {
 
 sources! {
     "common/index", "common/pack", "common/reduce", "common/rng", "common/rows",
-    "adamw", "add", "attention", "attention_delta", "attention_dkv", "attention_dq", "clip_scale", "column_sum",
-    "dropout", "ema", "gather", "gather_backward", "kv_write", "log_prob", "log_prob_backward",
-    "matmul", "matmul_tiled", "preference", "rms_norm", "rms_norm_backward", "rope", "sample",
+    "adamw", "add", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup",
+    "attention_dq", "attention_dq_subgroup", "attention_subgroup", "clip_scale", "column_sum",
+    "dropout", "ema", "fma_peak", "gather", "gather_backward", "kv_write", "log_prob", "log_prob_backward",
+    "matmul", "matmul_subgroup", "matmul_tiled", "preference", "rms_norm", "rms_norm_backward", "rope", "sample",
     "sequence_sum", "sum_squares", "swiglu", "swiglu_backward",
 }
 
@@ -93,53 +96,117 @@ pub fn source(variant: &Variant) -> Result<String, String> {
             out.push_str(&format!("const {name} = {value}u;\n"));
         }
     }
-    let mut imported = Vec::new();
-    include(&variant.shader, &variant.defines, &mut imported, &mut out)?;
-    Ok(out)
+    let mut file = Expansion { defines: &variant.defines, imported: Vec::new(), out };
+    file.include(&variant.shader)?;
+    Ok(file.out)
 }
 
-fn include(
-    name: &str,
-    defines: &BTreeMap<String, Option<u32>>,
-    imported: &mut Vec<String>,
-    out: &mut String,
-) -> Result<(), String> {
-    if imported.iter().any(|seen| seen == name) {
-        return Ok(());
+/// A variant's text as it grows.
+struct Expansion<'a> {
+    defines: &'a BTreeMap<String, Option<u32>>,
+    imported: Vec<String>,
+    out: String,
+}
+
+/// A line with its number, for messages.
+type Line = (usize, String);
+
+impl Expansion<'_> {
+    fn include(&mut self, name: &str) -> Result<(), String> {
+        if self.imported.iter().any(|seen| seen == name) {
+            return Ok(());
+        }
+        self.imported.push(name.to_string());
+        let (_, text) = SOURCES
+            .iter()
+            .find(|(file, _)| *file == name)
+            .ok_or_else(|| format!("no shader named {name}"))?;
+        let lines: Vec<Line> = (1..).zip(text.lines().map(str::to_string)).collect();
+        self.lines(name, &lines)
     }
-    imported.push(name.to_string());
-    let (_, text) =
-        SOURCES.iter().find(|(file, _)| *file == name).ok_or_else(|| format!("no shader named {name}"))?;
-    // One entry per open #ifdef: whether its lines are kept.
-    let mut open: Vec<bool> = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let fail = |what: &str| format!("shaders/{name}.wgsl:{}: {what}", number + 1);
-        let Some(directive) = line.trim_start().strip_prefix('#') else {
-            if open.iter().all(|&kept| kept) {
-                out.push_str(line);
-                out.push('\n');
-            }
-            continue;
-        };
-        match directive.split_whitespace().collect::<Vec<_>>()[..] {
-            ["import", file] => {
-                if open.iter().all(|&kept| kept) {
-                    include(file, defines, imported, out)?;
+
+    fn lines(&mut self, name: &str, lines: &[Line]) -> Result<(), String> {
+        // One entry per open #ifdef: whether its lines are kept.
+        let mut open: Vec<bool> = Vec::new();
+        let mut at = 0;
+        while let Some((number, line)) = lines.get(at) {
+            at += 1;
+            let fail = |what: &str| format!("shaders/{name}.wgsl:{number}: {what}");
+            let kept = open.iter().all(|&kept| kept);
+            let Some(directive) = line.trim_start().strip_prefix('#') else {
+                if kept {
+                    self.out.push_str(line);
+                    self.out.push('\n');
                 }
+                continue;
+            };
+            match directive.split_whitespace().collect::<Vec<_>>()[..] {
+                ["import", file] => {
+                    if kept {
+                        self.include(file)?;
+                    }
+                }
+                ["ifdef", flag] => open.push(self.defines.contains_key(flag)),
+                ["ifndef", flag] => open.push(!self.defines.contains_key(flag)),
+                ["else"] => {
+                    let kept = open.last_mut().ok_or_else(|| fail("#else without #ifdef"))?;
+                    *kept = !*kept;
+                }
+                ["endif"] => {
+                    open.pop().ok_or_else(|| fail("#endif without #ifdef"))?;
+                }
+                ["each", variable, count] => {
+                    let length = block(&lines[at..]).ok_or_else(|| fail("#each without #end"))?;
+                    let body = &lines[at..at + length];
+                    at += length + 1;
+                    if kept {
+                        let count = self.count(count).ok_or_else(|| fail("no such count"))?;
+                        for i in 0..count {
+                            let one = |(number, line): &Line| {
+                                (*number, line.replace(&format!("${variable}"), &i.to_string()))
+                            };
+                            self.lines(name, &body.iter().map(one).collect::<Vec<_>>())?;
+                        }
+                    }
+                }
+                _ => return Err(fail(&format!("unknown directive #{directive}"))),
             }
-            ["ifdef", flag] => open.push(defines.contains_key(flag)),
-            ["ifndef", flag] => open.push(!defines.contains_key(flag)),
-            ["else"] => {
-                let kept = open.last_mut().ok_or_else(|| fail("#else without #ifdef"))?;
-                *kept = !*kept;
-            }
-            ["endif"] => {
-                open.pop().ok_or_else(|| fail("#endif without #ifdef"))?;
-            }
-            _ => return Err(fail(&format!("unknown directive #{directive}"))),
+        }
+        if open.is_empty() { Ok(()) } else { Err(format!("shaders/{name}.wgsl: #ifdef without #endif")) }
+    }
+
+    /// The value of a count: numbers and definitions joined by `*` and `/`, from left to right.
+    fn count(&self, text: &str) -> Option<u32> {
+        let value = |word: &str| word.parse().ok().or_else(|| self.defines.get(word).copied().flatten());
+        let mut total = 1;
+        let mut rest = text;
+        let mut divide = false;
+        loop {
+            let end = rest.find(['*', '/']).unwrap_or(rest.len());
+            let factor = value(&rest[..end])?;
+            total = if divide { u32::checked_div(total, factor)? } else { u32::checked_mul(total, factor)? };
+            let Some(operator) = rest[end..].chars().next() else { return Some(total) };
+            divide = operator == '/';
+            rest = &rest[end + 1..];
         }
     }
-    if open.is_empty() { Ok(()) } else { Err(format!("shaders/{name}.wgsl: #ifdef without #endif")) }
+}
+
+/// The number of lines before the `#end` that closes the `#each` just read.
+fn block(lines: &[Line]) -> Option<usize> {
+    let mut depth = 0;
+    lines.iter().position(|(_, line)| {
+        let directive = line.trim_start();
+        if directive.starts_with("#each ") {
+            depth += 1;
+        }
+        let closes = directive.trim_end() == "#end";
+        if closes && depth > 0 {
+            depth -= 1;
+            return false;
+        }
+        closes
+    })
 }
 
 #[cfg(test)]
@@ -155,6 +222,23 @@ mod tests {
     fn unknown_shaders_are_errors() {
         let variant = Variant::parse("nonsense").expect("parses");
         assert!(source(&variant).unwrap_err().contains("nonsense"));
+    }
+
+    fn expanded(text: &str, defines: &str) -> Result<String, String> {
+        let variant = Variant::parse(&format!("x {defines}")).expect("parses");
+        let lines: Vec<Line> = (1..).zip(text.lines().map(str::to_string)).collect();
+        let mut file = Expansion { defines: &variant.defines, imported: Vec::new(), out: String::new() };
+        file.lines("x", &lines).map(|()| file.out)
+    }
+
+    #[test]
+    fn each_repeats_its_lines() {
+        let text = "#each I N/2\na$I\n#each J 2\nb$I$J\n#end\n#end\nc";
+        assert_eq!(expanded(text, "N=4").unwrap(), "a0\nb00\nb01\na1\nb10\nb11\nc\n");
+        assert_eq!(expanded("#each I 2*N*2\n#ifdef F\n$I\n#endif\n#end", "N=1 F").unwrap(), "0\n1\n2\n3\n");
+        assert!(expanded("#each I 2\na", "").unwrap_err().ends_with("x.wgsl:1: #each without #end"));
+        assert!(expanded("\n#each I M\n#end", "").unwrap_err().ends_with("x.wgsl:2: no such count"));
+        assert!(expanded("#end", "").unwrap_err().contains("unknown directive #end"));
     }
 
     #[test]

@@ -1,0 +1,101 @@
+// attention_dkv.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes are neighbouring keys
+// of one kv head: they walk over all queries that see any of them, load each once and hand it on. A lane takes its own queries
+// in attention_dkv.wgsl's order and with its arithmetic: the results are the same bits. HEAD_DIM is a multiple of SG.
+//   DV: dv = sum of w * do        else: dk = sum of ds * q
+// Writes: the one gradient =.
+#import common/index
+const VECTORS = HEAD_DIM / 4u;
+const ROWS = 4u;          // queries a turn: a load brings SPAN vectors of each
+const SPAN = SG / ROWS;
+struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // (T, H, HEAD_DIM)
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;          // (T, G, HEAD_DIM)
+@group(0) @binding(3) var<storage, read> tokens: array<vec4<u32>>;     // (T): id, position, slot, visible_end
+@group(0) @binding(4) var<storage, read> stats: array<f32>;            // (2, T, H): lse, delta
+@group(0) @binding(5) var<storage, read> d_o: array<vec4<f32>>;        // (T, H, HEAD_DIM)
+@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;  // (T, G, HEAD_DIM)
+#ifndef DV
+@group(0) @binding(7) var<storage, read> v: array<vec4<f32>>;          // (T, G, HEAD_DIM)
+#endif
+
+@compute @workgroup_size(SG)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+    let blocks = (p.queries + SG - 1u) / SG;
+    let block = flat_group(group, groups);
+    let kv_head = block / blocks;
+    if kv_head >= p.kv_heads { return; }
+    let own = (block % blocks) * SG + lane;
+    let t = min(own, p.queries - 1u);
+    let shared_by = p.heads / p.kv_heads;
+    let at = (t * p.kv_heads + kv_head) * VECTORS;
+    var key: array<vec4<f32>, VECTORS>;
+    var sum: array<vec4<f32>, VECTORS>;
+#ifndef DV
+    var value: array<vec4<f32>, VECTORS>;
+#endif
+#each C HEAD_DIM/4
+    key[$C] = k[at + $Cu] * p.scale;
+    sum[$C] = vec4<f32>();
+#ifndef DV
+    value[$C] = v[at + $Cu];
+#endif
+#end
+    let end = tokens[t].w;
+    // Rows are queries with their heads that share the kv head: row = query * shared_by + head.
+    let first = subgroupMin(t) * shared_by;
+    let last = subgroupMax(end) * shared_by;
+    for (var base = first; base < last; base += ROWS) {
+        let mine = min(base + lane % ROWS, last - 1u);
+        let row = mine / shared_by * p.heads + kv_head * shared_by + mine % shared_by;
+        let source = row * VECTORS + lane / ROWS;
+        let lse = stats[row];
+#ifndef DV
+        let delta = stats[p.queries * p.heads + row];
+#endif
+#each J 4
+        var dots$J = vec4<f32>();
+#ifndef DV
+        var dp$J = vec4<f32>();
+#endif
+#end
+#each C HEAD_DIM/SG
+        let queries$C = q[source + $Cu * SPAN];
+        let upper$C = d_o[source + $Cu * SPAN];
+#each S SG/4
+#each J 4
+        dots$J = fma(subgroupBroadcast(queries$C, $Su * ROWS + $Ju), key[$Cu * SPAN + $Su], dots$J);
+#ifndef DV
+        dp$J = fma(subgroupBroadcast(upper$C, $Su * ROWS + $Ju), value[$Cu * SPAN + $Su], dp$J);
+#endif
+#end
+#end
+#end
+#each J 4
+        let seen$J = base + $Ju >= t * shared_by && base + $Ju < end * shared_by;
+        let weight$J = exp(dots$J.x + dots$J.y + dots$J.z + dots$J.w - subgroupBroadcast(lse, $Ju));
+#ifdef DV
+        let factor$J = select(0.0, weight$J, seen$J);
+#else
+        let ds$J = weight$J * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - subgroupBroadcast(delta, $Ju)) * p.scale;
+        let factor$J = select(0.0, ds$J, seen$J);
+#endif
+#end
+#each C HEAD_DIM/SG
+#each S SG/4
+#each J 4
+#ifdef DV
+        sum[$Cu * SPAN + $Su] = fma(vec4<f32>(factor$J), subgroupBroadcast(upper$C, $Su * ROWS + $Ju), sum[$Cu * SPAN + $Su]);
+#else
+        sum[$Cu * SPAN + $Su] = fma(vec4<f32>(factor$J), subgroupBroadcast(queries$C, $Su * ROWS + $Ju), sum[$Cu * SPAN + $Su]);
+#endif
+#end
+#end
+#end
+    }
+    if own < p.queries {
+#each C HEAD_DIM/4
+        out[at + $Cu] = sum[$C];
+#end
+    }
+}

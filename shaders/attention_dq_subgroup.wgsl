@@ -1,0 +1,77 @@
+// attention_dq.wgsl for software adapters with subgroups, in attention_subgroup.wgsl's way and with the same bits. Writes: dq =.
+#import common/index
+const VECTORS = HEAD_DIM / 4u;
+const KEYS = 4u;          // keys a turn: a load brings SPAN vectors of each
+const SPAN = SG / KEYS;
+struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;         // (T, H, HEAD_DIM)
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;         // (T, G, HEAD_DIM)
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;         // (T, G, HEAD_DIM)
+@group(0) @binding(4) var<storage, read> ranges: array<vec4<u32>>;    // (T)
+@group(0) @binding(5) var<storage, read> stats: array<f32>;           // (2, T, H): lse, delta
+@group(0) @binding(6) var<storage, read> d_o: array<vec4<f32>>;       // (T, H, HEAD_DIM)
+@group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;  // (T, H, HEAD_DIM)
+
+@compute @workgroup_size(SG)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+    let blocks = (p.queries + SG - 1u) / SG;
+    let block = flat_group(group, groups);
+    let head = block / blocks;
+    if head >= p.heads { return; }
+    let own = (block % blocks) * SG + lane;
+    let t = min(own, p.queries - 1u);
+    let kv_head = head / (p.heads / p.kv_heads);
+    let row = t * p.heads + head;
+    var query: array<vec4<f32>, VECTORS>;
+    var upper: array<vec4<f32>, VECTORS>;
+    var sum: array<vec4<f32>, VECTORS>;
+#each C HEAD_DIM/4
+    query[$C] = q[row * VECTORS + $Cu] * p.scale;
+    upper[$C] = d_o[row * VECTORS + $Cu];
+    sum[$C] = vec4<f32>();
+#end
+    let lse = stats[row];
+    let delta = stats[p.queries * p.heads + row];
+    let range = ranges[t];
+    for (var part = 0u; part < 2u; part++) {
+        let start = select(range.z, range.x, part == 0u);
+        let end = select(range.w, range.y, part == 0u);
+        let first = subgroupMin(select(start, 0xffffffffu, start >= end));
+        let last = subgroupMax(select(end, 0u, start >= end));
+        for (var base = first; base < last; base += KEYS) {
+            let source = (min(base + lane % KEYS, last - 1u) * p.kv_heads + kv_head) * VECTORS + lane / KEYS;
+#each J 4
+            var dots$J = vec4<f32>();
+            var dp$J = vec4<f32>();
+#end
+#each C HEAD_DIM/SG
+            let keys$C = k[source + $Cu * SPAN];
+            let values$C = v[source + $Cu * SPAN];
+#each S SG/4
+#each J 4
+            dots$J = fma(query[$Cu * SPAN + $Su], subgroupBroadcast(keys$C, $Su * KEYS + $Ju), dots$J);
+            dp$J = fma(upper[$Cu * SPAN + $Su], subgroupBroadcast(values$C, $Su * KEYS + $Ju), dp$J);
+#end
+#end
+#end
+#each J 4
+            let mine$J = base + $Ju >= start && base + $Ju < end;
+            let weight$J = exp(dots$J.x + dots$J.y + dots$J.z + dots$J.w - lse);
+            let ds$J = select(0.0, weight$J * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - delta) * p.scale, mine$J);
+#end
+#each C HEAD_DIM/SG
+#each S SG/4
+#each J 4
+            sum[$Cu * SPAN + $Su] = fma(vec4<f32>(ds$J), subgroupBroadcast(keys$C, $Su * KEYS + $Ju), sum[$Cu * SPAN + $Su]);
+#end
+#end
+#end
+        }
+    }
+    if own < p.queries {
+#each C HEAD_DIM/4
+        dq[row * VECTORS + $Cu] = sum[$C];
+#end
+    }
+}

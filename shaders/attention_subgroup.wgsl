@@ -1,0 +1,95 @@
+// attention.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes are neighbouring queries
+// of one head, which see nearly the same keys: they walk over all that any of them sees, load each once and hand it on.
+// A lane takes its own keys in attention.wgsl's order and with its arithmetic: the results are the same bits.
+// Keys between the ranges are read and must hold numbers. HEAD_DIM is a multiple of SG.
+// Writes: o =, lse = log sum exp of its scores.
+#import common/index
+const VECTORS = HEAD_DIM / 4u;
+const KEYS = 4u;          // keys a turn: a load brings SPAN vectors of each
+const SPAN = SG / KEYS;
+struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;        // (T, H, HEAD_DIM)
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;        // (S, G, HEAD_DIM)
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;        // (S, G, HEAD_DIM)
+@group(0) @binding(4) var<storage, read> ranges: array<vec4<u32>>;   // (T)
+@group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;  // (T, H, HEAD_DIM)
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;      // (T, H), the first half of the backward's stats
+
+@compute @workgroup_size(SG)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+    let blocks = (p.queries + SG - 1u) / SG;
+    let block = flat_group(group, groups);
+    let head = block / blocks;
+    // The same for all lanes: a subgroup stays or leaves as a whole.
+    if head >= p.heads { return; }
+    let own = (block % blocks) * SG + lane;
+    let t = min(own, p.queries - 1u);
+    let kv_head = head / (p.heads / p.kv_heads);
+    let at = (t * p.heads + head) * VECTORS;
+    var query: array<vec4<f32>, VECTORS>;
+    var sum: array<vec4<f32>, VECTORS>;
+#each C HEAD_DIM/4
+    query[$C] = q[at + $Cu] * p.scale;
+    sum[$C] = vec4<f32>();
+#end
+    let range = ranges[t];
+    var most = -3.0e38;
+    var mass = 0.0;
+    for (var part = 0u; part < 2u; part++) {
+        let start = select(range.z, range.x, part == 0u);
+        let end = select(range.w, range.y, part == 0u);
+        let first = subgroupMin(select(start, 0xffffffffu, start >= end));
+        let last = subgroupMax(select(end, 0u, start >= end));
+        for (var base = first; base < last; base += KEYS) {
+            let source = (min(base + lane % KEYS, last - 1u) * p.kv_heads + kv_head) * VECTORS + lane / KEYS;
+#each J 4
+            var dots$J = vec4<f32>();
+#end
+#each C HEAD_DIM/SG
+            {
+                let keys = k[source + $Cu * SPAN];
+#each S SG/4
+#each J 4
+                dots$J = fma(query[$Cu * SPAN + $Su], subgroupBroadcast(keys, $Su * KEYS + $Ju), dots$J);
+#end
+#end
+            }
+#end
+            let before = most;
+#each J 4
+            let mine$J = base + $Ju >= start && base + $Ju < end;
+            let score$J = dots$J.x + dots$J.y + dots$J.z + dots$J.w;
+            let grown$J = select(most, max(most, score$J), mine$J);
+            let fade$J = exp(most - grown$J);
+            let weight$J = select(0.0, exp(score$J - grown$J), mine$J);
+            mass = mass * fade$J + weight$J;
+            most = grown$J;
+#end
+#each C HEAD_DIM/SG
+            {
+                let values = v[source + $Cu * SPAN];
+                if subgroupAny(most > before) {
+#each S SG/4
+#each J 4
+                    sum[$Cu * SPAN + $Su] = fma(vec4<f32>(weight$J), subgroupBroadcast(values, $Su * KEYS + $Ju), sum[$Cu * SPAN + $Su] * fade$J);
+#end
+#end
+                } else {
+#each S SG/4
+#each J 4
+                    sum[$Cu * SPAN + $Su] = fma(vec4<f32>(weight$J), subgroupBroadcast(values, $Su * KEYS + $Ju), sum[$Cu * SPAN + $Su]);
+#end
+#end
+                }
+            }
+#end
+        }
+    }
+    if own < p.queries {
+#each C HEAD_DIM/4
+        o[at + $Cu] = sum[$C] / mass;
+#end
+        lse[t * p.heads + head] = most + log(mass);
+    }
+}

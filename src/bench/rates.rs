@@ -1,0 +1,140 @@
+//! Kernels by themselves: the arithmetic peak, matrix products, attention.
+
+use serde::Serialize;
+
+use super::{median, time};
+use crate::Result;
+use crate::gpu::{DType, Gpu, Purpose, Tensor};
+use crate::kernels::attention::{self, Saved, Shape};
+use crate::kernels::fma_peak;
+use crate::kernels::matmul::{self, Dims, Epilogue, Form};
+use crate::reference::rng;
+
+/// The adapter's arithmetic peak in f32, as measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Peak {
+    /// Each run's rate, in 1e9 floating-point operations a second.
+    pub gflops: Vec<f64>,
+}
+
+impl Peak {
+    /// The middle rate.
+    pub fn median(&self) -> f64 {
+        median(&self.gflops)
+    }
+}
+
+/// Invocations and rounds of the peak's kernel: enough to fill any adapter.
+const INVOCATIONS: usize = 1 << 16;
+const ROUNDS: u32 = 512;
+
+/// Measures the peak: multiplications and additions in registers alone.
+///
+/// # Errors
+/// What the device reports.
+pub async fn peak(gpu: &Gpu, runs: usize) -> Result<Peak> {
+    let out = Tensor::new(gpu, Purpose::Staging, "peak", INVOCATIONS, DType::F32)?;
+    let mut operations = 0.0;
+    let seconds = time(gpu, runs, |rec| {
+        operations = fma_peak::forward(rec, &out, INVOCATIONS, ROUNDS, (0.5, 1.0))?;
+        Ok(())
+    })
+    .await?;
+    Ok(Peak { gflops: seconds.iter().map(|s| operations / s * 1e-9).collect() })
+}
+
+/// One kernel on one shape.
+#[derive(Debug, Clone, Serialize)]
+pub struct Rate {
+    /// The shader's variant, or what is measured.
+    pub kernel: String,
+    /// Its shape and types, for people.
+    pub shape: String,
+    /// Floating-point operations that the shape asks for.
+    pub operations: f64,
+    /// Seconds of each run.
+    pub seconds: Vec<f64>,
+    /// The middle rate, in 1e9 floating-point operations a second.
+    pub gflops: f64,
+}
+
+impl Rate {
+    fn new(kernel: &str, shape: String, operations: f64, seconds: Vec<f64>) -> Self {
+        let gflops = operations / median(&seconds) * 1e-9;
+        Self { kernel: kernel.into(), shape, operations, seconds, gflops }
+    }
+}
+
+/// `count` values in [-1, 1).
+fn values(gpu: &Gpu, label: &str, count: usize) -> Result<Tensor> {
+    let data: Vec<f32> = rng::values(1, count).into_iter().map(|v| v as f32).collect();
+    Tensor::from_f32(gpu, Purpose::Staging, label, &data)
+}
+
+fn narrow(gpu: &Gpu, dtype: DType, count: usize) -> Result<Tensor> {
+    let data = rng::values(2, count).into_iter().map(|v| v as f32);
+    let bytes: Vec<u8> = match dtype {
+        DType::F32 | DType::U32 => data.flat_map(f32::to_le_bytes).collect(),
+        DType::Bf16 => data.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => data.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect(),
+    };
+    Tensor::from_bytes(gpu, Purpose::Staging, "weights", &bytes, dtype)
+}
+
+/// Measures y(m, n) = x · w with sums of length k, in one layout, with weights of `dtype`: a rate for every kernel that could
+/// do it, the one that is taken first.
+///
+/// # Errors
+/// What the device reports, or tensors over its limits.
+pub async fn matmul(gpu: &Gpu, form: Form, dtype: DType, dims: Dims, runs: usize) -> Result<Vec<Rate>> {
+    let Dims { m, n, k } = dims;
+    let (x, w) = (values(gpu, "x", m * k)?, narrow(gpu, dtype, n * k)?);
+    let y = Tensor::new(gpu, Purpose::Staging, "y", m * n, DType::F32)?;
+    let operations = 2.0 * (m * n) as f64 * k as f64;
+    let mut rates = Vec::new();
+    for by in matmul::candidates(gpu, form, dtype, dims, false) {
+        let seconds =
+            time(gpu, runs, |rec| matmul::forward_by(rec, &by, &x, &w, &y, dims, Epilogue::SET)).await?;
+        rates.push(Rate::new(&by.variant, format!("m={m} n={n} k={k}"), operations, seconds));
+    }
+    Ok(rates)
+}
+
+/// Measures causal attention over one sequence of `tokens`, forward and backward. The rates count the keys that are seen,
+/// and for the backward pass five products where the forward pass has two.
+///
+/// # Errors
+/// As [`matmul()`].
+pub async fn attention(
+    gpu: &Gpu,
+    tokens: usize,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    runs: usize,
+) -> Result<[Rate; 2]> {
+    let shape =
+        Shape { queries: tokens, heads, kv_heads, head_dim, mean_keys: tokens.div_ceil(2), dense: true };
+    let (q_count, kv_count) = (tokens * heads * head_dim, tokens * kv_heads * head_dim);
+    let (q, k, v) = (values(gpu, "q", q_count)?, values(gpu, "k", kv_count)?, values(gpu, "v", kv_count)?);
+    let d_o = values(gpu, "d_o", q_count)?;
+    let make = |label, count| Tensor::new(gpu, Purpose::Staging, label, count, DType::F32);
+    let (o, dq) = (make("o", q_count)?, make("dq", q_count)?);
+    let (dk, dv, stats) = (make("dk", kv_count)?, make("dv", kv_count)?, make("stats", 2 * tokens * heads)?);
+    let ranges: Vec<u32> = (0..tokens as u32).flat_map(|t| [0, 0, 0, t + 1]).collect();
+    let described: Vec<u32> = (0..tokens as u32).flat_map(|t| [0, t, t, tokens as u32]).collect();
+    let ranges = Tensor::from_u32(gpu, Purpose::Staging, "ranges", &ranges)?;
+    let described = Tensor::from_u32(gpu, Purpose::Staging, "tokens", &described)?;
+    let what = format!("T={tokens} H={heads} G={kv_heads} head_dim={head_dim}, causal");
+    let pairs = (tokens * (tokens + 1) / 2) as f64;
+    let products = |n: f64| n * 2.0 * pairs * (heads * head_dim) as f64;
+    let forward =
+        time(gpu, runs, |rec| attention::forward(rec, &q, &k, &v, &ranges, &o, &stats, shape)).await?;
+    let backward = time(gpu, runs, |rec| {
+        let saved = Saved { q: &q, k: &k, v: &v, o: &o, stats: &stats, ranges: &ranges, tokens: &described };
+        attention::backward(rec, saved, &d_o, &dq, &dk, &dv, shape)
+    })
+    .await?;
+    Ok([
+        Rate::new("attention forward", what.clone(), products(2.0), forward),
+        Rate::new("attention backward", what, products(5.0), backward),
+    ])
+}

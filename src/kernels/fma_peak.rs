@@ -1,0 +1,33 @@
+//! Multiplications and additions in registers: an adapter's arithmetic peak, which `aweigh bench` holds rates against.
+
+use super::{check, groups_of_64, params};
+use crate::Result;
+use crate::gpu::{Recorder, Tensor};
+use crate::shader::kernel;
+
+params!(Params for ["fma_peak"]; count: u32, rounds: u32, a: f32, b: f32);
+
+pub(super) fn layouts() -> Vec<super::Layout> {
+    vec![Params::layout()]
+}
+
+/// Chains of an invocation, and their steps in a round.
+const CHAINS: f64 = 16.0;
+const STEPS: f64 = 2.0;
+
+/// Records `rounds` rounds of value·a + b in each of `count` invocations; the sums of their chains into out `(count)`.
+/// Returns the floating-point operations, two for each multiplication and addition.
+pub fn forward(
+    rec: &mut Recorder,
+    out: &Tensor,
+    count: usize,
+    rounds: u32,
+    (a, b): (f32, f32),
+) -> Result<f64> {
+    check("fma_peak", &[("out", out, count)])?;
+    let shader = kernel(rec.gpu(), "fma_peak");
+    let operations = 2.0 * CHAINS * STEPS * count as f64 * f64::from(rounds);
+    let params = Params { count: count as u32, rounds, a, b };
+    rec.dispatch(&shader, &params, &[out], groups_of_64(count), operations);
+    Ok(operations)
+}

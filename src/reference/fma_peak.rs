@@ -1,0 +1,14 @@
+//! The arithmetic of the peak measurement.
+
+/// The sum of sixteen chains, which start at 0 to 15 and go through value = value·a + b twice a round.
+pub fn forward(rounds: u32, a: f64, b: f64) -> f64 {
+    let chain = |start: u32| (0..2 * rounds).fold(f64::from(start), |value, _| value * a + b);
+    (0..16).map(chain).sum()
+}
+
+#[test]
+fn by_hand() {
+    assert_eq!(forward(0, 0.5, 1.0), 120.0);
+    // Twice: v/4 + 1.5 each.
+    assert_eq!(forward(1, 0.5, 1.0), 120.0 / 4.0 + 16.0 * 1.5);
+}
