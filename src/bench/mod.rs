@@ -6,10 +6,12 @@
 mod rates;
 mod steps;
 mod synthetic;
+mod tune;
 
 pub use rates::{Peak, Rate, attention, matmul, peak};
 pub use steps::{GroupTimes, SamplingTimes, StepTimes, group, sampling, step};
 pub use synthetic::{SHAPES, Synthetic};
+pub use tune::{Product, products, tune};
 
 use std::time::Instant;
 
@@ -24,13 +26,26 @@ pub fn median(values: &[f64]) -> f64 {
     0.5 * (middle((sorted.len().saturating_sub(1)) / 2) + middle(sorted.len() / 2))
 }
 
-/// Seconds that a run of short work should take at least, so that the clock and the submit do not show.
-const RUN_SECONDS: f64 = 0.1;
+/// How often something is timed.
+#[derive(Debug, Clone, Copy)]
+pub struct Runs {
+    /// Runs whose seconds are kept.
+    pub count: usize,
+    /// Seconds that a run of short work is repeated for, so that the clock and the submit do not show.
+    pub seconds: f64,
+}
+
+impl Runs {
+    /// `count` runs of a tenth of a second at least.
+    pub fn new(count: usize) -> Self {
+        Self { count, seconds: 0.1 }
+    }
+}
 
 /// Times what `record` records, again and again in a run until it is long enough: the seconds of one, for each of `runs`.
 async fn time(
     gpu: &Gpu,
-    runs: usize,
+    runs: Runs,
     mut record: impl FnMut(&mut Recorder) -> Result<()>,
 ) -> Result<Vec<f64>> {
     let mut run = async |repeats: u32| -> Result<f64> {
@@ -45,9 +60,9 @@ async fn time(
     };
     run(1).await?;
     let once = run(1).await?;
-    let repeats = (RUN_SECONDS / once.max(1e-6)).ceil().clamp(1.0, 1000.0) as u32;
+    let repeats = (runs.seconds / once.max(1e-6)).ceil().clamp(1.0, 1000.0) as u32;
     let mut seconds = Vec::new();
-    for _ in 0..runs {
+    for _ in 0..runs.count {
         seconds.push(run(repeats).await? / f64::from(repeats));
     }
     Ok(seconds)

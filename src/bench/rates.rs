@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{median, time};
+use super::{Runs, median, time};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Purpose, Tensor};
 use crate::kernels::attention::{self, Saved, Shape};
@@ -32,7 +32,7 @@ const ROUNDS: u32 = 512;
 ///
 /// # Errors
 /// What the device reports.
-pub async fn peak(gpu: &Gpu, runs: usize) -> Result<Peak> {
+pub async fn peak(gpu: &Gpu, runs: Runs) -> Result<Peak> {
     let out = Tensor::new(gpu, Purpose::Staging, "peak", INVOCATIONS, DType::F32)?;
     let mut operations = 0.0;
     let seconds = time(gpu, runs, |rec| {
@@ -86,7 +86,7 @@ fn narrow(gpu: &Gpu, dtype: DType, count: usize) -> Result<Tensor> {
 ///
 /// # Errors
 /// What the device reports, or tensors over its limits.
-pub async fn matmul(gpu: &Gpu, form: Form, dtype: DType, dims: Dims, runs: usize) -> Result<Vec<Rate>> {
+pub async fn matmul(gpu: &Gpu, form: Form, dtype: DType, dims: Dims, runs: Runs) -> Result<Vec<Rate>> {
     let Dims { m, n, k } = dims;
     let (x, w) = (values(gpu, "x", m * k)?, narrow(gpu, dtype, n * k)?);
     let y = Tensor::new(gpu, Purpose::Staging, "y", m * n, DType::F32)?;
@@ -109,7 +109,7 @@ pub async fn attention(
     gpu: &Gpu,
     tokens: usize,
     (heads, kv_heads, head_dim): (usize, usize, usize),
-    runs: usize,
+    runs: Runs,
 ) -> Result<[Rate; 2]> {
     let shape =
         Shape { queries: tokens, heads, kv_heads, head_dim, mean_keys: tokens.div_ceil(2), dense: true };

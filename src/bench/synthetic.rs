@@ -49,6 +49,14 @@ impl Synthetic {
         Ok(Some(Self { name, config, weights }))
     }
 
+    /// Its configuration.
+    ///
+    /// # Errors
+    /// None: the shapes are this file's.
+    pub fn config(&self) -> Result<DecoderConfig> {
+        DecoderConfig::parse(self.config.as_bytes(), self.name)
+    }
+
     /// Its decoder on `gpu`.
     ///
     /// # Errors

@@ -155,7 +155,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let submit_seconds = config.gpu.submit_budget.map(|ms| ms / 1000.0);
     let options = Options { adapter: config.gpu.adapter.clone(), submit_seconds, ..Options::default() };
     let started = Instant::now();
-    let gpu = block_on(Gpu::open(&options))?;
+    let gpu = engine::open(&options, config.gpu.tuning)?;
     let prepared = files.inputs().prepare(&gpu, &config)?;
     engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
     output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));

@@ -12,6 +12,9 @@ pub struct GpuArgs {
     /// The GPU: its number in "aweigh devices", or a part of its name. Without it the best one is taken
     #[arg(long, value_name = "NUMBER|NAME", env = "AWEIGH_GPU")]
     pub gpu: Option<String>,
+    /// Take every kernel as it is guessed, not as "aweigh devices --tune" measured it on this GPU
+    #[arg(long)]
+    pub no_tuning: bool,
 }
 
 /// Which model, with which adapter.

@@ -4,18 +4,19 @@ use pollster::block_on;
 use serde::Serialize;
 
 use super::args::{GpuArgs, at_least_one};
+use super::engine;
 use super::interrupt;
 use super::output::{Output, bytes, table};
 use crate::bench::{
-    GroupTimes, Peak, Rate, SamplingTimes, StepTimes, Synthetic, attention, group, matmul, median, peak,
-    sampling, step,
+    GroupTimes, Peak, Rate, Runs, SamplingTimes, StepTimes, Synthetic, attention, group, matmul, median,
+    peak, sampling, step,
 };
 use crate::config::TargetModules;
 use crate::error::{Error, Result};
 use crate::files::Model;
 use crate::gpu::{DType, Gpu, KernelTime, Options};
 use crate::kernels::matmul::{Dims, Form};
-use crate::model::{Decoder, LoraSpec, Training};
+use crate::model::{Decoder, DecoderConfig, LoraSpec, Training};
 
 /// Measure how fast this GPU runs the engine.
 ///
@@ -91,7 +92,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let model = ModelSource::open(&args.model)?;
     let options = Options { adapter: args.gpu.gpu.clone(), profile: args.profile, ..Options::default() };
-    let gpu = block_on(Gpu::open(&options))?;
+    let gpu = engine::open(&options, !args.gpu.no_tuning)?;
     let summary = gpu.summary();
     output.note(format_args!("GPU {}, {}, {}", summary.name, summary.backend, summary.driver));
     if args.profile && gpu.kernel_times().is_none() {
@@ -109,16 +110,33 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 }
 
 /// Where the weights of the steps come from.
-enum ModelSource {
+pub(super) enum ModelSource {
     Files(Model),
     Synthetic(Synthetic),
 }
 
 impl ModelSource {
-    fn open(name: &str) -> Result<Self> {
+    pub fn open(name: &str) -> Result<Self> {
         match Synthetic::named(name)? {
             Some(synthetic) => Ok(Self::Synthetic(synthetic)),
             None => Ok(Self::Files(Model::open(name)?)),
+        }
+    }
+
+    /// Its configuration, and the type of its weights.
+    pub fn shape(&self) -> Result<(DecoderConfig, DType)> {
+        match self {
+            Self::Files(model) => {
+                let bytes = model.bytes();
+                let config = DecoderConfig::parse(bytes.config, bytes.name)?;
+                let weights = bytes.weights()?;
+                let largest =
+                    config.tensors().into_iter().max_by_key(|(_, shape)| shape.iter().product::<usize>());
+                let dtype =
+                    largest.map(|(name, shape)| weights.get(&name, &shape).map(|stored| stored.dtype));
+                Ok((config, dtype.transpose()?.unwrap_or(DType::F32)))
+            }
+            Self::Synthetic(synthetic) => Ok((synthetic.config()?, DType::F32)),
         }
     }
 
@@ -144,7 +162,7 @@ impl Bench<'_> {
         match what {
             What::Matmul | What::Attention => {
                 if self.peak.is_none() {
-                    let found = block_on(peak(gpu, runs))?;
+                    let found = block_on(peak(gpu, Runs::new(runs)))?;
                     self.peak = Some(found.median());
                     figures.peak = Some(found);
                 }
@@ -196,7 +214,7 @@ impl Bench<'_> {
                 (Form::Nn, DType::Bf16),
             ] {
                 interrupt::check()?;
-                let rates = block_on(matmul(self.gpu, form, dtype, dims, self.args.runs))?;
+                let rates = block_on(matmul(self.gpu, form, dtype, dims, Runs::new(self.args.runs)))?;
                 self.note(&rates);
                 figures.rates.extend(rates);
             }
@@ -205,7 +223,8 @@ impl Bench<'_> {
     }
 
     fn attentions(&self, figures: &mut Figures) -> Result<()> {
-        let rates = block_on(attention(self.gpu, self.args.tokens.max(512), (9, 3, 64), self.args.runs))?;
+        let rates =
+            block_on(attention(self.gpu, self.args.tokens.max(512), (9, 3, 64), Runs::new(self.args.runs)))?;
         self.note(&rates);
         figures.rates.extend(rates);
         Ok(())

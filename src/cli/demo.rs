@@ -21,7 +21,7 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::eval::helpdesk::{self, Topic, Verdict, judge};
 use crate::files::{Model, RunFolder, TRAIN_COPY, write_whole};
-use crate::gpu::{Gpu, Options};
+use crate::gpu::Gpu;
 use crate::kernels::sample::Settings;
 use crate::model::Decoder;
 use crate::nn::Pass;
@@ -82,6 +82,7 @@ fn config(args: &Args) -> RunConfig {
     config.stop.eval_steps = 4;
     config.output.output_dir = args.output_dir.clone().unwrap_or_default();
     config.gpu.adapter = args.gpu.gpu.clone();
+    config.gpu.tuning = !args.gpu.no_tuning;
     config
 }
 
@@ -205,7 +206,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let started = Instant::now();
     let config = config(&args);
-    let gpu = block_on(Gpu::open(&Options { adapter: args.gpu.gpu.clone(), ..Options::default() }))?;
+    let gpu = engine::gpu(&args.gpu)?;
     let Prepared { setup, tokenizer, .. } =
         Inputs::new(assets::model(), assets::NEGATIVES).prepare(&gpu, &config)?;
     let tokenizer = &tokenizer;

@@ -9,7 +9,7 @@ use super::args::{GpuArgs, ModelArgs};
 use super::output::{Output, bytes, count};
 use crate::data::{ParseOptions, Row, parse_jsonl_with, rows_with};
 use crate::error::{Error, Result};
-use crate::files::{AdapterFiles, Model, Source, write_whole};
+use crate::files::{AdapterFiles, Model, Source, tuning, write_whole};
 use crate::gpu::{Gpu, Options};
 use crate::model::Decoder;
 
@@ -48,7 +48,23 @@ pub fn rows(source: &Source, split: Option<&str>, output: &Output) -> Result<Vec
 /// # Errors
 /// [`crate::error::Error::NoAdapter`].
 pub fn gpu(args: &GpuArgs) -> Result<Gpu> {
-    block_on(Gpu::open(&Options { adapter: args.gpu.clone(), ..Options::default() }))
+    open(&Options { adapter: args.gpu.clone(), ..Options::default() }, !args.no_tuning)
+}
+
+/// Opens a GPU; with `tuned`, with the kernels that were measured to be the fastest on it, where they were.
+///
+/// # Errors
+/// [`crate::error::Error::NoAdapter`].
+pub fn open(options: &Options, tuned: bool) -> Result<Gpu> {
+    let mut gpu = block_on(Gpu::open(options))?;
+    if let Some(tuning) = tuning::load(gpu.summary()).filter(|_| tuned) {
+        let taken = gpu.use_tuning(tuning);
+        log::info!(
+            "measured kernel choices: {}",
+            if taken { "taken" } else { "of another version, left alone" }
+        );
+    }
+    Ok(gpu)
 }
 
 /// The model with its adapter on `gpu`, for scoring and sampling; a note says what that is.

@@ -241,6 +241,12 @@ section! {
 section! {
     /// `[gpu]`: the adapter that does the work.
     GpuConfig, GpuFlags;
+    /// Take every kernel as it is guessed, not as "aweigh devices --tune" measured it. In a file: gpu.tuning = false
+    (
+        id = "no_tuning", long = "no-tuning", value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_parser = values::inverted
+    )
+    tuning: bool = true;
     optional:
     /// The GPU: its number in "aweigh devices", or a part of its name. Without it the best one is taken. In a file:
     /// gpu.adapter

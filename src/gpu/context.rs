@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::memory::{Ledger, Purpose};
 use super::profile::{KernelTime, Profiler};
 use super::recorder::{Kernel, UNIFORM_BYTES};
+use super::tuning::Tuning;
 use crate::{Error, Result};
 
 /// Which kernels suit the adapter. All tiers compute the same functions.
@@ -145,6 +146,7 @@ pub struct Gpu {
     pace: Arc<Mutex<Pace>>,
     poller: Poller,
     profiler: Option<Profiler>,
+    tuning: Option<Tuning>,
 }
 
 impl Gpu {
@@ -219,6 +221,7 @@ impl Gpu {
             poller: Poller::new(device.clone()),
             profiler: timestamps.then(|| Profiler::new(&queue)),
             tier: options.tier.unwrap_or(summary.tier),
+            tuning: None,
             device,
             queue,
             summary,
@@ -241,6 +244,21 @@ impl Gpu {
     /// Which kernels this device runs.
     pub fn tier(&self) -> Tier {
         self.tier
+    }
+
+    /// Takes its kernels by what was measured, from now on. Measurements of another adapter, driver or version are left
+    /// alone; returns whether these are taken.
+    pub fn use_tuning(&mut self, tuning: Tuning) -> bool {
+        let own = tuning.is_of(&self.summary);
+        if own {
+            self.tuning = Some(tuning);
+        }
+        own
+    }
+
+    /// The variant that was measured to be the fastest for a shape class.
+    pub(crate) fn tuned(&self, class: impl FnOnce() -> String) -> Option<&str> {
+        Some(self.tuning.as_ref()?.choices.get(&class())?.variant.as_str())
     }
 
     /// Lanes of a subgroup, where the device was opened with subgroups and they all have one size.

@@ -7,9 +7,11 @@ mod memory;
 mod profile;
 mod recorder;
 mod tensor;
+mod tuning;
 
 pub use context::{AdapterSummary, Gpu, Options, SUBMIT_SECONDS, Tier, list_adapters};
 pub use memory::{Ledger, Purpose, Usage};
 pub use profile::KernelTime;
 pub use recorder::{Binding, Kernel, Recorder};
 pub use tensor::{DType, Tensor};
+pub use tuning::{Choice, Tuning};

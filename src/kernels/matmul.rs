@@ -51,6 +51,34 @@ impl Epilogue<'_> {
     pub const ADD: Self = Self { alpha: 1.0, accumulate: true, bias: None };
 }
 
+/// The definitions of a variant for this layout and these weights.
+fn flags(form: Form, weights: DType, bias: bool) -> String {
+    let form = match form {
+        Form::Nt => "NT",
+        Form::Nn => "NN",
+        Form::Tn => "TN",
+    };
+    let packed = match weights {
+        DType::Bf16 => " PACKED",
+        DType::F16 => " PACKED F16",
+        DType::F32 | DType::U32 => "",
+    };
+    format!("{form}{packed}{}", if bias { " BIAS" } else { "" })
+}
+
+/// Numbers of tokens that are told apart when kernels are measured: each stands for those up to it and over the one
+/// before, the last also for all above.
+pub const TOKEN_CLASSES: [usize; 4] = [1, 16, 128, 1024];
+
+/// The class of a product: what is measured once and holds for all its members.
+pub fn class(form: Form, weights: DType, dims: Dims, bias: bool) -> String {
+    let Dims { m, n, k } = dims;
+    let up_to = |tokens| TOKEN_CLASSES.into_iter().find(|&class| class >= tokens).unwrap_or(TOKEN_CLASSES[3]);
+    // The sum of a weight's gradient runs over the tokens.
+    let (m, k) = if form == Form::Tn { (m, up_to(k)) } else { (up_to(m), k) };
+    format!("{} m={m} n={n} k={k}", flags(form, weights, bias))
+}
+
 /// One way to compute a product: a shader's variant, and the outputs of one of its workgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -65,20 +93,7 @@ pub struct Candidate {
 /// and tier the same bits.
 pub fn candidates(gpu: &Gpu, form: Form, weights: DType, dims: Dims, bias: bool) -> Vec<Candidate> {
     let Dims { m, n, k } = dims;
-    let mut flags = match form {
-        Form::Nt => "NT",
-        Form::Nn => "NN",
-        Form::Tn => "TN",
-    }
-    .to_string();
-    match weights {
-        DType::Bf16 => flags += " PACKED",
-        DType::F16 => flags += " PACKED F16",
-        DType::F32 | DType::U32 => {}
-    }
-    if bias {
-        flags += " BIAS";
-    }
+    let flags = flags(form, weights, bias);
     let contiguous = if form == Form::Tn { m } else { k };
     let wide = contiguous.is_multiple_of(4) && n.is_multiple_of(4);
     let vec4 = if wide { " VEC4" } else { "" };
@@ -122,8 +137,11 @@ pub fn forward(
     dims: Dims,
     epilogue: Epilogue,
 ) -> Result<()> {
-    let candidates = candidates(rec.gpu(), form, w.dtype(), dims, epilogue.bias.is_some());
-    forward_by(rec, &candidates[0], x, w, y, dims, epilogue)
+    let (gpu, bias) = (rec.gpu(), epilogue.bias.is_some());
+    let candidates = candidates(gpu, form, w.dtype(), dims, bias);
+    let tuned = gpu.tuned(|| class(form, w.dtype(), dims, bias));
+    let by = tuned.and_then(|variant| candidates.iter().find(|c| c.variant == variant));
+    forward_by(rec, by.unwrap_or(&candidates[0]), x, w, y, dims, epilogue)
 }
 
 /// As [`forward`], by a candidate for the same layout, weights and sizes.

@@ -1,6 +1,7 @@
 //! The program as a user meets it: one clear message and exit code 2 for wrong input, with nothing written; and a whole run.
 
 mod room;
+mod speed;
 
 use std::fs;
 use std::path::Path;
@@ -442,35 +443,4 @@ fn selftest_gives_a_verdict() {
     let (stdout, stderr) = texts(&output);
     assert!(stdout.starts_with("All ") && stdout.contains(" checks passed on "), "{stdout}");
     assert_eq!(stderr, "");
-}
-
-#[test]
-fn bench_measures_what_it_is_asked_to() {
-    let room = Room::new();
-    room.refuses(
-        &["bench", "step", "--model", "tiny", "--tokens", "1"],
-        &["--tokens: expected at least 2, found 1"],
-    );
-    room.refuses(&["bench", "--model", "nowhere"], &["nowhere"]);
-    let all = ["bench", "matmul", "attention", "step", "step-full", "group", "sample"];
-    let small = ["--model", "tiny", "--tokens", "16", "--size", "20", "--runs", "1", "--profile"];
-    let figures = room.json(&[&all[..], &small].concat());
-    let positive = |value: &Value| value.as_f64().is_some_and(|v| v > 0.0 && v.is_finite());
-    assert!(positive(&figures["peak"]["gflops"][0]), "{figures}");
-    let rates = figures["rates"].as_array().unwrap();
-    assert!(rates.len() >= 12 && rates.iter().all(|rate| positive(&rate["gflops"])), "{figures}");
-    for step in ["step", "step_full"] {
-        let step = &figures[step];
-        assert!(positive(&step["loss"]) && positive(&step["seconds"][0]), "{figures}");
-        if let Some(kernels) = step["kernels"].as_array() {
-            let name = |kernel: &Value| kernel["kernel"].as_str().unwrap().starts_with("matmul");
-            assert!(kernels.iter().any(|kernel| name(kernel) && positive(&kernel["seconds"])), "{figures}");
-        }
-    }
-    assert_eq!(figures["step_full"]["trainable_parameters"], 1_115_520);
-    // LoRA starts as the model itself.
-    let loss = |step: &str| figures[step]["loss"].as_f64().unwrap();
-    assert!((loss("step") - loss("step_full")).abs() < 1e-4, "{figures}");
-    assert!(figures["group"]["gradient_difference"].as_f64().unwrap() < 1e-4, "{figures}");
-    assert!(positive(&figures["sample"]["together"][0]) && positive(&figures["sample"]["one_by_one"][0]));
 }

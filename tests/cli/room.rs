@@ -75,6 +75,8 @@ impl Room {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aweigh"));
         // Mesa's Wayland layer complains on stderr where there is no such folder.
         command.current_dir(self.0.path()).env_remove("RUST_LOG").env("XDG_RUNTIME_DIR", self.0.path());
+        // No choices of kernels but those that the test itself has measured.
+        command.env("AWEIGH_CACHE_DIR", self.path("cache"));
         command
     }
 

@@ -1,0 +1,78 @@
+//! Times every kernel that could compute a model's matrix products, and keeps the fastest.
+
+use super::{Runs, matmul, median};
+use crate::Result;
+use crate::gpu::{Choice, DType, Gpu, Tuning};
+use crate::kernels::matmul::{Dims, Form, TOKEN_CLASSES, class};
+use crate::model::DecoderConfig;
+
+/// A product to be measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// Its layout.
+    pub form: Form,
+    /// The weights' type.
+    pub dtype: DType,
+    /// Its sizes.
+    pub dims: Dims,
+}
+
+/// Rows of the output head's products at most: whole batches never meet it at once, only chunks.
+const HEAD_ROWS: usize = 128;
+
+/// The products of a model whose weights are stored as `dtype`, at every number of tokens that is told apart: the linear
+/// layers' forward passes, their gradients for the input, and for full fine-tuning (in f32) those for the weight.
+pub fn products(config: &DecoderConfig, dtype: DType) -> Vec<Product> {
+    let mut shapes: Vec<(usize, usize)> = config
+        .tensors()
+        .iter()
+        .filter_map(|(_, shape)| <[usize; 2]>::try_from(shape.as_slice()).ok())
+        .map(|[n, k]| (n, k))
+        .collect();
+    shapes.sort_unstable();
+    shapes.dedup();
+    let mut all = Vec::new();
+    for (n, k) in shapes {
+        for tokens in TOKEN_CLASSES.into_iter().filter(|&tokens| n < config.vocab || tokens <= HEAD_ROWS) {
+            all.push(Product { form: Form::Nt, dtype, dims: Dims { m: tokens, n, k } });
+            // Decoding has no backward pass.
+            if tokens >= HEAD_ROWS {
+                all.push(Product { form: Form::Nn, dtype, dims: Dims { m: tokens, n: k, k: n } });
+                if dtype == DType::F32 {
+                    all.push(Product { form: Form::Tn, dtype, dims: Dims { m: n, n: k, k: tokens } });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// How many times faster than the guess a kernel must be to replace it.
+const WORTH: f64 = 1.05;
+
+/// Measures `products`; `each` is told the class and the choice of one after the other.
+///
+/// # Errors
+/// What the device reports, or what `each` returns.
+pub async fn tune(
+    gpu: &Gpu,
+    products: &[Product],
+    runs: Runs,
+    mut each: impl FnMut(&str, &Choice) -> Result<()>,
+) -> Result<Tuning> {
+    let mut tuning = Tuning::new(gpu.summary());
+    for &Product { form, dtype, dims } in products {
+        let rates = matmul(gpu, form, dtype, dims, runs).await?;
+        let seconds = rates.iter().map(|rate| (rate.kernel.clone(), median(&rate.seconds))).collect();
+        let best = rates.iter().max_by(|a, b| a.gflops.total_cmp(&b.gflops));
+        // Measurements are noisy: a change has to be worth it.
+        let best = best.filter(|best| best.gflops >= WORTH * rates[0].gflops).or(rates.first());
+        let name = |rate: Option<&super::Rate>| rate.map(|rate| rate.kernel.clone()).unwrap_or_default();
+        let operations = rates.first().map_or(0.0, |rate| rate.operations);
+        let choice = Choice { variant: name(best), guess: name(rates.first()), operations, seconds };
+        let class = class(form, dtype, dims, false);
+        each(&class, &choice)?;
+        tuning.choices.insert(class, choice);
+    }
+    Ok(tuning)
+}
