@@ -138,23 +138,26 @@ impl Tensor {
         }
     }
 
-    /// Reads all elements back as f32 (no conversion: the dtype must be F32).
-    pub async fn read_f32(&self, gpu: &Gpu) -> Result<Vec<f32>> {
+    /// Reads all elements back as f32 (no conversion: the dtype must be F32). As [`Tensor::read_bytes`].
+    pub fn read_f32<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<f32>>> + use<'g> {
         assert_eq!(self.dtype, DType::F32);
-        Ok(bytemuck::pod_collect_to_vec(&self.read_bytes(gpu).await?))
+        let bytes = self.read_bytes(gpu);
+        async { Ok(bytemuck::pod_collect_to_vec(&bytes.await?)) }
     }
 
-    /// Reads all elements back as u32.
-    pub async fn read_u32(&self, gpu: &Gpu) -> Result<Vec<u32>> {
+    /// Reads all elements back as u32. As [`Tensor::read_bytes`].
+    pub fn read_u32<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<u32>>> + use<'g> {
         assert_eq!(self.dtype, DType::U32);
-        Ok(bytemuck::pod_collect_to_vec(&self.read_bytes(gpu).await?))
+        let bytes = self.read_bytes(gpu);
+        async { Ok(bytemuck::pod_collect_to_vec(&bytes.await?)) }
     }
 
-    /// Reads the tensor's bytes back, after everything submitted so far.
+    /// Reads the tensor's bytes back, as they are after everything submitted so far. The copy is on its way when this
+    /// returns: ask for several tensors before awaiting the first, and the device is waited for once.
     ///
     /// # Errors
     /// [`Error::Gpu`] for anything the device has reported since the last read.
-    pub async fn read_bytes(&self, gpu: &Gpu) -> Result<Vec<u8>> {
+    pub fn read_bytes<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<u8>>> + use<'g> {
         let wanted = self.len * self.dtype.bytes();
         let size = (wanted as u64).next_multiple_of(4);
         let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
@@ -163,7 +166,7 @@ impl Tensor {
             usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
             mapped_at_creation: false,
         });
-        let _entry = gpu.ledger().enter(Purpose::Staging, size);
+        let entry = gpu.ledger().enter(Purpose::Staging, size);
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(&self.storage.buffer, self.byte_offset, &staging, 0, size);
         gpu.submit(encoder, &[], 0.0);
@@ -172,12 +175,15 @@ impl Tensor {
             let _ = sender.send(result);
         });
         gpu.wake_poller();
-        let mapped = receiver.await;
-        gpu.check("reading results back")?;
-        let failed = |message: String| Error::Gpu { doing: "reading results back".into(), message };
-        mapped.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
-        let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
-        Ok(view[..wanted].to_vec())
+        async move {
+            let mapped = receiver.await;
+            gpu.check("reading results back")?;
+            let failed = |message: String| Error::Gpu { doing: "reading results back".into(), message };
+            mapped.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
+            let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
+            drop(entry);
+            Ok(view[..wanted].to_vec())
+        }
     }
 
     /// Records a copy of all of `self` into the start of `target`.

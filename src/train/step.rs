@@ -34,17 +34,26 @@ pub struct GroupOutcome {
     pub responses: Vec<Scored>,
 }
 
-/// Splits the workspace's results by sequence.
-async fn read_scores(gpu: &Gpu, ws: &Workspace, packed: &Packed) -> Result<Vec<Scored>> {
+/// Splits the workspace's results by sequence. The copies are on their way when this returns.
+fn read_scores<'a>(
+    gpu: &'a Gpu,
+    ws: &Workspace,
+    packed: &'a Packed,
+) -> impl Future<Output = Result<Vec<Scored>>> + use<'a> {
     let (rows, sequences) = (packed.predict.len(), packed.rows.len());
-    let stats = ws.stats.slice(0, 3 * rows).read_f32(gpu).await?;
-    let sums = ws.sums.slice(0, 2 * sequences).read_f32(gpu).await?;
+    let stats = ws.stats.slice(0, 3 * rows).read_f32(gpu);
+    let sums = ws.sums.slice(0, 2 * sequences).read_f32(gpu);
+    async move { Ok(scores(packed, &stats.await?, &sums.await?)) }
+}
+
+fn scores(packed: &Packed, stats: &[f32], sums: &[f32]) -> Vec<Scored> {
+    let sequences = packed.rows.len();
     let scored = packed.rows.iter().enumerate().map(|(s, span)| {
         let (start, end) = (span[0] as usize, span[1] as usize);
         let entropy = sums[sequences + s] / (end - start).max(1) as f32;
         Scored { token_logps: stats[start..end].to_vec(), logp: sums[s], entropy }
     });
-    Ok(scored.collect())
+    scored.collect()
 }
 
 /// Scores every response of `groups` under `pass`, in batches of at most `budget` tokens, in a workspace of its own.
@@ -150,8 +159,9 @@ impl<'g> Trainer<'g> {
         self.decoder.backward(&mut rec, pass, self.optimizer.gradients(), ws)?;
         rec.submit();
         self.micro_batches += 1;
-        let outcome = ws.outcome.slice(0, 4 * packed.groups.len()).read_f32(self.gpu).await?;
-        let scored = read_scores(self.gpu, ws, &packed).await?;
+        let outcome = ws.outcome.slice(0, 4 * packed.groups.len()).read_f32(self.gpu);
+        let scored = read_scores(self.gpu, ws, &packed);
+        let (outcome, scored) = (outcome.await?, scored.await?);
         let outcomes = outcome.chunks_exact(4).zip(by_group(&packed, scored)).map(|(o, responses)| {
             GroupOutcome { loss: o[0], z: o[1], anchor_reward: o[2], negative_reward: o[3], responses }
         });
