@@ -254,6 +254,7 @@ struct Step {
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Figures {
+    version: &'static str,
     gpu: String,
     backend: String,
     driver: String,
@@ -273,6 +274,7 @@ impl Figures {
     fn new(gpu: &Gpu, args: &Args) -> Self {
         let summary = gpu.summary();
         Self {
+            version: env!("CARGO_PKG_VERSION"),
             gpu: summary.name.clone(),
             backend: summary.backend.clone(),
             driver: summary.driver.clone(),
