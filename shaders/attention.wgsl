@@ -1,10 +1,8 @@
 // Causal attention over two key ranges, with a running softmax (Milakov & Gimelshein, 1805.02867): no T x T matrix.
 // Query t of head h sees the keys [prefix_start, prefix_end) and [segment_start, segment_end) of kv head h / (H / G).
 // Writes: o =, lse = log sum exp of its scores.
+#import common/attention
 #import common/index
-const VECTORS = HEAD_DIM / 4u;
-struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;        // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;        // (S, G, HEAD_DIM)
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;        // (S, G, HEAD_DIM)
@@ -21,10 +19,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let t = i % p.queries;
     let kv_head = head / (p.heads / p.kv_heads);
     let at = (t * p.heads + head) * VECTORS;
+    let q_base = q_of(t, head);
     var query: array<vec4<f32>, VECTORS>;
     var sum: array<vec4<f32>, VECTORS>;
     for (var c = 0u; c < VECTORS; c++) {
-        query[c] = q[at + c] * p.scale;
+        query[c] = q[q_base + c] * p.scale;
         sum[c] = vec4<f32>();
     }
     let range = ranges[t];
@@ -34,15 +33,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var mass = 0.0;
     for (var n = 0u; n < count; n++) {
         let key = select(range.z + n - prefix, range.x + n, n < prefix);
-        let base = (key * p.kv_heads + kv_head) * VECTORS;
+        let keys = k_of(key, kv_head);
+        let values = v_of(key, kv_head);
         var dots = vec4<f32>();
-        for (var c = 0u; c < VECTORS; c++) { dots = fma(query[c], k[base + c], dots); }
+        for (var c = 0u; c < VECTORS; c++) { dots = fma(query[c], k[keys + c], dots); }
         let score = dots.x + dots.y + dots.z + dots.w;
         let grown = max(most, score);
         let fade = exp(most - grown);
         let weight = exp(score - grown);
         mass = mass * fade + weight;
-        for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(weight), v[base + c], sum[c] * fade); }
+        for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(weight), v[values + c], sum[c] * fade); }
         most = grown;
     }
     for (var c = 0u; c < VECTORS; c++) { o[at + c] = sum[c] / mass; }

@@ -1,10 +1,8 @@
 // One of dk and dv of attention.wgsl. Key t is seen by the queries [t, visible_end) of the H / G heads that share its kv head.
 //   DV: dv = sum of w * do        else: dk = sum of ds * q
 // Writes: the one gradient =.
+#import common/attention
 #import common/index
-const VECTORS = HEAD_DIM / 4u;
-struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;          // (T, G, HEAD_DIM)
 @group(0) @binding(3) var<storage, read> tokens: array<vec4<u32>>;     // (T): id, position, slot, visible_end
@@ -22,17 +20,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let kv_head = i / p.queries;
     let t = i % p.queries;
     let shared_by = p.heads / p.kv_heads;
-    let at = (t * p.kv_heads + kv_head) * VECTORS;
+    let k_at = k_of(t, kv_head);
+    let v_at = v_of(t, kv_head);
     var key: array<vec4<f32>, VECTORS>;
     var sum: array<vec4<f32>, VECTORS>;
 #ifndef DV
     var value: array<vec4<f32>, VECTORS>;
 #endif
     for (var c = 0u; c < VECTORS; c++) {
-        key[c] = k[at + c] * p.scale;
+        key[c] = k[k_at + c] * p.scale;
         sum[c] = vec4<f32>();
 #ifndef DV
-        value[c] = v[at + c];
+        value[c] = v[v_at + c];
 #endif
     }
     let end = tokens[t].w;
@@ -40,8 +39,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         for (var h = 0u; h < shared_by; h++) {
             let row = query * p.heads + kv_head * shared_by + h;
             let base = row * VECTORS;
+            let q_base = q_of(query, kv_head * shared_by + h);
             var dots = vec4<f32>();
-            for (var c = 0u; c < VECTORS; c++) { dots = fma(q[base + c], key[c], dots); }
+            for (var c = 0u; c < VECTORS; c++) { dots = fma(q[q_base + c], key[c], dots); }
             let weight = exp(dots.x + dots.y + dots.z + dots.w - stats[row]);
 #ifdef DV
             for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(weight), d_o[base + c], sum[c]); }
@@ -49,9 +49,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             var dp = vec4<f32>();
             for (var c = 0u; c < VECTORS; c++) { dp = fma(d_o[base + c], value[c], dp); }
             let ds = weight * (dp.x + dp.y + dp.z + dp.w - stats[p.queries * p.heads + row]) * p.scale;
-            for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(ds), q[base + c], sum[c]); }
+            for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(ds), q[q_base + c], sum[c]); }
 #endif
         }
     }
+#ifdef DV
+    let at = v_at;
+#else
+    let at = k_at;
+#endif
     for (var c = 0u; c < VECTORS; c++) { out[at + c] = sum[c]; }
 }

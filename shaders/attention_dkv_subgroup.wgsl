@@ -3,12 +3,10 @@
 // in attention_dkv.wgsl's order and with its arithmetic: the results are the same bits. HEAD_DIM is a multiple of SG.
 //   DV: dv = sum of w * do        else: dk = sum of ds * q
 // Writes: the one gradient =.
+#import common/attention
 #import common/index
-const VECTORS = HEAD_DIM / 4u;
 const ROWS = 4u;          // queries a turn: a load brings SPAN vectors of each
 const SPAN = SG / ROWS;
-struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;          // (T, G, HEAD_DIM)
 @group(0) @binding(3) var<storage, read> tokens: array<vec4<u32>>;     // (T): id, position, slot, visible_end
@@ -28,17 +26,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let own = (block % blocks) * SG + lane;
     let t = min(own, p.queries - 1u);
     let shared_by = p.heads / p.kv_heads;
-    let at = (t * p.kv_heads + kv_head) * VECTORS;
+    let k_at = k_of(t, kv_head);
+    let v_at = v_of(t, kv_head);
     var key: array<vec4<f32>, VECTORS>;
     var sum: array<vec4<f32>, VECTORS>;
 #ifndef DV
     var value: array<vec4<f32>, VECTORS>;
 #endif
 #each C HEAD_DIM/4
-    key[$C] = k[at + $Cu] * p.scale;
+    key[$C] = k[k_at + $Cu] * p.scale;
     sum[$C] = vec4<f32>();
 #ifndef DV
-    value[$C] = v[at + $Cu];
+    value[$C] = v[v_at + $Cu];
 #endif
 #end
     let end = tokens[t].w;
@@ -47,8 +46,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let last = subgroupMax(end) * shared_by;
     for (var base = first; base < last; base += ROWS) {
         let mine = min(base + lane % ROWS, last - 1u);
-        let row = mine / shared_by * p.heads + kv_head * shared_by + mine % shared_by;
+        let head = kv_head * shared_by + mine % shared_by;
+        let row = mine / shared_by * p.heads + head;
         let source = row * VECTORS + lane / ROWS;
+        let q_source = q_of(mine / shared_by, head) + lane / ROWS;
         let lse = stats[row];
 #ifndef DV
         let delta = stats[p.queries * p.heads + row];
@@ -60,7 +61,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #endif
 #end
 #each C HEAD_DIM/SG
-        let queries$C = q[source + $Cu * SPAN];
+        let queries$C = q[q_source + $Cu * SPAN];
         let upper$C = d_o[source + $Cu * SPAN];
 #each S SG/4
 #each J 4
@@ -94,6 +95,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
     }
     if own < p.queries {
+#ifdef DV
+        let at = v_at;
+#else
+        let at = k_at;
+#endif
 #each C HEAD_DIM/4
         out[at + $Cu] = sum[$C];
 #end

@@ -1,8 +1,6 @@
 // dq of attention.wgsl: with w = exp(scale q.k - lse), ds = w * (do.v - delta) * scale, dq = sum over keys of ds * k. Writes: dq =.
+#import common/attention
 #import common/index
-const VECTORS = HEAD_DIM / 4u;
-struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;         // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;         // (T, G, HEAD_DIM)
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;         // (T, G, HEAD_DIM)
@@ -19,11 +17,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let t = i % p.queries;
     let kv_head = head / (p.heads / p.kv_heads);
     let row = t * p.heads + head;
+    let at = q_of(t, head);
     var query: array<vec4<f32>, VECTORS>;
     var upper: array<vec4<f32>, VECTORS>;
     var sum: array<vec4<f32>, VECTORS>;
     for (var c = 0u; c < VECTORS; c++) {
-        query[c] = q[row * VECTORS + c] * p.scale;
+        query[c] = q[at + c] * p.scale;
         upper[c] = d_o[row * VECTORS + c];
         sum[c] = vec4<f32>();
     }
@@ -34,16 +33,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let count = prefix + range.w - range.z;
     for (var n = 0u; n < count; n++) {
         let key = select(range.z + n - prefix, range.x + n, n < prefix);
-        let base = (key * p.kv_heads + kv_head) * VECTORS;
+        let keys = k_of(key, kv_head);
+        let values = v_of(key, kv_head);
         var dots = vec4<f32>();
         var dp = vec4<f32>();
         for (var c = 0u; c < VECTORS; c++) {
-            dots = fma(query[c], k[base + c], dots);
-            dp = fma(upper[c], v[base + c], dp);
+            dots = fma(query[c], k[keys + c], dots);
+            dp = fma(upper[c], v[values + c], dp);
         }
         let weight = exp(dots.x + dots.y + dots.z + dots.w - lse);
         let ds = weight * (dp.x + dp.y + dp.z + dp.w - delta) * p.scale;
-        for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(ds), k[base + c], sum[c]); }
+        for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(ds), k[keys + c], sum[c]); }
     }
-    for (var c = 0u; c < VECTORS; c++) { dq[row * VECTORS + c] = sum[c]; }
+    for (var c = 0u; c < VECTORS; c++) { dq[at + c] = sum[c]; }
 }

@@ -1,10 +1,8 @@
 // attention_dq.wgsl for software adapters with subgroups, in attention_subgroup.wgsl's way and with the same bits. Writes: dq =.
+#import common/attention
 #import common/index
-const VECTORS = HEAD_DIM / 4u;
 const KEYS = 4u;          // keys a turn: a load brings SPAN vectors of each
 const SPAN = SG / KEYS;
-struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;         // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;         // (T, G, HEAD_DIM)
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;         // (T, G, HEAD_DIM)
@@ -23,11 +21,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let t = min(own, p.queries - 1u);
     let kv_head = head / (p.heads / p.kv_heads);
     let row = t * p.heads + head;
+    let at = q_of(t, head);
     var query: array<vec4<f32>, VECTORS>;
     var upper: array<vec4<f32>, VECTORS>;
     var sum: array<vec4<f32>, VECTORS>;
 #each C HEAD_DIM/4
-    query[$C] = q[row * VECTORS + $Cu] * p.scale;
+    query[$C] = q[at + $Cu] * p.scale;
     upper[$C] = d_o[row * VECTORS + $Cu];
     sum[$C] = vec4<f32>();
 #end
@@ -40,14 +39,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let first = subgroupMin(select(start, 0xffffffffu, start >= end));
         let last = subgroupMax(select(end, 0u, start >= end));
         for (var base = first; base < last; base += KEYS) {
-            let source = (min(base + lane % KEYS, last - 1u) * p.kv_heads + kv_head) * VECTORS + lane / KEYS;
+            let key = min(base + lane % KEYS, last - 1u);
+            let k_source = k_of(key, kv_head) + lane / KEYS;
+            let v_source = v_of(key, kv_head) + lane / KEYS;
 #each J 4
             var dots$J = vec4<f32>();
             var dp$J = vec4<f32>();
 #end
 #each C HEAD_DIM/SG
-            let keys$C = k[source + $Cu * SPAN];
-            let values$C = v[source + $Cu * SPAN];
+            let keys$C = k[k_source + $Cu * SPAN];
+            let values$C = v[v_source + $Cu * SPAN];
 #each S SG/4
 #each J 4
             dots$J = fma(query[$Cu * SPAN + $Su], subgroupBroadcast(keys$C, $Su * KEYS + $Ju), dots$J);
@@ -71,7 +72,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     if own < p.queries {
 #each C HEAD_DIM/4
-        dq[row * VECTORS + $Cu] = sum[$C];
+        dq[at + $Cu] = sum[$C];
 #end
     }
 }

@@ -3,12 +3,10 @@
 // A lane takes its own keys in attention.wgsl's order and with its arithmetic: the results are the same bits.
 // Keys between the ranges are read and must hold numbers. HEAD_DIM is a multiple of SG.
 // Writes: o =, lse = log sum exp of its scores.
+#import common/attention
 #import common/index
-const VECTORS = HEAD_DIM / 4u;
 const KEYS = 4u;          // keys a turn: a load brings SPAN vectors of each
 const SPAN = SG / KEYS;
-struct Params { queries: u32, heads: u32, kv_heads: u32, scale: f32 }
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;        // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;        // (S, G, HEAD_DIM)
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;        // (S, G, HEAD_DIM)
@@ -27,10 +25,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let t = min(own, p.queries - 1u);
     let kv_head = head / (p.heads / p.kv_heads);
     let at = (t * p.heads + head) * VECTORS;
+    let q_base = q_of(t, head);
     var query: array<vec4<f32>, VECTORS>;
     var sum: array<vec4<f32>, VECTORS>;
 #each C HEAD_DIM/4
-    query[$C] = q[at + $Cu] * p.scale;
+    query[$C] = q[q_base + $Cu] * p.scale;
     sum[$C] = vec4<f32>();
 #end
     let range = ranges[t];
@@ -42,13 +41,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let first = subgroupMin(select(start, 0xffffffffu, start >= end));
         let last = subgroupMax(select(end, 0u, start >= end));
         for (var base = first; base < last; base += KEYS) {
-            let source = (min(base + lane % KEYS, last - 1u) * p.kv_heads + kv_head) * VECTORS + lane / KEYS;
+            let key = min(base + lane % KEYS, last - 1u);
+            let k_source = k_of(key, kv_head) + lane / KEYS;
+            let v_source = v_of(key, kv_head) + lane / KEYS;
 #each J 4
             var dots$J = vec4<f32>();
 #end
 #each C HEAD_DIM/SG
             {
-                let keys = k[source + $Cu * SPAN];
+                let keys = k[k_source + $Cu * SPAN];
 #each S SG/4
 #each J 4
                 dots$J = fma(query[$Cu * SPAN + $Su], subgroupBroadcast(keys, $Su * KEYS + $Ju), dots$J);
@@ -68,7 +69,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #each C HEAD_DIM/SG
             {
-                let values = v[source + $Cu * SPAN];
+                let values = v[v_source + $Cu * SPAN];
                 if subgroupAny(most > before) {
 #each S SG/4
 #each J 4

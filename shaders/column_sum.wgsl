@@ -1,9 +1,9 @@
 // out[c] += sum over t of a[t,c], times b[t,c] * s[t] with SCALED. The gradient of a bias, and of a norm's weight.
 // Writes: out +=.
 #import common/index
-struct Params { rows: u32, width: u32 }
+struct Params { rows: u32, width: u32, at: u32, stride: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> a: array<f32>;          // (T, C)
+@group(0) @binding(1) var<storage, read> a: array<f32>;          // (T, C), rows from `at` on, `stride` apart
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;  // (C)
 #ifdef SCALED
 @group(0) @binding(3) var<storage, read> b: array<f32>;          // (T, C)
@@ -17,9 +17,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var sum = 0.0;
     for (var t = 0u; t < p.rows; t++) {
 #ifdef SCALED
-        sum += a[t * p.width + c] * (b[t * p.width + c] * s[t]);
+        sum += a[p.at + t * p.stride + c] * (b[t * p.width + c] * s[t]);
 #else
-        sum += a[t * p.width + c];
+        sum += a[p.at + t * p.stride + c];
 #endif
     }
     out[c] += sum;

@@ -17,14 +17,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var w = u + 8.0;
     var x = u + 12.0;
     for (var round = 0u; round < p.rounds; round++) {
+#each I 16
         u = fma(u, a, b);
         v = fma(v, a, b);
         w = fma(w, a, b);
         x = fma(x, a, b);
-        u = fma(u, a, b);
-        v = fma(v, a, b);
-        w = fma(w, a, b);
-        x = fma(x, a, b);
+#end
     }
     let all = u + v + w + x;
     out[i] = all.x + all.y + all.z + all.w;

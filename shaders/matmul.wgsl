@@ -1,15 +1,13 @@
 // Matrix product without workgroup memory: every invocation keeps ROWS x 8 outputs in registers. The software tier's kernel.
 //   NT: y(M,N) = alpha * x(M,K) w(N,K)^T     NN: y = alpha * x(M,K) w(K,N)     TN: y = alpha * x(K,M)^T w(K,N)
-//   + bias(N) with BIAS, + y with accumulate. w is f32, or packed BF16 / F16.
+//   + bias(N) with BIAS, + residual(M,N) with RESIDUAL, + y with accumulate. w is f32, or packed BF16 / F16.
 // Writes: y = or +=, as accumulate says. Every output sums over k in ascending order whatever ROWS is, so that a row's
 // result does not depend on how many rows there are.
-// VEC4: all leading dimensions are multiples of 4; loads are 16 bytes wide.
+// VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads are 16 bytes wide.
 #import common/index
 #import common/pack
+#import common/product
 
-struct Params { m: u32, n: u32, k: u32, accumulate: u32, alpha: f32 }
-
-@group(0) @binding(0) var<uniform> p: Params;
 #ifdef VEC4
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
 #ifdef PACKED
@@ -29,6 +27,23 @@ struct Params { m: u32, n: u32, k: u32, accumulate: u32, alpha: f32 }
 #endif
 #ifdef BIAS
 @group(0) @binding(4) var<storage, read> bias: array<f32>;           // (N)
+#endif
+#ifdef VEC4
+#ifdef RESIDUAL
+#ifdef BIAS
+@group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;  // y's layout
+#else
+@group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;  // y's layout
+#endif
+#endif
+#else
+#ifdef RESIDUAL
+#ifdef BIAS
+@group(0) @binding(5) var<storage, read> residual: array<f32>;  // y's layout
+#else
+@group(0) @binding(4) var<storage, read> residual: array<f32>;  // y's layout
+#endif
+#endif
 #endif
 
 #ifdef VEC4
@@ -70,9 +85,9 @@ fn main(
 #ifdef NT
     for (var kk = 0u; kk < p.k; kk += 4u) {
         var wv: array<vec4<f32>, 8>;
-        for (var j = 0u; j < 8u; j++) { wv[j] = w4(min(col0 + j, p.n - 1u) * p.k + kk); }
+        for (var j = 0u; j < 8u; j++) { wv[j] = w4(w_row(min(col0 + j, p.n - 1u)) + kk); }
         for (var i = 0u; i < ROWS; i++) {
-            let xv = x4(min(row0 + i, p.m - 1u) * p.k + kk);
+            let xv = x4(x_row(min(row0 + i, p.m - 1u)) + kk);
             var a = lo[i];
             var b = hi[i];
             a.x = fma(xv.w, wv[0].w, fma(xv.z, wv[0].z, fma(xv.y, wv[0].y, fma(xv.x, wv[0].x, a.x))));
@@ -94,11 +109,11 @@ fn main(
         var wl: array<vec4<f32>, 4>;
         var wh: array<vec4<f32>, 4>;
         for (var j = 0u; j < 4u; j++) {
-            wl[j] = w4((kk + j) * p.n + col0);
-            wh[j] = w4((kk + j) * p.n + second);
+            wl[j] = w4(w_row(kk + j) + col0);
+            wh[j] = w4(w_row(kk + j) + second);
         }
         for (var i = 0u; i < ROWS; i++) {
-            let xv = x4(min(row0 + i, p.m - 1u) * p.k + kk);
+            let xv = x4(x_row(min(row0 + i, p.m - 1u)) + kk);
             lo[i] = fma(xv.wwww, wl[3], fma(xv.zzzz, wl[2], fma(xv.yyyy, wl[1], fma(xv.xxxx, wl[0], lo[i]))));
             hi[i] = fma(xv.wwww, wh[3], fma(xv.zzzz, wh[2], fma(xv.yyyy, wh[1], fma(xv.xxxx, wh[0], hi[i]))));
         }
@@ -107,10 +122,10 @@ fn main(
 #ifdef TN
     let second = min(col0 + 4u, p.n - 4u);
     for (var kk = 0u; kk < p.k; kk++) {
-        let wl = w4(kk * p.n + col0);
-        let wh = w4(kk * p.n + second);
+        let wl = w4(w_row(kk) + col0);
+        let wh = w4(w_row(kk) + second);
         for (var i = 0u; i < ROWS; i += 4u) {
-            let xv = x4(kk * p.m + min(row0 + i, p.m - 4u));
+            let xv = x4(x_row(kk) + min(row0 + i, p.m - 4u));
             lo[i] = fma(xv.xxxx, wl, lo[i]);
             hi[i] = fma(xv.xxxx, wh, hi[i]);
             lo[i + 1u] = fma(xv.yyyy, wl, lo[i + 1u]);
@@ -128,18 +143,18 @@ fn main(
         var wh: vec4<f32>;
         for (var j = 0u; j < 4u; j++) {
 #ifdef NT
-            wl[j] = w1(min(col0 + j, p.n - 1u) * p.k + kk);
-            wh[j] = w1(min(col0 + 4u + j, p.n - 1u) * p.k + kk);
+            wl[j] = w1(w_row(min(col0 + j, p.n - 1u)) + kk);
+            wh[j] = w1(w_row(min(col0 + 4u + j, p.n - 1u)) + kk);
 #else
-            wl[j] = w1(kk * p.n + min(col0 + j, p.n - 1u));
-            wh[j] = w1(kk * p.n + min(col0 + 4u + j, p.n - 1u));
+            wl[j] = w1(w_row(kk) + min(col0 + j, p.n - 1u));
+            wh[j] = w1(w_row(kk) + min(col0 + 4u + j, p.n - 1u));
 #endif
         }
         for (var i = 0u; i < ROWS; i++) {
 #ifdef TN
-            let xs = vec4<f32>(x1(kk * p.m + min(row0 + i, p.m - 1u)));
+            let xs = vec4<f32>(x1(x_row(kk) + min(row0 + i, p.m - 1u)));
 #else
-            let xs = vec4<f32>(x1(min(row0 + i, p.m - 1u) * p.k + kk));
+            let xs = vec4<f32>(x1(x_row(min(row0 + i, p.m - 1u)) + kk));
 #endif
             lo[i] = fma(xs, wl, lo[i]);
             hi[i] = fma(xs, wh, hi[i]);
@@ -159,18 +174,27 @@ fn main(
         }
 #endif
 #ifdef VEC4
-        let at = (row * p.n + col0) / 4u;
+        let at = (y_row(row) + col0) / 4u;
+#ifdef RESIDUAL
+        a += residual[at];
+#endif
         if p.accumulate == 1u { a += y[at]; }
         y[at] = a;
         if col0 + 4u < p.n {
+#ifdef RESIDUAL
+            b += residual[at + 1u];
+#endif
             if p.accumulate == 1u { b += y[at + 1u]; }
             y[at + 1u] = b;
         }
 #else
         for (var j = 0u; j < 8u; j++) {
             if col0 + j < p.n {
-                let at = row * p.n + col0 + j;
+                let at = y_row(row) + col0 + j;
                 var value = select(b[j & 3u], a[j & 3u], j < 4u);
+#ifdef RESIDUAL
+                value += residual[at];
+#endif
                 if p.accumulate == 1u { value += y[at]; }
                 y[at] = value;
             }

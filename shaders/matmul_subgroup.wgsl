@@ -2,20 +2,23 @@
 // of x, which its lanes load once and hand to each other, and every lane has 8 columns of its own. Loads are what costs there.
 // The layouts, the packing, the order of the sums and the meaning of every parameter are matmul.wgsl's.
 // Writes: y = or +=, as accumulate says.
-// All leading dimensions are multiples of 4; with TN, n is.
+// n, k (TN: m), all strides and starts are multiples of 4, those of packed weights of 8.
 #import common/index
 #import common/pack
-
-struct Params { m: u32, n: u32, k: u32, accumulate: u32, alpha: f32 }
+#import common/product
 
 const ROWS = LOADS * SG;
 const QUADS = ROWS / 4u;
 const DEPTH = 4u / LOADS;
+#ifdef PACKED
+const EDGE = 8u;  // the neighbours that one load of w brings
+#else
+const EDGE = 4u;
+#endif
 
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
 #ifdef PACKED
-@group(0) @binding(2) var<storage, read> w: array<vec2<u32>>;        // (N, K), NN and TN: (K, N)
+@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;        // (N, K), NN and TN: (K, N)
 #else
 @group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;        // (N, K), NN and TN: (K, N)
 #endif
@@ -23,16 +26,27 @@ const DEPTH = 4u / LOADS;
 #ifdef BIAS
 @group(0) @binding(4) var<storage, read> bias: array<f32>;           // (N)
 #endif
+#ifdef RESIDUAL
+#ifdef BIAS
+@group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;  // y's layout
+#else
+@group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;  // y's layout
+#endif
+#endif
 
 fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
+
+// Eight neighbours of w from `index` on, of which the first four are given, and from `second` on the others: packed they are one
+// load, which costs what a load of four f32 costs.
+struct Eight { lo: vec4<f32>, hi: vec4<f32> }
+fn w8(index: u32, second: u32) -> Eight {
 #ifdef PACKED
-fn w4(index: u32) -> vec4<f32> {
-    let words = w[index / 4u];
-    return vec4<f32>(unpack_pair(words.x), unpack_pair(words.y));
-}
+    let words = w[index / 8u];
+    return Eight(vec4<f32>(unpack_pair(words.x), unpack_pair(words.y)), vec4<f32>(unpack_pair(words.z), unpack_pair(words.w)));
 #else
-fn w4(index: u32) -> vec4<f32> { return w[index / 4u]; }
+    return Eight(w[index / 4u], w[second / 4u]);
 #endif
+}
 
 @compute @workgroup_size(SG)
 fn main(
@@ -57,50 +71,51 @@ fn main(
 #ifdef NT
     // Two steps a turn: a turn of a loop costs a move of every sum. A step past the end multiplies by zero.
     for (var k0 = 0u; k0 < p.k; k0 += 8u) {
-#each U 2
-        {
-            let inside = k0 + 4u * $Uu < p.k;
-            let kk = min(k0 + 4u * $Uu, p.k - 4u);
+        let inside = k0 + 4u < p.k;
+        let k1 = min(k0 + 4u, p.k - 4u);
 #each J 8
-            let c$J = w4(min(col0 + $Ju, p.n - 1u) * p.k + kk);
+        let w$J = w8(w_row(min(col0 + $Ju, p.n - 1u)) + k0, w_row(min(col0 + $Ju, p.n - 1u)) + k1);
+        let c$J = w$J.lo;
+        let d$J = w$J.hi;
 #end
 #each L LOADS
-            let x$L = select(vec4<f32>(), x4(min(row0 + $Lu * SG + lane, p.m - 1u) * p.k + kk), inside);
+        let x$L = x4(x_row(min(row0 + $Lu * SG + lane, p.m - 1u)) + k0);
+        let z$L = select(vec4<f32>(), x4(x_row(min(row0 + $Lu * SG + lane, p.m - 1u)) + k1), inside);
 #each I SG
-            {
-                let v = subgroupBroadcast(x$L, $Iu);
-                let i = $Lu * SG + $Iu;
-                let a = lo[i];
-                let b = hi[i];
-                lo[i] = vec4<f32>(
-                    fma(v.w, c0.w, fma(v.z, c0.z, fma(v.y, c0.y, fma(v.x, c0.x, a.x)))),
-                    fma(v.w, c1.w, fma(v.z, c1.z, fma(v.y, c1.y, fma(v.x, c1.x, a.y)))),
-                    fma(v.w, c2.w, fma(v.z, c2.z, fma(v.y, c2.y, fma(v.x, c2.x, a.z)))),
-                    fma(v.w, c3.w, fma(v.z, c3.z, fma(v.y, c3.y, fma(v.x, c3.x, a.w)))),
-                );
-                hi[i] = vec4<f32>(
-                    fma(v.w, c4.w, fma(v.z, c4.z, fma(v.y, c4.y, fma(v.x, c4.x, b.x)))),
-                    fma(v.w, c5.w, fma(v.z, c5.z, fma(v.y, c5.y, fma(v.x, c5.x, b.y)))),
-                    fma(v.w, c6.w, fma(v.z, c6.z, fma(v.y, c6.y, fma(v.x, c6.x, b.z)))),
-                    fma(v.w, c7.w, fma(v.z, c7.z, fma(v.y, c7.y, fma(v.x, c7.x, b.w)))),
-                );
-            }
-#end
-#end
+        {
+            let v = subgroupBroadcast(x$L, $Iu);
+            let u = subgroupBroadcast(z$L, $Iu);
+            let i = $Lu * SG + $Iu;
+            let a = lo[i];
+            let b = hi[i];
+            lo[i] = vec4<f32>(
+                fma(u.w, d0.w, fma(u.z, d0.z, fma(u.y, d0.y, fma(u.x, d0.x, fma(v.w, c0.w, fma(v.z, c0.z, fma(v.y, c0.y, fma(v.x, c0.x, a.x)))))))),
+                fma(u.w, d1.w, fma(u.z, d1.z, fma(u.y, d1.y, fma(u.x, d1.x, fma(v.w, c1.w, fma(v.z, c1.z, fma(v.y, c1.y, fma(v.x, c1.x, a.y)))))))),
+                fma(u.w, d2.w, fma(u.z, d2.z, fma(u.y, d2.y, fma(u.x, d2.x, fma(v.w, c2.w, fma(v.z, c2.z, fma(v.y, c2.y, fma(v.x, c2.x, a.z)))))))),
+                fma(u.w, d3.w, fma(u.z, d3.z, fma(u.y, d3.y, fma(u.x, d3.x, fma(v.w, c3.w, fma(v.z, c3.z, fma(v.y, c3.y, fma(v.x, c3.x, a.w)))))))),
+            );
+            hi[i] = vec4<f32>(
+                fma(u.w, d4.w, fma(u.z, d4.z, fma(u.y, d4.y, fma(u.x, d4.x, fma(v.w, c4.w, fma(v.z, c4.z, fma(v.y, c4.y, fma(v.x, c4.x, b.x)))))))),
+                fma(u.w, d5.w, fma(u.z, d5.z, fma(u.y, d5.y, fma(u.x, d5.x, fma(v.w, c5.w, fma(v.z, c5.z, fma(v.y, c5.y, fma(v.x, c5.x, b.y)))))))),
+                fma(u.w, d6.w, fma(u.z, d6.z, fma(u.y, d6.y, fma(u.x, d6.x, fma(v.w, c6.w, fma(v.z, c6.z, fma(v.y, c6.y, fma(v.x, c6.x, b.z)))))))),
+                fma(u.w, d7.w, fma(u.z, d7.z, fma(u.y, d7.y, fma(u.x, d7.x, fma(v.w, c7.w, fma(v.z, c7.z, fma(v.y, c7.y, fma(v.x, c7.x, b.w)))))))),
+            );
         }
+#end
 #end
     }
 #endif
 #ifdef NN
-    let first = min(col0, p.n - 4u);
+    let first = min(col0, p.n - EDGE);
     let second = min(col0 + 4u, p.n - 4u);
     for (var kk = 0u; kk < p.k; kk += 4u) {
 #each J 4
-        let l$J = w4((kk + $Ju) * p.n + first);
-        let h$J = w4((kk + $Ju) * p.n + second);
+        let w$J = w8(w_row(kk + $Ju) + first, w_row(kk + $Ju) + second);
+        let l$J = w$J.lo;
+        let h$J = w$J.hi;
 #end
 #each L LOADS
-        let x$L = x4(min(row0 + $Lu * SG + lane, p.m - 1u) * p.k + kk);
+        let x$L = x4(x_row(min(row0 + $Lu * SG + lane, p.m - 1u)) + kk);
 #each I SG
         {
             let v = subgroupBroadcast(x$L, $Iu);
@@ -114,18 +129,20 @@ fn main(
 #endif
 #ifdef TN
     // A vec4 of x holds four rows at one k: the subgroup's lanes cover its rows at 4 / LOADS values of k at once.
-    let first = min(col0, p.n - 4u);
+    let first = min(col0, p.n - EDGE);
     let second = min(col0 + 4u, p.n - 4u);
     for (var kk = 0u; kk < p.k; kk += 4u) {
 #each S LOADS
         let k$S = kk + $Su * DEPTH;
         let own$S = k$S + lane / QUADS;
-        let at$S = min(own$S, p.k - 1u) * p.m + min(row0 + (lane % QUADS) * 4u, p.m - 4u);
+        let at$S = x_row(min(own$S, p.k - 1u)) + min(row0 + (lane % QUADS) * 4u, p.m - 4u);
         let x$S = select(vec4<f32>(), x4(at$S), own$S < p.k);
 #each D 4/LOADS
         {
-            let l = w4(min(k$S + $Du, p.k - 1u) * p.n + first);
-            let h = w4(min(k$S + $Du, p.k - 1u) * p.n + second);
+            let deep = w_row(min(k$S + $Du, p.k - 1u));
+            let eight = w8(deep + first, deep + second);
+            let l = eight.lo;
+            let h = eight.hi;
 #each Q LOADS*SG/4
             {
                 let v = subgroupBroadcast(x$S, $Du * QUADS + $Qu);
@@ -156,12 +173,18 @@ fn main(
         b[$J] += bias[min(col0 + 4u + $Ju, p.n - 1u)];
 #end
 #endif
-        let at = ((row0 + $Iu) * p.n + col0) / 4u;
+        let at = (y_row(row0 + $Iu) + col0) / 4u;
         if col0 < p.n {
+#ifdef RESIDUAL
+            a += residual[at];
+#endif
             if p.accumulate == 1u { a += y[at]; }
             y[at] = a;
         }
         if col0 + 4u < p.n {
+#ifdef RESIDUAL
+            b += residual[at + 1u];
+#endif
             if p.accumulate == 1u { b += y[at + 1u]; }
             y[at + 1u] = b;
         }

@@ -1,12 +1,10 @@
 // Matrix product in square tiles of workgroup memory, EDGE x EDGE outputs an invocation. The portable tier's kernel; the
 // layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate says.
-// VEC4: all leading dimensions are multiples of 4; loads and stores are 16 bytes wide.
+// VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads and stores are 16 bytes wide.
 #import common/index
 #import common/pack
+#import common/product
 
-struct Params { m: u32, n: u32, k: u32, accumulate: u32, alpha: f32 }
-
-@group(0) @binding(0) var<uniform> p: Params;
 #ifdef VEC4
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
 #ifdef PACKED
@@ -26,6 +24,23 @@ struct Params { m: u32, n: u32, k: u32, accumulate: u32, alpha: f32 }
 #endif
 #ifdef BIAS
 @group(0) @binding(4) var<storage, read> bias: array<f32>;           // (N)
+#endif
+#ifdef VEC4
+#ifdef RESIDUAL
+#ifdef BIAS
+@group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;  // y's layout
+#else
+@group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;  // y's layout
+#endif
+#endif
+#else
+#ifdef RESIDUAL
+#ifdef BIAS
+@group(0) @binding(5) var<storage, read> residual: array<f32>;  // y's layout
+#else
+@group(0) @binding(4) var<storage, read> residual: array<f32>;  // y's layout
+#endif
+#endif
 #endif
 
 const SIDE = 16u;                // invocations along each side of a tile
@@ -101,7 +116,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let row = row0 + quad * 4u;
 #each I 4
             xs[(deep + $Iu) * QUADS + quad] =
-                x4((k0 + deep + $Iu) * p.m + row, select(0u, inside(row, p.m), k0 + deep + $Iu < p.k));
+                x4(x_row(k0 + deep + $Iu) + row, select(0u, inside(row, p.m), k0 + deep + $Iu < p.k));
 #end
 #else
             let quad = own / (DEPTH / 4u);
@@ -109,7 +124,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let row = row0 + quad * 4u;
             let valid = inside(k0 + deep, p.k);
 #each I 4
-            let r$I = x4((row + $Iu) * p.k + k0 + deep, select(0u, valid, row + $Iu < p.m));
+            let r$I = x4(x_row(row + $Iu) + k0 + deep, select(0u, valid, row + $Iu < p.m));
 #end
 #each I 4
             xs[(deep + $Iu) * QUADS + quad] = vec4<f32>(r0[$I], r1[$I], r2[$I], r3[$I]);
@@ -122,7 +137,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let col = col0 + quad * 4u;
             let valid = inside(k0 + deep, p.k);
 #each I 4
-            let c$I = w4((col + $Iu) * p.k + k0 + deep, select(0u, valid, col + $Iu < p.n));
+            let c$I = w4(w_row(col + $Iu) + k0 + deep, select(0u, valid, col + $Iu < p.n));
 #end
 #each I 4
             ws[(deep + $Iu) * QUADS + quad] = vec4<f32>(c0[$I], c1[$I], c2[$I], c3[$I]);
@@ -133,7 +148,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let col = col0 + quad * 4u;
 #each I 4
             ws[(deep + $Iu) * QUADS + quad] =
-                w4((k0 + deep + $Iu) * p.n + col, select(0u, inside(col, p.n), k0 + deep + $Iu < p.k));
+                w4(w_row(k0 + deep + $Iu) + col, select(0u, inside(col, p.n), k0 + deep + $Iu < p.k));
 #end
 #endif
         }
@@ -170,7 +185,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 fn write(row: u32, col: u32, sums: vec4<f32>) {
     if row >= p.m || col >= p.n { return; }
     var values = p.alpha * sums;
-    let at = row * p.n + col;
+    let at = y_row(row) + col;
     let valid = inside(col, p.n);
 #ifdef BIAS
 #each J 4
@@ -178,11 +193,17 @@ fn write(row: u32, col: u32, sums: vec4<f32>) {
 #end
 #endif
 #ifdef VEC4
+#ifdef RESIDUAL
+    values += residual[at / 4u];
+#endif
     if p.accumulate == 1u { values += y[at / 4u]; }
     y[at / 4u] = values;
 #else
 #each J 4
     if $Ju < valid {
+#ifdef RESIDUAL
+        values[$J] += residual[at + $Ju];
+#endif
         if p.accumulate == 1u { values[$J] += y[at + $Ju]; }
         y[at + $Ju] = values[$J];
     }

@@ -1,20 +1,19 @@
 // dup = dact * silu(gate); dgate = dact * up * s * (1 + gate * (1 - s)) with s = sigmoid(gate). Writes: both =.
 #import common/index
-struct Params { vectors: u32 }
+struct Params { rows: u32, vectors: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> gate: array<vec4<f32>>;         // (T, F)
-@group(0) @binding(2) var<storage, read> up: array<vec4<f32>>;           // (T, F)
-@group(0) @binding(3) var<storage, read> dact: array<vec4<f32>>;         // (T, F)
-@group(0) @binding(4) var<storage, read_write> dgate: array<vec4<f32>>;  // (T, F)
-@group(0) @binding(5) var<storage, read_write> dup: array<vec4<f32>>;    // (T, F)
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (T, 2, F): gate, up
+@group(0) @binding(2) var<storage, read> dact: array<vec4<f32>>;     // (T, F)
+@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>; // (T, 2, F): dgate, dup
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = flat_group(group, groups) * 64u + lane;
-    if i >= p.vectors { return; }
-    let g = gate[i];
+    if i >= p.rows * p.vectors { return; }
+    let gate = i + i / p.vectors * p.vectors;
+    let g = x[gate];
     let d = dact[i];
     let s = 1.0 / (1.0 + exp(-g));
-    dup[i] = d * g * s;
-    dgate[i] = d * up[i] * s * (1.0 + g * (1.0 - s));
+    dx[gate + p.vectors] = d * g * s;
+    dx[gate] = d * x[gate + p.vectors] * s * (1.0 + g * (1.0 - s));
 }

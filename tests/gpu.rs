@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use aweigh::gpu::{Gpu, Options, Purpose, Recorder, Tensor, Tier};
-use aweigh::kernels::add;
+use aweigh::kernels::ema;
+use aweigh::reference;
 use aweigh::reference::rng::values;
 use aweigh::selftest::{Depth, agree, checks};
 
@@ -60,7 +61,7 @@ tests! {
     matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_rows_alone,
     attention_forward, attention_backward, attention_over_a_cache,
     rms_norm_forward, rms_norm_backward, rms_norm_many_rows, column_sum,
-    add, ema, swiglu, dropout, dropout_many_groups, rope, fma_peak,
+    ema, swiglu, dropout, dropout_many_groups, rope, fma_peak,
     gather_forward, gather_backward, kv_write,
     log_prob, sequence_sum, preference_table, preference_groups,
     sum_squares, adamw,
@@ -80,24 +81,24 @@ fn every_check_is_a_test_here() {
 fn a_spoilt_output_fails() {
     let count = 1000;
     let (a, b) = (values(1, count), values(2, count));
-    let expected: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+    let expected = reference::ema::forward(&a, &b, 0.5);
     let mut found = with_gpu(Tier::Portable, |gpu| {
         let upload = |data: &[f64]| {
             let data: Vec<f32> = data.iter().map(|&v| v as f32).collect();
             Tensor::from_f32(gpu, Purpose::Staging, "spoilt", &data).expect("a small tensor")
         };
-        let out = upload(&vec![f64::NAN; count]);
+        let out = upload(&a);
         let mut rec = Recorder::new(gpu);
-        add::forward(&mut rec, &upload(&a), &upload(&b), &out, count).expect("shapes agree");
+        ema::update(&mut rec, &upload(&b), &out, count, 0.5).expect("shapes agree");
         rec.submit();
         pollster::block_on(out.read_f32(gpu)).expect("readable")
     });
-    assert_eq!(agree("sum", &found, &expected), Ok(()));
+    assert_eq!(agree("mean", &found, &expected), Ok(()));
     for (index, spoilt) in [(0, 1e-4), (637, -1e-4), (999, f32::NAN)] {
         let right = found[index];
         found[index] += spoilt;
-        let failure = agree("sum", &found, &expected).expect_err("one element is off");
-        assert!(failure.0.contains(&format!("sum: index {index}: expected")), "{failure}");
+        let failure = agree("mean", &found, &expected).expect_err("one element is off");
+        assert!(failure.0.contains(&format!("mean: index {index}: expected")), "{failure}");
         found[index] = right;
     }
 }

@@ -5,9 +5,10 @@ use serde::Serialize;
 use super::{Runs, median, time};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Purpose, Tensor};
-use crate::kernels::attention::{self, Saved, Shape};
+use crate::kernels::Mat;
+use crate::kernels::attention::{self, Operands, Saved, Shape};
 use crate::kernels::fma_peak;
-use crate::kernels::matmul::{self, Dims, Epilogue, Form};
+use crate::kernels::matmul::{Dims, Form, Product};
 use crate::reference::rng;
 
 /// The adapter's arithmetic peak in f32, as measured.
@@ -26,7 +27,7 @@ impl Peak {
 
 /// Invocations and rounds of the peak's kernel: enough to fill any adapter.
 const INVOCATIONS: usize = 1 << 16;
-const ROUNDS: u32 = 512;
+const ROUNDS: u32 = 64;
 
 /// Measures the peak: multiplications and additions in registers alone.
 ///
@@ -92,9 +93,9 @@ pub async fn matmul(gpu: &Gpu, form: Form, dtype: DType, dims: Dims, runs: Runs)
     let y = Tensor::new(gpu, Purpose::Staging, "y", m * n, DType::F32)?;
     let operations = 2.0 * (m * n) as f64 * k as f64;
     let mut rates = Vec::new();
-    for by in matmul::candidates(gpu, form, dtype, dims, false) {
-        let seconds =
-            time(gpu, runs, |rec| matmul::forward_by(rec, &by, &x, &w, &y, dims, Epilogue::SET)).await?;
+    let product = Product::plain(form, &x, &w, &y, dims);
+    for by in product.candidates(gpu) {
+        let seconds = time(gpu, runs, |rec| product.record_by(rec, &by)).await?;
         rates.push(Rate::new(&by.variant, format!("m={m} n={n} k={k}"), operations, seconds));
     }
     Ok(rates)
@@ -126,11 +127,14 @@ pub async fn attention(
     let what = format!("T={tokens} H={heads} G={kv_heads} head_dim={head_dim}, causal");
     let pairs = (tokens * (tokens + 1) / 2) as f64;
     let products = |n: f64| n * 2.0 * pairs * (heads * head_dim) as f64;
+    let kv_width = kv_heads * head_dim;
+    let operands =
+        Operands { q: Mat::new(&q, heads * head_dim), k: Mat::new(&k, kv_width), v: Mat::new(&v, kv_width) };
     let forward =
-        time(gpu, runs, |rec| attention::forward(rec, &q, &k, &v, &ranges, &o, &stats, shape)).await?;
+        time(gpu, runs, |rec| attention::forward(rec, operands, &ranges, &o, &stats, shape)).await?;
     let backward = time(gpu, runs, |rec| {
-        let saved = Saved { q: &q, k: &k, v: &v, o: &o, stats: &stats, ranges: &ranges, tokens: &described };
-        attention::backward(rec, saved, &d_o, &dq, &dk, &dv, shape)
+        let saved = Saved { operands, o: &o, stats: &stats, ranges: &ranges, tokens: &described };
+        attention::backward(rec, saved, &d_o, [&dq, &dk, &dv], shape)
     })
     .await?;
     Ok([

@@ -70,7 +70,7 @@ pub async fn tune(
         let name = |rate: Option<&super::Rate>| rate.map(|rate| rate.kernel.clone()).unwrap_or_default();
         let operations = rates.first().map_or(0.0, |rate| rate.operations);
         let choice = Choice { variant: name(best), guess: name(rates.first()), operations, seconds };
-        let class = class(form, dtype, dims, false);
+        let class = class(form, dtype, dims);
         each(&class, &choice)?;
         tuning.choices.insert(class, choice);
     }

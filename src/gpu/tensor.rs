@@ -108,11 +108,11 @@ impl Tensor {
     /// The `len` elements from `start` on, as a view.
     ///
     /// # Panics
-    /// When the range leaves the tensor or does not start at a multiple of 256 bytes: a bug in the caller.
+    /// When the range leaves the tensor: a bug in the caller. Binding a view to a kernel panics unless it starts at a multiple of
+    /// 256 bytes.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         let byte_offset = self.byte_offset + (start * self.dtype.bytes()) as u64;
         assert!(start + len <= self.len, "slice {start}..{} of a tensor of {}", start + len, self.len);
-        assert!(byte_offset.is_multiple_of(ALIGN), "slice at byte {byte_offset}, not a multiple of {ALIGN}");
         Self { storage: self.storage.clone(), byte_offset, len, dtype: self.dtype }
     }
 
@@ -202,6 +202,8 @@ impl Tensor {
 
     /// The bytes a shader may see: the elements, rounded up to a whole vec4.
     pub(super) fn binding(&self) -> wgpu::BufferBinding<'_> {
+        let offset = self.byte_offset;
+        assert!(offset.is_multiple_of(ALIGN), "binding at byte {offset}, not a multiple of {ALIGN}");
         let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(16).max(16);
         wgpu::BufferBinding {
             buffer: &self.storage.buffer,

@@ -2,7 +2,7 @@
 //!
 //! Running softmax: Milakov & Gimelshein, 1805.02867; backward from the saved log-sum-exp: Dao et al., 2205.14135.
 
-use super::{check, groups_of_64, params};
+use super::{Mat, check, groups_of_64, params};
 use crate::gpu::{Gpu, Recorder, Tensor, Tier};
 use crate::shader::kernel;
 use crate::{Error, Result};
@@ -11,7 +11,8 @@ params!(Params for [
         "attention", "attention_dq", "attention_dkv",
         "attention_subgroup", "attention_dq_subgroup", "attention_dkv_subgroup",
     ];
-    queries: u32, heads: u32, kv_heads: u32, scale: f32);
+    queries: u32, heads: u32, kv_heads: u32, scale: f32,
+    q_at: u32, q_stride: u32, k_at: u32, v_at: u32, kv_stride: u32);
 params!(DeltaParams for ["attention_delta"]; rows: u32, vectors: u32);
 
 /// Head sizes with a compiled variant.
@@ -39,13 +40,32 @@ pub struct Shape {
 }
 
 impl Shape {
-    fn params(&self) -> Params {
+    fn params(&self, Operands { q, k, v }: Operands) -> Params {
+        let vectors = |elements: usize| {
+            assert!(elements.is_multiple_of(4), "attention: an operand that is not whole vec4s");
+            (elements / 4) as u32
+        };
+        assert_eq!(k.stride, v.stride, "attention: keys and values have one stride");
         Params {
             queries: self.queries as u32,
             heads: self.heads as u32,
             kv_heads: self.kv_heads as u32,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
+            q_at: vectors(q.at),
+            q_stride: vectors(q.stride),
+            k_at: vectors(k.at),
+            v_at: vectors(v.at),
+            kv_stride: vectors(k.stride),
         }
+    }
+
+    /// Elements of q and of k and v that `queries` tokens need, from their starts on.
+    fn check(&self, operands: [(&'static str, Mat); 3]) -> Result<()> {
+        let widths = [self.heads, self.kv_heads, self.kv_heads].map(|heads| heads * self.head_dim);
+        for ((name, mat), width) in operands.into_iter().zip(widths) {
+            check("attention", &[(name, mat.data, mat.extent(self.queries, width))])?;
+        }
+        Ok(())
     }
 
     /// `name`'s variant, and the workgroups for `queries` rows of each of `heads`.
@@ -78,13 +98,21 @@ pub fn supports(head_dim: usize, origin: &str) -> Result<()> {
     Err(Error::input(origin, format!("head_dim one of {HEAD_DIMS:?}"), head_dim, fix))
 }
 
-/// q `(T, H, hd)`, k and v `(S, G, hd)`, ranges `(T, 4)` -> o `(T, H, hd)` and the first half of stats `(2, T, H)`: lse.
-#[allow(clippy::too_many_arguments)]
+/// Queries, keys and values, a head after the other in each row. All start at multiples of 4 elements.
+#[derive(Clone, Copy)]
+pub struct Operands<'a> {
+    /// `(T, H, hd)`
+    pub q: Mat<'a>,
+    /// `(S, G, hd)`
+    pub k: Mat<'a>,
+    /// `(S, G, hd)`, with k's stride.
+    pub v: Mat<'a>,
+}
+
+/// Operands with ranges `(T, 4)` -> o `(T, H, hd)` and the first half of stats `(2, T, H)`: lse.
 pub fn forward(
     rec: &mut Recorder,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    operands: Operands,
     ranges: &Tensor,
     o: &Tensor,
     stats: &Tensor,
@@ -92,25 +120,20 @@ pub fn forward(
 ) -> Result<()> {
     let rows = shape.queries * shape.heads;
     let count = rows * shape.head_dim;
-    check(
-        "attention",
-        &[("q", q, count), ("ranges", ranges, 4 * shape.queries), ("o", o, count), ("stats", stats, rows)],
-    )?;
+    let Operands { q, k, v } = operands;
+    check("attention", &[("q", q.data, q.extent(shape.queries, shape.heads * shape.head_dim))])?;
+    check("attention", &[("ranges", ranges, 4 * shape.queries), ("o", o, count), ("stats", stats, rows)])?;
     let (variant, groups) = shape.variant(rec.gpu(), "attention", "", shape.heads);
     let shader = kernel(rec.gpu(), &variant);
-    let bindings = [q, k, v, ranges, o, stats];
-    rec.dispatch(&shader, &shape.params(), &bindings, groups, shape.operations(4.0));
+    let bindings = [q.data, k.data, v.data, ranges, o, stats];
+    rec.dispatch(&shader, &shape.params(operands), &bindings, groups, shape.operations(4.0));
     Ok(())
 }
 
 /// What the backward pass reads of the forward pass. Keys are the batch's own tokens: S = T.
 pub struct Saved<'a> {
-    /// `(T, H, hd)`
-    pub q: &'a Tensor,
-    /// `(T, G, hd)`
-    pub k: &'a Tensor,
-    /// `(T, G, hd)`
-    pub v: &'a Tensor,
+    /// Queries, keys and values.
+    pub operands: Operands<'a>,
     /// `(T, H, hd)`
     pub o: &'a Tensor,
     /// `(2, T, H)`: lse; delta is written into the second half.
@@ -121,29 +144,31 @@ pub struct Saved<'a> {
     pub tokens: &'a Tensor,
 }
 
-/// Gradients, each `=`: dq `(T, H, hd)`, dk and dv `(T, G, hd)`, from d_o `(T, H, hd)`.
+/// The operands' gradients, each `=`, from d_o `(T, H, hd)`: `gradients` lie as the operands do. All three may be one tensor.
 pub fn backward(
     rec: &mut Recorder,
     saved: Saved,
     d_o: &Tensor,
-    dq: &Tensor,
-    dk: &Tensor,
-    dv: &Tensor,
+    gradients: [&Tensor; 3],
     shape: Shape,
 ) -> Result<()> {
-    let Saved { q, k, v, o, stats, ranges, tokens } = saved;
+    let Saved { operands, o, stats, ranges, tokens } = saved;
+    let Operands { q, k, v } = operands;
     let rows = shape.queries * shape.heads;
-    let (count, kv_rows) = (rows * shape.head_dim, shape.queries * shape.kv_heads);
-    let kv_count = kv_rows * shape.head_dim;
-    check("attention_backward", &[("q", q, count), ("k", k, kv_count), ("v", v, kv_count), ("o", o, count)])?;
-    check(
-        "attention_backward",
-        &[("stats", stats, 2 * rows), ("dq", dq, count), ("dk", dk, kv_count), ("dv", dv, kv_count)],
-    )?;
+    let count = rows * shape.head_dim;
+    let [dq, dk, dv] = gradients;
+    shape.check([("q", q), ("k", k), ("v", v)])?;
+    shape.check([
+        ("dq", Mat { data: dq, ..q }),
+        ("dk", Mat { data: dk, ..k }),
+        ("dv", Mat { data: dv, ..v }),
+    ])?;
+    check("attention_backward", &[("o", o, count), ("d_o", d_o, count), ("stats", stats, 2 * rows)])?;
     let delta = DeltaParams { rows: rows as u32, vectors: (shape.head_dim / 4) as u32 };
     let shader = kernel(rec.gpu(), "attention_delta");
     rec.dispatch(&shader, &delta, &[o, d_o, stats], groups_of_64(rows), 2.0 * count as f64);
-    let params = shape.params();
+    let params = shape.params(operands);
+    let (q, k, v) = (q.data, k.data, v.data);
     let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", " DV", shape.kv_heads);
     let bindings = [q, k, tokens, stats, d_o, dv];
     rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(4.0));

@@ -13,7 +13,7 @@ pub(super) fn layouts() -> Vec<super::Layout> {
 
 /// Chains of an invocation, and their steps in a round.
 const CHAINS: f64 = 16.0;
-const STEPS: f64 = 2.0;
+const STEPS: f64 = 16.0;
 
 /// Records `rounds` rounds of value·a + b in each of `count` invocations; the sums of their chains into out `(count)`.
 /// Returns the floating-point operations, two for each multiplication and addition.

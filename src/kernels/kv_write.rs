@@ -1,28 +1,41 @@
-//! Puts keys or values into a sampler's cache.
+//! Puts keys and values into a sampler's cache.
 
-use super::{check, groups_of_64, params};
+use super::{Mat, check, groups_of_64, params};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::shader::kernel;
 
-params!(Params for ["kv_write"]; tokens: u32, width: u32);
+params!(Params for ["kv_write"]; tokens: u32, width: u32, stride: u32, k_at: u32, v_at: u32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
 }
 
-/// `cache[slot[t], :] = x[t, :]`: x `(count, width)`, cache `(slots, width)`, tokens `(count, 4)`: id, position, slot, visible_end.
+/// `cache_k[slot[t], :] = k[t, :]`, and the same for v: k and v `(count, width)` are columns of one tensor, the caches
+/// `(slots, width)`, tokens `(count, 4)`: id, position, slot, visible_end.
 pub fn forward(
     rec: &mut Recorder,
     tokens: &Tensor,
-    x: &Tensor,
-    cache: &Tensor,
+    [k, v]: [Mat; 2],
+    [cache_k, cache_v]: [&Tensor; 2],
     count: usize,
     width: usize,
 ) -> Result<()> {
-    check("kv_write", &[("tokens", tokens, 4 * count), ("x", x, count * width), ("cache", cache, width)])?;
+    assert_eq!(k.stride, v.stride, "kv_write: keys and values are columns of one tensor");
+    check("kv_write", &[("tokens", tokens, 4 * count), ("k", k.data, k.extent(count, width))])?;
+    check(
+        "kv_write",
+        &[("v", k.data, v.extent(count, width)), ("keys", cache_k, width), ("values", cache_v, width)],
+    )?;
     let shader = kernel(rec.gpu(), "kv_write");
-    let params = Params { tokens: count as u32, width: width as u32 };
-    rec.dispatch(&shader, &params, &[tokens, x, cache], groups_of_64(count * width), (count * width) as f64);
+    let params = Params {
+        tokens: count as u32,
+        width: width as u32,
+        stride: k.stride as u32,
+        k_at: k.at as u32,
+        v_at: v.at as u32,
+    };
+    let bindings = [tokens, k.data, cache_k, cache_v];
+    rec.dispatch(&shader, &params, &bindings, groups_of_64(count * width), 2.0 * (count * width) as f64);
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! Matrix products in the three layouts that a linear layer's forward and backward need.
 
-use super::{check, params};
+use super::{Mat, check, params};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Recorder, Tensor, Tier};
 use crate::shader::kernel;
 
-params!(Params for ["matmul", "matmul_subgroup", "matmul_tiled"]; m: u32, n: u32, k: u32, accumulate: u32, alpha: f32);
+params!(Params for ["matmul", "matmul_subgroup", "matmul_tiled"];
+    m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
+    x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
@@ -42,17 +44,45 @@ pub struct Epilogue<'a> {
     pub accumulate: bool,
     /// `(n)`, added to each row; only with [`Form::Nt`].
     pub bias: Option<&'a Tensor>,
+    /// Added to y, whose layout it has; only with [`Form::Nt`].
+    pub residual: Option<&'a Tensor>,
 }
 
 impl Epilogue<'_> {
     /// y = the product.
-    pub const SET: Self = Self { alpha: 1.0, accumulate: false, bias: None };
+    pub const SET: Self = Self { alpha: 1.0, accumulate: false, bias: None, residual: None };
     /// y += the product.
-    pub const ADD: Self = Self { alpha: 1.0, accumulate: true, bias: None };
+    pub const ADD: Self = Self { accumulate: true, ..Self::SET };
+
+    fn flags(&self) -> &'static str {
+        match (self.bias.is_some(), self.residual.is_some()) {
+            (false, false) => "",
+            (true, false) => " BIAS",
+            (false, true) => " RESIDUAL",
+            (true, true) => " BIAS RESIDUAL",
+        }
+    }
+}
+
+/// A product to be computed: y = or += alpha · x w in one of the layouts.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    /// How the operands lie.
+    pub form: Form,
+    /// f32.
+    pub x: Mat<'a>,
+    /// f32, bf16 or f16, with equal results.
+    pub w: Mat<'a>,
+    /// f32.
+    pub y: Mat<'a>,
+    /// The sizes.
+    pub dims: Dims,
+    /// What is done with it.
+    pub epilogue: Epilogue<'a>,
 }
 
 /// The definitions of a variant for this layout and these weights.
-fn flags(form: Form, weights: DType, bias: bool) -> String {
+fn flags(form: Form, weights: DType) -> String {
     let form = match form {
         Form::Nt => "NT",
         Form::Nn => "NN",
@@ -63,7 +93,7 @@ fn flags(form: Form, weights: DType, bias: bool) -> String {
         DType::F16 => " PACKED F16",
         DType::F32 | DType::U32 => "",
     };
-    format!("{form}{packed}{}", if bias { " BIAS" } else { "" })
+    format!("{form}{packed}")
 }
 
 /// Numbers of tokens that are told apart when kernels are measured: each stands for those up to it and over the one
@@ -71,107 +101,130 @@ fn flags(form: Form, weights: DType, bias: bool) -> String {
 pub const TOKEN_CLASSES: [usize; 4] = [1, 16, 128, 1024];
 
 /// The class of a product: what is measured once and holds for all its members.
-pub fn class(form: Form, weights: DType, dims: Dims, bias: bool) -> String {
+pub fn class(form: Form, weights: DType, dims: Dims) -> String {
     let Dims { m, n, k } = dims;
     let up_to = |tokens| TOKEN_CLASSES.into_iter().find(|&class| class >= tokens).unwrap_or(TOKEN_CLASSES[3]);
     // The sum of a weight's gradient runs over the tokens.
     let (m, k) = if form == Form::Tn { (m, up_to(k)) } else { (up_to(m), k) };
-    format!("{} m={m} n={n} k={k}", flags(form, weights, bias))
+    format!("{} m={m} n={n} k={k}", flags(form, weights))
 }
 
 /// One way to compute a product: a shader's variant, and the outputs of one of its workgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// The variant, as `shaders/permutations` lists it.
+    /// The variant, as `shaders/permutations` lists it, without the epilogue's flags.
     pub variant: String,
     rows: usize,
     columns: usize,
     workgroup: usize,
 }
 
-/// Every way to compute a product on `gpu`, the likeliest to be fast first. All give the same results, those of one layout
-/// and tier the same bits.
-pub fn candidates(gpu: &Gpu, form: Form, weights: DType, dims: Dims, bias: bool) -> Vec<Candidate> {
-    let Dims { m, n, k } = dims;
-    let flags = flags(form, weights, bias);
-    let contiguous = if form == Form::Tn { m } else { k };
-    let wide = contiguous.is_multiple_of(4) && n.is_multiple_of(4);
-    let vec4 = if wide { " VEC4" } else { "" };
-    if gpu.tier() == Tier::Portable {
-        // Small tiles where large ones would leave most of the device idle.
-        let edges = if m.div_ceil(128) * n.div_ceil(128) < 64 { [4, 8] } else { [8, 4] };
-        let tiled = |edge: usize| {
-            let variant = format!("matmul_tiled EDGE={edge} {flags}{vec4}");
-            Candidate { variant, rows: 16 * edge, columns: 16 * edge, workgroup: 1 }
+impl<'a> Product<'a> {
+    /// y = the product of whole tensors, whose rows lie behind each other.
+    pub fn plain(form: Form, x: &'a Tensor, w: &'a Tensor, y: &'a Tensor, dims: Dims) -> Self {
+        let Dims { m, n, k } = dims;
+        let (x_width, w_width) = match form {
+            Form::Nt => (k, k),
+            Form::Nn => (k, n),
+            Form::Tn => (m, n),
         };
-        return edges.map(tiled).into();
+        let (x, w, y) = (Mat::new(x, x_width), Mat::new(w, w_width), Mat::new(y, n));
+        Self { form, x, w, y, dims, epilogue: Epilogue::SET }
     }
-    let mut all = Vec::new();
-    if let Some(lanes) = gpu.subgroup().filter(|&lanes| wide && (lanes == 4 || lanes == 8)) {
-        // As many rows as there are, and no more: a decoding step has few.
-        let most = [1, 2, 4].into_iter().find(|loads| loads * lanes >= m).unwrap_or(4);
-        for loads in [4, 2, 1].into_iter().filter(|&loads| loads <= most) {
-            let variant = format!("matmul_subgroup SG={lanes} LOADS={loads} {flags}");
-            all.push(Candidate { variant, rows: loads * lanes, columns: 8 * lanes, workgroup: 1 });
+
+    /// Every way to compute it on `gpu`, the likeliest to be fast first. All give the same results, those of one layout and tier
+    /// the same bits.
+    pub fn candidates(&self, gpu: &Gpu) -> Vec<Candidate> {
+        let &Self { form, x, w, y, dims: Dims { m, n, k }, .. } = self;
+        let flags = flags(form, w.data.dtype());
+        let contiguous = if form == Form::Tn { m } else { k };
+        let fours = [x, w, y].iter().all(|operand| operand.starts_at_multiples_of(4));
+        let wide = fours && contiguous.is_multiple_of(4) && n.is_multiple_of(4);
+        let vec4 = if wide { " VEC4" } else { "" };
+        if gpu.tier() == Tier::Portable {
+            // Small tiles where large ones would leave most of the device idle.
+            let edges = if m.div_ceil(128) * n.div_ceil(128) < 64 { [4, 8] } else { [8, 4] };
+            let tiled = |edge: usize| {
+                let variant = format!("matmul_tiled EDGE={edge} {flags}{vec4}");
+                Candidate { variant, rows: 16 * edge, columns: 16 * edge, workgroup: 1 }
+            };
+            return edges.map(tiled).into();
         }
+        let mut all = Vec::new();
+        // A load brings four f32, or eight packed weights.
+        let row = if form == Form::Nt { k } else { n };
+        let whole =
+            wide && (w.data.dtype() == DType::F32 || row.is_multiple_of(8) && w.starts_at_multiples_of(8));
+        if let Some(lanes) = gpu.subgroup().filter(|&lanes| whole && (lanes == 4 || lanes == 8)) {
+            // As many rows as there are, and no more: a decoding step has few. Over 16 rows the unrolled text of this layout
+            // outgrows most instruction caches.
+            let order = if form == Form::Nt { [2, 4, 1] } else { [4, 2, 1] };
+            let most = [1, 2, 4].into_iter().find(|loads| loads * lanes >= m).unwrap_or(4);
+            for loads in order.into_iter().filter(|&loads| loads <= most) {
+                let variant = format!("matmul_subgroup SG={lanes} LOADS={loads} {flags}");
+                all.push(Candidate { variant, rows: loads * lanes, columns: 8 * lanes, workgroup: 1 });
+            }
+        }
+        let shared = all.len();
+        for rows in if m <= 8 { [4, 16] } else { [16, 4] } {
+            let variant = format!("matmul ROWS={rows} {flags}{vec4}");
+            all.push(Candidate { variant, rows, columns: 8, workgroup: 8 });
+        }
+        // A subgroup's columns are lost on few outputs, such as an adapter's rank.
+        if n <= 16 {
+            all.rotate_left(shared);
+        }
+        all
     }
-    let shared = all.len();
-    for rows in if m <= 8 { [4, 16] } else { [16, 4] } {
-        let variant = format!("matmul ROWS={rows} {flags}{vec4}");
-        all.push(Candidate { variant, rows, columns: 8, workgroup: 8 });
-    }
-    // A subgroup's columns are lost on few outputs, such as an adapter's rank.
-    if n <= 16 {
-        all.rotate_left(shared);
-    }
-    all
-}
 
-/// Records y = or += alpha · product (+ bias). x and y are f32; w may be f32, bf16 or f16, with equal results.
-pub fn forward(
-    rec: &mut Recorder,
-    form: Form,
-    x: &Tensor,
-    w: &Tensor,
-    y: &Tensor,
-    dims: Dims,
-    epilogue: Epilogue,
-) -> Result<()> {
-    let (gpu, bias) = (rec.gpu(), epilogue.bias.is_some());
-    let candidates = candidates(gpu, form, w.dtype(), dims, bias);
-    let tuned = gpu.tuned(|| class(form, w.dtype(), dims, bias));
-    let by = tuned.and_then(|variant| candidates.iter().find(|c| c.variant == variant));
-    forward_by(rec, by.unwrap_or(&candidates[0]), x, w, y, dims, epilogue)
-}
+    /// Records it, by the candidate that was measured to be the fastest, or is likely to be.
+    pub fn record(&self, rec: &mut Recorder) -> Result<()> {
+        let gpu = rec.gpu();
+        let candidates = self.candidates(gpu);
+        let tuned = gpu.tuned(|| class(self.form, self.w.data.dtype(), self.dims));
+        let by = tuned.and_then(|variant| candidates.iter().find(|c| c.variant == variant));
+        self.record_by(rec, by.unwrap_or(&candidates[0]))
+    }
 
-/// As [`forward`], by a candidate for the same layout, weights and sizes.
-pub fn forward_by(
-    rec: &mut Recorder,
-    by: &Candidate,
-    x: &Tensor,
-    w: &Tensor,
-    y: &Tensor,
-    dims: Dims,
-    epilogue: Epilogue,
-) -> Result<()> {
-    let Dims { m, n, k } = dims;
-    check("matmul", &[("x", x, m * k), ("w", w, n * k), ("y", y, m * n)])?;
-    let params = Params {
-        m: m as u32,
-        n: n as u32,
-        k: k as u32,
-        accumulate: epilogue.accumulate as u32,
-        alpha: epilogue.alpha,
-    };
-    let groups = (m.div_ceil(by.rows) * n.div_ceil(by.columns)).div_ceil(by.workgroup) as u64;
-    let shader = kernel(rec.gpu(), &by.variant);
-    let operations = 2.0 * (m * n) as f64 * k as f64;
-    match epilogue.bias {
-        None => rec.dispatch(&shader, &params, &[x, w, y], groups, operations),
-        Some(bias) => {
+    /// As [`Product::record`], by one of its candidates.
+    pub fn record_by(&self, rec: &mut Recorder, by: &Candidate) -> Result<()> {
+        let &Self { form, x, w, y, dims: Dims { m, n, k }, epilogue } = self;
+        let (x_rows, w_rows) = match form {
+            Form::Nt => ((m, k), (n, k)),
+            Form::Nn => ((m, k), (k, n)),
+            Form::Tn => ((k, m), (k, n)),
+        };
+        let y_extent = y.extent(m, n);
+        let extents =
+            [("x", x.data, x.extent(x_rows.0, x_rows.1)), ("w", w.data, w.extent(w_rows.0, w_rows.1))];
+        check("matmul", &extents)?;
+        check("matmul", &[("y", y.data, y_extent)])?;
+        let mut bindings = vec![x.data, w.data, y.data];
+        if let Some(bias) = epilogue.bias {
             check("matmul", &[("bias", bias, n)])?;
-            rec.dispatch(&shader, &params, &[x, w, y, bias], groups, operations);
+            bindings.push(bias);
         }
+        if let Some(residual) = epilogue.residual {
+            check("matmul", &[("residual", residual, y_extent)])?;
+            bindings.push(residual);
+        }
+        let params = Params {
+            m: m as u32,
+            n: n as u32,
+            k: k as u32,
+            accumulate: epilogue.accumulate as u32,
+            alpha: epilogue.alpha,
+            x_at: x.at as u32,
+            x_stride: x.stride as u32,
+            w_at: w.at as u32,
+            w_stride: w.stride as u32,
+            y_at: y.at as u32,
+            y_stride: y.stride as u32,
+        };
+        let groups = (m.div_ceil(by.rows) * n.div_ceil(by.columns)).div_ceil(by.workgroup) as u64;
+        let shader = kernel(rec.gpu(), &format!("{}{}", by.variant, epilogue.flags()));
+        let operations = 2.0 * (m * n) as f64 * k as f64;
+        rec.dispatch(&shader, &params, &bindings, groups, operations);
+        Ok(())
     }
-    Ok(())
 }

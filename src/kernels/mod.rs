@@ -4,7 +4,6 @@
 //! predict a response token, `V` vocabulary, `S` sequences. Tensors may be longer than their shape asks for.
 
 pub mod adamw;
-pub mod add;
 pub mod attention;
 pub mod column_sum;
 pub mod dropout;
@@ -60,7 +59,6 @@ use params;
 pub fn layouts() -> Vec<Layout> {
     [
         adamw::layouts(),
-        add::layouts(),
         attention::layouts(),
         column_sum::layouts(),
         dropout::layouts(),
@@ -79,6 +77,38 @@ pub fn layouts() -> Vec<Layout> {
         swiglu::layouts(),
     ]
     .concat()
+}
+
+/// A matrix in a tensor: row i starts at element `at + i * stride`.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    /// Where it lies.
+    pub data: &'a Tensor,
+    /// Its first element.
+    pub at: usize,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// All of a tensor whose rows have `stride` elements.
+    pub fn new(data: &'a Tensor, stride: usize) -> Self {
+        Self { data, at: 0, stride }
+    }
+
+    /// The matrix `elements` further on: from another column, or another row.
+    pub fn from(self, elements: usize) -> Self {
+        Self { at: self.at + elements, ..self }
+    }
+
+    /// Elements of the tensor that `rows` rows of `columns` need.
+    fn extent(&self, rows: usize, columns: usize) -> usize {
+        if rows == 0 { 0 } else { self.at + (rows - 1) * self.stride + columns }
+    }
+
+    fn starts_at_multiples_of(&self, n: usize) -> bool {
+        self.at.is_multiple_of(n) && self.stride.is_multiple_of(n)
+    }
 }
 
 /// Checks that each named tensor holds at least the elements its shape asks for.

@@ -1,11 +1,11 @@
 //! Rotary position embedding (Su et al., 2104.09864) in Hugging Face's `rotate_half` layout.
 
-use super::{check, groups_of_64, params};
+use super::{Mat, check, groups_of_64, params};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::shader::kernel;
 
-params!(Params for ["rope"]; tokens: u32, heads: u32, half: u32, sign: f32);
+params!(Params for ["rope"]; tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
@@ -20,25 +20,30 @@ pub enum Turn {
     Backward,
 }
 
-/// Turns x `(T, heads, head_dim)` in place by the angles in table `(P, head_dim / 2, 2)` (cos, sin) of each token's position.
+/// Turns x `(T, heads, head_dim)`, a head after the other in each row, in place by the angles in table `(P, head_dim / 2, 2)` (cos, sin) of each token's position.
 /// tokens is `(T, 4)`: id, position, slot, visible_end.
 pub fn turn(
     rec: &mut Recorder,
     turn: Turn,
     tokens: &Tensor,
     table: &Tensor,
-    x: &Tensor,
+    x: Mat,
     (count, heads, head_dim): (usize, usize, usize),
 ) -> Result<()> {
-    check(
-        "rope",
-        &[("tokens", tokens, 4 * count), ("table", table, head_dim), ("x", x, count * heads * head_dim)],
-    )?;
+    let extent = x.extent(count, heads * head_dim);
+    check("rope", &[("tokens", tokens, 4 * count), ("table", table, head_dim), ("x", x.data, extent)])?;
     let half = head_dim / 2;
     let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
-    let params = Params { tokens: count as u32, heads: heads as u32, half: half as u32, sign };
+    let params = Params {
+        tokens: count as u32,
+        heads: heads as u32,
+        half: half as u32,
+        sign,
+        at: x.at as u32,
+        stride: x.stride as u32,
+    };
     let pairs = count * heads * half;
     let shader = kernel(rec.gpu(), "rope");
-    rec.dispatch(&shader, &params, &[tokens, table, x], groups_of_64(pairs), 6.0 * pairs as f64);
+    rec.dispatch(&shader, &params, &[tokens, table, x.data], groups_of_64(pairs), 6.0 * pairs as f64);
     Ok(())
 }

@@ -179,6 +179,10 @@ impl DecoderConfig {
                 fix,
             ));
         }
+        if !self.inner.is_multiple_of(4) {
+            let fix = "use a model with such a size";
+            return Err(Error::input(origin, "intermediate_size a multiple of 4", self.inner, fix));
+        }
         attention::supports(self.head_dim, origin)
     }
 

@@ -1,8 +1,11 @@
 //! The decoder: embedding, blocks, norm, head; its forward pass over a packed batch, log-probs, and its backward pass.
 
+use std::borrow::Cow;
+
 use super::adapter::{Adapter, LoraSpec, leaves, module_of, tensor_name};
 use super::export::serialize;
 use super::families::{self, EMBEDDING, FINAL_NORM, HEAD};
+use super::weights::Stored;
 use super::workspace::Workspace;
 use super::{Capacity, DecoderConfig, Weights};
 use crate::config::TargetModules;
@@ -12,7 +15,8 @@ use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::rms_norm::{self, Shape};
 use crate::kernels::{gather, sequence_sum};
 use crate::nn::{
-    Arenas, Attention, Block, Decay, KvCache, Layout, Linear, Lora, Mlp, Param, Pass, Sizes, Tables,
+    Arenas, Attention, Block, Decay, KvCache, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Param, Pass,
+    Sizes, Tables, Weight,
 };
 use crate::reference::rng;
 use crate::{Error, Result};
@@ -55,54 +59,95 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn param(&mut self, name: &str, shape: &[usize]) -> Result<Param> {
-        let stored = self.weights.get(name, shape)?;
+        self.params(&[(name.into(), shape.into())])
+    }
+
+    /// Tensors behind each other as one parameter.
+    fn params(&mut self, tensors: &[(String, Vec<usize>)]) -> Result<Param> {
+        let stored = tensors.iter().map(|(name, shape)| self.weights.get(name, shape));
+        let stored: Vec<Stored> = stored.collect::<Result<_>>()?;
         if matches!(self.training, Training::Full) {
-            self.values.push(stored.to_f32());
-            return Ok(self.layout.add(name.into(), shape.into()));
+            self.values.extend(stored.iter().map(|tensor| tensor.to_f32()));
+            return Ok(self.layout.add(tensors.to_vec()));
         }
+        let (name, dtype) = (&tensors[0].0, stored[0].dtype);
         // Matrices stay as stored; vectors are small, and the kernels that take them read f32.
-        let tensor = if shape.len() > 1 {
-            Tensor::from_bytes(self.gpu, Purpose::Weights, name, stored.bytes, stored.dtype)?
+        let matrices = tensors.iter().all(|(_, shape)| shape.len() > 1);
+        let tensor = if matrices && stored.iter().all(|tensor| tensor.dtype == dtype) {
+            let parts: Vec<&[u8]> = stored.iter().map(|tensor| tensor.bytes).collect();
+            let bytes = if let [one] = parts[..] { Cow::Borrowed(one) } else { Cow::Owned(parts.concat()) };
+            Tensor::from_bytes(self.gpu, Purpose::Weights, name, &bytes, dtype)?
         } else {
-            Tensor::from_f32(self.gpu, Purpose::Weights, name, &stored.to_f32())?
+            let values: Vec<f32> = stored.iter().flat_map(|tensor| tensor.to_f32()).collect();
+            Tensor::from_f32(self.gpu, Purpose::Weights, name, &values)?
         };
         Ok(Param::Frozen(tensor))
     }
 
-    fn linear(&mut self, module: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
-        let weight = self.param(&format!("{module}.weight"), &[outputs, inputs])?;
-        let bias = if bias { Some(self.param(&format!("{module}.bias"), &[outputs])?) } else { None };
-        let lora = self.lora(module, outputs, inputs)?;
-        Ok(Linear { weight, bias, lora, inputs, outputs })
+    /// One layer, or several on the same input: (module, outputs) of each.
+    fn linear(&mut self, layers: &[(String, usize)], inputs: usize, bias: bool) -> Result<Linear> {
+        let outputs = layers.iter().map(|(_, outputs)| outputs).sum::<usize>();
+        // As one product, unless the weights together are too large to be bound.
+        let most = (self.gpu.limits().max_storage_buffer_binding_size as usize / 4).min(MAX_ARENA);
+        let pieces: Vec<&[(String, usize)]> =
+            if outputs * inputs <= most { vec![layers] } else { layers.chunks(1).collect() };
+        let (mut weights, mut first) = (Vec::new(), 0);
+        for piece in pieces {
+            let named = |suffix: &str, shape: &dyn Fn(usize) -> Vec<usize>| -> Vec<(String, Vec<usize>)> {
+                piece.iter().map(|(module, n)| (format!("{module}.{suffix}"), shape(*n))).collect()
+            };
+            let matrix = self.params(&named("weight", &|n| vec![n, inputs]))?;
+            let bias = if bias { Some(self.params(&named("bias", &|n| vec![n]))?) } else { None };
+            let outputs = piece.iter().map(|(_, outputs)| outputs).sum();
+            weights.push(Weight { matrix, bias, first, outputs });
+            first += outputs;
+        }
+        let lora = self.lora(layers, inputs)?;
+        Ok(Linear { weights, lora, inputs, outputs })
     }
 
-    fn lora(&mut self, module: &str, outputs: usize, inputs: usize) -> Result<Option<Lora>> {
+    fn lora(&mut self, layers: &[(String, usize)], inputs: usize) -> Result<Option<Lora>> {
         let (spec, seed, stored) = match self.training {
             Training::Lora(spec, seed) => (spec, *seed, None),
             Training::Adapter(adapter) => (&adapter.spec, 0, Some(&adapter.weights)),
             Training::None | Training::Full => return Ok(None),
         };
-        if !spec.target_modules.selects(module) {
+        let rank = spec.r;
+        let (mut inner, mut chosen, mut values, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for (module, outputs) in layers {
+            if spec.target_modules.selects(module) {
+                let (stream, shapes) = (self.adapters, [[rank, inputs], [*outputs, rank]]);
+                self.adapters += 1;
+                let names = ['A', 'B'].map(|factor| tensor_name(module, factor));
+                let [a, b] = match stored {
+                    Some(weights) => [
+                        weights.get(&names[0], &shapes[0])?.to_f32(),
+                        weights.get(&names[1], &shapes[1])?.to_f32(),
+                    ],
+                    None => [kaiming(rank * inputs, inputs, stream, seed), vec![0.0; outputs * rank]],
+                };
+                let [a_name, b_name] = names;
+                inner.push((a_name, shapes[0].to_vec()));
+                self.values.push(a);
+                values.push(b);
+                chosen.push((b_name, first, *outputs, stream));
+            }
+            first += outputs;
+        }
+        if chosen.is_empty() {
             return Ok(None);
         }
-        let (rank, stream) = (spec.r, self.adapters);
-        self.adapters += 1;
-        let (a, b) = match stored {
-            Some(weights) => (
-                weights.get(&tensor_name(module, 'A'), &[rank, inputs])?.to_f32(),
-                weights.get(&tensor_name(module, 'B'), &[outputs, rank])?.to_f32(),
-            ),
-            None => (kaiming(rank * inputs, inputs, stream, seed), vec![0.0; outputs * rank]),
-        };
-        self.values.extend([a, b]);
-        Ok(Some(Lora {
-            a: self.layout.add(tensor_name(module, 'A'), vec![rank, inputs]),
-            b: self.layout.add(tensor_name(module, 'B'), vec![outputs, rank]),
-            rank,
-            scale: (spec.lora_alpha / rank as f64) as f32,
-            dropout: spec.lora_dropout as f32,
+        let a = self.layout.add(inner);
+        self.values.extend(values);
+        let part = |(name, first, outputs, stream)| LoraPart {
+            b: self.layout.add(vec![(name, vec![outputs, rank])]),
+            first,
+            outputs,
             stream,
-        }))
+        };
+        let parts = chosen.into_iter().map(part).collect();
+        let scale = (spec.lora_alpha / rank as f64) as f32;
+        Ok(Some(Lora { a, parts, rank, scale, dropout: spec.lora_dropout as f32 }))
     }
 
     fn block(&mut self, config: &DecoderConfig, index: usize) -> Result<Block> {
@@ -112,19 +157,28 @@ impl Loader<'_> {
         Ok(Block {
             attention_norm: self.param(&name("input_layernorm.weight"), &[width])?,
             attention: Attention {
-                q: self.linear(&name("self_attn.q_proj"), q_width, width, bias)?,
-                k: self.linear(&name("self_attn.k_proj"), kv_width, width, bias)?,
-                v: self.linear(&name("self_attn.v_proj"), kv_width, width, bias)?,
-                o: self.linear(&name("self_attn.o_proj"), width, q_width, bias)?,
+                qkv: self.linear(
+                    &[
+                        (name("self_attn.q_proj"), q_width),
+                        (name("self_attn.k_proj"), kv_width),
+                        (name("self_attn.v_proj"), kv_width),
+                    ],
+                    width,
+                    bias,
+                )?,
+                o: self.linear(&[(name("self_attn.o_proj"), width)], q_width, bias)?,
                 heads: config.heads,
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
             },
             mlp_norm: self.param(&name("post_attention_layernorm.weight"), &[width])?,
             mlp: Mlp {
-                gate: self.linear(&name("mlp.gate_proj"), config.inner, width, config.mlp_bias)?,
-                up: self.linear(&name("mlp.up_proj"), config.inner, width, config.mlp_bias)?,
-                down: self.linear(&name("mlp.down_proj"), width, config.inner, config.mlp_bias)?,
+                gate_up: self.linear(
+                    &[(name("mlp.gate_proj"), config.inner), (name("mlp.up_proj"), config.inner)],
+                    width,
+                    config.mlp_bias,
+                )?,
+                down: self.linear(&[(name("mlp.down_proj"), width)], config.inner, config.mlp_bias)?,
             },
             width,
             eps: config.eps,
@@ -166,9 +220,10 @@ impl Decoder {
         let norm = loader.param(FINAL_NORM, &[config.width])?;
         let head = if config.tied {
             let (inputs, outputs) = (config.width, config.vocab);
-            Linear { weight: embedding.clone(), bias: None, lora: None, inputs, outputs }
+            let weight = Weight { matrix: embedding.clone(), bias: None, first: 0, outputs };
+            Linear { weights: vec![weight], lora: None, inputs, outputs }
         } else {
-            loader.linear(HEAD, config.vocab, config.width, false)?
+            loader.linear(&[(HEAD.into(), config.vocab)], config.width, false)?
         };
         let Loader { layout, values: initial, adapters, .. } = loader;
         if let Training::Adapter(adapter) = training {
@@ -254,7 +309,8 @@ impl Decoder {
             q_width: c.heads * c.head_dim,
             kv_width: c.kv_heads * c.head_dim,
             inner: c.inner,
-            rank: self.lora.as_ref().map_or(0, |l| l.r),
+            // Queries, keys and values share one input.
+            ranks: self.lora.as_ref().map_or(0, |l| 3 * l.r),
             dropout: self.lora.as_ref().is_some_and(|l| l.lora_dropout > 0.0),
         }
     }
@@ -317,7 +373,7 @@ impl Decoder {
     ) -> Result<()> {
         let width = self.config.width;
         let x = ws.normed.slice(first * width, count * width);
-        self.head.forward(rec, pass, &ws.scratch, &x, &ws.logits, count)
+        self.head.forward(rec, pass, &ws.scratch, &x, &ws.logits, None, count)
     }
 
     /// Records logits `(rows, V)` into the workspace's chunk for the rows whose hidden states `source` names: a sampler's
@@ -392,7 +448,7 @@ impl Decoder {
             let rows = |t: &Tensor| t.slice(chunk.first * width, chunk.rows * width);
             let (x, dx) = (rows(&ws.normed), rows(&ws.dnormed));
             let (scratch, count) = (&ws.scratch, chunk.rows);
-            self.head.backward(rec, pass, gradients, scratch, &x, &ws.logits, Some(&dx), count, false)?;
+            self.head.backward(rec, pass, gradients, scratch, &x, &ws.logits, Some(&dx), count)?;
         }
         let norm = self.norm.in_arenas(pass.values);
         let saved = rms_norm::Saved { x: &ws.hidden, w: &norm, rstd: &ws.hidden_rstd };

@@ -3,18 +3,14 @@
 use super::{Arenas, Linear, Pass, Saved, Scratch, Tables};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
-use crate::kernels::attention::{self as kernel, Shape};
-use crate::kernels::kv_write;
+use crate::kernels::attention::{self as kernel, Operands, Shape};
 use crate::kernels::rope::{self, Turn};
+use crate::kernels::{Mat, kv_write};
 
 /// The attention half of a block.
 pub struct Attention {
-    /// Queries.
-    pub q: Linear,
-    /// Keys.
-    pub k: Linear,
-    /// Values.
-    pub v: Linear,
+    /// Queries, keys and values, side by side.
+    pub qkv: Linear,
     /// Output.
     pub o: Linear,
     /// H.
@@ -46,11 +42,20 @@ impl Attention {
         }
     }
 
-    fn turn(&self, rec: &mut Recorder, way: Turn, tables: &Tables, x: &Tensor, heads: usize) -> Result<()> {
-        rope::turn(rec, way, tables.tokens, tables.rope, x, (tables.count, heads, self.head_dim))
+    /// The columns of `qkv` `(T, H + 2 G, head_dim)`.
+    fn operands<'a>(&self, qkv: &'a Tensor) -> Operands<'a> {
+        let q = Mat::new(qkv, (self.heads + 2 * self.kv_heads) * self.head_dim);
+        let k = q.from(self.heads * self.head_dim);
+        Operands { q, k, v: k.from(self.kv_heads * self.head_dim) }
     }
 
-    /// Records out `(T, D)` = attention of x `(T, D)`; with a cache, keys and values go there and are read from there.
+    /// Turns queries and keys, which are neighbours.
+    fn turn(&self, rec: &mut Recorder, way: Turn, tables: &Tables, qkv: &Tensor) -> Result<()> {
+        let shape = (tables.count, self.heads + self.kv_heads, self.head_dim);
+        rope::turn(rec, way, tables.tokens, tables.rope, self.operands(qkv).q, shape)
+    }
+
+    /// Records out `(T, D)` = residual + attention of x `(T, D)`; with a cache, keys and values go there and are read from there.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -61,26 +66,24 @@ impl Attention {
         scratch: &Scratch,
         cache: Option<&KvCache>,
         x: &Tensor,
+        residual: &Tensor,
         out: &Tensor,
     ) -> Result<()> {
         let count = tables.count;
-        self.q.forward(rec, pass, scratch, x, &saved.q, count)?;
-        self.k.forward(rec, pass, scratch, x, &saved.k, count)?;
-        self.v.forward(rec, pass, scratch, x, &saved.v, count)?;
-        self.turn(rec, Turn::Forward, tables, &saved.q, self.heads)?;
-        self.turn(rec, Turn::Forward, tables, &saved.k, self.kv_heads)?;
-        let (k, v) = match cache {
-            None => (&saved.k, &saved.v),
+        self.qkv.forward(rec, pass, scratch, x, &saved.qkv, None, count)?;
+        self.turn(rec, Turn::Forward, tables, &saved.qkv)?;
+        let own = self.operands(&saved.qkv);
+        let operands = match cache {
+            None => own,
             Some(cache) => {
                 let width = self.kv_heads * self.head_dim;
-                kv_write::forward(rec, tables.tokens, &saved.k, &cache.k, count, width)?;
-                kv_write::forward(rec, tables.tokens, &saved.v, &cache.v, count, width)?;
-                (&cache.k, &cache.v)
+                kv_write::forward(rec, tables.tokens, [own.k, own.v], [&cache.k, &cache.v], count, width)?;
+                Operands { q: own.q, k: Mat::new(&cache.k, width), v: Mat::new(&cache.v, width) }
             }
         };
         let shape = Shape { dense: cache.is_none(), ..self.shape(tables) };
-        kernel::forward(rec, &saved.q, k, v, tables.ranges, &saved.o, &saved.stats, shape)?;
-        self.o.forward(rec, pass, scratch, &saved.o, out, count)
+        kernel::forward(rec, operands, tables.ranges, &saved.o, &saved.stats, shape)?;
+        self.o.forward(rec, pass, scratch, &saved.o, out, Some(residual), count)
     }
 
     /// Records the gradients: dx, where wanted, `=`.
@@ -98,22 +101,17 @@ impl Attention {
         dx: Option<&Tensor>,
     ) -> Result<()> {
         let count = tables.count;
-        let Scratch { dq, dk, dv, d_o, .. } = scratch;
-        self.o.backward(rec, pass, gradients, scratch, &saved.o, dout, Some(d_o), count, false)?;
+        let Scratch { dqkv, d_o, .. } = scratch;
+        self.o.backward(rec, pass, gradients, scratch, &saved.o, dout, Some(d_o), count)?;
         let forward = kernel::Saved {
-            q: &saved.q,
-            k: &saved.k,
-            v: &saved.v,
+            operands: self.operands(&saved.qkv),
             o: &saved.o,
             stats: &saved.stats,
             ranges: tables.ranges,
             tokens: tables.tokens,
         };
-        kernel::backward(rec, forward, d_o, dq, dk, dv, self.shape(tables))?;
-        self.turn(rec, Turn::Backward, tables, dq, self.heads)?;
-        self.turn(rec, Turn::Backward, tables, dk, self.kv_heads)?;
-        self.q.backward(rec, pass, gradients, scratch, x, dq, dx, count, false)?;
-        self.k.backward(rec, pass, gradients, scratch, x, dk, dx, count, true)?;
-        self.v.backward(rec, pass, gradients, scratch, x, dv, dx, count, true)
+        kernel::backward(rec, forward, d_o, [dqkv; 3], self.shape(tables))?;
+        self.turn(rec, Turn::Backward, tables, dqkv)?;
+        self.qkv.backward(rec, pass, gradients, scratch, x, dqkv, dx, count)
     }
 }

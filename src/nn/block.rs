@@ -3,7 +3,6 @@
 use super::{Arenas, Attention, KvCache, Mlp, Param, Pass, Tables};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
-use crate::kernels::add;
 use crate::kernels::rms_norm::{self, Shape};
 
 /// A pre-norm decoder block.
@@ -37,8 +36,8 @@ pub struct Sizes {
     pub kv_width: usize,
     /// Inner width of the MLP, F.
     pub inner: usize,
-    /// The largest LoRA rank; 0 without adapters.
-    pub rank: usize,
+    /// The most ranks of adapters on one input; 0 without adapters.
+    pub ranks: usize,
     /// Whether adapters have dropout.
     pub dropout: bool,
 }
@@ -48,12 +47,8 @@ pub struct Sizes {
 pub struct Saved {
     /// `(T)`
     pub attention_rstd: Tensor,
-    /// `(T, H, head_dim)`, turned.
-    pub q: Tensor,
-    /// `(T, G, head_dim)`, turned.
-    pub k: Tensor,
-    /// `(T, G, head_dim)`
-    pub v: Tensor,
+    /// `(T, H + 2 G, head_dim)`: queries and keys, turned, and values.
+    pub qkv: Tensor,
     /// `(T, H, head_dim)`
     pub o: Tensor,
     /// `(2, T, H)`: lse, delta.
@@ -62,10 +57,8 @@ pub struct Saved {
     pub middle: Tensor,
     /// `(T)`
     pub mlp_rstd: Tensor,
-    /// `(T, F)`
-    pub gate: Tensor,
-    /// `(T, F)`
-    pub up: Tensor,
+    /// `(T, 2, F)`
+    pub gate_up: Tensor,
 }
 
 impl Saved {
@@ -75,15 +68,12 @@ impl Saved {
         let make = |label, count| Tensor::new(gpu, Purpose::Activations, label, count, DType::F32);
         Ok(Self {
             attention_rstd: make("attention_rstd", t)?,
-            q: make("q", t * s.q_width)?,
-            k: make("k", t * s.kv_width)?,
-            v: make("v", t * s.kv_width)?,
+            qkv: make("qkv", t * (s.q_width + 2 * s.kv_width))?,
             o: make("o", t * s.q_width)?,
             stats: make("attention stats", 2 * t * s.heads)?,
             middle: make("middle", t * s.width)?,
             mlp_rstd: make("mlp_rstd", t)?,
-            gate: make("gate", t * s.inner)?,
-            up: make("up", t * s.inner)?,
+            gate_up: make("gate_up", t * 2 * s.inner)?,
         })
     }
 }
@@ -92,32 +82,24 @@ impl Saved {
 pub struct Scratch {
     /// `(T, D)`: a norm's output.
     pub normed: Tensor,
-    /// `(T, D)`: a half-block's output before the residual sum.
-    pub branch: Tensor,
     /// `(T, F)`
     pub act: Tensor,
-    /// `(T, r)`: an adapter's inner activations.
+    /// `(T, ranks)`: adapters' inner activations.
     pub low: Tensor,
     /// `(T, max(D, F))`: an adapter's input after dropout.
     pub dropped: Tensor,
-    /// `(T, r)`
+    /// `(T, ranks)`
     pub dlow: Tensor,
     /// `(T, D)`: the gradient of a norm's output.
     pub dnormed: Tensor,
-    /// `(T, H, head_dim)`
-    pub dq: Tensor,
-    /// `(T, G, head_dim)`
-    pub dk: Tensor,
-    /// `(T, G, head_dim)`
-    pub dv: Tensor,
+    /// `(T, H + 2 G, head_dim)`
+    pub dqkv: Tensor,
     /// `(T, H, head_dim)`
     pub d_o: Tensor,
     /// `(T, F)`
     pub dact: Tensor,
-    /// `(T, F)`
-    pub dgate: Tensor,
-    /// `(T, F)`
-    pub dup: Tensor,
+    /// `(T, 2, F)`
+    pub dgate_up: Tensor,
 }
 
 impl Scratch {
@@ -128,19 +110,15 @@ impl Scratch {
         let back = |label, width: usize| make(label, if backward { width } else { 0 });
         Ok(Self {
             normed: make("normed", s.width)?,
-            branch: make("branch", s.width)?,
             act: make("act", s.inner)?,
-            low: make("low", s.rank)?,
+            low: make("low", s.ranks)?,
             dropped: make("dropped", if s.dropout { s.width.max(s.inner).max(s.q_width) } else { 0 })?,
-            dlow: back("dlow", s.rank)?,
+            dlow: back("dlow", s.ranks)?,
             dnormed: back("dnormed", s.width)?,
-            dq: back("dq", s.q_width)?,
-            dk: back("dk", s.kv_width)?,
-            dv: back("dv", s.kv_width)?,
+            dqkv: back("dqkv", s.q_width + 2 * s.kv_width)?,
             d_o: back("d_o", s.q_width)?,
             dact: back("dact", s.inner)?,
-            dgate: back("dgate", s.inner)?,
-            dup: back("dup", s.inner)?,
+            dgate_up: back("dgate_up", 2 * s.inner)?,
         })
     }
 }
@@ -163,16 +141,14 @@ impl Block {
         x: &Tensor,
         out: &Tensor,
     ) -> Result<()> {
-        let (shape, elements) = (self.norm_shape(tables), tables.count * self.width);
-        let Scratch { normed, branch, .. } = scratch;
+        let shape = self.norm_shape(tables);
+        let Scratch { normed, .. } = scratch;
         let weight = self.attention_norm.in_arenas(pass.values);
         rms_norm::forward(rec, x, &weight, normed, &saved.attention_rstd, shape, self.eps)?;
-        self.attention.forward(rec, pass, tables, saved, scratch, cache, normed, branch)?;
-        add::forward(rec, x, branch, &saved.middle, elements)?;
+        self.attention.forward(rec, pass, tables, saved, scratch, cache, normed, x, &saved.middle)?;
         let weight = self.mlp_norm.in_arenas(pass.values);
         rms_norm::forward(rec, &saved.middle, &weight, normed, &saved.mlp_rstd, shape, self.eps)?;
-        self.mlp.forward(rec, pass, saved, scratch, normed, branch, tables.count)?;
-        add::forward(rec, &saved.middle, branch, out, elements)
+        self.mlp.forward(rec, pass, saved, scratch, normed, &saved.middle, out, tables.count)
     }
 
     /// Turns dx `(T, D)`, in place, from the gradient of the block's output into that of its input x.

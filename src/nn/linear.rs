@@ -1,19 +1,18 @@
-//! A linear layer of any weight type, with an optional LoRA adapter inside (Hu et al., 2106.09685; PEFT's meanings).
+//! Linear layers of any weight type, with optional LoRA adapters inside (Hu et al., 2106.09685; PEFT's meanings).
 
 use super::{Arenas, Param, Pass, Scratch};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
-use crate::kernels::column_sum;
 use crate::kernels::dropout::{self, Mask};
-use crate::kernels::matmul::{self, Dims, Epilogue, Form};
+use crate::kernels::matmul::{Dims, Epilogue, Form, Product};
+use crate::kernels::{Mat, column_sum};
 
-/// `y = x Wᵀ (+ bias) (+ lora_alpha / r · dropout(x) Aᵀ Bᵀ)`.
+/// `y = x Wᵀ (+ bias) (+ lora_alpha / r · dropout(x) Aᵀ Bᵀ)`: one layer, or several that read the same x, whose outputs stand side
+/// by side in y.
 pub struct Linear {
-    /// `(outputs, inputs)`
-    pub weight: Param,
-    /// `(outputs)`
-    pub bias: Option<Param>,
-    /// The adapter, if this layer has one.
+    /// One matrix with the rows of all layers, or one for each where all would exceed a binding.
+    pub weights: Vec<Weight>,
+    /// The adapters of the layers that have one.
     pub lora: Option<Lora>,
     /// Width of x.
     pub inputs: usize,
@@ -21,24 +20,66 @@ pub struct Linear {
     pub outputs: usize,
 }
 
-/// A low-rank adapter of one layer.
+/// The weights behind some neighbouring columns of y.
+pub struct Weight {
+    /// `(outputs, inputs)`
+    pub matrix: Param,
+    /// `(outputs)`
+    pub bias: Option<Param>,
+    /// The first column.
+    pub first: usize,
+    /// The number of columns.
+    pub outputs: usize,
+}
+
+/// Low-rank adapters on one input.
 pub struct Lora {
-    /// `(rank, inputs)`
+    /// `(adapters, rank, inputs)`
     pub a: Param,
-    /// `(outputs, rank)`
-    pub b: Param,
+    /// The adapters' outputs.
+    pub parts: Vec<LoraPart>,
     /// Rank, r.
     pub rank: usize,
     /// lora_alpha / r.
     pub scale: f32,
     /// The share of inputs dropped in training.
     pub dropout: f32,
+}
+
+/// Where one adapter's output goes.
+pub struct LoraPart {
+    /// `(outputs, rank)`
+    pub b: Param,
+    /// The first column of y.
+    pub first: usize,
+    /// The number of columns.
+    pub outputs: usize,
     /// The layer's number among all adapters: the dropout stream.
     pub stream: u32,
 }
 
+impl Lora {
+    /// The width of all adapters' inner activations.
+    fn width(&self) -> usize {
+        self.rank * self.parts.len()
+    }
+
+    /// The dropout mask of each adapter's input; `None` when nothing is dropped.
+    fn masks(&self, pass: Pass) -> Option<Vec<Mask>> {
+        let counters = pass.dropout.filter(|_| self.dropout > 0.0)?;
+        let mask = |part: &LoraPart| Mask {
+            p: self.dropout,
+            stream: part.stream,
+            step: counters.step,
+            seed: counters.seed,
+        };
+        Some(self.parts.iter().map(mask).collect())
+    }
+}
+
 impl Linear {
-    /// Records y `(count, outputs)` = the layer of x `(count, inputs)`.
+    /// Records y `(count, outputs)` = the layer of x `(count, inputs)`, + residual `(count, outputs)` where there is one.
+    #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
         rec: &mut Recorder,
@@ -46,22 +87,41 @@ impl Linear {
         scratch: &Scratch,
         x: &Tensor,
         y: &Tensor,
+        residual: Option<&Tensor>,
         count: usize,
     ) -> Result<()> {
-        let weight = self.weight.in_arenas(pass.values);
-        let bias = self.bias.as_ref().map(|b| b.in_arenas(pass.values));
-        let dims = Dims { m: count, n: self.outputs, k: self.inputs };
-        let epilogue = Epilogue { bias: bias.as_ref(), ..Epilogue::SET };
-        matmul::forward(rec, Form::Nt, x, &weight, y, dims, epilogue)?;
+        let (x_mat, y_mat) = (Mat::new(x, self.inputs), Mat::new(y, self.outputs));
+        for part in &self.weights {
+            let weight = part.matrix.in_arenas(pass.values);
+            let bias = part.bias.as_ref().map(|b| b.in_arenas(pass.values));
+            Product {
+                form: Form::Nt,
+                x: x_mat,
+                w: Mat::new(&weight, self.inputs),
+                y: y_mat.from(part.first),
+                dims: Dims { m: count, n: part.outputs, k: self.inputs },
+                epilogue: Epilogue { bias: bias.as_ref(), residual, ..Epilogue::SET },
+            }
+            .record(rec)?;
+        }
         let Some(lora) = self.lora.as_ref().filter(|_| pass.adapter) else { return Ok(()) };
         self.project_down(rec, lora, pass, scratch, x, count)?;
-        let b = lora.b.in_arenas(pass.values);
-        let up = Dims { m: count, n: self.outputs, k: lora.rank };
-        let epilogue = Epilogue { alpha: lora.scale, ..Epilogue::ADD };
-        matmul::forward(rec, Form::Nt, &scratch.low, &b, y, up, epilogue)
+        for (i, part) in lora.parts.iter().enumerate() {
+            let b = part.b.in_arenas(pass.values);
+            Product {
+                form: Form::Nt,
+                x: Mat::new(&scratch.low, lora.width()).from(i * lora.rank),
+                w: Mat::new(&b, lora.rank),
+                y: y_mat.from(part.first),
+                dims: Dims { m: count, n: part.outputs, k: lora.rank },
+                epilogue: Epilogue { alpha: lora.scale, ..Epilogue::ADD },
+            }
+            .record(rec)?;
+        }
+        Ok(())
     }
 
-    /// scratch.low `(count, rank)` = dropout(x) Aᵀ. Returns what A multiplied: x, or its dropped-out copy, and the mask.
+    /// scratch.low `(count, adapters, rank)` = dropout(x) Aᵀ.
     fn project_down(
         &self,
         rec: &mut Recorder,
@@ -70,24 +130,28 @@ impl Linear {
         scratch: &Scratch,
         x: &Tensor,
         count: usize,
-    ) -> Result<(Tensor, Option<Mask>)> {
-        let counters = pass.dropout.filter(|_| lora.dropout > 0.0);
-        let mask =
-            counters.map(|d| Mask { p: lora.dropout, stream: lora.stream, step: d.step, seed: d.seed });
-        let input = match mask {
-            None => x.clone(),
-            Some(mask) => {
-                dropout::forward(rec, mask, x, &scratch.dropped, count * self.inputs)?;
-                scratch.dropped.clone()
-            }
-        };
+    ) -> Result<()> {
         let a = lora.a.in_arenas(pass.values);
-        let down = Dims { m: count, n: lora.rank, k: self.inputs };
-        matmul::forward(rec, Form::Nt, &input, &a, &scratch.low, down, Epilogue::SET)?;
-        Ok((input, mask))
+        let down = |rec: &mut Recorder, input: &Tensor, first: usize, ranks: usize| {
+            Product {
+                form: Form::Nt,
+                x: Mat::new(input, self.inputs),
+                w: Mat::new(&a, self.inputs).from(first * self.inputs),
+                y: Mat::new(&scratch.low, lora.width()).from(first),
+                dims: Dims { m: count, n: ranks, k: self.inputs },
+                epilogue: Epilogue::SET,
+            }
+            .record(rec)
+        };
+        let Some(masks) = lora.masks(pass) else { return down(rec, x, 0, lora.width()) };
+        for (i, mask) in masks.into_iter().enumerate() {
+            dropout::forward(rec, mask, x, &scratch.dropped, count * self.inputs)?;
+            down(rec, &scratch.dropped, i * lora.rank, lora.rank)?;
+        }
+        Ok(())
     }
 
-    /// Records the gradients: parameters' `+=` in `gradients`; dx, where wanted, `=` or `+=` (with `accumulate`).
+    /// Records the gradients: parameters' `+=` in `gradients`; dx, where wanted, `=`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -99,20 +163,35 @@ impl Linear {
         dy: &Tensor,
         dx: Option<&Tensor>,
         count: usize,
-        accumulate: bool,
     ) -> Result<()> {
-        if let Some(dx) = dx {
-            let weight = self.weight.in_arenas(pass.values);
-            let dims = Dims { m: count, n: self.inputs, k: self.outputs };
-            let epilogue = if accumulate { Epilogue::ADD } else { Epilogue::SET };
-            matmul::forward(rec, Form::Nn, dy, &weight, dx, dims, epilogue)?;
-        }
-        if let Some(dw) = self.weight.gradient(gradients) {
-            let dims = Dims { m: self.outputs, n: self.inputs, k: count };
-            matmul::forward(rec, Form::Tn, dy, x, &dw, dims, Epilogue::ADD)?;
-        }
-        if let Some(db) = self.bias.as_ref().and_then(|b| b.gradient(gradients)) {
-            column_sum::plain(rec, dy, &db, count, self.outputs)?;
+        for (i, part) in self.weights.iter().enumerate() {
+            let dy = Mat::new(dy, self.outputs).from(part.first);
+            if let Some(dx) = dx {
+                let weight = part.matrix.in_arenas(pass.values);
+                Product {
+                    form: Form::Nn,
+                    x: dy,
+                    w: Mat::new(&weight, self.inputs),
+                    y: Mat::new(dx, self.inputs),
+                    dims: Dims { m: count, n: self.inputs, k: part.outputs },
+                    epilogue: if i == 0 { Epilogue::SET } else { Epilogue::ADD },
+                }
+                .record(rec)?;
+            }
+            if let Some(dw) = part.matrix.gradient(gradients) {
+                Product {
+                    form: Form::Tn,
+                    x: dy,
+                    w: Mat::new(x, self.inputs),
+                    y: Mat::new(&dw, self.inputs),
+                    dims: Dims { m: part.outputs, n: self.inputs, k: count },
+                    epilogue: Epilogue::ADD,
+                }
+                .record(rec)?;
+            }
+            if let Some(db) = part.bias.as_ref().and_then(|b| b.gradient(gradients)) {
+                column_sum::plain(rec, dy, &db, count, part.outputs)?;
+            }
         }
         match self.lora.as_ref().filter(|_| pass.adapter) {
             Some(lora) => self.backward_lora(rec, lora, pass, gradients, scratch, (x, dy, dx), count),
@@ -131,28 +210,95 @@ impl Linear {
         (x, dy, dx): (&Tensor, &Tensor, Option<&Tensor>),
         count: usize,
     ) -> Result<()> {
-        let (a, b) = (lora.a.in_arenas(pass.values), lora.b.in_arenas(pass.values));
-        let (input, mask) = self.project_down(rec, lora, pass, scratch, x, count)?;
-        let scaled = Epilogue { alpha: lora.scale, ..Epilogue::ADD };
-        if let Some(db) = lora.b.gradient(gradients) {
-            let dims = Dims { m: self.outputs, n: lora.rank, k: count };
-            matmul::forward(rec, Form::Tn, dy, &scratch.low, &db, dims, scaled)?;
+        self.project_down(rec, lora, pass, scratch, x, count)?;
+        for (i, part) in lora.parts.iter().enumerate() {
+            let of_part = |low| Mat::new(low, lora.width()).from(i * lora.rank);
+            let dy = Mat::new(dy, self.outputs).from(part.first);
+            let b = part.b.in_arenas(pass.values);
+            if let Some(db) = part.b.gradient(gradients) {
+                Product {
+                    form: Form::Tn,
+                    x: dy,
+                    w: of_part(&scratch.low),
+                    y: Mat::new(&db, lora.rank),
+                    dims: Dims { m: part.outputs, n: lora.rank, k: count },
+                    epilogue: Epilogue { alpha: lora.scale, ..Epilogue::ADD },
+                }
+                .record(rec)?;
+            }
+            Product {
+                form: Form::Nn,
+                x: dy,
+                w: Mat::new(&b, lora.rank),
+                y: of_part(&scratch.dlow),
+                dims: Dims { m: count, n: lora.rank, k: part.outputs },
+                epilogue: Epilogue { alpha: lora.scale, ..Epilogue::SET },
+            }
+            .record(rec)?;
         }
-        let dims = Dims { m: count, n: lora.rank, k: self.outputs };
-        let epilogue = Epilogue { alpha: lora.scale, ..Epilogue::SET };
-        matmul::forward(rec, Form::Nn, dy, &b, &scratch.dlow, dims, epilogue)?;
-        if let Some(da) = lora.a.gradient(gradients) {
-            let dims = Dims { m: lora.rank, n: self.inputs, k: count };
-            matmul::forward(rec, Form::Tn, &scratch.dlow, &input, &da, dims, Epilogue::ADD)?;
-        }
-        let Some(dx) = dx else { return Ok(()) };
-        let dims = Dims { m: count, n: self.inputs, k: lora.rank };
-        match mask {
-            None => matmul::forward(rec, Form::Nn, &scratch.dlow, &a, dx, dims, Epilogue::ADD),
-            Some(mask) => {
-                matmul::forward(rec, Form::Nn, &scratch.dlow, &a, &scratch.dropped, dims, Epilogue::SET)?;
-                dropout::backward(rec, mask, &scratch.dropped, dx, count * self.inputs)
+        let Some(masks) = lora.masks(pass) else {
+            let all = (0, lora.width());
+            self.backward_down(
+                rec,
+                lora,
+                pass,
+                gradients,
+                scratch,
+                x,
+                all,
+                dx.map(|dx| (dx, Epilogue::ADD)),
+                count,
+            )?;
+            return Ok(());
+        };
+        for (i, mask) in masks.into_iter().enumerate() {
+            let dropped = &scratch.dropped;
+            dropout::forward(rec, mask, x, dropped, count * self.inputs)?;
+            let (own, wanted) = ((i * lora.rank, lora.rank), dx.map(|_| (dropped, Epilogue::SET)));
+            self.backward_down(rec, lora, pass, gradients, scratch, dropped, own, wanted, count)?;
+            if let Some(dx) = dx {
+                dropout::backward(rec, mask, dropped, dx, count * self.inputs)?;
             }
         }
+        Ok(())
+    }
+
+    /// Of `ranks` rows of A from `first` on: dA += dlowᵀ input, and the input's gradient = or += dlow A.
+    #[allow(clippy::too_many_arguments)]
+    fn backward_down(
+        &self,
+        rec: &mut Recorder,
+        lora: &Lora,
+        pass: Pass,
+        gradients: &Arenas,
+        scratch: &Scratch,
+        input: &Tensor,
+        (first, ranks): (usize, usize),
+        dinput: Option<(&Tensor, Epilogue)>,
+        count: usize,
+    ) -> Result<()> {
+        let dlow = Mat::new(&scratch.dlow, lora.width()).from(first);
+        if let Some(da) = lora.a.gradient(gradients) {
+            Product {
+                form: Form::Tn,
+                x: dlow,
+                w: Mat::new(input, self.inputs),
+                y: Mat::new(&da, self.inputs).from(first * self.inputs),
+                dims: Dims { m: ranks, n: self.inputs, k: count },
+                epilogue: Epilogue::ADD,
+            }
+            .record(rec)?;
+        }
+        let Some((dinput, epilogue)) = dinput else { return Ok(()) };
+        let a = lora.a.in_arenas(pass.values);
+        Product {
+            form: Form::Nn,
+            x: dlow,
+            w: Mat::new(&a, self.inputs).from(first * self.inputs),
+            y: Mat::new(dinput, self.inputs),
+            dims: Dims { m: count, n: self.inputs, k: ranks },
+            epilogue,
+        }
+        .record(rec)
     }
 }

@@ -3,20 +3,22 @@
 use super::{Arenas, Linear, Pass, Saved, Scratch};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
-use crate::kernels::swiglu;
+use crate::kernels::swiglu::{self, Shape};
 
 /// The MLP half of a block.
 pub struct Mlp {
-    /// Gate projection.
-    pub gate: Linear,
-    /// Up projection.
-    pub up: Linear,
+    /// Gate and up projections, side by side.
+    pub gate_up: Linear,
     /// Down projection.
     pub down: Linear,
 }
 
 impl Mlp {
-    /// Records out `(T, D)` = the MLP of x `(T, D)`.
+    fn shape(&self, count: usize) -> Shape {
+        Shape { rows: count, inner: self.down.inputs }
+    }
+
+    /// Records out `(T, D)` = residual + the MLP of x `(T, D)`.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -25,13 +27,13 @@ impl Mlp {
         saved: &Saved,
         scratch: &Scratch,
         x: &Tensor,
+        residual: &Tensor,
         out: &Tensor,
         count: usize,
     ) -> Result<()> {
-        self.gate.forward(rec, pass, scratch, x, &saved.gate, count)?;
-        self.up.forward(rec, pass, scratch, x, &saved.up, count)?;
-        swiglu::forward(rec, &saved.gate, &saved.up, &scratch.act, count * self.gate.outputs)?;
-        self.down.forward(rec, pass, scratch, &scratch.act, out, count)
+        self.gate_up.forward(rec, pass, scratch, x, &saved.gate_up, None, count)?;
+        swiglu::forward(rec, &saved.gate_up, &scratch.act, self.shape(count))?;
+        self.down.forward(rec, pass, scratch, &scratch.act, out, Some(residual), count)
     }
 
     /// Records the gradients: dx `=`. The activation is computed again.
@@ -48,12 +50,10 @@ impl Mlp {
         dx: &Tensor,
         count: usize,
     ) -> Result<()> {
-        let elements = count * self.gate.outputs;
-        let Scratch { act, dact, dgate, dup, .. } = scratch;
-        swiglu::forward(rec, &saved.gate, &saved.up, act, elements)?;
-        self.down.backward(rec, pass, gradients, scratch, act, dout, Some(dact), count, false)?;
-        swiglu::backward(rec, &saved.gate, &saved.up, dact, dgate, dup, elements)?;
-        self.gate.backward(rec, pass, gradients, scratch, x, dgate, Some(dx), count, false)?;
-        self.up.backward(rec, pass, gradients, scratch, x, dup, Some(dx), count, true)
+        let Scratch { act, dact, dgate_up, .. } = scratch;
+        swiglu::forward(rec, &saved.gate_up, act, self.shape(count))?;
+        self.down.backward(rec, pass, gradients, scratch, act, dout, Some(dact), count)?;
+        swiglu::backward(rec, &saved.gate_up, dact, dgate_up, self.shape(count))?;
+        self.gate_up.backward(rec, pass, gradients, scratch, x, dgate_up, Some(dx), count)
     }
 }

@@ -11,8 +11,9 @@ mod param;
 
 pub use attention::{Attention, KvCache};
 pub use block::{Block, Saved, Scratch, Sizes};
-pub use linear::{Linear, Lora};
+pub use linear::{Linear, Lora, LoraPart, Weight};
 pub use mlp::Mlp;
+pub(crate) use param::MAX_ARENA;
 pub use param::{Arenas, Decay, Entry, Layout, Param};
 
 use crate::gpu::Tensor;

@@ -4,8 +4,8 @@ use crate::Result;
 use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
 
 /// Elements of an arena at most: 128 MiB of f32, WebGPU's default limit for one binding.
-const MAX_ARENA: usize = 32 << 20;
-/// Tensors start at multiples of this many elements, so that each can be bound by itself.
+pub(crate) const MAX_ARENA: usize = 32 << 20;
+/// Parameters start at multiples of this many elements, so that each can be bound by itself.
 const ALIGN: usize = 64;
 
 /// Which parameters AdamW decays.
@@ -52,11 +52,11 @@ impl Layout {
         Self { entries: Vec::new(), arenas: Vec::new(), decay }
     }
 
-    /// Adds a tensor.
-    pub fn add(&mut self, name: String, shape: Vec<usize>) -> Param {
-        let count = shape.iter().product::<usize>();
+    /// Adds tensors that lie behind each other, as one parameter. All are matrices or all are vectors.
+    pub fn add(&mut self, tensors: Vec<(String, Vec<usize>)>) -> Param {
+        let count = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
         let padded = count.next_multiple_of(ALIGN);
-        let decays = self.decay == Decay::All || shape.len() > 1;
+        let decays = self.decay == Decay::All || tensors.iter().any(|(_, shape)| shape.len() > 1);
         let open = self.arenas.iter().position(|&(used, d)| d == decays && used + padded <= MAX_ARENA);
         let arena = open.unwrap_or_else(|| {
             self.arenas.push((0, decays));
@@ -64,7 +64,12 @@ impl Layout {
         });
         let offset = self.arenas[arena].0;
         self.arenas[arena].0 += padded;
-        self.entries.push(Entry { name, shape, arena, offset });
+        let mut at = offset;
+        for (name, shape) in tensors {
+            let entry = Entry { name, shape, arena, offset: at };
+            at += entry.count();
+            self.entries.push(entry);
+        }
         Param::Trained { arena, offset, count }
     }
 

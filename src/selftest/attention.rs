@@ -1,9 +1,10 @@
 //! Attention over packed batches with shared prompts, forward and backward, and over a sampler's cache.
 
-use super::bench::{Output, floats, values, words};
+use super::bench::{Output, floats, spread, values, words};
 use super::{Check, Depth, Failure, Outcome, check};
-use crate::gpu::{Gpu, Recorder};
-use crate::kernels::attention::{self, Saved, Shape};
+use crate::gpu::{Gpu, Recorder, Tensor};
+use crate::kernels::Mat;
+use crate::kernels::attention::{self, Operands, Saved, Shape};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -79,12 +80,40 @@ impl Case {
     async fn forward(&self, gpu: &Gpu) -> Outcome {
         let (o, lse) = (Output::fresh(gpu, self.o.len())?, Output::fresh(gpu, self.lse.len())?);
         let (q, k, v) = (floats(gpu, &self.q)?, floats(gpu, &self.k)?, floats(gpu, &self.v)?);
+        let (q_width, kv_width) = self.widths();
+        let operands =
+            Operands { q: Mat::new(&q, q_width), k: Mat::new(&k, kv_width), v: Mat::new(&v, kv_width) };
         let ranges = words(gpu, self.ranges.as_flattened())?;
         let mut rec = Recorder::new(gpu);
-        attention::forward(&mut rec, &q, &k, &v, &ranges, &o.tensor, &lse.tensor, self.shape)?;
+        attention::forward(&mut rec, operands, &ranges, &o.tensor, &lse.tensor, self.shape)?;
         rec.submit();
         o.expect(gpu, format!("o, {}", self.what), &self.o).await?;
         lse.expect(gpu, format!("lse, {}", self.what), &self.lse).await
+    }
+
+    /// Elements of a query's row and of a key's.
+    fn widths(&self) -> (usize, usize) {
+        let Shape { heads, kv_heads, head_dim, .. } = self.shape;
+        (heads * head_dim, kv_heads * head_dim)
+    }
+
+    /// Queries, keys and values as columns of one row, between others that stay as they are.
+    fn beside(&self, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+        let (q_width, kv_width) = self.widths();
+        let rows = q.chunks(q_width).zip(k.chunks(kv_width).zip(v.chunks(kv_width)));
+        let rows: Vec<f64> = rows.flat_map(|(q, (k, v))| [q, k, v].concat()).collect();
+        spread(&rows, q_width + 2 * kv_width, self.place(), 0.5)
+    }
+
+    fn place(&self) -> (usize, usize) {
+        let (q_width, kv_width) = self.widths();
+        (8, q_width + 2 * kv_width + 4)
+    }
+
+    fn columns<'a>(&self, data: &'a Tensor) -> Operands<'a> {
+        let (q_width, kv_width) = self.widths();
+        let q = Mat { data, at: self.place().0, stride: self.place().1 };
+        Operands { q, k: q.from(q_width), v: q.from(q_width + kv_width) }
     }
 
     async fn backward(&self, gpu: &Gpu) -> Outcome {
@@ -103,26 +132,20 @@ impl Case {
         let mut stats = self.lse.clone();
         stats.resize(2 * self.lse.len(), f64::NAN);
         let stats = Output::holding(gpu, &stats)?;
-        let (q, k, v, o) =
-            (floats(gpu, &self.q)?, floats(gpu, &self.k)?, floats(gpu, &self.v)?, floats(gpu, &self.o)?);
+        let (qkv, o) = (floats(gpu, &self.beside(&self.q, &self.k, &self.v))?, floats(gpu, &self.o)?);
         let (ranges, tokens, d_o) =
             (words(gpu, self.ranges.as_flattened())?, words(gpu, &tokens)?, floats(gpu, &dout)?);
-        let outputs =
-            [Output::fresh(gpu, dq.len())?, Output::fresh(gpu, dk.len())?, Output::fresh(gpu, dv.len())?];
+        let nan = |gradient: &[f64]| vec![f64::NAN; gradient.len()];
+        let dqkv = Output::holding(gpu, &self.beside(&nan(&dq), &nan(&dk), &nan(&dv)))?;
         let mut rec = Recorder::new(gpu);
-        let saved =
-            Saved { q: &q, k: &k, v: &v, o: &o, stats: &stats.tensor, ranges: &ranges, tokens: &tokens };
-        let [dq_out, dk_out, dv_out] = outputs.each_ref().map(|output| &output.tensor);
-        attention::backward(&mut rec, saved, &d_o, dq_out, dk_out, dv_out, self.shape)?;
+        let operands = self.columns(&qkv);
+        let saved = Saved { operands, o: &o, stats: &stats.tensor, ranges: &ranges, tokens: &tokens };
+        attention::backward(&mut rec, saved, &d_o, [&dqkv.tensor; 3], self.shape)?;
         rec.submit();
         let mut rows = self.lse.clone();
         rows.extend(reference::attention::delta(self.params, &dout, &self.o));
         stats.expect(gpu, format!("stats, {}", self.what), &rows).await?;
-        for (name, output, expected) in
-            [("dv", &outputs[2], dv), ("dk", &outputs[1], dk), ("dq", &outputs[0], dq)]
-        {
-            output.expect(gpu, format!("{name}, {}", self.what), &expected).await?;
-        }
+        dqkv.expect(gpu, format!("dq, dk, dv, {}", self.what), &self.beside(&dq, &dk, &dv)).await?;
         Ok(())
     }
 }

@@ -29,6 +29,16 @@ pub(super) fn floats(gpu: &Gpu, data: &[f64]) -> Result<Tensor> {
     Tensor::from_f32(gpu, Purpose::Staging, "selftest input", &narrow(data))
 }
 
+/// `data`'s rows of `width`, the first at element `at`, the next `stride` further on each time; `fill` in between.
+pub(super) fn spread(data: &[f64], width: usize, (at, stride): (usize, usize), fill: f64) -> Vec<f64> {
+    let mut out = vec![fill; at];
+    for (i, row) in data.chunks(width).enumerate() {
+        out.resize(at + i * stride, fill);
+        out.extend(row);
+    }
+    out
+}
+
 /// A u32 tensor.
 pub(super) fn words(gpu: &Gpu, data: &[u32]) -> Result<Tensor> {
     Tensor::from_u32(gpu, Purpose::Staging, "selftest table", data)

@@ -1,9 +1,10 @@
 //! The three products, in every weight type, at and around the sizes of blocks and tiles.
 
-use super::bench::{Output, bits, floats, values, weights};
+use super::bench::{Output, bits, floats, spread, values, weights};
 use super::{Check, Depth, Outcome, check, equal};
-use crate::gpu::{DType, Gpu, Recorder};
-use crate::kernels::matmul::{self, Dims, Epilogue, Form};
+use crate::gpu::{DType, Gpu, Recorder, Tensor};
+use crate::kernels::Mat;
+use crate::kernels::matmul::{Dims, Epilogue, Form, Product};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -55,56 +56,112 @@ async fn tn(gpu: &Gpu, depth: Depth) -> Outcome {
 async fn all(gpu: &Gpu, depth: Depth, form: Form) -> Outcome {
     for dtype in DTYPES {
         for &[m, n, k] in depth.of(&SHAPES) {
-            let dims = Dims { m, n, k };
-            one(gpu, form, dtype, dims, 1.0, false, false).await?;
-            one(gpu, form, dtype, dims, -0.375, true, false).await?;
+            let case = Case { form, dtype, dims: Dims { m, n, k }, ..Case::SET };
+            case.check(gpu).await?;
+            Case { alpha: -0.375, accumulate: true, ..case }.check(gpu).await?;
             if form == Form::Nt {
-                one(gpu, form, dtype, dims, 1.5, false, true).await?;
+                Case { alpha: 1.5, bias: true, ..case }.check(gpu).await?;
+                Case { residual: true, ..case }.check(gpu).await?;
             }
         }
         // Everything at once.
-        one(gpu, form, dtype, Dims { m: 13, n: 11, k: 9 }, 0.5, true, form == Form::Nt).await?;
+        for (m, n, k) in [(13, 11, 9), (13, 12, 8)] {
+            let (dims, more) = (Dims { m, n, k }, form == Form::Nt);
+            Case { form, dtype, dims, alpha: 0.5, accumulate: true, bias: more, residual: more }
+                .check(gpu)
+                .await?;
+        }
     }
     Ok(())
 }
 
-async fn one(
-    gpu: &Gpu,
+/// Elements before the first row of x, w and y, and between the rows of each.
+const PLACES: [[(usize, usize); 3]; 3] = [[(0, 0); 3], [(8, 8), (16, 8), (4, 12)], [(3, 1), (2, 0), (0, 5)]];
+
+fn mat(data: &Tensor, (at, stride): (usize, usize)) -> Mat<'_> {
+    Mat { data, at, stride }
+}
+
+#[derive(Clone, Copy)]
+struct Case {
     form: Form,
     dtype: DType,
     dims: Dims,
     alpha: f32,
     accumulate: bool,
     bias: bool,
-) -> Outcome {
-    let Dims { m, n, k } = dims;
-    let x = values(1, m * k, 1.0);
-    let (w_tensor, w) = weights(gpu, dtype, &values(2, n * k, 1.0))?;
-    let earlier = accumulate.then(|| values(3, m * n, 1.0));
-    let bias = bias.then(|| values(4, n, 1.0));
-    let x_tensor = floats(gpu, &x)?;
-    let bias_tensor = bias.as_ref().map(|bias| floats(gpu, bias)).transpose()?;
-    let epilogue = Epilogue { alpha, accumulate, bias: bias_tensor.as_ref() };
-    let params = reference::matmul::Params { m, n, k, alpha: f64::from(alpha) };
-    let (bias, earlier) = (bias.as_deref(), earlier.as_deref());
-    let expected = match form {
-        Form::Nt => reference::matmul::nt(params, &x, &w, bias, earlier),
-        Form::Nn => reference::matmul::nn(params, &x, &w, earlier),
-        Form::Tn => reference::matmul::tn(params, &x, &w, earlier),
+    residual: bool,
+}
+
+impl Case {
+    const SET: Self = Self {
+        form: Form::Nt,
+        dtype: DType::F32,
+        dims: Dims { m: 1, n: 1, k: 1 },
+        alpha: 1.0,
+        accumulate: false,
+        bias: false,
+        residual: false,
     };
-    let accumulate = if accumulate { " accumulate" } else { "" };
-    let what = format!("m={m} n={n} k={k} alpha={alpha}{accumulate}");
-    for by in matmul::candidates(gpu, form, dtype, dims, bias.is_some()) {
-        let y = match earlier {
-            Some(earlier) => Output::holding(gpu, earlier)?,
-            None => Output::fresh(gpu, m * n)?,
+
+    async fn check(&self, gpu: &Gpu) -> Outcome {
+        let &Self { form, dtype, dims, alpha, .. } = self;
+        let Dims { m, n, k } = dims;
+        let x = values(1, m * k, 1.0);
+        let (_, w) = weights(gpu, dtype, &values(2, n * k, 1.0))?;
+        let earlier = self.accumulate.then(|| values(3, m * n, 1.0));
+        let bias = self.bias.then(|| values(4, n, 1.0));
+        let residual = self.residual.then(|| values(5, m * n, 1.0));
+        let params = reference::matmul::Params { m, n, k, alpha: f64::from(alpha) };
+        let before = earlier.as_deref();
+        let mut expected = match form {
+            Form::Nt => reference::matmul::nt(params, &x, &w, bias.as_deref(), before),
+            Form::Nn => reference::matmul::nn(params, &x, &w, before),
+            Form::Tn => reference::matmul::tn(params, &x, &w, before),
         };
-        let mut rec = Recorder::new(gpu);
-        matmul::forward_by(&mut rec, &by, &x_tensor, &w_tensor, &y.tensor, dims, epilogue)?;
-        rec.submit();
-        y.expect(gpu, format!("{}, {what}", by.variant), &expected).await?;
+        if let Some(residual) = &residual {
+            expected = reference::add::forward(&expected, residual);
+        }
+        let bias = bias.map(|bias| floats(gpu, &bias)).transpose()?;
+        let (x_width, w_width) = match form {
+            Form::Nt => (k, k),
+            Form::Nn => (k, n),
+            Form::Tn => (m, n),
+        };
+        for places in PLACES {
+            let [x_place, w_place, y_place] =
+                [(x_width, 0), (w_width, 1), (n, 2)].map(|(width, i)| (places[i].0, width + places[i].1));
+            let in_y = |data: &[f64], fill| spread(data, n, y_place, fill);
+            let x_data = floats(gpu, &spread(&x, x_width, x_place, f64::NAN))?;
+            let (w_data, _) = weights(gpu, dtype, &spread(&w, w_width, w_place, f64::NAN))?;
+            let residual = residual.as_ref().map(|r| floats(gpu, &in_y(r, f64::NAN))).transpose()?;
+            let nan = vec![f64::NAN; m * n];
+            let (before, expected) = (in_y(earlier.as_ref().unwrap_or(&nan), 0.5), in_y(&expected, 0.5));
+            let product = Product {
+                form,
+                x: mat(&x_data, x_place),
+                w: mat(&w_data, w_place),
+                y: mat(&x_data, y_place),
+                dims,
+                epilogue: Epilogue {
+                    alpha,
+                    accumulate: self.accumulate,
+                    bias: bias.as_ref(),
+                    residual: residual.as_ref(),
+                },
+            };
+            for by in product.candidates(gpu) {
+                let y = Output::holding(gpu, &before)?;
+                let mut rec = Recorder::new(gpu);
+                Product { y: mat(&y.tensor, y_place), ..product }.record_by(&mut rec, &by)?;
+                rec.submit();
+                let epilogue = (self.accumulate, self.bias, self.residual);
+                let what = format!("m={m} n={n} k={k} alpha={alpha} accumulate, bias, residual {epilogue:?}");
+                y.expect(gpu, format!("{}, {what}, {places:?}", by.variant), &expected).await?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The product of `x` with `w`, whose values are given as they are in memory: the same bits by every candidate.
@@ -117,10 +174,11 @@ async fn product(
 ) -> Result<Vec<u32>, super::Failure> {
     let (w, _) = weights(gpu, dtype, w)?;
     let (x, y) = (floats(gpu, x)?, Output::fresh(gpu, dims.m * dims.n)?);
+    let product = Product::plain(form, &x, &w, &y.tensor, dims);
     let mut first: Option<Vec<u32>> = None;
-    for by in matmul::candidates(gpu, form, dtype, dims, false) {
+    for by in product.candidates(gpu) {
         let mut rec = Recorder::new(gpu);
-        matmul::forward_by(&mut rec, &by, &x, &w, &y.tensor, dims, Epilogue::SET)?;
+        product.record_by(&mut rec, &by)?;
         rec.submit();
         let found = bits(&y.read(gpu, format!("{form:?} {dims:?}")).await?);
         equal(format!("{}, {dims:?}, bits", by.variant), &found, first.as_ref().unwrap_or(&found))?;
@@ -132,7 +190,7 @@ async fn product(
 /// Packed weights give the very bits that the same weights give in f32.
 async fn packed_is_exact(gpu: &Gpu, _: Depth) -> Outcome {
     for form in [Form::Nt, Form::Nn, Form::Tn] {
-        for (m, n, k) in [(20, 12, 36), (7, 13, 19)] {
+        for (m, n, k) in [(20, 12, 36), (20, 24, 40), (7, 13, 19)] {
             let (dims, x) = (Dims { m, n, k }, values(5, m * k, 1.0));
             for dtype in [DType::Bf16, DType::F16] {
                 let (_, held) = weights(gpu, dtype, &values(6, n * k, 1.0))?;

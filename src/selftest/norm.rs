@@ -1,10 +1,10 @@
 //! Kernels that reduce over a row or over the rows: RMSNorm and column sums.
 
-use super::bench::{Output, floats, values};
+use super::bench::{Output, floats, spread, values};
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
-use crate::kernels::column_sum;
 use crate::kernels::rms_norm::{self, Saved, Shape};
+use crate::kernels::{Mat, column_sum};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -92,9 +92,14 @@ async fn sums(gpu: &Gpu, depth: Depth) -> Outcome {
         let plain = reference::column_sum::forward(&a, None, None, width, Some(&earlier));
         let scaled = reference::column_sum::forward(&a, Some(&b), Some(&s), width, Some(&earlier));
         let (plain_out, scaled_out) = (Output::holding(gpu, &earlier)?, Output::holding(gpu, &earlier)?);
+        let among = Mat {
+            data: &floats(gpu, &spread(&a, width, (3, width + 2), f64::NAN))?,
+            at: 3,
+            stride: width + 2,
+        };
         let (a, b, s) = (floats(gpu, &a)?, floats(gpu, &b)?, floats(gpu, &s)?);
         let mut rec = Recorder::new(gpu);
-        column_sum::plain(&mut rec, &a, &plain_out.tensor, rows, width)?;
+        column_sum::plain(&mut rec, among, &plain_out.tensor, rows, width)?;
         column_sum::scaled(&mut rec, &a, &b, &s, &scaled_out.tensor, rows, width)?;
         rec.submit();
         plain_out.expect(gpu, format!("plain, {what}"), &plain).await?;

@@ -1,16 +1,15 @@
 //! Kernels that treat every element, or every pair, by itself.
 
-use super::bench::{Output, below, bits, floats, values, words};
+use super::bench::{Output, below, bits, floats, spread, values, words};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::dropout::{self, Mask};
 use crate::kernels::rope::{self, Turn};
-use crate::kernels::{add, ema, fma_peak, swiglu};
+use crate::kernels::{Mat, ema, fma_peak, swiglu};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
-        check!("add", sum),
         check!("ema", average),
         check!("swiglu", gate),
         check!("dropout", mask),
@@ -22,17 +21,6 @@ pub(super) fn checks() -> Vec<Check> {
 
 /// Element counts at and around a vec4, a workgroup, and a workgroup of vec4s.
 const COUNTS: [usize; 9] = [257, 3, 1, 4, 5, 64, 65, 256, 1031];
-
-async fn sum(gpu: &Gpu, depth: Depth) -> Outcome {
-    for &count in depth.of(&COUNTS) {
-        let (a, b, out) = (values(1, count, 2.0), values(2, count, 2.0), Output::fresh(gpu, count)?);
-        let mut rec = Recorder::new(gpu);
-        add::forward(&mut rec, &floats(gpu, &a)?, &floats(gpu, &b)?, &out.tensor, count)?;
-        rec.submit();
-        out.expect(gpu, format!("count {count}"), &reference::add::forward(&a, &b)).await?;
-    }
-    Ok(())
-}
 
 async fn average(gpu: &Gpu, depth: Depth) -> Outcome {
     for &count in depth.of(&COUNTS) {
@@ -48,25 +36,27 @@ async fn average(gpu: &Gpu, depth: Depth) -> Outcome {
 }
 
 async fn gate(gpu: &Gpu, depth: Depth) -> Outcome {
-    for &count in depth.of(&COUNTS) {
+    for &(rows, inner) in depth.of(&[(7, 12), (1, 4), (65, 8), (3, 260), (13, 64)]) {
+        let count = rows * inner;
         let mut gate = values(1, count, 8.0);
         // Where exp overflows, and where it vanishes.
         gate.iter_mut().zip([-100.0, 100.0, 0.0]).for_each(|(gate, extreme)| *gate = extreme);
         let (up, dact) = (values(2, count, 2.0), values(3, count, 1.0));
         let act = reference::swiglu::forward(&gate, &up);
         let (dgate, dup) = reference::swiglu::backward(&gate, &up, &dact);
-        let outputs = [Output::fresh(gpu, count)?, Output::fresh(gpu, count)?, Output::fresh(gpu, count)?];
-        let (gate, up, dact) = (floats(gpu, &gate)?, floats(gpu, &up)?, floats(gpu, &dact)?);
-        let [act_out, dgate_out, dup_out] = outputs.each_ref().map(|output| &output.tensor);
+        // A token's gate and up are neighbours.
+        let beside = |a: &[f64], b: &[f64]| -> Vec<f64> {
+            a.chunks(inner).zip(b.chunks(inner)).flat_map(|(a, b)| [a, b].concat()).collect()
+        };
+        let (act_out, dx_out) = (Output::fresh(gpu, count)?, Output::fresh(gpu, 2 * count)?);
+        let (x, dact) = (floats(gpu, &beside(&gate, &up))?, floats(gpu, &dact)?);
+        let shape = swiglu::Shape { rows, inner };
         let mut rec = Recorder::new(gpu);
-        swiglu::forward(&mut rec, &gate, &up, act_out, count)?;
-        swiglu::backward(&mut rec, &gate, &up, &dact, dgate_out, dup_out, count)?;
+        swiglu::forward(&mut rec, &x, &act_out.tensor, shape)?;
+        swiglu::backward(&mut rec, &x, &dact, &dx_out.tensor, shape)?;
         rec.submit();
-        for (name, output, expected) in
-            [("act", &outputs[0], act), ("dgate", &outputs[1], dgate), ("dup", &outputs[2], dup)]
-        {
-            output.expect(gpu, format!("{name}, count {count}"), &expected).await?;
-        }
+        act_out.expect(gpu, format!("act, {rows}x{inner}"), &act).await?;
+        dx_out.expect(gpu, format!("dgate and dup, {rows}x{inner}"), &beside(&dgate, &dup)).await?;
     }
     Ok(())
 }
@@ -140,17 +130,21 @@ async fn turn(gpu: &Gpu, depth: Depth) -> Outcome {
         let x = values(1, tokens * heads * head_dim, 2.0);
         let words_of = |&position: &u32| [u32::MAX, position, u32::MAX, u32::MAX];
         let described: Vec<u32> = positions.iter().flat_map(words_of).collect();
-        let (there, back) = (Output::holding(gpu, &x)?, Output::holding(gpu, &x)?);
+        // Among other columns, which stay as they are.
+        let (width, place) = (heads * head_dim, (5, heads * head_dim + 3));
+        let among = |x: &[f64]| spread(x, width, place, 0.5);
+        let (there, back) = (Output::holding(gpu, &among(&x))?, Output::holding(gpu, &among(&x))?);
+        let in_rows = |data| Mat { data, at: place.0, stride: place.1 };
         let (described, angles) = (words(gpu, &described)?, floats(gpu, &table)?);
         let shape = (tokens, heads, head_dim);
         let mut rec = Recorder::new(gpu);
-        rope::turn(&mut rec, Turn::Forward, &described, &angles, &there.tensor, shape)?;
-        rope::turn(&mut rec, Turn::Backward, &described, &angles, &back.tensor, shape)?;
+        rope::turn(&mut rec, Turn::Forward, &described, &angles, in_rows(&there.tensor), shape)?;
+        rope::turn(&mut rec, Turn::Backward, &described, &angles, in_rows(&back.tensor), shape)?;
         rec.submit();
         let forward = reference::rope::forward(&x, &table, &positions, head_dim, 1.0);
-        there.expect(gpu, format!("forward, {what}"), &forward).await?;
+        there.expect(gpu, format!("forward, {what}"), &among(&forward)).await?;
         let backward = reference::rope::backward(&x, &table, &positions, head_dim);
-        back.expect(gpu, format!("backward, {what}"), &backward).await?;
+        back.expect(gpu, format!("backward, {what}"), &among(&backward)).await?;
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Kernels that move rows by index: embeddings and the sampler's cache.
 
-use super::bench::{Output, below, bits, floats, values, weights, words};
+use super::bench::{Output, below, bits, floats, spread, values, weights, words};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{DType, Gpu, Recorder};
-use crate::kernels::{gather, kv_write};
+use crate::kernels::{Mat, gather, kv_write};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -77,13 +77,23 @@ async fn write(gpu: &Gpu, depth: Depth) -> Outcome {
         // Distinct slots in a mixed order.
         let slot: Vec<u32> = (0..rows as u32).map(|r| 2 * (rows as u32 - 1 - r) + below(2, 4, r)).collect();
         let tokens: Vec<u32> = slot.iter().flat_map(|&slot| [u32::MAX, u32::MAX, slot, u32::MAX]).collect();
-        let (x, earlier) = (values(1, rows * width, 1.0), values(2, slots * width, 1.0));
-        let cache = Output::holding(gpu, &earlier)?;
+        let [k, v] = [1, 2].map(|seed| values(seed, rows * width, 1.0));
+        let [old_k, old_v] = [3, 4].map(|seed| values(seed, slots * width, 1.0));
+        let (cache_k, cache_v) = (Output::holding(gpu, &old_k)?, Output::holding(gpu, &old_v)?);
+        // Keys and values as columns of one projection.
+        let stride = 2 * width + 3;
+        let beside: Vec<f64> =
+            k.chunks(width).zip(v.chunks(width)).flat_map(|(k, v)| [k, v].concat()).collect();
+        let projection = floats(gpu, &spread(&beside, 2 * width, (1, stride), f64::NAN))?;
+        let k_mat = Mat { data: &projection, at: 1, stride };
         let mut rec = Recorder::new(gpu);
-        kv_write::forward(&mut rec, &words(gpu, &tokens)?, &floats(gpu, &x)?, &cache.tensor, rows, width)?;
+        let caches = [&cache_k.tensor, &cache_v.tensor];
+        kv_write::forward(&mut rec, &words(gpu, &tokens)?, [k_mat, k_mat.from(width)], caches, rows, width)?;
         rec.submit();
-        let expected = reference::kv_write::forward(&earlier, &x, &slot, width);
-        cache.expect(gpu, format!("cache, rows={rows} width={width}"), &expected).await?;
+        for (name, cache, old, x) in [("keys", cache_k, old_k, k), ("values", cache_v, old_v, v)] {
+            let expected = reference::kv_write::forward(&old, &x, &slot, width);
+            cache.expect(gpu, format!("{name}, rows={rows} width={width}"), &expected).await?;
+        }
     }
     Ok(())
 }

@@ -17,8 +17,8 @@ macro_rules! sources {
 }
 
 sources! {
-    "common/index", "common/pack", "common/reduce", "common/rng", "common/rows",
-    "adamw", "add", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup",
+    "common/attention", "common/index", "common/pack", "common/product", "common/reduce", "common/rng", "common/rows",
+    "adamw", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup",
     "attention_dq", "attention_dq_subgroup", "attention_subgroup", "clip_scale", "column_sum",
     "dropout", "ema", "fma_peak", "gather", "gather_backward", "kv_write", "log_prob", "log_prob_backward",
     "matmul", "matmul_subgroup", "matmul_tiled", "preference", "rms_norm", "rms_norm_backward", "rope", "sample",

@@ -1,0 +1,10 @@
+// A matrix product's sizes and where its operands lie: row i of an operand starts at its `at` + i * its `stride`, in elements.
+struct Params {
+    m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
+    x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32,
+}
+@group(0) @binding(0) var<uniform> p: Params;
+
+fn x_row(i: u32) -> u32 { return p.x_at + i * p.x_stride; }
+fn w_row(i: u32) -> u32 { return p.w_at + i * p.w_stride; }
+fn y_row(i: u32) -> u32 { return p.y_at + i * p.y_stride; }
