@@ -116,8 +116,8 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
         });
         let rows = rows.collect::<aweigh::Result<Vec<_>>>()?;
         let batch = MicroBatch { groups: rows.iter().map(group).collect(), reference: Vec::new() };
-        let outcomes = trainer.accumulate(&batch, BATCH).await?;
-        trainer.step(schedule.rate(step)).await?;
+        let outcomes = trainer.accumulate(&batch, BATCH)?.await?;
+        trainer.step(schedule.rate(step))?.await?;
         let mean = outcomes.iter().map(|o| o.loss).sum::<f32>() / BATCH as f32;
         if step % 50 == 49 || step + 1 == steps {
             let groups: Vec<Group> = held_out.iter().map(group).collect();

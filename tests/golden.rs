@@ -125,7 +125,8 @@ fn ten_steps(name: &str, micro: usize) {
         let (mut loss, mut z) = (0.0, 0.0);
         for (groups, reference) in groups.chunks(micro).zip(reference.chunks(micro)) {
             let batch = MicroBatch { groups: groups.to_vec(), reference: reference.concat() };
-            let outcomes = block_on(trainer.accumulate(&batch, owned.len())).expect("a micro-batch");
+            let outcomes = block_on(trainer.accumulate(&batch, owned.len()).expect("a micro-batch"))
+                .expect("its outcomes");
             loss += outcomes.iter().map(|o| f64::from(o.loss)).sum::<f64>() / owned.len() as f64;
             z += outcomes.iter().map(|o| f64::from(o.z)).sum::<f64>() / owned.len() as f64;
         }
@@ -136,7 +137,7 @@ fn ten_steps(name: &str, micro: usize) {
             compare_gradients(&trainer.decoder, trainer.optimizer.gradients(), &file, "", ABS, EPS);
         }
         if step < 10 {
-            norms.push(block_on(trainer.step(1e-3)).expect("a step"));
+            norms.push(block_on(trainer.step(1e-3).expect("a step")).expect("its norm"));
         }
     }
     let after = run["loss_after"].as_f64().expect("a number");

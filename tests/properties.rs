@@ -88,7 +88,9 @@ fn step(decoder: Decoder, method: Method, micro_batches: &[&[Group]]) -> Step {
     let (mut losses, mut logps) = (Vec::new(), Vec::new());
     for groups in micro_batches {
         let batch = MicroBatch { groups: groups.to_vec(), reference: references(groups) };
-        for outcome in block_on(trainer.accumulate(&batch, count)).expect("a micro-batch") {
+        for outcome in
+            block_on(trainer.accumulate(&batch, count).expect("a micro-batch")).expect("its outcomes")
+        {
             losses.push(outcome.loss);
             logps.push(outcome.responses.iter().flat_map(|r| r.token_logps.clone()).collect());
         }
@@ -279,9 +281,9 @@ fn ten_steps(seed: u32) -> Vec<u8> {
     for _ in 0..10 {
         for group in groups.chunks(1) {
             let batch = MicroBatch { groups: group.to_vec(), reference: references(group) };
-            block_on(trainer.accumulate(&batch, groups.len())).expect("a micro-batch");
+            block_on(trainer.accumulate(&batch, groups.len()).expect("a micro-batch")).expect("its outcomes");
         }
-        block_on(trainer.step(1e-2)).expect("a step");
+        block_on(trainer.step(1e-2).expect("a step")).expect("its norm");
     }
     block_on(trainer.decoder.trained_safetensors(gpu())).expect("an adapter")
 }

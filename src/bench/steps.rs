@@ -56,7 +56,7 @@ pub async fn step(
     let (mut seconds, mut found) = (Vec::new(), 0.0);
     for run in 0..=runs {
         let started = Instant::now();
-        found = trainer.accumulate(&micro, batch).await?[0].loss;
+        found = trainer.accumulate(&micro, batch)?.await?[0].loss;
         gpu.finished().await?;
         if run > 0 {
             seconds.push(started.elapsed().as_secs_f64());

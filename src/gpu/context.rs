@@ -1,14 +1,15 @@
 //! Adapter choice, the device, its limits and its error reports.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::kernel::{BindGroups, Compiled, Kernel};
 use super::memory::{Ledger, Purpose};
 use super::profile::{KernelTime, Profiler};
-use super::recorder::{Kernel, UNIFORM_BYTES};
+use super::recorder::UNIFORM_BYTES;
 use super::tuning::Tuning;
 use crate::{Error, Result};
 
@@ -137,6 +138,9 @@ pub struct Gpu {
     tier: Tier,
     ledger: Ledger,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
+    bind_groups: Arc<BindGroups>,
+    /// Buffers made so far: the next one's number.
+    buffers: AtomicU64,
     /// Parameter blocks of the submit at hand; locked from the write to the submit, so that threads do not mix theirs.
     uniforms: wgpu::Buffer,
     submitting: Mutex<()>,
@@ -228,6 +232,8 @@ impl Gpu {
             limits,
             ledger,
             kernels: Mutex::default(),
+            bind_groups: Arc::default(),
+            buffers: AtomicU64::new(0),
             uniforms,
             submitting: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -311,17 +317,28 @@ impl Gpu {
         &self.uniforms
     }
 
-    /// The kernel compiled under `key`, compiled by `make` on first use.
-    pub(crate) fn kernel(&self, key: &str, make: impl FnOnce() -> Kernel) -> Arc<Kernel> {
+    /// The kernel named `key`, which `make` will compile before it first runs.
+    pub(crate) fn kernel(
+        &self,
+        key: &str,
+        make: impl Fn(&Gpu) -> Compiled + Send + Sync + 'static,
+    ) -> Arc<Kernel> {
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = kernels.get(key) {
             return kernel.clone();
         }
-        let started = Instant::now();
-        let kernel = Arc::new(make());
-        log::debug!("compiled {key} in {:.2} s", started.elapsed().as_secs_f64());
+        let kernel = Arc::new(Kernel::new(key, Box::new(make)));
         kernels.insert(key.to_string(), kernel.clone());
         kernel
+    }
+
+    pub(super) fn bind_groups(&self) -> &Arc<BindGroups> {
+        &self.bind_groups
+    }
+
+    /// A number that no other buffer of this device has.
+    pub(super) fn number_buffer(&self) -> u64 {
+        self.buffers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Fails with what the device has reported since the last check, if anything.

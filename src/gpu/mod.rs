@@ -3,6 +3,7 @@
 //! Only this module and [`crate::shader`] name `wgpu`.
 
 mod context;
+mod kernel;
 mod memory;
 mod profile;
 mod recorder;
@@ -10,8 +11,10 @@ mod tensor;
 mod tuning;
 
 pub use context::{AdapterSummary, Gpu, Options, SUBMIT_SECONDS, Tier, list_adapters};
+pub(crate) use kernel::Compiled;
+pub use kernel::Kernel;
 pub use memory::{Ledger, Purpose, Usage};
 pub use profile::KernelTime;
-pub use recorder::{Binding, Kernel, Recorder};
+pub use recorder::{Binding, Recorder};
 pub use tensor::{DType, Tensor};
 pub use tuning::{Choice, Tuning};

@@ -1,5 +1,8 @@
-//! Records kernels into command buffers and submits them in portions that no watchdog minds.
+//! Records kernels and submits them in portions that no watchdog minds.
 
+use std::sync::Arc;
+
+use super::kernel::{Kernel, compile};
 use super::profile::Marks;
 use super::{Gpu, Tensor};
 
@@ -11,31 +14,31 @@ pub(super) const UNIFORM_BYTES: u64 = UNIFORM_STRIDE * MAX_DISPATCHES;
 /// WebGPU's default `max_compute_workgroups_per_dimension`.
 const MAX_GROUPS: u64 = 65_535;
 
-/// A compiled compute pipeline; binding 0 is its parameter block, the rest are storage buffers.
-pub struct Kernel {
-    pub(crate) name: String,
-    pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) layout: wgpu::BindGroupLayout,
-    pub(crate) bindings: usize,
-}
-
 /// A tensor bound to a kernel.
 pub type Binding<'a> = &'a Tensor;
+
+/// One command.
+pub(super) enum Command {
+    /// A kernel with its parameter block's offset and size, its tensors, and its workgroups in two dimensions.
+    Dispatch { kernel: Arc<Kernel>, params: (u32, u64), bindings: Vec<Tensor>, groups: (u32, u32) },
+    /// `bytes` from the start of one tensor to the start of another.
+    Copy { source: Tensor, target: Tensor, bytes: u64 },
+    /// Zeroes the first `bytes`.
+    Clear { tensor: Tensor, bytes: u64 },
+}
 
 /// Collects dispatches; submits them when their estimated cost reaches the device's budget, and at [`Recorder::submit`].
 pub struct Recorder<'g> {
     gpu: &'g Gpu,
-    encoder: Option<wgpu::CommandEncoder>,
-    pass: Option<wgpu::ComputePass<'static>>,
+    commands: Vec<Command>,
     uniforms: Vec<u8>,
     operations: f64,
-    marks: Option<Marks>,
 }
 
 impl<'g> Recorder<'g> {
     /// An empty recorder.
     pub fn new(gpu: &'g Gpu) -> Self {
-        Self { gpu, encoder: None, pass: None, uniforms: Vec::new(), operations: 0.0, marks: None }
+        Self { gpu, commands: Vec::new(), uniforms: Vec::new(), operations: 0.0 }
     }
 
     /// The device it records for.
@@ -43,29 +46,22 @@ impl<'g> Recorder<'g> {
         self.gpu
     }
 
-    /// The open encoder outside any pass, for copies and clears.
-    pub(super) fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
-        self.pass = None;
-        let gpu = self.gpu;
-        self.encoder.get_or_insert_with(|| gpu.device().create_command_encoder(&Default::default()))
+    pub(super) fn push(&mut self, command: Command) {
+        self.commands.push(command);
     }
 
     /// Records `groups` workgroups of `kernel`. `operations` is an estimate of its cost for the submit budget.
     ///
     /// The workgroups are spread over two dimensions when they exceed one; shaders read a flat index by
     /// `common/index.wgsl` and ignore the surplus.
-    ///
-    /// # Panics
-    /// When the number of bindings differs from the shader's: a bug in the caller.
     pub fn dispatch<P: bytemuck::Pod>(
         &mut self,
-        kernel: &Kernel,
+        kernel: &Arc<Kernel>,
         params: &P,
         bindings: &[Binding],
         groups: u64,
         operations: f64,
     ) {
-        assert_eq!(bindings.len(), kernel.bindings, "{}: number of bindings", kernel.name);
         if groups == 0 {
             return;
         }
@@ -74,72 +70,119 @@ impl<'g> Recorder<'g> {
         if full || spent {
             self.submit();
         }
-        let offset = self.uniforms.len() as u32;
+        let offset = self.uniforms.len();
         self.uniforms.extend_from_slice(bytemuck::bytes_of(params));
-        self.uniforms.resize(offset as usize + UNIFORM_STRIDE as usize, 0);
-        let group = self.bind(kernel, bindings, size_of::<P>() as u64);
-        self.begin_pass(&kernel.name);
-        if let Some(pass) = &mut self.pass {
-            pass.set_pipeline(&kernel.pipeline);
-            pass.set_bind_group(0, &group, &[offset]);
-            let rows = groups.div_ceil(MAX_GROUPS);
-            let columns = groups.div_ceil(rows);
-            pass.dispatch_workgroups(columns as u32, rows as u32, 1);
-        }
+        self.uniforms.resize(offset + UNIFORM_STRIDE as usize, 0);
+        let rows = groups.div_ceil(MAX_GROUPS);
+        self.push(Command::Dispatch {
+            kernel: kernel.clone(),
+            params: (offset as u32, size_of::<P>() as u64),
+            bindings: bindings.iter().map(|&tensor| tensor.clone()).collect(),
+            groups: (groups.div_ceil(rows) as u32, rows as u32),
+        });
         self.operations += operations.max(1.0);
     }
 
-    /// Sees to it that a pass is open: one for all dispatches, or a new one with timestamps when profiling.
-    fn begin_pass(&mut self, kernel: &str) {
-        if self.gpu.profiler().is_none() {
-            if self.pass.is_none() {
-                self.pass = Some(self.encoder().begin_compute_pass(&Default::default()).forget_lifetime());
-            }
+    /// Submits what is recorded so far.
+    ///
+    /// # Panics
+    /// When a kernel's bindings are not as many as its shader's: a bug in the caller.
+    pub fn submit(&mut self) {
+        if self.commands.is_empty() {
             return;
         }
-        let mut marks = self.marks.take().unwrap_or_else(|| Marks::new(self.gpu.device()));
-        let descriptor =
-            wgpu::ComputePassDescriptor { label: Some(kernel), timestamp_writes: Some(marks.next(kernel)) };
-        self.pass = Some(self.encoder().begin_compute_pass(&descriptor).forget_lifetime());
-        self.marks = Some(marks);
-    }
-
-    fn bind(&self, kernel: &Kernel, bindings: &[Binding], param_bytes: u64) -> wgpu::BindGroup {
-        let uniform = wgpu::BufferBinding {
-            buffer: self.gpu.uniforms(),
-            offset: 0,
-            size: wgpu::BufferSize::new(param_bytes.next_multiple_of(16)),
-        };
-        let mut entries =
-            vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(uniform) }];
-        entries.extend(bindings.iter().zip(1..).map(|(tensor, binding)| wgpu::BindGroupEntry {
-            binding,
-            resource: wgpu::BindingResource::Buffer(tensor.binding()),
-        }));
-        self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(&kernel.name),
-            layout: &kernel.layout,
-            entries: &entries,
-        })
-    }
-
-    /// Submits what is recorded so far.
-    pub fn submit(&mut self) {
-        self.pass = None;
-        let Some(mut encoder) = self.encoder.take() else { return };
-        let marks = self.gpu.profiler().zip(self.marks.take());
-        let read = marks.map(|(profiler, marks)| profiler.resolve(self.gpu.device(), &mut encoder, marks));
-        self.gpu.submit(encoder, &self.uniforms, self.operations);
-        if let Some(read) = read {
-            read();
-        }
+        let commands = std::mem::take(&mut self.commands);
+        self.compile(&commands);
+        let mut encoding = Encoding::new(self.gpu);
+        commands.into_iter().for_each(|command| encoding.add(command));
+        encoding.submit(&self.uniforms, self.operations);
         self.uniforms.clear();
         self.operations = 0.0;
+    }
+
+    /// Compiles those of the commands' kernels that never ran, all at once.
+    fn compile(&self, commands: &[Command]) {
+        let mut new: Vec<Arc<Kernel>> = Vec::new();
+        for command in commands {
+            let Command::Dispatch { kernel, .. } = command else { continue };
+            if !kernel.is_compiled() && !new.iter().any(|known| Arc::ptr_eq(known, kernel)) {
+                new.push(kernel.clone());
+            }
+        }
+        if !new.is_empty() {
+            compile(self.gpu, &new);
+        }
     }
 }
 
 impl Drop for Recorder<'_> {
     fn drop(&mut self) {
-        self.submit();
+        if !std::thread::panicking() {
+            self.submit();
+        }
+    }
+}
+
+/// A command buffer in the making.
+struct Encoding<'g> {
+    gpu: &'g Gpu,
+    encoder: wgpu::CommandEncoder,
+    pass: Option<wgpu::ComputePass<'static>>,
+    marks: Option<Marks>,
+}
+
+impl<'g> Encoding<'g> {
+    fn new(gpu: &'g Gpu) -> Self {
+        let encoder = gpu.device().create_command_encoder(&Default::default());
+        Self { gpu, encoder, pass: None, marks: None }
+    }
+
+    fn add(&mut self, command: Command) {
+        match command {
+            Command::Dispatch { kernel, params: (offset, size), bindings, groups: (columns, rows) } => {
+                let group = self.gpu.bind_groups().of(self.gpu, &kernel, &bindings, size);
+                let pipeline = &kernel.compiled(self.gpu).pipeline;
+                let pass = self.pass(kernel.name());
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(0, &group, &[offset]);
+                pass.dispatch_workgroups(columns, rows, 1);
+            }
+            Command::Copy { source, target, bytes } => {
+                self.pass = None;
+                let ((source, start), (target, to)) = (source.place(), target.place());
+                self.encoder.copy_buffer_to_buffer(source, start, target, to, bytes);
+            }
+            Command::Clear { tensor, bytes } => {
+                self.pass = None;
+                let (buffer, start) = tensor.place();
+                self.encoder.clear_buffer(buffer, start, Some(bytes));
+            }
+        }
+    }
+
+    /// The open pass: one for all dispatches, or a new one with timestamps when profiling.
+    fn pass(&mut self, kernel: &str) -> &mut wgpu::ComputePass<'static> {
+        let begin = |encoder: &mut wgpu::CommandEncoder, timestamps| {
+            let descriptor =
+                wgpu::ComputePassDescriptor { label: Some(kernel), timestamp_writes: timestamps };
+            encoder.begin_compute_pass(&descriptor).forget_lifetime()
+        };
+        if self.gpu.profiler().is_none() {
+            return self.pass.get_or_insert_with(|| begin(&mut self.encoder, None));
+        }
+        self.pass = None;
+        let marks = self.marks.get_or_insert_with(|| Marks::new(self.gpu.device()));
+        self.pass.insert(begin(&mut self.encoder, Some(marks.next(kernel))))
+    }
+
+    fn submit(mut self, uniforms: &[u8], operations: f64) {
+        self.pass = None;
+        let marks = self.gpu.profiler().zip(self.marks.take());
+        let read =
+            marks.map(|(profiler, marks)| profiler.resolve(self.gpu.device(), &mut self.encoder, marks));
+        self.gpu.submit(self.encoder, uniforms, operations);
+        if let Some(read) = read {
+            read();
+        }
     }
 }

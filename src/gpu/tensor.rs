@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::kernel::BindGroups;
 use super::memory::{Entry, Purpose};
+use super::recorder::Command;
 use super::{Gpu, Recorder};
 use crate::{Error, Result};
 
@@ -35,6 +37,14 @@ impl DType {
 struct Storage {
     buffer: wgpu::Buffer,
     _entry: Entry,
+    number: u64,
+    bind_groups: Arc<BindGroups>,
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        self.bind_groups.forget(self.number);
+    }
 }
 
 /// `len` elements of `dtype` in a GPU buffer. Cloning and slicing share the buffer.
@@ -69,7 +79,12 @@ impl Tensor {
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         });
-        let storage = Arc::new(Storage { buffer, _entry: gpu.ledger().enter(purpose, bytes) });
+        let storage = Arc::new(Storage {
+            buffer,
+            _entry: gpu.ledger().enter(purpose, bytes),
+            number: gpu.number_buffer(),
+            bind_groups: gpu.bind_groups().clone(),
+        });
         Ok(Self { storage, byte_offset: 0, len, dtype })
     }
 
@@ -190,14 +205,23 @@ impl Tensor {
     pub fn copy_to(&self, recorder: &mut Recorder, target: &Tensor) {
         assert!(self.dtype == target.dtype && self.len <= target.len, "copy into a tensor of another shape");
         let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(4);
-        let (from, to) = (&self.storage.buffer, &target.storage.buffer);
-        recorder.encoder().copy_buffer_to_buffer(from, self.byte_offset, to, target.byte_offset, size);
+        recorder.push(Command::Copy { source: self.clone(), target: target.clone(), bytes: size });
     }
 
     /// Records zeroing of all elements.
     pub fn clear(&self, recorder: &mut Recorder) {
         let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(4);
-        recorder.encoder().clear_buffer(&self.storage.buffer, self.byte_offset, Some(size));
+        recorder.push(Command::Clear { tensor: self.clone(), bytes: size });
+    }
+
+    /// Its buffer, and the byte it starts at.
+    pub(super) fn place(&self) -> (&wgpu::Buffer, u64) {
+        (&self.storage.buffer, self.byte_offset)
+    }
+
+    /// Its buffer's number, and the offset and size of what a shader sees of it.
+    pub(super) fn view(&self) -> [u64; 3] {
+        [self.storage.number, self.byte_offset, self.binding().size.map_or(0, u64::from)]
     }
 
     /// The bytes a shader may see: the elements, rounded up to a whole vec4.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use super::preprocess::{Variant, permutations, source};
-use crate::gpu::{Gpu, Kernel};
+use crate::gpu::{Compiled, Gpu, Kernel};
 
 /// Parses and preprocesses a variant into a naga module.
 ///
@@ -23,21 +23,22 @@ fn listed() -> &'static BTreeSet<String> {
     })
 }
 
-/// The compiled kernel of `variant` (`name FLAG NAME=VALUE ...`), compiled on first use.
+/// The kernel of `variant` (`name FLAG NAME=VALUE ...`), which is compiled before it first runs.
 ///
 /// # Panics
-/// When the variant is not in `shaders/permutations` or its shader is invalid. Both are bugs that `tests/shaders.rs`
-/// finds without a GPU.
+/// On that occasion, when the variant is not in `shaders/permutations` or its shader is invalid. Both are bugs that
+/// `tests/shaders.rs` finds without a GPU.
 pub fn kernel(gpu: &Gpu, variant: &str) -> Arc<Kernel> {
-    gpu.kernel(variant, || {
-        let parsed = Variant::parse(variant).unwrap_or_else(|message| panic!("{message}"));
+    let name = variant.to_string();
+    gpu.kernel(variant, move |gpu| {
+        let parsed = Variant::parse(&name).unwrap_or_else(|message| panic!("{message}"));
         assert!(listed().contains(&parsed.to_string()), "{parsed} is not listed in shaders/permutations");
         let module = parse(&parsed).unwrap_or_else(|message| panic!("{message}"));
         compile(gpu, &parsed, module)
     })
 }
 
-fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Kernel {
+fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
     let device = gpu.device();
     let name = variant.to_string();
     let entries = layout_entries(&module);
@@ -73,7 +74,7 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Kernel {
         },
         cache: None,
     });
-    Kernel { name, pipeline, layout, bindings: entries.len() - 1 }
+    Compiled { pipeline, layout, bindings: entries.len() - 1 }
 }
 
 /// The bind group layout of a shader: its uniform with a dynamic offset, its storage buffers with their access.

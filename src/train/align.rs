@@ -5,7 +5,8 @@ use std::time::Instant;
 use super::anchors::{self, Anchor, AnchorCounts, Draw, Pool};
 use super::best::Best;
 use super::evaluate::{EVAL_ANCHORS, HeldOut, loss_responses};
-use super::metrics::{Metrics, Observed, of_groups};
+use super::flight::{Flight, Micro, Sums};
+use super::metrics::Metrics;
 use super::observer::Observer;
 use super::order::Order;
 use super::references::Reference;
@@ -318,48 +319,39 @@ impl<'a> Run<'a> {
             best.keep(self.gpu, &self.trainer.decoder, 0, &first)?;
             before = Some(first);
         }
-        let (mut reason, mut steps, mut num_tokens, mut train_seconds) = (StopReason::Finished, 0, 0, 0.0);
+        let mut reason = StopReason::Finished;
+        let mut sums = Sums { epoch_steps, ..Sums::default() };
+        let (mut flying, mut last) = (None, None);
         self.observer.begin("training", total);
-        for step in 0..total {
+        'steps: for step in 0..total {
             let batch = order.next(groups);
             self.refresh_anchors(step, &batch).await?;
-            let started = Instant::now();
-            let (observed, tokens) = self.gradients(&batch).await?;
-            let rate = schedule.rate(step);
-            let norm = self.trainer.step(rate).await?;
-            let seconds = started.elapsed().as_secs_f64();
-            if !norm.is_finite() || observed.iter().any(|o| !o.outcome.loss.is_finite()) {
-                if !watched {
-                    let message =
-                        format!("the loss or the gradient of step {} is no finite number", step + 1);
-                    return Err(Error::Gpu {
-                        doing: "training; a lower learning_rate may help".into(),
-                        message,
-                    });
+            let submitted = self.submit(step, &batch, schedule.rate(step)).await?;
+            let done = step + 1;
+            let judged = watched && (done % self.config.stop.eval_steps == 0 || done == total);
+            // A step is looked at when the next is on its way, or when the state after it is needed.
+            let mut due: Vec<Flight> = flying.replace(submitted).into_iter().collect();
+            if judged || done == total {
+                due.extend(flying.take());
+            }
+            for flight in due {
+                let landed = flight.land(&mut last).await?;
+                if !landed.is_finite() {
+                    sums.steps = landed.step + 1;
+                    if !watched {
+                        return Err(diverged(landed.step + 1));
+                    }
+                    reason = StopReason::Diverged;
+                    break 'steps;
                 }
-                (reason, steps) = (StopReason::Diverged, step + 1);
-                break;
+                self.observer.step(&sums.add(self.method(), &landed))?;
+                self.observer.advance(1, landed.tokens)?;
             }
-            for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
-                reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
-            }
-            steps = step + 1;
-            num_tokens += tokens;
-            train_seconds += seconds;
-            let mut metrics = of_groups("", self.method(), &observed);
-            metrics.push("grad_norm", f64::from(norm));
-            metrics.push("learning_rate", rate);
-            metrics.push("num_tokens", num_tokens as f64);
-            metrics.push("tokens_per_second", tokens as f64 / seconds);
-            metrics.push("epoch", steps as f64 / epoch_steps);
-            metrics.push("global_step", steps as f64);
-            self.observer.step(&metrics)?;
-            self.observer.advance(1, tokens)?;
-            if watched && (steps % self.config.stop.eval_steps == 0 || steps == total) {
-                let now = self.evaluate(steps).await?;
+            if judged {
+                let now = self.evaluate(done).await?;
                 let verdict = rule.judge(&now);
                 if verdict.best || !self.config.stop.enabled {
-                    best.keep(self.gpu, &self.trainer.decoder, steps, &now)?;
+                    best.keep(self.gpu, &self.trainer.decoder, done, &now)?;
                 }
                 if let Some(why) = verdict.stop {
                     reason = why;
@@ -367,18 +359,19 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        drop(flying);
         self.observer.end();
-        let (kept_step, after) = best.restore(self.gpu, &self.trainer.decoder).unwrap_or((steps, None));
+        let (kept_step, after) = best.restore(self.gpu, &self.trainer.decoder).unwrap_or((sums.steps, None));
         Ok(Outcome {
             decoder: self.trainer.decoder,
             reason,
-            steps,
+            steps: sums.steps,
             kept_step,
             before,
             after,
             anchors: self.counts,
-            num_tokens,
-            train_seconds,
+            num_tokens: sums.num_tokens,
+            train_seconds: sums.train_seconds,
         })
     }
 
@@ -429,32 +422,40 @@ impl<'a> Run<'a> {
         self.report_anchors(&stale)
     }
 
-    /// Adds the gradients of a step's groups, micro-batch by micro-batch. Returns their figures and the packed tokens.
-    async fn gradients(&mut self, batch: &[usize]) -> Result<(Vec<Observed>, usize)> {
+    /// Submits a step: its groups micro-batch by micro-batch, the optimizer, and the references that follow.
+    async fn submit(&mut self, step: usize, batch: &[usize], rate: f64) -> Result<Flight<'a>> {
+        let started = Instant::now();
         self.score_missing(batch).await?;
         let method = self.method();
         let groups: Vec<Group> =
             batch.iter().map(|&i| group(method, &self.train[i], &self.pools[i])).collect();
         let t = &self.config.train;
         let budget = t.max_tokens_per_batch.unwrap_or(usize::MAX);
-        let (mut observed, mut tokens) = (Vec::new(), 0);
+        let mut micro = Vec::new();
         for range in split(&groups, budget, t.per_device_train_batch_size) {
             let cached =
                 || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
-            let micro = MicroBatch {
+            let of_range = MicroBatch {
                 groups: groups[range.clone()].to_vec(),
                 reference: cached().flatten().map(|r| r.logp).collect(),
             };
-            tokens += micro.groups.iter().map(Group::tokens).sum::<usize>();
-            let outcomes = self.trainer.accumulate(&micro, batch.len()).await?;
-            observed.extend(outcomes.into_iter().zip(cached()).map(|(outcome, reference)| Observed {
-                outcome,
-                reference: reference.iter().map(|r| r.token_logps.clone()).collect(),
-            }));
+            let tokens = |scored: &[Scored]| scored.iter().map(|r| r.token_logps.clone()).collect();
+            let references = cached().map(tokens).collect();
+            micro.push(Micro { outcomes: self.trainer.accumulate(&of_range, batch.len())?, references });
         }
+        let tokens = groups.iter().map(Group::tokens).sum();
         self.forget_moving(batch);
-        Ok((observed, tokens))
+        let norm = self.trainer.step(rate)?;
+        for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
+            reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
+        }
+        Ok(Flight { step, rate, tokens, started, micro, norm })
     }
+}
+
+fn diverged(step: usize) -> Error {
+    let message = format!("the loss or the gradient of step {step} is no finite number");
+    Error::Gpu { doing: "training; a lower learning_rate may help".into(), message }
 }
 
 /// What the loss takes of an example.

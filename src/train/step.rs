@@ -1,5 +1,7 @@
 //! One optimizer step over packed micro-batches, and scoring without one.
 
+use std::pin::Pin;
+
 use crate::Result;
 use crate::data::packing::{Group, Packed, split};
 use crate::gpu::{Gpu, Recorder};
@@ -34,26 +36,29 @@ pub struct GroupOutcome {
     pub responses: Vec<Scored>,
 }
 
-/// Splits the workspace's results by sequence. The copies are on their way when this returns.
-fn read_scores<'a>(
-    gpu: &'a Gpu,
+/// A result that the device is still at work on. It can wait while more is recorded.
+pub type Pending<'g, T> = Pin<Box<dyn Future<Output = Result<T>> + 'g>>;
+
+/// The workspace's results by group and response. The copies are on their way when this returns.
+fn read_scores<'g>(
+    gpu: &'g Gpu,
     ws: &Workspace,
-    packed: &'a Packed,
-) -> impl Future<Output = Result<Vec<Scored>>> + use<'a> {
+    packed: Packed,
+) -> impl Future<Output = Result<Vec<Vec<Scored>>>> + use<'g> {
     let (rows, sequences) = (packed.predict.len(), packed.rows.len());
     let stats = ws.stats.slice(0, 3 * rows).read_f32(gpu);
     let sums = ws.sums.slice(0, 2 * sequences).read_f32(gpu);
-    async move { Ok(scores(packed, &stats.await?, &sums.await?)) }
+    async move { Ok(scores(&packed, &stats.await?, &sums.await?)) }
 }
 
-fn scores(packed: &Packed, stats: &[f32], sums: &[f32]) -> Vec<Scored> {
+fn scores(packed: &Packed, stats: &[f32], sums: &[f32]) -> Vec<Vec<Scored>> {
     let sequences = packed.rows.len();
-    let scored = packed.rows.iter().enumerate().map(|(s, span)| {
+    let mut scored = packed.rows.iter().enumerate().map(|(s, span)| {
         let (start, end) = (span[0] as usize, span[1] as usize);
         let entropy = sums[sequences + s] / (end - start).max(1) as f32;
         Scored { token_logps: stats[start..end].to_vec(), logp: sums[s], entropy }
     });
-    scored.collect()
+    packed.groups.iter().map(|g| scored.by_ref().take((g[1] - g[0]) as usize).collect()).collect()
 }
 
 /// Scores every response of `groups` under `pass`, in batches of at most `budget` tokens, in a workspace of its own.
@@ -70,21 +75,16 @@ pub async fn score(
         split(groups, budget, usize::MAX).into_iter().map(|range| Packed::new(&groups[range])).collect();
     let mut ws = decoder.workspace(gpu, Capacity::covering(batches.iter(), false))?;
     let mut results = Vec::new();
-    for packed in &batches {
+    for packed in batches {
         let mut rec = Recorder::new(gpu);
-        ws.load(&mut rec, packed)?;
+        ws.load(&mut rec, &packed)?;
         decoder.score(&mut rec, pass, &ws)?;
         rec.submit();
-        let scored = read_scores(gpu, &ws, packed).await?;
-        results.extend(by_group(packed, scored));
-        progress(packed.groups.len(), packed.tokens.len())?;
+        let (groups, tokens) = (packed.groups.len(), packed.tokens.len());
+        results.extend(read_scores(gpu, &ws, packed).await?);
+        progress(groups, tokens)?;
     }
     Ok(results)
-}
-
-fn by_group(packed: &Packed, scored: Vec<Scored>) -> Vec<Vec<Scored>> {
-    let mut scored = scored.into_iter();
-    packed.groups.iter().map(|g| scored.by_ref().take((g[1] - g[0]) as usize).collect()).collect()
 }
 
 /// A policy in training: its optimizer and the workspace of its steps.
@@ -143,12 +143,16 @@ impl<'g> Trainer<'g> {
         Ok(self.workspace.insert(ws))
     }
 
-    /// Forward, loss and backward of one micro-batch: its gradients are added to the optimizer's. `divisor` is the number of
-    /// groups in the whole step.
-    pub async fn accumulate(&mut self, batch: &MicroBatch<'_>, divisor: usize) -> Result<Vec<GroupOutcome>> {
+    /// Submits forward, loss and backward of one micro-batch: its gradients are added to the optimizer's. `divisor` is the
+    /// number of groups in the whole step. The outcomes come when they are waited for, and nothing else has to wait for them.
+    pub fn accumulate(
+        &mut self,
+        batch: &MicroBatch<'_>,
+        divisor: usize,
+    ) -> Result<Pending<'g, Vec<GroupOutcome>>> {
         let packed = Packed::new(&batch.groups);
         self.fit(&packed)?;
-        let Some(ws) = self.workspace.as_mut() else { return Ok(Vec::new()) };
+        let Some(ws) = self.workspace.as_mut() else { return Ok(Box::pin(async { Ok(Vec::new()) })) };
         let mut rec = Recorder::new(self.gpu);
         ws.load(&mut rec, &packed)?;
         ws.reference.write_f32(self.gpu, &batch.reference);
@@ -160,19 +164,26 @@ impl<'g> Trainer<'g> {
         rec.submit();
         self.micro_batches += 1;
         let outcome = ws.outcome.slice(0, 4 * packed.groups.len()).read_f32(self.gpu);
-        let scored = read_scores(self.gpu, ws, &packed);
-        let (outcome, scored) = (outcome.await?, scored.await?);
-        let outcomes = outcome.chunks_exact(4).zip(by_group(&packed, scored)).map(|(o, responses)| {
-            GroupOutcome { loss: o[0], z: o[1], anchor_reward: o[2], negative_reward: o[3], responses }
-        });
-        Ok(outcomes.collect())
+        let scored = read_scores(self.gpu, ws, packed);
+        Ok(Box::pin(async move {
+            let (outcome, scored) = (outcome.await?, scored.await?);
+            let outcomes = outcome.chunks_exact(4).zip(scored).map(|(o, responses)| GroupOutcome {
+                loss: o[0],
+                z: o[1],
+                anchor_reward: o[2],
+                negative_reward: o[3],
+                responses,
+            });
+            Ok(outcomes.collect())
+        }))
     }
 
-    /// The optimizer step on the gradients added since the last one. Returns their norm before clipping.
-    pub async fn step(&mut self, lr: f64) -> Result<f32> {
+    /// Submits the optimizer step on the gradients added since the last one. Their norm before clipping comes later.
+    pub fn step(&mut self, lr: f64) -> Result<Pending<'g, f32>> {
         let mut rec = Recorder::new(self.gpu);
         self.optimizer.step(&mut rec, self.decoder.layout(), self.decoder.values(), lr)?;
         rec.submit();
-        Ok(self.optimizer.clip().read_f32(self.gpu).await?[0])
+        let clip = self.optimizer.clip().read_f32(self.gpu);
+        Ok(Box::pin(async move { Ok(clip.await?[0]) }))
     }
 }

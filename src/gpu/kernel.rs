@@ -1,0 +1,118 @@
+//! Kernels, compiled when they are first needed, and the bind groups of their calls.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use super::{Gpu, Tensor};
+
+/// A pipeline with the layout of its bind group: its parameter block and `bindings` storage buffers.
+pub(crate) struct Compiled {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    pub bindings: usize,
+}
+
+type Make = Box<dyn Fn(&Gpu) -> Compiled + Send + Sync>;
+
+/// A compute kernel; binding 0 is its parameter block, the rest are storage buffers.
+pub struct Kernel {
+    name: String,
+    make: Make,
+    compiled: OnceLock<Compiled>,
+}
+
+impl Kernel {
+    pub(super) fn new(name: &str, make: Make) -> Self {
+        Self { name: name.to_string(), make, compiled: OnceLock::new() }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_compiled(&self) -> bool {
+        self.compiled.get().is_some()
+    }
+
+    pub(super) fn compiled(&self, gpu: &Gpu) -> &Compiled {
+        self.compiled.get_or_init(|| {
+            let started = Instant::now();
+            let compiled = (self.make)(gpu);
+            log::debug!("compiled {} in {:.2} s", self.name, started.elapsed().as_secs_f64());
+            compiled
+        })
+    }
+}
+
+/// Compiles `kernels` on all cores: drivers take up to a second for one.
+pub(super) fn compile(gpu: &Gpu, kernels: &[Arc<Kernel>]) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
+            kernel.compiled(gpu);
+        }
+    };
+    std::thread::scope(|scope| {
+        (1..threads).for_each(|_| {
+            scope.spawn(work);
+        });
+        work();
+    });
+}
+
+/// A kernel's address and what is bound: each buffer's number, offset and size.
+type Key = (usize, Vec<[u64; 3]>);
+
+/// The bind groups made so far: a step has the same ones as the step before.
+#[derive(Default)]
+pub(super) struct BindGroups(Mutex<HashMap<Key, wgpu::BindGroup>>);
+
+impl BindGroups {
+    /// The group of `kernel`, which lives as long as `gpu`, with `bindings`.
+    ///
+    /// # Panics
+    /// When the number of bindings differs from the shader's: a bug in the caller.
+    pub fn of(
+        &self,
+        gpu: &Gpu,
+        kernel: &Arc<Kernel>,
+        bindings: &[Tensor],
+        param_bytes: u64,
+    ) -> wgpu::BindGroup {
+        let compiled = kernel.compiled(gpu);
+        assert_eq!(bindings.len(), compiled.bindings, "{}: number of bindings", kernel.name);
+        let views = bindings.iter().map(Tensor::view).collect();
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let group = groups.entry((Arc::as_ptr(kernel) as usize, views)).or_insert_with(|| {
+            let uniform = wgpu::BufferBinding {
+                buffer: gpu.uniforms(),
+                offset: 0,
+                size: wgpu::BufferSize::new(param_bytes.next_multiple_of(16)),
+            };
+            let tensors = bindings.iter().map(Tensor::binding);
+            let entries: Vec<_> = std::iter::once(uniform)
+                .chain(tensors)
+                .zip(0..)
+                .map(|(buffer, binding)| wgpu::BindGroupEntry {
+                    binding,
+                    resource: wgpu::BindingResource::Buffer(buffer),
+                })
+                .collect();
+            gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(&kernel.name),
+                layout: &compiled.layout,
+                entries: &entries,
+            })
+        });
+        group.clone()
+    }
+
+    /// Drops the groups that hold the buffer of this number.
+    pub fn forget(&self, buffer: u64) {
+        let holds = |(_, views): &Key| views.iter().any(|view| view[0] == buffer);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| !holds(key));
+    }
+}

@@ -1,0 +1,96 @@
+//! Steps that are submitted and not yet looked at: while the device computes one, the host records the next.
+
+use std::time::Instant;
+
+use super::metrics::{Metrics, Observed, of_groups};
+use super::step::{GroupOutcome, Pending};
+use crate::Result;
+use crate::config::Method;
+
+/// A step on its way.
+pub(super) struct Flight<'g> {
+    /// Counted from 0.
+    pub step: usize,
+    /// Its learning rate.
+    pub rate: f64,
+    /// Packed tokens.
+    pub tokens: usize,
+    /// When it was begun.
+    pub started: Instant,
+    /// Its micro-batches.
+    pub micro: Vec<Micro<'g>>,
+    /// The gradient's norm.
+    pub norm: Pending<'g, f32>,
+}
+
+/// A micro-batch on its way.
+pub(super) struct Micro<'g> {
+    /// Of its groups.
+    pub outcomes: Pending<'g, Vec<GroupOutcome>>,
+    /// By group and response, the tokens' log-probs under the reference.
+    pub references: Vec<Vec<Vec<f32>>>,
+}
+
+/// A step that is done.
+pub(super) struct Landed {
+    pub step: usize,
+    pub rate: f64,
+    pub tokens: usize,
+    pub observed: Vec<Observed>,
+    pub norm: f32,
+    /// From when the device was free for it.
+    pub seconds: f64,
+}
+
+impl Flight<'_> {
+    /// Waits for the step. `last` is when the one before it landed, and is set to when this one did.
+    pub async fn land(self, last: &mut Option<Instant>) -> Result<Landed> {
+        let mut observed = Vec::new();
+        for micro in self.micro {
+            let pairs = micro.outcomes.await?.into_iter().zip(micro.references);
+            observed.extend(pairs.map(|(outcome, reference)| Observed { outcome, reference }));
+        }
+        let norm = self.norm.await?;
+        let now = Instant::now();
+        let began = last.replace(now).map_or(self.started, |last| last.max(self.started));
+        let Self { step, rate, tokens, .. } = self;
+        Ok(Landed { step, rate, tokens, observed, norm, seconds: (now - began).as_secs_f64() })
+    }
+}
+
+impl Landed {
+    /// Whether the losses and the gradient are numbers.
+    pub fn is_finite(&self) -> bool {
+        self.norm.is_finite() && self.observed.iter().all(|o| o.outcome.loss.is_finite())
+    }
+}
+
+/// What adds up over a run.
+#[derive(Default)]
+pub(super) struct Sums {
+    /// Steps in an epoch.
+    pub epoch_steps: f64,
+    /// Steps landed.
+    pub steps: usize,
+    /// Their packed tokens.
+    pub num_tokens: usize,
+    /// The time they took.
+    pub train_seconds: f64,
+}
+
+impl Sums {
+    /// Adds a step; returns what is logged of it.
+    pub fn add(&mut self, method: Method, landed: &Landed) -> Metrics {
+        self.steps = landed.step + 1;
+        self.num_tokens += landed.tokens;
+        self.train_seconds += landed.seconds;
+        let mut metrics = of_groups("", method, &landed.observed);
+        metrics.push("grad_norm", f64::from(landed.norm));
+        metrics.push("learning_rate", landed.rate);
+        metrics.push("num_tokens", self.num_tokens as f64);
+        metrics.push("tokens_per_second", landed.tokens as f64 / landed.seconds);
+        metrics.push("epoch", self.steps as f64 / self.epoch_steps);
+        metrics.push("global_step", self.steps as f64);
+        metrics
+    }
+}
