@@ -9,7 +9,7 @@ use super::progress::Unit;
 use super::{engine, interrupt};
 use crate::bench::{self, Runs, products};
 use crate::error::{Error, Result};
-use crate::files::tuning;
+use crate::files::cache;
 use crate::gpu::{AdapterSummary, Choice, Options, list_adapters};
 
 /// List the GPUs that can be used, or measure which kernels suit one.
@@ -107,11 +107,11 @@ fn tune(args: &Args, output: &Output) -> Result<()> {
     let rows: Vec<_> = found.choices.iter().map(|(class, choice)| choice_row(class, choice)).collect();
     let text = table(&["product", "fastest kernel", "GFLOP/s", "against the guess"], &rows);
     // What was measured for other models stays.
-    if let Some(earlier) = tuning::load(gpu.summary()).filter(|earlier| earlier.is_of(gpu.summary())) {
+    if let Some(earlier) = cache::tuning(gpu.summary()).filter(|earlier| earlier.is_of(gpu.summary())) {
         let fresh = std::mem::replace(&mut found.choices, earlier.choices);
         found.choices.extend(fresh);
     }
-    let path = tuning::save(gpu.summary(), &found)?;
+    let path = cache::save_tuning(gpu.summary(), &found)?;
     output.result(format!("{text}\nkept in {}", path.display()), &found)
 }
 

@@ -1,5 +1,6 @@
 //! What the commands that run a model begin and end with: files, rows, the GPU, the model on it, and what it took.
 
+use std::ops::Deref;
 use std::path::Path;
 
 use pollster::block_on;
@@ -9,7 +10,7 @@ use super::args::{GpuArgs, ModelArgs};
 use super::output::{Output, bytes, count};
 use crate::data::{ParseOptions, Row, parse_jsonl_with, rows_with};
 use crate::error::{Error, Result};
-use crate::files::{AdapterFiles, Model, Source, tuning, write_whole};
+use crate::files::{AdapterFiles, Model, Source, cache, write_whole};
 use crate::gpu::{Gpu, Options};
 use crate::model::Decoder;
 
@@ -43,11 +44,34 @@ pub fn rows(source: &Source, split: Option<&str>, output: &Output) -> Result<Vec
     }
 }
 
+/// An open GPU whose compiled pipelines are kept for the next time when it is closed.
+pub struct OpenGpu {
+    gpu: Gpu,
+    /// The pipelines of earlier times.
+    known: Vec<u8>,
+}
+
+impl Deref for OpenGpu {
+    type Target = Gpu;
+
+    fn deref(&self) -> &Gpu {
+        &self.gpu
+    }
+}
+
+impl Drop for OpenGpu {
+    fn drop(&mut self) {
+        if let Some(data) = self.gpu.pipelines().filter(|data| *data != self.known) {
+            cache::save_pipelines(self.gpu.summary(), &data);
+        }
+    }
+}
+
 /// Opens the GPU that the flags name.
 ///
 /// # Errors
 /// [`crate::error::Error::NoAdapter`].
-pub fn gpu(args: &GpuArgs) -> Result<Gpu> {
+pub fn gpu(args: &GpuArgs) -> Result<OpenGpu> {
     open(&Options { adapter: args.gpu.clone(), ..Options::default() }, !args.no_tuning)
 }
 
@@ -55,16 +79,18 @@ pub fn gpu(args: &GpuArgs) -> Result<Gpu> {
 ///
 /// # Errors
 /// [`crate::error::Error::NoAdapter`].
-pub fn open(options: &Options, tuned: bool) -> Result<Gpu> {
+pub fn open(options: &Options, tuned: bool) -> Result<OpenGpu> {
     let mut gpu = block_on(Gpu::open(options))?;
-    if let Some(tuning) = tuning::load(gpu.summary()).filter(|_| tuned) {
+    if let Some(tuning) = cache::tuning(gpu.summary()).filter(|_| tuned) {
         let taken = gpu.use_tuning(tuning);
         log::info!(
             "measured kernel choices: {}",
             if taken { "taken" } else { "of another version, left alone" }
         );
     }
-    Ok(gpu)
+    let known = cache::pipelines(gpu.summary()).unwrap_or_default();
+    gpu.use_pipelines(&known);
+    Ok(OpenGpu { gpu, known })
 }
 
 /// The model with its adapter on `gpu`, for scoring and sampling; a note says what that is.

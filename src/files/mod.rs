@@ -1,7 +1,7 @@
 //! Files and folders: read with good messages, written whole or not at all.
 
+pub mod cache;
 mod model;
-pub mod tuning;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};

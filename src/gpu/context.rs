@@ -150,6 +150,7 @@ pub struct Gpu {
     pace: Arc<Mutex<Pace>>,
     poller: Poller,
     profiler: Option<Profiler>,
+    pipeline_cache: Option<wgpu::PipelineCache>,
     tuning: Option<Tuning>,
 }
 
@@ -171,6 +172,7 @@ impl Gpu {
         let mut wanted = wgpu::Features::empty();
         wanted.set(wgpu::Features::TIMESTAMP_QUERY, options.profile);
         wanted.set(wgpu::Features::SUBGROUP, !options.default_limits);
+        wanted.set(wgpu::Features::PIPELINE_CACHE, !options.default_limits);
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("aweigh"),
@@ -225,6 +227,7 @@ impl Gpu {
             poller: Poller::new(device.clone()),
             profiler: timestamps.then(|| Profiler::new(&queue)),
             tier: options.tier.unwrap_or(summary.tier),
+            pipeline_cache: None,
             tuning: None,
             device,
             queue,
@@ -260,6 +263,30 @@ impl Gpu {
             self.tuning = Some(tuning);
         }
         own
+    }
+
+    /// Takes compiled pipelines from `data`, which [`Gpu::pipelines`] gave at an earlier time; empty at first. To be called
+    /// before anything runs. Backends that keep no such data, and data of another driver, change nothing.
+    pub fn use_pipelines(&mut self, data: &[u8]) {
+        if !self.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return;
+        }
+        let data = Some(data).filter(|data| !data.is_empty());
+        let descriptor = wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data, fallback: true };
+        // SAFETY: the data came from `get_data`; whoever keeps it sees to it that it is as it was (`files/cache.rs` has a
+        // checksum), and wgpu compares adapter, driver and version.
+        #[allow(unsafe_code)]
+        let cache = unsafe { self.device.create_pipeline_cache(&descriptor) };
+        self.pipeline_cache = Some(cache);
+    }
+
+    /// The pipelines compiled so far, in the driver's own form; `None` where it gives none.
+    pub fn pipelines(&self) -> Option<Vec<u8>> {
+        self.pipeline_cache.as_ref()?.get_data()
+    }
+
+    pub(crate) fn pipeline_cache(&self) -> Option<&wgpu::PipelineCache> {
+        self.pipeline_cache.as_ref()
     }
 
     /// The variant that was measured to be the fastest for a shape class.

@@ -72,7 +72,7 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
             zero_initialize_workgroup_memory: false,
             ..Default::default()
         },
-        cache: None,
+        cache: gpu.pipeline_cache(),
     });
     Compiled { pipeline, layout, bindings: entries.len() - 1 }
 }
