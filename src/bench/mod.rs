@@ -9,7 +9,7 @@ mod synthetic;
 mod tune;
 
 pub use rates::{Peak, Rate, attention, matmul, peak};
-pub use steps::{GroupTimes, SamplingTimes, StepTimes, group, sampling, step};
+pub use steps::{GroupTimes, Held, SamplingTimes, StepTimes, group, sampling, step};
 pub use synthetic::{SHAPES, Synthetic};
 pub use tune::{Product, products, tune};
 

@@ -33,9 +33,20 @@ pub struct StepTimes {
     pub loss: f32,
     /// Seconds of each run, without the optimizer's part.
     pub seconds: Vec<f64>,
+    /// What was held after the first of these runs, and after the last.
+    pub held: [Held; 2],
 }
 
-/// Times forward, loss and backward on `batch` sequences of `tokens` tokens.
+/// Bytes held at one moment.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Held {
+    /// Buffers on the device.
+    pub device: u64,
+    /// The process's memory, where the system tells; on a software adapter, the device's too.
+    pub process: Option<u64>,
+}
+
+/// Times forward, loss and backward on `batch` sequences of `tokens` tokens. `process` tells the process's memory.
 ///
 /// # Errors
 /// A batch over the model's context, and what the device reports.
@@ -44,6 +55,7 @@ pub async fn step(
     decoder: Decoder,
     (batch, tokens): (usize, usize),
     runs: usize,
+    process: impl Fn() -> Option<u64>,
 ) -> Result<StepTimes> {
     decoder.check_context("bench: --tokens", tokens)?;
     let ids = ids(tokens, decoder.config().vocab);
@@ -53,16 +65,20 @@ pub async fn step(
     let mut trainer = Trainer::new(gpu, decoder, optimizer, loss, 0);
     let group = Group { prompt: &ids[..1], responses: vec![&ids[1..]] };
     let micro = MicroBatch { groups: vec![group; batch], reference: Vec::new() };
-    let (mut seconds, mut found) = (Vec::new(), 0.0);
+    let (mut seconds, mut found, mut held) = (Vec::new(), 0.0, [Held::default(); 2]);
     for run in 0..=runs {
         let started = Instant::now();
         found = trainer.accumulate(&micro, batch)?.await?[0].loss;
         gpu.finished().await?;
         if run > 0 {
             seconds.push(started.elapsed().as_secs_f64());
+            held[1] = Held { device: gpu.ledger().total().now, process: process() };
+        }
+        if run == 1 {
+            held[0] = held[1];
         }
     }
-    Ok(StepTimes { batch, tokens, trainable_parameters, loss: found, seconds })
+    Ok(StepTimes { batch, tokens, trainable_parameters, loss: found, seconds, held })
 }
 
 /// A D²O group, once with its prompt shared by all answers and once as separate sequences.

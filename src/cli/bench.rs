@@ -1,5 +1,8 @@
 //! `aweigh bench`: how fast is this GPU?
 
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
 use pollster::block_on;
 use serde::Serialize;
 
@@ -13,7 +16,7 @@ use crate::bench::{
 };
 use crate::config::TargetModules;
 use crate::error::{Error, Result};
-use crate::files::Model;
+use crate::files::{Model, resident_bytes};
 use crate::gpu::{DType, Gpu, KernelTime, Options};
 use crate::kernels::matmul::{Dims, Form};
 use crate::model::{Decoder, DecoderConfig, LoraSpec, Training};
@@ -103,9 +106,11 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let mut figures = Figures::new(&gpu, &args);
     for what in what {
         interrupt::check()?;
+        gpu.ledger().restart_peaks();
         bench.measure(what, &mut figures)?;
+        let name = what.to_possible_value().map(|value| value.get_name().to_string());
+        figures.memory_peak_bytes.insert(name.unwrap_or_default(), gpu.ledger().total().peak);
     }
-    figures.memory_peak_bytes = gpu.ledger().total().peak;
     output.result(figures.human(), &figures)
 }
 
@@ -179,7 +184,8 @@ impl Bench<'_> {
                 self.output.note(if full { "training step, all weights" } else { "training step, LoRA" });
                 let training = if full { Training::Full } else { Training::Lora(lora(), 0) };
                 let decoder = self.model.decoder(gpu, training)?;
-                let times = block_on(step(gpu, decoder, (self.args.batch, self.args.tokens), runs))?;
+                let times =
+                    block_on(step(gpu, decoder, (self.args.batch, self.args.tokens), runs, resident_bytes))?;
                 let kernels = gpu.kernel_times();
                 let figure = Step { times, kernels };
                 if full { figures.step_full = Some(figure) } else { figures.step = Some(figure) }
@@ -267,7 +273,8 @@ struct Figures {
     group: Option<GroupTimes>,
     sample: Option<SamplingTimes>,
     sample_kernels: Option<Vec<KernelTime>>,
-    memory_peak_bytes: u64,
+    /// The most bytes of buffers at once, by what was measured.
+    memory_peak_bytes: BTreeMap<String, u64>,
 }
 
 impl Figures {
@@ -287,7 +294,7 @@ impl Figures {
             group: None,
             sample: None,
             sample_kernels: None,
-            memory_peak_bytes: 0,
+            memory_peak_bytes: BTreeMap::new(),
         }
     }
 
@@ -317,6 +324,16 @@ impl Figures {
                 (times.batch * times.tokens) as f64 / seconds,
                 times.loss,
             ));
+            let [first, last] = times.held;
+            let process = first.process.zip(last.process).map_or(String::new(), |(first, last)| {
+                format!("; the process {}, then {}", bytes(first), bytes(last))
+            });
+            parts.push(format!(
+                "  memory after the first and the last of {} runs: buffers {}, then {}{process}",
+                times.seconds.len(),
+                bytes(first.device),
+                bytes(last.device),
+            ));
             parts.extend(kernels.as_deref().map(kernel_table));
         }
         if let Some(group) = &self.group {
@@ -341,7 +358,8 @@ impl Figures {
             ));
             parts.extend(self.sample_kernels.as_deref().map(kernel_table));
         }
-        parts.push(format!("{} of GPU memory at the most", bytes(self.memory_peak_bytes)));
+        let peaks = self.memory_peak_bytes.iter().map(|(what, &peak)| format!("{what} {}", bytes(peak)));
+        parts.push(format!("GPU memory at the most: {}", peaks.collect::<Vec<_>>().join(", ")));
         parts.join("\n")
     }
 }

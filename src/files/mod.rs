@@ -66,6 +66,13 @@ pub fn map(path: &Path, flag: &str) -> Result<memmap2::Mmap> {
     map.map_err(|error| Error::io(path, "map", error))
 }
 
+/// Bytes of memory that this process holds, where the system says so in a file.
+pub fn resident_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
+}
+
 fn is_file(path: &Path, flag: &str) -> Result<()> {
     let fix = "check the path; relative paths start at the current folder";
     let wrong = |found| Err(Error::input(flag, format!("a file at {}", path.display()), found, fix));

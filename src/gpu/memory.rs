@@ -84,6 +84,15 @@ impl Ledger {
         self.book().total
     }
 
+    /// Begins the peaks anew, at what is held now.
+    pub fn restart_peaks(&self) {
+        let mut book = self.book();
+        let book = &mut *book;
+        for usage in std::iter::once(&mut book.total).chain(book.by_purpose.values_mut()) {
+            usage.peak = usage.now;
+        }
+    }
+
     /// Each purpose by itself; the peaks need not have occurred together.
     pub fn by_purpose(&self) -> BTreeMap<Purpose, Usage> {
         self.book().by_purpose.clone()
@@ -120,5 +129,7 @@ mod tests {
         drop(first);
         assert_eq!(ledger.total(), Usage { now: 0, peak: 150 });
         assert_eq!(ledger.by_purpose()[&Purpose::Logits], Usage { now: 0, peak: 50 });
+        ledger.restart_peaks();
+        assert_eq!(ledger.total(), Usage::default());
     }
 }

@@ -37,6 +37,19 @@ fn bench_measures_what_it_is_asked_to() {
     assert!(positive(&figures["sample"]["together"][0]) && positive(&figures["sample"]["one_by_one"][0]));
 }
 
+/// Memory does not grow with the number of steps: not a byte of buffers, and of the process no more than allocators keep.
+#[test]
+fn two_hundred_steps_hold_what_one_holds() {
+    let room = Room::new();
+    let figures = room.json(&["bench", "step", "--model", "tiny", "--tokens", "24", "--runs", "200"]);
+    let held = figures["step"]["held"].as_array().unwrap();
+    assert_eq!(held[0]["device"], held[1]["device"], "{held:?}");
+    if let (Some(first), Some(last)) = (held[0]["process"].as_u64(), held[1]["process"].as_u64()) {
+        assert!(last < first + (16 << 20), "{held:?}");
+    }
+    assert!(figures["memory_peak_bytes"]["step"].as_u64() >= held[1]["device"].as_u64(), "{figures}");
+}
+
 #[test]
 fn measured_kernels_are_kept_and_change_no_result() {
     let room = Room::new();
