@@ -1,25 +1,27 @@
 // rstd = 1 / sqrt(mean(x^2) + eps); y = x * rstd * w (Zhang & Sennrich, "Root Mean Square Layer Normalization", 1910.07467).
 // Writes: y =, rstd =.
+#import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, eps: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;           // (T, D)
-@group(0) @binding(2) var<storage, read> w: array<f32>;           // (D)
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;     // (T, D)
+@group(0) @binding(1) var<storage, read> x: array<Column>;        // (T, D)
+@group(0) @binding(2) var<storage, read> w: array<Column>;        // (D)
+@group(0) @binding(3) var<storage, read_write> y: array<Column>;  // (T, D)
 @group(0) @binding(4) var<storage, read_write> rstd: array<f32>;  // (T)
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = row_of(group, groups, lane);
     if row >= p.rows { return; }
-    let base = row * p.width;
-    var squares = 0.0;
-    for (var c = first_of(lane); c < p.width; c += STRIDE) {
+    let columns = p.width / PER_COLUMN;
+    let base = row * columns;
+    var squares = Column();
+    for (var c = first_of(lane); c < columns; c += STRIDE) {
         let v = x[base + c];
-        squares += v * v;
+        squares = fma(v, v, squares);
     }
-    let r = 1.0 / sqrt(row_sum(squares, lane) / f32(p.width) + p.eps);
-    for (var c = first_of(lane); c < p.width; c += STRIDE) {
+    let r = 1.0 / sqrt(row_sum(total(squares), lane) / f32(p.width) + p.eps);
+    for (var c = first_of(lane); c < columns; c += STRIDE) {
         y[base + c] = x[base + c] * r * w[c];
     }
     if first_of(lane) == 0u { rstd[row] = r; }

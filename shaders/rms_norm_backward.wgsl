@@ -1,26 +1,28 @@
 // dx = rstd * (w * dy - x * rstd^2 * mean(x * w * dy)). Writes: dx =, or += with accumulate (the residual stream's gradient).
 // dw is column_sum(dy, x, rstd).
+#import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, accumulate: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;         // (T, D)
-@group(0) @binding(2) var<storage, read> w: array<f32>;         // (D)
-@group(0) @binding(3) var<storage, read> rstd: array<f32>;      // (T)
-@group(0) @binding(4) var<storage, read> dy: array<f32>;        // (T, D)
-@group(0) @binding(5) var<storage, read_write> dx: array<f32>;  // (T, D)
+@group(0) @binding(1) var<storage, read> x: array<Column>;         // (T, D)
+@group(0) @binding(2) var<storage, read> w: array<Column>;         // (D)
+@group(0) @binding(3) var<storage, read> rstd: array<f32>;         // (T)
+@group(0) @binding(4) var<storage, read> dy: array<Column>;        // (T, D)
+@group(0) @binding(5) var<storage, read_write> dx: array<Column>;  // (T, D)
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = row_of(group, groups, lane);
     if row >= p.rows { return; }
-    let base = row * p.width;
-    var dot = 0.0;
-    for (var c = first_of(lane); c < p.width; c += STRIDE) {
-        dot += x[base + c] * w[c] * dy[base + c];
+    let columns = p.width / PER_COLUMN;
+    let base = row * columns;
+    var dot = Column();
+    for (var c = first_of(lane); c < columns; c += STRIDE) {
+        dot = fma(x[base + c] * w[c], dy[base + c], dot);
     }
     let r = rstd[row];
-    let mean = row_sum(dot, lane) / f32(p.width) * r * r;
-    for (var c = first_of(lane); c < p.width; c += STRIDE) {
+    let mean = row_sum(total(dot), lane) / f32(p.width) * r * r;
+    for (var c = first_of(lane); c < columns; c += STRIDE) {
         var d = r * (w[c] * dy[base + c] - x[base + c] * mean);
         if p.accumulate == 1u { d += dx[base + c]; }
         dx[base + c] = d;

@@ -82,6 +82,9 @@ fn narrow(gpu: &Gpu, dtype: DType, count: usize) -> Result<Tensor> {
     Tensor::from_bytes(gpu, Purpose::Staging, "weights", &bytes, dtype)
 }
 
+/// Products of up to so many rows are measured as a sampler's: other passes have more.
+const DECODING: usize = 16;
+
 /// Measures y(m, n) = x · w with sums of length k, in one layout, with weights of `dtype`: a rate for every kernel that could
 /// do it, the one that is taken first.
 ///
@@ -93,7 +96,7 @@ pub async fn matmul(gpu: &Gpu, form: Form, dtype: DType, dims: Dims, runs: Runs)
     let y = Tensor::new(gpu, Purpose::Staging, "y", m * n, DType::F32)?;
     let operations = 2.0 * (m * n) as f64 * k as f64;
     let mut rates = Vec::new();
-    let product = Product::plain(form, &x, &w, &y, dims);
+    let product = Product { decoding: m <= DECODING, ..Product::plain(form, &x, &w, &y, dims) };
     for by in product.candidates(gpu) {
         let seconds = time(gpu, runs, |rec| product.record_by(rec, &by)).await?;
         rates.push(Rate::new(&by.variant, format!("m={m} n={n} k={k}"), operations, seconds));

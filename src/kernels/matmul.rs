@@ -5,7 +5,7 @@ use crate::Result;
 use crate::gpu::{DType, Gpu, Recorder, Tensor, Tier};
 use crate::shader::kernel;
 
-params!(Params for ["matmul", "matmul_subgroup", "matmul_tiled"];
+params!(Params for ["matmul", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
     x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32);
 
@@ -79,6 +79,8 @@ pub struct Product<'a> {
     pub dims: Dims,
     /// What is done with it.
     pub epilogue: Epilogue<'a>,
+    /// x has a row for each answer being decoded: few, and a different number in every pass, on which no bit may depend.
+    pub decoding: bool,
 }
 
 /// The definitions of a variant for this layout and these weights.
@@ -129,18 +131,33 @@ impl<'a> Product<'a> {
             Form::Tn => (m, n),
         };
         let (x, w, y) = (Mat::new(x, x_width), Mat::new(w, w_width), Mat::new(y, n));
-        Self { form, x, w, y, dims, epilogue: Epilogue::SET }
+        Self { form, x, w, y, dims, epilogue: Epilogue::SET, decoding: false }
     }
 
     /// Every way to compute it on `gpu`, the likeliest to be fast first. All give the same results, those of one layout and tier
-    /// the same bits.
+    /// the same bits, and so do those for decoding.
     pub fn candidates(&self, gpu: &Gpu) -> Vec<Candidate> {
-        let &Self { form, x, w, y, dims: Dims { m, n, k }, .. } = self;
+        let &Self { form, x, w, y, dims: Dims { m, n, k }, decoding, .. } = self;
         let flags = flags(form, w.data.dtype());
         let contiguous = if form == Form::Tn { m } else { k };
         let fours = [x, w, y].iter().all(|operand| operand.starts_at_multiples_of(4));
         let wide = fours && contiguous.is_multiple_of(4) && n.is_multiple_of(4);
         let vec4 = if wide { " VEC4" } else { "" };
+        let quads = k.is_multiple_of(4) && [x, w].iter().all(|operand| operand.starts_at_multiples_of(4));
+        if gpu.tier() == Tier::Portable && form == Form::Nt && decoding && quads {
+            let least = [1, 4, 16].into_iter().find(|&rows| rows >= m).unwrap_or(16);
+            return [1, 4, 16]
+                .into_iter()
+                .filter(|&rows| rows <= least)
+                .rev()
+                .map(|rows| Candidate {
+                    variant: format!("matvec ROWS={rows} {flags}"),
+                    rows,
+                    columns: 8,
+                    workgroup: 1,
+                })
+                .collect();
+        }
         if gpu.tier() == Tier::Portable {
             // Small tiles where large ones would leave most of the device idle.
             let edges = if m.div_ceil(128) * n.div_ceil(128) < 64 { [4, 8] } else { [8, 4] };
@@ -166,12 +183,12 @@ impl<'a> Product<'a> {
             }
         }
         let shared = all.len();
-        for rows in if m <= 8 { [4, 16] } else { [16, 4] } {
+        for rows in [[1, 4], [4, 16], [16, 4]][usize::from(m > 2) + usize::from(m > 8)] {
             let variant = format!("matmul ROWS={rows} {flags}{vec4}");
             all.push(Candidate { variant, rows, columns: 8, workgroup: 8 });
         }
-        // A subgroup's columns are lost on few outputs, such as an adapter's rank.
-        if n <= 16 {
+        // A subgroup's columns are lost on few outputs, such as an adapter's rank, and its rows on one.
+        if n <= 16 || m == 1 {
             all.rotate_left(shared);
         }
         all
@@ -188,7 +205,7 @@ impl<'a> Product<'a> {
 
     /// As [`Product::record`], by one of its candidates.
     pub fn record_by(&self, rec: &mut Recorder, by: &Candidate) -> Result<()> {
-        let &Self { form, x, w, y, dims: Dims { m, n, k }, epilogue } = self;
+        let &Self { form, x, w, y, dims: Dims { m, n, k }, epilogue, .. } = self;
         let (x_rows, w_rows) = match form {
             Form::Nt => ((m, k), (n, k)),
             Form::Nn => ((m, k), (k, n)),

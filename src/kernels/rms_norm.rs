@@ -21,6 +21,14 @@ pub struct Shape {
     pub width: usize,
 }
 
+impl Shape {
+    fn variant(&self, rec: &Recorder, shader: &str) -> (String, u64) {
+        let per_load = if self.width.is_multiple_of(4) { 4 } else { 1 };
+        let (variant, groups) = by_rows(rec, shader, self.rows, self.width / per_load);
+        (format!("{variant}{}", if per_load == 4 { " VEC4" } else { "" }), groups)
+    }
+}
+
 /// `y = x * rstd * w` with `rstd = 1 / sqrt(mean(x²) + eps)`: x, y `(T, D)`, w `(D)`, rstd `(T)`.
 pub fn forward(
     rec: &mut Recorder,
@@ -36,7 +44,7 @@ pub fn forward(
         "rms_norm",
         &[("x", x, rows * width), ("w", w, width), ("y", y, rows * width), ("rstd", rstd, rows)],
     )?;
-    let (variant, groups) = by_rows(rec, "rms_norm", rows, width);
+    let (variant, groups) = shape.variant(rec, "rms_norm");
     let shader = kernel(rec.gpu(), &variant);
     let params = Params { rows: rows as u32, width: width as u32, eps };
     rec.dispatch(&shader, &params, &[x, w, y, rstd], groups, 5.0 * (rows * width) as f64);
@@ -69,7 +77,7 @@ pub fn backward(
     if let Some(dw) = dw {
         column_sum::scaled(rec, dy, x, rstd, dw, rows, width)?;
     }
-    let (variant, groups) = by_rows(rec, "rms_norm_backward", rows, width);
+    let (variant, groups) = shape.variant(rec, "rms_norm_backward");
     let shader = kernel(rec.gpu(), &variant);
     let params = BackwardParams { rows: rows as u32, width: width as u32, accumulate: accumulate as u32 };
     rec.dispatch(&shader, &params, &[x, w, rstd, dy, dx], groups, 8.0 * count as f64);

@@ -292,12 +292,12 @@ impl Decoder {
 
     /// A pass of the policy, without dropout.
     pub fn policy(&self) -> Pass<'_> {
-        Pass { values: &self.values, adapter: true, dropout: None }
+        Pass { values: &self.values, adapter: true, dropout: None, decoding: false }
     }
 
     /// A pass of the model with its adapter off.
     pub fn base(&self) -> Pass<'_> {
-        Pass { values: &self.values, adapter: false, dropout: None }
+        Pass { values: &self.values, adapter: false, dropout: None, decoding: false }
     }
 
     fn sizes(&self) -> Sizes {

@@ -101,6 +101,7 @@ impl Linear {
                 y: y_mat.from(part.first),
                 dims: Dims { m: count, n: part.outputs, k: self.inputs },
                 epilogue: Epilogue { bias: bias.as_ref(), residual, ..Epilogue::SET },
+                decoding: pass.decoding,
             }
             .record(rec)?;
         }
@@ -115,6 +116,7 @@ impl Linear {
                 y: y_mat.from(part.first),
                 dims: Dims { m: count, n: part.outputs, k: lora.rank },
                 epilogue: Epilogue { alpha: lora.scale, ..Epilogue::ADD },
+                decoding: pass.decoding,
             }
             .record(rec)?;
         }
@@ -140,6 +142,7 @@ impl Linear {
                 y: Mat::new(&scratch.low, lora.width()).from(first),
                 dims: Dims { m: count, n: ranks, k: self.inputs },
                 epilogue: Epilogue::SET,
+                decoding: pass.decoding,
             }
             .record(rec)
         };
@@ -175,6 +178,7 @@ impl Linear {
                     y: Mat::new(dx, self.inputs),
                     dims: Dims { m: count, n: self.inputs, k: part.outputs },
                     epilogue: if i == 0 { Epilogue::SET } else { Epilogue::ADD },
+                    decoding: false,
                 }
                 .record(rec)?;
             }
@@ -186,6 +190,7 @@ impl Linear {
                     y: Mat::new(&dw, self.inputs),
                     dims: Dims { m: part.outputs, n: self.inputs, k: count },
                     epilogue: Epilogue::ADD,
+                    decoding: false,
                 }
                 .record(rec)?;
             }
@@ -223,6 +228,7 @@ impl Linear {
                     y: Mat::new(&db, lora.rank),
                     dims: Dims { m: part.outputs, n: lora.rank, k: count },
                     epilogue: Epilogue { alpha: lora.scale, ..Epilogue::ADD },
+                    decoding: false,
                 }
                 .record(rec)?;
             }
@@ -233,6 +239,7 @@ impl Linear {
                 y: of_part(&scratch.dlow),
                 dims: Dims { m: count, n: lora.rank, k: part.outputs },
                 epilogue: Epilogue { alpha: lora.scale, ..Epilogue::SET },
+                decoding: false,
             }
             .record(rec)?;
         }
@@ -286,6 +293,7 @@ impl Linear {
                 y: Mat::new(&da, self.inputs).from(first * self.inputs),
                 dims: Dims { m: ranks, n: self.inputs, k: count },
                 epilogue: Epilogue::ADD,
+                decoding: false,
             }
             .record(rec)?;
         }
@@ -298,6 +306,7 @@ impl Linear {
             y: Mat::new(dinput, self.inputs),
             dims: Dims { m: count, n: self.inputs, k: ranks },
             epilogue,
+            decoding: false,
         }
         .record(rec)
     }

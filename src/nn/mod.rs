@@ -27,6 +27,8 @@ pub struct Pass<'a> {
     pub adapter: bool,
     /// Dropout on adapter inputs: only in training passes.
     pub dropout: Option<Dropout>,
+    /// Whether every token is an answer's newest, as in a sampler's steps.
+    pub decoding: bool,
 }
 
 /// The counters of a pass's dropout masks.

@@ -248,13 +248,14 @@ impl Wave {
         let hidden = decoder.hidden(&mut rec, pass, &self.prefill, Some(&self.caches))?;
         decoder.next_logits(&mut rec, pass, &self.prefill, hidden, &self.source, rows.len())?;
         self.draw(&mut rec, settings, &self.prefill, (rows.len(), vocab), 0)?;
+        let step = Pass { decoding: true, ..pass };
         let mut column = 1;
         loop {
             // Until the next look: never past the length limit, where all rows are done.
             let drawn = live.first().map_or(0, |&r| rows[r].ids.len());
             while column < SYNC_STEPS && drawn + column < settings.max_new_tokens as usize {
-                let hidden = decoder.hidden(&mut rec, pass, &self.decode, Some(&self.caches))?;
-                decoder.next_logits(&mut rec, pass, &self.decode, hidden, &self.own, live.len())?;
+                let hidden = decoder.hidden(&mut rec, step, &self.decode, Some(&self.caches))?;
+                decoder.next_logits(&mut rec, step, &self.decode, hidden, &self.own, live.len())?;
                 self.draw(&mut rec, settings, &self.decode, (live.len(), vocab), column)?;
                 column += 1;
             }

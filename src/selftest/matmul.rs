@@ -62,14 +62,24 @@ async fn all(gpu: &Gpu, depth: Depth, form: Form) -> Outcome {
             if form == Form::Nt {
                 Case { alpha: 1.5, bias: true, ..case }.check(gpu).await?;
                 Case { residual: true, ..case }.check(gpu).await?;
+                Case { decoding: true, alpha: 0.75, residual: true, ..case }.check(gpu).await?;
             }
         }
         // Everything at once.
         for (m, n, k) in [(13, 11, 9), (13, 12, 8)] {
             let (dims, more) = (Dims { m, n, k }, form == Form::Nt);
-            Case { form, dtype, dims, alpha: 0.5, accumulate: true, bias: more, residual: more }
-                .check(gpu)
-                .await?;
+            let all = Case {
+                form,
+                dtype,
+                dims,
+                alpha: 0.5,
+                accumulate: true,
+                bias: more,
+                residual: more,
+                decoding: false,
+            };
+            all.check(gpu).await?;
+            Case { decoding: more, ..all }.check(gpu).await?;
         }
     }
     Ok(())
@@ -91,6 +101,7 @@ struct Case {
     accumulate: bool,
     bias: bool,
     residual: bool,
+    decoding: bool,
 }
 
 impl Case {
@@ -102,6 +113,7 @@ impl Case {
         accumulate: false,
         bias: false,
         residual: false,
+        decoding: false,
     };
 
     async fn check(&self, gpu: &Gpu) -> Outcome {
@@ -149,6 +161,7 @@ impl Case {
                     bias: bias.as_ref(),
                     residual: residual.as_ref(),
                 },
+                decoding: self.decoding,
             };
             for by in product.candidates(gpu) {
                 let y = Output::holding(gpu, &before)?;
@@ -171,10 +184,11 @@ async fn product(
     (dtype, w): (DType, &[f64]),
     x: &[f64],
     dims: Dims,
+    decoding: bool,
 ) -> Result<Vec<u32>, super::Failure> {
     let (w, _) = weights(gpu, dtype, w)?;
     let (x, y) = (floats(gpu, x)?, Output::fresh(gpu, dims.m * dims.n)?);
-    let product = Product::plain(form, &x, &w, &y.tensor, dims);
+    let product = Product { decoding, ..Product::plain(form, &x, &w, &y.tensor, dims) };
     let mut first: Option<Vec<u32>> = None;
     for by in product.candidates(gpu) {
         let mut rec = Recorder::new(gpu);
@@ -194,8 +208,8 @@ async fn packed_is_exact(gpu: &Gpu, _: Depth) -> Outcome {
             let (dims, x) = (Dims { m, n, k }, values(5, m * k, 1.0));
             for dtype in [DType::Bf16, DType::F16] {
                 let (_, held) = weights(gpu, dtype, &values(6, n * k, 1.0))?;
-                let plain = product(gpu, form, (DType::F32, &held), &x, dims).await?;
-                let packed = product(gpu, form, (dtype, &held), &x, dims).await?;
+                let plain = product(gpu, form, (DType::F32, &held), &x, dims, false).await?;
+                let packed = product(gpu, form, (dtype, &held), &x, dims, false).await?;
                 equal(format!("{form:?} {dtype:?} {dims:?}, bits"), &packed, &plain)?;
             }
         }
@@ -205,13 +219,15 @@ async fn packed_is_exact(gpu: &Gpu, _: Depth) -> Outcome {
 
 /// A row's result does not depend on how many rows are computed with it, so neither do sampled tokens.
 async fn rows_alone(gpu: &Gpu, _: Depth) -> Outcome {
-    for (n, k) in [(24, 64), (21, 65)] {
+    for (n, k, decoding) in
+        [(24, 64, false), (21, 65, false), (24, 64, true), (21, 65, true), (19, 132, true)]
+    {
         let (x, w) = (values(7, 70 * k, 1.0), values(8, n * k, 1.0));
         let dims = |m| Dims { m, n, k };
-        let many = product(gpu, Form::Nt, (DType::F32, &w), &x, dims(70)).await?;
+        let many = product(gpu, Form::Nt, (DType::F32, &w), &x, dims(70), decoding).await?;
         for m in [1, 3, 8, 9, 33] {
-            let few = product(gpu, Form::Nt, (DType::F32, &w), &x[..m * k], dims(m)).await?;
-            equal(format!("{m} of 70 rows, n={n} k={k}, bits"), &few, &many[..m * n])?;
+            let few = product(gpu, Form::Nt, (DType::F32, &w), &x[..m * k], dims(m), decoding).await?;
+            equal(format!("{m} of 70 rows, n={n} k={k} decoding={decoding}, bits"), &few, &many[..m * n])?;
         }
     }
     Ok(())
