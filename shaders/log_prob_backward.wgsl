@@ -1,11 +1,16 @@
-// dlogits = coefficient of the row's sequence * (one-hot of the target - softmax). Writes: logits, in place.
+// dlogits = coefficient of the row's sequence * (one-hot of the target - softmax), with UNIT as if the coefficient were 1.
+// Writes: logits, in place.
 #import common/index
 struct Params { rows: u32, vocab: u32, first: u32, total: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> predict: array<vec4<u32>>;     // (total): source token, target id, sequence, _
 @group(0) @binding(2) var<storage, read> stats: array<f32>;             // (3, total): logp, lse, entropy
+#ifdef UNIT
+@group(0) @binding(3) var<storage, read_write> logits: array<f32>;      // (rows, V)
+#else
 @group(0) @binding(3) var<storage, read> coefficient: array<f32>;       // (S): dL / dlogp of each sequence's tokens
 @group(0) @binding(4) var<storage, read_write> logits: array<f32>;      // (rows, V)
+#endif
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -14,5 +19,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let at = p.first + i / p.vocab;
     let row = predict[at];
     let hot = select(0.0, 1.0, row.y == i % p.vocab);
-    logits[i] = coefficient[row.z] * (hot - exp(logits[i] - stats[p.total + at]));
+    let gradient = hot - exp(logits[i] - stats[p.total + at]);
+#ifdef UNIT
+    logits[i] = gradient;
+#else
+    logits[i] = coefficient[row.z] * gradient;
+#endif
 }

@@ -63,7 +63,7 @@ tests! {
     rms_norm_forward, rms_norm_backward, rms_norm_many_rows, column_sum,
     ema, swiglu, dropout, dropout_many_groups, rope, fma_peak,
     gather_forward, gather_backward, kv_write,
-    log_prob, sequence_sum, preference_table, preference_groups,
+    log_prob, row_scale, sequence_sum, preference_table, preference_groups,
     sum_squares, adamw,
     sample_draws, sample_frequencies, sample_row_order, sample_finishes, sample_survives_bad_logits,
     model_gradients,

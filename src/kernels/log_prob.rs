@@ -50,13 +50,13 @@ pub fn forward(
     Ok(())
 }
 
-/// Turns logits `(rows, V)` into their gradient, in place: coefficient of the row's sequence × (one-hot − softmax).
-/// coefficient is `(S)`.
+/// Turns logits `(rows, V)` into their gradient, in place: coefficient `(S)` of the row's sequence × (one-hot − softmax). Without
+/// coefficients it is that of the log-probs themselves.
 pub fn backward(
     rec: &mut Recorder,
     predict: &Tensor,
     stats: &Tensor,
-    coefficient: &Tensor,
+    coefficient: Option<&Tensor>,
     logits: &Tensor,
     chunk: Chunk,
 ) -> Result<()> {
@@ -64,8 +64,11 @@ pub fn backward(
     let tensors =
         [("logits", logits, count), ("predict", predict, 4 * chunk.total), ("stats", stats, 3 * chunk.total)];
     check("log_prob_backward", &tensors)?;
-    let shader = kernel(rec.gpu(), "log_prob_backward");
-    let bindings = [predict, stats, coefficient, logits];
+    let (variant, bindings) = match coefficient {
+        Some(coefficient) => ("log_prob_backward", vec![predict, stats, coefficient, logits]),
+        None => ("log_prob_backward UNIT", vec![predict, stats, logits]),
+    };
+    let shader = kernel(rec.gpu(), variant);
     rec.dispatch(&shader, &chunk.params(), &bindings, groups_of_64(count), 6.0 * count as f64);
     Ok(())
 }

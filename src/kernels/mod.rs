@@ -16,6 +16,7 @@ pub mod matmul;
 pub mod preference;
 pub mod rms_norm;
 pub mod rope;
+pub mod row_scale;
 pub mod sample;
 pub mod sequence_sum;
 pub mod sum_squares;
@@ -71,6 +72,7 @@ pub fn layouts() -> Vec<Layout> {
         preference::layouts(),
         rms_norm::layouts(),
         rope::layouts(),
+        row_scale::layouts(),
         sample::layouts(),
         sequence_sum::layouts(),
         sum_squares::layouts(),

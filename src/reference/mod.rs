@@ -34,6 +34,7 @@ pub mod preference;
 pub mod rms_norm;
 pub mod rng;
 pub mod rope;
+pub mod row_scale;
 pub mod sample;
 pub mod sequence_sum;
 pub mod sum_squares;

@@ -7,12 +7,13 @@ use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::preference::{self, Batch, Method};
-use crate::kernels::sequence_sum;
+use crate::kernels::{row_scale, sequence_sum};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
         check!("log_prob", chunks),
+        check!("row_scale", scaled_rows),
         check!("sequence_sum", sums),
         check!("preference_table", table),
         check!("preference_groups", groups),
@@ -52,6 +53,8 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
         let expected = reference::log_prob::forward(&all, &target, vocab);
         let dlogits =
             reference::log_prob::backward(&all, &target, &expected.lse, &sequence, &coefficient, vocab);
+        let ones = vec![1.0; coefficient.len()];
+        let dlogp = reference::log_prob::backward(&all, &target, &expected.lse, &sequence, &ones, vocab);
         let predict: Vec<u32> =
             target.iter().zip(&sequence).flat_map(|(&target, &s)| [u32::MAX, target, s, u32::MAX]).collect();
         let (predict, coefficient) = (words(gpu, &predict)?, floats(gpu, &coefficient)?);
@@ -63,16 +66,37 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
             let held = Output::holding(gpu, &all[first * vocab..(first + rows) * vocab])?;
             let chunk = Chunk { rows, first, total, vocab };
             log_prob::forward(&mut rec, &held.tensor, &predict, &stats.tensor, chunk)?;
-            log_prob::backward(&mut rec, &predict, &stats.tensor, &coefficient, &held.tensor, chunk)?;
-            gradients.push((first, rows, held));
+            // Both forms: the one without coefficients from logits of its own.
+            let unit = Output::holding(gpu, &all[first * vocab..(first + rows) * vocab])?;
+            log_prob::backward(&mut rec, &predict, &stats.tensor, None, &unit.tensor, chunk)?;
+            log_prob::backward(&mut rec, &predict, &stats.tensor, Some(&coefficient), &held.tensor, chunk)?;
+            gradients.push((first, rows, held, unit));
         }
         rec.submit();
         let rows = [expected.logp, expected.lse, expected.entropy].concat();
         stats.expect(gpu, format!("logp, lse and entropy, {what}"), &rows).await?;
-        for (first, rows, held) in gradients {
-            let expected = &dlogits[first * vocab..(first + rows) * vocab];
-            held.expect(gpu, format!("dlogits from row {first} on, {what}"), expected).await?;
+        for (first, rows, held, unit) in gradients {
+            let part = first * vocab..(first + rows) * vocab;
+            held.expect(gpu, format!("dlogits from row {first} on, {what}"), &dlogits[part.clone()]).await?;
+            unit.expect(gpu, format!("dlogp from row {first} on, {what}"), &dlogp[part]).await?;
         }
+    }
+    Ok(())
+}
+
+async fn scaled_rows(gpu: &Gpu, depth: Depth) -> Outcome {
+    for &(rows, width) in depth.of(&[(5, 67), (1, 1), (64, 8), (17, 31)]) {
+        let x = values(1, rows * width, 1.0);
+        let sequence: Vec<u32> = (0..rows as u32).map(|r| r / 3).collect();
+        let coefficient = values(2, rows.div_ceil(3), 1.0);
+        let predict: Vec<u32> = sequence.iter().flat_map(|&s| [u32::MAX, u32::MAX, s, u32::MAX]).collect();
+        let out = Output::holding(gpu, &x)?;
+        let mut rec = Recorder::new(gpu);
+        let tables = (words(gpu, &predict)?, floats(gpu, &coefficient)?);
+        row_scale::forward(&mut rec, &tables.0, &tables.1, &out.tensor, (rows, width))?;
+        rec.submit();
+        let expected = reference::row_scale::forward(&x, &sequence, &coefficient, width);
+        out.expect(gpu, format!("rows={rows} width={width}"), &expected).await?;
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ sources! {
     "adamw", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup",
     "attention_dq", "attention_dq_subgroup", "attention_subgroup", "clip_scale", "column_sum",
     "dropout", "ema", "fma_peak", "gather", "gather_backward", "kv_write", "log_prob", "log_prob_backward",
-    "matmul", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope", "sample",
+    "matmul", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope", "row_scale", "sample",
     "sequence_sum", "sum_squares", "swiglu", "swiglu_backward",
 }
 

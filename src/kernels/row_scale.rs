@@ -1,0 +1,29 @@
+//! Rows multiplied by their sequence's coefficient.
+
+use super::{check, groups_of_64, params};
+use crate::Result;
+use crate::gpu::{Recorder, Tensor};
+use crate::shader::kernel;
+
+params!(Params for ["row_scale"]; rows: u32, width: u32);
+
+pub(super) fn layouts() -> Vec<super::Layout> {
+    vec![Params::layout()]
+}
+
+/// `x[r, :] *= coefficient[sequence of r]`: x `(rows, width)`, predict `(rows, 4)` (source token, target id, sequence, unused),
+/// coefficient `(S)`.
+pub fn forward(
+    rec: &mut Recorder,
+    predict: &Tensor,
+    coefficient: &Tensor,
+    x: &Tensor,
+    (rows, width): (usize, usize),
+) -> Result<()> {
+    let count = rows * width;
+    check("row_scale", &[("predict", predict, 4 * rows), ("x", x, count)])?;
+    let params = Params { rows: rows as u32, width: width as u32 };
+    let shader = kernel(rec.gpu(), "row_scale");
+    rec.dispatch(&shader, &params, &[predict, coefficient, x], groups_of_64(count), count as f64);
+    Ok(())
+}
