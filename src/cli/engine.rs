@@ -47,8 +47,8 @@ pub fn rows(source: &Source, split: Option<&str>, output: &Output) -> Result<Vec
 /// An open GPU whose compiled pipelines are kept for the next time when it is closed.
 pub struct OpenGpu {
     gpu: Gpu,
-    /// The pipelines of earlier times.
-    known: Vec<u8>,
+    /// What the driver gave before anything ran.
+    known: Option<Vec<u8>>,
 }
 
 impl Deref for OpenGpu {
@@ -61,8 +61,9 @@ impl Deref for OpenGpu {
 
 impl Drop for OpenGpu {
     fn drop(&mut self) {
-        if let Some(data) = self.gpu.pipelines().filter(|data| *data != self.known) {
-            cache::save_pipelines(self.gpu.summary(), &data);
+        let data = self.gpu.pipelines();
+        if let Some(data) = data.as_ref().filter(|_| data != self.known) {
+            cache::save_pipelines(self.gpu.summary(), data);
         }
     }
 }
@@ -88,8 +89,8 @@ pub fn open(options: &Options, tuned: bool) -> Result<OpenGpu> {
             if taken { "taken" } else { "of another version, left alone" }
         );
     }
-    let known = cache::pipelines(gpu.summary()).unwrap_or_default();
-    gpu.use_pipelines(&known);
+    gpu.use_pipelines(&cache::pipelines(gpu.summary()).unwrap_or_default());
+    let known = gpu.pipelines();
     Ok(OpenGpu { gpu, known })
 }
 

@@ -9,6 +9,6 @@ pub fn forward(rounds: u32, a: f64, b: f64) -> f64 {
 #[test]
 fn by_hand() {
     assert_eq!(forward(0, 0.5, 1.0), 120.0);
-    // Twice: v/4 + 1.5 each.
-    assert_eq!(forward(1, 0.5, 1.0), 120.0 / 4.0 + 16.0 * 1.5);
+    // Sixteen times: v / 65,536 + 1 + 1/2 + .. + 1/32,768 each.
+    assert_eq!(forward(1, 0.5, 1.0), 120.0 / 65_536.0 + 16.0 * (2.0 - 1.0 / 32_768.0));
 }
