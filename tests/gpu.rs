@@ -7,26 +7,43 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use aweigh::gpu::{Gpu, Options, Purpose, Recorder, Tensor, Tier};
+use aweigh::gpu::{AdapterSummary, Gpu, Options, Precision, Purpose, Recorder, Scalar, Tensor, Tier};
 use aweigh::kernels::ema;
 use aweigh::reference;
 use aweigh::reference::rng::values;
 use aweigh::selftest::{Depth, agree, checks};
 
-/// Hands `test` the one device of `tier`. A device has one buffer for parameters, so recorders take turns.
-fn with_gpu<T>(tier: Tier, test: impl FnOnce(&Gpu) -> T) -> T {
+/// Which device a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Device {
+    /// The portable kernels on WebGPU's floor.
+    Portable,
+    /// The portable kernels with all features of the adapter, whose products may round their inputs to f16.
+    Half,
+    /// The software adapters' kernels, with the features they use.
+    Software,
+}
+
+/// Hands `test` the one device of this kind. A device has one buffer for parameters, so recorders take turns.
+fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
     static PORTABLE: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
+    static HALF: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
     static SOFTWARE: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
-    let cell = match tier {
-        Tier::Portable => &PORTABLE,
-        Tier::Software => &SOFTWARE,
+    let (cell, tier, precision) = match kind {
+        Device::Portable => (&PORTABLE, Tier::Portable, Precision::F32),
+        Device::Half => (&HALF, Tier::Portable, Precision::F16),
+        Device::Software => (&SOFTWARE, Tier::Software, Precision::F32),
     };
     let device = cell.get_or_init(|| {
         let adapter = std::env::var("AWEIGH_GPU").ok();
-        // The floor for the portable kernels; the software adapters' own features for theirs.
-        let default_limits = tier == Tier::Portable;
-        let options = Options { adapter, default_limits, tier: Some(tier), ..Options::default() };
-        pollster::block_on(Gpu::open(&options)).map(Mutex::new).map_err(|error| error.to_string())
+        let default_limits = kind == Device::Portable;
+        let tier = Some(tier);
+        let options = Options { adapter, default_limits, tier, precision, ..Options::default() };
+        let opened = pollster::block_on(Gpu::open(&options));
+        if let (Device::Half, Ok(gpu)) = (kind, &opened) {
+            say_what_is_left_out(gpu.summary());
+        }
+        opened.map(Mutex::new).map_err(|error| error.to_string())
     });
     match device {
         Ok(gpu) => test(&gpu.lock().unwrap_or_else(PoisonError::into_inner)),
@@ -34,11 +51,25 @@ fn with_gpu<T>(tier: Tier, test: impl FnOnce(&Gpu) -> T) -> T {
     }
 }
 
-fn run(tier: Tier, name: &str) {
+fn say_what_is_left_out(adapter: &AdapterSummary) {
+    if !adapter.shader_f16 {
+        eprintln!("{} has no f16: its products round nothing, in f32 tiles", adapter.name);
+    }
+    for inputs in [Scalar::F16, Scalar::F32] {
+        if adapter.cooperative_side(inputs).is_none() {
+            eprintln!(
+                "{}: no cooperative matrices of {inputs:?}: their kernels are not tested",
+                adapter.name
+            );
+        }
+    }
+}
+
+fn run(kind: Device, name: &str) {
     let check = checks().into_iter().find(|check| check.name == name).expect("a check of this name");
-    with_gpu(tier, |gpu| {
+    with_gpu(kind, |gpu| {
         if let Err(failure) = pollster::block_on(check.run(gpu, Depth::Full)) {
-            panic!("{} ({}, {tier:?} kernels): {failure}", gpu.summary().name, gpu.summary().driver);
+            panic!("{} ({}, {kind:?} kernels): {failure}", gpu.summary().name, gpu.summary().driver);
         }
     });
 }
@@ -48,11 +79,11 @@ macro_rules! tests {
         const NAMES: &[&str] = &[$(stringify!($name)),*];
 
         mod portable {
-            $(#[test] fn $name() { super::run(aweigh::gpu::Tier::Portable, stringify!($name)); })*
+            $(#[test] fn $name() { super::run(super::Device::Portable, stringify!($name)); })*
         }
 
         mod software {
-            $(#[test] fn $name() { super::run(aweigh::gpu::Tier::Software, stringify!($name)); })*
+            $(#[test] fn $name() { super::run(super::Device::Software, stringify!($name)); })*
         }
     };
 }
@@ -69,6 +100,19 @@ tests! {
     model_gradients,
 }
 
+/// What matrix products are in, where their inputs may be rounded to f16. All else is as on the other devices.
+mod half {
+    macro_rules! tests {
+        ($($name:ident),* $(,)?) => {
+            $(#[test] fn $name() { super::run(super::Device::Half, stringify!($name)); })*
+        };
+    }
+
+    tests! {
+        matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_rows_alone, model_gradients,
+    }
+}
+
 #[test]
 fn every_check_is_a_test_here() {
     let here: BTreeSet<&str> = NAMES.iter().copied().collect();
@@ -82,7 +126,7 @@ fn a_spoilt_output_fails() {
     let count = 1000;
     let (a, b) = (values(1, count), values(2, count));
     let expected = reference::ema::forward(&a, &b, 0.5);
-    let mut found = with_gpu(Tier::Portable, |gpu| {
+    let mut found = with_gpu(Device::Portable, |gpu| {
         let upload = |data: &[f64]| {
             let data: Vec<f32> = data.iter().map(|&v| v as f32).collect();
             Tensor::from_f32(gpu, Purpose::Staging, "spoilt", &data).expect("a small tensor")

@@ -27,11 +27,14 @@ fn modules() -> Vec<(Variant, Module)> {
         .collect()
 }
 
-/// Validates with WebGPU's base only: no f16 arithmetic, no 64-bit types, and subgroups only in the files that say so. naga counts `unpack2x16float`, which every
+/// Validates with WebGPU's base only: no 64-bit types, and only in the variants that say so f16, subgroups and cooperative
+/// matrices. naga counts `unpack2x16float`, which every
 /// WebGPU has, as a capability of its own.
 fn validate(variant: &Variant, module: &Module) -> ModuleInfo {
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, needs_subgroups(variant));
+    capabilities.set(Capabilities::SHADER_FLOAT16, variant.defines.contains_key("HALF"));
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, needs_cooperative_matrices(variant));
     Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(ShaderStages::COMPUTE)
         .subgroup_operations(SubgroupOperationSet::all())
@@ -41,7 +44,12 @@ fn validate(variant: &Variant, module: &Module) -> ModuleInfo {
 
 /// Whether the shader is only compiled where the adapter has subgroups.
 fn needs_subgroups(variant: &Variant) -> bool {
-    variant.shader.ends_with("_subgroup")
+    variant.shader.ends_with("_subgroup") || needs_cooperative_matrices(variant)
+}
+
+/// Whether the shader is only compiled where the adapter has cooperative matrices.
+fn needs_cooperative_matrices(variant: &Variant) -> bool {
+    variant.shader == "matmul_coop"
 }
 
 fn layouter(variant: &Variant, module: &Module) -> Layouter {
@@ -173,6 +181,9 @@ fn variants_translate_to_spirv() {
         if needs_subgroups(&variant) {
             options.lang_version = (1, 3);
         }
+        if needs_cooperative_matrices(&variant) {
+            options.lang_version = (1, 5);
+        }
         let words =
             back::spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{variant}: {e}"));
         assert_eq!(words.first(), Some(&0x0723_0203), "{variant}: SPIR-V's magic number");
@@ -213,7 +224,9 @@ fn variants_translate_to_metal() {
 
 #[test]
 fn variants_translate_to_hlsl() {
-    for (variant, module) in modules() {
+    // HLSL has no cooperative matrices, nor does wgpu report any on DX12.
+    for (variant, module) in modules().into_iter().filter(|(variant, _)| !needs_cooperative_matrices(variant))
+    {
         let info = validate(&variant, &module);
         // Where wgpu keeps the number of workgroups, which HLSL has no name for.
         let special = back::hlsl::BindTarget { space: 1, ..Default::default() };
@@ -221,6 +234,9 @@ fn variants_translate_to_hlsl() {
             back::hlsl::Options { special_constants_binding: Some(special), ..Default::default() };
         if needs_subgroups(&variant) {
             options.shader_model = back::hlsl::ShaderModel::V6_0;
+        }
+        if variant.defines.contains_key("HALF") {
+            options.shader_model = back::hlsl::ShaderModel::V6_2;
         }
         let pipeline = back::hlsl::PipelineOptions::default();
         let mut text = String::new();

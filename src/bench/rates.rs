@@ -8,7 +8,7 @@ use crate::gpu::{DType, Gpu, Purpose, Tensor};
 use crate::kernels::Mat;
 use crate::kernels::attention::{self, Operands, Saved, Shape};
 use crate::kernels::fma_peak;
-use crate::kernels::matmul::{Dims, Form, Product};
+use crate::kernels::matmul::{Dims, Family, Form, Product};
 use crate::reference::rng;
 
 /// The adapter's arithmetic peak in f32, as measured.
@@ -86,11 +86,17 @@ fn narrow(gpu: &Gpu, dtype: DType, count: usize) -> Result<Tensor> {
 const DECODING: usize = 16;
 
 /// Measures y(m, n) = x · w with sums of length k, in one layout, with weights of `dtype`: a rate for every kernel that could
-/// do it, the one that is taken first.
+/// do it, the one that is taken first, and its family.
 ///
 /// # Errors
 /// What the device reports, or tensors over its limits.
-pub async fn matmul(gpu: &Gpu, form: Form, dtype: DType, dims: Dims, runs: Runs) -> Result<Vec<Rate>> {
+pub async fn matmul(
+    gpu: &Gpu,
+    form: Form,
+    dtype: DType,
+    dims: Dims,
+    runs: Runs,
+) -> Result<Vec<(Family, Rate)>> {
     let Dims { m, n, k } = dims;
     let (x, w) = (values(gpu, "x", m * k)?, narrow(gpu, dtype, n * k)?);
     let y = Tensor::new(gpu, Purpose::Staging, "y", m * n, DType::F32)?;
@@ -99,7 +105,8 @@ pub async fn matmul(gpu: &Gpu, form: Form, dtype: DType, dims: Dims, runs: Runs)
     let product = Product { decoding: m <= DECODING, ..Product::plain(form, &x, &w, &y, dims) };
     for by in product.candidates(gpu) {
         let seconds = time(gpu, runs, |rec| product.record_by(rec, &by)).await?;
-        rates.push(Rate::new(&by.variant, format!("m={m} n={n} k={k}"), operations, seconds));
+        let rate = Rate::new(&by.variant, format!("m={m} n={n} k={k}"), operations, seconds);
+        rates.push((by.family, rate));
     }
     Ok(rates)
 }

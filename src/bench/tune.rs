@@ -63,14 +63,17 @@ pub async fn tune(
     let mut tuning = Tuning::new(gpu.summary());
     for &Product { form, dtype, dims } in products {
         let rates = matmul(gpu, form, dtype, dims, runs).await?;
-        let seconds = rates.iter().map(|rate| (rate.kernel.clone(), median(&rate.seconds))).collect();
+        let seconds = rates.iter().map(|(_, rate)| (rate.kernel.clone(), median(&rate.seconds))).collect();
+        // Only those whose results are the guess's are chosen from.
+        let guessed = rates.first().map(|(family, _)| *family);
+        let rates: Vec<_> = rates.into_iter().filter(|(f, _)| Some(*f) == guessed).map(|(_, r)| r).collect();
         let best = rates.iter().max_by(|a, b| a.gflops.total_cmp(&b.gflops));
         // Measurements are noisy: a change has to be worth it.
         let best = best.filter(|best| best.gflops >= WORTH * rates[0].gflops).or(rates.first());
         let name = |rate: Option<&super::Rate>| rate.map(|rate| rate.kernel.clone()).unwrap_or_default();
         let operations = rates.first().map_or(0.0, |rate| rate.operations);
         let choice = Choice { variant: name(best), guess: name(rates.first()), operations, seconds };
-        let class = class(form, dtype, dims);
+        let class = class(form, dtype, dims, gpu.precision());
         each(&class, &choice)?;
         tuning.choices.insert(class, choice);
     }

@@ -153,7 +153,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         output.warn(warning);
     }
     let submit_seconds = config.gpu.submit_budget.map(|ms| ms / 1000.0);
-    let options = Options { adapter: config.gpu.adapter.clone(), submit_seconds, ..Options::default() };
+    let (adapter, precision) = (config.gpu.adapter.clone(), config.gpu.precision);
+    let options = Options { adapter, precision, submit_seconds, ..Options::default() };
     let started = Instant::now();
     let gpu = engine::open(&options, config.gpu.tuning)?;
     let prepared = files.inputs().prepare(&gpu, &config)?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::AnchorConfig;
 use crate::error::{Error, Result};
+use crate::gpu::{Options, Precision};
 
 /// Which GPU.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -15,6 +16,16 @@ pub struct GpuArgs {
     /// Take every kernel as it is guessed, not as "aweigh devices --tune" measured it on this GPU
     #[arg(long)]
     pub no_tuning: bool,
+    /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Precision::F32)]
+    pub precision: Precision,
+}
+
+impl GpuArgs {
+    /// How to open that GPU.
+    pub fn options(&self) -> Options {
+        Options { adapter: self.gpu.clone(), precision: self.precision, ..Options::default() }
+    }
 }
 
 /// Which model, with which adapter.

@@ -94,7 +94,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         return Err(Error::input("--tokens", "at least 2", args.tokens, fix));
     }
     let model = ModelSource::open(&args.model)?;
-    let options = Options { adapter: args.gpu.gpu.clone(), profile: args.profile, ..Options::default() };
+    let options = Options { profile: args.profile, ..args.gpu.options() };
     let gpu = engine::open(&options, !args.gpu.no_tuning)?;
     let summary = gpu.summary();
     output.note(format_args!("GPU {}, {}, {}", summary.name, summary.backend, summary.driver));
@@ -221,6 +221,7 @@ impl Bench<'_> {
             ] {
                 interrupt::check()?;
                 let rates = block_on(matmul(self.gpu, form, dtype, dims, Runs::new(self.args.runs)))?;
+                let rates: Vec<_> = rates.into_iter().map(|(_, rate)| rate).collect();
                 self.note(&rates);
                 figures.rates.extend(rates);
             }

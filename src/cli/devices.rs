@@ -10,7 +10,7 @@ use super::{engine, interrupt};
 use crate::bench::{self, Runs, products};
 use crate::error::{Error, Result};
 use crate::files::cache;
-use crate::gpu::{AdapterSummary, Choice, Options, list_adapters};
+use crate::gpu::{AdapterSummary, Choice, list_adapters};
 
 /// List the GPUs that can be used, or measure which kernels suit one.
 ///
@@ -59,6 +59,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         "workgroup",
         "subgroups",
         "f16",
+        "cooperative matrices",
         "kernels",
     ];
     let rows: Vec<_> = devices.iter().map(row).collect();
@@ -71,6 +72,7 @@ fn row(device: &AdapterSummary) -> Vec<String> {
         Some((least, most)) => format!("{least} to {most}"),
         None => "none".into(),
     };
+    let matrices: Vec<String> = device.cooperative_matrices.iter().map(ToString::to_string).collect();
     vec![
         device.index.to_string(),
         device.name.clone(),
@@ -81,6 +83,7 @@ fn row(device: &AdapterSummary) -> Vec<String> {
         bytes(u64::from(device.workgroup_memory)),
         subgroups,
         if device.shader_f16 { "yes" } else { "no" }.into(),
+        if matrices.is_empty() { "none".into() } else { matrices.join(", ") },
         format!("{:?}", device.tier).to_lowercase(),
     ]
 }
@@ -90,7 +93,7 @@ const RUNS: Runs = Runs { count: 3, seconds: 0.02 };
 
 fn tune(args: &Args, output: &Output) -> Result<()> {
     let (config, dtype) = ModelSource::open(&args.model)?.shape()?;
-    let gpu = engine::open(&Options { adapter: args.gpu.gpu.clone(), ..Options::default() }, false)?;
+    let gpu = engine::open(&args.gpu.options(), false)?;
     let products = products(&config, dtype);
     let mut progress = output.progress("measuring", products.len() as u64, Unit::Items);
     let mut found = block_on(bench::tune(&gpu, &products, RUNS, |class, choice| {

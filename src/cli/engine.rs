@@ -73,7 +73,7 @@ impl Drop for OpenGpu {
 /// # Errors
 /// [`crate::error::Error::NoAdapter`].
 pub fn gpu(args: &GpuArgs) -> Result<OpenGpu> {
-    open(&Options { adapter: args.gpu.clone(), ..Options::default() }, !args.no_tuning)
+    open(&args.options(), !args.no_tuning)
 }
 
 /// Opens a GPU; with `tuned`, with the kernels that were measured to be the fastest on it, where they were.

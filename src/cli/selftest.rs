@@ -156,6 +156,7 @@ mod tests {
             workgroup_memory: 0,
             subgroup_size: None,
             shader_f16: false,
+            cooperative_matrices: Vec::new(),
             tier: Tier::Portable,
         };
         let rows = ["one", "two"].into_iter().zip(outcomes);

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::gpu::Precision;
 
 pub use file::Layer;
 pub use values::{
@@ -247,6 +248,8 @@ section! {
         default_missing_value = "true", value_parser = values::inverted
     )
     tuning: bool = true;
+    /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32 [default: f32]
+    (long, value_name = "TYPE") precision: Precision = Precision::F32;
     optional:
     /// The GPU: its number in "aweigh devices", or a part of its name. Without it the best one is taken. In a file:
     /// gpu.adapter

@@ -1,4 +1,4 @@
-//! Adapter choice, the device, its limits and its error reports.
+//! The device, its limits and its error reports.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, instance, summary};
 use super::kernel::{BindGroups, Compiled, Kernel};
 use super::memory::{Ledger, Purpose};
 use super::profile::{KernelTime, Profiler};
@@ -13,14 +14,29 @@ use super::recorder::UNIFORM_BYTES;
 use super::tuning::Tuning;
 use crate::{Error, Result};
 
-/// Which kernels suit the adapter. All tiers compute the same functions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Tier {
-    /// Real GPUs: tiles in workgroup memory, WebGPU's default limits, no features.
-    Portable,
-    /// Software rasterizers: no barriers, large register blocks.
-    Software,
+/// What matrix products may do to their inputs. Sums are f32 in both.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
+pub enum Precision {
+    /// Nothing: inputs are multiplied as f32
+    #[default]
+    F32,
+    /// Round them to f16, where the GPU has f16: weights, activations and gradients lose all but 11 bits, and values beyond
+    /// f16's range (activations over 65,504, gradients over 255) become infinite
+    F16,
 }
 
 /// How to open a device.
@@ -34,83 +50,11 @@ pub struct Options {
     pub submit_seconds: Option<f64>,
     /// Overrides the tier that the adapter's kind suggests.
     pub tier: Option<Tier>,
+    /// Whether products' inputs may be rounded to f16. Only [`Tier::Portable`] has kernels that do; without f16 on the
+    /// adapter, or with `default_limits`, nothing is rounded.
+    pub precision: Precision,
     /// Measure the time of every kernel, where the adapter has timestamps: see [`Gpu::kernel_times`].
     pub profile: bool,
-}
-
-/// One adapter as `aweigh devices` lists it.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct AdapterSummary {
-    /// Position in the list; what `--gpu N` takes.
-    pub index: usize,
-    /// The driver's name for it.
-    pub name: String,
-    /// `Vulkan`, `Metal`, `Dx12`...
-    pub backend: String,
-    /// `DiscreteGpu`, `IntegratedGpu`, `Cpu`...
-    pub kind: String,
-    /// Driver name and version.
-    pub driver: String,
-    /// Largest storage binding in bytes.
-    pub max_binding: u64,
-    /// Largest buffer in bytes.
-    pub max_buffer: u64,
-    /// Bytes of workgroup memory.
-    pub workgroup_memory: u32,
-    /// Smallest and largest subgroup size, where subgroups exist.
-    pub subgroup_size: Option<(u32, u32)>,
-    /// Whether shaders may compute in f16.
-    pub shader_f16: bool,
-    /// Which kernels it would get.
-    pub tier: Tier,
-}
-
-fn instance() -> wgpu::Instance {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    // The GL backend lacks what the engine needs on most drivers; Vulkan, Metal, DX12 and the browser remain.
-    descriptor.backends &= wgpu::Backends::PRIMARY;
-    wgpu::Instance::new(descriptor)
-}
-
-async fn adapters(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    let mut found = instance.enumerate_adapters(wgpu::Backends::all()).await;
-    // Fastest kind first; the driver's own order within a kind.
-    found.sort_by_key(|adapter| match adapter.get_info().device_type {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
-    });
-    found
-}
-
-fn tier_of(info: &wgpu::AdapterInfo) -> Tier {
-    if info.device_type == wgpu::DeviceType::Cpu { Tier::Software } else { Tier::Portable }
-}
-
-fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
-    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-    AdapterSummary {
-        index,
-        tier: tier_of(&info),
-        backend: format!("{:?}", info.backend),
-        kind: format!("{:?}", info.device_type),
-        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-        max_binding: limits.max_storage_buffer_binding_size,
-        max_buffer: limits.max_buffer_size,
-        workgroup_memory: limits.max_compute_workgroup_storage_size,
-        subgroup_size: features
-            .contains(wgpu::Features::SUBGROUP)
-            .then_some((info.subgroup_min_size, info.subgroup_max_size)),
-        shader_f16: features.contains(wgpu::Features::SHADER_F16),
-        name: info.name,
-    }
-}
-
-/// All adapters on this machine, the fastest kind first.
-pub async fn list_adapters() -> Vec<AdapterSummary> {
-    adapters(&instance()).await.iter().enumerate().map(|(i, a)| summary(i, a)).collect()
 }
 
 /// Work per submit, so that none runs past an operating system's watchdog.
@@ -129,6 +73,19 @@ pub const SUBMIT_SECONDS: f64 = 0.2;
 /// Bytes of writes that may wait in staging memory.
 const STAGED_BYTES: usize = 64 << 20;
 
+/// The token that wgpu asks for before it opens a device with experimental features.
+fn experimental(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
+    if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: acknowledges that wgpu may translate cooperative matrices wrongly. They stand in one shader of this crate's
+    // own, which loads them from workgroup memory alone, at constant strides and in bounds, under uniform control flow.
+    #[allow(unsafe_code)]
+    unsafe {
+        wgpu::ExperimentalFeatures::enabled()
+    }
+}
+
 /// An open device with its queue, limits, compiled kernels and memory ledger.
 pub struct Gpu {
     device: wgpu::Device,
@@ -136,6 +93,7 @@ pub struct Gpu {
     summary: AdapterSummary,
     limits: wgpu::Limits,
     tier: Tier,
+    precision: Precision,
     ledger: Ledger,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
     bind_groups: Arc<BindGroups>,
@@ -173,11 +131,17 @@ impl Gpu {
         wanted.set(wgpu::Features::TIMESTAMP_QUERY, options.profile);
         wanted.set(wgpu::Features::SUBGROUP, !options.default_limits);
         wanted.set(wgpu::Features::PIPELINE_CACHE, !options.default_limits);
+        let half = options.precision == Precision::F16;
+        wanted.set(wgpu::Features::SHADER_F16, half && !options.default_limits);
+        let matrices = half || summary.cooperative_side(Scalar::F32).is_some();
+        wanted.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, matrices && !options.default_limits);
+        let required_features = wanted & adapter.features();
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("aweigh"),
-                required_features: wanted & adapter.features(),
+                required_features,
                 required_limits: limits.clone(),
+                experimental_features: experimental(required_features),
                 ..Default::default()
             })
             .await
@@ -228,6 +192,7 @@ impl Gpu {
             profiler: timestamps.then(|| Profiler::new(&queue)),
             tier: options.tier.unwrap_or(summary.tier),
             pipeline_cache: None,
+            precision: options.precision,
             tuning: None,
             device,
             queue,
@@ -253,6 +218,26 @@ impl Gpu {
     /// Which kernels this device runs.
     pub fn tier(&self) -> Tier {
         self.tier
+    }
+
+    /// Whether products' inputs may be rounded.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether the device was opened with f16 in shaders.
+    pub fn shader_f16(&self) -> bool {
+        self.device.features().contains(wgpu::Features::SHADER_F16)
+    }
+
+    /// The side of the cooperative matrices with factors of this type and f32 sums, and the fewest lanes of the subgroups
+    /// that hold them, where the device was opened with both.
+    pub(crate) fn cooperative(&self, inputs: Scalar) -> Option<(u32, u32)> {
+        let mut needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
+        needed.set(wgpu::Features::SHADER_F16, inputs == Scalar::F16);
+        let open = self.device.features().contains(needed);
+        let side = self.summary.cooperative_side(inputs).filter(|_| open)?;
+        Some((side, self.summary.least_subgroup()?))
     }
 
     /// Takes its kernels by what was measured, from now on. Measurements of another adapter, driver or version are left
@@ -466,18 +451,4 @@ impl Drop for Poller {
             let _ = thread.join();
         }
     }
-}
-
-fn choose(found: &[wgpu::Adapter], wanted: Option<&str>) -> Result<usize> {
-    if found.is_empty() {
-        return Err(Error::no_gpu());
-    }
-    let Some(wanted) = wanted else { return Ok(0) };
-    let names: Vec<String> = found.iter().map(|a| a.get_info().name).collect();
-    let by_index = wanted.parse().ok().filter(|&i: &usize| i < found.len());
-    let by_name = || names.iter().position(|n| n.to_lowercase().contains(&wanted.to_lowercase()));
-    by_index.or_else(by_name).ok_or_else(|| Error::NoAdapter {
-        found: format!("no adapter matches \"{wanted}\"; there are: {}", names.join(", ")),
-        fix: "give an index or a part of a name as `aweigh devices` lists them".into(),
-    })
 }

@@ -2,6 +2,7 @@
 //!
 //! Only this module and [`crate::shader`] name `wgpu`.
 
+mod adapter;
 mod context;
 mod kernel;
 mod memory;
@@ -10,7 +11,8 @@ mod recorder;
 mod tensor;
 mod tuning;
 
-pub use context::{AdapterSummary, Gpu, Options, SUBMIT_SECONDS, Tier, list_adapters};
+pub use adapter::{AdapterSummary, CooperativeMatrix, Scalar, Tier, list_adapters};
+pub use context::{Gpu, Options, Precision, SUBMIT_SECONDS};
 pub(crate) use kernel::Compiled;
 pub use kernel::Kernel;
 pub use memory::{Ledger, Purpose, Usage};

@@ -2,10 +2,10 @@
 
 use super::{Mat, check, params};
 use crate::Result;
-use crate::gpu::{DType, Gpu, Recorder, Tensor, Tier};
+use crate::gpu::{DType, Gpu, Precision, Recorder, Scalar, Tensor, Tier};
 use crate::shader::kernel;
 
-params!(Params for ["matmul", "matmul_subgroup", "matmul_tiled", "matvec"];
+params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
     x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32);
 
@@ -103,12 +103,35 @@ fn flags(form: Form, weights: DType) -> String {
 pub const TOKEN_CLASSES: [usize; 4] = [1, 16, 128, 1024];
 
 /// The class of a product: what is measured once and holds for all its members.
-pub fn class(form: Form, weights: DType, dims: Dims) -> String {
+pub fn class(form: Form, weights: DType, dims: Dims, precision: Precision) -> String {
     let Dims { m, n, k } = dims;
     let up_to = |tokens| TOKEN_CLASSES.into_iter().find(|&class| class >= tokens).unwrap_or(TOKEN_CLASSES[3]);
     // The sum of a weight's gradient runs over the tokens.
     let (m, k) = if form == Form::Tn { (m, up_to(k)) } else { (up_to(m), k) };
-    format!("{} m={m} n={n} k={k}", flags(form, weights))
+    let rounded = if precision == Precision::F16 { " precision=f16" } else { "" };
+    format!("{} m={m} n={n} k={k}{rounded}", flags(form, weights))
+}
+
+/// Kernels that give the same bits: those of one layout, tier and family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Products in f32, summed in the order of k.
+    F32,
+    /// Inputs rounded to f16, then as [`Family::F32`].
+    F16,
+    /// Cooperative matrices of f32, which sum in an order of their own.
+    CooperativeF32,
+    /// Cooperative matrices of inputs rounded to f16.
+    CooperativeF16,
+    /// Of few rows: products in f32, of which sixteen lanes sum each a part.
+    Decoding,
+}
+
+impl Family {
+    /// Whether inputs are rounded to f16.
+    pub fn rounds(self) -> bool {
+        matches!(self, Self::F16 | Self::CooperativeF16)
+    }
 }
 
 /// One way to compute a product: a shader's variant, and the outputs of one of its workgroups.
@@ -116,6 +139,8 @@ pub fn class(form: Form, weights: DType, dims: Dims) -> String {
 pub struct Candidate {
     /// The variant, as `shaders/permutations` lists it, without the epilogue's flags.
     pub variant: String,
+    /// Which others it equals bit for bit.
+    pub family: Family,
     rows: usize,
     columns: usize,
     workgroup: usize,
@@ -134,8 +159,8 @@ impl<'a> Product<'a> {
         Self { form, x, w, y, dims, epilogue: Epilogue::SET, decoding: false }
     }
 
-    /// Every way to compute it on `gpu`, the likeliest to be fast first. All give the same results, those of one layout and tier
-    /// the same bits, and so do those for decoding.
+    /// Every way to compute it on `gpu`, family by family, the likeliest to be fast first. The first one's family depends on
+    /// nothing but the device, so a row's bits do not depend on how many rows are computed with it.
     pub fn candidates(&self, gpu: &Gpu) -> Vec<Candidate> {
         let &Self { form, x, w, y, dims: Dims { m, n, k }, decoding, .. } = self;
         let flags = flags(form, w.data.dtype());
@@ -152,6 +177,7 @@ impl<'a> Product<'a> {
                 .rev()
                 .map(|rows| Candidate {
                     variant: format!("matvec ROWS={rows} {flags}"),
+                    family: Family::Decoding,
                     rows,
                     columns: 8,
                     workgroup: 1,
@@ -159,13 +185,7 @@ impl<'a> Product<'a> {
                 .collect();
         }
         if gpu.tier() == Tier::Portable {
-            // Small tiles where large ones would leave most of the device idle.
-            let edges = if m.div_ceil(128) * n.div_ceil(128) < 64 { [4, 8] } else { [8, 4] };
-            let tiled = |edge: usize| {
-                let variant = format!("matmul_tiled EDGE={edge} {flags}{vec4}");
-                Candidate { variant, rows: 16 * edge, columns: 16 * edge, workgroup: 1 }
-            };
-            return edges.map(tiled).into();
+            return Self::portable(gpu, self.dims, &format!("{flags}{vec4}"));
         }
         let mut all = Vec::new();
         // A load brings four f32, or eight packed weights.
@@ -179,13 +199,19 @@ impl<'a> Product<'a> {
             let most = [1, 2, 4].into_iter().find(|loads| loads * lanes >= m).unwrap_or(4);
             for loads in order.into_iter().filter(|&loads| loads <= most) {
                 let variant = format!("matmul_subgroup SG={lanes} LOADS={loads} {flags}");
-                all.push(Candidate { variant, rows: loads * lanes, columns: 8 * lanes, workgroup: 1 });
+                all.push(Candidate {
+                    variant,
+                    family: Family::F32,
+                    rows: loads * lanes,
+                    columns: 8 * lanes,
+                    workgroup: 1,
+                });
             }
         }
         let shared = all.len();
         for rows in [[1, 4], [4, 16], [16, 4]][usize::from(m > 2) + usize::from(m > 8)] {
             let variant = format!("matmul ROWS={rows} {flags}{vec4}");
-            all.push(Candidate { variant, rows, columns: 8, workgroup: 8 });
+            all.push(Candidate { variant, family: Family::F32, rows, columns: 8, workgroup: 8 });
         }
         // A subgroup's columns are lost on few outputs, such as an adapter's rank, and its rows on one.
         if n <= 16 || m == 1 {
@@ -194,12 +220,57 @@ impl<'a> Product<'a> {
         all
     }
 
+    /// The candidates of the portable tier for these sizes and flags.
+    fn portable(gpu: &Gpu, Dims { m, n, .. }: Dims, flags: &str) -> Vec<Candidate> {
+        // Small tiles where large ones would leave most of the device idle.
+        let small = m.div_ceil(128) * n.div_ceil(128) < 64;
+        let square = |variant: String, family, side| Candidate {
+            variant,
+            family,
+            rows: side,
+            columns: side,
+            workgroup: 1,
+        };
+        let tiled = |half: &str, family| {
+            let edges = if small { [4, 8] } else { [8, 4] };
+            edges.map(|edge| square(format!("matmul_tiled EDGE={edge}{half} {flags}"), family, 16 * edge))
+        };
+        let cooperative = |inputs, family| {
+            let half = if inputs == Scalar::F16 { " HALF" } else { "" };
+            let (matrix, edges, known): (_, &[usize], [u32; 2]) = match gpu.cooperative(inputs) {
+                Some((16, _)) => (16, if small { &[2, 4] } else { &[4, 2] }, [32, 64]),
+                Some(_) => (8, &[4], [8, 32]),
+                None => return Vec::new(),
+            };
+            let lanes = gpu.cooperative(inputs).map(|(_, lanes)| lanes).filter(|lanes| known.contains(lanes));
+            let all = lanes.into_iter().flat_map(|lanes| edges.iter().map(move |&edge| (lanes, edge)));
+            all.map(|(lanes, edge)| {
+                let variant = format!("matmul_coop MAT{matrix}{half} EDGE={edge} SG={lanes} {flags}");
+                square(variant, family, 2 * edge * matrix)
+            })
+            .collect()
+        };
+        let mut all = Vec::new();
+        if gpu.precision() == Precision::F16 {
+            all.extend(cooperative(Scalar::F16, Family::CooperativeF16));
+            if gpu.shader_f16() {
+                all.extend(tiled(" HALF", Family::F16));
+            }
+        }
+        all.extend(tiled("", Family::F32));
+        all.extend(cooperative(Scalar::F32, Family::CooperativeF32));
+        all
+    }
+
     /// Records it, by the candidate that was measured to be the fastest, or is likely to be.
     pub fn record(&self, rec: &mut Recorder) -> Result<()> {
         let gpu = rec.gpu();
         let candidates = self.candidates(gpu);
-        let tuned = gpu.tuned(|| class(self.form, self.w.data.dtype(), self.dims));
-        let by = tuned.and_then(|variant| candidates.iter().find(|c| c.variant == variant));
+        let tuned = gpu.tuned(|| class(self.form, self.w.data.dtype(), self.dims, gpu.precision()));
+        // Measurements change no results: they choose within the family.
+        let by = tuned.and_then(|variant| {
+            candidates.iter().find(|c| c.variant == variant && c.family == candidates[0].family)
+        });
         self.record_by(rec, by.unwrap_or(&candidates[0]))
     }
 

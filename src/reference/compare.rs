@@ -6,6 +6,17 @@
 /// found) and how many are off. A NaN on either side is a failure, and so is an infinity, unless both sides
 /// have the same one; different lengths are a failure before anything else.
 pub fn compare(found: &[f32], expected: &[f64], abs: f64, eps: f64) -> Result<(), String> {
+    compare_with(found, expected, |_| abs, eps)
+}
+
+/// As [`compare`], with an absolute tolerance for each index: of a sum of rounded products it is a share of the sum of their
+/// sizes, as they may cancel.
+pub fn compare_with(
+    found: &[f32],
+    expected: &[f64],
+    abs: impl Fn(usize) -> f64,
+    eps: f64,
+) -> Result<(), String> {
     if found.len() != expected.len() {
         return Err(format!("lengths differ: expected {}, found {}", expected.len(), found.len()));
     }
@@ -14,12 +25,12 @@ pub fn compare(found: &[f32], expected: &[f64], abs: f64, eps: f64) -> Result<()
     for (i, (&f, &e)) in found.iter().zip(expected).enumerate() {
         let f = f64::from(f);
         // The first test is false for a NaN; equality lets equal infinities pass.
-        let near = (f - e).abs() <= abs + eps * e.abs() && e.is_finite();
+        let near = (f - e).abs() <= abs(i) + eps * e.abs() && e.is_finite();
         if near || f == e {
             continue;
         }
         off += 1;
-        let miss = ((f - e).abs() - eps * e.abs()).min(f64::MAX); // min() turns NaN into MAX
+        let miss = ((f - e).abs() - abs(i) - eps * e.abs()).min(f64::MAX); // min() turns NaN into MAX
         if worst.is_none_or(|(_, most)| miss > most) {
             worst = Some((i, miss));
         }
@@ -27,10 +38,11 @@ pub fn compare(found: &[f32], expected: &[f64], abs: f64, eps: f64) -> Result<()
     match worst {
         None => Ok(()),
         Some((i, _)) => Err(format!(
-            "index {i}: expected {:e}, found {:e}; {off} of {} off (abs {abs:e}, eps {eps:e})",
+            "index {i}: expected {:e}, found {:e}; {off} of {} off (abs {:e}, eps {eps:e})",
             expected[i],
             found[i],
-            found.len()
+            found.len(),
+            abs(i)
         )),
     }
 }

@@ -2,9 +2,10 @@
 
 use std::fmt::Display;
 
-use super::{Failure, Outcome, agree};
+use super::{F16_PRODUCT, F32, Failure, Outcome, agree};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Purpose, Tensor};
+use crate::reference::compare::compare_with;
 use crate::reference::rng;
 
 /// Elements behind every output that a kernel must leave alone. Kernels on whole vec4s may fill the last one.
@@ -89,6 +90,20 @@ impl Output {
         }
         data.truncate(self.len);
         Ok(data)
+    }
+
+    /// Fails unless the elements agree with `expected`, sums of products whose inputs were rounded to f16 and whose sizes add
+    /// up to `sizes`.
+    pub async fn expect_rounded(
+        &self,
+        gpu: &Gpu,
+        what: impl Display,
+        expected: &[f64],
+        sizes: &[f64],
+    ) -> Outcome {
+        let found = self.read(gpu, &what).await?;
+        compare_with(&found, expected, |i| F32.abs + F16_PRODUCT * sizes[i], F32.eps)
+            .map_err(|message| Failure(format!("{what}: {message}")))
     }
 
     /// Fails unless the elements agree with `expected`.

@@ -1,10 +1,12 @@
 //! The three products, in every weight type, at and around the sizes of blocks and tiles.
 
+use std::collections::BTreeMap;
+
 use super::bench::{Output, bits, floats, spread, values, weights};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{DType, Gpu, Recorder, Tensor};
 use crate::kernels::Mat;
-use crate::kernels::matmul::{Dims, Epilogue, Form, Product};
+use crate::kernels::matmul::{Dims, Epilogue, Family, Form, Product};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -116,6 +118,22 @@ impl Case {
         decoding: false,
     };
 
+    fn reference(
+        &self,
+        alpha: f64,
+        (x, w): (&[f64], &[f64]),
+        bias: Option<&[f64]>,
+        before: Option<&[f64]>,
+    ) -> Vec<f64> {
+        let Dims { m, n, k } = self.dims;
+        let params = reference::matmul::Params { m, n, k, alpha };
+        match self.form {
+            Form::Nt => reference::matmul::nt(params, x, w, bias, before),
+            Form::Nn => reference::matmul::nn(params, x, w, before),
+            Form::Tn => reference::matmul::tn(params, x, w, before),
+        }
+    }
+
     async fn check(&self, gpu: &Gpu) -> Outcome {
         let &Self { form, dtype, dims, alpha, .. } = self;
         let Dims { m, n, k } = dims;
@@ -124,13 +142,10 @@ impl Case {
         let earlier = self.accumulate.then(|| values(3, m * n, 1.0));
         let bias = self.bias.then(|| values(4, n, 1.0));
         let residual = self.residual.then(|| values(5, m * n, 1.0));
-        let params = reference::matmul::Params { m, n, k, alpha: f64::from(alpha) };
         let before = earlier.as_deref();
-        let mut expected = match form {
-            Form::Nt => reference::matmul::nt(params, &x, &w, bias.as_deref(), before),
-            Form::Nn => reference::matmul::nn(params, &x, &w, before),
-            Form::Tn => reference::matmul::tn(params, &x, &w, before),
-        };
+        let mut expected = self.reference(f64::from(alpha), (&x, &w), bias.as_deref(), before);
+        let [x_sizes, w_sizes] = [&x, &w].map(|data| data.iter().map(|v| v.abs()).collect::<Vec<_>>());
+        let sizes = self.reference(f64::from(alpha.abs()), (&x_sizes, &w_sizes), None, None);
         if let Some(residual) = &residual {
             expected = reference::add::forward(&expected, residual);
         }
@@ -147,6 +162,7 @@ impl Case {
             let x_data = floats(gpu, &spread(&x, x_width, x_place, f64::NAN))?;
             let (w_data, _) = weights(gpu, dtype, &spread(&w, w_width, w_place, f64::NAN))?;
             let residual = residual.as_ref().map(|r| floats(gpu, &in_y(r, f64::NAN))).transpose()?;
+            let sizes = in_y(&sizes, 0.0);
             let nan = vec![f64::NAN; m * n];
             let (before, expected) = (in_y(earlier.as_ref().unwrap_or(&nan), 0.5), in_y(&expected, 0.5));
             let product = Product {
@@ -170,14 +186,22 @@ impl Case {
                 rec.submit();
                 let epilogue = (self.accumulate, self.bias, self.residual);
                 let what = format!("m={m} n={n} k={k} alpha={alpha} accumulate, bias, residual {epilogue:?}");
-                y.expect(gpu, format!("{}, {what}, {places:?}", by.variant), &expected).await?;
+                let what = format!("{}, {what}, {places:?}", by.variant);
+                if by.family.rounds() {
+                    y.expect_rounded(gpu, what, &expected, &sizes).await?;
+                } else {
+                    y.expect(gpu, what, &expected).await?;
+                }
             }
         }
         Ok(())
     }
 }
 
-/// The product of `x` with `w`, whose values are given as they are in memory: the same bits by every candidate.
+/// The bits of a product by each family of kernels.
+type Bits = BTreeMap<Family, Vec<u32>>;
+
+/// The product of `x` with `w`, whose values are given as they are in memory: the same bits by every candidate of a family.
 async fn product(
     gpu: &Gpu,
     form: Form,
@@ -185,20 +209,29 @@ async fn product(
     x: &[f64],
     dims: Dims,
     decoding: bool,
-) -> Result<Vec<u32>, super::Failure> {
+) -> Result<Bits, super::Failure> {
     let (w, _) = weights(gpu, dtype, w)?;
     let (x, y) = (floats(gpu, x)?, Output::fresh(gpu, dims.m * dims.n)?);
     let product = Product { decoding, ..Product::plain(form, &x, &w, &y.tensor, dims) };
-    let mut first: Option<Vec<u32>> = None;
+    let mut all = Bits::new();
     for by in product.candidates(gpu) {
         let mut rec = Recorder::new(gpu);
         product.record_by(&mut rec, &by)?;
         rec.submit();
         let found = bits(&y.read(gpu, format!("{form:?} {dims:?}")).await?);
-        equal(format!("{}, {dims:?}, bits", by.variant), &found, first.as_ref().unwrap_or(&found))?;
-        first = Some(found);
+        let first = all.entry(by.family).or_insert_with(|| found.clone());
+        equal(format!("{}, {dims:?}, bits", by.variant), &found, first)?;
     }
-    Ok(first.unwrap_or_default())
+    Ok(all)
+}
+
+/// Fails unless `found` has the families of `expected`, each with the first of its bits.
+fn equal_bits(what: &str, found: &Bits, expected: &Bits) -> Outcome {
+    equal(what, &found.keys().collect::<Vec<_>>(), &expected.keys().collect::<Vec<_>>())?;
+    for (family, found) in found {
+        equal(format!("{what}, {family:?}, bits"), found, &expected[family][..found.len()])?;
+    }
+    Ok(())
 }
 
 /// Packed weights give the very bits that the same weights give in f32.
@@ -210,7 +243,7 @@ async fn packed_is_exact(gpu: &Gpu, _: Depth) -> Outcome {
                 let (_, held) = weights(gpu, dtype, &values(6, n * k, 1.0))?;
                 let plain = product(gpu, form, (DType::F32, &held), &x, dims, false).await?;
                 let packed = product(gpu, form, (dtype, &held), &x, dims, false).await?;
-                equal(format!("{form:?} {dtype:?} {dims:?}, bits"), &packed, &plain)?;
+                equal_bits(&format!("{form:?} {dtype:?} {dims:?}"), &packed, &plain)?;
             }
         }
     }
@@ -227,7 +260,7 @@ async fn rows_alone(gpu: &Gpu, _: Depth) -> Outcome {
         let many = product(gpu, Form::Nt, (DType::F32, &w), &x, dims(70), decoding).await?;
         for m in [1, 3, 8, 9, 33] {
             let few = product(gpu, Form::Nt, (DType::F32, &w), &x[..m * k], dims(m), decoding).await?;
-            equal(format!("{m} of 70 rows, n={n} k={k} decoding={decoding}, bits"), &few, &many[..m * n])?;
+            equal_bits(&format!("{m} of 70 rows, n={n} k={k} decoding={decoding}"), &few, &many)?;
         }
     }
     Ok(())

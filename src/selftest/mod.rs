@@ -36,6 +36,10 @@ pub struct Tolerance {
 /// Weights in bf16 and f16 are unpacked exactly and need no tolerance of their own.
 pub const F32: Tolerance = Tolerance { abs: 2e-5, eps: 2e-5 };
 
+/// The share of |x||w| by which a product of inputs that were rounded to f16 may be off: 2^-10 for each of the two, as a device
+/// may round toward zero. A sum of products may be off by that share of the sum of their sizes.
+pub const F16_PRODUCT: f64 = 2.0 / 1024.0;
+
 /// How much to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {

@@ -3,7 +3,7 @@
 //! Directives stand alone on their line: `#import common/index`, `#ifdef NAME`, `#ifndef NAME`, `#else`, `#endif`, and
 //! `#each I COUNT` with `#end`: the lines between are repeated with `$I` replaced by 0, 1, .. COUNT - 1, where COUNT is a
 //! product or quotient of numbers and definitions (`LOADS*SG/4`). Anything else that starts with `#` is an error. A
-//! variant's valued definitions become constants at the top.
+//! variant's valued definitions become constants at the top, behind the lines with `enable`, which WGSL wants first.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,10 +18,11 @@ macro_rules! sources {
 
 sources! {
     "common/attention", "common/columns", "common/index", "common/pack", "common/product", "common/reduce", "common/rng", "common/rows",
+    "common/tiles",
     "adamw", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup",
     "attention_dq", "attention_dq_subgroup", "attention_subgroup", "clip_scale", "column_sum",
     "dropout", "ema", "fma_peak", "gather", "gather_backward", "kv_write", "log_prob", "log_prob_backward",
-    "matmul", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope", "row_scale", "sample",
+    "matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope", "row_scale", "sample",
     "sequence_sum", "sum_squares", "swiglu", "swiglu_backward",
 }
 
@@ -90,28 +91,35 @@ fn expand(line: &str) -> Vec<String> {
 /// # Errors
 /// An unknown file or directive, an unbalanced `#ifdef`: a sentence with the file and line.
 pub fn source(variant: &Variant) -> Result<String, String> {
-    let mut out = String::new();
+    let mut file = Expansion::new(&variant.defines);
+    file.include(&variant.shader)?;
+    let mut all = file.enables;
     for (name, value) in &variant.defines {
         if let Some(value) = value {
-            out.push_str(&format!("const {name} = {value}u;\n"));
+            all.push_str(&format!("const {name} = {value}u;\n"));
         }
     }
-    let mut file = Expansion { defines: &variant.defines, imported: Vec::new(), out };
-    file.include(&variant.shader)?;
-    Ok(file.out)
+    all.push_str(&file.out);
+    Ok(all)
 }
 
 /// A variant's text as it grows.
 struct Expansion<'a> {
     defines: &'a BTreeMap<String, Option<u32>>,
     imported: Vec<String>,
+    /// The `enable` directives, which must come before everything else.
+    enables: String,
     out: String,
 }
 
 /// A line with its number, for messages.
 type Line = (usize, String);
 
-impl Expansion<'_> {
+impl<'a> Expansion<'a> {
+    fn new(defines: &'a BTreeMap<String, Option<u32>>) -> Self {
+        Self { defines, imported: Vec::new(), enables: String::new(), out: String::new() }
+    }
+
     fn include(&mut self, name: &str) -> Result<(), String> {
         if self.imported.iter().any(|seen| seen == name) {
             return Ok(());
@@ -135,8 +143,9 @@ impl Expansion<'_> {
             let kept = open.iter().all(|&kept| kept);
             let Some(directive) = line.trim_start().strip_prefix('#') else {
                 if kept {
-                    self.out.push_str(line);
-                    self.out.push('\n');
+                    let out = if line.starts_with("enable ") { &mut self.enables } else { &mut self.out };
+                    out.push_str(line);
+                    out.push('\n');
                 }
                 continue;
             };
@@ -227,7 +236,7 @@ mod tests {
     fn expanded(text: &str, defines: &str) -> Result<String, String> {
         let variant = Variant::parse(&format!("x {defines}")).expect("parses");
         let lines: Vec<Line> = (1..).zip(text.lines().map(str::to_string)).collect();
-        let mut file = Expansion { defines: &variant.defines, imported: Vec::new(), out: String::new() };
+        let mut file = Expansion::new(&variant.defines);
         file.lines("x", &lines).map(|()| file.out)
     }
 
@@ -245,5 +254,11 @@ mod tests {
     fn values_become_constants() {
         let variant = Variant::parse("attention HEAD_DIM=64").expect("parses");
         assert!(source(&variant).expect("source").starts_with("const HEAD_DIM = 64u;\n"));
+    }
+
+    #[test]
+    fn enables_come_first() {
+        let variant = Variant::parse("matmul_tiled EDGE=4 HALF NT").expect("parses");
+        assert!(source(&variant).expect("source").starts_with("enable f16;\nconst EDGE = 4u;\n"));
     }
 }
