@@ -125,11 +125,11 @@ pub async fn attention(
     let shape =
         Shape { queries: tokens, heads, kv_heads, head_dim, mean_keys: tokens.div_ceil(2), dense: true };
     let (q_count, kv_count) = (tokens * heads * head_dim, tokens * kv_heads * head_dim);
-    let (q, k, v) = (values(gpu, "q", q_count)?, values(gpu, "k", kv_count)?, values(gpu, "v", kv_count)?);
+    let (q, kv) = (values(gpu, "q", q_count)?, values(gpu, "k and v", 2 * kv_count)?);
     let d_o = values(gpu, "d_o", q_count)?;
     let make = |label, count| Tensor::new(gpu, Purpose::Staging, label, count, DType::F32);
     let (o, dq) = (make("o", q_count)?, make("dq", q_count)?);
-    let (dk, dv, stats) = (make("dk", kv_count)?, make("dv", kv_count)?, make("stats", 2 * tokens * heads)?);
+    let (dkv, stats) = (make("dk and dv", 2 * kv_count)?, make("stats", 2 * tokens * heads)?);
     let ranges: Vec<u32> = (0..tokens as u32).flat_map(|t| [0, 0, 0, t + 1]).collect();
     let described: Vec<u32> = (0..tokens as u32).flat_map(|t| [0, t, t, tokens as u32]).collect();
     let ranges = Tensor::from_u32(gpu, Purpose::Staging, "ranges", &ranges)?;
@@ -138,13 +138,13 @@ pub async fn attention(
     let pairs = (tokens * (tokens + 1) / 2) as f64;
     let products = |n: f64| n * 2.0 * pairs * (heads * head_dim) as f64;
     let kv_width = kv_heads * head_dim;
-    let operands =
-        Operands { q: Mat::new(&q, heads * head_dim), k: Mat::new(&k, kv_width), v: Mat::new(&v, kv_width) };
+    let k = Mat::new(&kv, 2 * kv_width);
+    let operands = Operands { q: Mat::new(&q, heads * head_dim), k, v: k.from(kv_width) };
     let forward =
         time(gpu, runs, |rec| attention::forward(rec, operands, &ranges, &o, &stats, shape)).await?;
     let backward = time(gpu, runs, |rec| {
         let saved = Saved { operands, o: &o, stats: &stats, ranges: &ranges, tokens: &described };
-        attention::backward(rec, saved, &d_o, [&dq, &dk, &dv], shape)
+        attention::backward(rec, saved, &d_o, &dq, &dkv, shape)
     })
     .await?;
     Ok([

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 params!(Params for [
         "attention", "attention_dq", "attention_dkv",
         "attention_subgroup", "attention_dq_subgroup", "attention_dkv_subgroup",
+        "attention_tiled", "attention_dq_tiled", "attention_dkv_tiled",
     ];
     queries: u32, heads: u32, kv_heads: u32, scale: f32,
     q_at: u32, q_stride: u32, k_at: u32, v_at: u32, kv_stride: u32);
@@ -17,6 +18,9 @@ params!(DeltaParams for ["attention_delta"]; rows: u32, vectors: u32);
 
 /// Head sizes with a compiled variant.
 pub const HEAD_DIMS: [usize; 14] = [4, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128];
+
+/// Rows of a workgroup in the tiled kernels; `TILE` in `common/attention_tile.wgsl`.
+const TILE: usize = 32;
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout(), DeltaParams::layout()]
@@ -68,18 +72,40 @@ impl Shape {
         Ok(())
     }
 
-    /// `name`'s variant, and the workgroups for `queries` rows of each of `heads`.
+    /// The software tier's variant of `name`, and the workgroups for `queries` rows of each of `heads`.
     fn variant(&self, gpu: &Gpu, name: &str, flags: &str, heads: usize) -> (String, u64) {
         let dim = self.head_dim;
-        let lanes = gpu.subgroup().filter(|&lanes| {
-            gpu.tier() == Tier::Software && self.dense && [4, 8].contains(&lanes) && dim.is_multiple_of(8)
-        });
+        let shares = |&lanes: &usize| self.dense && [4, 8].contains(&lanes) && dim.is_multiple_of(8);
+        let lanes = gpu.subgroup().filter(shares);
         match lanes {
             Some(lanes) => (
                 format!("{name}_subgroup SG={lanes} HEAD_DIM={dim}{flags}"),
                 (self.queries.div_ceil(lanes) * heads) as u64,
             ),
             None => (format!("{name} HEAD_DIM={dim}{flags}"), groups_of_64(self.queries * heads)),
+        }
+    }
+
+    /// The portable tier's variant of `name`, whose workgroups take tiles of `rows` rows of each kv head: the largest blocks,
+    /// in eights, with which 16 KiB of workgroup memory hold `staged` blocks of vectors, as many of weights, and `rest` vec4s.
+    fn tiled(&self, name: &str, block: &str, rows: usize, (staged, rest): (usize, usize)) -> (String, u64) {
+        let dim = self.head_dim;
+        // Rows of vectors and of weights have odd strides, see common/attention_tile.wgsl.
+        let size = (1024 - rest) / (staged * (((dim / 4) | 1) + 9)) / 8 * 8;
+        let variant =
+            format!("{name} HEAD_DIM={dim} {block}={} COLUMNS={}", size.min(TILE), dim.div_ceil(32));
+        (variant, (rows.div_ceil(TILE) * self.kv_heads) as u64)
+    }
+
+    /// The variant and the workgroups of a kernel that goes by query: the forward pass, and dq.
+    fn by_query(&self, gpu: &Gpu, name: &str) -> (String, u64) {
+        match gpu.tier() {
+            // The maxima, and the run of keys.
+            Tier::Portable => {
+                let rows = self.queries * self.heads / self.kv_heads;
+                self.tiled(&format!("{name}_tiled"), "KEYS", rows, (1, 8 * 9 + 1))
+            }
+            Tier::Software => self.variant(gpu, name, "", self.heads),
         }
     }
 
@@ -123,7 +149,7 @@ pub fn forward(
     let Operands { q, k, v } = operands;
     check("attention", &[("q", q.data, q.extent(shape.queries, shape.heads * shape.head_dim))])?;
     check("attention", &[("ranges", ranges, 4 * shape.queries), ("o", o, count), ("stats", stats, rows)])?;
-    let (variant, groups) = shape.variant(rec.gpu(), "attention", "", shape.heads);
+    let (variant, groups) = shape.by_query(rec.gpu(), "attention");
     let shader = kernel(rec.gpu(), &variant);
     let bindings = [q.data, k.data, v.data, ranges, o, stats];
     rec.dispatch(&shader, &shape.params(operands), &bindings, groups, shape.operations(4.0));
@@ -144,24 +170,26 @@ pub struct Saved<'a> {
     pub tokens: &'a Tensor,
 }
 
-/// The operands' gradients, each `=`, from d_o `(T, H, hd)`: `gradients` lie as the operands do. All three may be one tensor.
+/// The operands' gradients, each `=`, from d_o `(T, H, hd)`: dq lies as q does, and in dkv, which may be dq's tensor, dk as k and
+/// dv as v.
 pub fn backward(
     rec: &mut Recorder,
     saved: Saved,
     d_o: &Tensor,
-    gradients: [&Tensor; 3],
+    dq: &Tensor,
+    dkv: &Tensor,
     shape: Shape,
 ) -> Result<()> {
     let Saved { operands, o, stats, ranges, tokens } = saved;
     let Operands { q, k, v } = operands;
+    assert_ne!(k.at, v.at, "attention: keys and values are columns of one tensor where they have gradients");
     let rows = shape.queries * shape.heads;
     let count = rows * shape.head_dim;
-    let [dq, dk, dv] = gradients;
     shape.check([("q", q), ("k", k), ("v", v)])?;
     shape.check([
         ("dq", Mat { data: dq, ..q }),
-        ("dk", Mat { data: dk, ..k }),
-        ("dv", Mat { data: dv, ..v }),
+        ("dk", Mat { data: dkv, ..k }),
+        ("dv", Mat { data: dkv, ..v }),
     ])?;
     check("attention_backward", &[("o", o, count), ("d_o", d_o, count), ("stats", stats, 2 * rows)])?;
     let delta = DeltaParams { rows: rows as u32, vectors: (shape.head_dim / 4) as u32 };
@@ -169,13 +197,23 @@ pub fn backward(
     rec.dispatch(&shader, &delta, &[o, d_o, stats], groups_of_64(rows), 2.0 * count as f64);
     let params = shape.params(operands);
     let (q, k, v) = (q.data, k.data, v.data);
-    let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", " DV", shape.kv_heads);
-    let bindings = [q, k, tokens, stats, d_o, dv];
-    rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(4.0));
-    let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", "", shape.kv_heads);
-    let bindings = [q, k, tokens, stats, d_o, dk, v];
-    rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(6.0));
-    let (variant, groups) = shape.variant(rec.gpu(), "attention_dq", "", shape.heads);
+    match rec.gpu().tier() {
+        Tier::Portable => {
+            // Rows of queries and of d_o, w and ds, and where the queries end.
+            let (variant, groups) = shape.tiled("attention_dkv_tiled", "ROWS", shape.queries, (2, 1));
+            let bindings = [q, k, v, tokens, stats, d_o, dkv];
+            rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(8.0));
+        }
+        Tier::Software => {
+            let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", " DV", shape.kv_heads);
+            let bindings = [q, k, tokens, stats, d_o, dkv];
+            rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(4.0));
+            let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", "", shape.kv_heads);
+            let bindings = [q, k, tokens, stats, d_o, dkv, v];
+            rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(6.0));
+        }
+    }
+    let (variant, groups) = shape.by_query(rec.gpu(), "attention_dq");
     let bindings = [q, k, v, ranges, stats, d_o, dq];
     rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(6.0));
     Ok(())

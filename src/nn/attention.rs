@@ -110,7 +110,7 @@ impl Attention {
             ranges: tables.ranges,
             tokens: tables.tokens,
         };
-        kernel::backward(rec, forward, d_o, [dqkv; 3], self.shape(tables))?;
+        kernel::backward(rec, forward, d_o, dqkv, dqkv, self.shape(tables))?;
         self.turn(rec, Turn::Backward, tables, dqkv)?;
         self.qkv.backward(rec, pass, gradients, scratch, x, dqkv, dx, count)
     }

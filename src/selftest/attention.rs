@@ -4,7 +4,7 @@ use super::bench::{Output, floats, spread, values, words};
 use super::{Check, Depth, Failure, Outcome, check};
 use crate::gpu::{Gpu, Recorder, Tensor};
 use crate::kernels::Mat;
-use crate::kernels::attention::{self, Operands, Saved, Shape};
+use crate::kernels::attention::{self, HEAD_DIMS, Operands, Saved, Shape};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -31,6 +31,16 @@ const BATCHES: [&[(u32, &[u32])]; 3] = [
     &[(5, &[3, 1, 7]), (1, &[2, 2]), (9, &[])],
     &[(1, &[])],
     &[(40, &[17, 30, 1, 1, 9]), (13, &[64]), (0, &[5, 6])],
+];
+
+/// Lengths about those of a tile of the portable kernels: 32 queries and heads that share a kv head, 16, 24 or 32 keys.
+const EDGES: [&[(u32, &[u32])]; 6] = [
+    &[(31, &[])],
+    &[(32, &[])],
+    &[(33, &[])],
+    &[(4, &[]), (7, &[]), (1, &[])],
+    &[(33, &[31, 2, 64])],
+    &[(65, &[15, 17]), (24, &[8, 40])],
 ];
 
 /// The key ranges of every token of a packed batch.
@@ -75,6 +85,19 @@ impl Case {
         let (o, lse) = reference::attention::forward(params, &q, &k, &v, &ranges);
         let what = format!("T={queries} S={keys} H={heads} G={kv_heads} head_dim={head_dim} |q|<{size}");
         Self { shape, params, ranges, q, k, v, o, lse, what }
+    }
+
+    /// NaN in every slot that no query sees, as in a cache whose buffers were used before.
+    fn spoilt(mut self) -> Self {
+        let width = self.widths().1;
+        let seen = |slot: u32| {
+            self.ranges.iter().any(|r| (r[0]..r[1]).contains(&slot) || (r[2]..r[3]).contains(&slot))
+        };
+        for slot in (0..self.k.len() / width).filter(|&slot| !seen(slot as u32)) {
+            self.k[slot * width..][..width].fill(f64::NAN);
+            self.v[slot * width..][..width].fill(f64::NAN);
+        }
+        self
     }
 
     async fn forward(&self, gpu: &Gpu) -> Outcome {
@@ -140,7 +163,7 @@ impl Case {
         let mut rec = Recorder::new(gpu);
         let operands = self.columns(&qkv);
         let saved = Saved { operands, o: &o, stats: &stats.tensor, ranges: &ranges, tokens: &tokens };
-        attention::backward(&mut rec, saved, &d_o, [&dqkv.tensor; 3], self.shape)?;
+        attention::backward(&mut rec, saved, &d_o, &dqkv.tensor, &dqkv.tensor, self.shape)?;
         rec.submit();
         let mut rows = self.lse.clone();
         rows.extend(reference::attention::delta(self.params, &dout, &self.o));
@@ -152,12 +175,19 @@ impl Case {
 
 fn packed(depth: Depth) -> Vec<Case> {
     let mut cases = Vec::new();
+    let mut add = |shape, batch| {
+        let ranges = ranges(batch);
+        let keys = ranges.len();
+        cases.push(Case::new(shape, ranges, keys));
+    };
     for &shape in depth.of(&SHAPES) {
-        for batch in BATCHES {
-            let ranges = ranges(batch);
-            let keys = ranges.len();
-            cases.push(Case::new(shape, ranges, keys));
+        BATCHES.into_iter().for_each(|batch| add(shape, batch));
+    }
+    if depth == Depth::Full {
+        for shape in [SHAPES[2], SHAPES[3], SHAPES[6]] {
+            EDGES.into_iter().for_each(|batch| add(shape, batch));
         }
+        HEAD_DIMS.into_iter().for_each(|dim| add((3, 1, dim, 2.0), BATCHES[2]));
     }
     cases
 }
@@ -178,19 +208,33 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
 
 /// One new token per row: prompts shared by rows, a segment of the cache for each, more slots than rows.
 async fn over_a_cache(gpu: &Gpu, depth: Depth) -> Outcome {
-    let ranges = vec![
+    let few = vec![
         [0, 20, 40, 41],
-        [0, 20, 56, 72],
-        [20, 33, 72, 75],
-        [20, 33, 88, 93],
-        // No prompt, no segment, and a range that ends with the cache.
-        [5, 5, 90, 100],
-        [33, 40, 0, 0],
-        [0, 1, 99, 100],
+        [0, 20, 50, 57],
+        [20, 33, 60, 60],
+        [20, 33, 70, 75],
+        [33, 34, 80, 99],
+        [0, 0, 99, 100],
+        [0, 20, 41, 50],
     ];
+    // Prompts that begin and end inside of a tile, a gap between them, and answers of other lengths beside each other.
+    let prompts = [[0, 33], [33, 34], [40, 40], [50, 114], [33, 34]];
+    let segment = |row: u32| (120 + row * 40, 120 + row * 40 + (row * 17) % 40);
+    let many: Vec<[u32; 4]> = (0..70)
+        .map(|row| {
+            let ([start, end], (first, last)) = (prompts[row as usize / 15], segment(row));
+            [start, end, first, last.max(first + 1)]
+        })
+        .collect();
     for &shape in depth.of(&SHAPES) {
-        Case::new(shape, ranges.clone(), 100).forward(gpu).await?;
+        Case::new(shape, few.clone(), 100).spoilt().forward(gpu).await?;
+        Case::new(shape, many.clone(), 120 + 70 * 40).spoilt().forward(gpu).await?;
         Case::new(shape, vec![[0, 100, 0, 0]], 100).forward(gpu).await?;
+    }
+    if depth == Depth::Full {
+        for dim in HEAD_DIMS {
+            Case::new((3, 1, dim, 2.0), many.clone(), 120 + 70 * 40).spoilt().forward(gpu).await?;
+        }
     }
     Ok(())
 }

@@ -17,13 +17,14 @@ macro_rules! sources {
 }
 
 sources! {
-    "common/attention", "common/columns", "common/index", "common/pack", "common/product", "common/reduce", "common/rng", "common/rows",
-    "common/tiles",
-    "adamw", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup",
-    "attention_dq", "attention_dq_subgroup", "attention_subgroup", "clip_scale", "column_sum",
+    "common/attention", "common/attention_keys", "common/attention_tile", "common/columns", "common/index", "common/pack",
+    "common/product", "common/reduce", "common/rng", "common/rows", "common/tiles",
+    "adamw", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup", "attention_dkv_tiled",
+    "attention_dq", "attention_dq_subgroup", "attention_dq_tiled", "attention_subgroup", "attention_tiled",
+    "clip_scale", "column_sum",
     "dropout", "ema", "fma_peak", "gather", "gather_backward", "kv_write", "log_prob", "log_prob_backward",
-    "matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope", "row_scale", "sample",
-    "sequence_sum", "sum_squares", "swiglu", "swiglu_backward",
+    "matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward",
+    "rope", "row_scale", "sample", "sequence_sum", "sum_squares", "swiglu", "swiglu_backward",
 }
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
