@@ -1,24 +1,31 @@
 // dlogits = coefficient of the row's sequence * (one-hot of the target - softmax), with UNIT as if the coefficient were 1.
 // Writes: logits, in place.
+#import common/columns
 #import common/index
 struct Params { rows: u32, vocab: u32, first: u32, total: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> predict: array<vec4<u32>>;     // (total): source token, target id, sequence, _
 @group(0) @binding(2) var<storage, read> stats: array<f32>;             // (3, total): logp, lse, entropy
 #ifdef UNIT
-@group(0) @binding(3) var<storage, read_write> logits: array<f32>;      // (rows, V)
+@group(0) @binding(3) var<storage, read_write> logits: array<Column>;   // (rows, V)
 #else
 @group(0) @binding(3) var<storage, read> coefficient: array<f32>;       // (S): dL / dlogp of each sequence's tokens
-@group(0) @binding(4) var<storage, read_write> logits: array<f32>;      // (rows, V)
+@group(0) @binding(4) var<storage, read_write> logits: array<Column>;   // (rows, V)
 #endif
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = flat_group(group, groups) * 64u + lane;
-    if i >= p.rows * p.vocab { return; }
-    let at = p.first + i / p.vocab;
+    let columns = p.vocab / PER_COLUMN;
+    if i >= p.rows * columns { return; }
+    let at = p.first + i / columns;
     let row = predict[at];
-    let hot = select(0.0, 1.0, row.y == i % p.vocab);
+    let first = i % columns * PER_COLUMN;
+#ifdef VEC4
+    let hot = select(vec4<f32>(), vec4<f32>(1.0), vec4<u32>(row.y) == first + vec4<u32>(0u, 1u, 2u, 3u));
+#else
+    let hot = select(0.0, 1.0, row.y == first);
+#endif
     let gradient = hot - exp(logits[i] - stats[p.total + at]);
 #ifdef UNIT
     logits[i] = gradient;

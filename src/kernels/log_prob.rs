@@ -68,7 +68,8 @@ pub fn backward(
         Some(coefficient) => ("log_prob_backward", vec![predict, stats, coefficient, logits]),
         None => ("log_prob_backward UNIT", vec![predict, stats, logits]),
     };
-    let shader = kernel(rec.gpu(), variant);
-    rec.dispatch(&shader, &chunk.params(), &bindings, groups_of_64(count), 6.0 * count as f64);
+    let (wide, per_load) = if chunk.vocab.is_multiple_of(4) { (" VEC4", 4) } else { ("", 1) };
+    let shader = kernel(rec.gpu(), &format!("{variant}{wide}"));
+    rec.dispatch(&shader, &chunk.params(), &bindings, groups_of_64(count / per_load), 6.0 * count as f64);
     Ok(())
 }
