@@ -48,6 +48,16 @@ fn w8(index: u32, second: u32) -> Eight {
 #endif
 }
 
+fn w4(index: u32) -> vec4<f32> {
+#ifdef PACKED
+    let words = w[index / 8u];
+    let half = select(words.xy, words.zw, (index & 4u) == 4u);
+    return vec4<f32>(unpack_pair(half.x), unpack_pair(half.y));
+#else
+    return w[index / 4u];
+#endif
+}
+
 @compute @workgroup_size(SG)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -69,7 +79,14 @@ fn main(
 #end
 
 #ifdef NT
-    // Two steps a turn: a turn of a loop costs a move of every sum. A step past the end multiplies by zero.
+    // A turn of the loop costs a move of every sum, and unrolled text outgrows the instruction cache: with 4 loads of rows a turn
+    // takes one step of four k, with fewer two. A second step past the end multiplies by zero.
+#ifdef LOADS=4
+    for (var k0 = 0u; k0 < p.k; k0 += 4u) {
+#each J 8
+        let c$J = w4(w_row(min(col0 + $Ju, p.n - 1u)) + k0);
+#end
+#else
     for (var k0 = 0u; k0 < p.k; k0 += 8u) {
         let inside = k0 + 4u < p.k;
         let k1 = min(k0 + 4u, p.k - 4u);
@@ -78,28 +95,47 @@ fn main(
         let c$J = w$J.lo;
         let d$J = w$J.hi;
 #end
+#endif
 #each L LOADS
-        let x$L = x4(x_row(min(row0 + $Lu * SG + lane, p.m - 1u)) + k0);
-        let z$L = select(vec4<f32>(), x4(x_row(min(row0 + $Lu * SG + lane, p.m - 1u)) + k1), inside);
+        let mine$L = x_row(min(row0 + $Lu * SG + lane, p.m - 1u));
+        let x$L = x4(mine$L + k0);
+#ifndef LOADS=4
+        let z$L = select(vec4<f32>(), x4(mine$L + k1), inside);
+#endif
 #each I SG
         {
             let v = subgroupBroadcast(x$L, $Iu);
+            var a = lo[$Lu * SG + $Iu];
+            var b = hi[$Lu * SG + $Iu];
+            a = vec4<f32>(
+                fma(v.w, c0.w, fma(v.z, c0.z, fma(v.y, c0.y, fma(v.x, c0.x, a.x)))),
+                fma(v.w, c1.w, fma(v.z, c1.z, fma(v.y, c1.y, fma(v.x, c1.x, a.y)))),
+                fma(v.w, c2.w, fma(v.z, c2.z, fma(v.y, c2.y, fma(v.x, c2.x, a.z)))),
+                fma(v.w, c3.w, fma(v.z, c3.z, fma(v.y, c3.y, fma(v.x, c3.x, a.w)))),
+            );
+            b = vec4<f32>(
+                fma(v.w, c4.w, fma(v.z, c4.z, fma(v.y, c4.y, fma(v.x, c4.x, b.x)))),
+                fma(v.w, c5.w, fma(v.z, c5.z, fma(v.y, c5.y, fma(v.x, c5.x, b.y)))),
+                fma(v.w, c6.w, fma(v.z, c6.z, fma(v.y, c6.y, fma(v.x, c6.x, b.z)))),
+                fma(v.w, c7.w, fma(v.z, c7.z, fma(v.y, c7.y, fma(v.x, c7.x, b.w)))),
+            );
+#ifndef LOADS=4
             let u = subgroupBroadcast(z$L, $Iu);
-            let i = $Lu * SG + $Iu;
-            let a = lo[i];
-            let b = hi[i];
-            lo[i] = vec4<f32>(
-                fma(u.w, d0.w, fma(u.z, d0.z, fma(u.y, d0.y, fma(u.x, d0.x, fma(v.w, c0.w, fma(v.z, c0.z, fma(v.y, c0.y, fma(v.x, c0.x, a.x)))))))),
-                fma(u.w, d1.w, fma(u.z, d1.z, fma(u.y, d1.y, fma(u.x, d1.x, fma(v.w, c1.w, fma(v.z, c1.z, fma(v.y, c1.y, fma(v.x, c1.x, a.y)))))))),
-                fma(u.w, d2.w, fma(u.z, d2.z, fma(u.y, d2.y, fma(u.x, d2.x, fma(v.w, c2.w, fma(v.z, c2.z, fma(v.y, c2.y, fma(v.x, c2.x, a.z)))))))),
-                fma(u.w, d3.w, fma(u.z, d3.z, fma(u.y, d3.y, fma(u.x, d3.x, fma(v.w, c3.w, fma(v.z, c3.z, fma(v.y, c3.y, fma(v.x, c3.x, a.w)))))))),
+            a = vec4<f32>(
+                fma(u.w, d0.w, fma(u.z, d0.z, fma(u.y, d0.y, fma(u.x, d0.x, a.x)))),
+                fma(u.w, d1.w, fma(u.z, d1.z, fma(u.y, d1.y, fma(u.x, d1.x, a.y)))),
+                fma(u.w, d2.w, fma(u.z, d2.z, fma(u.y, d2.y, fma(u.x, d2.x, a.z)))),
+                fma(u.w, d3.w, fma(u.z, d3.z, fma(u.y, d3.y, fma(u.x, d3.x, a.w)))),
             );
-            hi[i] = vec4<f32>(
-                fma(u.w, d4.w, fma(u.z, d4.z, fma(u.y, d4.y, fma(u.x, d4.x, fma(v.w, c4.w, fma(v.z, c4.z, fma(v.y, c4.y, fma(v.x, c4.x, b.x)))))))),
-                fma(u.w, d5.w, fma(u.z, d5.z, fma(u.y, d5.y, fma(u.x, d5.x, fma(v.w, c5.w, fma(v.z, c5.z, fma(v.y, c5.y, fma(v.x, c5.x, b.y)))))))),
-                fma(u.w, d6.w, fma(u.z, d6.z, fma(u.y, d6.y, fma(u.x, d6.x, fma(v.w, c6.w, fma(v.z, c6.z, fma(v.y, c6.y, fma(v.x, c6.x, b.z)))))))),
-                fma(u.w, d7.w, fma(u.z, d7.z, fma(u.y, d7.y, fma(u.x, d7.x, fma(v.w, c7.w, fma(v.z, c7.z, fma(v.y, c7.y, fma(v.x, c7.x, b.w)))))))),
+            b = vec4<f32>(
+                fma(u.w, d4.w, fma(u.z, d4.z, fma(u.y, d4.y, fma(u.x, d4.x, b.x)))),
+                fma(u.w, d5.w, fma(u.z, d5.z, fma(u.y, d5.y, fma(u.x, d5.x, b.y)))),
+                fma(u.w, d6.w, fma(u.z, d6.z, fma(u.y, d6.y, fma(u.x, d6.x, b.z)))),
+                fma(u.w, d7.w, fma(u.z, d7.z, fma(u.y, d7.y, fma(u.x, d7.x, b.w)))),
             );
+#endif
+            lo[$Lu * SG + $Iu] = a;
+            hi[$Lu * SG + $Iu] = b;
         }
 #end
 #end
@@ -128,37 +164,44 @@ fn main(
     }
 #endif
 #ifdef TN
-    // A vec4 of x holds four rows at one k: the subgroup's lanes cover its rows at 4 / LOADS values of k at once.
+    // A vec4 of x holds four rows at one k: the subgroup's lanes cover its rows at 4 / LOADS values of k at once. A turn takes four
+    // values of k, so that a sum is touched once for four products.
     let first = min(col0, p.n - EDGE);
     let second = min(col0 + 4u, p.n - 4u);
     for (var kk = 0u; kk < p.k; kk += 4u) {
 #each S LOADS
-        let k$S = kk + $Su * DEPTH;
-        let own$S = k$S + lane / QUADS;
+        let own$S = kk + $Su * DEPTH + lane / QUADS;
         let at$S = x_row(min(own$S, p.k - 1u)) + min(row0 + (lane % QUADS) * 4u, p.m - 4u);
         let x$S = select(vec4<f32>(), x4(at$S), own$S < p.k);
 #each D 4/LOADS
-        {
-            let deep = w_row(min(k$S + $Du, p.k - 1u));
-            let eight = w8(deep + first, deep + second);
-            let l = eight.lo;
-            let h = eight.hi;
+        let w$S_$D = w_row(min(kk + $Su * DEPTH + $Du, p.k - 1u));
+        let e$S_$D = w8(w$S_$D + first, w$S_$D + second);
+        let l$S_$D = e$S_$D.lo;
+        let h$S_$D = e$S_$D.hi;
+#end
+#end
 #each Q LOADS*SG/4
+        {
+#each R 4
+            var a$R = lo[4u * $Qu + $Ru];
+            var b$R = hi[4u * $Qu + $Ru];
+#end
+#each S LOADS
+#each D 4/LOADS
             {
                 let v = subgroupBroadcast(x$S, $Du * QUADS + $Qu);
-                let i = 4u * $Qu;
-                lo[i] = fma(v.xxxx, l, lo[i]);
-                hi[i] = fma(v.xxxx, h, hi[i]);
-                lo[i + 1u] = fma(v.yyyy, l, lo[i + 1u]);
-                hi[i + 1u] = fma(v.yyyy, h, hi[i + 1u]);
-                lo[i + 2u] = fma(v.zzzz, l, lo[i + 2u]);
-                hi[i + 2u] = fma(v.zzzz, h, hi[i + 2u]);
-                lo[i + 3u] = fma(v.wwww, l, lo[i + 3u]);
-                hi[i + 3u] = fma(v.wwww, h, hi[i + 3u]);
+#each R 4
+                a$R = fma(vec4<f32>(v[$R]), l$S_$D, a$R);
+                b$R = fma(vec4<f32>(v[$R]), h$S_$D, b$R);
+#end
             }
 #end
-        }
 #end
+#each R 4
+            lo[4u * $Qu + $Ru] = a$R;
+            hi[4u * $Qu + $Ru] = b$R;
+#end
+        }
 #end
     }
 #endif

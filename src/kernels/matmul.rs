@@ -193,9 +193,10 @@ impl<'a> Product<'a> {
         let whole =
             wide && (w.data.dtype() == DType::F32 || row.is_multiple_of(8) && w.starts_at_multiples_of(8));
         if let Some(lanes) = gpu.subgroup().filter(|&lanes| whole && (lanes == 4 || lanes == 8)) {
-            // As many rows as there are, and no more: a decoding step has few. Over 16 rows the unrolled text of this layout
-            // outgrows most instruction caches.
-            let order = if form == Form::Nt { [2, 4, 1] } else { [4, 2, 1] };
+            // As many rows as there are, and no more: a decoding step has few. Over 16 rows, a load of packed weights brings
+            // this layout twice of what it uses.
+            let packed = w.data.dtype() != DType::F32;
+            let order = if form == Form::Nt && packed { [2, 4, 1] } else { [4, 2, 1] };
             let most = [1, 2, 4].into_iter().find(|loads| loads * lanes >= m).unwrap_or(4);
             for loads in order.into_iter().filter(|&loads| loads <= most) {
                 let variant = format!("matmul_subgroup SG={lanes} LOADS={loads} {flags}");

@@ -1,6 +1,6 @@
 //! `#import`, `#ifdef` and constants for WGSL, and the list of variants in `shaders/permutations`.
 //!
-//! Directives stand alone on their line: `#import common/index`, `#ifdef NAME`, `#ifndef NAME`, `#else`, `#endif`, and
+//! Directives stand alone on their line: `#import common/index`, `#ifdef NAME` or `#ifdef NAME=VALUE`, `#ifndef`, `#else`, `#endif`, and
 //! `#each I COUNT` with `#end`: the lines between are repeated with `$I` replaced by 0, 1, .. COUNT - 1, where COUNT is a
 //! product or quotient of numbers and definitions (`LOADS*SG/4`). Anything else that starts with `#` is an error. A
 //! variant's valued definitions become constants at the top, behind the lines with `enable`, which WGSL wants first.
@@ -156,8 +156,8 @@ impl<'a> Expansion<'a> {
                         self.include(file)?;
                     }
                 }
-                ["ifdef", flag] => open.push(self.defines.contains_key(flag)),
-                ["ifndef", flag] => open.push(!self.defines.contains_key(flag)),
+                ["ifdef", flag] => open.push(self.defined(flag)),
+                ["ifndef", flag] => open.push(!self.defined(flag)),
                 ["else"] => {
                     let kept = open.last_mut().ok_or_else(|| fail("#else without #ifdef"))?;
                     *kept = !*kept;
@@ -183,6 +183,16 @@ impl<'a> Expansion<'a> {
             }
         }
         if open.is_empty() { Ok(()) } else { Err(format!("shaders/{name}.wgsl: #ifdef without #endif")) }
+    }
+
+    /// Whether NAME is defined, or NAME=VALUE with this value.
+    fn defined(&self, flag: &str) -> bool {
+        match flag.split_once('=') {
+            None => self.defines.contains_key(flag),
+            Some((name, value)) => {
+                self.defines.get(name).copied().flatten().is_some_and(|own| value.parse() == Ok(own))
+            }
+        }
     }
 
     /// The value of a count: numbers and definitions joined by `*` and `/`, from left to right.
@@ -249,6 +259,14 @@ mod tests {
         assert!(expanded("#each I 2\na", "").unwrap_err().ends_with("x.wgsl:1: #each without #end"));
         assert!(expanded("\n#each I M\n#end", "").unwrap_err().ends_with("x.wgsl:2: no such count"));
         assert!(expanded("#end", "").unwrap_err().contains("unknown directive #end"));
+    }
+
+    #[test]
+    fn conditions_ask_for_names_and_values() {
+        let text = "#ifdef N=2\ntwo\n#else\nother\n#endif\n#ifndef N\nnone\n#endif";
+        assert_eq!(expanded(text, "N=2").unwrap(), "two\n");
+        assert_eq!(expanded(text, "N=3").unwrap(), "other\n");
+        assert_eq!(expanded(text, "").unwrap(), "other\nnone\n");
     }
 
     #[test]
