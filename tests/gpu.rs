@@ -102,6 +102,12 @@ tests! {
 
 /// What matrix products are in, where their inputs may be rounded to f16. All else is as on the other devices.
 mod half {
+    use std::collections::BTreeSet;
+
+    use aweigh::gpu::{Purpose, Scalar, Tensor};
+    use aweigh::kernels::matmul::{Dims, Family, Form, Product};
+    use aweigh::reference::rng::values;
+
     macro_rules! tests {
         ($($name:ident),* $(,)?) => {
             $(#[test] fn $name() { super::run(super::Device::Half, stringify!($name)); })*
@@ -110,6 +116,25 @@ mod half {
 
     tests! {
         matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_rows_alone, model_gradients,
+    }
+
+    /// What the adapter has is in use, so the checks above have run it; subgroups of a size that no kernel knows aside.
+    #[test]
+    fn features_give_kernels() {
+        super::with_gpu(super::Device::Half, |gpu| {
+            let one = values(1, 1).iter().map(|&v| v as f32).collect::<Vec<_>>();
+            let one = Tensor::from_f32(gpu, Purpose::Staging, "one", &one).expect("a small tensor");
+            let product = Product::plain(Form::Nt, &one, &one, &one, Dims { m: 1, n: 1, k: 1 });
+            let families: BTreeSet<Family> = product.candidates(gpu).iter().map(|by| by.family).collect();
+            eprintln!("{}: products by {families:?}", gpu.summary().name);
+            assert!(families.contains(&Family::F32));
+            assert_eq!(families.contains(&Family::F16), gpu.summary().shader_f16);
+            for (inputs, family) in
+                [(Scalar::F16, Family::CooperativeF16), (Scalar::F32, Family::CooperativeF32)]
+            {
+                assert!(gpu.summary().cooperative_side(inputs).is_some() || !families.contains(&family));
+            }
+        });
     }
 }
 

@@ -16,7 +16,8 @@ pub struct GpuArgs {
     /// Take every kernel as it is guessed, not as "aweigh devices --tune" measured it on this GPU
     #[arg(long)]
     pub no_tuning: bool,
-    /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32
+    /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32. Software adapters
+    /// round nothing
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
 }

@@ -83,6 +83,7 @@ fn config(args: &Args) -> RunConfig {
     config.output.output_dir = args.output_dir.clone().unwrap_or_default();
     config.gpu.adapter = args.gpu.gpu.clone();
     config.gpu.tuning = !args.gpu.no_tuning;
+    config.gpu.precision = args.gpu.precision;
     config
 }
 

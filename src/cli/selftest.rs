@@ -11,7 +11,7 @@ use super::interrupt;
 use super::output::{Output, table};
 use super::progress::{Unit, seconds};
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterSummary, Gpu};
+use crate::gpu::{AdapterSummary, Gpu, Precision};
 use crate::selftest::{Depth, Outcome, checks};
 
 /// Check every kernel on this GPU against a reference in double precision.
@@ -63,7 +63,7 @@ fn check(gpu: &Gpu, quick: bool, output: &Output) -> Result<Figures> {
         rows.push(row);
     }
     progress.finish();
-    Ok(Figures::new(gpu.summary(), quick, rows, start.elapsed()))
+    Ok(Figures { precision: gpu.precision(), ..Figures::new(gpu.summary(), quick, rows, start.elapsed()) })
 }
 
 /// How one check went.
@@ -92,8 +92,9 @@ impl CheckFigures {
 #[derive(Clone, Debug, Serialize)]
 struct Figures {
     gpu: AdapterSummary,
+    precision: Precision,
     quick: bool,
-    /// Whether every check passed.
+    /// Whether every check passed, to that precision.
     exact: bool,
     passed: usize,
     failed: usize,
@@ -106,6 +107,7 @@ impl Figures {
         let passed = checks.iter().filter(|check| check.passed).count();
         Self {
             gpu: gpu.clone(),
+            precision: Precision::F32,
             quick,
             exact: passed == checks.len(),
             passed,
@@ -129,8 +131,12 @@ impl Figures {
         if self.exact {
             let (count, adapter) = (self.checks.len(), self.adapter());
             let time = seconds(Duration::from_secs_f64(self.seconds));
+            let exact = match self.precision {
+                Precision::F32 => "exact",
+                Precision::F16 => "right, as far as f16 goes",
+            };
             return format!(
-                "All {count} checks passed on {adapter}: training on it is exact. It took {time}."
+                "All {count} checks passed on {adapter}: training on it is {exact}. It took {time}."
             );
         }
         let failures = self.checks.iter().filter_map(|c| Some(vec![c.name.to_owned(), c.failure.clone()?]));
@@ -171,6 +177,8 @@ mod tests {
         let verdict =
             "All 2 checks passed on Card (Vulkan, drv 1.2): training on it is exact. It took 4.0 s.";
         assert_eq!(good.human(), verdict);
+        let rounded = Figures { precision: Precision::F16, ..good.clone() };
+        assert!(rounded.human().contains("is right, as far as f16 goes."));
         assert_eq!(good.checks[0].line(), "ok      one  2.0 s");
     }
 
