@@ -133,8 +133,7 @@ impl Gpu {
         wanted.set(wgpu::Features::PIPELINE_CACHE, !options.default_limits);
         let half = options.precision == Precision::F16;
         wanted.set(wgpu::Features::SHADER_F16, half && !options.default_limits);
-        let matrices = half || summary.cooperative_side(Scalar::F32).is_some();
-        wanted.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, matrices && !options.default_limits);
+        wanted.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, half && !options.default_limits);
         let required_features = wanted & adapter.features();
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {

@@ -238,25 +238,22 @@ impl<'a> Product<'a> {
         };
         let cooperative = |inputs, family| {
             let half = if inputs == Scalar::F16 { " HALF" } else { "" };
-            let (matrix, edges, known): (_, &[usize], [u32; 2]) = match gpu.cooperative(inputs) {
-                Some((16, _)) => (16, if small { &[2, 4] } else { &[4, 2] }, [32, 64]),
-                Some(_) => (8, &[4], [8, 32]),
-                None => return Vec::new(),
+            let (side, lanes, edges): (_, _, &[usize]) = match gpu.cooperative(inputs) {
+                Some((16, lanes @ (32 | 64))) => (16, lanes, if small { &[2, 4] } else { &[4, 2] }),
+                Some((8, lanes @ (8 | 32))) => (8, lanes, &[4]),
+                _ => (0, 0, &[]),
             };
-            let lanes = gpu.cooperative(inputs).map(|(_, lanes)| lanes).filter(|lanes| known.contains(lanes));
-            let all = lanes.into_iter().flat_map(|lanes| edges.iter().map(move |&edge| (lanes, edge)));
-            all.map(|(lanes, edge)| {
-                let variant = format!("matmul_coop MAT{matrix}{half} EDGE={edge} SG={lanes} {flags}");
-                square(variant, family, 2 * edge * matrix)
+            edges.iter().map(move |&edge| {
+                let variant = format!("matmul_coop MAT{side}{half} EDGE={edge} SG={lanes} {flags}");
+                square(variant, family, 2 * edge * side)
             })
-            .collect()
         };
-        let mut all = Vec::new();
-        if gpu.precision() == Precision::F16 {
-            all.extend(cooperative(Scalar::F16, Family::CooperativeF16));
-            if gpu.shader_f16() {
-                all.extend(tiled(" HALF", Family::F16));
-            }
+        if gpu.precision() == Precision::F32 {
+            return tiled("", Family::F32).into();
+        }
+        let mut all: Vec<_> = cooperative(Scalar::F16, Family::CooperativeF16).collect();
+        if gpu.shader_f16() {
+            all.extend(tiled(" HALF", Family::F16));
         }
         all.extend(tiled("", Family::F32));
         all.extend(cooperative(Scalar::F32, Family::CooperativeF32));

@@ -94,7 +94,7 @@ fn mat(data: &Tensor, (at, stride): (usize, usize)) -> Mat<'_> {
     Mat { data, at, stride }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Case {
     form: Form,
     dtype: DType,
@@ -162,9 +162,9 @@ impl Case {
             let x_data = floats(gpu, &spread(&x, x_width, x_place, f64::NAN))?;
             let (w_data, _) = weights(gpu, dtype, &spread(&w, w_width, w_place, f64::NAN))?;
             let residual = residual.as_ref().map(|r| floats(gpu, &in_y(r, f64::NAN))).transpose()?;
-            let sizes = in_y(&sizes, 0.0);
             let nan = vec![f64::NAN; m * n];
-            let (before, expected) = (in_y(earlier.as_ref().unwrap_or(&nan), 0.5), in_y(&expected, 0.5));
+            let before = in_y(earlier.as_ref().unwrap_or(&nan), 0.5);
+            let (expected, sizes) = (in_y(&expected, 0.5), in_y(&sizes, 0.0));
             let product = Product {
                 form,
                 x: mat(&x_data, x_place),
@@ -184,9 +184,7 @@ impl Case {
                 let mut rec = Recorder::new(gpu);
                 Product { y: mat(&y.tensor, y_place), ..product }.record_by(&mut rec, &by)?;
                 rec.submit();
-                let epilogue = (self.accumulate, self.bias, self.residual);
-                let what = format!("m={m} n={n} k={k} alpha={alpha} accumulate, bias, residual {epilogue:?}");
-                let what = format!("{}, {what}, {places:?}", by.variant);
+                let what = format!("{}, {self:?}, {places:?}", by.variant);
                 if by.family.rounds() {
                     y.expect_rounded(gpu, what, &expected, &sizes).await?;
                 } else {
