@@ -6,7 +6,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
-    /// Real GPUs: tiles in workgroup memory, WebGPU's default limits, no features but those that [`Precision::F16`] uses.
+    /// Real GPUs: tiles in workgroup memory, WebGPU's default limits, no features but those that [`Precision::F16`](super::Precision::F16) uses.
     Portable,
     /// Software rasterizers: no barriers, large register blocks.
     Software,

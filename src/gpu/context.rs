@@ -42,7 +42,7 @@ pub enum Precision {
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// An index from [`list_adapters`] or a part of an adapter's name; `None` takes the fastest kind.
+    /// An index from [`list_adapters`](super::list_adapters) or a part of an adapter's name; `None` takes the fastest kind.
     pub adapter: Option<String>,
     /// Ask for WebGPU's default limits and no features even where the adapter grants more.
     pub default_limits: bool,
