@@ -1,7 +1,8 @@
 // attention.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes are neighbouring queries
 // of one head, which see nearly the same keys: they walk over all that any of them sees, load each once and hand it on.
 // A lane takes its own keys in attention.wgsl's order and with its arithmetic: the results are the same bits.
-// Keys between the ranges are read and must hold numbers. HEAD_DIM is a multiple of SG.
+// Keys between the ranges are read and must hold numbers; not with CACHE: there a range is shared by lanes that all have the same,
+// such as answers to one prompt, and walked by each for itself otherwise. HEAD_DIM is a multiple of SG.
 // Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
@@ -38,6 +39,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var part = 0u; part < 2u; part++) {
         let start = select(range.z, range.x, part == 0u);
         let end = select(range.w, range.y, part == 0u);
+#ifdef CACHE
+        if subgroupMin(start) != subgroupMax(start) || subgroupMin(end) != subgroupMax(end) {
+            for (var key = start; key < end; key++) {
+                let keys = k_of(key, kv_head);
+                let values = v_of(key, kv_head);
+                var dots = vec4<f32>();
+#each C HEAD_DIM/4
+                dots = fma(query[$C], k[keys + $Cu], dots);
+#end
+                let score = dots.x + dots.y + dots.z + dots.w;
+                let grown = max(most, score);
+                let fade = exp(most - grown);
+                let weight = exp(score - grown);
+                mass = mass * fade + weight;
+                most = grown;
+#each C HEAD_DIM/4
+                sum[$C] = fma(vec4<f32>(weight), v[values + $Cu], sum[$C] * fade);
+#end
+            }
+            continue;
+        }
+#endif
         let first = subgroupMin(select(start, 0xffffffffu, start >= end));
         let last = subgroupMax(select(end, 0u, start >= end));
         for (var base = first; base < last; base += KEYS) {

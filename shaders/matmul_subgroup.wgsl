@@ -1,5 +1,6 @@
-// Matrix product for software adapters with subgroups of SG lanes, one subgroup a workgroup: the subgroup shares LOADS x SG rows
+// Matrix product for software adapters with subgroups of SG lanes, one subgroup a workgroup: the subgroup shares ROWS rows
 // of x, which its lanes load once and hand to each other, and every lane has 8 columns of its own. Loads are what costs there.
+// NT takes STEPS steps of four k a turn.
 // The layouts, the packing, the order of the sums and the meaning of every parameter are matmul.wgsl's.
 // Writes: y = or +=, as accumulate says.
 // n, k (TN: m), all strides and starts are multiples of 4, those of packed weights of 8.
@@ -7,9 +8,8 @@
 #import common/pack
 #import common/product
 
-const ROWS = LOADS * SG;
 const QUADS = ROWS / 4u;
-const DEPTH = 4u / LOADS;
+const DEPTH = 4u * SG / ROWS;
 #ifdef PACKED
 const EDGE = 8u;  // the neighbours that one load of w brings
 #else
@@ -73,40 +73,43 @@ fn main(
     // Past the edge, rows and columns repeat the last valid one; what they compute is not written.
     var lo: array<vec4<f32>, ROWS>;
     var hi: array<vec4<f32>, ROWS>;
-#each I LOADS*SG
+#each I ROWS
     lo[$I] = vec4<f32>();
     hi[$I] = vec4<f32>();
 #end
 
 #ifdef NT
-    // A turn of the loop costs a move of every sum, and unrolled text outgrows the instruction cache: with 4 loads of rows a turn
-    // takes one step of four k, with fewer two. A second step past the end multiplies by zero.
-#ifdef LOADS=4
+    // A turn of the loop costs a move of every sum, and unrolled text outgrows the instruction cache: with many rows a turn
+    // takes one step of four k, with few two. A second step past the end multiplies by zero.
+    let mine = lane % (SG / STEPS);
+#ifdef STEPS=1
     for (var k0 = 0u; k0 < p.k; k0 += 4u) {
 #each J 8
         let c$J = w4(w_row(min(col0 + $Ju, p.n - 1u)) + k0);
 #end
 #else
     for (var k0 = 0u; k0 < p.k; k0 += 8u) {
-        let inside = k0 + 4u < p.k;
         let k1 = min(k0 + 4u, p.k - 4u);
 #each J 8
         let w$J = w8(w_row(min(col0 + $Ju, p.n - 1u)) + k0, w_row(min(col0 + $Ju, p.n - 1u)) + k1);
         let c$J = w$J.lo;
         let d$J = w$J.hi;
 #end
+    // Half of the lanes load the first step of their row, half the second.
+    let own = k0 + lane / (SG / STEPS) * 4u;
 #endif
-#each L LOADS
-        let mine$L = x_row(min(row0 + $Lu * SG + lane, p.m - 1u));
-        let x$L = x4(mine$L + k0);
-#ifndef LOADS=4
-        let z$L = select(vec4<f32>(), x4(mine$L + k1), inside);
+#each L ROWS*STEPS/SG
+        let source$L = x_row(min(row0 + $Lu * (SG / STEPS) + mine, p.m - 1u));
+#ifdef STEPS=1
+        let x$L = x4(source$L + k0);
+#else
+        let x$L = select(vec4<f32>(), x4(source$L + min(own, k1)), own < p.k);
 #endif
-#each I SG
+#each I SG/STEPS
         {
             let v = subgroupBroadcast(x$L, $Iu);
-            var a = lo[$Lu * SG + $Iu];
-            var b = hi[$Lu * SG + $Iu];
+            var a = lo[$Lu * (SG / STEPS) + $Iu];
+            var b = hi[$Lu * (SG / STEPS) + $Iu];
             a = vec4<f32>(
                 fma(v.w, c0.w, fma(v.z, c0.z, fma(v.y, c0.y, fma(v.x, c0.x, a.x)))),
                 fma(v.w, c1.w, fma(v.z, c1.z, fma(v.y, c1.y, fma(v.x, c1.x, a.y)))),
@@ -119,8 +122,8 @@ fn main(
                 fma(v.w, c6.w, fma(v.z, c6.z, fma(v.y, c6.y, fma(v.x, c6.x, b.z)))),
                 fma(v.w, c7.w, fma(v.z, c7.z, fma(v.y, c7.y, fma(v.x, c7.x, b.w)))),
             );
-#ifndef LOADS=4
-            let u = subgroupBroadcast(z$L, $Iu);
+#ifndef STEPS=1
+            let u = subgroupBroadcast(x$L, SG / 2u + $Iu);
             a = vec4<f32>(
                 fma(u.w, d0.w, fma(u.z, d0.z, fma(u.y, d0.y, fma(u.x, d0.x, a.x)))),
                 fma(u.w, d1.w, fma(u.z, d1.z, fma(u.y, d1.y, fma(u.x, d1.x, a.y)))),
@@ -134,8 +137,8 @@ fn main(
                 fma(u.w, d7.w, fma(u.z, d7.z, fma(u.y, d7.y, fma(u.x, d7.x, b.w)))),
             );
 #endif
-            lo[$Lu * SG + $Iu] = a;
-            hi[$Lu * SG + $Iu] = b;
+            lo[$Lu * (SG / STEPS) + $Iu] = a;
+            hi[$Lu * (SG / STEPS) + $Iu] = b;
         }
 #end
 #end
@@ -150,7 +153,7 @@ fn main(
         let l$J = w$J.lo;
         let h$J = w$J.hi;
 #end
-#each L LOADS
+#each L ROWS/SG
         let x$L = x4(x_row(min(row0 + $Lu * SG + lane, p.m - 1u)) + kk);
 #each I SG
         {
@@ -164,30 +167,30 @@ fn main(
     }
 #endif
 #ifdef TN
-    // A vec4 of x holds four rows at one k: the subgroup's lanes cover its rows at 4 / LOADS values of k at once. A turn takes four
+    // A vec4 of x holds four rows at one k: the subgroup's lanes cover its rows at DEPTH values of k at once. A turn takes four
     // values of k, so that a sum is touched once for four products.
     let first = min(col0, p.n - EDGE);
     let second = min(col0 + 4u, p.n - 4u);
     for (var kk = 0u; kk < p.k; kk += 4u) {
-#each S LOADS
+#each S ROWS/SG
         let own$S = kk + $Su * DEPTH + lane / QUADS;
         let at$S = x_row(min(own$S, p.k - 1u)) + min(row0 + (lane % QUADS) * 4u, p.m - 4u);
         let x$S = select(vec4<f32>(), x4(at$S), own$S < p.k);
-#each D 4/LOADS
+#each D 4*SG/ROWS
         let w$S_$D = w_row(min(kk + $Su * DEPTH + $Du, p.k - 1u));
         let e$S_$D = w8(w$S_$D + first, w$S_$D + second);
         let l$S_$D = e$S_$D.lo;
         let h$S_$D = e$S_$D.hi;
 #end
 #end
-#each Q LOADS*SG/4
+#each Q ROWS/4
         {
 #each R 4
             var a$R = lo[4u * $Qu + $Ru];
             var b$R = hi[4u * $Qu + $Ru];
 #end
-#each S LOADS
-#each D 4/LOADS
+#each S ROWS/SG
+#each D 4*SG/ROWS
             {
                 let v = subgroupBroadcast(x$S, $Du * QUADS + $Qu);
 #each R 4
@@ -206,7 +209,7 @@ fn main(
     }
 #endif
 
-#each I LOADS*SG
+#each I ROWS
     if row0 + $Iu < p.m {
         var a = p.alpha * lo[$I];
         var b = p.alpha * hi[$I];

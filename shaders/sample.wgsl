@@ -1,8 +1,9 @@
 // Draws one token from each row of logits, and advances the row to its next step on the device.
 // In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy, the lowest id winning ties.
 // The draw is counter-based on (step, sample, prompt, seed), so it does not depend on which rows share a batch.
-// Thresholds are found by bisection between logits that occur, not by sorting; ties at a threshold are kept.
-// Writes: logits (penalised, in place), seen, state, tokens, ranges, history.
+// A row's logits become weights, exp((logit - the largest) / temperature), in place. Thresholds are found by search over the bits
+// of a weight, not by sorting; ties at a threshold are kept.
+// Writes: logits (penalised; weights unless temperature is 0), seen, state, tokens, ranges, history.
 #import common/rows
 #import common/rng
 struct Params {
@@ -29,42 +30,50 @@ fn ends(id: u32) -> bool {
     return false;
 }
 
-struct Cut { mass: f32, least: f32, below: f32 }
+#ifdef SERIAL
+fn row_sums(values: vec4<f32>, lane: u32) -> vec4<f32> { return values; }
+#else
+var<workgroup> sums: array<vec4<f32>, WORKGROUP>;
+fn row_sums(values: vec4<f32>, lane: u32) -> vec4<f32> {
+    sums[lane] = values;
+    for (var half = WORKGROUP / 2u; half > 0u; half = half / 2u) {
+        workgroupBarrier();
+        if lane < half { sums[lane] += sums[lane + half]; }
+    }
+    return workgroupUniformLoad(&sums[0]);
+}
+#endif
 
-// Of the kept logits (>= floor): the mass or the count of those >= mid, the least of them, and the largest one below mid.
-fn measure(base: u32, lane: u32, floor: f32, mid: f32, most: f32, counting: bool) -> Cut {
-    var mass = 0.0;
-    var least = 3.0e38;
-    var below = -3.0e38;
+// For each of four floors, the mass or the count of the weights that reach it.
+fn measure(base: u32, lane: u32, floors: vec4<f32>, counting: bool) -> vec4<f32> {
+    var mass = vec4<f32>();
     // Four at a time: some drivers end an invocation's loops after 65,535 iterations in all.
     for (var start = first_of(lane); start < p.vocab; start += 4u * STRIDE) {
         for (var j = 0u; j < 4u; j++) {
             let v = start + j * STRIDE;
-            let l = select(-3.0e38, logits[base + min(v, p.vocab - 1u)], v < p.vocab);
-            if l >= floor && l >= mid {
-                mass += select(exp((l - most) / p.temperature), 1.0, counting);
-                least = min(least, l);
-            } else if l >= floor {
-                below = max(below, l);
-            }
+            let w = select(-1.0, logits[base + min(v, p.vocab - 1u)], v < p.vocab);
+            mass += select(vec4<f32>(), vec4<f32>(select(w, 1.0, counting)), vec4<f32>(w) >= floors);
         }
     }
-    return Cut(row_sum(mass, lane), -row_max(-least, lane), row_max(below, lane));
+    return row_sums(mass, lane);
 }
 
-// The largest logit t such that the kept logits >= t hold at least `wanted` of mass (or of count).
-fn threshold(base: u32, lane: u32, floor: f32, least: f32, most: f32, wanted: f32, counting: bool) -> f32 {
-    var low = least;
-    var high = most;
+// The largest weight, of those that reach `floor`, whose equals and betters hold at least `wanted` of mass (or of count).
+fn threshold(base: u32, lane: u32, floor: f32, wanted: f32, counting: bool) -> f32 {
+    // The bits of floats order as they do, where none is negative. Each turn leaves a fifth of them.
+    var low = bitcast<u32>(floor);
+    var high = bitcast<u32>(1.0);
     while low < high {
-        // Halved first, as the difference may overflow; never above high, or a step could leave both ends where they are.
-        var mid = min(0.5 * low + 0.5 * high, high);
-        if mid <= low { mid = high; }
-        let cut = measure(base, lane, floor, mid, most, counting);
-        // An infinite logit is above the least that measure() can tell: each step must still move an end.
-        if cut.mass >= wanted { low = max(cut.least, mid); } else { high = cut.below; }
+        let step = (high - low) / 5u + 1u;
+        let tried = min(low + step * vec4<u32>(1u, 2u, 3u, 4u), vec4<u32>(high));
+        let enough = measure(base, lane, bitcast<vec4<f32>>(tried), counting) >= vec4<f32>(wanted);
+        let ones = select(vec4<u32>(), vec4<u32>(1u), enough);
+        let good = ones.x + ones.y + ones.z + ones.w;
+        let next = low + (good + 1u) * step;
+        low = min(low + good * step, high);
+        if good < 4u { high = min(next - 1u, high); }
     }
-    return low;
+    return bitcast<f32>(low);
 }
 
 #ifndef SERIAL
@@ -73,13 +82,14 @@ var<workgroup> drawn: u32;
 #endif
 
 // The first id whose inclusive cumulative kept mass exceeds u times the total; each lane sums one stretch of the vocabulary.
-fn draw(base: u32, lane: u32, floor: f32, most: f32, u: f32) -> u32 {
+fn draw(base: u32, lane: u32, floor: f32, u: f32) -> u32 {
     let stretch = (p.vocab + STRIDE - 1u) / STRIDE;
     let start = first_of(lane) * stretch;
     let end = min(start + stretch, p.vocab);
     var mass = 0.0;
     for (var v = start; v < end; v++) {
-        if logits[base + v] >= floor { mass += exp((logits[base + v] - most) / p.temperature); }
+        let w = logits[base + v];
+        mass += select(0.0, w, w >= floor);
     }
     var before = 0.0;
     var total = mass;
@@ -99,8 +109,9 @@ fn draw(base: u32, lane: u32, floor: f32, most: f32, u: f32) -> u32 {
     if before <= target_mass && target_mass < before + mass {
         var sum = before;
         for (var v = start; v < end; v++) {
-            if logits[base + v] >= floor {
-                sum += exp((logits[base + v] - most) / p.temperature);
+            let w = logits[base + v];
+            if w >= floor && w > 0.0 {
+                sum += w;
                 // Rounding may leave the last sum just short: the last kept id then stands.
                 picked = v;
                 if sum > target_mass { break; }
@@ -123,7 +134,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let base = row * p.vocab;
     let s = state[row];
     var most = -3.0e38;
-    var least = 3.0e38;
     for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
         var l = logits[base + v];
         if p.penalty != 1.0 {
@@ -133,15 +143,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             }
         }
         most = max(most, l);
-        // A token at -inf has no mass, and bisection needs finite ends.
-        if l > -3.0e38 { least = min(least, l); }
     }
     most = row_max(most, lane);
-    least = -row_max(-least, lane);
-#ifndef SERIAL
-    storageBarrier();
-    workgroupBarrier();
-#endif
     var id = NONE;
     if p.temperature == 0.0 {
         // The least id among those with the largest logit, as a float: exact below 2^24.
@@ -151,16 +154,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         id = u32(-row_max(-first, lane));
     } else {
-        var floor = least;
+        for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
+            // exp(-200) is nought, and infinities need not be told from large numbers.
+            logits[base + v] = exp(max((logits[base + v] - most) / p.temperature, -200.0));
+        }
+#ifndef SERIAL
+        storageBarrier();
+        workgroupBarrier();
+#endif
+        var floor = 0.0;
         if p.top_k > 0u && p.top_k < p.vocab {
-            floor = threshold(base, lane, floor, floor, most, f32(p.top_k), true);
+            floor = threshold(base, lane, floor, f32(p.top_k), true);
         }
         if p.top_p < 1.0 {
-            let all = measure(base, lane, floor, floor, most, false).mass;
-            floor = threshold(base, lane, floor, floor, most, p.top_p * all, false);
+            let all = measure(base, lane, vec4<f32>(floor), false).x;
+            floor = threshold(base, lane, floor, p.top_p * all, false);
         }
         let u = uniform_from(pcg4d(vec4<u32>(s.z, s.y, s.x, p.seed)).x);
-        id = draw(base, lane, floor, most, u);
+        id = draw(base, lane, floor, u);
     }
     if first_of(lane) != 0u { return; }
     // NaN logits draw nothing: the row ends, and the host sees an id that is no id.

@@ -75,11 +75,10 @@ impl Shape {
     /// The software tier's variant of `name`, and the workgroups for `queries` rows of each of `heads`.
     fn variant(&self, gpu: &Gpu, name: &str, flags: &str, heads: usize) -> (String, u64) {
         let dim = self.head_dim;
-        let shares = |&lanes: &usize| self.dense && [4, 8].contains(&lanes) && dim.is_multiple_of(8);
-        let lanes = gpu.subgroup().filter(shares);
-        match lanes {
+        let cache = if self.dense { "" } else { " CACHE" };
+        match gpu.subgroup().filter(|lanes| [4, 8].contains(lanes) && dim.is_multiple_of(8)) {
             Some(lanes) => (
-                format!("{name}_subgroup SG={lanes} HEAD_DIM={dim}{flags}"),
+                format!("{name}_subgroup SG={lanes} HEAD_DIM={dim}{flags}{cache}"),
                 (self.queries.div_ceil(lanes) * heads) as u64,
             ),
             None => (format!("{name} HEAD_DIM={dim}{flags}"), groups_of_64(self.queries * heads)),

@@ -193,20 +193,24 @@ impl<'a> Product<'a> {
         let whole =
             wide && (w.data.dtype() == DType::F32 || row.is_multiple_of(8) && w.starts_at_multiples_of(8));
         if let Some(lanes) = gpu.subgroup().filter(|&lanes| whole && (lanes == 4 || lanes == 8)) {
-            // As many rows as there are, and no more: a decoding step has few. Over 16 rows, a load of packed weights brings
-            // this layout twice of what it uses.
-            let packed = w.data.dtype() != DType::F32;
-            let order = if form == Form::Nt && packed { [2, 4, 1] } else { [4, 2, 1] };
-            let most = [1, 2, 4].into_iter().find(|loads| loads * lanes >= m).unwrap_or(4);
-            for loads in order.into_iter().filter(|&loads| loads <= most) {
-                let variant = format!("matmul_subgroup SG={lanes} LOADS={loads} {flags}");
-                all.push(Candidate {
-                    variant,
-                    family: Family::F32,
-                    rows: loads * lanes,
-                    columns: 8 * lanes,
-                    workgroup: 1,
-                });
+            // Rows, in halves of a subgroup: as many as there are, and no more, as a decoding step has few. Over 16 rows, a load
+            // of packed weights brings NT twice of what it uses. Three halves pay where they end the rows, not before.
+            let mut sizes = match (form, w.data.dtype()) {
+                (Form::Nt, DType::F32) => vec![8, 4, 3, 2],
+                (Form::Nt, _) => vec![4, 8, 3, 2],
+                _ => vec![8, 4, 2],
+            };
+            let enough = sizes.iter().copied().filter(|size| size * lanes / 2 >= m).min().unwrap_or(8);
+            sizes.retain(|&size| size <= enough && (size != 3 || size == enough));
+            for size in sizes {
+                let rows = size * lanes / 2;
+                let steps = match (form, size) {
+                    (Form::Nt, 8) => " STEPS=1",
+                    (Form::Nt, _) => " STEPS=2",
+                    _ => "",
+                };
+                let variant = format!("matmul_subgroup SG={lanes} ROWS={rows}{steps} {flags}");
+                all.push(Candidate { variant, family: Family::F32, rows, columns: 8 * lanes, workgroup: 1 });
             }
         }
         let shared = all.len();

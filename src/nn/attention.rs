@@ -81,7 +81,7 @@ impl Attention {
                 Operands { q: own.q, k: Mat::new(&cache.k, width), v: Mat::new(&cache.v, width) }
             }
         };
-        let shape = Shape { dense: cache.is_none(), ..self.shape(tables) };
+        let shape = Shape { dense: !pass.decoding, ..self.shape(tables) };
         kernel::forward(rec, operands, tables.ranges, &saved.o, &saved.stats, shape)?;
         self.o.forward(rec, pass, scratch, &saved.o, out, Some(residual), count)
     }

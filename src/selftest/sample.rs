@@ -76,14 +76,20 @@ impl Row {
         reference::sample::kept(params, &self.logits, &self.seen)
     }
 
-    /// The logits that a step leaves: those seen before are penalised in place.
-    fn penalised(&self, penalty: f64) -> Vec<f64> {
+    /// What a step leaves where the logits were: those seen before are penalised, and without temperature that is all; else
+    /// weights, as shares of the largest.
+    fn weights(&self, settings: &Settings) -> Vec<f64> {
+        let penalty = f64::from(settings.repetition_penalty);
         let mut logits = self.logits.clone();
         for &id in &self.seen {
             let logit = &mut logits[id as usize];
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
-        logits
+        if settings.temperature == 0.0 {
+            return logits;
+        }
+        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        logits.iter().map(|logit| ((logit - most) / f64::from(settings.temperature)).exp()).collect()
     }
 
     /// The token that the reference draws, `None` where rounding decides.
@@ -222,12 +228,8 @@ async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
             let found = step(gpu, &settings, &rows).await?;
             for (r, (found, row)) in found.iter().zip(&rows).enumerate() {
                 let logits: Vec<f32> = found.logits.iter().map(|&l| l as f32).collect();
-                let penalised = row.penalised(f64::from(settings.repetition_penalty));
-                agree(
-                    format!("logits, vocab={vocab} row {r} of {count}, {settings:?}"),
-                    &logits,
-                    &penalised,
-                )?;
+                let what = format!("weights, vocab={vocab} row {r} of {count}, {settings:?}");
+                agree(what, &logits, &row.weights(&settings))?;
                 let Some(id) = row.draw(&settings) else {
                     close += 1;
                     continue;

@@ -2,7 +2,7 @@
 //!
 //! Directives stand alone on their line: `#import common/index`, `#ifdef NAME` or `#ifdef NAME=VALUE`, `#ifndef`, `#else`, `#endif`, and
 //! `#each I COUNT` with `#end`: the lines between are repeated with `$I` replaced by 0, 1, .. COUNT - 1, where COUNT is a
-//! product or quotient of numbers and definitions (`LOADS*SG/4`). Anything else that starts with `#` is an error. A
+//! product or quotient of numbers and definitions (`ROWS*STEPS/SG`). Anything else that starts with `#` is an error. A
 //! variant's valued definitions become constants at the top, behind the lines with `enable`, which WGSL wants first.
 
 use std::collections::BTreeMap;
