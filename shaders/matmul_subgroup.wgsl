@@ -95,8 +95,8 @@ fn main(
         let c$J = w$J.lo;
         let d$J = w$J.hi;
 #end
-    // Half of the lanes load the first step of their row, half the second.
-    let own = k0 + lane / (SG / STEPS) * 4u;
+        // Half of the lanes load the first step of their row, half the second.
+        let own = k0 + lane / (SG / STEPS) * 4u;
 #endif
 #each L ROWS*STEPS/SG
         let source$L = x_row(min(row0 + $Lu * (SG / STEPS) + mine, p.m - 1u));

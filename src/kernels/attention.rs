@@ -39,7 +39,8 @@ pub struct Shape {
     pub head_dim: usize,
     /// The mean number of keys a query sees, for the cost estimate.
     pub mean_keys: usize,
-    /// Whether all keys between those that are seen hold numbers: true of a packed batch, not of a sampler's cache.
+    /// Whether all keys between those that are seen hold numbers: true of a packed batch, not of a sampler's steps. The
+    /// backward pass needs it.
     pub dense: bool,
 }
 
@@ -181,6 +182,7 @@ pub fn backward(
 ) -> Result<()> {
     let Saved { operands, o, stats, ranges, tokens } = saved;
     let Operands { q, k, v } = operands;
+    assert!(shape.dense, "attention: a cache has no gradients");
     assert_ne!(k.at, v.at, "attention: keys and values are columns of one tensor where they have gradients");
     let rows = shape.queries * shape.heads;
     let count = rows * shape.head_dim;

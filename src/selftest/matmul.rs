@@ -20,7 +20,7 @@ pub(super) fn checks() -> Vec<Check> {
 }
 
 /// m, n, k. Blocks are 4 or 16 rows by 8 columns, tiles 64 by 64 by 16; all multiples of 4 take the wide loads.
-const SHAPES: [[usize; 3]; 18] = [
+const SHAPES: [[usize; 3]; 20] = [
     [17, 31, 3],
     [20, 12, 8],
     [65, 67, 63],
@@ -39,6 +39,9 @@ const SHAPES: [[usize; 3]; 18] = [
     [36, 68, 20],
     [68, 12, 36],
     [130, 132, 68],
+    // Rows between one and two subgroups, whose last step of k is half or whole.
+    [9, 20, 12],
+    [11, 72, 40],
 ];
 
 const DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
