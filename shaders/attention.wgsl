@@ -26,7 +26,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         query[c] = q[q_base + c] * p.scale;
         sum[c] = vec4<f32>();
     }
-    let range = ranges[t];
+    let range = in_window(ranges[t]);
     let prefix = range.y - range.x;
     let count = prefix + range.w - range.z;
     var most = -3.0e38;
@@ -37,7 +37,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let values = v_of(key, kv_head);
         var dots = vec4<f32>();
         for (var c = 0u; c < VECTORS; c++) { dots = fma(query[c], k[keys + c], dots); }
-        let score = dots.x + dots.y + dots.z + dots.w;
+        let score = capped(dots.x + dots.y + dots.z + dots.w);
         let grown = max(most, score);
         let fade = exp(most - grown);
         let weight = exp(score - grown);

@@ -34,21 +34,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         value[c] = v[v_at + c];
 #endif
     }
+    let position = tokens[t].y;
     let end = tokens[t].w;
     for (var query = t; query < end; query++) {
+        if !near(tokens[query].y, position) { continue; }
         for (var h = 0u; h < shared_by; h++) {
             let row = query * p.heads + kv_head * shared_by + h;
             let base = row * VECTORS;
             let q_base = q_of(query, kv_head * shared_by + h);
             var dots = vec4<f32>();
             for (var c = 0u; c < VECTORS; c++) { dots = fma(q[q_base + c], key[c], dots); }
-            let weight = exp(dots.x + dots.y + dots.z + dots.w - stats[row]);
+            let score = capped(dots.x + dots.y + dots.z + dots.w);
+            let weight = exp(score - stats[row]);
 #ifdef DV
             for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(weight), d_o[base + c], sum[c]); }
 #else
             var dp = vec4<f32>();
             for (var c = 0u; c < VECTORS; c++) { dp = fma(d_o[base + c], value[c], dp); }
-            let ds = weight * (dp.x + dp.y + dp.z + dp.w - stats[p.queries * p.heads + row]) * p.scale;
+            let ds = weight * (dp.x + dp.y + dp.z + dp.w - stats[p.queries * p.heads + row]) * p.scale * cap_slope(score);
             for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(ds), q[q_base + c], sum[c]); }
 #endif
         }

@@ -40,6 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     value[$C] = v[v_at + $Cu];
 #endif
 #end
+    let position = tokens[t].y;
     let end = tokens[t].w;
     // Rows are queries with their heads that share the kv head: row = query * shared_by + head.
     let first = subgroupMin(t) * shared_by;
@@ -51,6 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         let source = row * VECTORS + lane / ROWS;
         let q_source = q_of(mine / shared_by, head) + lane / ROWS;
         let lse = stats[row];
+        let at = tokens[mine / shared_by].y;
 #ifndef DV
         let delta = stats[p.queries * p.heads + row];
 #endif
@@ -73,12 +75,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #end
 #each J 4
-        let seen$J = base + $Ju >= t * shared_by && base + $Ju < end * shared_by;
-        let weight$J = exp(dots$J.x + dots$J.y + dots$J.z + dots$J.w - subgroupBroadcast(lse, $Ju));
+        let seen$J = base + $Ju >= t * shared_by && base + $Ju < end * shared_by && near(subgroupBroadcast(at, $Ju), position);
+        let score$J = capped(dots$J.x + dots$J.y + dots$J.z + dots$J.w);
+        let weight$J = exp(score$J - subgroupBroadcast(lse, $Ju));
 #ifdef DV
         let factor$J = select(0.0, weight$J, seen$J);
 #else
-        let ds$J = weight$J * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - subgroupBroadcast(delta, $Ju)) * p.scale;
+        let ds$J = weight$J * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - subgroupBroadcast(delta, $Ju)) * p.scale * cap_slope(score$J);
         let factor$J = select(0.0, ds$J, seen$J);
 #endif
 #end

@@ -48,6 +48,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
     let ends = vec4<u32>(tokens[t0].w, tokens[t1].w, tokens[t2].w, tokens[t3].w);
+    let positions = vec4<u32>(tokens[t0].y, tokens[t1].y, tokens[t2].y, tokens[t3].y);
     if lane == 0u { seen_end = last_seen(first); }
     let end = workgroupUniformLoad(&seen_end) * shared_by();
     for (var base = first * shared_by(); base < end; base += ROWS) {
@@ -77,9 +78,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let t = token_of(row);
             let at = t * p.heads + head_of(row, kv_head);
             // The weight of a query that does not see the key may be infinite: it is left out, not multiplied by nought.
-            let weight = exp(scores$S * p.scale - stats[at]);
-            let slope = weight * (dp$S - stats[p.queries * p.heads + at]) * p.scale;
-            let seen = (vec4<u32>(t) >= starts) & (vec4<u32>(t) < ends);
+            let score = capped4(scores$S * p.scale);
+            let weight = exp(score - stats[at]);
+            let slope = weight * (dp$S - stats[p.queries * p.heads + at]) * p.scale * cap_slope4(score);
+            let close = vec4<u32>(tokens[t].y) - positions < vec4<u32>(p.window);
+            let seen = (vec4<u32>(t) >= starts) & (vec4<u32>(t) < ends) & close;
             weights[(side + $Su * SIDE) * PAD + own] = select(vec4<f32>(), weight, seen);
             slopes[(side + $Su * SIDE) * PAD + own] = select(vec4<f32>(), slope, seen);
         }

@@ -28,7 +28,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     let lse = stats[row];
     let delta = stats[p.queries * p.heads + row];
-    let range = ranges[t];
+    let range = in_window(ranges[t]);
     let prefix = range.y - range.x;
     let count = prefix + range.w - range.z;
     for (var n = 0u; n < count; n++) {
@@ -41,8 +41,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             dots = fma(query[c], k[keys + c], dots);
             dp = fma(upper[c], v[values + c], dp);
         }
-        let weight = exp(dots.x + dots.y + dots.z + dots.w - lse);
-        let ds = weight * (dp.x + dp.y + dp.z + dp.w - delta) * p.scale;
+        let score = capped(dots.x + dots.y + dots.z + dots.w);
+        let ds = exp(score - lse) * (dp.x + dp.y + dp.z + dp.w - delta) * p.scale * cap_slope(score);
         for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(ds), k[keys + c], sum[c]); }
     }
     for (var c = 0u; c < VECTORS; c++) { dq[at + c] = sum[c]; }

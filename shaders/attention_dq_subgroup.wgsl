@@ -32,7 +32,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
     let lse = stats[row];
     let delta = stats[p.queries * p.heads + row];
-    let range = ranges[t];
+    let range = in_window(ranges[t]);
     for (var part = 0u; part < 2u; part++) {
         let start = select(range.z, range.x, part == 0u);
         let end = select(range.w, range.y, part == 0u);
@@ -58,8 +58,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #each J 4
             let mine$J = base + $Ju >= start && base + $Ju < end;
-            let weight$J = exp(dots$J.x + dots$J.y + dots$J.z + dots$J.w - lse);
-            let ds$J = select(0.0, weight$J * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - delta) * p.scale, mine$J);
+            let score$J = capped(dots$J.x + dots$J.y + dots$J.z + dots$J.w);
+            let slope$J = exp(score$J - lse) * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - delta) * p.scale * cap_slope(score$J);
+            let ds$J = select(0.0, slope$J, mine$J);
 #end
 #each C HEAD_DIM/SG
 #each S SG/4

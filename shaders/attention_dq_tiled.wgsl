@@ -74,7 +74,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 }
 #each S KEYS/8
                 // The weight of a key that is not seen may be infinite: it is left out, not multiplied by nought.
-                let ds$S = exp(scores$S * p.scale - lse) * (dp$S - delta) * p.scale;
+                scores$S = capped4(scores$S * p.scale);
+                let ds$S = exp(scores$S - lse) * (dp$S - delta) * p.scale * cap_slope4(scores$S);
                 let seen$S = sees(base + side + $Su * SIDE, starts, seen_ends);
                 weights[(side + $Su * SIDE) * PAD + own] = select(vec4<f32>(), ds$S, seen$S);
 #end

@@ -33,7 +33,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     query[$C] = q[q_base + $Cu] * p.scale;
     sum[$C] = vec4<f32>();
 #end
-    let range = ranges[t];
+    let range = in_window(ranges[t]);
     var most = -3.0e38;
     var mass = 0.0;
     for (var part = 0u; part < 2u; part++) {
@@ -48,7 +48,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #each C HEAD_DIM/4
                 dots = fma(query[$C], k[keys + $Cu], dots);
 #end
-                let score = dots.x + dots.y + dots.z + dots.w;
+                let score = capped(dots.x + dots.y + dots.z + dots.w);
                 let grown = max(most, score);
                 let fade = exp(most - grown);
                 let weight = exp(score - grown);
@@ -83,7 +83,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let before = most;
 #each J 4
             let mine$J = base + $Ju >= start && base + $Ju < end;
-            let score$J = dots$J.x + dots$J.y + dots$J.z + dots$J.w;
+            let score$J = capped(dots$J.x + dots$J.y + dots$J.z + dots$J.w);
             let grown$J = select(most, max(most, score$J), mine$J);
             let fade$J = exp(most - grown$J);
             let weight$J = select(0.0, exp(score$J - grown$J), mine$J);

@@ -64,7 +64,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 var grown = most;
 #each S KEYS/8
                 let seen$S = sees(base + side + $Su * SIDE, starts, seen_ends);
-                scores$S = select(vec4<f32>(LEAST), scores$S * p.scale, seen$S);
+                scores$S = select(vec4<f32>(LEAST), capped4(scores$S * p.scale), seen$S);
                 grown = max(grown, scores$S);
 #end
                 maxima[side * PAD + own] = grown;

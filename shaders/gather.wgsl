@@ -1,9 +1,9 @@
-// out[r, :] = table[index[r * stride], :]. Writes: out =. The table is f32, or PACKED bf16 / F16.
+// out[r, :] = scale * table[index[first + r * stride], :]. Writes: out =, or += with accumulate. The table is f32, or PACKED bf16 / F16.
 #import common/index
 #import common/pack
-struct Params { rows: u32, width: u32, stride: u32 }
+struct Params { rows: u32, width: u32, stride: u32, first: u32, accumulate: u32, scale: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> index: array<u32>;      // (R * stride)
+@group(0) @binding(1) var<storage, read> index: array<u32>;      // (first + R * stride)
 #ifdef PACKED
 @group(0) @binding(2) var<storage, read> table: array<u32>;      // (N, D) in pairs
 #else
@@ -15,10 +15,12 @@ struct Params { rows: u32, width: u32, stride: u32 }
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.rows * p.width { return; }
-    let at = index[i / p.width * p.stride] * p.width + i % p.width;
+    let at = index[p.first + i / p.width * p.stride] * p.width + i % p.width;
 #ifdef PACKED
-    out[i] = unpack_one(table[at / 2u], at);
+    var value = p.scale * unpack_one(table[at / 2u], at);
 #else
-    out[i] = table[at];
+    var value = p.scale * table[at];
 #endif
+    if p.accumulate == 1u { value += out[i]; }
+    out[i] = value;
 }

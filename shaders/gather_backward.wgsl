@@ -1,7 +1,7 @@
-// dtable[target[u], :] += sum of dout[r, :] over the rows r that read it. Targets are distinct and their rows are listed, so no
+// dtable[target[u], :] += scale * the sum of dout[r, :] over the rows r that read it. Targets are distinct and their rows are listed, so no
 // two invocations meet and the order is fixed. Writes: dtable +=.
 #import common/index
-struct Params { targets: u32, width: u32 }
+struct Params { targets: u32, width: u32, scale: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> lists: array<u32>;         // targets (U), starts (U + 1), rows (R), one after the other
 @group(0) @binding(2) var<storage, read> dout: array<f32>;          // (R, D)
@@ -19,5 +19,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var r = lists[p.targets + u]; r < end; r++) {
         sum += dout[lists[rows + r] * p.width + c];
     }
-    dtable[lists[u] * p.width + c] += sum;
+    dtable[lists[u] * p.width + c] += p.scale * sum;
 }

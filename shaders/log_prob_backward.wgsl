@@ -1,8 +1,9 @@
 // dlogits = coefficient of the row's sequence * (one-hot of the target - softmax), with UNIT as if the coefficient were 1.
+// With CAP the logits came out of soft_cap.wgsl, and the gradient is that of what went in.
 // Writes: logits, in place.
 #import common/columns
 #import common/index
-struct Params { rows: u32, vocab: u32, first: u32, total: u32 }
+struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> predict: array<vec4<u32>>;     // (total): source token, target id, sequence, _
 @group(0) @binding(2) var<storage, read> stats: array<f32>;             // (3, total): logp, lse, entropy
@@ -26,7 +27,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #else
     let hot = select(0.0, 1.0, row.y == first);
 #endif
+#ifdef CAP
+    let gradient = (hot - exp(logits[i] - stats[p.total + at])) * (1.0 - (logits[i] / p.cap) * (logits[i] / p.cap));
+#else
     let gradient = hot - exp(logits[i] - stats[p.total + at]);
+#endif
 #ifdef UNIT
     logits[i] = gradient;
 #else

@@ -1,8 +1,8 @@
-// dx = rstd * (w * dy - x * rstd^2 * mean(x * w * dy)). Writes: dx =, or += with accumulate (the residual stream's gradient).
+// dx = rstd * (v * dy - x * rstd^2 * mean(x * v * dy)) with v = w + shift. Writes: dx =, or += with accumulate (the residual stream's gradient).
 // dw is column_sum(dy, x, rstd).
 #import common/columns
 #import common/rows
-struct Params { rows: u32, width: u32, accumulate: u32 }
+struct Params { rows: u32, width: u32, accumulate: u32, shift: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<Column>;         // (T, D)
 @group(0) @binding(2) var<storage, read> w: array<Column>;         // (D)
@@ -18,12 +18,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let base = row * columns;
     var dot = Column();
     for (var c = first_of(lane); c < columns; c += STRIDE) {
-        dot = fma(x[base + c] * w[c], dy[base + c], dot);
+        dot = fma(x[base + c] * (w[c] + p.shift), dy[base + c], dot);
     }
     let r = rstd[row];
     let mean = row_sum(total(dot), lane) / f32(p.width) * r * r;
     for (var c = first_of(lane); c < columns; c += STRIDE) {
-        var d = r * (w[c] * dy[base + c] - x[base + c] * mean);
+        var d = r * ((w[c] + p.shift) * dy[base + c] - x[base + c] * mean);
         if p.accumulate == 1u { d += dx[base + c]; }
         dx[base + c] = d;
     }

@@ -1,12 +1,12 @@
-// Rotary positions in HF's rotate_half layout (Su et al., "RoFormer", 2104.09864): the pair (x[j], x[j + half]) turns by
-// position * inv_freq[j]. sign = -1 turns back, which is the backward. Writes: x, in place.
+// Rotary positions in HF's rotate_half layout (Su et al., "RoFormer", 2104.09864): the pair (x[j], x[j + half]) of a head turns by
+// position * inv_freq[j]; what lies behind both halves stays (partial rotary embedding). sign = -1 turns back, which is the backward. Writes: x, in place.
 // Angles come from a table made on the host: GPU sines are only required to be right to 2^-11.
 #import common/index
-struct Params { tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32 }
+struct Params { tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32, head_stride: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<vec4<u32>>;  // (T): id, position, slot, visible_end
 @group(0) @binding(2) var<storage, read> table: array<vec2<f32>>;   // (P, half): cos, sin
-@group(0) @binding(3) var<storage, read_write> x: array<f32>;       // (T, heads, 2 * half), rows from `at` on, `stride` apart
+@group(0) @binding(3) var<storage, read_write> x: array<f32>;       // (T, heads, ..), rows from `at` on, `stride` apart, heads `head_stride`
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let head = i / p.half;
     let t = head / p.heads;
     let turn = table[tokens[t].y * p.half + j];
-    let low = p.at + t * p.stride + (head % p.heads) * 2u * p.half + j;
+    let low = p.at + t * p.stride + (head % p.heads) * p.head_stride + j;
     let high = low + p.half;
     let a = x[low];
     let b = x[high];

@@ -39,8 +39,13 @@ fn examples(n: u32, first: u32) -> Vec<Example> {
 }
 
 fn fresh() -> Decoder {
-    let spec =
-        LoraSpec { r: 3, lora_alpha: 6.0, lora_dropout: 0.0, target_modules: TargetModules::AllLinear };
+    let spec = LoraSpec {
+        r: 3,
+        lora_alpha: 6.0,
+        lora_dropout: 0.0,
+        target_modules: TargetModules::AllLinear,
+        fan_in_fan_out: false,
+    };
     load("tiny_tied", Training::Lora(spec, 1))
 }
 

@@ -6,10 +6,11 @@ mod common;
 use aweigh::data::packing::{Group, Packed};
 use aweigh::gpu::Recorder;
 use aweigh::loss::{Loss, Method};
-use aweigh::model::{Adapter, Capacity, Decoder, Training};
+use aweigh::model::{Adapter, Capacity, Decoder, DecoderConfig, Training};
 use aweigh::nn::Arenas;
 use aweigh::optim::{AdamW, Optimizer};
 use aweigh::reference::compare::compare;
+use aweigh::sample::{Request, Settings, generate};
 use aweigh::train::{MicroBatch, Trainer, score};
 use common::*;
 use pollster::block_on;
@@ -23,16 +24,25 @@ fn widen(values: &[f32]) -> Vec<f64> {
 }
 
 fn logits_and_gradients(fixture: &str) {
-    let decoder = load(fixture, Training::Full);
+    logits_and_gradients_of(
+        &load(fixture, Training::Full),
+        fixture,
+        &format!("{fixture}/golden.safetensors"),
+        "grad.",
+    );
+}
+
+/// Logits, log-probs, entropies and gradients of `decoder` against those in `file`.
+fn logits_and_gradients_of(decoder: &Decoder, fixture: &str, file: &str, prefix: &str) {
     let info = golden_json(&format!("{fixture}/golden.json"));
     let tokens = ids(&info["tokens"]);
     let start = info["completion_start"].as_u64().expect("a number") as usize;
     let logits = block_on(decoder.logits(gpu(), decoder.policy(), &tokens)).expect("logits");
-    let bytes = golden(&format!("{fixture}/golden.safetensors"));
+    let bytes = golden(file);
     let stored = aweigh::model::Weights::parse([("golden", bytes.as_slice())], "golden").expect("golden");
     let shape = [tokens.len(), decoder.config().vocab];
     let expected = stored.get("logits", &shape).expect("logits").to_f32();
-    compare(&logits, &widen(&expected), ABS, EPS).unwrap_or_else(|m| panic!("{fixture}: logits: {m}"));
+    compare(&logits, &widen(&expected), ABS, EPS).unwrap_or_else(|m| panic!("{file}: logits: {m}"));
 
     let gradients =
         Arenas::new(gpu(), decoder.layout(), aweigh::gpu::Purpose::Gradients, "g").expect("arenas");
@@ -48,10 +58,13 @@ fn logits_and_gradients(fixture: &str) {
     rec.submit();
     let rows = tokens.len() - start;
     let stats = block_on(ws.stats.slice(0, 3 * rows).read_f32(gpu())).expect("stats");
-    compare(&stats[..rows], &numbers(&info["token_logps"]), ABS, EPS)
-        .unwrap_or_else(|m| panic!("logps: {m}"));
-    compare(&stats[2 * rows..], &numbers(&info["token_entropy"]), ABS, EPS).unwrap_or_else(|m| panic!("{m}"));
-    compare_gradients(&decoder, &gradients, &format!("{fixture}/golden.safetensors"), "grad.", ABS, EPS);
+    // An adapter's are not in the file.
+    if decoder.lora().is_none() {
+        let (logps, entropy) = (numbers(&info["token_logps"]), numbers(&info["token_entropy"]));
+        compare(&stats[..rows], &logps, ABS, EPS).unwrap_or_else(|m| panic!("{fixture}: logps: {m}"));
+        compare(&stats[2 * rows..], &entropy, ABS, EPS).unwrap_or_else(|m| panic!("{fixture}: entropy: {m}"));
+    }
+    compare_gradients(decoder, &gradients, file, prefix, ABS, EPS);
 }
 
 #[test]
@@ -67,6 +80,51 @@ fn tied_llama_equals_pytorch() {
 #[test]
 fn biased_llama_with_scaled_rope_equals_pytorch() {
     logits_and_gradients("tiny_biased");
+}
+
+/// A family's fixture: logits and gradients of all weights and of an adapter, 16 greedy tokens, and both spellings of its config.json.
+fn family(name: &str) {
+    let fixture = format!("families/{name}");
+    logits_and_gradients(&fixture);
+    let [config, weights] = ["adapter_config.json", "adapter_model.safetensors"]
+        .map(|file| golden(&format!("{fixture}/adapter/{file}")));
+    let adapter = Adapter::parse(("adapter_config.json", &config), ("adapter_model.safetensors", &weights));
+    let decoder = load(&fixture, Training::Adapter(&adapter.expect("an adapter")));
+    logits_and_gradients_of(&decoder, &fixture, &format!("{fixture}/adapter/golden.safetensors"), "");
+    assert_eq!(decoder.config(), &parsed(&fixture, "config_v5.json"), "transformers 5 spells it differently");
+
+    let greedy = &golden_json(&format!("{fixture}/golden.json"))["greedy"];
+    let (prompt, expected) = (ids(&greedy["prompt_ids"]), ids(&greedy["token_ids"]));
+    let settings = Settings {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        repetition_penalty: 1.0,
+        max_new_tokens: 16,
+        seed: 0,
+        ends: Vec::new(),
+    };
+    // Two answers share the prompt, beside another prompt of their own.
+    let request = |prompt, samples, index| Request { prompt, first_sample: 0, samples, index };
+    let requests = [request(&prompt[..2], 1, 0), request(&prompt[..], 2, 1)];
+    let mut quiet = |_, _| Ok(());
+    let answers = generate(gpu(), &decoder, decoder.base(), &requests, &settings, &mut quiet);
+    for answer in &block_on(answers).expect("answers")[1] {
+        assert_eq!(answer.ids, expected, "{name}: greedy tokens");
+    }
+}
+
+fn parsed(fixture: &str, file: &str) -> DecoderConfig {
+    DecoderConfig::parse(&golden(&format!("{fixture}/{file}")), file)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+macro_rules! families {
+    ($($name:ident),* $(,)?) => { mod families { $(#[test] fn $name() { super::family(stringify!($name)); })* } };
+}
+
+families! {
+    llama3, mistral, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, gpt2, gpt_neox, gpt_neox_sequential,
 }
 
 /// The golden batch: prompts, and the responses of each group for `method`.

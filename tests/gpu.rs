@@ -90,10 +90,10 @@ macro_rules! tests {
 
 tests! {
     matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_rows_alone,
-    attention_forward, attention_backward, attention_over_a_cache,
-    rms_norm_forward, rms_norm_backward, rms_norm_many_rows, column_sum,
-    ema, swiglu, dropout, dropout_many_groups, rope, fma_peak,
-    gather_forward, gather_backward, kv_write,
+    attention_forward, attention_backward, attention_over_a_cache, attention_windows, attention_capped,
+    rms_norm_forward, rms_norm_backward, rms_norm_many_rows, layer_norm, head_norm, column_sum,
+    ema, activation, soft_cap, dropout, dropout_many_groups, rope, fma_peak,
+    gather_forward, gather_scaled, gather_backward, kv_write,
     log_prob, row_scale, sequence_sum, preference_table, preference_groups,
     sum_squares, adamw,
     sample_draws, sample_frequencies, sample_row_order, sample_finishes, sample_survives_bad_logits,

@@ -6,7 +6,7 @@ var<workgroup> next: vec2<u32>;
 
 // The prefix or the segment of token t.
 fn range_of(t: u32, part: u32) -> vec2<u32> {
-    let range = ranges[t];
+    let range = in_window(ranges[t]);
     return select(range.zw, range.xy, part == 0u);
 }
 

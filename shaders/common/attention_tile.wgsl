@@ -21,6 +21,21 @@ fn dots(rows: mat4x4<f32>, other: vec4<f32>, sums: vec4<f32>) -> vec4<f32> {
     return fma(rows[2], vec4<f32>(other.z), fma(rows[3], vec4<f32>(other.w), upper));
 }
 
+fn capped4(scores: vec4<f32>) -> vec4<f32> {
+#ifdef CAP
+    return vec4<f32>(capped(scores.x), capped(scores.y), capped(scores.z), capped(scores.w));
+#else
+    return scores;
+#endif
+}
+fn cap_slope4(scores: vec4<f32>) -> vec4<f32> {
+#ifdef CAP
+    return 1.0 - (scores / p.cap) * (scores / p.cap);
+#else
+    return vec4<f32>(1.0);
+#endif
+}
+
 fn shared_by() -> u32 { return p.heads / p.kv_heads; }
 
 // Rows of one kv head: a token's heads, then the next token's.

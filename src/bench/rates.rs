@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Runs, median, time};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Purpose, Tensor};
-use crate::kernels::Mat;
+use crate::kernels::Heads;
 use crate::kernels::attention::{self, Operands, Saved, Shape};
 use crate::kernels::fma_peak;
 use crate::kernels::matmul::{Dims, Family, Form, Product};
@@ -122,8 +122,10 @@ pub async fn attention(
     (heads, kv_heads, head_dim): (usize, usize, usize),
     runs: Runs,
 ) -> Result<[Rate; 2]> {
+    let (scale, mean_keys) = (1.0 / (head_dim as f32).sqrt(), tokens.div_ceil(2));
+    let (window, cap) = (None, None);
     let shape =
-        Shape { queries: tokens, heads, kv_heads, head_dim, mean_keys: tokens.div_ceil(2), dense: true };
+        Shape { queries: tokens, heads, kv_heads, head_dim, scale, window, cap, mean_keys, dense: true };
     let (q_count, kv_count) = (tokens * heads * head_dim, tokens * kv_heads * head_dim);
     let (q, kv) = (values(gpu, "q", q_count)?, values(gpu, "k and v", 2 * kv_count)?);
     let d_o = values(gpu, "d_o", q_count)?;
@@ -138,8 +140,8 @@ pub async fn attention(
     let pairs = (tokens * (tokens + 1) / 2) as f64;
     let products = |n: f64| n * 2.0 * pairs * (heads * head_dim) as f64;
     let kv_width = kv_heads * head_dim;
-    let k = Mat::new(&kv, 2 * kv_width);
-    let operands = Operands { q: Mat::new(&q, heads * head_dim), k, v: k.from(kv_width) };
+    let k = Heads::new(&kv, 2 * kv_width, head_dim);
+    let operands = Operands { q: Heads::new(&q, heads * head_dim, head_dim), k, v: k.from(kv_width) };
     let forward =
         time(gpu, runs, |rec| attention::forward(rec, operands, &ranges, &o, &stats, shape)).await?;
     let backward = time(gpu, runs, |rec| {

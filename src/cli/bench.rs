@@ -246,7 +246,8 @@ impl Bench<'_> {
 
 /// The adapter of the LoRA steps: align's own default.
 fn lora() -> LoraSpec {
-    LoraSpec { r: 16, lora_alpha: 32.0, lora_dropout: 0.0, target_modules: TargetModules::default() }
+    let target_modules = TargetModules::default();
+    LoraSpec { r: 16, lora_alpha: 32.0, lora_dropout: 0.0, target_modules, fan_in_fan_out: false }
 }
 
 /// A training step's figures.

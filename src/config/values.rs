@@ -175,7 +175,8 @@ impl TargetModules {
         let ends_with =
             |name: &str| path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
         match self {
-            Self::AllLinear => !ends_with("lm_head"),
+            // The output head, by either of its names.
+            Self::AllLinear => !ends_with("lm_head") && !ends_with("embed_out"),
             Self::Names(names) => names.iter().any(|name| ends_with(name)),
         }
     }

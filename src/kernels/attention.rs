@@ -2,7 +2,7 @@
 //!
 //! Running softmax: Milakov & Gimelshein, 1805.02867; backward from the saved log-sum-exp: Dao et al., 2205.14135.
 
-use super::{Mat, check, groups_of_64, params};
+use super::{Heads, check, groups_of_64, params};
 use crate::gpu::{Gpu, Recorder, Tensor, Tier};
 use crate::shader::kernel;
 use crate::{Error, Result};
@@ -13,11 +13,14 @@ params!(Params for [
         "attention_tiled", "attention_dq_tiled", "attention_dkv_tiled",
     ];
     queries: u32, heads: u32, kv_heads: u32, scale: f32,
-    q_at: u32, q_stride: u32, k_at: u32, v_at: u32, kv_stride: u32);
+    q_at: u32, q_stride: u32, q_head: u32, k_at: u32, v_at: u32, kv_stride: u32, kv_head: u32,
+    window: u32, cap: f32);
 params!(DeltaParams for ["attention_delta"]; rows: u32, vectors: u32);
 
 /// Head sizes with a compiled variant.
-pub const HEAD_DIMS: [usize; 14] = [4, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128];
+pub const HEAD_DIMS: [usize; 15] = [4, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 256];
+/// Head sizes with a compiled variant that caps scores.
+pub const CAPPED_HEAD_DIMS: [usize; 3] = [16, 128, 256];
 
 /// Rows of a workgroup in the tiled kernels; `TILE` in `common/attention_tile.wgsl`.
 const TILE: usize = 32;
@@ -37,6 +40,12 @@ pub struct Shape {
     pub kv_heads: usize,
     /// Elements of a head; one of [`HEAD_DIMS`].
     pub head_dim: usize,
+    /// Factor on q·k, usually 1 / √head_dim.
+    pub scale: f32,
+    /// A query sees the last so many of its keys.
+    pub window: Option<usize>,
+    /// Scores s become cap · tanh(s / cap); `head_dim` is then one of [`CAPPED_HEAD_DIMS`].
+    pub cap: Option<f32>,
     /// The mean number of keys a query sees, for the cost estimate.
     pub mean_keys: usize,
     /// Whether all keys between those that are seen hold numbers: true of a packed batch, not of a sampler's steps. The
@@ -50,39 +59,48 @@ impl Shape {
             assert!(elements.is_multiple_of(4), "attention: an operand that is not whole vec4s");
             (elements / 4) as u32
         };
-        assert_eq!(k.stride, v.stride, "attention: keys and values have one stride");
+        assert_eq!((k.stride, k.head), (v.stride, v.head), "attention: keys and values have one stride");
         Params {
             queries: self.queries as u32,
             heads: self.heads as u32,
             kv_heads: self.kv_heads as u32,
-            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            scale: self.scale,
             q_at: vectors(q.at),
             q_stride: vectors(q.stride),
+            q_head: vectors(q.head),
             k_at: vectors(k.at),
             v_at: vectors(v.at),
             kv_stride: vectors(k.stride),
+            kv_head: vectors(k.head),
+            window: self.window.map_or(u32::MAX, |window| window as u32),
+            cap: self.cap.unwrap_or(0.0),
         }
     }
 
     /// Elements of q and of k and v that `queries` tokens need, from their starts on.
-    fn check(&self, operands: [(&'static str, Mat); 3]) -> Result<()> {
-        let widths = [self.heads, self.kv_heads, self.kv_heads].map(|heads| heads * self.head_dim);
-        for ((name, mat), width) in operands.into_iter().zip(widths) {
-            check("attention", &[(name, mat.data, mat.extent(self.queries, width))])?;
+    fn check(&self, operands: [(&'static str, Heads); 3]) -> Result<()> {
+        for ((name, of), heads) in operands.into_iter().zip([self.heads, self.kv_heads, self.kv_heads]) {
+            check("attention", &[(name, of.data, of.extent(self.queries, heads, self.head_dim))])?;
         }
         Ok(())
+    }
+
+    fn cap_flag(&self) -> &'static str {
+        if self.cap.is_some() { " CAP" } else { "" }
     }
 
     /// The software tier's variant of `name`, and the workgroups for `queries` rows of each of `heads`.
     fn variant(&self, gpu: &Gpu, name: &str, flags: &str, heads: usize) -> (String, u64) {
         let dim = self.head_dim;
-        let cache = if self.dense { "" } else { " CACHE" };
-        match gpu.subgroup().filter(|lanes| [4, 8].contains(lanes) && dim.is_multiple_of(8)) {
+        let cap = self.cap_flag();
+        let cache = if self.dense { cap.to_string() } else { format!("{cap} CACHE") };
+        let lanes = gpu.subgroup().filter(|_| gpu.tier() == Tier::Software);
+        match lanes.filter(|lanes| [4, 8].contains(lanes) && dim.is_multiple_of(8)) {
             Some(lanes) => (
                 format!("{name}_subgroup SG={lanes} HEAD_DIM={dim}{flags}{cache}"),
                 (self.queries.div_ceil(lanes) * heads) as u64,
             ),
-            None => (format!("{name} HEAD_DIM={dim}{flags}"), groups_of_64(self.queries * heads)),
+            None => (format!("{name} HEAD_DIM={dim}{flags}{cap}"), groups_of_64(self.queries * heads)),
         }
     }
 
@@ -91,9 +109,10 @@ impl Shape {
     fn tiled(&self, name: &str, block: &str, rows: usize, (staged, rest): (usize, usize)) -> (String, u64) {
         let dim = self.head_dim;
         // Rows of vectors and of weights have odd strides, see common/attention_tile.wgsl.
+        let cap = self.cap_flag();
         let size = (1024 - rest) / (staged * (((dim / 4) | 1) + 9)) / 8 * 8;
         let variant =
-            format!("{name} HEAD_DIM={dim} {block}={} COLUMNS={}", size.min(TILE), dim.div_ceil(32));
+            format!("{name} HEAD_DIM={dim} {block}={} COLUMNS={}{cap}", size.min(TILE), dim.div_ceil(32));
         (variant, (rows.div_ceil(TILE) * self.kv_heads) as u64)
     }
 
@@ -111,28 +130,32 @@ impl Shape {
 
     fn operations(&self, per_element: f64) -> f64 {
         // Register-bound loops with a load for every multiply run at a fraction of a matmul's rate: counted threefold.
-        3.0 * per_element * (self.queries * self.heads * self.head_dim) as f64 * self.mean_keys as f64
+        3.0 * per_element
+            * (self.queries * self.heads * self.head_dim) as f64
+            * self.mean_keys.min(self.window.unwrap_or(usize::MAX)) as f64
     }
 }
 
-/// Fails unless attention is compiled for `head_dim`.
-pub fn supports(head_dim: usize, origin: &str) -> Result<()> {
-    if HEAD_DIMS.contains(&head_dim) {
+/// Fails unless attention is compiled for `head_dim`, with `capped` scores.
+pub fn supports(head_dim: usize, capped: bool, origin: &str) -> Result<()> {
+    let all: &[usize] = if capped { &CAPPED_HEAD_DIMS } else { &HEAD_DIMS };
+    if all.contains(&head_dim) {
         return Ok(());
     }
     let fix = "use a model with one of these head sizes";
-    Err(Error::input(origin, format!("head_dim one of {HEAD_DIMS:?}"), head_dim, fix))
+    let with = if capped { " with attn_logit_softcapping" } else { "" };
+    Err(Error::input(origin, format!("head_dim one of {all:?}{with}"), head_dim, fix))
 }
 
-/// Queries, keys and values, a head after the other in each row. All start at multiples of 4 elements.
+/// Queries, keys and values. All heads start at multiples of 4 elements.
 #[derive(Clone, Copy)]
 pub struct Operands<'a> {
     /// `(T, H, hd)`
-    pub q: Mat<'a>,
+    pub q: Heads<'a>,
     /// `(S, G, hd)`
-    pub k: Mat<'a>,
-    /// `(S, G, hd)`, with k's stride.
-    pub v: Mat<'a>,
+    pub k: Heads<'a>,
+    /// `(S, G, hd)`, with k's strides.
+    pub v: Heads<'a>,
 }
 
 /// Operands with ranges `(T, 4)` -> o `(T, H, hd)` and the first half of stats `(2, T, H)`: lse.
@@ -147,7 +170,7 @@ pub fn forward(
     let rows = shape.queries * shape.heads;
     let count = rows * shape.head_dim;
     let Operands { q, k, v } = operands;
-    check("attention", &[("q", q.data, q.extent(shape.queries, shape.heads * shape.head_dim))])?;
+    check("attention", &[("q", q.data, q.extent(shape.queries, shape.heads, shape.head_dim))])?;
     check("attention", &[("ranges", ranges, 4 * shape.queries), ("o", o, count), ("stats", stats, rows)])?;
     let (variant, groups) = shape.by_query(rec.gpu(), "attention");
     let shader = kernel(rec.gpu(), &variant);
@@ -188,9 +211,9 @@ pub fn backward(
     let count = rows * shape.head_dim;
     shape.check([("q", q), ("k", k), ("v", v)])?;
     shape.check([
-        ("dq", Mat { data: dq, ..q }),
-        ("dk", Mat { data: dkv, ..k }),
-        ("dv", Mat { data: dkv, ..v }),
+        ("dq", Heads { data: dq, ..q }),
+        ("dk", Heads { data: dkv, ..k }),
+        ("dv", Heads { data: dkv, ..v }),
     ])?;
     check("attention_backward", &[("o", o, count), ("d_o", d_o, count), ("stats", stats, 2 * rows)])?;
     let delta = DeltaParams { rows: rows as u32, vectors: (shape.head_dim / 4) as u32 };
@@ -199,13 +222,14 @@ pub fn backward(
     let params = shape.params(operands);
     let (q, k, v) = (q.data, k.data, v.data);
     match rec.gpu().tier() {
-        Tier::Portable => {
+        // Two rows of 256 elements leave no room for eight of them: the larger heads do without tiles.
+        Tier::Portable if shape.head_dim <= 128 => {
             // Rows of queries and of d_o, w and ds, and where the queries end.
             let (variant, groups) = shape.tiled("attention_dkv_tiled", "ROWS", shape.queries, (2, 1));
             let bindings = [q, k, v, tokens, stats, d_o, dkv];
             rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(8.0));
         }
-        Tier::Software => {
+        _ => {
             let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", " DV", shape.kv_heads);
             let bindings = [q, k, tokens, stats, d_o, dkv];
             rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(4.0));

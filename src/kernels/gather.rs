@@ -7,22 +7,47 @@ use crate::Result;
 use crate::gpu::{DType, Recorder, Tensor};
 use crate::shader::kernel;
 
-params!(Params for ["gather"]; rows: u32, width: u32, stride: u32);
-params!(BackwardParams for ["gather_backward"]; targets: u32, width: u32);
+params!(Params for ["gather"]; rows: u32, width: u32, stride: u32, first: u32, accumulate: u32, scale: f32);
+params!(BackwardParams for ["gather_backward"]; targets: u32, width: u32, scale: f32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout(), BackwardParams::layout()]
 }
 
-/// `out[r, :] = table[index[r * stride], :]`: out `(rows, width)`, index `(rows * stride)`, table `(N, width)` of any float type.
+/// What of an index is read, and what is done with the rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    /// Rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub width: usize,
+    /// The first word of the index.
+    pub first: usize,
+    /// Words from one row's to the next one's.
+    pub stride: usize,
+    /// Factor on the table's rows.
+    pub scale: f32,
+    /// Add to `out` instead of overwriting it.
+    pub accumulate: bool,
+}
+
+impl Reading {
+    /// `rows` rows of `width`, as they are, by every `stride`-th word.
+    pub fn plain(rows: usize, width: usize, stride: usize) -> Self {
+        Self { rows, width, first: 0, stride, scale: 1.0, accumulate: false }
+    }
+}
+
+/// `out[r, :] = scale · table[index[first + r · stride], :]`: out `(rows, width)`, table `(N, width)` of any float type.
 pub fn forward(
     rec: &mut Recorder,
     index: &Tensor,
     table: &Tensor,
     out: &Tensor,
-    (rows, width, stride): (usize, usize, usize),
+    reading: Reading,
 ) -> Result<()> {
-    let read = rows.saturating_sub(1) * stride + rows.min(1);
+    let Reading { rows, width, first, stride, scale, accumulate } = reading;
+    let read = rows.saturating_sub(1) * stride + rows.min(1) * (first + 1);
     check("gather", &[("index", index, read), ("table", table, width), ("out", out, rows * width)])?;
     let variant = match table.dtype() {
         DType::Bf16 => "gather PACKED",
@@ -30,7 +55,14 @@ pub fn forward(
         DType::F32 | DType::U32 => "gather",
     };
     let shader = kernel(rec.gpu(), variant);
-    let params = Params { rows: rows as u32, width: width as u32, stride: stride as u32 };
+    let params = Params {
+        rows: rows as u32,
+        width: width as u32,
+        stride: stride as u32,
+        first: first as u32,
+        accumulate: accumulate as u32,
+        scale,
+    };
     rec.dispatch(&shader, &params, &[index, table, out], groups_of_64(rows * width), (rows * width) as f64);
     Ok(())
 }
@@ -53,18 +85,18 @@ pub fn lists(index: impl Iterator<Item = u32>) -> (Vec<u32>, usize) {
     (list, readers.len())
 }
 
-/// `dtable[target, :] += Σ dout[r, :]` over the rows r that read it: dout `(R, width)`, dtable `(N, width)`, `list` from [`lists`].
+/// `dtable[target, :] += scale · Σ dout[r, :]` over the rows r that read it: dout `(R, width)`, dtable `(N, width)`, `list` from [`lists`].
 pub fn backward(
     rec: &mut Recorder,
     list: &Tensor,
     dout: &Tensor,
     dtable: &Tensor,
     targets: usize,
-    width: usize,
+    (width, scale): (usize, f32),
 ) -> Result<()> {
     check("gather_backward", &[("lists", list, 2 * targets + 1), ("dtable", dtable, width)])?;
     let shader = kernel(rec.gpu(), "gather_backward");
-    let params = BackwardParams { targets: targets as u32, width: width as u32 };
+    let params = BackwardParams { targets: targets as u32, width: width as u32, scale };
     let bindings = [list, dout, dtable];
     rec.dispatch(&shader, &params, &bindings, groups_of_64(targets * width), (dout.len()) as f64);
     Ok(())

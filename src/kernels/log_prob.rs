@@ -5,7 +5,7 @@ use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::shader::kernel;
 
-params!(Params for ["log_prob", "log_prob_backward"]; rows: u32, vocab: u32, first: u32, total: u32);
+params!(Params for ["log_prob", "log_prob_backward"]; rows: u32, vocab: u32, first: u32, total: u32, cap: f32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
@@ -22,12 +22,15 @@ pub struct Chunk {
     pub total: usize,
     /// Vocabulary size, `V`.
     pub vocab: usize,
+    /// The soft cap that the logits went through.
+    pub cap: Option<f32>,
 }
 
 impl Chunk {
     fn params(&self) -> Params {
-        let Chunk { rows, first, total, vocab } = *self;
-        Params { rows: rows as u32, vocab: vocab as u32, first: first as u32, total: total as u32 }
+        let Chunk { rows, first, total, vocab, cap } = *self;
+        let [rows, vocab, first, total] = [rows, vocab, first, total].map(|n| n as u32);
+        Params { rows, vocab, first, total, cap: cap.unwrap_or(0.0) }
     }
 }
 
@@ -51,7 +54,7 @@ pub fn forward(
 }
 
 /// Turns logits `(rows, V)` into their gradient, in place: coefficient `(S)` of the row's sequence × (one-hot − softmax). Without
-/// coefficients it is that of the log-probs themselves.
+/// coefficients it is that of the log-probs themselves. With a cap it is the gradient of what went into [`super::soft_cap`].
 pub fn backward(
     rec: &mut Recorder,
     predict: &Tensor,
@@ -68,8 +71,9 @@ pub fn backward(
         Some(coefficient) => ("log_prob_backward", vec![predict, stats, coefficient, logits]),
         None => ("log_prob_backward UNIT", vec![predict, stats, logits]),
     };
+    let cap = if chunk.cap.is_some() { " CAP" } else { "" };
     let (wide, per_load) = if chunk.vocab.is_multiple_of(4) { (" VEC4", 4) } else { ("", 1) };
-    let shader = kernel(rec.gpu(), &format!("{variant}{wide}"));
+    let shader = kernel(rec.gpu(), &format!("{variant}{cap}{wide}"));
     rec.dispatch(&shader, &chunk.params(), &bindings, groups_of_64(count / per_load), 6.0 * count as f64);
     Ok(())
 }

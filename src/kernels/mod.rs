@@ -3,6 +3,7 @@
 //! Names are the shaders' and the references'. `T` tokens, `D` width, `H` query heads, `G` kv heads, `R` rows that
 //! predict a response token, `V` vocabulary, `S` sequences. Tensors may be longer than their shape asks for.
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod column_sum;
@@ -10,7 +11,9 @@ pub mod dropout;
 pub mod ema;
 pub mod fma_peak;
 pub mod gather;
+pub mod head_norm;
 pub mod kv_write;
+pub mod layer_norm;
 pub mod log_prob;
 pub mod matmul;
 pub mod preference;
@@ -19,8 +22,8 @@ pub mod rope;
 pub mod row_scale;
 pub mod sample;
 pub mod sequence_sum;
+pub mod soft_cap;
 pub mod sum_squares;
-pub mod swiglu;
 
 use crate::gpu::{Recorder, Tensor, Tier};
 use crate::{Error, Result};
@@ -59,6 +62,7 @@ use params;
 /// Every parameter block, for the check against the shaders.
 pub fn layouts() -> Vec<Layout> {
     [
+        activation::layouts(),
         adamw::layouts(),
         attention::layouts(),
         column_sum::layouts(),
@@ -66,7 +70,9 @@ pub fn layouts() -> Vec<Layout> {
         ema::layouts(),
         fma_peak::layouts(),
         gather::layouts(),
+        head_norm::layouts(),
         kv_write::layouts(),
+        layer_norm::layouts(),
         log_prob::layouts(),
         matmul::layouts(),
         preference::layouts(),
@@ -75,8 +81,8 @@ pub fn layouts() -> Vec<Layout> {
         row_scale::layouts(),
         sample::layouts(),
         sequence_sum::layouts(),
+        soft_cap::layouts(),
         sum_squares::layouts(),
-        swiglu::layouts(),
     ]
     .concat()
 }
@@ -110,6 +116,37 @@ impl<'a> Mat<'a> {
 
     fn starts_at_multiples_of(&self, n: usize) -> bool {
         self.at.is_multiple_of(n) && self.stride.is_multiple_of(n)
+    }
+}
+
+/// Heads of tokens in a tensor: head h of token t starts at element `at + t * stride + h * head`.
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
+    /// Where they lie.
+    pub data: &'a Tensor,
+    /// The first one's first element.
+    pub at: usize,
+    /// Elements from one token to the next.
+    pub stride: usize,
+    /// Elements from one head to the next.
+    pub head: usize,
+}
+
+impl<'a> Heads<'a> {
+    /// Tokens' heads behind each other, in rows of `stride` elements.
+    pub fn new(data: &'a Tensor, stride: usize, head: usize) -> Self {
+        Self { data, at: 0, stride, head }
+    }
+
+    /// The heads `elements` further on.
+    pub fn from(self, elements: usize) -> Self {
+        Self { at: self.at + elements, ..self }
+    }
+
+    /// Elements of the tensor that `heads` heads of `head_dim` of `tokens` tokens need.
+    fn extent(&self, tokens: usize, heads: usize, head_dim: usize) -> usize {
+        let row = heads.saturating_sub(1) * self.head + head_dim;
+        if tokens == 0 { 0 } else { self.at + (tokens - 1) * self.stride + row }
     }
 }
 

@@ -1,18 +1,18 @@
 //! RMSNorm (Zhang & Sennrich, 1910.07467).
 
-use super::{by_rows, check, column_sum, params};
+use super::{Mat, by_rows, check, column_sum, params};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::shader::kernel;
 
-params!(Params for ["rms_norm"]; rows: u32, width: u32, eps: f32);
-params!(BackwardParams for ["rms_norm_backward"]; rows: u32, width: u32, accumulate: u32);
+params!(Params for ["rms_norm"]; rows: u32, width: u32, eps: f32, shift: f32);
+params!(BackwardParams for ["rms_norm_backward"]; rows: u32, width: u32, accumulate: u32, shift: f32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout(), BackwardParams::layout()]
 }
 
-/// The shape of a norm's input.
+/// The shape of a norm's input. Also of [`super::layer_norm`].
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     /// Tokens.
@@ -22,32 +22,50 @@ pub struct Shape {
 }
 
 impl Shape {
-    fn variant(&self, rec: &Recorder, shader: &str) -> (String, u64) {
+    pub(super) fn variant(&self, rec: &Recorder, shader: &str) -> (String, u64) {
         let per_load = if self.width.is_multiple_of(4) { 4 } else { 1 };
         let (variant, groups) = by_rows(rec, shader, self.rows, self.width / per_load);
         (format!("{variant}{}", if per_load == 4 { " VEC4" } else { "" }), groups)
     }
 }
 
-/// `y = x * rstd * w` with `rstd = 1 / sqrt(mean(x²) + eps)`: x, y `(T, D)`, w `(D)`, rstd `(T)`.
+/// A norm's constants.
+#[derive(Debug, Clone, Copy)]
+pub struct Constants {
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Added to the weight: 1 in Gemma, else 0.
+    pub shift: f32,
+}
+
+/// `y = x * rstd * (w + shift)`, + residual where there is one, with `rstd = 1 / sqrt(mean(x²) + eps)`: x, y, residual `(T, D)`,
+/// w `(D)`, rstd `(T)`.
+#[allow(clippy::too_many_arguments)]
 pub fn forward(
     rec: &mut Recorder,
     x: &Tensor,
     w: &Tensor,
     y: &Tensor,
     rstd: &Tensor,
+    residual: Option<&Tensor>,
     shape: Shape,
-    eps: f32,
+    Constants { eps, shift }: Constants,
 ) -> Result<()> {
     let Shape { rows, width } = shape;
     check(
         "rms_norm",
         &[("x", x, rows * width), ("w", w, width), ("y", y, rows * width), ("rstd", rstd, rows)],
     )?;
-    let (variant, groups) = shape.variant(rec, "rms_norm");
+    let (mut variant, groups) = shape.variant(rec, "rms_norm");
+    let mut bindings = vec![x, w, y, rstd];
+    if let Some(residual) = residual {
+        check("rms_norm", &[("residual", residual, rows * width)])?;
+        variant += " RESIDUAL";
+        bindings.push(residual);
+    }
     let shader = kernel(rec.gpu(), &variant);
-    let params = Params { rows: rows as u32, width: width as u32, eps };
-    rec.dispatch(&shader, &params, &[x, w, y, rstd], groups, 5.0 * (rows * width) as f64);
+    let params = Params { rows: rows as u32, width: width as u32, eps, shift };
+    rec.dispatch(&shader, &params, &bindings, groups, 5.0 * (rows * width) as f64);
     Ok(())
 }
 
@@ -59,6 +77,8 @@ pub struct Saved<'a> {
     pub w: &'a Tensor,
     /// `(T)`.
     pub rstd: &'a Tensor,
+    /// Added to the weight.
+    pub shift: f32,
 }
 
 /// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw += ` that of w `(D)` where it is trained.
@@ -71,15 +91,17 @@ pub fn backward(
     shape: Shape,
     accumulate: bool,
 ) -> Result<()> {
-    let (Shape { rows, width }, Saved { x, w, rstd }) = (shape, saved);
+    let (Shape { rows, width }, Saved { x, w, rstd, shift }) = (shape, saved);
     let count = rows * width;
     check("rms_norm_backward", &[("x", x, count), ("w", w, width), ("dy", dy, count), ("dx", dx, count)])?;
     if let Some(dw) = dw {
-        column_sum::scaled(rec, dy, x, rstd, dw, rows, width)?;
+        let [dy, x] = [dy, x].map(|tensor| Mat::new(tensor, width));
+        column_sum::scaled(rec, dy, x, Mat::new(rstd, 1), dw, (rows, width))?;
     }
     let (variant, groups) = shape.variant(rec, "rms_norm_backward");
     let shader = kernel(rec.gpu(), &variant);
-    let params = BackwardParams { rows: rows as u32, width: width as u32, accumulate: accumulate as u32 };
+    let accumulate = accumulate as u32;
+    let params = BackwardParams { rows: rows as u32, width: width as u32, accumulate, shift };
     rec.dispatch(&shader, &params, &[x, w, rstd, dy, dx], groups, 8.0 * count as f64);
     Ok(())
 }

@@ -1,11 +1,12 @@
 //! Rotary position embedding (Su et al., 2104.09864) in Hugging Face's `rotate_half` layout.
 
-use super::{Mat, check, groups_of_64, params};
+use super::{Heads, check, groups_of_64, params};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::shader::kernel;
 
-params!(Params for ["rope"]; tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32);
+params!(Params for ["rope"]; tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32,
+    head_stride: u32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
@@ -20,19 +21,20 @@ pub enum Turn {
     Backward,
 }
 
-/// Turns x `(T, heads, head_dim)`, a head after the other in each row, in place by the angles in table `(P, head_dim / 2, 2)` (cos, sin) of each token's position.
+/// Turns the first `dim` elements of each head of x `(T, heads, ..)`, in place, by the angles in table `(P, dim / 2, 2)` (cos, sin) of
+/// each token's position.
 /// tokens is `(T, 4)`: id, position, slot, visible_end.
 pub fn turn(
     rec: &mut Recorder,
     turn: Turn,
     tokens: &Tensor,
     table: &Tensor,
-    x: Mat,
-    (count, heads, head_dim): (usize, usize, usize),
+    x: Heads,
+    (count, heads, dim): (usize, usize, usize),
 ) -> Result<()> {
-    let extent = x.extent(count, heads * head_dim);
-    check("rope", &[("tokens", tokens, 4 * count), ("table", table, head_dim), ("x", x.data, extent)])?;
-    let half = head_dim / 2;
+    let extent = x.extent(count, heads, dim);
+    check("rope", &[("tokens", tokens, 4 * count), ("table", table, dim), ("x", x.data, extent)])?;
+    let half = dim / 2;
     let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
     let params = Params {
         tokens: count as u32,
@@ -41,6 +43,7 @@ pub fn turn(
         sign,
         at: x.at as u32,
         stride: x.stride as u32,
+        head_stride: x.head as u32,
     };
     let pairs = count * heads * half;
     let shader = kernel(rec.gpu(), "rope");

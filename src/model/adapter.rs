@@ -21,6 +21,8 @@ pub struct LoraSpec {
     pub lora_dropout: f64,
     /// Layers that get one.
     pub target_modules: TargetModules,
+    /// Whether the base model stores its matrices as (inputs, outputs), as GPT-2 does. A fresh adapter takes its model's.
+    pub fan_in_fan_out: bool,
 }
 
 /// The keys of adapter_config.json that matter here. What is left out has PEFT's default.
@@ -114,7 +116,6 @@ impl<'a> Adapter<'a> {
         let odd = [
             ("peft_type", peft.peft_type != "LORA"),
             ("bias", peft.bias != "none"),
-            ("fan_in_fan_out", peft.fan_in_fan_out),
             ("use_dora", peft.use_dora),
             ("modules_to_save", peft.modules_to_save.is_some_and(|m| !m.is_empty())),
             ("rank_pattern", !peft.rank_pattern.is_empty()),
@@ -152,7 +153,13 @@ impl<'a> Adapter<'a> {
         let lora_alpha =
             if peft.use_rslora { peft.lora_alpha * (peft.r as f64).sqrt() } else { peft.lora_alpha };
         let target_modules = TargetModules::Names(modules);
-        let spec = LoraSpec { r: peft.r, lora_alpha, lora_dropout: peft.lora_dropout, target_modules };
+        let spec = LoraSpec {
+            r: peft.r,
+            lora_alpha,
+            lora_dropout: peft.lora_dropout,
+            target_modules,
+            fan_in_fan_out: peft.fan_in_fan_out,
+        };
         Ok(Self { spec, weights })
     }
 }
@@ -181,7 +188,7 @@ impl LoraSpec {
             lora_dropout: self.lora_dropout,
             target_modules: modules.into(),
             bias: no_bias(),
-            fan_in_fan_out: false,
+            fan_in_fan_out: self.fan_in_fan_out,
             use_rslora: false,
             use_dora: false,
             inference_mode: true,

@@ -1,18 +1,18 @@
 //! The decoder: embedding, blocks, norm, head; its forward pass over a packed batch, log-probs, and its backward pass.
 
 use super::adapter::{Adapter, LoraSpec, leaves, module_of};
+use super::config::{NormKind, Rope};
 use super::export::serialize;
-use super::families::{EMBEDDING, FINAL_NORM, HEAD};
 use super::load::Loader;
 use super::workspace::Workspace;
 use super::{Capacity, DecoderConfig, Weights};
 use crate::config::TargetModules;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::kernels::gather::{self, Reading};
 use crate::kernels::log_prob::{self, Chunk};
-use crate::kernels::rms_norm::{self, Shape};
-use crate::kernels::{gather, row_scale, sequence_sum};
-use crate::nn::{Arenas, Block, Decay, KvCache, Layout, Linear, Param, Pass, Sizes, Tables, Weight};
+use crate::kernels::{row_scale, sequence_sum, soft_cap};
+use crate::nn::{Arenas, Block, Decay, KvCache, Layout, Linear, Norm, Param, Pass, Sizes, Tables, Weight};
 use crate::{Error, Result};
 
 /// Which weights are trained.
@@ -31,10 +31,12 @@ pub enum Training<'a> {
 pub struct Decoder {
     config: DecoderConfig,
     embedding: Param,
+    /// `(max_positions, D)`, where positions are learned.
+    positions: Option<Param>,
     blocks: Vec<Block>,
-    norm: Param,
+    norm: Norm,
     head: Linear,
-    rope: Tensor,
+    ropes: Vec<Tensor>,
     layout: Layout,
     values: Arenas,
     lora: Option<LoraSpec>,
@@ -61,22 +63,25 @@ impl Decoder {
             values: Vec::new(),
             adapters: 0,
         };
-        let embedding = loader.param(EMBEDDING, &[config.vocab, config.width])?;
-        let blocks = (0..config.layers).map(|i| loader.block(&config, i)).collect::<Result<Vec<_>>>()?;
-        let norm = loader.param(FINAL_NORM, &[config.width])?;
+        let names = config.names;
+        let embedding = loader.param(names.embedding, &[config.vocab, config.width])?;
+        let table = [config.max_positions, config.width];
+        let positions = names.positions.map(|name| loader.param(name, &table)).transpose()?;
+        let blocks = (0..config.layers()).map(|i| loader.block(&config, i)).collect::<Result<Vec<_>>>()?;
+        let norm = loader.norm(&config, names.final_norm)?;
         let head = if config.tied {
             let (inputs, outputs) = (config.width, config.vocab);
             let weight = Weight { matrix: embedding.clone(), bias: None, first: 0, outputs };
             Linear { weights: vec![weight], lora: None, inputs, outputs }
         } else {
-            loader.linear(&[(HEAD.into(), config.vocab)], config.width, false)?
+            loader.linear(&[(names.head.into(), config.vocab)], config.width, false, false)?
         };
         let Loader { layout, values: initial, adapters, .. } = loader;
         if let Training::Adapter(adapter) = training {
             adapter.all_in(&layout)?;
         }
         let lora = match training {
-            Training::Lora(spec, _) => Some(spec),
+            Training::Lora(spec, _) => Some(LoraSpec { fan_in_fan_out: names.transposed, ..spec }),
             Training::Adapter(adapter) => Some(adapter.spec.clone()),
             Training::None | Training::Full => None,
         };
@@ -92,9 +97,11 @@ impl Decoder {
         for (entry, data) in layout.entries().iter().zip(&initial) {
             values.of(entry).write_f32(gpu, data);
         }
-        let table = config.rope_table(config.context());
-        let rope = Tensor::from_f32(gpu, Purpose::Weights, "rope table", &table)?;
-        Ok(Self { config, embedding, blocks, norm, head, rope, layout, values, lora })
+        let table = |rope: &Rope| {
+            Tensor::from_f32(gpu, Purpose::Weights, "rope table", &rope.table(config.context()))
+        };
+        let ropes = config.ropes.iter().map(table).collect::<Result<_>>()?;
+        Ok(Self { config, embedding, positions, blocks, norm, head, ropes, layout, values, lora })
     }
 
     /// The configuration.
@@ -126,7 +133,10 @@ impl Decoder {
     pub async fn trained_safetensors(&self, gpu: &Gpu) -> Result<Vec<u8>> {
         let values = self.values.read(gpu, &self.layout).await?;
         let entries = self.layout.entries().iter().zip(&values);
-        serialize(entries.map(|(e, v)| (e.name.as_str(), e.shape.as_slice(), v.as_slice())))
+        let stored: Vec<_> = entries.map(|(entry, values)| (&entry.name, entry.stored(values))).collect();
+        serialize(
+            stored.iter().map(|(name, (shape, values))| (name.as_str(), shape.as_slice(), values.as_slice())),
+        )
     }
 
     /// adapter_config.json of the adapter, naming `base` as its base model; `None` without an adapter.
@@ -155,6 +165,11 @@ impl Decoder {
             q_width: c.heads * c.head_dim,
             kv_width: c.kv_heads * c.head_dim,
             inner: c.inner,
+            up: c.up(),
+            norm_stats: if c.norm == NormKind::Layer { 2 } else { 1 },
+            normed_heads: if c.head_norms { c.heads + c.kv_heads } else { 0 },
+            output_norms: c.output_norms,
+            parallel: c.parallel,
             // Queries, keys and values share one input.
             ranks: self.lora.as_ref().map_or(0, |l| 3 * l.r),
             dropout: self.lora.as_ref().is_some_and(|l| l.lora_dropout > 0.0),
@@ -168,7 +183,7 @@ impl Decoder {
 
     fn tables<'a>(&'a self, ws: &'a Workspace) -> Tables<'a> {
         let (count, mean_keys) = (ws.batch.tokens, ws.batch.mean_keys);
-        Tables { tokens: &ws.tokens, ranges: &ws.ranges, rope: &self.rope, count, mean_keys }
+        Tables { tokens: &ws.tokens, ranges: &ws.ranges, ropes: &self.ropes, count, mean_keys }
     }
 
     /// Records the blocks on the batch in `ws`. Returns where the last block's output is.
@@ -182,7 +197,13 @@ impl Decoder {
         let tables = self.tables(ws);
         let embedding = self.embedding.in_arenas(pass.values);
         let stream = |i: usize| &ws.stream[i % ws.stream.len()];
-        gather::forward(rec, &ws.tokens, &embedding, stream(0), (tables.count, self.config.width, 4))?;
+        let ids = Reading::plain(tables.count, self.config.width, 4);
+        let scaled = Reading { scale: self.config.embedding_scale, ..ids };
+        gather::forward(rec, &ws.tokens, &embedding, stream(0), scaled)?;
+        if let Some(positions) = &self.positions {
+            let added = Reading { first: 1, accumulate: true, ..ids };
+            gather::forward(rec, &ws.tokens, &positions.in_arenas(pass.values), stream(0), added)?;
+        }
         for (i, block) in self.blocks.iter().enumerate() {
             let saved = &ws.saved[i % ws.saved.len()];
             let cache = caches.map(|c| &c[i]);
@@ -202,10 +223,8 @@ impl Decoder {
         (rows, stride): (usize, usize),
     ) -> Result<()> {
         let width = self.config.width;
-        gather::forward(rec, source, hidden, &ws.hidden, (rows, width, stride))?;
-        let norm = self.norm.in_arenas(pass.values);
-        let shape = Shape { rows, width };
-        rms_norm::forward(rec, &ws.hidden, &norm, &ws.normed, &ws.hidden_rstd, shape, self.config.eps)
+        gather::forward(rec, source, hidden, &ws.hidden, Reading::plain(rows, width, stride))?;
+        self.norm.forward(rec, pass, &ws.hidden, None, &ws.normed, &ws.hidden_stats, rows)
     }
 
     /// Records the logits of `count` gathered rows from `first` on.
@@ -219,7 +238,11 @@ impl Decoder {
     ) -> Result<()> {
         let width = self.config.width;
         let x = ws.normed.slice(first * width, count * width);
-        self.head.forward(rec, pass, &ws.scratch, &x, &ws.logits, None, count)
+        self.head.forward(rec, pass, &ws.scratch, &x, &ws.logits, None, count)?;
+        match self.config.logit_cap {
+            Some(cap) => soft_cap::forward(rec, &ws.logits, count * self.config.vocab, cap),
+            None => Ok(()),
+        }
     }
 
     /// Records logits `(rows, V)` into the workspace's chunk for the rows whose hidden states `source` names: a sampler's
@@ -239,10 +262,10 @@ impl Decoder {
     }
 
     fn chunks(&self, ws: &Workspace) -> Vec<Chunk> {
-        let (total, vocab) = (ws.batch.rows, self.config.vocab);
+        let (total, vocab, cap) = (ws.batch.rows, self.config.vocab, self.config.logit_cap);
         (0..total)
             .step_by(ws.chunk)
-            .map(|first| Chunk { rows: ws.chunk.min(total - first), first, total, vocab })
+            .map(|first| Chunk { rows: ws.chunk.min(total - first), first, total, vocab, cap })
             .collect()
     }
 
@@ -282,7 +305,19 @@ impl Decoder {
         }
         if let Some(dtable) = full {
             let targets = ws.batch.distinct_ids;
-            gather::backward(rec, &ws.id_lists, &ws.dstream, &dtable, targets, self.config.width)?;
+            let scaled = (self.config.width, self.config.embedding_scale);
+            gather::backward(rec, &ws.id_lists, &ws.dstream, &dtable, targets, scaled)?;
+        }
+        if let Some(dtable) = self.positions.as_ref().and_then(|table| table.gradient(gradients)) {
+            let targets = ws.batch.distinct_positions;
+            gather::backward(
+                rec,
+                &ws.position_lists,
+                &ws.dstream,
+                &dtable,
+                targets,
+                (self.config.width, 1.0),
+            )?;
         }
         Ok(())
     }
@@ -324,13 +359,17 @@ impl Decoder {
                 self.head_backward(rec, pass, gradients, ws, chunk)?;
             }
         }
-        let norm = self.norm.in_arenas(pass.values);
-        let saved = rms_norm::Saved { x: &ws.hidden, w: &norm, rstd: &ws.hidden_rstd };
-        let shape = Shape { rows: ws.batch.rows, width };
-        let dw = self.norm.gradient(gradients);
-        rms_norm::backward(rec, saved, &ws.dnormed, &ws.dhidden, dw.as_ref(), shape, false)?;
+        let (kept, rows) = ((&ws.hidden, &ws.hidden_stats), ws.batch.rows);
+        self.norm.backward(rec, pass, gradients, kept, &ws.dnormed, &ws.dhidden, rows, false)?;
         ws.dstream.clear(rec);
-        gather::backward(rec, &ws.source_lists, &ws.dhidden, &ws.dstream, ws.batch.distinct_sources, width)
+        gather::backward(
+            rec,
+            &ws.source_lists,
+            &ws.dhidden,
+            &ws.dstream,
+            ws.batch.distinct_sources,
+            (width, 1.0),
+        )
     }
 
     /// Logits `(T, V)` of the plain sequence `ids`. For tests and small inputs: they come to the host whole.

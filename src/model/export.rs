@@ -1,6 +1,6 @@
 //! Merging a LoRA adapter into its base weights: a plain Hugging Face model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -9,6 +9,7 @@ use safetensors::tensor::TensorView;
 use super::adapter::tensor_name;
 use super::{Adapter, Weights};
 use crate::gpu::DType;
+use crate::nn::transposed;
 use crate::{Error, Result};
 
 /// The element type of an exported model.
@@ -29,12 +30,14 @@ pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> 
         Some(crate::config::TargetModules::Names(names)) => names.clone(),
         _ => Vec::new(),
     };
+    let mut targets: HashMap<&str, &str> = HashMap::new();
     for module in &modules {
         let name = format!("{module}.weight");
-        if !base.has(&name) {
+        let Some(found) = base.find(&name) else {
             let fix = "give the model that the adapter was made for";
             return Err(Error::input(base.origin(), format!("tensor {name}"), "none", fix));
-        }
+        };
+        targets.insert(found, module);
     }
     let mut out: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for name in base.names() {
@@ -44,10 +47,9 @@ pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> 
             ExportDType::Auto => stored.dtype,
             ExportDType::As(dtype) => dtype,
         };
-        let module = name.strip_suffix(".weight").filter(|m| modules.iter().any(|x| x == m));
-        let bytes = match (module, adapter) {
+        let bytes = match (targets.get(name), adapter) {
             (Some(module), Some(adapter)) => {
-                let &[outputs, inputs] = shape.as_slice() else {
+                let &[rows, columns] = shape.as_slice() else {
                     let place = format!("tensor {name}");
                     return Err(Error::input(
                         place,
@@ -56,9 +58,15 @@ pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> 
                         "give the right model",
                     ));
                 };
-                encode(&add_lora(stored.to_f32(), adapter, module, outputs, inputs)?, wanted)
+                let merged = if adapter.spec.fan_in_fan_out {
+                    let weight = transposed(&stored.to_f32(), rows, columns);
+                    transposed(&add_lora(weight, adapter, module, columns, rows)?, columns, rows)
+                } else {
+                    add_lora(stored.to_f32(), adapter, module, rows, columns)?
+                };
+                encode(&merged, wanted)
             }
-            _ if wanted == stored.dtype => stored.bytes.to_vec(),
+            _ if wanted == stored.dtype => stored.bytes.into_owned(),
             _ => encode(&stored.to_f32(), wanted),
         };
         let kind = match wanted {

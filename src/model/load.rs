@@ -4,12 +4,16 @@ use std::borrow::Cow;
 
 use super::DecoderConfig;
 use super::adapter::tensor_name;
+use super::config::NormKind;
 use super::decoder::Training;
-use super::families;
+use super::families::Projection;
 use super::weights::{Stored, Weights};
 use crate::Result;
 use crate::gpu::{Gpu, Purpose, Tensor};
-use crate::nn::{Attention, Block, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Param, Weight};
+use crate::kernels::rms_norm::Constants;
+use crate::nn::{
+    Attention, Block, HeadNorms, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Named, Norm, Param, Weight,
+};
 use crate::reference::rng;
 
 /// Makes layers from weights while loading.
@@ -24,23 +28,34 @@ pub(super) struct Loader<'a> {
 }
 
 impl Loader<'_> {
+    /// A tensor, as it lies in a file.
     pub fn param(&mut self, name: &str, shape: &[usize]) -> Result<Param> {
-        self.params(&[(name.into(), shape.into())])
+        self.params(&[(name.into(), shape.into(), false)])
+    }
+
+    fn stored(&self, (name, shape, transposed): &Named) -> Result<Stored<'_>> {
+        match shape[..] {
+            [rows, columns] if *transposed => {
+                Ok(self.weights.get(name, &[columns, rows])?.transposed(columns, rows))
+            }
+            _ => self.weights.get(name, shape),
+        }
     }
 
     /// Tensors behind each other as one parameter.
-    fn params(&mut self, tensors: &[(String, Vec<usize>)]) -> Result<Param> {
-        let stored = tensors.iter().map(|(name, shape)| self.weights.get(name, shape));
+    fn params(&mut self, tensors: &[Named]) -> Result<Param> {
+        let stored = tensors.iter().map(|named| self.stored(named));
         let stored: Vec<Stored> = stored.collect::<Result<_>>()?;
         if matches!(self.training, Training::Full) {
-            self.values.extend(stored.iter().map(|tensor| tensor.to_f32()));
+            let values: Vec<Vec<f32>> = stored.iter().map(Stored::to_f32).collect();
+            self.values.extend(values);
             return Ok(self.layout.add(tensors.to_vec()));
         }
         let (name, dtype) = (&tensors[0].0, stored[0].dtype);
         // Matrices stay as stored; vectors are small, and the kernels that take them read f32.
-        let matrices = tensors.iter().all(|(_, shape)| shape.len() > 1);
+        let matrices = tensors.iter().all(|(_, shape, _)| shape.len() > 1);
         let tensor = if matrices && stored.iter().all(|tensor| tensor.dtype == dtype) {
-            let parts: Vec<&[u8]> = stored.iter().map(|tensor| tensor.bytes).collect();
+            let parts: Vec<&[u8]> = stored.iter().map(|tensor| &*tensor.bytes).collect();
             let bytes = if let [one] = parts[..] { Cow::Borrowed(one) } else { Cow::Owned(parts.concat()) };
             Tensor::from_bytes(self.gpu, Purpose::Weights, name, &bytes, dtype)?
         } else {
@@ -50,8 +65,14 @@ impl Loader<'_> {
         Ok(Param::Frozen(tensor))
     }
 
-    /// One layer, or several on the same input: (module, outputs) of each.
-    pub fn linear(&mut self, layers: &[(String, usize)], inputs: usize, bias: bool) -> Result<Linear> {
+    /// One layer, or several on the same input: (module, outputs) of each. `transposed` says how files hold the matrices.
+    pub fn linear(
+        &mut self,
+        layers: &[(String, usize)],
+        inputs: usize,
+        bias: bool,
+        transposed: bool,
+    ) -> Result<Linear> {
         let outputs = layers.iter().map(|(_, outputs)| outputs).sum::<usize>();
         // As one product, unless the weights together are too large to be bound.
         let most = (self.gpu.limits().max_storage_buffer_binding_size as usize / 4).min(MAX_ARENA);
@@ -59,11 +80,13 @@ impl Loader<'_> {
             if outputs * inputs <= most { vec![layers] } else { layers.chunks(1).collect() };
         let (mut weights, mut first) = (Vec::new(), 0);
         for piece in pieces {
-            let named = |suffix: &str, shape: &dyn Fn(usize) -> Vec<usize>| -> Vec<(String, Vec<usize>)> {
-                piece.iter().map(|(module, n)| (format!("{module}.{suffix}"), shape(*n))).collect()
+            let named = |suffix: &str, transposed, shape: &dyn Fn(usize) -> Vec<usize>| -> Vec<Named> {
+                let one =
+                    |(module, n): &(String, usize)| (format!("{module}.{suffix}"), shape(*n), transposed);
+                piece.iter().map(one).collect()
             };
-            let matrix = self.params(&named("weight", &|n| vec![n, inputs]))?;
-            let bias = if bias { Some(self.params(&named("bias", &|n| vec![n]))?) } else { None };
+            let matrix = self.params(&named("weight", transposed, &|n| vec![n, inputs]))?;
+            let bias = if bias { Some(self.params(&named("bias", false, &|n| vec![n]))?) } else { None };
             let outputs = piece.iter().map(|(_, outputs)| outputs).sum();
             weights.push(Weight { matrix, bias, first, outputs });
             first += outputs;
@@ -93,7 +116,7 @@ impl Loader<'_> {
                     None => [kaiming(rank * inputs, inputs, stream, seed), vec![0.0; outputs * rank]],
                 };
                 let [a_name, b_name] = names;
-                inner.push((a_name, shapes[0].to_vec()));
+                inner.push((a_name, shapes[0].to_vec(), false));
                 self.values.push(a);
                 values.push(b);
                 chosen.push((b_name, first, *outputs, stream));
@@ -106,7 +129,7 @@ impl Loader<'_> {
         let a = self.layout.add(inner);
         self.values.extend(values);
         let part = |(name, first, outputs, stream)| LoraPart {
-            b: self.layout.add(vec![(name, vec![outputs, rank])]),
+            b: self.layout.add(vec![(name, vec![outputs, rank], false)]),
             first,
             outputs,
             stream,
@@ -116,38 +139,71 @@ impl Loader<'_> {
         Ok(Some(Lora { a, parts, rank, scale, dropout: spec.lora_dropout as f32 }))
     }
 
+    /// A norm over the width.
+    pub fn norm(&mut self, config: &DecoderConfig, module: &str) -> Result<Norm> {
+        let width = config.width;
+        let weight = self.param(&format!("{module}.weight"), &[width])?;
+        let (bias, shift) = match config.norm {
+            NormKind::Rms { shift } => (None, shift),
+            NormKind::Layer => (Some(self.param(&format!("{module}.bias"), &[width])?), 0.0),
+        };
+        Ok(Norm { weight, bias, width, constants: Constants { eps: config.eps, shift } })
+    }
+
     pub fn block(&mut self, config: &DecoderConfig, index: usize) -> Result<Block> {
-        let name = |part: &str| families::layer(index, part);
-        let (width, bias) = (config.width, config.attention_bias);
-        let (q_width, kv_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        Ok(Block {
-            attention_norm: self.param(&name("input_layernorm.weight"), &[width])?,
-            attention: Attention {
-                qkv: self.linear(
-                    &[
-                        (name("self_attn.q_proj"), q_width),
-                        (name("self_attn.k_proj"), kv_width),
-                        (name("self_attn.v_proj"), kv_width),
-                    ],
-                    width,
-                    bias,
-                )?,
-                o: self.linear(&[(name("self_attn.o_proj"), width)], q_width, bias)?,
-                heads: config.heads,
-                kv_heads: config.kv_heads,
-                head_dim: config.head_dim,
-            },
-            mlp_norm: self.param(&name("post_attention_layernorm.weight"), &[width])?,
-            mlp: Mlp {
-                gate_up: self.linear(
-                    &[(name("mlp.gate_proj"), config.inner), (name("mlp.up_proj"), config.inner)],
-                    width,
-                    config.mlp_bias,
-                )?,
-                down: self.linear(&[(name("mlp.down_proj"), width)], config.inner, config.mlp_bias)?,
-            },
-            width,
-            eps: config.eps,
+        let names = config.names;
+        let norm = |loader: &mut Self, module: &str| loader.norm(config, &names.of(index, module));
+        let optional = |loader: &mut Self, module: Option<&str>| module.map(|m| norm(loader, m)).transpose();
+        let attention_norm = norm(self, names.attention_norm)?;
+        let attention = self.attention(config, index)?;
+        let after_attention = optional(self, names.after_attention)?;
+        let mlp_norm = norm(self, names.mlp_norm)?;
+        let mlp = Mlp {
+            up: self.layers(config, index, names.up)?,
+            down: self.layers(config, index, &[names.down])?,
+            function: config.activation,
+            gated: config.gated,
+        };
+        let after_mlp = optional(self, names.after_mlp)?;
+        let parallel = config.parallel;
+        Ok(Block { attention_norm, attention, after_attention, mlp_norm, mlp, after_mlp, parallel })
+    }
+
+    /// The linear layers `modules` of a block, which read the same input.
+    fn layers(&mut self, config: &DecoderConfig, index: usize, modules: &[&str]) -> Result<Linear> {
+        let all = config.projections();
+        let own: Vec<&Projection> = all.iter().filter(|layer| modules.contains(&layer.module)).collect();
+        let named: Vec<_> = own.iter().map(|p| (config.names.of(index, p.module), p.outputs)).collect();
+        self.linear(&named, own[0].inputs, own[0].bias, config.names.transposed)
+    }
+
+    fn attention(&mut self, config: &DecoderConfig, index: usize) -> Result<Attention> {
+        let (names, own) = (config.names, config.blocks[index]);
+        let qkv = self.layers(config, index, names.qkv)?;
+        let shift = if let NormKind::Rms { shift } = config.norm { shift } else { 0.0 };
+        let norms = match config.head_norms {
+            false => None,
+            true => {
+                let mut norm = |module| {
+                    let name = format!("{}.weight", names.of(index, module));
+                    self.param(&name, &[config.head_dim])
+                };
+                let constants = Constants { eps: config.eps, shift };
+                Some(HeadNorms { q: norm(names.q_norm)?, k: norm(names.k_norm)?, constants })
+            }
+        };
+        Ok(Attention {
+            qkv,
+            o: self.layers(config, index, &[names.o])?,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            interleaved: config.interleaved,
+            norms,
+            rope: own.rope.map(|kind| (kind, config.ropes[kind].dim)),
+            scale: config.attention_scale,
+            window: own.window,
+            cap: config.attention_cap,
         })
     }
 }

@@ -12,7 +12,7 @@ mod workspace;
 
 pub use adapter::{Adapter, LoraSpec};
 pub use bytes::{AdapterBytes, ModelBytes};
-pub use config::{DecoderConfig, RopeScaling};
+pub use config::{BlockConfig, DecoderConfig, NormKind, Rope, RopeScaling};
 pub use decoder::{Decoder, Training};
 pub use export::{ExportDType, merged, serialize};
 pub use weights::Weights;

@@ -1,27 +1,29 @@
 //! Tensors from safetensors bytes, one file or several shards.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::gpu::DType;
+use crate::nn::transposed;
 use crate::{Error, Result};
 
 /// One tensor as stored.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Stored<'a> {
     /// The file it is in.
     pub file: &'a str,
     /// F32, Bf16 or F16.
     pub dtype: DType,
     /// Little-endian elements.
-    pub bytes: &'a [u8],
+    pub bytes: Cow<'a, [u8]>,
 }
 
 impl Stored<'_> {
     /// The elements as f32; exact for all three types.
-    pub fn to_f32(self) -> Vec<f32> {
+    pub fn to_f32(&self) -> Vec<f32> {
         let pairs = || self.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
         match self.dtype {
             DType::Bf16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
@@ -30,6 +32,21 @@ impl Stored<'_> {
                 self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
             }
         }
+    }
+}
+
+impl<'a> Stored<'a> {
+    /// The tensor `(columns, rows)` of a matrix `(rows, columns)`.
+    pub(super) fn transposed(self, rows: usize, columns: usize) -> Self {
+        let bytes = match self.dtype {
+            DType::Bf16 | DType::F16 => {
+                transposed::<[u8; 2]>(bytemuck::cast_slice(&self.bytes), rows, columns).into_flattened()
+            }
+            DType::F32 | DType::U32 => {
+                transposed::<[u8; 4]>(bytemuck::cast_slice(&self.bytes), rows, columns).into_flattened()
+            }
+        };
+        Self { bytes: Cow::Owned(bytes), ..self }
     }
 }
 
@@ -83,9 +100,17 @@ impl<'a> Weights<'a> {
         &self.origin
     }
 
+    /// The name under which a tensor is stored. Checkpoints of a model without its head lack the first part of all names, as
+    /// GPT-2's own does.
+    pub fn find(&self, name: &str) -> Option<&str> {
+        let entry = self.tensors.get_key_value(name);
+        let entry = entry.or_else(|| self.tensors.get_key_value(name.split_once('.')?.1));
+        entry.map(|(name, _)| name.as_str())
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.find(name).is_some()
     }
 
     /// All names.
@@ -100,7 +125,8 @@ impl<'a> Weights<'a> {
 
     /// The tensor `name`, which must have `shape` and a float type of at most 32 bits.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
-        let Some(Located { file, dtype, shape: found, bytes }) = self.tensors.get(name) else {
+        let located = self.find(name).and_then(|name| self.tensors.get(name));
+        let Some(Located { file, dtype, shape: found, bytes }) = located else {
             let found = format!("none among {} tensors", self.tensors.len());
             return Err(Error::input(&self.origin, format!("tensor {name}"), found, mend(name)));
         };
@@ -118,7 +144,7 @@ impl<'a> Weights<'a> {
                 return Err(Error::input(place, "dtype F32, BF16 or F16", format!("{other:?}"), fix));
             }
         };
-        Ok(Stored { file, dtype, bytes })
+        Ok(Stored { file, dtype, bytes: Cow::Borrowed(bytes) })
     }
 }
 

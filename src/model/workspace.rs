@@ -58,6 +58,8 @@ pub struct Batch {
     pub groups: usize,
     /// Keys that a token sees on average.
     pub mean_keys: usize,
+    /// Distinct positions.
+    pub distinct_positions: usize,
     /// Distinct token ids.
     pub distinct_ids: usize,
     /// Distinct tokens that predict a response token.
@@ -83,6 +85,8 @@ pub struct Workspace {
     pub groups: Tensor,
     /// Which rows read each token id, for the embedding's gradient.
     pub(super) id_lists: Tensor,
+    /// Which rows read each position, for the gradient of learned ones.
+    pub(super) position_lists: Tensor,
     /// Which response rows read each token, for the head's gradient.
     pub(super) source_lists: Tensor,
     /// The residual stream before each block, `(T, D)` each; two in turn when nothing is kept.
@@ -92,8 +96,8 @@ pub struct Workspace {
     pub(super) scratch: Scratch,
     /// `(R, D)`: hidden states that predict.
     pub(super) hidden: Tensor,
-    /// `(R)`
-    pub(super) hidden_rstd: Tensor,
+    /// `(R)`, of a LayerNorm `(2, R)`.
+    pub(super) hidden_stats: Tensor,
     /// `(R, D)`: after the last norm.
     pub(super) normed: Tensor,
     /// `(chunk, V)`
@@ -126,8 +130,8 @@ impl Workspace {
         let table = |label, count| Tensor::new(gpu, Purpose::Staging, label, count, DType::U32);
         let back = |label, count: usize| f32s(label, if training { count } else { 0 });
         let width = config.width;
-        let kept = if training { config.layers } else { 1 };
-        let streams = if training { config.layers + 1 } else { 2 };
+        let kept = if training { config.layers() } else { 1 };
+        let streams = if training { config.layers() + 1 } else { 2 };
         let chunk = chunk_rows(config.vocab, rows);
         Ok(Self {
             capacity,
@@ -140,13 +144,17 @@ impl Workspace {
             rows: table("rows", 2 * sequences)?,
             groups: table("groups", 2 * groups)?,
             id_lists: table("id lists", if training { 3 * tokens + 1 } else { 0 })?,
+            position_lists: table(
+                "position lists",
+                if training && config.learned_positions { 3 * tokens + 1 } else { 0 },
+            )?,
             source_lists: table("source lists", if training { 3 * rows + 1 } else { 0 })?,
             stream: (0..streams).map(|_| f32s("residual stream", tokens * width)).collect::<Result<_>>()?,
             saved: (0..kept).map(|_| Saved::new(gpu, &sizes)).collect::<Result<_>>()?,
             // An adapter on the head sees rows of a chunk instead of tokens.
             scratch: Scratch::new(gpu, &Sizes { tokens: tokens.max(chunk.min(rows)), ..sizes }, training)?,
             hidden: f32s("hidden", rows * width)?,
-            hidden_rstd: f32s("hidden_rstd", rows)?,
+            hidden_stats: f32s("last norm's stats", rows * sizes.norm_stats)?,
             normed: f32s("last norm", rows * width)?,
             logits: Tensor::new(gpu, Purpose::Logits, "logits", chunk * config.vocab, DType::F32)?,
             chunk,
@@ -233,6 +241,11 @@ impl Workspace {
             let (list, distinct) = gather::lists(packed.tokens.iter().map(|t| t[0]));
             self.id_lists.write_u32(gpu, &list);
             self.batch.distinct_ids = distinct;
+            if self.position_lists.len() > 0 {
+                let (list, distinct) = gather::lists(packed.tokens.iter().map(|t| t[1]));
+                self.position_lists.write_u32(gpu, &list);
+                self.batch.distinct_positions = distinct;
+            }
             let (list, distinct) = gather::lists(packed.predict.iter().map(|p| p[0]));
             self.source_lists.write_u32(gpu, &list);
             self.batch.distinct_sources = distinct;

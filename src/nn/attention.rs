@@ -1,15 +1,16 @@
-//! Grouped-query self-attention with rotary positions.
+//! Grouped-query self-attention, with rotary positions where there are any.
 
-use super::{Arenas, Linear, Pass, Saved, Scratch, Tables};
+use super::{Arenas, Linear, Param, Pass, Saved, Scratch, Tables};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::attention::{self as kernel, Operands, Shape};
+use crate::kernels::rms_norm::Constants;
 use crate::kernels::rope::{self, Turn};
-use crate::kernels::{Mat, kv_write};
+use crate::kernels::{Heads, Mat, head_norm, kv_write};
 
 /// The attention half of a block.
 pub struct Attention {
-    /// Queries, keys and values, side by side.
+    /// Queries, keys and values, side by side; interleaved, those of each head.
     pub qkv: Linear,
     /// Output.
     pub o: Linear,
@@ -19,6 +20,28 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
+    /// Whether a head's query, key and value lie side by side, then the next head's (GPT-NeoX); H = G then.
+    pub interleaved: bool,
+    /// The norms of queries and keys.
+    pub norms: Option<HeadNorms>,
+    /// Which of the kinds of rotary positions, and how many elements of a head they turn; none in a layer without positions.
+    pub rope: Option<(usize, usize)>,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Keys that a query sees at most: the last ones.
+    pub window: Option<usize>,
+    /// The soft cap on scores.
+    pub cap: Option<f32>,
+}
+
+/// RMSNorms of each head of the queries and keys, before they are turned.
+pub struct HeadNorms {
+    /// `(head_dim)`
+    pub q: Param,
+    /// `(head_dim)`
+    pub k: Param,
+    /// Their constants.
+    pub constants: Constants,
 }
 
 /// A layer's keys and values in a sampler's cache, `(slots, G, head_dim)` each.
@@ -37,6 +60,9 @@ impl Attention {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
+            scale: self.scale,
+            window: self.window,
+            cap: self.cap,
             mean_keys: tables.mean_keys,
             dense: true,
         }
@@ -44,18 +70,41 @@ impl Attention {
 
     /// The columns of `qkv` `(T, H + 2 G, head_dim)`.
     fn operands<'a>(&self, qkv: &'a Tensor) -> Operands<'a> {
-        let q = Mat::new(qkv, (self.heads + 2 * self.kv_heads) * self.head_dim);
-        let k = q.from(self.heads * self.head_dim);
-        Operands { q, k, v: k.from(self.kv_heads * self.head_dim) }
+        let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        let apart = if self.interleaved { 3 * self.head_dim } else { self.head_dim };
+        let q = Heads::new(qkv, width, apart);
+        let [queries, keys] = if self.interleaved { [1, 1] } else { [self.heads, self.kv_heads] }
+            .map(|heads| heads * self.head_dim);
+        Operands { q, k: q.from(queries), v: q.from(queries + keys) }
     }
 
-    /// Turns queries and keys, which are neighbours.
+    /// Turns queries and keys, which are neighbours unless they are interleaved.
     fn turn(&self, rec: &mut Recorder, way: Turn, tables: &Tables, qkv: &Tensor) -> Result<()> {
-        let shape = (tables.count, self.heads + self.kv_heads, self.head_dim);
-        rope::turn(rec, way, tables.tokens, tables.rope, self.operands(qkv).q, shape)
+        let Some((kind, dim)) = self.rope else { return Ok(()) };
+        let (operands, table) = (self.operands(qkv), &tables.ropes[kind]);
+        if self.interleaved {
+            rope::turn(rec, way, tables.tokens, table, operands.q, (tables.count, self.heads, dim))?;
+            return rope::turn(
+                rec,
+                way,
+                tables.tokens,
+                table,
+                operands.k,
+                (tables.count, self.kv_heads, dim),
+            );
+        }
+        let heads = self.heads + self.kv_heads;
+        rope::turn(rec, way, tables.tokens, table, operands.q, (tables.count, heads, dim))
     }
 
-    /// Records out `(T, D)` = residual + attention of x `(T, D)`; with a cache, keys and values go there and are read from there.
+    /// Queries and keys as the head norms take them, and their sizes.
+    fn queries_and_keys<'a>(&self, tables: &Tables, qkv: &'a Tensor) -> (Mat<'a>, head_norm::Shape) {
+        let &Self { heads, kv_heads, head_dim, .. } = self;
+        let shape = head_norm::Shape { tokens: tables.count, heads, kv_heads, head_dim };
+        (Mat::new(qkv, (heads + 2 * kv_heads) * head_dim), shape)
+    }
+
+    /// Records out `(T, D)` = attention of x `(T, D)`, + residual where there is one; with a cache, keys and values go there and are read from there.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -66,24 +115,38 @@ impl Attention {
         scratch: &Scratch,
         cache: Option<&KvCache>,
         x: &Tensor,
-        residual: &Tensor,
+        residual: Option<&Tensor>,
         out: &Tensor,
     ) -> Result<()> {
         let count = tables.count;
         self.qkv.forward(rec, pass, scratch, x, &saved.qkv, None, count)?;
+        if let Some(norms) = &self.norms {
+            let [q, k] = [&norms.q, &norms.k].map(|norm| norm.in_arenas(pass.values));
+            let (x, shape) = self.queries_and_keys(tables, &saved.qkv);
+            let kept = (&saved.raw, &saved.raw_rstd);
+            head_norm::forward(rec, [&q, &k], x, kept, shape, norms.constants)?;
+        }
         self.turn(rec, Turn::Forward, tables, &saved.qkv)?;
         let own = self.operands(&saved.qkv);
         let operands = match cache {
             None => own,
             Some(cache) => {
                 let width = self.kv_heads * self.head_dim;
-                kv_write::forward(rec, tables.tokens, [own.k, own.v], [&cache.k, &cache.v], count, width)?;
-                Operands { q: own.q, k: Mat::new(&cache.k, width), v: Mat::new(&cache.v, width) }
+                kv_write::forward(
+                    rec,
+                    tables.tokens,
+                    [own.k, own.v],
+                    [&cache.k, &cache.v],
+                    count,
+                    (self.kv_heads, self.head_dim),
+                )?;
+                let of = |data| Heads::new(data, width, self.head_dim);
+                Operands { q: own.q, k: of(&cache.k), v: of(&cache.v) }
             }
         };
         let shape = Shape { dense: !pass.decoding, ..self.shape(tables) };
         kernel::forward(rec, operands, tables.ranges, &saved.o, &saved.stats, shape)?;
-        self.o.forward(rec, pass, scratch, &saved.o, out, Some(residual), count)
+        self.o.forward(rec, pass, scratch, &saved.o, out, residual, count)
     }
 
     /// Records the gradients: dx, where wanted, `=`.
@@ -112,6 +175,13 @@ impl Attention {
         };
         kernel::backward(rec, forward, d_o, dqkv, dqkv, self.shape(tables))?;
         self.turn(rec, Turn::Backward, tables, dqkv)?;
+        if let Some(norms) = &self.norms {
+            let [q, k] = [&norms.q, &norms.k].map(|norm| norm.in_arenas(pass.values));
+            let [dq, dk] = [&norms.q, &norms.k].map(|norm| norm.gradient(gradients));
+            let (dx, shape) = self.queries_and_keys(tables, dqkv);
+            let kept = (&saved.raw, &saved.raw_rstd);
+            head_norm::backward(rec, [&q, &k], kept, dx, [dq.as_ref(), dk.as_ref()], shape, norms.constants)?;
+        }
         self.qkv.backward(rec, pass, gradients, scratch, x, dqkv, dx, count)
     }
 }

@@ -1,24 +1,26 @@
-//! One decoder block: x + attention(norm(x)), then + mlp(norm(·)).
+//! One decoder block: x + attention(norm(x)), then + mlp(norm(·)), and the variations that families have on it.
 
-use super::{Arenas, Attention, KvCache, Mlp, Param, Pass, Tables};
+use super::{Arenas, Attention, KvCache, Mlp, Norm, Pass, Tables};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
-use crate::kernels::rms_norm::{self, Shape};
 
 /// A pre-norm decoder block.
 pub struct Block {
-    /// `(D)`, before attention.
-    pub attention_norm: Param,
+    /// Before attention.
+    pub attention_norm: Norm,
     /// Attention.
     pub attention: Attention,
-    /// `(D)`, before the MLP.
-    pub mlp_norm: Param,
+    /// Of attention's output, before it joins the residual stream (Gemma).
+    pub after_attention: Option<Norm>,
+    /// Before the MLP.
+    pub mlp_norm: Norm,
     /// MLP.
     pub mlp: Mlp,
-    /// D.
-    pub width: usize,
-    /// The norms' epsilon.
-    pub eps: f32,
+    /// Of the MLP's output, before it joins the residual stream (Gemma).
+    pub after_mlp: Option<Norm>,
+    /// Whether the MLP reads the block's input, as attention does, not the stream after attention (GPT-NeoX). Such blocks have no
+    /// norms of outputs.
+    pub parallel: bool,
 }
 
 /// Widths that size a block's buffers.
@@ -36,6 +38,16 @@ pub struct Sizes {
     pub kv_width: usize,
     /// Inner width of the MLP, F.
     pub inner: usize,
+    /// Width of the MLP's first projection: F, or gated 2 F.
+    pub up: usize,
+    /// Elements that a norm keeps of a row: 1, a LayerNorm 2.
+    pub norm_stats: usize,
+    /// Heads that have a norm of their own: H + G or 0.
+    pub normed_heads: usize,
+    /// Whether attention's and the MLP's outputs are normed.
+    pub output_norms: bool,
+    /// Whether attention and MLP read the same input.
+    pub parallel: bool,
     /// The most ranks of adapters on one input; 0 without adapters.
     pub ranks: usize,
     /// Whether adapters have dropout.
@@ -45,35 +57,55 @@ pub struct Sizes {
 /// What one block's forward pass keeps for its backward pass, apart from its input.
 #[derive(Clone)]
 pub struct Saved {
-    /// `(T)`
-    pub attention_rstd: Tensor,
-    /// `(T, H + 2 G, head_dim)`: queries and keys, turned, and values.
+    /// `(T)`, of a LayerNorm `(2, T)`.
+    pub attention_stats: Tensor,
+    /// `(T, H + 2 G, head_dim)`: queries and keys, normed and turned, and values.
     pub qkv: Tensor,
+    /// `(T, H + G, head_dim)`: queries and keys before their norms; else empty.
+    pub raw: Tensor,
+    /// `(T, H + G)`
+    pub raw_rstd: Tensor,
     /// `(T, H, head_dim)`
     pub o: Tensor,
     /// `(2, T, H)`: lse, delta.
     pub stats: Tensor,
+    /// `(T, D)`: attention's output where it is normed; else empty.
+    pub attention_out: Tensor,
+    /// `(T)`
+    pub attention_out_stats: Tensor,
     /// `(T, D)`: the residual stream after attention.
     pub middle: Tensor,
+    /// `(T)`, of a LayerNorm `(2, T)`.
+    pub mlp_stats: Tensor,
+    /// `(T, F)`, gated `(T, 2, F)`: gate, up.
+    pub up: Tensor,
+    /// `(T, D)`: the MLP's output where it is normed; else empty.
+    pub mlp_out: Tensor,
     /// `(T)`
-    pub mlp_rstd: Tensor,
-    /// `(T, 2, F)`
-    pub gate_up: Tensor,
+    pub mlp_out_stats: Tensor,
 }
 
 impl Saved {
     /// Allocates.
     pub fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
         let t = s.tokens;
-        let make = |label, count| Tensor::new(gpu, Purpose::Activations, label, count, DType::F32);
+        let make = |label, width: usize| Tensor::new(gpu, Purpose::Activations, label, t * width, DType::F32);
+        let head_dim = s.q_width / s.heads;
+        let out = usize::from(s.output_norms);
         Ok(Self {
-            attention_rstd: make("attention_rstd", t)?,
-            qkv: make("qkv", t * (s.q_width + 2 * s.kv_width))?,
-            o: make("o", t * s.q_width)?,
-            stats: make("attention stats", 2 * t * s.heads)?,
-            middle: make("middle", t * s.width)?,
-            mlp_rstd: make("mlp_rstd", t)?,
-            gate_up: make("gate_up", t * 2 * s.inner)?,
+            attention_stats: make("attention norm", s.norm_stats)?,
+            qkv: make("qkv", s.q_width + 2 * s.kv_width)?,
+            raw: make("queries and keys", s.normed_heads * head_dim)?,
+            raw_rstd: make("queries' and keys' norm", s.normed_heads)?,
+            o: make("o", s.q_width)?,
+            stats: make("attention stats", 2 * s.heads)?,
+            attention_out: make("attention out", out * s.width)?,
+            attention_out_stats: make("attention out norm", out)?,
+            middle: make("middle", s.width)?,
+            mlp_stats: make("mlp norm", s.norm_stats)?,
+            up: make("up", s.up)?,
+            mlp_out: make("mlp out", out * s.width)?,
+            mlp_out_stats: make("mlp out norm", out)?,
         })
     }
 }
@@ -92,14 +124,16 @@ pub struct Scratch {
     pub dlow: Tensor,
     /// `(T, D)`: the gradient of a norm's output.
     pub dnormed: Tensor,
+    /// `(T, D)`: the gradient of a normed output, or of the second of two norms of one input; else empty.
+    pub dbranch: Tensor,
     /// `(T, H + 2 G, head_dim)`
     pub dqkv: Tensor,
     /// `(T, H, head_dim)`
     pub d_o: Tensor,
     /// `(T, F)`
     pub dact: Tensor,
-    /// `(T, 2, F)`
-    pub dgate_up: Tensor,
+    /// `(T, F)`, gated `(T, 2, F)`.
+    pub dup: Tensor,
 }
 
 impl Scratch {
@@ -115,19 +149,16 @@ impl Scratch {
             dropped: make("dropped", if s.dropout { s.width.max(s.inner).max(s.q_width) } else { 0 })?,
             dlow: back("dlow", s.ranks)?,
             dnormed: back("dnormed", s.width)?,
+            dbranch: back("dbranch", if s.output_norms || s.parallel { s.width } else { 0 })?,
             dqkv: back("dqkv", s.q_width + 2 * s.kv_width)?,
             d_o: back("d_o", s.q_width)?,
             dact: back("dact", s.inner)?,
-            dgate_up: back("dgate_up", 2 * s.inner)?,
+            dup: back("dup", s.up)?,
         })
     }
 }
 
 impl Block {
-    fn norm_shape(&self, tables: &Tables) -> Shape {
-        Shape { rows: tables.count, width: self.width }
-    }
-
     /// Records out `(T, D)` = the block of x `(T, D)`. x and out must be different buffers.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
@@ -141,14 +172,40 @@ impl Block {
         x: &Tensor,
         out: &Tensor,
     ) -> Result<()> {
-        let shape = self.norm_shape(tables);
-        let Scratch { normed, .. } = scratch;
-        let weight = self.attention_norm.in_arenas(pass.values);
-        rms_norm::forward(rec, x, &weight, normed, &saved.attention_rstd, shape, self.eps)?;
-        self.attention.forward(rec, pass, tables, saved, scratch, cache, normed, x, &saved.middle)?;
-        let weight = self.mlp_norm.in_arenas(pass.values);
-        rms_norm::forward(rec, &saved.middle, &weight, normed, &saved.mlp_rstd, shape, self.eps)?;
-        self.mlp.forward(rec, pass, saved, scratch, normed, &saved.middle, out, tables.count)
+        let (normed, rows) = (&scratch.normed, tables.count);
+        let Saved { middle, attention_out, mlp_out, .. } = saved;
+        self.attention_norm.forward(rec, pass, x, None, normed, &saved.attention_stats, rows)?;
+        match &self.after_attention {
+            None => {
+                self.attention.forward(rec, pass, tables, saved, scratch, cache, normed, Some(x), middle)?
+            }
+            Some(norm) => {
+                self.attention.forward(
+                    rec,
+                    pass,
+                    tables,
+                    saved,
+                    scratch,
+                    cache,
+                    normed,
+                    None,
+                    attention_out,
+                )?;
+                norm.forward(rec, pass, attention_out, Some(x), middle, &saved.attention_out_stats, rows)?;
+            }
+        }
+        self.mlp_norm.forward(rec, pass, self.mlp_input(saved, x), None, normed, &saved.mlp_stats, rows)?;
+        match &self.after_mlp {
+            None => self.mlp.forward(rec, pass, saved, scratch, normed, Some(middle), out, rows),
+            Some(norm) => {
+                self.mlp.forward(rec, pass, saved, scratch, normed, None, mlp_out, rows)?;
+                norm.forward(rec, pass, mlp_out, Some(middle), out, &saved.mlp_out_stats, rows)
+            }
+        }
+    }
+
+    fn mlp_input<'a>(&self, saved: &'a Saved, x: &'a Tensor) -> &'a Tensor {
+        if self.parallel { x } else { &saved.middle }
     }
 
     /// Turns dx `(T, D)`, in place, from the gradient of the block's output into that of its input x.
@@ -166,24 +223,52 @@ impl Block {
         dx: &Tensor,
         input: bool,
     ) -> Result<()> {
-        let shape = self.norm_shape(tables);
-        let Scratch { normed, dnormed, .. } = scratch;
-        let weight = self.mlp_norm.in_arenas(pass.values);
-        rms_norm::forward(rec, &saved.middle, &weight, normed, &saved.mlp_rstd, shape, self.eps)?;
-        self.mlp.backward(rec, pass, gradients, saved, scratch, normed, dx, dnormed, tables.count)?;
-        let norm = rms_norm::Saved { x: &saved.middle, w: &weight, rstd: &saved.mlp_rstd };
-        let dw = self.mlp_norm.gradient(gradients);
-        rms_norm::backward(rec, norm, dnormed, dx, dw.as_ref(), shape, true)?;
-
-        let weight = self.attention_norm.in_arenas(pass.values);
-        rms_norm::forward(rec, x, &weight, normed, &saved.attention_rstd, shape, self.eps)?;
-        let dw = self.attention_norm.gradient(gradients);
-        let wanted = (input || dw.is_some()).then_some(dnormed);
-        self.attention.backward(rec, pass, gradients, tables, saved, scratch, normed, dx, wanted)?;
+        let Scratch { normed, dnormed, dbranch, .. } = scratch;
+        let rows = tables.count;
+        let mlp_input = self.mlp_input(saved, x);
+        self.mlp_norm.forward(rec, pass, mlp_input, None, normed, &saved.mlp_stats, rows)?;
+        let out = (&saved.mlp_out, &saved.mlp_out_stats);
+        let dout = self.before(&self.after_mlp, rec, pass, gradients, out, dx, dbranch, rows)?;
+        self.mlp.backward(rec, pass, gradients, saved, scratch, normed, dout, dnormed, rows)?;
+        // Where attention reads the same input, its gradient joins dx only when attention has seen dx as it is.
+        let mlp_norm = |rec: &mut Recorder| {
+            let kept = (mlp_input, &saved.mlp_stats);
+            self.mlp_norm.backward(rec, pass, gradients, kept, dnormed, dx, rows, true)
+        };
+        if !self.parallel {
+            mlp_norm(rec)?;
+        }
+        self.attention_norm.forward(rec, pass, x, None, normed, &saved.attention_stats, rows)?;
+        let out = (&saved.attention_out, &saved.attention_out_stats);
+        let dout = self.before(&self.after_attention, rec, pass, gradients, out, dx, dbranch, rows)?;
+        let dattention = if self.parallel { dbranch } else { dnormed };
+        let wanted = (input || self.attention_norm.is_trained()).then_some(dattention);
+        self.attention.backward(rec, pass, gradients, tables, saved, scratch, normed, dout, wanted)?;
+        if self.parallel {
+            mlp_norm(rec)?;
+        }
         if wanted.is_none() {
             return Ok(());
         }
-        let norm = rms_norm::Saved { x, w: &weight, rstd: &saved.attention_rstd };
-        rms_norm::backward(rec, norm, dnormed, dx, dw.as_ref(), shape, true)
+        let kept = (x, &saved.attention_stats);
+        self.attention_norm.backward(rec, pass, gradients, kept, dattention, dx, rows, true)
+    }
+
+    /// The gradient of an output before its norm, in dbranch; without a norm it is dout.
+    #[allow(clippy::too_many_arguments)]
+    fn before<'a>(
+        &self,
+        norm: &Option<Norm>,
+        rec: &mut Recorder,
+        pass: Pass,
+        gradients: &Arenas,
+        kept: (&Tensor, &Tensor),
+        dout: &'a Tensor,
+        dbranch: &'a Tensor,
+        rows: usize,
+    ) -> Result<&'a Tensor> {
+        let Some(norm) = norm else { return Ok(dout) };
+        norm.backward(rec, pass, gradients, kept, dout, dbranch, rows, false)?;
+        Ok(dbranch)
     }
 }

@@ -1,24 +1,28 @@
-//! The gated MLP: down(silu(gate(x)) * up(x)).
+//! The MLP: down(f(up(x))), or gated, down(f(gate(x)) * up(x)).
 
 use super::{Arenas, Linear, Pass, Saved, Scratch};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
-use crate::kernels::swiglu::{self, Shape};
+use crate::kernels::activation::{self, Function, Shape};
 
 /// The MLP half of a block.
 pub struct Mlp {
-    /// Gate and up projections, side by side.
-    pub gate_up: Linear,
+    /// The up projection; gated, gate and up side by side.
+    pub up: Linear,
     /// Down projection.
     pub down: Linear,
+    /// f.
+    pub function: Function,
+    /// Whether there is a gate.
+    pub gated: bool,
 }
 
 impl Mlp {
     fn shape(&self, count: usize) -> Shape {
-        Shape { rows: count, inner: self.down.inputs }
+        Shape { rows: count, inner: self.down.inputs, function: self.function, gated: self.gated }
     }
 
-    /// Records out `(T, D)` = residual + the MLP of x `(T, D)`.
+    /// Records out `(T, D)` = the MLP of x `(T, D)`, + residual where there is one.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -27,13 +31,13 @@ impl Mlp {
         saved: &Saved,
         scratch: &Scratch,
         x: &Tensor,
-        residual: &Tensor,
+        residual: Option<&Tensor>,
         out: &Tensor,
         count: usize,
     ) -> Result<()> {
-        self.gate_up.forward(rec, pass, scratch, x, &saved.gate_up, None, count)?;
-        swiglu::forward(rec, &saved.gate_up, &scratch.act, self.shape(count))?;
-        self.down.forward(rec, pass, scratch, &scratch.act, out, Some(residual), count)
+        self.up.forward(rec, pass, scratch, x, &saved.up, None, count)?;
+        activation::forward(rec, &saved.up, &scratch.act, self.shape(count))?;
+        self.down.forward(rec, pass, scratch, &scratch.act, out, residual, count)
     }
 
     /// Records the gradients: dx `=`. The activation is computed again.
@@ -50,10 +54,10 @@ impl Mlp {
         dx: &Tensor,
         count: usize,
     ) -> Result<()> {
-        let Scratch { act, dact, dgate_up, .. } = scratch;
-        swiglu::forward(rec, &saved.gate_up, act, self.shape(count))?;
+        let Scratch { act, dact, dup, .. } = scratch;
+        activation::forward(rec, &saved.up, act, self.shape(count))?;
         self.down.backward(rec, pass, gradients, scratch, act, dout, Some(dact), count)?;
-        swiglu::backward(rec, &saved.gate_up, dact, dgate_up, self.shape(count))?;
-        self.gate_up.backward(rec, pass, gradients, scratch, x, dgate_up, Some(dx), count)
+        activation::backward(rec, &saved.up, dact, dup, self.shape(count))?;
+        self.up.backward(rec, pass, gradients, scratch, x, dup, Some(dx), count)
     }
 }

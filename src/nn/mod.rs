@@ -7,14 +7,16 @@ mod attention;
 mod block;
 mod linear;
 mod mlp;
+mod norm;
 mod param;
 
-pub use attention::{Attention, KvCache};
+pub use attention::{Attention, HeadNorms, KvCache};
 pub use block::{Block, Saved, Scratch, Sizes};
 pub use linear::{Linear, Lora, LoraPart, Weight};
 pub use mlp::Mlp;
+pub use norm::Norm;
 pub(crate) use param::MAX_ARENA;
-pub use param::{Arenas, Decay, Entry, Layout, Param};
+pub use param::{Arenas, Decay, Entry, Layout, Named, Param, transposed};
 
 use crate::gpu::Tensor;
 
@@ -46,8 +48,8 @@ pub struct Tables<'a> {
     pub tokens: &'a Tensor,
     /// `(T, 4)`: attention's key ranges.
     pub ranges: &'a Tensor,
-    /// `(P, head_dim / 2, 2)`: cosines and sines.
-    pub rope: &'a Tensor,
+    /// `(P, dim / 2, 2)` each: cosines and sines of the kinds of rotary positions.
+    pub ropes: &'a [Tensor],
     /// T.
     pub count: usize,
     /// Keys that a token sees on average, for cost estimates.

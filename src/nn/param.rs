@@ -28,6 +28,8 @@ pub struct Entry {
     pub arena: usize,
     /// Its first element there.
     pub offset: usize,
+    /// Whether files hold it transposed, as GPT-2's do.
+    pub transposed: bool,
 }
 
 impl Entry {
@@ -35,7 +37,23 @@ impl Entry {
     pub fn count(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// The shape and values that a file holds.
+    pub fn stored(&self, values: &[f32]) -> (Vec<usize>, Vec<f32>) {
+        match self.shape[..] {
+            [rows, columns] if self.transposed => (vec![columns, rows], transposed(values, rows, columns)),
+            _ => (self.shape.clone(), values.to_vec()),
+        }
+    }
 }
+
+/// `(columns, rows)` of elements `(rows, columns)`.
+pub fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+    (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
+}
+
+/// A tensor to be trained: its name and shape, and whether files hold it transposed.
+pub type Named = (String, Vec<usize>, bool);
 
 /// Which tensors are trained, and their places. Values, gradients, moments and references all share one layout.
 #[derive(Debug, Clone)]
@@ -53,10 +71,10 @@ impl Layout {
     }
 
     /// Adds tensors that lie behind each other, as one parameter. All are matrices or all are vectors.
-    pub fn add(&mut self, tensors: Vec<(String, Vec<usize>)>) -> Param {
-        let count = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>();
+    pub fn add(&mut self, tensors: Vec<Named>) -> Param {
+        let count = tensors.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum::<usize>();
         let padded = count.next_multiple_of(ALIGN);
-        let decays = self.decay == Decay::All || tensors.iter().any(|(_, shape)| shape.len() > 1);
+        let decays = self.decay == Decay::All || tensors.iter().any(|(_, shape, _)| shape.len() > 1);
         let open = self.arenas.iter().position(|&(used, d)| d == decays && used + padded <= MAX_ARENA);
         let arena = open.unwrap_or_else(|| {
             self.arenas.push((0, decays));
@@ -65,8 +83,8 @@ impl Layout {
         let offset = self.arenas[arena].0;
         self.arenas[arena].0 += padded;
         let mut at = offset;
-        for (name, shape) in tensors {
-            let entry = Entry { name, shape, arena, offset: at };
+        for (name, shape, transposed) in tensors {
+            let entry = Entry { name, shape, arena, offset: at, transposed };
             at += entry.count();
             self.entries.push(entry);
         }

@@ -12,6 +12,10 @@ pub struct Params {
     pub head_dim: usize,
     /// Factor on q·k.
     pub scale: f64,
+    /// Keys that a query sees at most: the last of its two ranges, in this order.
+    pub window: Option<u32>,
+    /// Scores s become cap · tanh(s / cap).
+    pub cap: Option<f64>,
 }
 
 impl Params {
@@ -25,16 +29,24 @@ impl Params {
         (s * self.kv_heads + h / (self.heads / self.kv_heads)) * self.head_dim
     }
 
-    /// q·k · scale of one pair.
+    /// q·k · scale of one pair, capped.
     fn score(self, q: &[f64], k: &[f64], t: usize, h: usize, s: usize) -> f64 {
         let (a, b) = (self.query(t, h), self.key(s, h));
-        self.scale * (0..self.head_dim).map(|j| q[a + j] * k[b + j]).sum::<f64>()
+        let score = self.scale * (0..self.head_dim).map(|j| q[a + j] * k[b + j]).sum::<f64>();
+        self.cap.map_or(score, |cap| cap * (score / cap).tanh())
     }
-}
 
-/// The keys of a query: [prefix_start, prefix_end) and [segment_start, segment_end), which never overlap.
-fn keys(r: [u32; 4]) -> impl Iterator<Item = usize> + Clone {
-    (r[0] as usize..r[1] as usize).chain(r[2] as usize..r[3] as usize)
+    /// d score / d (q·k · scale), from the score.
+    fn slope(self, score: f64) -> f64 {
+        self.cap.map_or(1.0, |cap| 1.0 - (score / cap).powi(2))
+    }
+
+    /// The keys of a query: the last `window` of [prefix_start, prefix_end) and [segment_start, segment_end), which never overlap.
+    fn keys(self, r: [u32; 4]) -> impl Iterator<Item = usize> + Clone {
+        let all = (r[0] as usize..r[1] as usize).chain(r[2] as usize..r[3] as usize);
+        let count = all.clone().count();
+        all.skip(self.window.map_or(0, |window| count.saturating_sub(window as usize)))
+    }
 }
 
 /// q (T,H,hd), k and v (S,G,hd), ranges (T) -> o (T,H,hd) and lse (T,H) = log Σ exp of the scaled scores.
@@ -45,13 +57,13 @@ pub fn forward(p: Params, q: &[f64], k: &[f64], v: &[f64], ranges: &[[u32; 4]]) 
     let mut lse = vec![f64::NEG_INFINITY; ranges.len() * p.heads];
     for (t, &range) in ranges.iter().enumerate() {
         for h in 0..p.heads {
-            let most = keys(range).map(|s| p.score(q, k, t, h, s)).fold(f64::NEG_INFINITY, f64::max);
+            let most = p.keys(range).map(|s| p.score(q, k, t, h, s)).fold(f64::NEG_INFINITY, f64::max);
             if most == f64::NEG_INFINITY {
                 continue;
             }
-            let sum: f64 = keys(range).map(|s| (p.score(q, k, t, h, s) - most).exp()).sum();
+            let sum: f64 = p.keys(range).map(|s| (p.score(q, k, t, h, s) - most).exp()).sum();
             lse[t * p.heads + h] = most + sum.ln();
-            for s in keys(range) {
+            for s in p.keys(range) {
                 let weight = (p.score(q, k, t, h, s) - most).exp() / sum;
                 for j in 0..p.head_dim {
                     o[p.query(t, h) + j] += weight * v[p.key(s, h) + j];
@@ -96,11 +108,12 @@ pub fn backward(p: Params, dout: &[f64], saved: Saved<'_>) -> (Vec<f64>, Vec<f64
     for (t, &range) in ranges.iter().enumerate() {
         for h in 0..p.heads {
             let (a, row) = (p.query(t, h), t * p.heads + h);
-            for s in keys(range) {
+            for s in p.keys(range) {
                 let b = p.key(s, h);
-                let weight = (p.score(q, k, t, h, s) - lse[row]).exp();
+                let score = p.score(q, k, t, h, s);
+                let weight = (score - lse[row]).exp();
                 let dweight: f64 = (0..p.head_dim).map(|j| dout[a + j] * v[b + j]).sum();
-                let dscore = p.scale * weight * (dweight - delta[row]);
+                let dscore = p.scale * p.slope(score) * weight * (dweight - delta[row]);
                 for j in 0..p.head_dim {
                     dq[a + j] += dscore * k[b + j];
                     dk[b + j] += dscore * q[a + j];
@@ -112,7 +125,8 @@ pub fn backward(p: Params, dout: &[f64], saved: Saved<'_>) -> (Vec<f64>, Vec<f64
     (dq, dk, dv)
 }
 
-/// For every key t of a training batch the end of the queries t..end that see it (T), found by asking every query.
+/// For every key t of a training batch the end of the queries t..end that see it (T) where there is no window, found by asking every
+/// query.
 ///
 /// Fails, naming the key, where the queries that see a key are not such a run, or where a query sees a key outside of
 /// the batch.
@@ -120,7 +134,7 @@ pub fn visible_end(ranges: &[[u32; 4]]) -> Result<Vec<u32>, String> {
     let mut ends = Vec::with_capacity(ranges.len());
     let mut seen_by = vec![Vec::new(); ranges.len()];
     for (t, &range) in ranges.iter().enumerate() {
-        for s in keys(range) {
+        for s in (range[0] as usize..range[1] as usize).chain(range[2] as usize..range[3] as usize) {
             seen_by.get_mut(s).ok_or(format!("query {t} sees key {s} of {}", ranges.len()))?.push(t);
         }
     }
@@ -138,7 +152,7 @@ mod tests {
     use super::super::{finite, rng::values};
     use super::*;
 
-    const P: Params = Params { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.8 };
+    const P: Params = Params { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.8, window: None, cap: None };
     /// Prompt of 2, responses of 2 and 1, then a lone sequence of 2.
     const RANGES: [[u32; 4]; 7] =
         [[0, 0, 0, 1], [0, 0, 0, 2], [0, 2, 2, 3], [0, 2, 2, 4], [0, 2, 4, 5], [5, 5, 5, 6], [5, 5, 5, 7]];
@@ -164,14 +178,28 @@ mod tests {
     }
 
     #[test]
+    fn a_window_hides_the_first_keys() {
+        let (q, k, v) = (values(1, 12), values(2, 30), values(3, 30));
+        let windowed = |window| forward(Params { window: Some(window), ..P }, &q, &k, &v, &[[0, 2, 3, 5]]);
+        assert_eq!(windowed(4), forward(P, &q, &k, &v, &[[0, 2, 3, 5]]));
+        assert_eq!(windowed(3), forward(P, &q, &k, &v, &[[1, 2, 3, 5]]));
+        assert_eq!(windowed(1), forward(P, &q, &k, &v, &[[0, 0, 4, 5]]));
+    }
+
+    #[test]
     fn gradients() {
+        let limited = Params { window: Some(2), cap: Some(0.4), ..P };
+        [P, limited].into_iter().for_each(gradients_of);
+    }
+
+    fn gradients_of(p: Params) {
         let (q, k, v, c) = (values(1, 84), values(2, 42), values(3, 42), values(4, 84));
-        let (o, lse) = forward(P, &q, &k, &v, &RANGES);
+        let (o, lse) = forward(p, &q, &k, &v, &RANGES);
         let saved = Saved { q: &q, k: &k, v: &v, o: &o, lse: &lse, ranges: &RANGES };
-        let (dq, dk, dv) = backward(P, &c, saved);
-        finite::check("dq", &q, &dq, |q| finite::dot(&c, &forward(P, q, &k, &v, &RANGES).0));
-        finite::check("dk", &k, &dk, |k| finite::dot(&c, &forward(P, &q, k, &v, &RANGES).0));
-        finite::check("dv", &v, &dv, |v| finite::dot(&c, &forward(P, &q, &k, v, &RANGES).0));
+        let (dq, dk, dv) = backward(p, &c, saved);
+        finite::check("dq", &q, &dq, |q| finite::dot(&c, &forward(p, q, &k, &v, &RANGES).0));
+        finite::check("dk", &k, &dk, |k| finite::dot(&c, &forward(p, &q, k, &v, &RANGES).0));
+        finite::check("dv", &v, &dv, |v| finite::dot(&c, &forward(p, &q, &k, v, &RANGES).0));
     }
 
     #[test]

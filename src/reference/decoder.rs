@@ -4,9 +4,10 @@
 //! when its tensor is: biases and LoRA on any projection (see [`Projection`]), and `lm_head.weight`, without which the
 //! head is the embedding. Work is on a packed [`Batch`]; [`pack`] makes one.
 
+use super::activation::Function::Silu;
 pub use super::linear::Tensors;
 use super::linear::{Projection, accumulate, tensor};
-use super::{add, attention, gather, log_prob, matmul, rms_norm, rope, sequence_sum, swiglu};
+use super::{activation, add, attention, gather, log_prob, matmul, rms_norm, rope, sequence_sum};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm.weight";
@@ -191,7 +192,8 @@ impl<'a> Model<'a> {
 
     fn attention(self) -> attention::Params {
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
-        attention::Params { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f64).sqrt() }
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        attention::Params { heads, kv_heads, head_dim, scale, window: None, cap: None }
     }
 
     /// A projection of a block, by the last part of its name.
@@ -214,7 +216,7 @@ impl<'a> Model<'a> {
         let Shape { width, head_dim, eps, .. } = self.shape;
         let norm =
             |x: &[f64], name| rms_norm::forward(x, tensor(self.weights, &norm_name(layer, name)), width, eps);
-        let rotate = |x: Vec<f64>| rope::forward(&x, self.table, &batch.positions, head_dim, 1.0);
+        let rotate = |x: Vec<f64>| rope::forward(&x, self.table, &batch.positions, (head_dim, head_dim), 1.0);
         let (normed, rstd) = norm(x, "input");
         let q = rotate(self.projection(layer, "q_proj").forward(&normed));
         let k = rotate(self.projection(layer, "k_proj").forward(&normed));
@@ -224,7 +226,7 @@ impl<'a> Model<'a> {
         let (mid_normed, mid_rstd) = norm(&mid, "post_attention");
         let gate = self.projection(layer, "gate_proj").forward(&mid_normed);
         let up = self.projection(layer, "up_proj").forward(&mid_normed);
-        let act = swiglu::forward(&gate, &up);
+        let act = activation::forward(Silu, &gate, Some(&up));
         let out = add::forward(&mid, &self.projection(layer, "down_proj").forward(&act));
         let x = x.to_vec();
         (BlockSaved { x, normed, rstd, q, k, v, o, lse, mid, mid_normed, mid_rstd, gate, up, act }, out)
@@ -241,7 +243,7 @@ impl<'a> Model<'a> {
     ) -> Vec<f64> {
         let Shape { width, head_dim, .. } = self.shape;
         let dact = self.projection(layer, "down_proj").backward(&b.act, dout, gradients);
-        let (dgate, dup) = swiglu::backward(&b.gate, &b.up, &dact);
+        let (dgate, dup) = activation::backward(Silu, &b.gate, Some(&b.up), &dact);
         let dnormed = add::forward(
             &self.projection(layer, "gate_proj").backward(&b.mid_normed, &dgate, gradients),
             &self.projection(layer, "up_proj").backward(&b.mid_normed, &dup, gradients),
@@ -259,7 +261,7 @@ impl<'a> Model<'a> {
         let saved =
             attention::Saved { q: &b.q, k: &b.k, v: &b.v, o: &b.o, lse: &b.lse, ranges: &batch.ranges };
         let (dq, dk, dv) = attention::backward(self.attention(), &dattended, saved);
-        let unrotate = |d: Vec<f64>| rope::backward(&d, self.table, &batch.positions, head_dim);
+        let unrotate = |d: Vec<f64>| rope::backward(&d, self.table, &batch.positions, (head_dim, head_dim));
         let mut dnormed = self.projection(layer, "v_proj").backward(&b.normed, &dv, gradients);
         for (name, d) in [("q_proj", unrotate(dq)), ("k_proj", unrotate(dk))] {
             dnormed =

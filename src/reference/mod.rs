@@ -16,6 +16,7 @@
 //!
 //! Every backward is checked against central differences in its own file.
 
+pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
@@ -26,7 +27,9 @@ pub mod dropout;
 pub mod ema;
 pub mod fma_peak;
 pub mod gather;
+pub mod head_norm;
 pub mod kv_write;
+pub mod layer_norm;
 pub mod linear;
 pub mod log_prob;
 pub mod matmul;
@@ -37,8 +40,8 @@ pub mod rope;
 pub mod row_scale;
 pub mod sample;
 pub mod sequence_sum;
+pub mod soft_cap;
 pub mod sum_squares;
-pub mod swiglu;
 
 #[cfg(test)]
 pub(crate) mod finite;

@@ -1,6 +1,6 @@
 //! Losses over summed log-probabilities: one group of sequences in, a loss and one coefficient per sequence out.
 
-use super::swiglu::sigmoid;
+use super::activation::sigmoid;
 
 /// The method, with its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -3,8 +3,8 @@
 use super::bench::{Output, floats, spread, values, words};
 use super::{Check, Depth, Failure, Outcome, check};
 use crate::gpu::{Gpu, Recorder, Tensor, Tier};
-use crate::kernels::Mat;
-use crate::kernels::attention::{self, HEAD_DIMS, Operands, Saved, Shape};
+use crate::kernels::Heads;
+use crate::kernels::attention::{self, CAPPED_HEAD_DIMS, HEAD_DIMS, Operands, Saved, Shape};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -12,6 +12,8 @@ pub(super) fn checks() -> Vec<Check> {
         check!("attention_forward", forward),
         check!("attention_backward", backward),
         check!("attention_over_a_cache", over_a_cache),
+        check!("attention_windows", windows),
+        check!("attention_capped", capped),
     ]
 }
 
@@ -57,6 +59,18 @@ fn ranges(batch: &[(u32, &[u32])]) -> Vec<[u32; 4]> {
     all
 }
 
+/// The positions of a packed batch's tokens: a response goes on from its prompt.
+fn positions(ranges: &[[u32; 4]]) -> Vec<u32> {
+    ranges.iter().map(|r| r[1] - r[0] + r[3] - r[2] - 1).collect()
+}
+
+/// Limits on what a query sees and how strongly.
+#[derive(Clone, Copy, Default)]
+struct Limits {
+    window: Option<usize>,
+    cap: Option<f32>,
+}
+
 /// One layer on one batch: inputs, and what the reference makes of them.
 struct Case {
     shape: Shape,
@@ -75,15 +89,21 @@ impl Case {
         (heads, kv_heads, head_dim, size): (usize, usize, usize, f64),
         ranges: Vec<[u32; 4]>,
         keys: usize,
+        Limits { window, cap }: Limits,
     ) -> Self {
         let queries = ranges.len();
-        let shape = Shape { queries, heads, kv_heads, head_dim, mean_keys: 10, dense: keys == queries };
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let params = reference::attention::Params { heads, kv_heads, head_dim, scale };
+        let (mean_keys, dense) = (10, keys == queries);
+        let shape =
+            Shape { queries, heads, kv_heads, head_dim, scale: scale as f32, window, cap, mean_keys, dense };
+        let (window, cap) = (window.map(|window| window as u32), cap.map(f64::from));
+        let params = reference::attention::Params { heads, kv_heads, head_dim, scale, window, cap };
         let q = values(1, queries * heads * head_dim, size);
         let (k, v) = (values(2, keys * kv_heads * head_dim, 1.0), values(3, keys * kv_heads * head_dim, 1.0));
         let (o, lse) = reference::attention::forward(params, &q, &k, &v, &ranges);
-        let what = format!("T={queries} S={keys} H={heads} G={kv_heads} head_dim={head_dim} |q|<{size}");
+        let what = format!(
+            "T={queries} S={keys} H={heads} G={kv_heads} head_dim={head_dim} |q|<{size} window={window:?} cap={cap:?}"
+        );
         Self { shape, params, ranges, q, k, v, o, lse, what }
     }
 
@@ -104,8 +124,8 @@ impl Case {
         let (o, lse) = (Output::fresh(gpu, self.o.len())?, Output::fresh(gpu, self.lse.len())?);
         let (q, k, v) = (floats(gpu, &self.q)?, floats(gpu, &self.k)?, floats(gpu, &self.v)?);
         let (q_width, kv_width) = self.widths();
-        let operands =
-            Operands { q: Mat::new(&q, q_width), k: Mat::new(&k, kv_width), v: Mat::new(&v, kv_width) };
+        let of = |data, stride| Heads::new(data, stride, self.shape.head_dim);
+        let operands = Operands { q: of(&q, q_width), k: of(&k, kv_width), v: of(&v, kv_width) };
         let ranges = words(gpu, self.ranges.as_flattened())?;
         let mut rec = Recorder::new(gpu);
         attention::forward(&mut rec, operands, &ranges, &o.tensor, &lse.tensor, self.shape)?;
@@ -135,7 +155,7 @@ impl Case {
 
     fn columns<'a>(&self, data: &'a Tensor) -> Operands<'a> {
         let (q_width, kv_width) = self.widths();
-        let q = Mat { data, at: self.place().0, stride: self.place().1 };
+        let q = Heads { data, at: self.place().0, stride: self.place().1, head: self.shape.head_dim };
         Operands { q, k: q.from(q_width), v: q.from(q_width + kv_width) }
     }
 
@@ -151,7 +171,8 @@ impl Case {
         };
         let (dq, dk, dv) = reference::attention::backward(self.params, &dout, saved);
         let ends = reference::attention::visible_end(&self.ranges).map_err(Failure)?;
-        let tokens: Vec<u32> = ends.iter().flat_map(|&end| [u32::MAX, u32::MAX, u32::MAX, end]).collect();
+        let places = ends.iter().zip(positions(&self.ranges));
+        let tokens: Vec<u32> = places.flat_map(|(&end, at)| [u32::MAX, at, u32::MAX, end]).collect();
         let mut stats = self.lse.clone();
         stats.resize(2 * self.lse.len(), f64::NAN);
         let stats = Output::holding(gpu, &stats)?;
@@ -178,7 +199,7 @@ fn packed(gpu: &Gpu, depth: Depth) -> Vec<Case> {
     let mut add = |shape, batch| {
         let ranges = ranges(batch);
         let keys = ranges.len();
-        cases.push(Case::new(shape, ranges, keys));
+        cases.push(Case::new(shape, ranges, keys, Limits::default()));
     };
     for &shape in depth.of(&SHAPES) {
         BATCHES.into_iter().for_each(|batch| add(shape, batch));
@@ -211,6 +232,41 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
+/// Windows that hide some of a prompt from its answers, all of it, and all but a query's own key.
+async fn windows(gpu: &Gpu, depth: Depth) -> Outcome {
+    for &shape in depth.of(&SHAPES) {
+        for batch in [BATCHES[0], BATCHES[2], EDGES[4]] {
+            for window in [1, 3, 7, 33] {
+                let (ranges, limits) = (ranges(batch), Limits { window: Some(window), cap: None });
+                let keys = ranges.len();
+                let case = Case::new(shape, ranges, keys, limits);
+                case.forward(gpu).await?;
+                case.backward(gpu).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Scores about their cap and far beyond it, where the slope vanishes.
+async fn capped(gpu: &Gpu, depth: Depth) -> Outcome {
+    // Software adapters take their time to compile large heads.
+    let dims = if gpu.tier() == Tier::Software { &CAPPED_HEAD_DIMS[..1] } else { &CAPPED_HEAD_DIMS[..] };
+    for &dim in depth.of(dims) {
+        for (size, cap) in [(2.0, 0.5), (32.0, 3.0)] {
+            let (ranges, limits) = (ranges(BATCHES[2]), Limits { window: Some(20), cap: Some(cap) });
+            let keys = ranges.len();
+            let case = Case::new((4, 2, dim, size), ranges, keys, limits);
+            case.forward(gpu).await?;
+            case.backward(gpu).await?;
+            // As a sampler reads its cache.
+            let few = vec![[0, 20, 40, 41], [0, 20, 50, 57], [20, 33, 60, 60]];
+            Case::new((4, 2, dim, size), few, 100, limits).spoilt().forward(gpu).await?;
+        }
+    }
+    Ok(())
+}
+
 /// One new token per row: prompts shared by rows, a segment of the cache for each, more slots than rows.
 async fn over_a_cache(gpu: &Gpu, depth: Depth) -> Outcome {
     let few = vec![
@@ -232,13 +288,18 @@ async fn over_a_cache(gpu: &Gpu, depth: Depth) -> Outcome {
         })
         .collect();
     for &shape in depth.of(&SHAPES) {
-        Case::new(shape, few.clone(), 100).spoilt().forward(gpu).await?;
-        Case::new(shape, many.clone(), 120 + 70 * 40).spoilt().forward(gpu).await?;
-        Case::new(shape, vec![[0, 100, 0, 0]], 100).forward(gpu).await?;
+        for limits in [Limits::default(), Limits { window: Some(21), cap: None }] {
+            Case::new(shape, few.clone(), 100, limits).spoilt().forward(gpu).await?;
+            Case::new(shape, many.clone(), 120 + 70 * 40, limits).spoilt().forward(gpu).await?;
+            Case::new(shape, vec![[0, 100, 0, 0]], 100, limits).forward(gpu).await?;
+        }
     }
     if depth == Depth::Full {
         for &dim in head_dims(gpu) {
-            Case::new((3, 1, dim, 2.0), many.clone(), 120 + 70 * 40).spoilt().forward(gpu).await?;
+            Case::new((3, 1, dim, 2.0), many.clone(), 120 + 70 * 40, Limits::default())
+                .spoilt()
+                .forward(gpu)
+                .await?;
         }
     }
     Ok(())

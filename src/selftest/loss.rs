@@ -47,6 +47,8 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
     ]) {
         let what = format!("rows={total} vocab={vocab} chunk={most}");
         let all = logits(total, vocab);
+        // A cap that all logits keep below.
+        let cap = 2.0 * all.iter().fold(1.0f64, |most, l| most.max(l.abs()));
         let target: Vec<u32> = (0..total as u32).map(|r| below(vocab as u32, 5, r)).collect();
         let sequence: Vec<u32> = (0..total as u32).map(|r| r / 3).collect();
         let coefficient = values(2, total.div_ceil(3), 1.0);
@@ -64,21 +66,28 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
         for first in (0..total).step_by(most) {
             let rows = most.min(total - first);
             let held = Output::holding(gpu, &all[first * vocab..(first + rows) * vocab])?;
-            let chunk = Chunk { rows, first, total, vocab };
+            let chunk = Chunk { rows, first, total, vocab, cap: None };
             log_prob::forward(&mut rec, &held.tensor, &predict, &stats.tensor, chunk)?;
             // Both forms: the one without coefficients from logits of its own.
             let unit = Output::holding(gpu, &all[first * vocab..(first + rows) * vocab])?;
             log_prob::backward(&mut rec, &predict, &stats.tensor, None, &unit.tensor, chunk)?;
             log_prob::backward(&mut rec, &predict, &stats.tensor, Some(&coefficient), &held.tensor, chunk)?;
-            gradients.push((first, rows, held, unit));
+            let capped = Output::holding(gpu, &all[first * vocab..(first + rows) * vocab])?;
+            let chunk = Chunk { cap: Some(cap as f32), ..chunk };
+            log_prob::backward(&mut rec, &predict, &stats.tensor, Some(&coefficient), &capped.tensor, chunk)?;
+            gradients.push((first, rows, held, unit, capped));
         }
         rec.submit();
         let rows = [expected.logp, expected.lse, expected.entropy].concat();
         stats.expect(gpu, format!("logp, lse and entropy, {what}"), &rows).await?;
-        for (first, rows, held, unit) in gradients {
+        for (first, rows, held, unit, capped) in gradients {
             let part = first * vocab..(first + rows) * vocab;
             held.expect(gpu, format!("dlogits from row {first} on, {what}"), &dlogits[part.clone()]).await?;
-            unit.expect(gpu, format!("dlogp from row {first} on, {what}"), &dlogp[part]).await?;
+            unit.expect(gpu, format!("dlogp from row {first} on, {what}"), &dlogp[part.clone()]).await?;
+            let uncapped = reference::soft_cap::backward(&all[part.clone()], &dlogits[part], cap);
+            capped
+                .expect(gpu, format!("dlogits before the cap from row {first} on, {what}"), &uncapped)
+                .await?;
         }
     }
     Ok(())

@@ -199,6 +199,7 @@ impl Variant {
             lora_alpha: SHAPE.lora_scale * RANK as f64,
             lora_dropout: 0.0,
             target_modules: crate::config::TargetModules::AllLinear,
+            fan_in_fan_out: false,
         };
         let json = spec.to_peft_json("selftest", &["all-linear".into()]);
         let adapter = Adapter::parse(("selftest", json.as_bytes()), ("selftest", &adapter_bytes))?;

@@ -3,15 +3,17 @@
 use super::bench::{Output, below, bits, floats, spread, values, words};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{Gpu, Recorder};
+use crate::kernels::activation::{self, Function};
 use crate::kernels::dropout::{self, Mask};
 use crate::kernels::rope::{self, Turn};
-use crate::kernels::{Mat, ema, fma_peak, swiglu};
+use crate::kernels::{Heads, ema, fma_peak, soft_cap};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
         check!("ema", average),
-        check!("swiglu", gate),
+        check!("activation", activate),
+        check!("soft_cap", cap),
         check!("dropout", mask),
         check!("dropout_many_groups", many_groups),
         check!("rope", turn),
@@ -35,28 +37,59 @@ async fn average(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-async fn gate(gpu: &Gpu, depth: Depth) -> Outcome {
-    for &(rows, inner) in depth.of(&[(7, 12), (1, 4), (65, 8), (3, 260), (13, 64)]) {
-        let count = rows * inner;
-        let mut gate = values(1, count, 8.0);
-        // Where exp overflows, and where it vanishes.
-        gate.iter_mut().zip([-100.0, 100.0, 0.0]).for_each(|(gate, extreme)| *gate = extreme);
-        let (up, dact) = (values(2, count, 2.0), values(3, count, 1.0));
-        let act = reference::swiglu::forward(&gate, &up);
-        let (dgate, dup) = reference::swiglu::backward(&gate, &up, &dact);
-        // A token's gate and up are neighbours.
-        let beside = |a: &[f64], b: &[f64]| -> Vec<f64> {
-            a.chunks(inner).zip(b.chunks(inner)).flat_map(|(a, b)| [a, b].concat()).collect()
-        };
-        let (act_out, dx_out) = (Output::fresh(gpu, count)?, Output::fresh(gpu, 2 * count)?);
-        let (x, dact) = (floats(gpu, &beside(&gate, &up))?, floats(gpu, &dact)?);
-        let shape = swiglu::Shape { rows, inner };
+async fn activate(gpu: &Gpu, depth: Depth) -> Outcome {
+    use reference::activation::Function as Expected;
+    for (function, expected) in [
+        (Function::Silu, Expected::Silu),
+        (Function::Gelu, Expected::Gelu),
+        (Function::GeluTanh, Expected::GeluTanh),
+    ] {
+        for &(rows, inner) in depth.of(&[(7, 12), (1, 4), (65, 8), (3, 260), (13, 64)]) {
+            let what = format!("{function:?} {rows}x{inner}");
+            let count = rows * inner;
+            let mut gate = values(1, count, 8.0);
+            // Where exp overflows, and where it vanishes.
+            gate.iter_mut().zip([-100.0, 100.0, 0.0]).for_each(|(gate, extreme)| *gate = extreme);
+            let (up, dact) = (values(2, count, 2.0), values(3, count, 1.0));
+            let act = reference::activation::forward(expected, &gate, Some(&up));
+            let (dgate, dup) = reference::activation::backward(expected, &gate, Some(&up), &dact);
+            let plain = reference::activation::forward(expected, &gate, None);
+            let (dplain, _) = reference::activation::backward(expected, &gate, None, &dact);
+            // A token's gate and up are neighbours.
+            let beside = |a: &[f64], b: &[f64]| -> Vec<f64> {
+                a.chunks(inner).zip(b.chunks(inner)).flat_map(|(a, b)| [a, b].concat()).collect()
+            };
+            let (act_out, dx_out) = (Output::fresh(gpu, count)?, Output::fresh(gpu, 2 * count)?);
+            let (plain_out, dplain_out) = (Output::fresh(gpu, count)?, Output::fresh(gpu, count)?);
+            let (x, alone) = (floats(gpu, &beside(&gate, &up))?, floats(gpu, &gate)?);
+            let dact = floats(gpu, &dact)?;
+            let shape = activation::Shape { rows, inner, function, gated: true };
+            let mut rec = Recorder::new(gpu);
+            activation::forward(&mut rec, &x, &act_out.tensor, shape)?;
+            activation::backward(&mut rec, &x, &dact, &dx_out.tensor, shape)?;
+            let shape = activation::Shape { gated: false, ..shape };
+            activation::forward(&mut rec, &alone, &plain_out.tensor, shape)?;
+            activation::backward(&mut rec, &alone, &dact, &dplain_out.tensor, shape)?;
+            rec.submit();
+            act_out.expect(gpu, format!("gated act, {what}"), &act).await?;
+            dx_out.expect(gpu, format!("dgate and dup, {what}"), &beside(&dgate, &dup)).await?;
+            plain_out.expect(gpu, format!("act, {what}"), &plain).await?;
+            dplain_out.expect(gpu, format!("dx, {what}"), &dplain).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn cap(gpu: &Gpu, depth: Depth) -> Outcome {
+    for &count in depth.of(&COUNTS) {
+        let mut x = values(1, count, 64.0);
+        // Far beyond the cap, where exp overflows or vanishes.
+        x.iter_mut().zip([-1e4, 1e4, 0.0]).for_each(|(x, extreme)| *x = extreme);
+        let out = Output::holding(gpu, &x)?;
         let mut rec = Recorder::new(gpu);
-        swiglu::forward(&mut rec, &x, &act_out.tensor, shape)?;
-        swiglu::backward(&mut rec, &x, &dact, &dx_out.tensor, shape)?;
+        soft_cap::forward(&mut rec, &out.tensor, count, 30.0)?;
         rec.submit();
-        act_out.expect(gpu, format!("act, {rows}x{inner}"), &act).await?;
-        dx_out.expect(gpu, format!("dgate and dup, {rows}x{inner}"), &beside(&dgate, &dup)).await?;
+        out.expect(gpu, format!("count {count}"), &reference::soft_cap::forward(&x, 30.0)).await?;
     }
     Ok(())
 }
@@ -121,29 +154,41 @@ async fn many_groups(gpu: &Gpu, depth: Depth) -> Outcome {
 }
 
 async fn turn(gpu: &Gpu, depth: Depth) -> Outcome {
-    for &(tokens, heads, head_dim) in
-        depth.of(&[(7, 3, 8), (1, 1, 2), (13, 2, 64), (5, 9, 6), (65, 1, 16), (3, 4, 128)])
-    {
-        let what = format!("tokens={tokens} heads={heads} head_dim={head_dim}");
-        let table = reference::rope::table(40, &reference::rope::inv_freq(head_dim, 10_000.0));
+    // Tokens, heads, elements of a head, and how many of them turn.
+    for &(tokens, heads, head_dim, dim) in depth.of(&[
+        (7, 3, 8, 8),
+        (4, 2, 16, 4),
+        (1, 1, 2, 2),
+        (13, 2, 64, 64),
+        (5, 9, 6, 6),
+        (65, 1, 16, 16),
+        (3, 4, 128, 96),
+    ]) {
+        let what = format!("tokens={tokens} heads={heads} head_dim={head_dim} dim={dim}");
+        let table = reference::rope::table(40, &reference::rope::inv_freq(dim, 10_000.0));
         let positions: Vec<u32> = (0..tokens as u32).map(|t| below(40, 9, t)).collect();
         let x = values(1, tokens * heads * head_dim, 2.0);
         let words_of = |&position: &u32| [u32::MAX, position, u32::MAX, u32::MAX];
         let described: Vec<u32> = positions.iter().flat_map(words_of).collect();
-        // Among other columns, which stay as they are.
-        let (width, place) = (heads * head_dim, (5, heads * head_dim + 3));
-        let among = |x: &[f64]| spread(x, width, place, 0.5);
+        // Heads apart from each other, among other columns, which stay as they are.
+        let apart = head_dim + 2;
+        let (width, place) = (heads * apart, (5, heads * apart + 3));
+        let among = |x: &[f64]| {
+            let mut heads = spread(x, head_dim, (0, apart), 0.25);
+            heads.resize(tokens * width, 0.25);
+            spread(&heads, width, place, 0.5)
+        };
         let (there, back) = (Output::holding(gpu, &among(&x))?, Output::holding(gpu, &among(&x))?);
-        let in_rows = |data| Mat { data, at: place.0, stride: place.1 };
+        let in_rows = |data| Heads { data, at: place.0, stride: place.1, head: apart };
         let (described, angles) = (words(gpu, &described)?, floats(gpu, &table)?);
-        let shape = (tokens, heads, head_dim);
+        let shape = (tokens, heads, dim);
         let mut rec = Recorder::new(gpu);
         rope::turn(&mut rec, Turn::Forward, &described, &angles, in_rows(&there.tensor), shape)?;
         rope::turn(&mut rec, Turn::Backward, &described, &angles, in_rows(&back.tensor), shape)?;
         rec.submit();
-        let forward = reference::rope::forward(&x, &table, &positions, head_dim, 1.0);
+        let forward = reference::rope::forward(&x, &table, &positions, (head_dim, dim), 1.0);
         there.expect(gpu, format!("forward, {what}"), &among(&forward)).await?;
-        let backward = reference::rope::backward(&x, &table, &positions, head_dim);
+        let backward = reference::rope::backward(&x, &table, &positions, (head_dim, dim));
         back.expect(gpu, format!("backward, {what}"), &among(&backward)).await?;
     }
     Ok(())

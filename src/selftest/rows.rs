@@ -1,13 +1,19 @@
 //! Kernels that move rows by index: embeddings and the sampler's cache.
 
-use super::bench::{Output, below, bits, floats, spread, values, weights, words};
+use super::bench::{Output, below, bits, floats, values, weights, words};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{DType, Gpu, Recorder};
-use crate::kernels::{Mat, gather, kv_write};
+use crate::kernels::gather::{self, Reading};
+use crate::kernels::{Heads, kv_write};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![check!("gather_forward", forward), check!("gather_backward", backward), check!("kv_write", write)]
+    vec![
+        check!("gather_forward", forward),
+        check!("gather_scaled", scaled),
+        check!("gather_backward", backward),
+        check!("kv_write", write),
+    ]
 }
 
 /// Rows read, width, rows of the table. Odd widths let packed rows begin in the middle of a word; few rows are read often.
@@ -34,7 +40,7 @@ async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
                     &words(gpu, &strided)?,
                     &table,
                     &out.tensor,
-                    (rows, width, stride),
+                    Reading::plain(rows, width, stride),
                 )?;
                 rec.submit();
                 let what = format!("{dtype:?} rows={rows} width={width} table={table_rows} stride={stride}");
@@ -43,6 +49,32 @@ async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
                 equal(format!("{what}, bits"), &bits(&out.read(gpu, &what).await?), &bits(&expected))?;
             }
         }
+    }
+    Ok(())
+}
+
+/// By another word of the index, scaled, added to what is there; and the gradient of it.
+async fn scaled(gpu: &Gpu, depth: Depth) -> Outcome {
+    for &(rows, width, table_rows) in depth.of(&SHAPES) {
+        let what = format!("rows={rows} width={width} table={table_rows}");
+        let index = indices(rows, table_rows);
+        let described: Vec<u32> = index.iter().flat_map(|&i| [u32::MAX, i, u32::MAX, u32::MAX]).collect();
+        let (table, earlier) = (values(1, table_rows * width, 1.0), values(2, rows * width, 1.0));
+        let out = Output::holding(gpu, &earlier)?;
+        let (dout, earlier_dtable) = (values(3, rows * width, 1.0), values(4, table_rows * width, 1.0));
+        let (list, targets) = gather::lists(index.iter().copied());
+        let dtable = Output::holding(gpu, &earlier_dtable)?;
+        let mut rec = Recorder::new(gpu);
+        let reading = Reading { first: 1, scale: 3.0, accumulate: true, ..Reading::plain(rows, width, 4) };
+        gather::forward(&mut rec, &words(gpu, &described)?, &floats(gpu, &table)?, &out.tensor, reading)?;
+        let (list, dout_there) = (words(gpu, &list)?, floats(gpu, &dout)?);
+        gather::backward(&mut rec, &list, &dout_there, &dtable.tensor, targets, (width, 3.0))?;
+        rec.submit();
+        let tripled = |x: &[f64]| -> Vec<f64> { x.iter().map(|v| 3.0 * v).collect() };
+        let expected = reference::gather::forward(&tripled(&table), &index, width);
+        out.expect(gpu, &what, &reference::add::forward(&earlier, &expected)).await?;
+        let expected = reference::gather::backward(&tripled(&dout), &index, width, &earlier_dtable);
+        dtable.expect(gpu, format!("dtable, {what}"), &expected).await?;
     }
     Ok(())
 }
@@ -60,7 +92,7 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
             &floats(gpu, &dout)?,
             &dtable.tensor,
             targets,
-            width,
+            (width, 1.0),
         )?;
         rec.submit();
         let expected = reference::gather::backward(&dout, &index, width, &earlier);
@@ -72,27 +104,38 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
 }
 
 async fn write(gpu: &Gpu, depth: Depth) -> Outcome {
-    for &(rows, width, _) in depth.of(&SHAPES) {
-        let slots = 2 * rows + 3;
+    // Heads that lie behind each other, and among those of a fused projection.
+    for (apart, &(rows, width, _)) in
+        [1, 3].into_iter().flat_map(|n| depth.of(&SHAPES).iter().map(move |s| (n, s)))
+    {
+        let (heads, slots) = (3, 2 * rows + 3);
         // Distinct slots in a mixed order.
         let slot: Vec<u32> = (0..rows as u32).map(|r| 2 * (rows as u32 - 1 - r) + below(2, 4, r)).collect();
         let tokens: Vec<u32> = slot.iter().flat_map(|&slot| [u32::MAX, u32::MAX, slot, u32::MAX]).collect();
-        let [k, v] = [1, 2].map(|seed| values(seed, rows * width, 1.0));
-        let [old_k, old_v] = [3, 4].map(|seed| values(seed, slots * width, 1.0));
+        let all = heads * width;
+        let [k, v] = [1, 2].map(|seed| values(seed, rows * all, 1.0));
+        let [old_k, old_v] = [3, 4].map(|seed| values(seed, slots * all, 1.0));
         let (cache_k, cache_v) = (Output::holding(gpu, &old_k)?, Output::holding(gpu, &old_v)?);
         // Keys and values as columns of one projection.
-        let stride = 2 * width + 3;
-        let beside: Vec<f64> =
-            k.chunks(width).zip(v.chunks(width)).flat_map(|(k, v)| [k, v].concat()).collect();
-        let projection = floats(gpu, &spread(&beside, 2 * width, (1, stride), f64::NAN))?;
-        let k_mat = Mat { data: &projection, at: 1, stride };
+        let (k_at, v_at) = (1, if apart == 1 { 1 + all } else { 1 + width });
+        let stride = 3 * all + 3;
+        let mut projection = vec![f64::NAN; rows * stride];
+        for (x, at) in [(&k, k_at), (&v, v_at)] {
+            for (i, value) in x.iter().enumerate() {
+                let (t, head, c) = (i / all, i % all / width, i % width);
+                projection[t * stride + at + head * apart * width + c] = *value;
+            }
+        }
+        let projection = floats(gpu, &projection)?;
+        let of = |at| Heads { data: &projection, at, stride, head: apart * width };
         let mut rec = Recorder::new(gpu);
         let caches = [&cache_k.tensor, &cache_v.tensor];
-        kv_write::forward(&mut rec, &words(gpu, &tokens)?, [k_mat, k_mat.from(width)], caches, rows, width)?;
+        let tokens = words(gpu, &tokens)?;
+        kv_write::forward(&mut rec, &tokens, [of(k_at), of(v_at)], caches, rows, (heads, width))?;
         rec.submit();
         for (name, cache, old, x) in [("keys", cache_k, old_k, k), ("values", cache_v, old_v, v)] {
-            let expected = reference::kv_write::forward(&old, &x, &slot, width);
-            cache.expect(gpu, format!("{name}, rows={rows} width={width}"), &expected).await?;
+            let expected = reference::kv_write::forward(&old, &x, &slot, all);
+            cache.expect(gpu, format!("{name}, rows={rows} width={width} apart={apart}"), &expected).await?;
         }
     }
     Ok(())

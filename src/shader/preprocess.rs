@@ -17,14 +17,15 @@ macro_rules! sources {
 }
 
 sources! {
-    "common/attention", "common/attention_keys", "common/attention_tile", "common/columns", "common/index", "common/pack",
+    "common/activation", "common/attention", "common/attention_keys", "common/attention_tile", "common/columns", "common/index", "common/pack",
     "common/product", "common/reduce", "common/rng", "common/rows", "common/tiles",
-    "adamw", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup", "attention_dkv_tiled",
+    "activation", "activation_backward", "adamw", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup", "attention_dkv_tiled",
     "attention_dq", "attention_dq_subgroup", "attention_dq_tiled", "attention_subgroup", "attention_tiled",
     "clip_scale", "column_sum",
-    "dropout", "ema", "fma_peak", "gather", "gather_backward", "kv_write", "log_prob", "log_prob_backward",
+    "dropout", "ema", "fma_peak", "gather", "gather_backward", "head_norm",
+    "head_norm_backward", "kv_write", "layer_norm", "layer_norm_backward", "log_prob", "log_prob_backward",
     "matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward",
-    "rope", "row_scale", "sample", "sequence_sum", "sum_squares", "swiglu", "swiglu_backward",
+    "rope", "row_scale", "sample", "sequence_sum", "soft_cap", "sum_squares",
 }
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");

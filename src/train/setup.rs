@@ -155,6 +155,7 @@ impl<'a> Inputs<'a> {
             lora_alpha: l.lora_alpha,
             lora_dropout: l.lora_dropout,
             target_modules: l.target_modules.clone(),
+            fan_in_fan_out: false,
         };
         Ok((self.model.decoder(gpu, Training::Lora(spec, config.train.seed))?, true))
     }

@@ -92,9 +92,11 @@ fn weights_that_are_not_the_configuration_s() {
 #[test]
 fn an_unknown_architecture() {
     let room = Room::new();
-    room.edit("model/config.json", "LlamaForCausalLM", "GPT2LMHeadModel");
-    let parts =
-        ["config.json: expected a supported architecture (LlamaForCausalLM), found \"GPT2LMHeadModel\""];
+    room.edit("model/config.json", "LlamaForCausalLM", "MambaForCausalLM");
+    let parts = [
+        "config.json: expected a supported architecture (LlamaForCausalLM, MistralForCausalLM, ",
+        "GPTNeoXForCausalLM), found \"MambaForCausalLM\"",
+    ];
     room.align_refuses("model", &[], &parts);
     room.write("model/config.json", "{");
     room.align_refuses("model", &[], &["config.json", "found EOF while parsing"]);

@@ -57,7 +57,8 @@ pub fn compare_gradients(decoder: &Decoder, arenas: &Arenas, file: &str, prefix:
     assert!(!found.is_empty());
     for (entry, found) in decoder.layout().entries().iter().zip(found) {
         let name = format!("{prefix}{}", entry.name);
-        let expected = expected.get(&name, &entry.shape).unwrap_or_else(|error| panic!("{error}")).to_f32();
+        let (shape, found) = entry.stored(&found);
+        let expected = expected.get(&name, &shape).unwrap_or_else(|error| panic!("{error}")).to_f32();
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
         compare(&found, &expected, abs, eps).unwrap_or_else(|message| panic!("{file}: {name}: {message}"));
     }

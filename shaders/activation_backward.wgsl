@@ -1,0 +1,22 @@
+// dx = dact * f'(x); with GATED dup = dact * f(gate), dgate = dact * up * f'(gate). Writes: all =.
+#import common/activation
+#import common/index
+struct Params { rows: u32, vectors: u32 }
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (T, F); GATED: (T, 2, F): gate, up
+@group(0) @binding(2) var<storage, read> dact: array<vec4<f32>>;     // (T, F)
+@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>; // (T, F); GATED: (T, 2, F): dgate, dup
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = flat_group(group, groups) * 64u + lane;
+    if i >= p.rows * p.vectors { return; }
+    let d = dact[i];
+#ifdef GATED
+    let gate = i + i / p.vectors * p.vectors;
+    dx[gate + p.vectors] = d * activate(x[gate]);
+    dx[gate] = d * x[gate + p.vectors] * slope(x[gate]);
+#else
+    dx[i] = d * slope(x[i]);
+#endif
+}

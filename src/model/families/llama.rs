@@ -1,0 +1,99 @@
+//! Llama and the families that differ from it in a setting or two.
+
+use super::{Json, Names};
+use crate::Result;
+use crate::model::config::{BlockConfig, DecoderConfig, NormKind};
+
+static LLAMA: Names = Names::LLAMA;
+static PHI3: Names = Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..Names::LLAMA };
+
+/// Llama 2 and 3, SmolLM, SmolLM2.
+pub fn llama(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
+    let width = json.need_size("hidden_size")?;
+    let heads = json.need_size("num_attention_heads")?;
+    let head_dim = json.size("head_dim")?.unwrap_or(width / heads.max(1));
+    let attention_bias = json.flag("attention_bias", false)?;
+    Ok(DecoderConfig {
+        architecture,
+        names: &LLAMA,
+        vocab: json.need_size("vocab_size")?,
+        width,
+        blocks: json.blocks(json.need_size("num_hidden_layers")?, None, |_| false)?,
+        heads,
+        kv_heads: json.size("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        inner: json.need_size("intermediate_size")?,
+        norm: NormKind::Rms { shift: 0.0 },
+        eps: json.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        ropes: vec![json.rope(head_dim, 10_000.0)?],
+        max_positions: json.size("max_position_embeddings")?.unwrap_or(2048),
+        learned_positions: false,
+        tied: json.flag("tie_word_embeddings", false)?,
+        qkv_bias: attention_bias,
+        o_bias: attention_bias,
+        mlp_bias: json.flag("mlp_bias", false)?,
+        head_norms: false,
+        output_norms: false,
+        parallel: false,
+        interleaved: false,
+        activation: json.activation(&["hidden_act"], "silu")?,
+        gated: true,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        attention_cap: None,
+        logit_cap: None,
+        embedding_scale: 1.0,
+    })
+}
+
+/// Mistral: a sliding window in all layers, unless it is null.
+pub fn mistral(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
+    let window = json.size("sliding_window")?;
+    let config = llama(json, architecture)?;
+    Ok(DecoderConfig { blocks: json.blocks(config.layers(), window, |_| true)?, ..config })
+}
+
+/// The window of the layers from `max_window_layers` on, where it is used at all.
+fn qwen_blocks(json: &Json, count: usize) -> Result<Vec<BlockConfig>> {
+    let window = json.size("sliding_window")?;
+    let window = if json.flag("use_sliding_window", false)? { window } else { None };
+    let full = json.size("max_window_layers")?.unwrap_or(28);
+    json.blocks(count, window, |index| index >= full)
+}
+
+/// Qwen 2 and 2.5: biases on q, k and v.
+pub fn qwen2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
+    let config = llama(json, architecture)?;
+    let blocks = qwen_blocks(json, config.layers())?;
+    Ok(DecoderConfig { blocks, qkv_bias: true, o_bias: false, ..config })
+}
+
+/// Qwen 3: norms of queries and keys.
+pub fn qwen3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
+    let config = llama(json, architecture)?;
+    Ok(DecoderConfig { blocks: qwen_blocks(json, config.layers())?, head_norms: true, ..config })
+}
+
+/// SmolLM 3: no positions in some layers.
+pub fn smollm3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
+    let mut config = llama(json, architecture)?;
+    config.blocks = qwen_blocks(json, config.layers())?;
+    let interval = json.size("no_rope_layer_interval")?.unwrap_or(4).max(1);
+    // The list says which layers turn, in spite of its name.
+    let turning = json.list("no_rope_layers")?;
+    for (index, block) in config.blocks.iter_mut().enumerate() {
+        let turns = match turning {
+            Some(list) => list.get(index).and_then(serde_json::Value::as_u64) != Some(0),
+            None => !(index + 1).is_multiple_of(interval),
+        };
+        block.rope = turns.then_some(0);
+    }
+    Ok(config)
+}
+
+/// Phi-3 and Phi-4-mini: fused projections, partly turned heads.
+pub fn phi3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
+    let window = json.size("sliding_window")?;
+    let config = llama(json, architecture)?;
+    let blocks = json.blocks(config.layers(), window, |_| true)?;
+    Ok(DecoderConfig { names: &PHI3, blocks, ..config })
+}

@@ -1,0 +1,204 @@
+//! Which architectures are supported, and how their tensors are named.
+
+mod gemma;
+mod gpt;
+mod json;
+mod llama;
+
+use serde_json::Value;
+
+use super::config::DecoderConfig;
+use crate::{Error, Result};
+use json::Json;
+
+/// A mapping from config.json to a decoder; the name is the architecture's.
+type Map = fn(&Json, &'static str) -> Result<DecoderConfig>;
+
+/// An architecture that maps onto the decoder.
+struct Family {
+    /// As in `architectures` of config.json.
+    architecture: &'static str,
+    /// As in its `model_type`.
+    model_type: &'static str,
+    map: Map,
+}
+
+const FAMILIES: [Family; 10] = [
+    Family { architecture: "LlamaForCausalLM", model_type: "llama", map: llama::llama },
+    Family { architecture: "MistralForCausalLM", model_type: "mistral", map: llama::mistral },
+    Family { architecture: "Qwen2ForCausalLM", model_type: "qwen2", map: llama::qwen2 },
+    Family { architecture: "Qwen3ForCausalLM", model_type: "qwen3", map: llama::qwen3 },
+    Family { architecture: "SmolLM3ForCausalLM", model_type: "smollm3", map: llama::smollm3 },
+    Family { architecture: "Phi3ForCausalLM", model_type: "phi3", map: llama::phi3 },
+    Family { architecture: "Gemma2ForCausalLM", model_type: "gemma2", map: gemma::gemma2 },
+    Family { architecture: "Gemma3ForCausalLM", model_type: "gemma3_text", map: gemma::gemma3 },
+    Family { architecture: "GPT2LMHeadModel", model_type: "gpt2", map: gpt::gpt2 },
+    Family { architecture: "GPTNeoXForCausalLM", model_type: "gpt_neox", map: gpt::gpt_neox },
+];
+
+impl DecoderConfig {
+    /// Reads config.json.
+    ///
+    /// # Errors
+    /// When it is not one, names an unsupported architecture, or asks for something the decoder lacks.
+    pub fn parse(json: &[u8], origin: &str) -> Result<Self> {
+        let fix = "give the config.json that belongs to the model";
+        let wrong = |found: String| Error::input(origin, "a Hugging Face model configuration", found, fix);
+        let value: Value = serde_json::from_slice(json).map_err(|error| wrong(error.to_string()))?;
+        let Value::Object(object) = &value else { return Err(wrong("no JSON object".into())) };
+        let config = Json { object, origin };
+        let architecture = object.get("architectures").and_then(|all| all.get(0)).and_then(Value::as_str);
+        let model_type = object.get("model_type").and_then(Value::as_str);
+        let known = match architecture {
+            Some(name) => FAMILIES.iter().find(|family| family.architecture == name),
+            None => FAMILIES.iter().find(|family| Some(family.model_type) == model_type),
+        };
+        let Some(family) = known else {
+            let supported: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
+            let expected = format!("a supported architecture ({})", supported.join(", "));
+            let found = architecture.or(model_type).map_or("none named".into(), |name| format!("\"{name}\""));
+            return Err(Error::input(origin, expected, found, "use a model of a supported architecture"));
+        };
+        let config = (family.map)(&config, family.architecture)?;
+        config.check(origin)?;
+        Ok(config)
+    }
+
+    /// Hugging Face's names of all the model's tensors, with their shapes.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (names, width) = (self.names, self.width);
+        let mut all = vec![(names.embedding.to_string(), vec![self.vocab, width])];
+        if let Some(positions) = names.positions {
+            all.push((positions.into(), vec![self.max_positions, width]));
+        }
+        let norm = |all: &mut Vec<_>, module: &str| {
+            all.push((format!("{module}.weight"), vec![width]));
+            if self.norm == super::config::NormKind::Layer {
+                all.push((format!("{module}.bias"), vec![width]));
+            }
+        };
+        norm(&mut all, names.final_norm);
+        if !self.tied {
+            all.push((format!("{}.weight", names.head), vec![self.vocab, width]));
+        }
+        for index in 0..self.layers() {
+            for module in self.norms() {
+                norm(&mut all, &names.of(index, module));
+            }
+            if self.head_norms {
+                for module in [names.q_norm, names.k_norm] {
+                    all.push((format!("{}.weight", names.of(index, module)), vec![self.head_dim]));
+                }
+            }
+            for Projection { module, outputs, inputs, bias } in self.projections() {
+                let module = names.of(index, module);
+                let shape = if names.transposed { vec![inputs, outputs] } else { vec![outputs, inputs] };
+                all.push((format!("{module}.weight"), shape));
+                if bias {
+                    all.push((format!("{module}.bias"), vec![outputs]));
+                }
+            }
+        }
+        all
+    }
+
+    /// The norms of a block over its width.
+    fn norms(&self) -> impl Iterator<Item = &'static str> {
+        let Names { attention_norm, after_attention, mlp_norm, after_mlp, .. } = *self.names;
+        [Some(attention_norm), after_attention, Some(mlp_norm), after_mlp].into_iter().flatten()
+    }
+
+    /// The linear layers of a block.
+    pub(super) fn projections(&self) -> Vec<Projection> {
+        let (width, inner, names) = (self.width, self.inner, self.names);
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let of = |module, outputs, inputs, bias| Projection { module, outputs, inputs, bias };
+        let qkv = match *names.qkv {
+            [all] => vec![of(all, q + 2 * kv, width, self.qkv_bias)],
+            _ => names.qkv.iter().zip([q, kv, kv]).map(|(m, n)| of(m, n, width, self.qkv_bias)).collect(),
+        };
+        let up = self.up() / names.up.len();
+        let up = names.up.iter().map(|module| of(module, up, width, self.mlp_bias));
+        let o = of(names.o, width, q, self.o_bias);
+        let down = of(names.down, width, inner, self.mlp_bias);
+        qkv.into_iter().chain([o]).chain(up).chain([down]).collect()
+    }
+}
+
+/// A linear layer of a block.
+pub(super) struct Projection {
+    /// Its name within the block.
+    pub module: &'static str,
+    pub outputs: usize,
+    pub inputs: usize,
+    pub bias: bool,
+}
+
+/// How a family names its tensors; those of a block are relative to it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Names {
+    pub embedding: &'static str,
+    pub positions: Option<&'static str>,
+    pub final_norm: &'static str,
+    pub head: &'static str,
+    /// What the blocks' numbers follow.
+    pub blocks: &'static str,
+    pub attention_norm: &'static str,
+    pub after_attention: Option<&'static str>,
+    pub mlp_norm: &'static str,
+    pub after_mlp: Option<&'static str>,
+    /// Queries, keys and values: three layers, or one that holds them all.
+    pub qkv: &'static [&'static str],
+    pub o: &'static str,
+    pub q_norm: &'static str,
+    pub k_norm: &'static str,
+    /// Gate and up: two layers, or one.
+    pub up: &'static [&'static str],
+    pub down: &'static str,
+    /// Whether files hold the blocks' matrices as (inputs, outputs).
+    pub transposed: bool,
+}
+
+impl Names {
+    /// The whole name of a block's module.
+    pub fn of(&self, index: usize, module: &str) -> String {
+        format!("{}.{index}.{module}", self.blocks)
+    }
+
+    /// Llama's names, which most families have.
+    pub const LLAMA: Self = Self {
+        embedding: "model.embed_tokens.weight",
+        positions: None,
+        final_norm: "model.norm",
+        head: "lm_head",
+        blocks: "model.layers",
+        attention_norm: "input_layernorm",
+        after_attention: None,
+        mlp_norm: "post_attention_layernorm",
+        after_mlp: None,
+        qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        o: "self_attn.o_proj",
+        q_norm: "self_attn.q_norm",
+        k_norm: "self_attn.k_norm",
+        up: &["mlp.gate_proj", "mlp.up_proj"],
+        down: "mlp.down_proj",
+        transposed: false,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_architecture_is_named_with_those_that_are_known() {
+        let message =
+            |json: &str| DecoderConfig::parse(json.as_bytes(), "config.json").unwrap_err().to_string();
+        let found = message(r#"{"architectures": ["MambaForCausalLM"]}"#);
+        assert!(found.contains("found \"MambaForCausalLM\""), "{found}");
+        assert!(FAMILIES.iter().all(|family| found.contains(family.architecture)), "{found}");
+        assert!(message("{}").contains("none named"));
+        assert!(message("[]").contains("no JSON object"));
+        assert!(message(r#"{"model_type": "llama"}"#).contains("\"hidden_size\""));
+    }
+}
