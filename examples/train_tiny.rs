@@ -133,8 +133,9 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
     }
     let layout = trainer.decoder.layout();
     let values = trainer.decoder.values().read(&gpu, layout).await?;
-    let entries = layout.entries().iter().zip(&values);
-    let f32s = serialize(entries.map(|(e, v)| (e.name.as_str(), e.shape.as_slice(), v.as_slice())))?;
+    let stored = layout.stored(&values);
+    let f32s =
+        serialize(stored.iter().map(|(name, shape, v)| (name.as_str(), shape.as_slice(), v.as_slice())))?;
     let trained = Weights::parse([("trained", f32s.as_slice())], "trained")?;
     let stored = merged(&trained, None, ExportDType::As(DType::F16))?;
     std::fs::write(path("model.safetensors"), stored)

@@ -1,28 +1,18 @@
 // Matrix product without workgroup memory: every invocation keeps ROWS x 8 outputs in registers. The software tier's kernel.
 //   NT: y(M,N) = alpha * x(M,K) w(N,K)^T     NN: y = alpha * x(M,K) w(K,N)     TN: y = alpha * x(K,M)^T w(K,N)
-//   + bias(N) with BIAS, + residual(M,N) with RESIDUAL, + y with accumulate. w is f32, or packed BF16 / F16.
+//   + bias(N) with BIAS, + residual(M,N) with RESIDUAL, + y with accumulate. w: common/weights.wgsl.
 // Writes: y = or +=, as accumulate says. Every output sums over k in ascending order whatever ROWS is, so that a row's
 // result does not depend on how many rows there are.
 // VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads are 16 bytes wide.
 #import common/index
-#import common/pack
 #import common/product
+#import common/weights
 
 #ifdef VEC4
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
-#ifdef PACKED
-@group(0) @binding(2) var<storage, read> w: array<vec2<u32>>;        // (N, K), NN and TN: (K, N)
-#else
-@group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;        // (N, K), NN and TN: (K, N)
-#endif
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;  // (M, N)
 #else
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-#ifdef PACKED
-@group(0) @binding(2) var<storage, read> w: array<u32>;
-#else
-@group(0) @binding(2) var<storage, read> w: array<f32>;
-#endif
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 #endif
 #ifdef BIAS
@@ -48,21 +38,8 @@
 
 #ifdef VEC4
 fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
-#ifdef PACKED
-fn w4(index: u32) -> vec4<f32> {
-    let words = w[index / 4u];
-    return vec4<f32>(unpack_pair(words.x), unpack_pair(words.y));
-}
-#else
-fn w4(index: u32) -> vec4<f32> { return w[index / 4u]; }
-#endif
 #else
 fn x1(index: u32) -> f32 { return x[index]; }
-#ifdef PACKED
-fn w1(index: u32) -> f32 { return unpack_one(w[index / 2u], index); }
-#else
-fn w1(index: u32) -> f32 { return w[index]; }
-#endif
 #endif
 
 @compute @workgroup_size(8)

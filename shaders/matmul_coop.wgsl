@@ -80,12 +80,12 @@ fn stage_w(col0: u32, k0: u32, lane: u32) {
 #ifdef NT
         let col = col0 + four / (DEPTH / 4u);
         let k = k0 + four % (DEPTH / 4u) * 4u;
-        let found = Staged4(w4(w_row(col) + k, select(0u, inside(k, p.k), col < p.n)));
+        let found = Staged4(weights4(w_row(col) + k, select(0u, inside(k, p.k), col < p.n)));
         let at = (col - col0) * W_STRIDE + k - k0;
 #else
         let k = k0 + four / (TILE / 4u);
         let col = col0 + four % (TILE / 4u) * 4u;
-        let found = Staged4(w4(w_row(k) + col, select(0u, inside(col, p.n), k < p.k)));
+        let found = Staged4(weights4(w_row(k) + col, select(0u, inside(col, p.n), k < p.k)));
         let at = (k - k0) * W_STRIDE + col - col0;
 #endif
 #each I 4

@@ -3,24 +3,34 @@
 // NT takes STEPS steps of four k a turn.
 // The layouts, the packing, the order of the sums and the meaning of every parameter are matmul.wgsl's.
 // Writes: y = or +=, as accumulate says.
-// n, k (TN: m), all strides and starts are multiples of 4, those of packed weights of 8.
+// n, k (TN: m), all strides and starts are multiples of 4, those of packed and quantised weights of 8.
 #import common/index
 #import common/pack
 #import common/product
 
 const QUADS = ROWS / 4u;
 const DEPTH = 4u * SG / ROWS;
+// The neighbours of w that are taken together.
+#ifdef QUANT
+const EDGE = 8u;
+#else
 #ifdef PACKED
-const EDGE = 8u;  // the neighbours that one load of w brings
+const EDGE = 8u;
 #else
 const EDGE = 4u;
 #endif
+#endif
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
+#ifdef QUANT
+@group(0) @binding(2) var<storage, read> w: array<u32>;              // (N, K), NN: (K, N), rows of whole blocks
+#import common/blocks
+#else
 #ifdef PACKED
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;        // (N, K), NN and TN: (K, N)
 #else
 @group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;        // (N, K), NN and TN: (K, N)
+#endif
 #endif
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;  // (M, N)
 #ifdef BIAS
@@ -40,21 +50,30 @@ fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
 // load, which costs what a load of four f32 costs.
 struct Eight { lo: vec4<f32>, hi: vec4<f32> }
 fn w8(index: u32, second: u32) -> Eight {
+#ifdef QUANT
+    let s = scales(index);
+    return Eight(codes4(index) * s.x + s.y, codes4(index + 4u) * s.x + s.y);
+#else
 #ifdef PACKED
     let words = w[index / 8u];
     return Eight(vec4<f32>(unpack_pair(words.x), unpack_pair(words.y)), vec4<f32>(unpack_pair(words.z), unpack_pair(words.w)));
 #else
     return Eight(w[index / 4u], w[second / 4u]);
 #endif
+#endif
 }
 
 fn w4(index: u32) -> vec4<f32> {
+#ifdef QUANT
+    return block4(index);
+#else
 #ifdef PACKED
     let words = w[index / 8u];
     let half = select(words.xy, words.zw, (index & 4u) == 4u);
     return vec4<f32>(unpack_pair(half.x), unpack_pair(half.y));
 #else
     return w[index / 4u];
+#endif
 #endif
 }
 

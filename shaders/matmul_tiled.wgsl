@@ -64,7 +64,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 let col = col0 + quad * 4u;
                 let valid = inside(k0 + deep, p.k);
 #each I 4
-                let c$I = w4(w_row(col + $Iu) + k0 + deep, select(0u, valid, col + $Iu < p.n));
+                let c$I = weights4(w_row(col + $Iu) + k0 + deep, select(0u, valid, col + $Iu < p.n));
 #end
 #each I 4
                 ws[(deep + $Iu) * QUADS + quad] = Staged4(vec4<f32>(c0[$I], c1[$I], c2[$I], c3[$I]));
@@ -75,7 +75,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 let col = col0 + quad * 4u;
 #each I 4
                 ws[(deep + $Iu) * QUADS + quad] = Staged4(
-                    w4(w_row(k0 + deep + $Iu) + col, select(0u, inside(col, p.n), k0 + deep + $Iu < p.k)));
+                    weights4(w_row(k0 + deep + $Iu) + col, select(0u, inside(col, p.n), k0 + deep + $Iu < p.k)));
 #end
 #endif
             }

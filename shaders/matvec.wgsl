@@ -4,15 +4,10 @@
 // The packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate says.
 // k, the strides and the starts of x and w are multiples of 4.
 #import common/index
-#import common/pack
 #import common/product
+#import common/weights
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;   // (M, K)
-#ifdef PACKED
-@group(0) @binding(2) var<storage, read> w: array<vec2<u32>>;   // (N, K)
-#else
-@group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;   // (N, K)
-#endif
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;   // (M, N)
 #ifdef BIAS
 @group(0) @binding(4) var<storage, read> bias: array<f32>;      // (N)
@@ -29,15 +24,6 @@ const LANES = 16u;              // that share a sum
 const COLUMNS = 8u;             // of a workgroup, two for each sixteen lanes
 const OUTPUTS = COLUMNS * ROWS;
 var<workgroup> parts: array<f32, OUTPUTS * LANES>;  // (COLUMNS, ROWS, LANES)
-
-fn w4(index: u32) -> vec4<f32> {
-#ifdef PACKED
-    let words = w[index / 4u];
-    return vec4<f32>(unpack_pair(words.x), unpack_pair(words.y));
-#else
-    return w[index / 4u];
-#endif
-}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

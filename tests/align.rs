@@ -181,7 +181,7 @@ fn each_kind_of_reference_follows_the_policy_as_it_should() {
 fn moved(decoder: &Decoder, size: f32) -> Arenas {
     let values = Arenas::new(gpu(), decoder.layout(), Purpose::References, "moved").expect("room");
     decoder.values().copy_to(&mut Recorder::new(gpu()), &values);
-    for entry in decoder.layout().entries().iter().filter(|entry| entry.name.contains("lora_B")) {
+    for entry in decoder.layout().entries().iter().filter(|entry| entry.name().contains("lora_B")) {
         let data: Vec<f32> = (0..entry.count()).map(|i| size * ((i % 7) as f32 - 3.0)).collect();
         values.of(entry).write_f32(gpu(), &data);
     }

@@ -89,11 +89,11 @@ macro_rules! tests {
 }
 
 tests! {
-    matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_rows_alone,
+    matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone,
     attention_forward, attention_backward, attention_over_a_cache, attention_windows, attention_capped,
     rms_norm_forward, rms_norm_backward, rms_norm_many_rows, layer_norm, head_norm, column_sum,
     ema, activation, soft_cap, dropout, dropout_many_groups, rope, fma_peak,
-    gather_forward, gather_scaled, gather_backward, kv_write,
+    gather_forward, gather_scaled, gather_quantised, gather_backward, kv_write,
     log_prob, row_scale, sequence_sum, preference_table, preference_groups,
     sum_squares, adamw,
     sample_draws, sample_frequencies, sample_row_order, sample_finishes, sample_survives_bad_logits,
@@ -115,7 +115,7 @@ mod half {
     }
 
     tests! {
-        matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_rows_alone, model_gradients,
+        matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone, model_gradients,
     }
 
     /// What the adapter has is in use, so the checks above have run it; subgroups of a size that no kernel knows aside.

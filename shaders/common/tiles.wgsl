@@ -1,23 +1,13 @@
 // The operands of a matrix product that works on tiles, four neighbours at a time: their loads and its outputs, with bounds.
 // VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads and stores are 16 bytes wide.
-#import common/pack
 #import common/product
+#import common/weights
 
 #ifdef VEC4
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
-#ifdef PACKED
-@group(0) @binding(2) var<storage, read> w: array<vec2<u32>>;        // (N, K), NN and TN: (K, N), in pairs
-#else
-@group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;        // (N, K), NN and TN: (K, N)
-#endif
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;  // (M, N)
 #else
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-#ifdef PACKED
-@group(0) @binding(2) var<storage, read> w: array<u32>;
-#else
-@group(0) @binding(2) var<storage, read> w: array<f32>;
-#endif
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 #endif
 #ifdef BIAS
@@ -64,14 +54,9 @@ fn x4(at: u32, valid: u32) -> vec4<f32> {
     if valid == 0u { return vec4<f32>(); }
     return x[at / 4u];
 }
-fn w4(at: u32, valid: u32) -> vec4<f32> {
+fn weights4(at: u32, valid: u32) -> vec4<f32> {
     if valid == 0u { return vec4<f32>(); }
-#ifdef PACKED
-    let words = w[at / 4u];
-    return vec4<f32>(unpack_pair(words.x), unpack_pair(words.y));
-#else
-    return w[at / 4u];
-#endif
+    return w4(at);
 }
 #else
 fn x4(at: u32, valid: u32) -> vec4<f32> {
@@ -81,14 +66,7 @@ fn x4(at: u32, valid: u32) -> vec4<f32> {
 #end
     return found;
 }
-fn w1(at: u32) -> f32 {
-#ifdef PACKED
-    return unpack_one(w[at / 2u], at);
-#else
-    return w[at];
-#endif
-}
-fn w4(at: u32, valid: u32) -> vec4<f32> {
+fn weights4(at: u32, valid: u32) -> vec4<f32> {
     var found = vec4<f32>();
 #each I 4
     if $Iu < valid { found[$I] = w1(at + $Iu); }

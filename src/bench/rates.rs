@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Runs, median, time};
 use crate::Result;
-use crate::gpu::{DType, Gpu, Purpose, Tensor};
+use crate::gpu::{Blocks, DType, Gpu, Purpose, Tensor};
 use crate::kernels::Heads;
 use crate::kernels::attention::{self, Operands, Saved, Shape};
 use crate::kernels::fma_peak;
@@ -78,8 +78,13 @@ fn narrow(gpu: &Gpu, dtype: DType, count: usize) -> Result<Tensor> {
         DType::F32 | DType::U32 => data.flat_map(f32::to_le_bytes).collect(),
         DType::Bf16 => data.flat_map(|v| half::bf16::from_f32(v).to_le_bytes()).collect(),
         DType::F16 => data.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect(),
+        quantised => {
+            let mut words = 0..;
+            let mut word = || rng::pcg4d([words.next().unwrap_or(0), 2, 0, 0])[0];
+            Blocks::made_up(quantised, count, &mut word).bytes()
+        }
     };
-    Tensor::from_bytes(gpu, Purpose::Staging, "weights", &bytes, dtype)
+    Tensor::from_bytes(gpu, Purpose::Staging, "weights", &bytes, (count, dtype))
 }
 
 /// Products of up to so many rows are measured as a sampler's: other passes have more.

@@ -3,6 +3,7 @@
 //! Only this module and [`crate::shader`] name `wgpu`.
 
 mod adapter;
+mod blocks;
 mod context;
 mod kernel;
 mod memory;
@@ -12,6 +13,7 @@ mod tensor;
 mod tuning;
 
 pub use adapter::{AdapterSummary, CooperativeMatrix, Scalar, Tier, list_adapters};
+pub use blocks::Blocks;
 pub use context::{Gpu, Options, Precision, SUBMIT_SECONDS};
 pub(crate) use kernel::Compiled;
 pub use kernel::Kernel;

@@ -22,15 +22,66 @@ pub enum DType {
     F16,
     /// Indices and tables.
     U32,
+    /// 4-bit codes; blocks of 32 with an f16 scale and an f16 minimum: ggml's Q4_0 and Q4_1.
+    Q4,
+    /// 8-bit signed codes; blocks of 32 with an f16 scale and an f16 minimum: ggml's Q8_0, Q5_0 and Q5_1.
+    Q8,
+    /// 4-bit codes; blocks of 32 with scales of 8 bits, 256 under an f16 scale and an f16 minimum: ggml's Q4_K.
+    Q4K,
+    /// The same with 8-bit codes: ggml's Q5_K.
+    Q5K,
+    /// 8-bit signed codes; blocks of 16 with signed scales of 8 bits, 256 under an f16 scale: ggml's Q6_K.
+    Q6K,
+    /// 4-bit codes for the quantiles of a normal distribution; blocks of 32 with an f16 scale.
+    Nf4,
 }
 
 impl DType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
+    /// The quantised ones.
+    pub const QUANTISED: [Self; 6] = [Self::Q4, Self::Q8, Self::Q4K, Self::Q5K, Self::Q6K, Self::Nf4];
+
+    /// Bytes of `count` elements; of quantised ones a multiple of [`DType::block`].
+    pub fn size(self, count: usize) -> usize {
         match self {
-            Self::F32 | Self::U32 => 4,
-            Self::Bf16 | Self::F16 => 2,
+            Self::F32 | Self::U32 => 4 * count,
+            Self::Bf16 | Self::F16 => 2 * count,
+            quantised => quantised.regions(count).iter().sum(),
         }
+    }
+
+    /// Elements that share a scale and cannot be parted; 1 where nothing is quantised.
+    pub fn block(self) -> usize {
+        match self {
+            Self::F32 | Self::U32 | Self::Bf16 | Self::F16 => 1,
+            Self::Q4 | Self::Q8 | Self::Nf4 => 32,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+        }
+    }
+
+    /// Whether its elements are codes in blocks.
+    pub fn is_quantised(self) -> bool {
+        self.block() > 1
+    }
+
+    /// Bytes of the codes, the scales and the scales of scales of `count` quantised elements, each a multiple of 4.
+    pub(crate) fn regions(self, count: usize) -> [usize; 3] {
+        match self {
+            Self::F32 | Self::U32 | Self::Bf16 | Self::F16 => [self.size(count), 0, 0],
+            Self::Q4 => [count / 2, count / 8, 0],
+            Self::Q8 => [count, count / 8, 0],
+            Self::Q4K => [count / 2, count / 16, count / 64],
+            Self::Q5K | Self::Q6K => [count, count / 16, count / 64],
+            Self::Nf4 => [count / 2, (count / 16).next_multiple_of(4), 0],
+        }
+    }
+
+    /// The first word of the scales and of the scales of scales of `count` elements, as the kernels' `w_scales` and `w_supers`.
+    pub(crate) fn scale_words(self, count: usize) -> [u32; 2] {
+        if !self.is_quantised() {
+            return [0, 0];
+        }
+        let [codes, scales, _] = self.regions(count);
+        [codes as u32 / 4, (codes + scales) as u32 / 4]
     }
 }
 
@@ -62,7 +113,7 @@ impl Tensor {
     /// # Errors
     /// When it is larger than one storage binding may be on this device.
     pub fn new(gpu: &Gpu, purpose: Purpose, label: &str, len: usize, dtype: DType) -> Result<Self> {
-        let wanted = (len * dtype.bytes()) as u64;
+        let wanted = dtype.size(len) as u64;
         let bytes = wanted.next_multiple_of(ALIGN).max(ALIGN);
         let most = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
         if wanted > most {
@@ -102,9 +153,17 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A new tensor holding little-endian `bytes` of `dtype`.
-    pub fn from_bytes(gpu: &Gpu, purpose: Purpose, label: &str, bytes: &[u8], dtype: DType) -> Result<Self> {
-        let tensor = Self::new(gpu, purpose, label, bytes.len() / dtype.bytes(), dtype)?;
+    /// A new tensor of `len` elements of `dtype`, whose bytes are given, little-endian; quantised ones as [`Blocks`](super::Blocks) lays
+    /// them out.
+    pub fn from_bytes(
+        gpu: &Gpu,
+        purpose: Purpose,
+        label: &str,
+        bytes: &[u8],
+        (len, dtype): (usize, DType),
+    ) -> Result<Self> {
+        assert_eq!(bytes.len(), dtype.size(len), "{label}: the bytes of {len} elements of {dtype:?}");
+        let tensor = Self::new(gpu, purpose, label, len, dtype)?;
         tensor.write_bytes(gpu, bytes);
         Ok(tensor)
     }
@@ -126,7 +185,8 @@ impl Tensor {
     /// When the range leaves the tensor: a bug in the caller. Binding a view to a kernel panics unless it starts at a multiple of
     /// 256 bytes.
     pub fn slice(&self, start: usize, len: usize) -> Self {
-        let byte_offset = self.byte_offset + (start * self.dtype.bytes()) as u64;
+        assert!(!self.dtype.is_quantised(), "a slice of quantised elements");
+        let byte_offset = self.byte_offset + self.dtype.size(start) as u64;
         assert!(start + len <= self.len, "slice {start}..{} of a tensor of {}", start + len, self.len);
         Self { storage: self.storage.clone(), byte_offset, len, dtype: self.dtype }
     }
@@ -143,7 +203,7 @@ impl Tensor {
     }
 
     fn write_bytes(&self, gpu: &Gpu, bytes: &[u8]) {
-        assert!(bytes.len() <= self.len * self.dtype.bytes(), "write past a tensor's end");
+        assert!(bytes.len() <= self.dtype.size(self.len), "write past a tensor's end");
         let whole = bytes.len() / 4 * 4;
         gpu.write(&self.storage.buffer, self.byte_offset, &bytes[..whole]);
         if whole < bytes.len() {
@@ -173,7 +233,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Gpu`] for anything the device has reported since the last read.
     pub fn read_bytes<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<u8>>> + use<'g> {
-        let wanted = self.len * self.dtype.bytes();
+        let wanted = self.dtype.size(self.len);
         let size = (wanted as u64).next_multiple_of(4);
         let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("readback"),
@@ -204,13 +264,13 @@ impl Tensor {
     /// Records a copy of all of `self` into the start of `target`.
     pub fn copy_to(&self, recorder: &mut Recorder, target: &Tensor) {
         assert!(self.dtype == target.dtype && self.len <= target.len, "copy into a tensor of another shape");
-        let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(4);
+        let size = (self.dtype.size(self.len) as u64).next_multiple_of(4);
         recorder.push(Command::Copy { source: self.clone(), target: target.clone(), bytes: size });
     }
 
     /// Records zeroing of all elements.
     pub fn clear(&self, recorder: &mut Recorder) {
-        let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(4);
+        let size = (self.dtype.size(self.len) as u64).next_multiple_of(4);
         recorder.push(Command::Clear { tensor: self.clone(), bytes: size });
     }
 
@@ -228,7 +288,7 @@ impl Tensor {
     pub(super) fn binding(&self) -> wgpu::BufferBinding<'_> {
         let offset = self.byte_offset;
         assert!(offset.is_multiple_of(ALIGN), "binding at byte {offset}, not a multiple of {ALIGN}");
-        let size = ((self.len * self.dtype.bytes()) as u64).next_multiple_of(16).max(16);
+        let size = (self.dtype.size(self.len) as u64).next_multiple_of(16).max(16);
         wgpu::BufferBinding {
             buffer: &self.storage.buffer,
             offset: self.byte_offset,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{check, groups_of_64, params};
+use super::{check, groups_of_64, params, storage_flags};
 use crate::Result;
-use crate::gpu::{DType, Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor};
 use crate::shader::kernel;
 
-params!(Params for ["gather"]; rows: u32, width: u32, stride: u32, first: u32, accumulate: u32, scale: f32);
-params!(BackwardParams for ["gather_backward"]; targets: u32, width: u32, scale: f32);
+params!(Params for ["gather"]; rows: u32, width: u32, stride: u32, first: u32, accumulate: u32, scale: f32,
+    row0: u32, count: u32, w_scales: u32, w_supers: u32);
+params!(BackwardParams for ["gather_backward"]; targets: u32, width: u32, scale: f32, row0: u32, count: u32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout(), BackwardParams::layout()]
@@ -38,23 +39,41 @@ impl Reading {
     }
 }
 
-/// `out[r, :] = scale · table[index[first + r · stride], :]`: out `(rows, width)`, table `(N, width)` of any float type.
+/// A table, or a piece of one.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// `(count, width)`
+    pub data: &'a Tensor,
+    /// The number of its first row in the whole table.
+    pub first: usize,
+    /// Its rows.
+    pub count: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// A whole table of rows of `width`.
+    pub fn whole(data: &'a Tensor, width: usize) -> Self {
+        Self { data, first: 0, count: data.len() / width }
+    }
+}
+
+/// `out[r, :] = scale · table[index[first + r · stride], :]`: out `(rows, width)`, table `(N, width)` of any type. Rows outside of the
+/// piece that is given are left alone.
 pub fn forward(
     rec: &mut Recorder,
     index: &Tensor,
-    table: &Tensor,
+    table: Rows,
     out: &Tensor,
     reading: Reading,
 ) -> Result<()> {
     let Reading { rows, width, first, stride, scale, accumulate } = reading;
     let read = rows.saturating_sub(1) * stride + rows.min(1) * (first + 1);
-    check("gather", &[("index", index, read), ("table", table, width), ("out", out, rows * width)])?;
-    let variant = match table.dtype() {
-        DType::Bf16 => "gather PACKED",
-        DType::F16 => "gather PACKED F16",
-        DType::F32 | DType::U32 => "gather",
-    };
-    let shader = kernel(rec.gpu(), variant);
+    check(
+        "gather",
+        &[("index", index, read), ("table", table.data, table.count * width), ("out", out, rows * width)],
+    )?;
+    let shader = kernel(rec.gpu(), &format!("gather{}", storage_flags(table.data.dtype())));
+    let [w_scales, w_supers] = table.data.dtype().scale_words(table.data.len());
     let params = Params {
         rows: rows as u32,
         width: width as u32,
@@ -62,8 +81,18 @@ pub fn forward(
         first: first as u32,
         accumulate: accumulate as u32,
         scale,
+        row0: table.first as u32,
+        count: table.count as u32,
+        w_scales,
+        w_supers,
     };
-    rec.dispatch(&shader, &params, &[index, table, out], groups_of_64(rows * width), (rows * width) as f64);
+    rec.dispatch(
+        &shader,
+        &params,
+        &[index, table.data, out],
+        groups_of_64(rows * width),
+        (rows * width) as f64,
+    );
     Ok(())
 }
 
@@ -90,14 +119,23 @@ pub fn backward(
     rec: &mut Recorder,
     list: &Tensor,
     dout: &Tensor,
-    dtable: &Tensor,
+    dtable: Rows,
     targets: usize,
     (width, scale): (usize, f32),
 ) -> Result<()> {
-    check("gather_backward", &[("lists", list, 2 * targets + 1), ("dtable", dtable, width)])?;
+    check(
+        "gather_backward",
+        &[("lists", list, 2 * targets + 1), ("dtable", dtable.data, dtable.count * width)],
+    )?;
     let shader = kernel(rec.gpu(), "gather_backward");
-    let params = BackwardParams { targets: targets as u32, width: width as u32, scale };
-    let bindings = [list, dout, dtable];
+    let params = BackwardParams {
+        targets: targets as u32,
+        width: width as u32,
+        scale,
+        row0: dtable.first as u32,
+        count: dtable.count as u32,
+    };
+    let bindings = [list, dout, dtable.data];
     rec.dispatch(&shader, &params, &bindings, groups_of_64(targets * width), (dout.len()) as f64);
     Ok(())
 }

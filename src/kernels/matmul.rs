@@ -1,13 +1,13 @@
 //! Matrix products in the three layouts that a linear layer's forward and backward need.
 
-use super::{Mat, check, params};
+use super::{Mat, check, params, storage_flags};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Precision, Recorder, Scalar, Tensor, Tier};
 use crate::shader::kernel;
 
 params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
-    x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32);
+    x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32, w_scales: u32, w_supers: u32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
@@ -71,7 +71,8 @@ pub struct Product<'a> {
     pub form: Form,
     /// f32.
     pub x: Mat<'a>,
-    /// f32, bf16 or f16, with equal results.
+    /// f32, bf16, f16 or quantised, with equal results. Quantised rows are whole blocks, behind each other, and have no
+    /// [`Form::Tn`].
     pub w: Mat<'a>,
     /// f32.
     pub y: Mat<'a>,
@@ -90,12 +91,7 @@ fn flags(form: Form, weights: DType) -> String {
         Form::Nn => "NN",
         Form::Tn => "TN",
     };
-    let packed = match weights {
-        DType::Bf16 => " PACKED",
-        DType::F16 => " PACKED F16",
-        DType::F32 | DType::U32 => "",
-    };
-    format!("{form}{packed}")
+    format!("{form}{}", storage_flags(weights))
 }
 
 /// Numbers of tokens that are told apart when kernels are measured: each stands for those up to it and over the one
@@ -176,7 +172,7 @@ impl<'a> Product<'a> {
                 .filter(|&rows| rows <= least)
                 .rev()
                 .map(|rows| Candidate {
-                    variant: format!("matvec ROWS={rows} {flags}"),
+                    variant: format!("matvec ROWS={rows} {flags} VEC4"),
                     family: Family::Decoding,
                     rows,
                     columns: 8,
@@ -298,6 +294,7 @@ impl<'a> Product<'a> {
             check("matmul", &[("residual", residual, y_extent)])?;
             bindings.push(residual);
         }
+        let [w_scales, w_supers] = w.data.dtype().scale_words(w.data.len());
         let params = Params {
             m: m as u32,
             n: n as u32,
@@ -310,6 +307,8 @@ impl<'a> Product<'a> {
             w_stride: w.stride as u32,
             y_at: y.at as u32,
             y_stride: y.stride as u32,
+            w_scales,
+            w_supers,
         };
         let groups = (m.div_ceil(by.rows) * n.div_ceil(by.columns)).div_ceil(by.workgroup) as u64;
         let shader = kernel(rec.gpu(), &format!("{}{}", by.variant, epilogue.flags()));

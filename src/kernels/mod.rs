@@ -25,7 +25,7 @@ pub mod sequence_sum;
 pub mod soft_cap;
 pub mod sum_squares;
 
-use crate::gpu::{Recorder, Tensor, Tier};
+use crate::gpu::{DType, Recorder, Tensor, Tier};
 use crate::{Error, Result};
 
 /// A Rust parameter block as its shader must see it: the shader, its size, and each field's name, offset and size in bytes.
@@ -158,6 +158,21 @@ fn check(kernel: &'static str, tensors: &[(&'static str, &Tensor, usize)]) -> Re
         }
     }
     Ok(())
+}
+
+/// The definitions of a variant that reads weights of this type.
+fn storage_flags(weights: DType) -> &'static str {
+    match weights {
+        DType::F32 | DType::U32 => "",
+        DType::Bf16 => " PACKED",
+        DType::F16 => " PACKED F16",
+        DType::Q4 => " QUANT BITS=4 Q4",
+        DType::Q8 => " QUANT BITS=8 Q8",
+        DType::Q4K => " QUANT BITS=4 SUPER Q4K",
+        DType::Q5K => " QUANT BITS=8 SUPER Q5K",
+        DType::Q6K => " QUANT BITS=8 Q6K",
+        DType::Nf4 => " QUANT BITS=4 NF4",
+    }
 }
 
 /// Workgroups of 64 for `count` invocations.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::Weights;
 use crate::config::TargetModules;
-use crate::nn::Layout;
+use crate::nn::{Entry, Layout};
 use crate::{Error, Result};
 
 /// What a LoRA adapter is; PEFT's names and meanings.
@@ -167,7 +167,7 @@ impl<'a> Adapter<'a> {
 impl Adapter<'_> {
     /// Fails when the adapter has a tensor that `layout`, which was loaded from it, has no place for: it would change nothing.
     pub(crate) fn all_in(&self, layout: &Layout) -> Result<()> {
-        let known: HashSet<&str> = layout.entries().iter().map(|entry| entry.name.as_str()).collect();
+        let known: HashSet<&str> = layout.entries().iter().map(Entry::name).collect();
         let Some(odd) = self.weights.names().filter(|name| !known.contains(name)).min() else {
             return Ok(());
         };

@@ -9,10 +9,12 @@ use super::{Capacity, DecoderConfig, Weights};
 use crate::config::TargetModules;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
-use crate::kernels::gather::{self, Reading};
+use crate::kernels::gather::{self, Reading, Rows};
 use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::{row_scale, sequence_sum, soft_cap};
-use crate::nn::{Arenas, Block, Decay, KvCache, Layout, Linear, Norm, Param, Pass, Sizes, Tables, Weight};
+use crate::nn::{
+    Arenas, Block, Decay, KvCache, Layout, Linear, Norm, Param, Pass, Piece, Sizes, Table, Tables, Weight,
+};
 use crate::{Error, Result};
 
 /// Which weights are trained.
@@ -30,9 +32,9 @@ pub enum Training<'a> {
 /// A decoder on a device.
 pub struct Decoder {
     config: DecoderConfig,
-    embedding: Param,
+    embedding: Table,
     /// `(max_positions, D)`, where positions are learned.
-    positions: Option<Param>,
+    positions: Option<Table>,
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
@@ -64,15 +66,18 @@ impl Decoder {
             adapters: 0,
         };
         let names = config.names;
-        let embedding = loader.param(names.embedding, &[config.vocab, config.width])?;
+        let embedding = loader.table(names.embedding, [config.vocab, config.width])?;
         let table = [config.max_positions, config.width];
-        let positions = names.positions.map(|name| loader.param(name, &table)).transpose()?;
+        let positions = names.positions.map(|name| loader.table(name, table)).transpose()?;
         let blocks = (0..config.layers()).map(|i| loader.block(&config, i)).collect::<Result<Vec<_>>>()?;
         let norm = loader.norm(&config, names.final_norm)?;
         let head = if config.tied {
             let (inputs, outputs) = (config.width, config.vocab);
-            let weight = Weight { matrix: embedding.clone(), bias: None, first: 0, outputs };
-            Linear { weights: vec![weight], lora: None, inputs, outputs }
+            let weight = |piece: &Piece| {
+                let Piece { rows, first, count } = piece.clone();
+                Weight { matrix: rows, bias: None, first, outputs: count }
+            };
+            Linear { weights: embedding.pieces.iter().map(weight).collect(), lora: None, inputs, outputs }
         } else {
             loader.linear(&[(names.head.into(), config.vocab)], config.width, false, false)?
         };
@@ -132,16 +137,13 @@ impl Decoder {
     /// safetensors bytes of the trained tensors in f32: an adapter's under PEFT's names, or all weights under Hugging Face's.
     pub async fn trained_safetensors(&self, gpu: &Gpu) -> Result<Vec<u8>> {
         let values = self.values.read(gpu, &self.layout).await?;
-        let entries = self.layout.entries().iter().zip(&values);
-        let stored: Vec<_> = entries.map(|(entry, values)| (&entry.name, entry.stored(values))).collect();
-        serialize(
-            stored.iter().map(|(name, (shape, values))| (name.as_str(), shape.as_slice(), values.as_slice())),
-        )
+        let stored = self.layout.stored(&values);
+        serialize(stored.iter().map(|(name, shape, v)| (name.as_str(), shape.as_slice(), v.as_slice())))
     }
 
     /// adapter_config.json of the adapter, naming `base` as its base model; `None` without an adapter.
     pub fn adapter_config(&self, base: &str) -> Option<String> {
-        let modules = self.layout.entries().iter().filter_map(|e| module_of(&e.name));
+        let modules = self.layout.entries().iter().filter_map(|e| module_of(e.name()));
         let modules: Vec<String> = modules.map(str::to_string).collect();
         Some(self.lora.as_ref()?.to_peft_json(base, &leaves(&modules, self.blocks.len())))
     }
@@ -195,14 +197,13 @@ impl Decoder {
         caches: Option<&[KvCache]>,
     ) -> Result<&'a Tensor> {
         let tables = self.tables(ws);
-        let embedding = self.embedding.in_arenas(pass.values);
         let stream = |i: usize| &ws.stream[i % ws.stream.len()];
         let ids = Reading::plain(tables.count, self.config.width, 4);
         let scaled = Reading { scale: self.config.embedding_scale, ..ids };
-        gather::forward(rec, &ws.tokens, &embedding, stream(0), scaled)?;
+        self.embedding.forward(rec, pass.values, &ws.tokens, stream(0), scaled)?;
         if let Some(positions) = &self.positions {
             let added = Reading { first: 1, accumulate: true, ..ids };
-            gather::forward(rec, &ws.tokens, &positions.in_arenas(pass.values), stream(0), added)?;
+            positions.forward(rec, pass.values, &ws.tokens, stream(0), added)?;
         }
         for (i, block) in self.blocks.iter().enumerate() {
             let saved = &ws.saved[i % ws.saved.len()];
@@ -223,7 +224,8 @@ impl Decoder {
         (rows, stride): (usize, usize),
     ) -> Result<()> {
         let width = self.config.width;
-        gather::forward(rec, source, hidden, &ws.hidden, Reading::plain(rows, width, stride))?;
+        let reading = Reading::plain(rows, width, stride);
+        gather::forward(rec, source, Rows::whole(hidden, width), &ws.hidden, reading)?;
         self.norm.forward(rec, pass, &ws.hidden, None, &ws.normed, &ws.hidden_stats, rows)
     }
 
@@ -297,27 +299,16 @@ impl Decoder {
     pub fn backward(&self, rec: &mut Recorder, pass: Pass, gradients: &Arenas, ws: &Workspace) -> Result<()> {
         self.backward_head(rec, pass, gradients, ws)?;
         let tables = self.tables(ws);
-        let full = self.embedding.gradient(gradients);
         for (i, block) in self.blocks.iter().enumerate().rev() {
-            let input = i > 0 || full.is_some();
+            let input = i > 0 || self.embedding.is_trained();
             let (x, saved) = (&ws.stream[i], &ws.saved[i]);
             block.backward(rec, pass, gradients, &tables, saved, &ws.scratch, x, &ws.dstream, input)?;
         }
-        if let Some(dtable) = full {
-            let targets = ws.batch.distinct_ids;
-            let scaled = (self.config.width, self.config.embedding_scale);
-            gather::backward(rec, &ws.id_lists, &ws.dstream, &dtable, targets, scaled)?;
-        }
-        if let Some(dtable) = self.positions.as_ref().and_then(|table| table.gradient(gradients)) {
-            let targets = ws.batch.distinct_positions;
-            gather::backward(
-                rec,
-                &ws.position_lists,
-                &ws.dstream,
-                &dtable,
-                targets,
-                (self.config.width, 1.0),
-            )?;
+        let ids = (&ws.id_lists, ws.batch.distinct_ids);
+        self.embedding.backward(rec, gradients, ids, &ws.dstream, self.config.embedding_scale)?;
+        if let Some(positions) = &self.positions {
+            let lists = (&ws.position_lists, ws.batch.distinct_positions);
+            positions.backward(rec, gradients, lists, &ws.dstream, 1.0)?;
         }
         Ok(())
     }
@@ -366,7 +357,7 @@ impl Decoder {
             rec,
             &ws.source_lists,
             &ws.dhidden,
-            &ws.dstream,
+            Rows::whole(&ws.dstream, width),
             ws.batch.distinct_sources,
             (width, 1.0),
         )

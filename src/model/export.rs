@@ -44,6 +44,8 @@ pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> 
         let shape = base.shape(name).unwrap_or_default().to_vec();
         let stored = base.get(name, &shape)?;
         let wanted = match dtype {
+            // A quantised tensor has no type of its own in a safetensors file.
+            ExportDType::Auto if stored.dtype.is_quantised() => DType::F16,
             ExportDType::Auto => stored.dtype,
             ExportDType::As(dtype) => dtype,
         };
@@ -66,13 +68,13 @@ pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> 
                 };
                 encode(&merged, wanted)
             }
-            _ if wanted == stored.dtype => stored.bytes.into_owned(),
+            _ if wanted == stored.dtype => stored.plain().to_vec(),
             _ => encode(&stored.to_f32(), wanted),
         };
         let kind = match wanted {
             DType::Bf16 => Dtype::BF16,
             DType::F16 => Dtype::F16,
-            DType::F32 | DType::U32 => Dtype::F32,
+            _ => Dtype::F32,
         };
         out.insert(name.to_string(), (kind, shape, bytes));
     }
@@ -108,7 +110,7 @@ fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
     match dtype {
         DType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        DType::F32 | DType::U32 => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
     }
 }
 

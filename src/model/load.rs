@@ -7,12 +7,13 @@ use super::adapter::tensor_name;
 use super::config::NormKind;
 use super::decoder::Training;
 use super::families::Projection;
-use super::weights::{Stored, Weights};
+use super::weights::{Elements, Stored, Weights};
 use crate::Result;
-use crate::gpu::{Gpu, Purpose, Tensor};
+use crate::gpu::{Blocks, DType, Gpu, Purpose, Tensor};
 use crate::kernels::rms_norm::Constants;
 use crate::nn::{
-    Attention, Block, HeadNorms, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Named, Norm, Param, Weight,
+    Attention, Block, HeadNorms, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Norm, Param, Part, Piece,
+    Table, Weight,
 };
 use crate::reference::rng;
 
@@ -30,39 +31,78 @@ pub(super) struct Loader<'a> {
 impl Loader<'_> {
     /// A tensor, as it lies in a file.
     pub fn param(&mut self, name: &str, shape: &[usize]) -> Result<Param> {
-        self.params(&[(name.into(), shape.into(), false)])
-    }
-
-    fn stored(&self, (name, shape, transposed): &Named) -> Result<Stored<'_>> {
-        match shape[..] {
-            [rows, columns] if *transposed => {
-                Ok(self.weights.get(name, &[columns, rows])?.transposed(columns, rows))
-            }
-            _ => self.weights.get(name, shape),
-        }
+        self.params(&[Part::whole(name, shape)])
     }
 
     /// Tensors behind each other as one parameter.
-    fn params(&mut self, tensors: &[Named]) -> Result<Param> {
-        let stored = tensors.iter().map(|named| self.stored(named));
-        let stored: Vec<Stored> = stored.collect::<Result<_>>()?;
+    fn params(&mut self, parts: &[Part]) -> Result<Param> {
+        let stored: Vec<Stored> = parts.iter().map(|part| self.stored(part)).collect::<Result<_>>()?;
         if matches!(self.training, Training::Full) {
             let values: Vec<Vec<f32>> = stored.iter().map(Stored::to_f32).collect();
             self.values.extend(values);
-            return Ok(self.layout.add(tensors.to_vec()));
+            return Ok(self.layout.add(parts.to_vec()));
         }
-        let (name, dtype) = (&tensors[0].0, stored[0].dtype);
-        // Matrices stay as stored; vectors are small, and the kernels that take them read f32.
-        let matrices = tensors.iter().all(|(_, shape, _)| shape.len() > 1);
-        let tensor = if matrices && stored.iter().all(|tensor| tensor.dtype == dtype) {
-            let parts: Vec<&[u8]> = stored.iter().map(|tensor| &*tensor.bytes).collect();
-            let bytes = if let [one] = parts[..] { Cow::Borrowed(one) } else { Cow::Owned(parts.concat()) };
-            Tensor::from_bytes(self.gpu, Purpose::Weights, name, &bytes, dtype)?
-        } else {
-            let values: Vec<f32> = stored.iter().flat_map(|tensor| tensor.to_f32()).collect();
-            Tensor::from_f32(self.gpu, Purpose::Weights, name, &values)?
+        let (name, count) = (&parts[0].name, parts.iter().map(Part::count).sum());
+        let dtype = common_type(parts, &stored);
+        let bytes: Cow<[u8]> = match &stored[..] {
+            [Stored { data: Elements::Plain(bytes), dtype: own, .. }] if *own == dtype => {
+                Cow::Borrowed(bytes)
+            }
+            _ => Cow::Owned(joined(&stored, dtype)),
         };
+        let tensor = Tensor::from_bytes(self.gpu, Purpose::Weights, name, &bytes, (count, dtype))?;
         Ok(Param::Frozen(tensor))
+    }
+
+    fn stored(&self, part: &Part) -> Result<Stored<'_>> {
+        self.weights.part(part)
+    }
+
+    /// Bytes that `parts` take on the device, as one parameter.
+    fn size(&self, parts: &[Part]) -> Result<usize> {
+        let count = parts.iter().map(Part::count).sum();
+        if matches!(self.training, Training::Full) {
+            return Ok(DType::F32.size(count));
+        }
+        let stored: Vec<Stored> = parts.iter().map(|part| self.stored(part)).collect::<Result<_>>()?;
+        // Of several types there is a tensor each.
+        let dtype = common_type(parts, &stored);
+        Ok(if stored.iter().all(|s| s.dtype == dtype) { dtype.size(count) } else { usize::MAX })
+    }
+
+    /// Matrices that are one product where they fit a binding together, else one each, else in pieces of their rows.
+    fn pieces(&self, parts: Vec<Part>) -> Result<Vec<Vec<Part>>> {
+        let limits = self.gpu.limits();
+        let most =
+            limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(4 * MAX_ARENA as u64)
+                as usize;
+        if self.size(&parts)? <= most {
+            return Ok(vec![parts]);
+        }
+        let mut pieces = Vec::new();
+        for part in parts {
+            let size = self.size(std::slice::from_ref(&part))?;
+            let rows = part.shape[0];
+            // Whole blocks of columns start where vectors do.
+            let count = (rows * (most / 64) / size.div_ceil(64).max(1)) / 64 * 64;
+            if size <= most || count == 0 {
+                pieces.push(vec![part]);
+            } else {
+                let first = (0..rows).step_by(count);
+                pieces.extend(first.map(|first| vec![part.rows(first, count.min(rows - first))]));
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// A table of rows that are read by index.
+    pub fn table(&mut self, name: &str, [rows, width]: [usize; 2]) -> Result<Table> {
+        let mut pieces = Vec::new();
+        for parts in self.pieces(vec![Part::whole(name, &[rows, width])])? {
+            let (first, count) = (parts[0].first_row, parts[0].shape[0]);
+            pieces.push(Piece { rows: self.params(&parts)?, first, count });
+        }
+        Ok(Table { pieces, width })
     }
 
     /// One layer, or several on the same input: (module, outputs) of each. `transposed` says how files hold the matrices.
@@ -73,26 +113,26 @@ impl Loader<'_> {
         bias: bool,
         transposed: bool,
     ) -> Result<Linear> {
-        let outputs = layers.iter().map(|(_, outputs)| outputs).sum::<usize>();
-        // As one product, unless the weights together are too large to be bound.
-        let most = (self.gpu.limits().max_storage_buffer_binding_size as usize / 4).min(MAX_ARENA);
-        let pieces: Vec<&[(String, usize)]> =
-            if outputs * inputs <= most { vec![layers] } else { layers.chunks(1).collect() };
+        let matrix = |(module, n): &(String, usize)| {
+            let whole = Part::whole(format!("{module}.weight"), &[*n, inputs]);
+            Part { transposed, ..whole }
+        };
         let (mut weights, mut first) = (Vec::new(), 0);
-        for piece in pieces {
-            let named = |suffix: &str, transposed, shape: &dyn Fn(usize) -> Vec<usize>| -> Vec<Named> {
-                let one =
-                    |(module, n): &(String, usize)| (format!("{module}.{suffix}"), shape(*n), transposed);
-                piece.iter().map(one).collect()
+        for parts in self.pieces(layers.iter().map(matrix).collect())? {
+            let of_bias = |part: &Part| Part {
+                name: part.name.replace(".weight", ".bias"),
+                shape: vec![part.shape[0]],
+                transposed: false,
+                ..*part
             };
-            let matrix = self.params(&named("weight", transposed, &|n| vec![n, inputs]))?;
-            let bias = if bias { Some(self.params(&named("bias", false, &|n| vec![n]))?) } else { None };
-            let outputs = piece.iter().map(|(_, outputs)| outputs).sum();
-            weights.push(Weight { matrix, bias, first, outputs });
+            let biases: Vec<Part> = parts.iter().map(of_bias).collect();
+            let bias = if bias { Some(self.params(&biases)?) } else { None };
+            let outputs = parts.iter().map(|part| part.shape[0]).sum();
+            weights.push(Weight { matrix: self.params(&parts)?, bias, first, outputs });
             first += outputs;
         }
         let lora = self.lora(layers, inputs)?;
-        Ok(Linear { weights, lora, inputs, outputs })
+        Ok(Linear { weights, lora, inputs, outputs: first })
     }
 
     fn lora(&mut self, layers: &[(String, usize)], inputs: usize) -> Result<Option<Lora>> {
@@ -116,7 +156,7 @@ impl Loader<'_> {
                     None => [kaiming(rank * inputs, inputs, stream, seed), vec![0.0; outputs * rank]],
                 };
                 let [a_name, b_name] = names;
-                inner.push((a_name, shapes[0].to_vec(), false));
+                inner.push(Part::whole(a_name, &shapes[0]));
                 self.values.push(a);
                 values.push(b);
                 chosen.push((b_name, first, *outputs, stream));
@@ -129,7 +169,7 @@ impl Loader<'_> {
         let a = self.layout.add(inner);
         self.values.extend(values);
         let part = |(name, first, outputs, stream)| LoraPart {
-            b: self.layout.add(vec![(name, vec![outputs, rank], false)]),
+            b: self.layout.add(vec![Part::whole(name, &[outputs, rank])]),
             first,
             outputs,
             stream,
@@ -206,6 +246,26 @@ impl Loader<'_> {
             cap: config.attention_cap,
         })
     }
+}
+
+/// What `parts` become as one tensor: matrices stay as stored where all are of one type; vectors are small, and the kernels that take
+/// them read f32.
+fn common_type(parts: &[Part], stored: &[Stored]) -> DType {
+    let dtype = stored[0].dtype;
+    let same = stored.iter().all(|tensor| tensor.dtype == dtype);
+    if same && parts.iter().all(|part| part.shape.len() > 1) { dtype } else { DType::F32 }
+}
+
+/// The bytes of all as one tensor of `dtype`.
+fn joined(stored: &[Stored], dtype: DType) -> Vec<u8> {
+    if stored.iter().all(|tensor| tensor.dtype == dtype) {
+        let blocks: Vec<&Blocks> = stored.iter().filter_map(Stored::blocks).collect();
+        if blocks.len() == stored.len() {
+            return Blocks::join(blocks).bytes();
+        }
+        return stored.iter().flat_map(Stored::plain).copied().collect();
+    }
+    stored.iter().flat_map(|tensor| tensor.to_f32()).flat_map(f32::to_le_bytes).collect()
 }
 
 /// `count` draws from U(−1/√inputs, 1/√inputs): Kaiming's uniform with a = √5, as `torch.nn.Linear` and PEFT.

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::gpu::DType;
-use crate::nn::transposed;
+use crate::gpu::{Blocks, DType};
+use crate::nn::{Part, transposed};
 use crate::{Error, Result};
 
 /// One tensor as stored.
@@ -15,38 +15,68 @@ use crate::{Error, Result};
 pub struct Stored<'a> {
     /// The file it is in.
     pub file: &'a str,
-    /// F32, Bf16 or F16.
+    /// F32, Bf16, F16 or a quantised type.
     pub dtype: DType,
-    /// Little-endian elements.
-    pub bytes: Cow<'a, [u8]>,
+    /// Its elements.
+    pub data: Elements<'a>,
 }
 
-impl Stored<'_> {
-    /// The elements as f32; exact for all three types.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let pairs = || self.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-        match self.dtype {
-            DType::Bf16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
-            DType::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
-            DType::F32 | DType::U32 => {
-                self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-        }
-    }
+/// Elements on the host.
+#[derive(Clone)]
+pub enum Elements<'a> {
+    /// Little-endian numbers.
+    Plain(Cow<'a, [u8]>),
+    /// Quantised.
+    Blocks(Blocks),
 }
 
 impl<'a> Stored<'a> {
-    /// The tensor `(columns, rows)` of a matrix `(rows, columns)`.
-    pub(super) fn transposed(self, rows: usize, columns: usize) -> Self {
-        let bytes = match self.dtype {
-            DType::Bf16 | DType::F16 => {
-                transposed::<[u8; 2]>(bytemuck::cast_slice(&self.bytes), rows, columns).into_flattened()
-            }
-            DType::F32 | DType::U32 => {
-                transposed::<[u8; 4]>(bytemuck::cast_slice(&self.bytes), rows, columns).into_flattened()
-            }
+    /// The elements as f32; exact for all types.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let bytes = match &self.data {
+            Elements::Plain(bytes) => bytes,
+            Elements::Blocks(blocks) => return blocks.values(),
         };
-        Self { bytes: Cow::Owned(bytes), ..self }
+        let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        match self.dtype {
+            DType::Bf16 => pairs().map(|b| bf16::from_bits(b).to_f32()).collect(),
+            DType::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
+            _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        }
+    }
+
+    /// The quantised elements.
+    pub(super) fn blocks(&self) -> Option<&Blocks> {
+        if let Elements::Blocks(blocks) = &self.data { Some(blocks) } else { None }
+    }
+
+    /// The bytes of elements that are not quantised, else none.
+    pub(super) fn plain(&self) -> &[u8] {
+        if let Elements::Plain(bytes) = &self.data { bytes } else { &[] }
+    }
+
+    /// The tensor `(columns, rows)` of a matrix `(rows, columns)`; quantised rows become f32.
+    fn transposed(self, rows: usize, columns: usize) -> Self {
+        let (dtype, bytes) = match &self.data {
+            Elements::Plain(bytes) if self.dtype.size(1) == 2 => {
+                let turned = transposed::<[u8; 2]>(bytemuck::cast_slice(bytes), rows, columns);
+                (self.dtype, turned.into_flattened())
+            }
+            _ => (DType::F32, bytemuck::cast_slice(&transposed(&self.to_f32(), rows, columns)).to_vec()),
+        };
+        Self { file: self.file, dtype, data: Elements::Plain(Cow::Owned(bytes)) }
+    }
+
+    /// Some rows of a matrix with rows of `width`.
+    fn rows(self, first: usize, count: usize, width: usize) -> Self {
+        let (start, len) = (first * width, count * width);
+        let bytes = |start: usize, len: usize| self.dtype.size(start)..self.dtype.size(start + len);
+        let data = match self.data {
+            Elements::Plain(Cow::Borrowed(all)) => Elements::Plain(Cow::Borrowed(&all[bytes(start, len)])),
+            Elements::Plain(Cow::Owned(all)) => Elements::Plain(Cow::Owned(all[bytes(start, len)].to_vec())),
+            Elements::Blocks(blocks) => Elements::Blocks(blocks.slice(start, len)),
+        };
+        Self { data, ..self }
     }
 }
 
@@ -144,7 +174,20 @@ impl<'a> Weights<'a> {
                 return Err(Error::input(place, "dtype F32, BF16 or F16", format!("{other:?}"), fix));
             }
         };
-        Ok(Stored { file, dtype, bytes: Cow::Borrowed(bytes) })
+        Ok(Stored { file, dtype, data: Elements::Plain(Cow::Borrowed(bytes)) })
+    }
+
+    /// The elements of `part`, laid out as it is.
+    ///
+    /// # Errors
+    /// As [`Weights::get`] of the whole tensor.
+    pub fn part(&self, part: &Part) -> Result<Stored<'a>> {
+        let mut stored = self.get(&part.name, &part.stored_shape())?;
+        let &[rows, columns] = part.shape.as_slice() else { return Ok(stored) };
+        if part.transposed {
+            stored = stored.transposed(columns, part.all_rows);
+        }
+        Ok(if rows < part.all_rows { stored.rows(part.first_row, rows, columns) } else { stored })
     }
 }
 

@@ -9,6 +9,7 @@ mod linear;
 mod mlp;
 mod norm;
 mod param;
+mod table;
 
 pub use attention::{Attention, HeadNorms, KvCache};
 pub use block::{Block, Saved, Scratch, Sizes};
@@ -16,7 +17,8 @@ pub use linear::{Linear, Lora, LoraPart, Weight};
 pub use mlp::Mlp;
 pub use norm::Norm;
 pub(crate) use param::MAX_ARENA;
-pub use param::{Arenas, Decay, Entry, Layout, Named, Param, transposed};
+pub use param::{Arenas, Decay, Entry, Layout, Param, Part, transposed};
+pub use table::{Piece, Table};
 
 use crate::gpu::Tensor;
 

@@ -17,33 +17,74 @@ pub enum Decay {
     All,
 }
 
-/// Where one trained tensor lies.
+/// A tensor of a model, or some of its rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct Part {
     /// Its Hugging Face (or PEFT) name.
     pub name: String,
-    /// Its shape.
+    /// The shape of what is here.
     pub shape: Vec<usize>,
-    /// The arena.
-    pub arena: usize,
-    /// Its first element there.
-    pub offset: usize,
+    /// The first row of the tensor that is here.
+    pub first_row: usize,
+    /// The tensor's rows: more than are here where it exceeds a binding.
+    pub all_rows: usize,
     /// Whether files hold it transposed, as GPT-2's do.
     pub transposed: bool,
 }
 
-impl Entry {
+impl Part {
+    /// A whole tensor.
+    pub fn whole(name: impl Into<String>, shape: &[usize]) -> Self {
+        let all_rows = shape.first().copied().unwrap_or(1);
+        Self { name: name.into(), shape: shape.to_vec(), first_row: 0, all_rows, transposed: false }
+    }
+
+    /// Some rows of it.
+    pub fn rows(&self, first: usize, count: usize) -> Self {
+        let mut part = self.clone();
+        part.shape[0] = count;
+        part.first_row = self.first_row + first;
+        part
+    }
+
     /// Number of elements.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// The shape and values that a file holds.
-    pub fn stored(&self, values: &[f32]) -> (Vec<usize>, Vec<f32>) {
-        match self.shape[..] {
-            [rows, columns] if self.transposed => (vec![columns, rows], transposed(values, rows, columns)),
-            _ => (self.shape.clone(), values.to_vec()),
+    /// The shape of the whole tensor, as files hold it.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let Some(rows) = shape.first_mut() {
+            *rows = self.all_rows;
         }
+        if self.transposed {
+            shape.reverse();
+        }
+        shape
+    }
+}
+
+/// Where one trained tensor lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is.
+    pub part: Part,
+    /// The arena.
+    pub arena: usize,
+    /// Its first element there.
+    pub offset: usize,
+}
+
+impl Entry {
+    /// Its Hugging Face (or PEFT) name.
+    pub fn name(&self) -> &str {
+        &self.part.name
+    }
+
+    /// Number of elements.
+    pub fn count(&self) -> usize {
+        self.part.count()
     }
 }
 
@@ -51,9 +92,6 @@ impl Entry {
 pub fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
     (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
 }
-
-/// A tensor to be trained: its name and shape, and whether files hold it transposed.
-pub type Named = (String, Vec<usize>, bool);
 
 /// Which tensors are trained, and their places. Values, gradients, moments and references all share one layout.
 #[derive(Debug, Clone)]
@@ -71,10 +109,10 @@ impl Layout {
     }
 
     /// Adds tensors that lie behind each other, as one parameter. All are matrices or all are vectors.
-    pub fn add(&mut self, tensors: Vec<Named>) -> Param {
-        let count = tensors.iter().map(|(_, shape, _)| shape.iter().product::<usize>()).sum::<usize>();
+    pub fn add(&mut self, tensors: Vec<Part>) -> Param {
+        let count = tensors.iter().map(Part::count).sum::<usize>();
         let padded = count.next_multiple_of(ALIGN);
-        let decays = self.decay == Decay::All || tensors.iter().any(|(_, shape, _)| shape.len() > 1);
+        let decays = self.decay == Decay::All || tensors.iter().any(|part| part.shape.len() > 1);
         let open = self.arenas.iter().position(|&(used, d)| d == decays && used + padded <= MAX_ARENA);
         let arena = open.unwrap_or_else(|| {
             self.arenas.push((0, decays));
@@ -83,8 +121,8 @@ impl Layout {
         let offset = self.arenas[arena].0;
         self.arenas[arena].0 += padded;
         let mut at = offset;
-        for (name, shape, transposed) in tensors {
-            let entry = Entry { name, shape, arena, offset: at, transposed };
+        for part in tensors {
+            let entry = Entry { part, arena, offset: at };
             at += entry.count();
             self.entries.push(entry);
         }
@@ -99,6 +137,25 @@ impl Layout {
     /// Elements and whether weight decay applies, of each arena.
     pub fn arenas(&self) -> &[(usize, bool)] {
         &self.arenas
+    }
+
+    /// The tensors that files hold, by name, in the order they were added, from the values of each entry: their shapes and values.
+    pub fn stored(&self, values: &[Vec<f32>]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        let mut all: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+        for (entry, values) in self.entries.iter().zip(values) {
+            let part = &entry.part;
+            match all.iter_mut().find(|(name, ..)| part.first_row > 0 && *name == part.name) {
+                Some((_, _, rows)) => rows.extend(values),
+                None => all.push((part.name.clone(), part.stored_shape(), values.clone())),
+            }
+        }
+        let turned = |entry: &&Entry| entry.part.transposed && entry.part.first_row == 0;
+        for entry in self.entries.iter().filter(turned) {
+            if let Some((_, shape, values)) = all.iter_mut().find(|(name, ..)| *name == entry.part.name) {
+                *values = transposed(values, shape[1], shape[0]);
+            }
+        }
+        all
     }
 
     /// Trainable elements, padding left out.

@@ -20,6 +20,7 @@ pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod blocks;
 pub mod column_sum;
 pub mod compare;
 pub mod decoder;

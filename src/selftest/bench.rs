@@ -4,7 +4,8 @@ use std::fmt::Display;
 
 use super::{F16_PRODUCT, F32, Failure, Outcome, agree};
 use crate::Result;
-use crate::gpu::{DType, Gpu, Purpose, Tensor};
+use crate::gpu::{Blocks, DType, Gpu, Purpose, Tensor};
+use crate::reference::blocks::{self, Format};
 use crate::reference::compare::compare_with;
 use crate::reference::rng;
 
@@ -45,7 +46,7 @@ pub(super) fn words(gpu: &Gpu, data: &[u32]) -> Result<Tensor> {
     Tensor::from_u32(gpu, Purpose::Staging, "selftest table", data)
 }
 
-/// `data` rounded to `dtype`: the tensor, and the values it holds.
+/// `data` rounded to `dtype`: the tensor, and the values it holds. Of a quantised type it holds others, as many.
 pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, Vec<f64>)> {
     let (bytes, held): (Vec<u8>, Vec<f64>) = match dtype {
         DType::F32 | DType::U32 => return Ok((floats(gpu, data)?, data.to_vec())),
@@ -57,8 +58,39 @@ pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, 
             let held: Vec<half::f16> = data.iter().map(|&v| half::f16::from_f64(v)).collect();
             (held.iter().flat_map(|v| v.to_le_bytes()).collect(), held.iter().map(|v| v.to_f64()).collect())
         }
+        quantised => {
+            let seeds = rng::pcg4d([data.len() as u32, quantised as u32, 0, 7]);
+            let (blocks, held) = quantised_weights(quantised, data.len(), seeds[0]);
+            (blocks.bytes(), held)
+        }
     };
-    Ok((Tensor::from_bytes(gpu, Purpose::Staging, "selftest weights", &bytes, dtype)?, held))
+    let shape = (data.len(), dtype);
+    Ok((Tensor::from_bytes(gpu, Purpose::Staging, "selftest weights", &bytes, shape)?, held))
+}
+
+/// Quantised weights with any codes and scales, and what the reference makes of them.
+fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) {
+    let mut count = 0;
+    let blocks = Blocks::made_up(dtype, len, || {
+        count += 1;
+        rng::pcg4d([count, seed, 3, 5])[0]
+    });
+    let format = match dtype {
+        DType::Q4 => Format::Q4,
+        DType::Q8 => Format::Q8,
+        DType::Q4K => Format::Q4K,
+        DType::Q5K => Format::Q5K,
+        DType::Q6K => Format::Q6K,
+        _ => Format::Nf4,
+    };
+    let held = blocks::forward(format, [&blocks.codes, &blocks.scales, &blocks.supers], len);
+    // The host's own reading of blocks, which loading a model relies on.
+    let read: Vec<f64> = blocks.values().into_iter().map(f64::from).collect();
+    assert!(
+        read.iter().zip(&held).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()),
+        "{dtype:?} is read wrongly"
+    );
+    (blocks, held)
 }
 
 /// A tensor that a kernel writes, with a guard behind it.

@@ -15,6 +15,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("matmul_nn", nn),
         check!("matmul_tn", tn),
         check!("matmul_packed_is_exact", packed_is_exact),
+        check!("matmul_quantised", quantised),
         check!("matmul_rows_alone", rows_alone),
     ]
 }
@@ -245,6 +246,60 @@ async fn packed_is_exact(gpu: &Gpu, _: Depth) -> Outcome {
                 let plain = product(gpu, form, (DType::F32, &held), &x, dims, false).await?;
                 let packed = product(gpu, form, (dtype, &held), &x, dims, false).await?;
                 equal_bits(&format!("{form:?} {dtype:?} {dims:?}"), &packed, &plain)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Quantised weights against the reference, and bit for bit against the same weights in f32.
+async fn quantised(gpu: &Gpu, depth: Depth) -> Outcome {
+    for dtype in DType::QUANTISED {
+        // Rows, the other side of the weights, and the blocks of one of their rows.
+        // Every type needs kernels of its own, which take their time to compile: one shape for most of them.
+        let shapes = [(20, 24, 1), (7, 13, 2), (1, 5, 1), (9, 64, 3), (33, 68, 1)];
+        let all = matches!(dtype, DType::Q4 | DType::Q6K);
+        for &(m, other, blocks) in depth.of(if all { &shapes } else { &shapes[..1] }) {
+            for form in [Form::Nt, Form::Nn] {
+                let row = blocks * dtype.block();
+                let (n, k) = if form == Form::Nt { (other, row) } else { (row, other) };
+                let (dims, x) = (Dims { m, n, k }, values(5, m * k, 1.0));
+                let (w, held) = weights(gpu, dtype, &vec![0.0; n * k])?;
+                for decoding in [false, form == Form::Nt] {
+                    let plain = product(gpu, form, (DType::F32, &held), &x, dims, decoding).await?;
+                    let found = product(gpu, form, (dtype, &vec![0.0; n * k]), &x, dims, decoding).await?;
+                    equal_bits(&format!("{form:?} {dtype:?} {dims:?} decoding={decoding}"), &found, &plain)?;
+                }
+                if !all {
+                    continue;
+                }
+                let case = Case { form, dtype, dims, alpha: 0.75, bias: form == Form::Nt, ..Case::SET };
+                let bias = case.bias.then(|| values(4, n, 1.0));
+                let params = reference::matmul::Params { m, n, k, alpha: 0.75 };
+                let expected = match form {
+                    Form::Nt => reference::matmul::nt(params, &x, &held, bias.as_deref(), None),
+                    _ => reference::matmul::nn(params, &x, &held, None),
+                };
+                let sizes = [&x, &held].map(|data| data.iter().map(|v| v.abs()).collect::<Vec<_>>());
+                let sizes = match form {
+                    Form::Nt => reference::matmul::nt(params, &sizes[0], &sizes[1], None, None),
+                    _ => reference::matmul::nn(params, &sizes[0], &sizes[1], None),
+                };
+                let (x, bias) = (floats(gpu, &x)?, bias.map(|bias| floats(gpu, &bias)).transpose()?);
+                let epilogue = Epilogue { alpha: 0.75, bias: bias.as_ref(), ..Epilogue::SET };
+                let product = Product { epilogue, ..Product::plain(form, &x, &w, &x, dims) };
+                for by in product.candidates(gpu) {
+                    let y = Output::fresh(gpu, m * n)?;
+                    let mut rec = Recorder::new(gpu);
+                    Product { y: Mat::new(&y.tensor, n), ..product }.record_by(&mut rec, &by)?;
+                    rec.submit();
+                    let what = format!("{}, {case:?}", by.variant);
+                    if by.family.rounds() {
+                        y.expect_rounded(gpu, what, &expected, &sizes).await?;
+                    } else {
+                        y.expect(gpu, what, &expected).await?;
+                    }
+                }
             }
         }
     }

@@ -232,8 +232,11 @@ impl Variant {
         rec.submit();
         let logps = ws.stats.slice(0, packed.predict.len()).read_f32(gpu).await?;
         let outcome = ws.outcome.slice(0, 4 * groups.len()).read_f32(gpu).await?;
-        let names =
-            model.layout().entries().iter().map(|e| e.name.strip_prefix(PEFT).unwrap_or(&e.name).to_owned());
+        let names = model
+            .layout()
+            .entries()
+            .iter()
+            .map(|e| e.name().strip_prefix(PEFT).unwrap_or(e.name()).to_owned());
         let gradients = names.zip(arenas.read(gpu, model.layout()).await?).collect();
         Ok(Found { logps, losses: outcome.chunks_exact(4).map(|o| o[0]).collect(), gradients })
     }

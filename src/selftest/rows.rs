@@ -3,7 +3,7 @@
 use super::bench::{Output, below, bits, floats, values, weights, words};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{DType, Gpu, Recorder};
-use crate::kernels::gather::{self, Reading};
+use crate::kernels::gather::{self, Reading, Rows};
 use crate::kernels::{Heads, kv_write};
 use crate::reference;
 
@@ -11,6 +11,7 @@ pub(super) fn checks() -> Vec<Check> {
     vec![
         check!("gather_forward", forward),
         check!("gather_scaled", scaled),
+        check!("gather_quantised", quantised),
         check!("gather_backward", backward),
         check!("kv_write", write),
     ]
@@ -22,6 +23,27 @@ const SHAPES: [(usize, usize, usize); 8] =
 
 fn indices(rows: usize, table: usize) -> Vec<u32> {
     (0..rows as u32).map(|r| below(table as u32, 3, r)).collect()
+}
+
+/// Rows of quantised tables, bit for bit.
+async fn quantised(gpu: &Gpu, depth: Depth) -> Outcome {
+    for dtype in DType::QUANTISED {
+        for &(rows, blocks, table_rows) in depth.of(&[(9, 1, 4), (70, 2, 3), (5, 3, 100)]) {
+            let width = blocks * dtype.block();
+            let (table, held) = weights(gpu, dtype, &vec![0.0; table_rows * width])?;
+            let index = indices(rows, table_rows);
+            let out = Output::fresh(gpu, rows * width)?;
+            let mut rec = Recorder::new(gpu);
+            let (reading, of) = (Reading::plain(rows, width, 1), Rows::whole(&table, width));
+            gather::forward(&mut rec, &words(gpu, &index)?, of, &out.tensor, reading)?;
+            rec.submit();
+            let what = format!("{dtype:?} rows={rows} width={width} table={table_rows}");
+            let expected: Vec<f32> =
+                reference::gather::forward(&held, &index, width).iter().map(|&v| v as f32).collect();
+            equal(format!("{what}, bits"), &bits(&out.read(gpu, &what).await?), &bits(&expected))?;
+        }
+    }
+    Ok(())
 }
 
 async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
@@ -38,7 +60,7 @@ async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
                 gather::forward(
                     &mut rec,
                     &words(gpu, &strided)?,
-                    &table,
+                    Rows::whole(&table, width),
                     &out.tensor,
                     Reading::plain(rows, width, stride),
                 )?;
@@ -63,18 +85,30 @@ async fn scaled(gpu: &Gpu, depth: Depth) -> Outcome {
         let out = Output::holding(gpu, &earlier)?;
         let (dout, earlier_dtable) = (values(3, rows * width, 1.0), values(4, table_rows * width, 1.0));
         let (list, targets) = gather::lists(index.iter().copied());
-        let dtable = Output::holding(gpu, &earlier_dtable)?;
         let mut rec = Recorder::new(gpu);
         let reading = Reading { first: 1, scale: 3.0, accumulate: true, ..Reading::plain(rows, width, 4) };
-        gather::forward(&mut rec, &words(gpu, &described)?, &floats(gpu, &table)?, &out.tensor, reading)?;
+        // The table in two pieces, which must each leave the other's rows alone.
+        let half = table_rows / 2;
+        let described = words(gpu, &described)?;
+        for (first, count) in [(half, table_rows - half), (0, half)] {
+            let data = floats(gpu, &table[first * width..(first + count) * width])?;
+            gather::forward(&mut rec, &described, Rows { data: &data, first, count }, &out.tensor, reading)?;
+        }
         let (list, dout_there) = (words(gpu, &list)?, floats(gpu, &dout)?);
-        gather::backward(&mut rec, &list, &dout_there, &dtable.tensor, targets, (width, 3.0))?;
+        let (upper, lower) = earlier_dtable.split_at(half * width);
+        let pieces = [Output::holding(gpu, upper)?, Output::holding(gpu, lower)?];
+        for (piece, (first, count)) in pieces.iter().zip([(0, half), (half, table_rows - half)]) {
+            let dtable = Rows { data: &piece.tensor, first, count };
+            gather::backward(&mut rec, &list, &dout_there, dtable, targets, (width, 3.0))?;
+        }
         rec.submit();
         let tripled = |x: &[f64]| -> Vec<f64> { x.iter().map(|v| 3.0 * v).collect() };
         let expected = reference::gather::forward(&tripled(&table), &index, width);
         out.expect(gpu, &what, &reference::add::forward(&earlier, &expected)).await?;
         let expected = reference::gather::backward(&tripled(&dout), &index, width, &earlier_dtable);
-        dtable.expect(gpu, format!("dtable, {what}"), &expected).await?;
+        let (upper, lower) = expected.split_at(half * width);
+        pieces[0].expect(gpu, format!("first half of dtable, {what}"), upper).await?;
+        pieces[1].expect(gpu, format!("second half of dtable, {what}"), lower).await?;
     }
     Ok(())
 }
@@ -90,7 +124,7 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
             &mut rec,
             &words(gpu, &list)?,
             &floats(gpu, &dout)?,
-            &dtable.tensor,
+            Rows::whole(&dtable.tensor, width),
             targets,
             (width, 1.0),
         )?;

@@ -186,7 +186,7 @@ impl Checkpoint<'_> {
         };
         let values = Arenas::new(gpu, decoder.layout(), Purpose::References, "reference checkpoint")?;
         for entry in decoder.layout().entries() {
-            values.of(entry).write_f32(gpu, &weights.get(&entry.name, &entry.shape)?.to_f32());
+            values.of(entry).write_f32(gpu, &weights.part(&entry.part)?.to_f32());
         }
         Ok(values)
     }

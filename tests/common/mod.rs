@@ -55,9 +55,8 @@ pub fn compare_gradients(decoder: &Decoder, arenas: &Arenas, file: &str, prefix:
     let expected = Weights::parse([(file, bytes.as_slice())], file).expect("golden gradients");
     let found = pollster::block_on(arenas.read(gpu(), decoder.layout())).expect("gradients");
     assert!(!found.is_empty());
-    for (entry, found) in decoder.layout().entries().iter().zip(found) {
-        let name = format!("{prefix}{}", entry.name);
-        let (shape, found) = entry.stored(&found);
+    for (name, shape, found) in decoder.layout().stored(&found) {
+        let name = format!("{prefix}{name}");
         let expected = expected.get(&name, &shape).unwrap_or_else(|error| panic!("{error}")).to_f32();
         let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
         compare(&found, &expected, abs, eps).unwrap_or_else(|message| panic!("{file}: {name}: {message}"));

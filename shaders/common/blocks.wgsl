@@ -1,0 +1,63 @@
+// Quantised weights, as src/gpu/blocks.rs lays them out in the words of w: codes of 4 or 8 bits, from word p.w_scales on the scales of
+// blocks of 16 or 32 codes, and with Q4K, Q5K and Q6K from word p.w_supers on the f16 factors of those of 256 codes.
+// What a weight is follows ggml's formats; every product but the last is exact in f32, so results equal f32 weights bit for bit.
+
+// An f16's value. unpack2x16float may take its subnormal numbers for zero, and scales are often that small.
+fn from_half(bits: u32) -> f32 {
+    let mantissa = bits & 0x3ffu;
+    let exponent = (bits >> 10u) & 31u;
+    let normal = bitcast<f32>(((exponent + 112u) << 23u) | (mantissa << 13u));
+    let value = select(normal, f32(mantissa) * 5.9604644775390625e-8, exponent == 0u);
+    return select(value, -value, (bits & 0x8000u) != 0u);
+}
+fn halves(word: u32) -> vec2<f32> { return vec2<f32>(from_half(word & 0xffffu), from_half(word >> 16u)); }
+
+// The factor on the codes of the block that element `index` is in, and what is added.
+fn scales(index: u32) -> vec2<f32> {
+#ifdef NF4
+    return vec2<f32>(from_half((w[p.w_scales + index / 64u] >> (16u * (index / 32u & 1u))) & 0xffffu), 0.0);
+#else
+#ifdef Q6K
+    let own = i32(w[p.w_scales + index / 64u] << (24u - 8u * (index / 16u & 3u))) >> 24u;
+    return vec2<f32>(halves(w[p.w_supers + index / 256u]).x * f32(own), 0.0);
+#else
+#ifdef SUPER
+    let own = w[p.w_scales + index / 64u] >> (16u * (index / 32u & 1u));
+    return halves(w[p.w_supers + index / 256u]) * vec2<f32>(f32(own & 255u), -f32((own >> 8u) & 255u));
+#else
+    return halves(w[p.w_scales + index / 32u]);
+#endif
+#endif
+#endif
+}
+
+#ifdef NF4
+// The quantiles of a normal distribution, scaled to [-1, 1] (Dettmers et al., "QLoRA", 2305.14314, appendix E).
+const NF4 = array<f32, 16>(
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0);
+fn four_bits(word: u32) -> vec4<f32> {
+    var table = NF4;
+    return vec4<f32>(table[word & 15u], table[(word >> 4u) & 15u], table[(word >> 8u) & 15u], table[(word >> 12u) & 15u]);
+}
+#else
+fn four_bits(word: u32) -> vec4<f32> {
+    return vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u));
+}
+#endif
+
+// Four codes from `index` on, a multiple of 4.
+fn codes4(index: u32) -> vec4<f32> {
+#ifdef BITS=4
+    return four_bits(w[index / 8u] >> (4u * (index & 4u)));
+#else
+    return vec4<f32>((vec4<i32>(i32(w[index / 4u])) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
+#endif
+}
+
+// Four weights from `index` on, a multiple of 4.
+fn block4(index: u32) -> vec4<f32> {
+    let s = scales(index);
+    return codes4(index) * s.x + s.y;
+}

@@ -1,0 +1,30 @@
+// A matrix product's weights: f32, pairs of bf16 or f16 (PACKED), or quantised blocks (QUANT).
+#import common/pack
+#ifdef QUANT
+@group(0) @binding(2) var<storage, read> w: array<u32>;              // (N, K), NN: (K, N), rows of whole blocks
+#import common/blocks
+// Four neighbours from `index` on, a multiple of 4.
+fn w4(index: u32) -> vec4<f32> { return block4(index); }
+fn w1(index: u32) -> f32 { return block4(index & 0xfffffffcu)[index & 3u]; }
+#else
+#ifdef VEC4
+#ifdef PACKED
+@group(0) @binding(2) var<storage, read> w: array<vec2<u32>>;        // (N, K), NN and TN: (K, N), in pairs
+fn w4(index: u32) -> vec4<f32> {
+    let words = w[index / 4u];
+    return vec4<f32>(unpack_pair(words.x), unpack_pair(words.y));
+}
+#else
+@group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;        // (N, K), NN and TN: (K, N)
+fn w4(index: u32) -> vec4<f32> { return w[index / 4u]; }
+#endif
+#else
+#ifdef PACKED
+@group(0) @binding(2) var<storage, read> w: array<u32>;              // (N, K), NN and TN: (K, N), in pairs
+fn w1(index: u32) -> f32 { return unpack_one(w[index / 2u], index); }
+#else
+@group(0) @binding(2) var<storage, read> w: array<f32>;              // (N, K), NN and TN: (K, N)
+fn w1(index: u32) -> f32 { return w[index]; }
+#endif
+#endif
+#endif

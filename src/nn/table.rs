@@ -1,0 +1,65 @@
+//! Tables of which rows are read by index: embeddings. A table that exceeds a binding lies in pieces.
+
+use super::{Arenas, Param};
+use crate::Result;
+use crate::gpu::{Recorder, Tensor};
+use crate::kernels::gather::{self, Reading, Rows};
+
+/// A table `(N, width)`.
+pub struct Table {
+    /// Its rows, in order.
+    pub pieces: Vec<Piece>,
+    /// Elements of a row.
+    pub width: usize,
+}
+
+/// Some rows of a table.
+#[derive(Clone)]
+pub struct Piece {
+    /// `(count, width)`
+    pub rows: Param,
+    /// The first one's number.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+}
+
+impl Table {
+    /// Records out `(rows, width)` = or += the rows that `index` names, as `reading` says.
+    pub fn forward(
+        &self,
+        rec: &mut Recorder,
+        values: &Arenas,
+        index: &Tensor,
+        out: &Tensor,
+        reading: Reading,
+    ) -> Result<()> {
+        for Piece { rows, first, count } in &self.pieces {
+            let data = rows.in_arenas(values);
+            gather::forward(rec, index, Rows { data: &data, first: *first, count: *count }, out, reading)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it has a gradient.
+    pub fn is_trained(&self) -> bool {
+        self.pieces.iter().any(|piece| matches!(piece.rows, Param::Trained { .. }))
+    }
+
+    /// Records its gradient `+=` scale × the rows of dout, where it is trained; `list` and `targets` are of [`gather::lists`].
+    pub fn backward(
+        &self,
+        rec: &mut Recorder,
+        gradients: &Arenas,
+        (list, targets): (&Tensor, usize),
+        dout: &Tensor,
+        scale: f32,
+    ) -> Result<()> {
+        for Piece { rows, first, count } in &self.pieces {
+            let Some(data) = rows.gradient(gradients) else { continue };
+            let dtable = Rows { data: &data, first: *first, count: *count };
+            gather::backward(rec, list, dout, dtable, targets, (self.width, scale))?;
+        }
+        Ok(())
+    }
+}
