@@ -151,6 +151,41 @@ fn smollm2_equals_transformers() {
     }
 }
 
+/// The same model from its GGUF file: the same ids of texts, the same greedy answers.
+#[test]
+fn smollm2_from_its_gguf_file() {
+    let Some(data) = shared_data() else { return };
+    let Some(folder) = smollm2(&data) else { return };
+    let file = folder.with_file_name("SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !file.is_file() {
+        eprintln!("skipped: {} is not there", file.display());
+        return;
+    }
+    let (tokenizer, decoder) = open(&file);
+    let (expected, _) = open(&folder);
+    let play = std::fs::read_to_string(data.join("tinyshakespeare.txt")).expect("a play");
+    let odd = "  12345 6.7\n\n\tI'VE naïve e\u{301} 日本語 🚀 <|im_start|>user\nhi<|im_end|>\u{a0}x ";
+    for text in play.lines().filter(|line| !line.is_empty()).step_by(29).chain([odd]) {
+        let ids = |tokenizer: &ChatTokenizer| {
+            tokenizer.encode_prompt(&Prompt::Text(text.into()), None).expect("ids")
+        };
+        assert_eq!(ids(&tokenizer), ids(&expected), "{text:?}");
+    }
+    let golden = golden_json("smollm2_greedy.json");
+    for answer in golden["answers"].as_array().expect("answers") {
+        let text = answer["prompt"].as_str().expect("a prompt");
+        let prompt =
+            tokenizer.encode_prompt(&Prompt::Messages(vec![Message::new("user", text)]), None).expect("ids");
+        assert_eq!(prompt, ids(&answer["prompt_ids"]));
+        let found = greedy(&decoder, &tokenizer, std::slice::from_ref(&prompt)).remove(0);
+        assert_eq!(found, ids(&answer["token_ids"]), "{text:?}");
+        assert_eq!(
+            tokenizer.decode_answer(&prompt, &found).expect("text"),
+            expected.decode_answer(&prompt, &ids(&answer["token_ids"])).expect("text")
+        );
+    }
+}
+
 /// Compares the log-probs of the answers in one line of a file with the golden ones.
 fn answers_of_a_row(data: &Path, tokenizer: &ChatTokenizer, decoder: &Decoder, file: &str, line: u64) {
     let source = Source::read(&data.join(file), "--data").unwrap_or_else(|error| panic!("{error}"));

@@ -19,7 +19,7 @@ use crate::model::{Adapter, AdapterBytes, ExportDType, merged};
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The model that the adapter was trained on: a directory in Hugging Face's layout, or "tiny"
-    #[arg(long, value_name = "DIR|tiny")]
+    #[arg(long, value_name = "DIR|GGUF|tiny")]
     pub model: String,
     /// The adapter to merge, a directory in PEFT's format. Without it the model is only written out
     #[arg(long, value_name = "DIR")]

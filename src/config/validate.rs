@@ -68,7 +68,7 @@ pub(super) fn check(config: &RunConfig, places: &BTreeMap<String, String>) -> Re
 fn data(config: &RunConfig, places: &Places) -> Result<()> {
     let (model, data) = (&config.model.model, &config.data);
     let fix = "add --model DIR (or tiny), or model = \"DIR\" under [model]";
-    places.required("model.model", !model.is_empty(), "a model's directory, or tiny", fix)?;
+    places.required("model.model", !model.is_empty(), "a model's directory, a GGUF file, or tiny", fix)?;
     let fix = "add --train FILE, or train = \"FILE\" under [data]";
     places.required("data.train", !data.train.as_os_str().is_empty(), "a JSONL file of examples", fix)?;
     let fix = "add --output-dir DIR, or output_dir = \"DIR\" under [output]";

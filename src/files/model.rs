@@ -1,6 +1,7 @@
 //! A model's or an adapter's directory, brought into memory for the library, which takes bytes.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -8,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::assets;
 use crate::data::TokenizerFiles;
 use crate::error::{Error, Result};
+use crate::model::gguf::{Companions, Damage, Gguf};
 use crate::model::{AdapterBytes, ModelBytes};
 
 /// The name that stands for the model built into this program.
@@ -20,16 +22,54 @@ pub enum Model {
     Tiny,
     /// A directory.
     Files(Box<ModelFiles>),
+    /// A GGUF file.
+    Gguf(Box<GgufFile>),
+}
+
+/// Whether a file calls itself one, by its name or its first bytes.
+fn is_gguf(path: &Path) -> bool {
+    let begins = || {
+        let mut magic = [0; 4];
+        let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+        read.is_ok() && magic == *b"GGUF"
+    };
+    path.is_file() && (path.extension().is_some_and(|ending| ending == "gguf") || begins())
+}
+
+/// A model in one GGUF file. Its weights are mapped.
+#[derive(Debug)]
+pub struct GgufFile {
+    /// The file as the user wrote it, for messages.
+    pub name: String,
+    /// What stands beside a model's weights in a directory, from the file's metadata.
+    pub companions: Companions,
+    /// The whole file.
+    pub map: memmap2::Mmap,
+}
+
+impl GgufFile {
+    /// Opens `path`; `flag` says who named it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a file that is no GGUF file, or whose architecture or tokenizer is not supported.
+    pub fn open(path: &Path, flag: &str) -> Result<Self> {
+        let (name, map) = (path.display().to_string(), super::map(path, flag)?);
+        let of = |damage: Damage| damage.of(&name);
+        let companions = Gguf::parse(&map).and_then(|file| file.companions()).map_err(of)?;
+        Ok(Self { companions, map, name })
+    }
 }
 
 impl Model {
-    /// Opens "tiny" or a directory (a directory of that name is `./tiny`).
+    /// Opens "tiny", a GGUF file or a directory (a directory of that name is `./tiny`).
     ///
     /// # Errors
     /// As [`ModelFiles::open`].
     pub fn open(name: &str) -> Result<Self> {
         if name == TINY {
             Ok(Self::Tiny)
+        } else if is_gguf(Path::new(name)) {
+            GgufFile::open(Path::new(name), "--model").map(|file| Self::Gguf(Box::new(file)))
         } else {
             ModelFiles::open(Path::new(name), "--model").map(|files| Self::Files(Box::new(files)))
         }
@@ -63,7 +103,7 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::Input`] names what is missing from the directory.
     pub fn open(directory: &Path, flag: &str) -> Result<Self> {
-        need_folder(directory, flag, "a model's directory, or tiny")?;
+        need_folder(directory, flag, "a model's directory, a GGUF file, or tiny")?;
         let needed = |file: &str| need_file(directory, flag, file).and_then(|path| super::read(&path, flag));
         let template = optional(directory, flag, "chat_template.jinja")?;
         let template_place = directory.join("chat_template.jinja");
@@ -85,6 +125,18 @@ impl Model {
     pub fn bytes(&self) -> ModelBytes<'_> {
         match self {
             Self::Tiny => assets::model(),
+            Self::Gguf(file) => ModelBytes {
+                name: &file.name,
+                config: &file.companions.config,
+                weights: vec![(file.name.as_str(), &file.map[..])],
+                tokenizer: TokenizerFiles {
+                    origin: file.name.clone(),
+                    tokenizer: file.companions.tokenizer.clone(),
+                    tokenizer_config: Some(file.companions.tokenizer_config.clone()),
+                    config: Some(file.companions.config.clone()),
+                    ..TokenizerFiles::default()
+                },
+            },
             Self::Files(files) => ModelBytes {
                 name: &files.name,
                 config: &files.config,
@@ -114,6 +166,16 @@ impl Model {
         let files = match self {
             Self::Tiny => assets::FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
             Self::Files(files) => companions(Path::new(&files.name))?,
+            Self::Gguf(file) => {
+                let Companions { config, tokenizer, tokenizer_config } = file.companions.clone();
+                [
+                    ("config.json", config),
+                    ("tokenizer.json", tokenizer),
+                    ("tokenizer_config.json", tokenizer_config),
+                ]
+                .map(|(name, bytes)| (name.to_owned(), bytes))
+                .into()
+            }
         };
         for (name, bytes) in &files {
             let path = folder.join(name);

@@ -6,6 +6,7 @@ mod config;
 mod decoder;
 mod export;
 mod families;
+pub mod gguf;
 mod load;
 mod weights;
 mod workspace;

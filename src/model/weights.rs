@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
+use super::gguf::{Gguf, Kind, Named, TensorInfo, in_halves};
 use crate::gpu::{Blocks, DType};
 use crate::nn::{Part, transposed};
 use crate::{Error, Result};
@@ -83,9 +84,17 @@ impl<'a> Stored<'a> {
 /// A tensor of any type, where it lies.
 struct Located<'a> {
     file: &'a str,
-    dtype: Dtype,
+    dtype: Type,
     shape: Vec<usize>,
     bytes: &'a [u8],
+}
+
+/// A tensor's type in its file.
+#[derive(Clone, Copy)]
+enum Type {
+    Safetensors(Dtype),
+    /// Of a GGUF file; of queries and keys whose rows are reordered, the number of heads.
+    Ggml(Kind, Option<usize>),
 }
 
 /// All tensors of a model or adapter, by name.
@@ -95,13 +104,22 @@ pub struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// Parses shards of (display name, bytes). `origin` names the whole in messages.
+    /// Parses shards of (display name, bytes), safetensors or GGUF. `origin` names the whole in messages.
     ///
     /// # Errors
-    /// When a shard is not a safetensors file or ends early.
+    /// When a shard is no such file or ends early.
     pub fn parse(shards: impl IntoIterator<Item = (&'a str, &'a [u8])>, origin: &str) -> Result<Self> {
         let mut tensors = HashMap::new();
         for (file, bytes) in shards {
+            if bytes.starts_with(b"GGUF") {
+                let parsed = Gguf::parse(bytes).map_err(|damage| damage.of(file))?;
+                for Named { name, hf, reordered } in parsed.names().map_err(|damage| damage.of(file))? {
+                    let TensorInfo { kind, shape, bytes } = parsed.tensors[name].clone();
+                    let dtype = Type::Ggml(kind, reordered);
+                    tensors.insert(hf, Located { file, dtype, shape, bytes });
+                }
+                continue;
+            }
             let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
                 let expected = "a whole safetensors file";
                 Error::input(
@@ -118,7 +136,12 @@ impl<'a> Weights<'a> {
                     .map_err(|e| Error::input(file, format!("tensor {name}"), e, "download it again"))?;
                 let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
                 let bytes = &bytes[start..start + view.data().len()];
-                let located = Located { file, dtype: view.dtype(), shape: view.shape().to_vec(), bytes };
+                let located = Located {
+                    file,
+                    dtype: Type::Safetensors(view.dtype()),
+                    shape: view.shape().to_vec(),
+                    bytes,
+                };
                 tensors.insert(name.to_string(), located);
             }
         }
@@ -165,6 +188,10 @@ impl<'a> Weights<'a> {
             return Err(Error::input(place, format!("shape {shape:?}"), format!("{found:?}"), mend(name)));
         }
         let dtype = match dtype {
+            Type::Ggml(kind, heads) => return Ok(ggml(file, *kind, *heads, bytes, shape)),
+            Type::Safetensors(dtype) => dtype,
+        };
+        let dtype = match dtype {
             Dtype::F32 => DType::F32,
             Dtype::BF16 => DType::Bf16,
             Dtype::F16 => DType::F16,
@@ -189,6 +216,16 @@ impl<'a> Weights<'a> {
         }
         Ok(if rows < part.all_rows { stored.rows(part.first_row, rows, columns) } else { stored })
     }
+}
+
+/// A GGUF file's tensor, with its rows in Hugging Face's order.
+fn ggml<'a>(file: &'a str, kind: Kind, heads: Option<usize>, bytes: &'a [u8], shape: &[usize]) -> Stored<'a> {
+    let bytes = match heads {
+        Some(heads) => Cow::Owned(in_halves(bytes, shape[0], heads)),
+        None => Cow::Borrowed(bytes),
+    };
+    let data = kind.blocks(&bytes).map_or(Elements::Plain(bytes), Elements::Blocks);
+    Stored { file, dtype: kind.dtype(), data }
 }
 
 /// What to do about a tensor that is not as the model's configuration says.

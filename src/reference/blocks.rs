@@ -13,7 +13,7 @@ pub enum Format {
     Q5K,
     /// Signed 8-bit codes c; for 16 a signed byte s, for 256 an f16 d: c · d · s.
     Q6K,
-    /// 4-bit codes c of a table; for 32 an f16 scale: table[c] · scale.
+    /// 4-bit codes c of a table; for 32 an f16 scale: the c-th of the table · scale.
     Nf4,
 }
 

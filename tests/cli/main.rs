@@ -44,7 +44,7 @@ fn a_model_directory_that_is_none() {
     room.align_refuses(
         "nowhere",
         &[],
-        &["--model: expected a model's directory, or tiny, found nothing at nowhere"],
+        &["--model: expected a model's directory, a GGUF file, or tiny, found nothing at nowhere"],
     );
     room.align_refuses("flagged.jsonl", &[], &["--model", "found a file at flagged.jsonl"]);
     fs::create_dir(room.path("bare")).unwrap();
@@ -70,6 +70,28 @@ fn missing_and_truncated_weights() {
             &["model.safetensors: expected a whole safetensors file", &found, "download"],
         );
     }
+}
+
+#[test]
+fn a_gguf_file_that_is_damaged_or_not_supported() {
+    let room = Room::new();
+    let small: &[u8] = include_bytes!("../golden/gguf/small.gguf");
+    let generate = ["generate", "--model", "model.gguf", "--prompt", "hi"];
+    for (bytes, parts) in [
+        (small.to_vec(), ["model.gguf: expected tensor token_embd.weight, found none", "another version"]),
+        (small[..small.len() - 40].to_vec(), ["model.gguf: expected tensor", "bytes of tensor data in all"]),
+        (small[..60].to_vec(), ["model.gguf: expected", "download it again"]),
+        (b"GGML".to_vec(), ["model.gguf: expected a GGUF file", "GGML"]),
+        (Vec::new(), ["model.gguf", "expected"]),
+    ] {
+        room.write("model.gguf", &bytes);
+        room.refuses(&generate, &parts);
+    }
+    let other = String::from_utf8_lossy(small).find("llama").expect("its architecture");
+    let mut bytes = small.to_vec();
+    bytes[other..other + 5].copy_from_slice(b"mamba");
+    room.write("model.gguf", &bytes);
+    room.refuses(&generate, &["a supported architecture (llama, qwen2, qwen3), found \"mamba\""]);
 }
 
 #[test]

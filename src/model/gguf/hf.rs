@@ -1,0 +1,200 @@
+//! A GGUF file seen as a Hugging Face directory: config.json, the tokenizer's files, and tensors by their names there.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{Damage, Gguf, Value, tokenizer};
+
+/// The small files of a model that a GGUF file holds all of.
+#[derive(Debug, Clone)]
+pub struct Companions {
+    /// `config.json`
+    pub config: Vec<u8>,
+    /// `tokenizer.json`
+    pub tokenizer: Vec<u8>,
+    /// `tokenizer_config.json`, with the chat template where there is one.
+    pub tokenizer_config: Vec<u8>,
+}
+
+/// `general.architecture`, with the Hugging Face architecture and model type that it stands for, and whether the converter has laid the
+/// rows of queries and keys for rotation by neighbours.
+const ARCHITECTURES: [(&str, &str, &str, bool); 3] = [
+    ("llama", "LlamaForCausalLM", "llama", true),
+    ("qwen2", "Qwen2ForCausalLM", "qwen2", false),
+    ("qwen3", "Qwen3ForCausalLM", "qwen3", false),
+];
+
+/// Parts of a block: GGUF's name and Hugging Face's.
+const PARTS: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// A tensor of a file and its place in a Hugging Face model.
+#[derive(Debug, Clone)]
+pub struct Named<'a> {
+    /// GGUF's name.
+    pub name: &'a str,
+    /// Hugging Face's name.
+    pub hf: String,
+    /// Of queries and keys whose rows the converter has reordered, the number of heads.
+    pub reordered: Option<usize>,
+}
+
+impl Gguf<'_> {
+    fn architecture(&self) -> Result<(&'static str, &'static str, &'static str, bool), Damage> {
+        let found = self.str("general.architecture").unwrap_or("none");
+        ARCHITECTURES.into_iter().find(|(name, ..)| *name == found).ok_or_else(|| {
+            let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
+            let expected = format!("a GGUF file of a supported architecture ({})", known.join(", "));
+            Damage::new(expected, format!("\"{found}\"; take the model's Hugging Face directory instead"))
+        })
+    }
+
+    fn need(&self, key: &str) -> Result<u64, Damage> {
+        self.u64(key).ok_or_else(|| Damage::new(format!("{key}, a whole number"), self.brief(key)))
+    }
+
+    pub(super) fn brief(&self, key: &str) -> String {
+        self.metadata.get(key).map_or("none".into(), Value::brief)
+    }
+
+    /// config.json, tokenizer.json and tokenizer_config.json, rebuilt from the metadata.
+    ///
+    /// # Errors
+    /// An architecture or tokenizer that is not supported, or metadata that is missing or of another type.
+    pub fn companions(&self) -> Result<Companions, Damage> {
+        let bytes = |value: &Json| serde_json::to_vec_pretty(value).unwrap_or_default();
+        Ok(Companions {
+            config: bytes(&self.config()?),
+            tokenizer: bytes(&tokenizer::tokenizer(self)?),
+            tokenizer_config: bytes(&tokenizer::config(self)),
+        })
+    }
+
+    fn config(&self) -> Result<Json, Damage> {
+        let (arch, architecture, model_type, _) = self.architecture()?;
+        let key = |name: &str| format!("{arch}.{name}");
+        let scaling = key("rope.scaling.type");
+        if let Some(kind) = self.str(&scaling).filter(|kind| *kind != "none") {
+            return Err(Damage::new(format!("{scaling}: none"), format!("\"{kind}\"")));
+        }
+        let tensor = self.tensors.get("token_embd.weight");
+        let vocab = tensor.and_then(|t| t.shape.first()).copied();
+        let vocab = vocab.ok_or_else(|| Damage::new("tensor token_embd.weight", "none"))?;
+        let heads = self.need(&key("attention.head_count"))?;
+        let width = self.need(&key("embedding_length"))?;
+        let head_dim = self.u64(&key("attention.key_length")).unwrap_or(width / heads.max(1));
+        let turned = self.u64(&key("rope.dimension_count"));
+        if let Some(turned) = turned.filter(|turned| *turned != head_dim) {
+            return Err(Damage::new(format!("{arch}.rope.dimension_count {head_dim}"), turned.to_string()));
+        }
+        // The file has f32; its shortest decimal is what config.json said.
+        let number = |name: &str| self.f64(&key(name)).map(|value| (value as f32).to_string().parse::<f64>());
+        let mut config = json!({
+            "architectures": [architecture],
+            "model_type": model_type,
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "intermediate_size": self.need(&key("feed_forward_length"))?,
+            "num_hidden_layers": self.need(&key("block_count"))?,
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.u64(&key("attention.head_count_kv")).unwrap_or(heads),
+            "head_dim": head_dim,
+            "max_position_embeddings": self.need(&key("context_length"))?,
+            "rms_norm_eps": number("attention.layer_norm_rms_epsilon").and_then(Result::ok).unwrap_or(1e-6),
+            "rope_theta": number("rope.freq_base").and_then(Result::ok).unwrap_or(10_000.0),
+            "tie_word_embeddings": !self.tensors.contains_key("output.weight"),
+            "hidden_act": "silu",
+            "torch_dtype": "float16",
+        });
+        let Json::Object(map) = &mut config else { return Ok(config) };
+        self.add_scaling(map)?;
+        if let Some(window) = self.u64(&key("attention.sliding_window")) {
+            // Only Mistral has one among what is called llama.
+            map.insert("architectures".into(), json!(["MistralForCausalLM"]));
+            map.insert("model_type".into(), json!("mistral"));
+            map.insert("sliding_window".into(), window.into());
+        }
+        for token in ["bos", "eos"] {
+            if let Some(id) = self.u64(&format!("tokenizer.ggml.{token}_token_id")) {
+                map.insert(format!("{token}_token_id"), id.into());
+            }
+        }
+        Ok(config)
+    }
+
+    /// Llama 3's scaling of rotary frequencies is stored as what they are divided by.
+    fn add_scaling(&self, config: &mut Map<String, Json>) -> Result<(), Damage> {
+        let Some(tensor) = self.tensors.get("rope_freqs.weight") else { return Ok(()) };
+        let divisors = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let factor = divisors.fold(1.0, f32::max);
+        let scaling = json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        config.insert("rope_scaling".into(), scaling);
+        Ok(())
+    }
+
+    /// Its tensors by Hugging Face's names. Those that no model has, such as `rope_freqs`, are left out.
+    ///
+    /// # Errors
+    /// As [`Gguf::companions`].
+    pub fn names(&self) -> Result<Vec<Named<'_>>, Damage> {
+        let (arch, _, _, reordered) = self.architecture()?;
+        let heads = self.need(&format!("{arch}.attention.head_count"))? as usize;
+        let kv_heads = self.u64(&format!("{arch}.attention.head_count_kv")).map_or(heads, |n| n as usize);
+        let named = |name: &String| match name.as_str() {
+            "token_embd.weight" => Some(("model.embed_tokens.weight".to_string(), None)),
+            "output_norm.weight" => Some(("model.norm.weight".into(), None)),
+            "output.weight" => Some(("lm_head.weight".into(), None)),
+            other => {
+                let (index, rest) = other.strip_prefix("blk.")?.split_once('.')?;
+                let (part, ending) = rest.rsplit_once('.')?;
+                let index: usize = index.parse().ok()?;
+                let (_, module) = PARTS.into_iter().find(|(own, _)| *own == part)?;
+                let heads = match part {
+                    "attn_q" => Some(heads),
+                    "attn_k" => Some(kv_heads),
+                    _ => None,
+                };
+                Some((format!("model.layers.{index}.{module}.{ending}"), heads.filter(|_| reordered)))
+            }
+        };
+        let all = self.tensors.keys().filter_map(|name| {
+            let (hf, reordered) = named(name)?;
+            Some(Named { name, hf, reordered })
+        });
+        Ok(all.collect())
+    }
+}
+
+/// The rows of queries or keys as Hugging Face has them: in a file of llama's architecture, a head's row 2 j + half is row half · d / 2 + j
+/// there, as llama.cpp turns neighbours.
+pub(crate) fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+    // Anything else is no such projection, whose shape is found wrong where it is used.
+    if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) || !bytes.len().is_multiple_of(rows) {
+        return bytes.to_vec();
+    }
+    let (size, dim) = (bytes.len() / rows, rows / heads);
+    let mut out = Vec::with_capacity(bytes.len());
+    for row in 0..rows {
+        let (head, within) = (row / dim, row % dim);
+        let (half, j) = (within / (dim / 2), within % (dim / 2));
+        let source = head * dim + 2 * j + half;
+        out.extend(&bytes[source * size..(source + 1) * size]);
+    }
+    out
+}
