@@ -10,6 +10,7 @@ pub mod devices;
 pub mod engine;
 pub mod export;
 pub mod generate;
+pub mod inspect;
 pub mod interrupt;
 pub mod output;
 pub mod progress;
@@ -61,6 +62,7 @@ pub enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Export(export::Args),
+    Inspect(inspect::Args),
     Selftest(selftest::Args),
     Demo(demo::Args),
     Bench(bench::Args),
@@ -80,6 +82,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(args, &output),
         Command::Score(args) => score::run(args, &output),
         Command::Export(args) => export::run(args, &output),
+        Command::Inspect(args) => inspect::run(args, &output),
         Command::Selftest(args) => selftest::run(args, &output),
         Command::Demo(args) => demo::run(args, &output),
         Command::Bench(args) => bench::run(args, &output),

@@ -16,6 +16,6 @@ pub use bytes::{AdapterBytes, ModelBytes};
 pub use config::{BlockConfig, DecoderConfig, NormKind, Rope, RopeScaling};
 pub use decoder::{Decoder, Training};
 pub use export::{ExportDType, merged, serialize};
-pub use weights::Weights;
+pub use weights::{ListedTensor, Weights};
 pub(crate) use workspace::chunk_rows;
 pub use workspace::{Batch, Capacity, Workspace};

@@ -97,6 +97,19 @@ enum Type {
     Ggml(Kind, Option<usize>),
 }
 
+/// What a file says of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ListedTensor {
+    /// Hugging Face's name.
+    pub name: String,
+    /// Its type, by the file's own name.
+    pub dtype: String,
+    /// Outermost first.
+    pub shape: Vec<usize>,
+    /// Bytes in the file.
+    pub bytes: u64,
+}
+
 /// All tensors of a model or adapter, by name.
 pub struct Weights<'a> {
     tensors: HashMap<String, Located<'a>>,
@@ -169,6 +182,22 @@ impl<'a> Weights<'a> {
     /// All names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// All tensors, by name.
+    pub fn list(&self) -> Vec<ListedTensor> {
+        let one = |(name, tensor): (&String, &Located)| ListedTensor {
+            name: name.clone(),
+            dtype: match tensor.dtype {
+                Type::Safetensors(dtype) => format!("{dtype:?}"),
+                Type::Ggml(kind, _) => kind.name().to_string(),
+            },
+            shape: tensor.shape.clone(),
+            bytes: tensor.bytes.len() as u64,
+        };
+        let mut all: Vec<ListedTensor> = self.tensors.iter().map(one).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
     }
 
     /// The tensor's shape, if it is there.

@@ -73,6 +73,20 @@ fn missing_and_truncated_weights() {
 }
 
 #[test]
+fn a_model_is_inspected_without_a_gpu() {
+    let room = Room::new();
+    let figures = room.json(&["inspect", "--model", "model", "--tensors"]);
+    assert_eq!(figures["architecture"], "LlamaForCausalLM");
+    assert_eq!(figures["settings"]["num_hidden_layers"], "5");
+    assert_eq!(figures["types"][0]["tensors"], 47);
+    assert_eq!(figures["tensors"].as_array().map(Vec::len), Some(47));
+    assert_eq!(figures["missing"].as_array().map(Vec::len), Some(0));
+    room.edit("model/config.json", "\"num_hidden_layers\": 5", "\"num_hidden_layers\": 6");
+    let (text, _) = texts(&room.run(&["inspect", "--model", "model"]));
+    assert!(text.contains("9 tensors, model.layers.5."), "{text}");
+}
+
+#[test]
 fn a_gguf_file_that_is_damaged_or_not_supported() {
     let room = Room::new();
     let small: &[u8] = include_bytes!("../golden/gguf/small.gguf");
