@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Damage, Gguf, Value, tokenizer};
+use super::{Damage, Gguf, Kind, Value, tokenizer};
+use crate::model::config::{Rope, RopeScaling};
 
 /// The small files of a model that a GGUF file holds all of.
 #[derive(Debug, Clone)]
@@ -132,17 +133,32 @@ impl Gguf<'_> {
         Ok(config)
     }
 
-    /// Llama 3's scaling of rotary frequencies is stored as what they are divided by.
+    /// Llama 3's scaling of rotary frequencies is stored as what each is divided by. What it was made with is not: the values that all its
+    /// models have are taken, and must give the same divisors.
     fn add_scaling(&self, config: &mut Map<String, Json>) -> Result<(), Damage> {
         let Some(tensor) = self.tensors.get("rope_freqs.weight") else { return Ok(()) };
         let divisors = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        let factor = divisors.fold(1.0, f32::max);
+        let divisors: Vec<f64> = divisors.map(f64::from).collect();
+        let factor = divisors.iter().copied().fold(1.0, f64::max);
+        let (low_freq_factor, high_freq_factor, original_max) = (1.0, 4.0, 8192.0);
+        let number = |key: &str| config.get(key).and_then(Json::as_f64).unwrap_or_default();
+        let (theta, dim) = (number("rope_theta"), number("head_dim") as usize);
+        let scaling = RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max };
+        let [plain, scaled] =
+            [None, Some(scaling)].map(|scaling| Rope { theta, scaling, dim }.inverse_frequencies());
+        let expected = plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled);
+        let same =
+            expected.zip(&divisors).all(|(expected, found)| (expected - found).abs() <= 1e-3 * expected);
+        if tensor.kind != Kind::F32 || divisors.len() != plain.len() || !same {
+            let expected = "rope_freqs.weight of Llama 3's scaling, by 1, 4 and 8192";
+            return Err(Damage::new(expected, "another; take the model's Hugging Face directory instead"));
+        }
         let scaling = json!({
             "rope_type": "llama3",
             "factor": factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max,
         });
         config.insert("rope_scaling".into(), scaling);
         Ok(())
@@ -197,4 +213,40 @@ pub(crate) fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
         out.extend(&bytes[source * size..(source + 1) * size]);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gguf::TensorInfo;
+
+    /// The scaling that is read from divisors of Llama 3.2's frequencies, one of them times `spoilt`.
+    fn scaling(spoilt: f32) -> Result<Map<String, Json>, Damage> {
+        let (low_freq_factor, high_freq_factor, original_max) = (1.0, 4.0, 8192.0);
+        let scaling = RopeScaling::Llama3 { factor: 32.0, low_freq_factor, high_freq_factor, original_max };
+        let [plain, scaled] = [None, Some(scaling)]
+            .map(|scaling| Rope { theta: 500_000.0, scaling, dim: 64 }.inverse_frequencies());
+        let mut divisors: Vec<f32> =
+            plain.iter().zip(scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect();
+        divisors[16] *= spoilt;
+        let bytes: Vec<u8> = divisors.iter().flat_map(|d| d.to_le_bytes()).collect();
+        let tensor = TensorInfo { kind: Kind::F32, shape: vec![32], bytes: &bytes };
+        let tensors = [("rope_freqs.weight".to_string(), tensor)].into();
+        let mut config =
+            Map::from_iter([("rope_theta".into(), json!(500_000.0)), ("head_dim".into(), json!(64))]);
+        Gguf { metadata: Default::default(), tensors }.add_scaling(&mut config).map(|()| config)
+    }
+
+    #[test]
+    fn llama_3_s_scaling_is_recognised_and_another_refused() {
+        assert_eq!(scaling(1.0).unwrap()["rope_scaling"]["factor"], 32.0);
+        assert!(scaling(1.1).unwrap_err().expected.contains("rope_freqs.weight"));
+    }
+
+    #[test]
+    fn rows_go_back_to_halves() {
+        // Two heads of four rows of one byte: neighbours 0 and 1 are the first of each half.
+        assert_eq!(in_halves(&[0, 2, 1, 3, 10, 12, 11, 13], 8, 2), [0, 1, 2, 3, 10, 11, 12, 13]);
+        assert_eq!(in_halves(&[1, 2, 3], 3, 2), [1, 2, 3]);
+    }
 }
