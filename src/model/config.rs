@@ -147,6 +147,13 @@ impl DecoderConfig {
             let fix = "use a model with such a size";
             return Err(Error::input(origin, "intermediate_size a multiple of 4", self.inner, fix));
         }
+        if self.blocks.iter().any(|block| block.window == Some(0)) {
+            return Err(Error::input(origin, "sliding_window from 1, or null", 0, fix));
+        }
+        let caps = [self.attention_cap, self.logit_cap].into_iter().flatten();
+        if let Some(cap) = caps.into_iter().find(|cap| !cap.is_finite() || *cap <= 0.0) {
+            return Err(Error::input(origin, "soft caps over 0, or null", cap, fix));
+        }
         for rope in &self.ropes {
             if rope.dim == 0 || rope.dim > self.head_dim || !rope.dim.is_multiple_of(2) {
                 let expected = format!("an even number of rotary elements up to head_dim, {}", self.head_dim);

@@ -64,10 +64,9 @@ impl Loader<'_> {
         if matches!(self.training, Training::Full) {
             return Ok(DType::F32.size(count));
         }
-        let stored: Vec<Stored> = parts.iter().map(|part| self.stored(part)).collect::<Result<_>>()?;
+        let types: Vec<DType> = parts.iter().map(|part| self.weights.dtype(part)).collect::<Result<_>>()?;
         // Of several types there is a tensor each.
-        let dtype = common_type(parts, &stored);
-        Ok(if stored.iter().all(|s| s.dtype == dtype) { dtype.size(count) } else { usize::MAX })
+        Ok(if types.iter().all(|dtype| *dtype == types[0]) { types[0].size(count) } else { usize::MAX })
     }
 
     /// Matrices that are one product where they fit a binding together, else one each, else in pieces of their rows.

@@ -205,32 +205,43 @@ impl<'a> Weights<'a> {
         self.tensors.get(name).map(|t| t.shape.as_slice())
     }
 
-    /// The tensor `name`, which must have `shape` and a float type of at most 32 bits.
-    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
-        let located = self.find(name).and_then(|name| self.tensors.get(name));
-        let Some(Located { file, dtype, shape: found, bytes }) = located else {
+    /// The tensor `name`, which must have `shape`, and its type on the device.
+    fn located(&self, name: &str, shape: &[usize]) -> Result<(&Located<'a>, DType)> {
+        let Some(located) = self.find(name).and_then(|name| self.tensors.get(name)) else {
             let found = format!("none among {} tensors", self.tensors.len());
             return Err(Error::input(&self.origin, format!("tensor {name}"), found, mend(name)));
         };
-        if found != shape {
-            let place = format!("{file}: tensor {name}");
-            return Err(Error::input(place, format!("shape {shape:?}"), format!("{found:?}"), mend(name)));
+        let place = || format!("{}: tensor {name}", located.file);
+        if located.shape != shape {
+            let found = format!("{:?}", located.shape);
+            return Err(Error::input(place(), format!("shape {shape:?}"), found, mend(name)));
         }
-        let dtype = match dtype {
-            Type::Ggml(kind, heads) => return Ok(ggml(file, *kind, *heads, bytes, shape)),
-            Type::Safetensors(dtype) => dtype,
-        };
-        let dtype = match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::BF16 => DType::Bf16,
-            Dtype::F16 => DType::F16,
-            other => {
-                let place = format!("{file}: tensor {name}");
+        let dtype = match located.dtype {
+            Type::Ggml(kind, _) => kind.dtype(),
+            Type::Safetensors(Dtype::F32) => DType::F32,
+            Type::Safetensors(Dtype::BF16) => DType::Bf16,
+            Type::Safetensors(Dtype::F16) => DType::F16,
+            Type::Safetensors(other) => {
                 let fix = "convert the model to one of these";
-                return Err(Error::input(place, "dtype F32, BF16 or F16", format!("{other:?}"), fix));
+                return Err(Error::input(place(), "dtype F32, BF16 or F16", format!("{other:?}"), fix));
             }
         };
-        Ok(Stored { file, dtype, data: Elements::Plain(Cow::Borrowed(bytes)) })
+        Ok((located, dtype))
+    }
+
+    /// The tensor `name`, which must have `shape` and a float or quantised type of at most 32 bits.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
+        let (&Located { file, dtype: stored, bytes, .. }, dtype) = self.located(name, shape)?;
+        Ok(match stored {
+            Type::Ggml(kind, heads) => ggml(file, kind, heads, bytes, shape),
+            Type::Safetensors(_) => Stored { file, dtype, data: Elements::Plain(Cow::Borrowed(bytes)) },
+        })
+    }
+
+    /// The type of `part` on the device, without its elements.
+    pub(super) fn dtype(&self, part: &Part) -> Result<DType> {
+        let (_, dtype) = self.located(&part.name, &part.stored_shape())?;
+        Ok(if part.transposed && dtype.is_quantised() { DType::F32 } else { dtype })
     }
 
     /// The elements of `part`, laid out as it is.

@@ -59,7 +59,7 @@ pub fn gpt2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
         heads,
         kv_heads: heads,
         head_dim,
-        inner: json.size("n_inner")?.unwrap_or(4 * width),
+        inner: json.size("n_inner")?.unwrap_or(width.saturating_mul(4)),
         norm: NormKind::Layer,
         eps: json.number("layer_norm_epsilon")?.unwrap_or(1e-5) as f32,
         ropes: Vec::new(),

@@ -191,6 +191,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn windows_and_caps_of_nothing_are_refused() {
+        let config = |extra: &str| {
+            let json = format!(
+                r#"{{"model_type": "gemma2", "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                    "head_dim": 16, "intermediate_size": 8{extra}}}"#
+            );
+            DecoderConfig::parse(json.as_bytes(), "config.json")
+        };
+        assert!(config("").is_ok());
+        for (extra, expected) in [
+            (r#", "sliding_window": 0"#, "sliding_window from 1"),
+            (r#", "attn_logit_softcapping": 0"#, "soft caps over 0"),
+            (r#", "final_logit_softcapping": -3"#, "soft caps over 0"),
+        ] {
+            let message = config(extra).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        let huge = r#"{"model_type": "gpt2", "vocab_size": 8, "n_embd": 18446744073709551615, "n_head": 1, "n_layer": 1}"#;
+        assert!(DecoderConfig::parse(huge.as_bytes(), "config.json").is_err());
+    }
+
+    #[test]
     fn an_unknown_architecture_is_named_with_those_that_are_known() {
         let message =
             |json: &str| DecoderConfig::parse(json.as_bytes(), "config.json").unwrap_err().to_string();
