@@ -31,6 +31,7 @@ pub const FILES: [(&str, &[u8]); 4] = [
 /// The embedded model.
 pub fn model() -> ModelBytes<'static> {
     ModelBytes {
+        quantize: None,
         name: NAME,
         config: asset!("config.json"),
         weights: vec![("tiny/model.safetensors", asset!("model.safetensors"))],

@@ -7,7 +7,7 @@ use aweigh::data::packing::{Group, Packed};
 use aweigh::gpu::Recorder;
 use aweigh::loss::{Loss, Method};
 use aweigh::model::{Adapter, Capacity, Decoder, DecoderConfig, Training};
-use aweigh::nn::Arenas;
+use aweigh::nn::{Arenas, Recompute};
 use aweigh::optim::{AdamW, Optimizer};
 use aweigh::reference::compare::compare;
 use aweigh::sample::{Request, Settings, generate};
@@ -44,18 +44,26 @@ fn logits_and_gradients_of(decoder: &Decoder, fixture: &str, file: &str, prefix:
     let expected = stored.get("logits", &shape).expect("logits").to_f32();
     compare(&logits, &widen(&expected), ABS, EPS).unwrap_or_else(|m| panic!("{file}: logits: {m}"));
 
-    let gradients =
-        Arenas::new(gpu(), decoder.layout(), aweigh::gpu::Purpose::Gradients, "g").expect("arenas");
     let packed = Packed::new(&[Group { prompt: &tokens[..start], responses: vec![&tokens[start..]] }]);
-    let capacity = Capacity::covering([&packed].into_iter(), true);
-    let mut ws = decoder.workspace(gpu(), capacity).expect("workspace");
-    let mut rec = Recorder::new(gpu());
-    ws.load(&mut rec, &packed).expect("fits");
-    decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
-    let loss = Loss { method: Method::Sft, length_normalize: false };
-    loss.record(&mut rec, &ws, 1).expect("loss");
-    decoder.backward(&mut rec, decoder.policy(), &gradients, &ws).expect("backward");
-    rec.submit();
+    let pass = |recompute| {
+        let gradients =
+            Arenas::new(gpu(), decoder.layout(), aweigh::gpu::Purpose::Gradients, "g").expect("arenas");
+        let capacity = Capacity::covering([&packed].into_iter(), Some(recompute));
+        let mut ws = decoder.workspace(gpu(), capacity).expect("workspace");
+        let mut rec = Recorder::new(gpu());
+        ws.load(&mut rec, &packed).expect("fits");
+        decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
+        let loss = Loss { method: Method::Sft, length_normalize: false };
+        loss.record(&mut rec, &ws, 1).expect("loss");
+        decoder.backward(&mut rec, decoder.policy(), &gradients, &ws).expect("backward");
+        rec.submit();
+        (ws, gradients)
+    };
+    let (ws, gradients) = pass(Recompute::None);
+    let read = |arenas: &Arenas| block_on(arenas.read(gpu(), decoder.layout())).expect("gradients");
+    for recompute in [Recompute::Mlp, Recompute::Full] {
+        assert_eq!(read(&pass(recompute).1), read(&gradients), "{file}: recompute {recompute:?}");
+    }
     let rows = tokens.len() - start;
     let stats = block_on(ws.stats.slice(0, 3 * rows).read_f32(gpu())).expect("stats");
     // An adapter's are not in the file.

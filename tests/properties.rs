@@ -7,7 +7,7 @@ use aweigh::data::packing::{Group, Packed};
 use aweigh::gpu::{Purpose, Recorder};
 use aweigh::loss::{Loss, Method};
 use aweigh::model::{Adapter, Capacity, Decoder, LoraSpec, Training};
-use aweigh::nn::Arenas;
+use aweigh::nn::{Arenas, Recompute};
 use aweigh::optim::{AdamW, Optimizer};
 use aweigh::reference::compare::compare;
 use aweigh::reference::preference;
@@ -121,7 +121,7 @@ fn separately(decoder: &Decoder, sequences: &[Group], coefficients: &[f64]) -> (
     let mut sums = Vec::new();
     for (sequence, coefficient) in sequences.iter().zip(coefficients) {
         let packed = Packed::new(std::slice::from_ref(sequence));
-        let capacity = Capacity::covering([&packed].into_iter(), true);
+        let capacity = Capacity::covering([&packed].into_iter(), Some(Recompute::None));
         let mut ws = decoder.workspace(gpu(), capacity).expect("a workspace");
         let mut rec = Recorder::new(gpu());
         ws.load(&mut rec, &packed).expect("fits");

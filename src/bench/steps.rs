@@ -10,7 +10,7 @@ use crate::gpu::{Gpu, Purpose, Recorder};
 use crate::kernels::sample::Settings;
 use crate::loss::{Loss, Method};
 use crate::model::{Capacity, Decoder, Workspace};
-use crate::nn::Arenas;
+use crate::nn::{Arenas, Recompute};
 use crate::optim::{AdamW, Optimizer};
 use crate::sample::{Request, generate};
 use crate::train::{MicroBatch, Trainer};
@@ -123,7 +123,7 @@ pub async fn group(
     let (mut times, mut gradients) = ([Vec::new(), Vec::new()], Vec::new());
     let mut buffers = Vec::new();
     for packed in [&shared, &separate] {
-        let ws = decoder.workspace(gpu, Capacity::covering([packed].into_iter(), true))?;
+        let ws = decoder.workspace(gpu, Capacity::covering([packed].into_iter(), Some(Recompute::None)))?;
         buffers.push((ws, Arenas::new(gpu, decoder.layout(), Purpose::Gradients, "gradients")?));
     }
     for run in 0..=runs {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::engine;
 use super::output::{Output, bytes, table};
+use super::plan::{self, Planned};
 use super::record::Recorder;
 use crate::config::{Layer, PartialConfig, ReferenceSource, RunConfig};
 use crate::data::LengthCounts;
@@ -55,16 +56,16 @@ A file for --config:
 What to watch: rewards/anchor and rewards/negative in metrics.jsonl. The second should fall; a first that falls with it
 is a model that breaks, and the stop rule ends such a run.";
 
-/// A run's settings, from the file and the flags.
+/// A run's settings, from the file and the flags, over those `below`.
 ///
 /// # Errors
 /// [`crate::Error::Input`] for the first setting that is wrong, with its place.
-pub fn settings(args: &Args) -> Result<RunConfig> {
-    let mut layers = Vec::new();
-    if let Some(path) = &args.config {
+pub fn settings(below: PartialConfig, file: Option<&Path>, flags: PartialConfig) -> Result<RunConfig> {
+    let mut layers = vec![Layer::from_flags(below)];
+    if let Some(path) = file {
         layers.push(Layer::from_toml(&files::read_text(path, "--config")?, &path.display().to_string())?);
     }
-    layers.push(Layer::from_flags(args.settings.clone()));
+    layers.push(Layer::from_flags(flags));
     RunConfig::resolve(layers)
 }
 
@@ -97,16 +98,16 @@ impl CheckpointFiles {
 }
 
 impl Files {
-    /// Reads them all.
+    /// Reads them all; the training rows are read already.
     ///
     /// # Errors
     /// [`crate::Error::Input`] names the first that is missing, and the flag that asked for it.
-    pub fn read(config: &RunConfig) -> Result<Self> {
+    pub fn read(config: &RunConfig, train: Source) -> Result<Self> {
         let source =
             |path: &Option<PathBuf>, flag| path.as_deref().map(|path| Source::read(path, flag)).transpose();
         let adapter = config.model.adapter.as_deref();
         Ok(Self {
-            train: Source::read(&config.data.train, "--train")?,
+            train,
             eval: source(&config.data.eval, "--eval")?,
             samples: source(&config.anchors.samples_file, "--samples-file")?,
             model: Model::open(&config.model.model)?,
@@ -116,7 +117,8 @@ impl Files {
         })
     }
 
-    fn inputs(&self) -> Inputs<'_> {
+    /// As the library takes them.
+    pub fn inputs(&self) -> Inputs<'_> {
         fn named(source: &Source) -> (&str, &[u8]) {
             (&source.origin, &source.bytes)
         }
@@ -145,10 +147,9 @@ fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Resul
 /// # Errors
 /// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let config = settings(&args)?;
-    let path: &Path = &config.output.output_dir;
-    RunFolder::check(path, "--output-dir", args.overwrite)?;
-    let files = Files::read(&config)?;
+    let config = settings(PartialConfig::default(), args.config.as_deref(), args.settings)?;
+    RunFolder::check(&config.output.output_dir, "--output-dir", args.overwrite)?;
+    let files = Files::read(&config, Source::read(&config.data.train, "--train")?)?;
     for warning in config.warnings() {
         output.warn(warning);
     }
@@ -157,7 +158,11 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let options = Options { adapter, precision, submit_seconds, ..Options::default() };
     let started = Instant::now();
     let gpu = engine::open(&options, config.gpu.tuning)?;
-    let prepared = files.inputs().prepare(&gpu, &config)?;
+    let job = files.inputs().read(&config)?;
+    let Planned { config, plan, fitted } = plan::planned(&job, config, gpu.max_binding())?;
+    output.note(plan::text(&plan, &fitted));
+    let path: &Path = &config.output.output_dir;
+    let prepared = job.load(&gpu, &config)?;
     engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
     output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
     if config.stop.enabled && prepared.setup.eval.is_empty() {
@@ -178,7 +183,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
             "no step was better than the start on the held-out examples: the result is the model as it was",
         );
     }
-    let summary = Summary::new(&gpu, &outcome, prepared.lengths, started);
+    let summary = Summary::new(&gpu, &outcome, (prepared.lengths, plan.peak().total), started);
     let json = serde_json::to_vec_pretty(&summary).unwrap_or_default();
     write("summary.json", &json)?;
     folder.keep();
@@ -201,12 +206,13 @@ struct Summary {
     seconds: f64,
     adapter: String,
     trainable_parameters: usize,
+    memory_planned: u64,
     memory_peak: u64,
     memory_peaks: BTreeMap<Purpose, u64>,
 }
 
 impl Summary {
-    fn new(gpu: &Gpu, outcome: &Outcome, examples: LengthCounts, started: Instant) -> Self {
+    fn new(gpu: &Gpu, outcome: &Outcome, (examples, planned): (LengthCounts, u64), started: Instant) -> Self {
         let peaks = gpu.ledger().by_purpose().into_iter().map(|(purpose, usage)| (purpose, usage.peak));
         Self {
             reason: outcome.reason,
@@ -222,6 +228,7 @@ impl Summary {
             seconds: started.elapsed().as_secs_f64(),
             adapter: gpu.summary().name.clone(),
             trainable_parameters: outcome.decoder.layout().count(),
+            memory_planned: planned,
             memory_peak: gpu.ledger().total().peak,
             memory_peaks: peaks.collect(),
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::AnchorConfig;
 use crate::error::{Error, Result};
-use crate::gpu::{Options, Precision};
+use crate::gpu::{Options, Precision, Quantize};
 
 /// Which GPU.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -40,6 +40,16 @@ pub struct ModelArgs {
     /// A LoRA adapter to apply, a directory in PEFT's format, as "aweigh align" writes to adapter/
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+}
+
+/// How its weights are kept.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub struct WeightArgs {
+    /// Keep the matrices of the model's blocks in 4 bits (nf4) or 8 (q8) instead of the file's own type; quantised ones of a
+    /// GGUF file stay as they are
+    #[arg(long, value_name = "TYPE", value_enum)]
+    pub quantize: Option<Quantize>,
 }
 
 /// How tokens are chosen. The names are those of transformers, the defaults those of align's anchors.

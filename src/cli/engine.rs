@@ -6,13 +6,13 @@ use std::path::Path;
 use pollster::block_on;
 use serde::Serialize;
 
-use super::args::{GpuArgs, ModelArgs};
+use super::args::{GpuArgs, ModelArgs, WeightArgs};
 use super::output::{Output, bytes, count};
 use crate::data::{ParseOptions, Row, parse_jsonl_with, rows_with};
 use crate::error::{Error, Result};
 use crate::files::{AdapterFiles, Model, Source, cache, write_whole};
 use crate::gpu::{Gpu, Options};
-use crate::model::Decoder;
+use crate::model::{Decoder, ModelBytes};
 
 /// The files that the flags name.
 ///
@@ -98,8 +98,14 @@ pub fn open(options: &Options, tuned: bool) -> Result<OpenGpu> {
 ///
 /// # Errors
 /// As [`Decoder::load`].
-pub fn decoder(gpu: &Gpu, model: &Model, adapter: Option<&AdapterFiles>, output: &Output) -> Result<Decoder> {
-    let files = model.bytes();
+pub fn decoder(
+    gpu: &Gpu,
+    model: &Model,
+    adapter: Option<&AdapterFiles>,
+    weights: WeightArgs,
+    output: &Output,
+) -> Result<Decoder> {
+    let files = ModelBytes { quantize: weights.quantize, ..model.bytes() };
     let decoder = files.decoder_with(gpu, adapter.map(AdapterFiles::bytes))?;
     announce(gpu, files.name, adapter.map(|files| files.name.as_str()), &decoder, output);
     Ok(decoder)

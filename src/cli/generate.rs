@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pollster::block_on;
 use serde::Serialize;
 
-use super::args::{GpuArgs, ModelArgs, SamplingArgs};
+use super::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs};
 use super::engine::{self, Ran};
 use super::interrupt;
 use super::output::Output;
@@ -28,6 +28,9 @@ pub struct Args {
     /// The model and its adapter.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// How its weights are kept.
+    #[command(flatten)]
+    pub weights: WeightArgs,
     /// The prompt to answer
     #[arg(long, short, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt: Option<String>,
@@ -86,7 +89,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         return Err(Error::input("--model", "a model with a chat template", "none in its files", fix));
     }
     let gpu = engine::gpu(&args.gpu)?;
-    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), output)?;
+    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
     let mut speaker = Speaker { gpu: &gpu, decoder: &decoder, tokenizer: &tokenizer, settings, asked: 0 };
     let answers = converse(&args, output, &mut |prompt, piece| speaker.answer(prompt, piece))?;

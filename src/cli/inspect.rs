@@ -77,7 +77,7 @@ struct AdapterFigures {
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let (model, adapter) = engine::files(&args.model)?;
     let files = model.bytes();
-    let config = DecoderConfig::parse(files.config, &format!("{}/config.json", files.name))?;
+    let config = files.decoder_config()?;
     let weights = files.weights()?;
     let tokenizer = files.tokenizer()?;
     let example = Prompt::Messages(vec![Message::new("user", "Hello")]);

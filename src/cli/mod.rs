@@ -13,6 +13,7 @@ pub mod generate;
 pub mod inspect;
 pub mod interrupt;
 pub mod output;
+pub mod plan;
 pub mod progress;
 pub mod record;
 pub mod sample;
@@ -47,6 +48,7 @@ Examples:
   aweigh demo                            align the built-in model and see what changed, in minutes
   aweigh devices                         the GPUs that can be used
   aweigh align --model DIR --train flagged.jsonl --output-dir run
+  aweigh plan --model DIR --train flagged.jsonl      how much memory that takes
   aweigh generate --model DIR --adapter run/adapter
 
 RUST_LOG=info shows the engine's own log.
@@ -58,6 +60,7 @@ Exit codes: 0 done, 1 the GPU or Aweigh failed, 2 something to mend in the input
 pub enum Command {
     Devices(devices::Args),
     Align(Box<align::Args>),
+    Plan(Box<plan::Args>),
     Sample(sample::Args),
     Generate(generate::Args),
     Score(score::Args),
@@ -78,6 +81,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Devices(args) => devices::run(args, &output),
         Command::Align(args) => align::run(*args, &output),
+        Command::Plan(args) => plan::run(*args, &output),
         Command::Sample(args) => sample::run(args, &output),
         Command::Generate(args) => generate::run(args, &output),
         Command::Score(args) => score::run(args, &output),

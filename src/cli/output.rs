@@ -83,7 +83,13 @@ fn io_error(source: io::Error) -> Error {
 /// Lays `rows` out in columns under `headers`; columns that hold only numbers are flush right.
 pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
-    let numeric = |text: &str| text.is_empty() || text.trim_end_matches('%').parse::<f64>().is_ok();
+    let unit = |text: &'_ str| {
+        UNITS.iter().find_map(|unit| text.strip_suffix(unit)?.strip_suffix(' ').map(str::len))
+    };
+    let numeric = |text: &str| {
+        let number = unit(text).map_or(text.trim_end_matches('%'), |end| &text[..end]);
+        ["", "-"].contains(&text) || number.parse::<f64>().is_ok()
+    };
     let mut lines = vec![String::new(); rows.len() + 1];
     for (column, header) in headers.iter().enumerate() {
         let mut cells = vec![(*header).to_owned()];
@@ -111,14 +117,15 @@ pub fn count(number: usize) -> String {
     text
 }
 
+const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+
 /// A byte count as a person reads it: `1.5 GiB`.
 pub fn bytes(count: u64) -> String {
-    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    let step = (1..units.len()).rev().find(|step| count >> (10 * step) > 0).unwrap_or(0);
+    let step = (1..UNITS.len()).rev().find(|step| count >> (10 * step) > 0).unwrap_or(0);
     if step == 0 {
         format!("{count} bytes")
     } else {
-        format!("{:.1} {}", count as f64 / (1u64 << (10 * step)) as f64, units[step])
+        format!("{:.1} {}", count as f64 / (1u64 << (10 * step)) as f64, UNITS[step])
     }
 }
 
@@ -130,6 +137,8 @@ mod tests {
     fn a_table_aligns_words_left_and_numbers_right() {
         let rows = vec![vec!["one".into(), "1.5".into(), "a".into()], vec!["three".into(), "-10".into()]];
         assert_eq!(table(&["name", "n", "x"], &rows), "name     n  x\none    1.5  a\nthree  -10");
+        let rows = vec![vec!["one".into(), "1.5 MiB".into()], vec!["two".into(), "-".into()]];
+        assert_eq!(table(&["name", "size"], &rows), "name     size\none   1.5 MiB\ntwo         -");
         assert_eq!(table(&["name"], &[]), "name");
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use pollster::block_on;
 use serde::Serialize;
 
-use super::args::{GpuArgs, ModelArgs, SamplingArgs, at_least_one};
+use super::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs, at_least_one};
 use super::engine::{self, Ran};
 use super::interrupt;
 use super::output::Output;
@@ -31,6 +31,9 @@ pub struct Args {
     /// The model and its adapter.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// How its weights are kept.
+    #[command(flatten)]
+    pub weights: WeightArgs,
     /// The prompts: JSONL (.gz too) with a "prompt" a line, a string or a list of messages
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
@@ -86,7 +89,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     // Before the work, so that a folder that cannot be written to is known at once.
     let mut file = WholeFile::create(&args.output)?;
     let gpu = engine::gpu(&args.gpu)?;
-    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), output)?;
+    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     for prompt in &prompts {
         check_context(&args, prompt, &source.origin, decoder.context())?;
     }

@@ -8,7 +8,7 @@ use pollster::block_on;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::args::{GpuArgs, ModelArgs, at_least_one};
+use super::args::{GpuArgs, ModelArgs, WeightArgs, at_least_one};
 use super::engine::{self, Ran};
 use super::interrupt;
 use super::output::{Output, table};
@@ -32,6 +32,9 @@ pub struct Args {
     /// The model and its adapter.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// How its weights are kept.
+    #[command(flatten)]
+    pub weights: WeightArgs,
     /// The answers: JSONL (.gz too) with prompt + completion, or prompt + chosen + rejected, a line
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
@@ -84,7 +87,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     // Before the work, so that a folder that cannot be written to is known at once.
     let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
     let gpu = engine::gpu(&args.gpu)?;
-    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), output)?;
+    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     for row in &answers {
         row.check_context(&source.origin, decoder.context())?;
     }

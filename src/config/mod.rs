@@ -15,11 +15,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::gpu::Precision;
+use crate::gpu::{Precision, Quantize};
+use crate::nn::Recompute;
 
 pub use file::Layer;
 pub use values::{
-    LrScheduler, Method, OnlineSampler, Overlong, ReferenceSource, TargetModules, TruncationSide,
+    LrScheduler, MemorySize, Method, OnlineSampler, Overlong, ReferenceSource, TargetModules, TruncationSide,
 };
 
 /// The instruction that anchors are sampled under when none is given.
@@ -36,6 +37,9 @@ section! {
     optional:
     /// Start from this LoRA adapter, a directory in PEFT's format, instead of a fresh one
     (long, value_name = "DIR") adapter: PathBuf;
+    /// Keep the matrices of the frozen model's blocks in 4 bits (nf4) or 8 (q8) instead of the file's own type; quantised
+    /// ones of a GGUF file stay as they are. Not with --full
+    (long, value_name = "TYPE") quantize: Quantize;
 }
 
 section! {
@@ -104,6 +108,8 @@ section! {
     (long, value_name = "X") repetition_penalty: f64 = 1.0;
     /// Anchors stop at this many tokens; one that is cut there has no end-of-turn token [default: 128]
     (long, value_name = "N") max_new_tokens: usize = 128;
+    /// Answers that are decoded together, at most. Fewer take less memory and more time [default: 192]
+    (long, value_name = "N") max_num_seqs: usize = crate::sample::MAX_ROWS;
     /// With --online-start-step: a prompt's anchors are sampled anew when they are this many steps old [default: 10]
     (long, value_name = "STEPS") refresh_every: usize = 10;
     /// Who samples online anchors: the reference model, the policy, or the policy under the safety instruction. The bare
@@ -184,6 +190,9 @@ section! {
     (long, value_name = "N") gradient_accumulation_steps: usize = 1;
     /// Passes over the data; --max-steps comes first [default: 1.0]
     (long, value_name = "X") num_train_epochs: f64 = 1.0;
+    /// What the backward pass computes again instead of keeping it: "none" of the matrix products, the "mlp"'s first, or the
+    /// "full" block. Less memory for more time, and the same result to the bit [default: none]
+    (long, value_name = "WHAT") recompute: Recompute = Recompute::None;
     /// Seed of the sampling, the order of the data, new adapters and dropout [default: 42]
     (long, value_name = "N") seed: u32 = 42;
     /// Shuffle the examples in every epoch; --shuffle=false keeps the file's order [default: true]
@@ -250,7 +259,14 @@ section! {
     tuning: bool = true;
     /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32 [default: f32]
     (long, value_name = "TYPE") precision: Precision = Precision::F32;
+    /// Change settings until the run fits --memory: first those that leave every result as it is (--max-num-seqs,
+    /// --max-tokens-per-batch, --recompute), and if those do not suffice --quantize too [default: false]
+    (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
+    fit: bool = false;
     optional:
+    /// The most memory the run may take on the GPU, as in 4GB or 3.5GiB: a run whose plan exceeds it does not begin. The
+    /// graphics API does not tell how much a GPU has
+    (long, value_name = "SIZE") memory: MemorySize;
     /// The GPU: its number in "aweigh devices", or a part of its name. Without it the best one is taken. In a file:
     /// gpu.adapter
     (id = "gpu", long = "gpu", value_name = "NUMBER|NAME", env = "AWEIGH_GPU") adapter: String;

@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use super::{LrScheduler, Method, OnlineSampler, ReferenceSource, RunConfig, TargetModules};
 use crate::error::{Error, Result};
+use crate::sample::MAX_ROWS;
 
 /// Where each setting was written, by `section.key`.
 struct Places<'a>(&'a BTreeMap<String, String>);
@@ -62,6 +63,8 @@ pub(super) fn check(config: &RunConfig, places: &BTreeMap<String, String>) -> Re
     train(config, &places)?;
     stop(config, &places)?;
     places.at_least_one("output.logging_steps", config.output.logging_steps)?;
+    let fits = !config.gpu.fit || config.gpu.memory.is_some();
+    places.that("gpu.fit", fits, "gpu.memory beside it", "none", "add --memory SIZE, as in --memory 4GB")?;
     config.gpu.submit_budget.map_or(Ok(()), |budget| places.positive("gpu.submit_budget", budget))
 }
 
@@ -124,6 +127,15 @@ fn anchors(config: &RunConfig, places: &Places) -> Result<()> {
     places.that("anchors.top_p", ok, "a number above 0 and up to 1", top_p, "1 turns it off")?;
     places.positive("anchors.repetition_penalty", anchors.repetition_penalty)?;
     places.at_least_one("anchors.max_new_tokens", anchors.max_new_tokens)?;
+    let range = "a whole number from 1 to 192";
+    let many = anchors.max_num_seqs;
+    places.that(
+        "anchors.max_num_seqs",
+        (1..=MAX_ROWS).contains(&many),
+        range,
+        many,
+        "leave it out for 192",
+    )?;
     places.at_least_one("anchors.refresh_every", anchors.refresh_every)
 }
 
@@ -153,7 +165,10 @@ fn lora(config: &RunConfig, places: &Places) -> Result<()> {
     }
     let clash = !lora.enabled && config.model.adapter.is_some();
     let fix = "merge the adapter with `aweigh export` first, or train an adapter";
-    places.that("model.adapter", !clash, "no start adapter with lora.enabled = false", "one", fix)
+    places.that("model.adapter", !clash, "no start adapter with lora.enabled = false", "one", fix)?;
+    let clash = !lora.enabled && config.model.quantize.is_some();
+    let fix = "train an adapter, or leave quantize out";
+    places.that("model.quantize", !clash, "no quantised weights with lora.enabled = false", "some", fix)
 }
 
 fn train(config: &RunConfig, places: &Places) -> Result<()> {

@@ -115,6 +115,66 @@ impl FromStr for ReferenceSource {
     }
 }
 
+/// An amount of memory, as it was written: `4GB`, `3.5GiB`, `800MB`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MemorySize {
+    text: String,
+    bytes: u64,
+}
+
+impl MemorySize {
+    /// In bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const UNITS: [(&str, u64); 6] = [
+            ("GiB", 1 << 30),
+            ("MiB", 1 << 20),
+            ("KiB", 1 << 10),
+            ("GB", 1_000_000_000),
+            ("MB", 1_000_000),
+            ("KB", 1_000),
+        ];
+        let unit = UNITS.iter().find_map(|(unit, size)| {
+            let at = text.len().checked_sub(unit.len())?;
+            let (number, ending) = (text.get(..at)?, text.get(at..)?);
+            ending.eq_ignore_ascii_case(unit).then_some((number, *size))
+        });
+        let bytes = unit.and_then(|(number, size)| Some(number.trim().parse::<f64>().ok()? * size as f64));
+        match bytes.filter(|bytes| bytes.is_finite() && *bytes >= 1.0) {
+            Some(bytes) => Ok(Self { text: text.into(), bytes: bytes as u64 }),
+            None => Err(format!("{text:?} is no size: expected a number and a unit, as in 4GB or 800MiB")),
+        }
+    }
+}
+
+impl TryFrom<String> for MemorySize {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<MemorySize> for String {
+    fn from(size: MemorySize) -> Self {
+        size.text
+    }
+}
+
+impl std::fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// Which linear layers get an adapter, with PEFT's meaning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "TargetModulesForm", into = "TargetModulesForm")]

@@ -128,6 +128,7 @@ impl Model {
             Self::Gguf(file) => ModelBytes {
                 name: &file.name,
                 config: &file.companions.config,
+                quantize: None,
                 weights: vec![(file.name.as_str(), &file.map[..])],
                 tokenizer: TokenizerFiles {
                     origin: file.name.clone(),
@@ -138,6 +139,7 @@ impl Model {
                 },
             },
             Self::Files(files) => ModelBytes {
+                quantize: None,
                 name: &files.name,
                 config: &files.config,
                 weights: files.weights.iter().map(|(name, map)| (name.as_str(), &map[..])).collect(),

@@ -26,6 +26,27 @@ pub struct Blocks {
     pub supers: Vec<u8>,
 }
 
+/// A type that plain weights can be kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
+pub enum Quantize {
+    /// 4 bits, the quantiles of a normal distribution: QLoRA's type
+    Nf4,
+    /// 8 bits in even steps
+    Q8,
+}
+
+impl Quantize {
+    /// The type on the device.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Nf4 => DType::Nf4,
+            Self::Q8 => DType::Q8,
+        }
+    }
+}
+
 impl Blocks {
     /// Blocks of one type behind each other.
     ///
@@ -135,6 +156,35 @@ impl Blocks {
         Self { dtype, len, codes, scales, supers }
     }
 
+    /// `values`, whole blocks of 32, in the type that `quantize` names; on all cores.
+    pub fn quantized(values: &[f32], quantize: Quantize) -> Self {
+        let make = match quantize {
+            Quantize::Nf4 => Self::nf4,
+            Quantize::Q8 => Self::q8,
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = values.len().div_ceil(threads).next_multiple_of(32).max(1 << 16);
+        let parts: Vec<Self> = std::thread::scope(|scope| {
+            let at_work: Vec<_> = values.chunks(share).map(|part| scope.spawn(move || make(part))).collect();
+            at_work.into_iter().filter_map(|thread| thread.join().ok()).collect()
+        });
+        Self::join(&parts)
+    }
+
+    /// 8-bit codes of `values`, whole blocks of 32, in steps of a 127th of the block's largest size: ggml's Q8_0.
+    pub fn q8(values: &[f32]) -> Self {
+        let (mut codes, mut scales) =
+            (Vec::with_capacity(values.len()), Vec::with_capacity(values.len() / 8));
+        for block in values.chunks_exact(DType::Q8.block()) {
+            let step = block.iter().fold(0.0, |most: f32, v| most.max(v.abs())) / 127.0;
+            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+            scales.extend(f16::from_f32(step).to_le_bytes());
+            scales.extend([0, 0]);
+            codes.extend(block.iter().map(|v| (v * inverse).round() as i8 as u8));
+        }
+        Self { dtype: DType::Q8, len: values.len(), codes, scales, supers: Vec::new() }
+    }
+
     /// NF4 codes of `values`, whole blocks of 32: the nearest quantile times the block's largest size (Dettmers et al., 2305.14314, with
     /// smaller blocks than there, and an f16 for each).
     pub fn nf4(values: &[f32]) -> Self {
@@ -196,6 +246,19 @@ mod tests {
             }
         }
         assert_eq!(Blocks::nf4(&[0.0; 32]).values(), [0.0; 32]);
+    }
+
+    #[test]
+    fn q8_is_half_a_step_off_at_most() {
+        let values: Vec<f32> = (0..1 << 18).map(|i| ((i * 37 % 977) as f32 - 488.0) / 97.0).collect();
+        let found = Blocks::quantized(&values, Quantize::Q8);
+        assert_eq!(found, Blocks::q8(&values), "on several cores");
+        for (block, found) in values.chunks(32).zip(found.values().chunks(32)) {
+            let step = block.iter().fold(0.0f32, |most, v| most.max(v.abs())) / 127.0;
+            for (value, found) in block.iter().zip(found) {
+                assert!((found - value).abs() <= 0.5 * step + 1e-3 * value.abs(), "{value} became {found}");
+            }
+        }
     }
 
     #[test]

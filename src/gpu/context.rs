@@ -1,14 +1,14 @@
 //! The device, its limits and its error reports.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, instance, summary};
-use super::kernel::{BindGroups, Compiled, Kernel};
-use super::memory::{Ledger, Purpose};
+use super::kernel::{Compiled, Kernel};
+use super::memory::{Memory, Purpose};
 use super::profile::{KernelTime, Profiler};
 use super::recorder::UNIFORM_BYTES;
 use super::tuning::Tuning;
@@ -70,9 +70,6 @@ struct Pace {
 /// The aim for one submit. Windows resets a GPU after 2 s, and a display must be drawn in between.
 pub const SUBMIT_SECONDS: f64 = 0.2;
 
-/// Bytes of writes that may wait in staging memory.
-const STAGED_BYTES: usize = 64 << 20;
-
 /// The token that wgpu asks for before it opens a device with experimental features.
 fn experimental(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
     if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
@@ -86,24 +83,18 @@ fn experimental(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
     }
 }
 
-/// An open device with its queue, limits, compiled kernels and memory ledger.
+/// An open device with its queue, memory and compiled kernels.
 pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
+    memory: Memory,
     summary: AdapterSummary,
-    limits: wgpu::Limits,
     tier: Tier,
     precision: Precision,
-    ledger: Ledger,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
-    bind_groups: Arc<BindGroups>,
-    /// Buffers made so far: the next one's number.
-    buffers: AtomicU64,
     /// Parameter blocks of the submit at hand; locked from the write to the submit, so that threads do not mix theirs.
     uniforms: wgpu::Buffer,
     submitting: Mutex<()>,
-    /// Bytes written since the last submit that was made for their sake.
-    waiting: AtomicUsize,
     reports: Arc<Mutex<Vec<String>>>,
     pace: Arc<Mutex<Pace>>,
     poller: Poller,
@@ -173,14 +164,15 @@ impl Gpu {
                 sink.lock().unwrap_or_else(PoisonError::into_inner).push(report);
             }
         });
-        let ledger = Ledger::default();
         let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("uniforms"),
             size: UNIFORM_BYTES,
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        std::mem::forget(ledger.enter(Purpose::Staging, UNIFORM_BYTES));
+        let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        let memory = Memory::new(&device, &queue, most);
+        std::mem::forget(memory.ledger().enter(Purpose::Staging, UNIFORM_BYTES));
         let budget = match summary.tier {
             Tier::Software => 1e9,
             Tier::Portable => 2e10,
@@ -195,15 +187,11 @@ impl Gpu {
             tuning: None,
             device,
             queue,
+            memory,
             summary,
-            limits,
-            ledger,
             kernels: Mutex::default(),
-            bind_groups: Arc::default(),
-            buffers: AtomicU64::new(0),
             uniforms,
             submitting: Mutex::default(),
-            waiting: AtomicUsize::new(0),
             reports,
             pace: Arc::new(Mutex::new(Pace { budget, aim, last_done: None })),
         }
@@ -285,16 +273,6 @@ impl Gpu {
         (open && least == most).then_some(least as usize)
     }
 
-    /// The limits the device was opened with.
-    pub fn limits(&self) -> &wgpu::Limits {
-        &self.limits
-    }
-
-    /// The memory ledger.
-    pub fn ledger(&self) -> &Ledger {
-        &self.ledger
-    }
-
     pub(super) fn profiler(&self) -> Option<&Profiler> {
         self.profiler.as_ref()
     }
@@ -343,15 +321,6 @@ impl Gpu {
         kernel
     }
 
-    pub(super) fn bind_groups(&self) -> &Arc<BindGroups> {
-        &self.bind_groups
-    }
-
-    /// A number that no other buffer of this device has.
-    pub(super) fn number_buffer(&self) -> u64 {
-        self.buffers.fetch_add(1, Ordering::Relaxed)
-    }
-
     /// Fails with what the device has reported since the last check, if anything.
     pub fn check(&self, doing: &str) -> Result<()> {
         let reports = std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner));
@@ -391,17 +360,6 @@ impl Gpu {
         }
     }
 
-    /// Writes `bytes` into `buffer` at `offset`, in order with the submits.
-    pub(super) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
-        self.queue.write_buffer(buffer, offset, bytes);
-        // Until a submit, writes wait in staging memory: a model's weights would be there twice.
-        let waiting = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
-        if waiting > STAGED_BYTES {
-            self.waiting.store(0, Ordering::Relaxed);
-            self.queue.submit([]);
-        }
-    }
-
     /// Estimated operations that one submit may hold.
     pub(super) fn submit_budget(&self) -> f64 {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner).budget
@@ -410,6 +368,15 @@ impl Gpu {
     /// Has callbacks of finished work delivered, on the poller's thread.
     pub(super) fn wake_poller(&self) {
         self.poller.wake();
+    }
+}
+
+/// Tensors are made in its memory.
+impl Deref for Gpu {
+    type Target = Memory;
+
+    fn deref(&self) -> &Memory {
+        &self.memory
     }
 }
 

@@ -1,8 +1,13 @@
-//! The memory ledger: every buffer is made through it, with a purpose, so that peaks are known and can be compared with a plan.
+//! Where buffers are made, and the ledger that each is entered in, with a purpose, so that peaks are known. On paper buffers are only
+//! entered: the code that allocates for a run is the code that plans for it.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::kernel::BindGroups;
+use super::recorder::UNIFORM_BYTES;
 
 /// What a buffer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -96,6 +101,96 @@ impl Ledger {
     /// Each purpose by itself; the peaks need not have occurred together.
     pub fn by_purpose(&self) -> BTreeMap<Purpose, Usage> {
         self.book().by_purpose.clone()
+    }
+}
+
+/// Bytes of writes that may wait in staging memory.
+const STAGED_BYTES: usize = 64 << 20;
+/// Bytes that one binding may have on every adapter: WebGPU's default `max_storage_buffer_binding_size`.
+pub const DEFAULT_BINDING: u64 = 128 << 20;
+
+/// Memory for tensors: a device's, or paper.
+pub struct Memory {
+    device: Option<(wgpu::Device, wgpu::Queue)>,
+    max_binding: u64,
+    ledger: Ledger,
+    bind_groups: Arc<BindGroups>,
+    /// Buffers made so far: the next one's number.
+    buffers: AtomicU64,
+    /// Bytes written since the last submit that was made for their sake.
+    waiting: AtomicUsize,
+}
+
+impl Memory {
+    /// A device's memory; its tensors take at most `max_binding` bytes each.
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, max_binding: u64) -> Self {
+        Self { device: Some((device.clone(), queue.clone())), ..Self::paper(max_binding) }
+    }
+
+    /// Memory of a device that is not there. Tensors of it cannot be bound, read or copied, and writes to them do nothing. The
+    /// ledger begins as that of a device does.
+    pub fn on_paper(max_binding: u64) -> Self {
+        let paper = Self::paper(max_binding);
+        std::mem::forget(paper.ledger.enter(Purpose::Staging, UNIFORM_BYTES));
+        paper
+    }
+
+    fn paper(max_binding: u64) -> Self {
+        Self {
+            device: None,
+            max_binding,
+            ledger: Ledger::default(),
+            bind_groups: Arc::default(),
+            buffers: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether there is no device behind it.
+    pub fn is_paper(&self) -> bool {
+        self.device.is_none()
+    }
+
+    /// The most bytes of a tensor.
+    pub fn max_binding(&self) -> u64 {
+        self.max_binding
+    }
+
+    /// The memory ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    pub(super) fn bind_groups(&self) -> &Arc<BindGroups> {
+        &self.bind_groups
+    }
+
+    /// A number that no other buffer has.
+    pub(super) fn number_buffer(&self) -> u64 {
+        self.buffers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A buffer of zeros; none on paper.
+    pub(super) fn buffer(&self, label: &str, bytes: u64) -> Option<wgpu::Buffer> {
+        let (device, _) = self.device.as_ref()?;
+        Some(device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        }))
+    }
+
+    /// Writes `bytes` into `buffer` at `offset`, in order with the submits.
+    pub(super) fn write(&self, buffer: Option<&wgpu::Buffer>, offset: u64, bytes: &[u8]) {
+        let (Some((_, queue)), Some(buffer)) = (&self.device, buffer) else { return };
+        queue.write_buffer(buffer, offset, bytes);
+        // Until a submit, writes wait in staging memory: a model's weights would be there twice.
+        let waiting = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        if waiting > STAGED_BYTES {
+            self.waiting.store(0, Ordering::Relaxed);
+            queue.submit([]);
+        }
     }
 }
 

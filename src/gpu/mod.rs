@@ -13,11 +13,11 @@ mod tensor;
 mod tuning;
 
 pub use adapter::{AdapterSummary, CooperativeMatrix, Scalar, Tier, list_adapters};
-pub use blocks::Blocks;
+pub use blocks::{Blocks, Quantize};
 pub use context::{Gpu, Options, Precision, SUBMIT_SECONDS};
 pub(crate) use kernel::Compiled;
 pub use kernel::Kernel;
-pub use memory::{Ledger, Purpose, Usage};
+pub use memory::{DEFAULT_BINDING, Ledger, Memory, Purpose, Usage};
 pub use profile::KernelTime;
 pub use recorder::{Binding, Recorder};
 pub use tensor::{DType, Tensor};

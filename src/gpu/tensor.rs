@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::kernel::BindGroups;
-use super::memory::{Entry, Purpose};
+use super::memory::{Entry, Memory, Purpose};
 use super::recorder::Command;
 use super::{Gpu, Recorder};
 use crate::{Error, Result};
@@ -86,7 +86,8 @@ impl DType {
 }
 
 struct Storage {
-    buffer: wgpu::Buffer,
+    /// None on paper.
+    buffer: Option<wgpu::Buffer>,
     _entry: Entry,
     number: u64,
     bind_groups: Arc<BindGroups>,
@@ -112,10 +113,10 @@ impl Tensor {
     ///
     /// # Errors
     /// When it is larger than one storage binding may be on this device.
-    pub fn new(gpu: &Gpu, purpose: Purpose, label: &str, len: usize, dtype: DType) -> Result<Self> {
+    pub fn new(memory: &Memory, purpose: Purpose, label: &str, len: usize, dtype: DType) -> Result<Self> {
         let wanted = dtype.size(len) as u64;
         let bytes = wanted.next_multiple_of(ALIGN).max(ALIGN);
-        let most = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
+        let most = memory.max_binding();
         if wanted > most {
             return Err(Error::input(
                 format!("buffer \"{label}\" ({purpose})"),
@@ -124,47 +125,42 @@ impl Tensor {
                 "lower the batch or chunk size, or use an adapter with larger limits (`aweigh devices`)",
             ));
         }
-        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size: bytes,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
-        });
+        let buffer = memory.buffer(label, bytes);
         let storage = Arc::new(Storage {
             buffer,
-            _entry: gpu.ledger().enter(purpose, bytes),
-            number: gpu.number_buffer(),
-            bind_groups: gpu.bind_groups().clone(),
+            _entry: memory.ledger().enter(purpose, bytes),
+            number: memory.number_buffer(),
+            bind_groups: memory.bind_groups().clone(),
         });
         Ok(Self { storage, byte_offset: 0, len, dtype })
     }
 
     /// A new f32 tensor holding `data`.
-    pub fn from_f32(gpu: &Gpu, purpose: Purpose, label: &str, data: &[f32]) -> Result<Self> {
-        let tensor = Self::new(gpu, purpose, label, data.len(), DType::F32)?;
-        tensor.write_bytes(gpu, bytemuck::cast_slice(data));
+    pub fn from_f32(memory: &Memory, purpose: Purpose, label: &str, data: &[f32]) -> Result<Self> {
+        let tensor = Self::new(memory, purpose, label, data.len(), DType::F32)?;
+        tensor.write_bytes(memory, bytemuck::cast_slice(data));
         Ok(tensor)
     }
 
     /// A new u32 tensor holding `data`.
-    pub fn from_u32(gpu: &Gpu, purpose: Purpose, label: &str, data: &[u32]) -> Result<Self> {
-        let tensor = Self::new(gpu, purpose, label, data.len(), DType::U32)?;
-        tensor.write_bytes(gpu, bytemuck::cast_slice(data));
+    pub fn from_u32(memory: &Memory, purpose: Purpose, label: &str, data: &[u32]) -> Result<Self> {
+        let tensor = Self::new(memory, purpose, label, data.len(), DType::U32)?;
+        tensor.write_bytes(memory, bytemuck::cast_slice(data));
         Ok(tensor)
     }
 
     /// A new tensor of `len` elements of `dtype`, whose bytes are given, little-endian; quantised ones as [`Blocks`](super::Blocks) lays
     /// them out.
     pub fn from_bytes(
-        gpu: &Gpu,
+        memory: &Memory,
         purpose: Purpose,
         label: &str,
         bytes: &[u8],
         (len, dtype): (usize, DType),
     ) -> Result<Self> {
         assert_eq!(bytes.len(), dtype.size(len), "{label}: the bytes of {len} elements of {dtype:?}");
-        let tensor = Self::new(gpu, purpose, label, len, dtype)?;
-        tensor.write_bytes(gpu, bytes);
+        let tensor = Self::new(memory, purpose, label, len, dtype)?;
+        tensor.write_bytes(memory, bytes);
         Ok(tensor)
     }
 
@@ -193,23 +189,23 @@ impl Tensor {
 
     /// Overwrites the start of the tensor with `data`, in order with the device's queue: commands submitted before see
     /// the old contents, commands submitted after the new.
-    pub fn write_f32(&self, gpu: &Gpu, data: &[f32]) {
-        self.write_bytes(gpu, bytemuck::cast_slice(data));
+    pub fn write_f32(&self, memory: &Memory, data: &[f32]) {
+        self.write_bytes(memory, bytemuck::cast_slice(data));
     }
 
     /// As [`Tensor::write_f32`], for tables.
-    pub fn write_u32(&self, gpu: &Gpu, data: &[u32]) {
-        self.write_bytes(gpu, bytemuck::cast_slice(data));
+    pub fn write_u32(&self, memory: &Memory, data: &[u32]) {
+        self.write_bytes(memory, bytemuck::cast_slice(data));
     }
 
-    fn write_bytes(&self, gpu: &Gpu, bytes: &[u8]) {
+    fn write_bytes(&self, memory: &Memory, bytes: &[u8]) {
         assert!(bytes.len() <= self.dtype.size(self.len), "write past a tensor's end");
         let whole = bytes.len() / 4 * 4;
-        gpu.write(&self.storage.buffer, self.byte_offset, &bytes[..whole]);
+        memory.write(self.storage.buffer.as_ref(), self.byte_offset, &bytes[..whole]);
         if whole < bytes.len() {
             let mut tail = [0; 4];
             tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-            gpu.write(&self.storage.buffer, self.byte_offset + whole as u64, &tail);
+            memory.write(self.storage.buffer.as_ref(), self.byte_offset + whole as u64, &tail);
         }
     }
 
@@ -243,7 +239,7 @@ impl Tensor {
         });
         let entry = gpu.ledger().enter(Purpose::Staging, size);
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(&self.storage.buffer, self.byte_offset, &staging, 0, size);
+        encoder.copy_buffer_to_buffer(self.buffer(), self.byte_offset, &staging, 0, size);
         gpu.submit(encoder, &[], 0.0);
         let (sender, receiver) = futures_channel::oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
@@ -274,9 +270,17 @@ impl Tensor {
         recorder.push(Command::Clear { tensor: self.clone(), bytes: size });
     }
 
+    /// Its buffer.
+    ///
+    /// # Panics
+    /// On paper: a bug in the caller.
+    fn buffer(&self) -> &wgpu::Buffer {
+        self.storage.buffer.as_ref().expect("a tensor on a device")
+    }
+
     /// Its buffer, and the byte it starts at.
     pub(super) fn place(&self) -> (&wgpu::Buffer, u64) {
-        (&self.storage.buffer, self.byte_offset)
+        (self.buffer(), self.byte_offset)
     }
 
     /// Its buffer's number, and the offset and size of what a shader sees of it.
@@ -290,7 +294,7 @@ impl Tensor {
         assert!(offset.is_multiple_of(ALIGN), "binding at byte {offset}, not a multiple of {ALIGN}");
         let size = (self.dtype.size(self.len) as u64).next_multiple_of(16).max(16);
         wgpu::BufferBinding {
-            buffer: &self.storage.buffer,
+            buffer: self.buffer(),
             offset: self.byte_offset,
             size: wgpu::BufferSize::new(size),
         }

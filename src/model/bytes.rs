@@ -1,9 +1,9 @@
 //! A model as bytes: what the library takes. [`crate::files`] brings directories into this form.
 
-use super::{Adapter, Decoder, Training, Weights};
+use super::{Adapter, Decoder, DecoderConfig, Training, Weights};
 use crate::Result;
 use crate::data::{ChatTokenizer, TokenizerFiles};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Memory, Quantize};
 use crate::nn::Decay;
 
 /// The files of a model in Hugging Face's layout.
@@ -17,6 +17,8 @@ pub struct ModelBytes<'a> {
     pub weights: Vec<(&'a str, &'a [u8])>,
     /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,
+    /// What blocks' frozen matrices are kept in, where it is not their own type.
+    pub quantize: Option<Quantize>,
 }
 
 /// The files of a LoRA adapter in PEFT's layout.
@@ -36,7 +38,7 @@ impl<'a> ModelBytes<'a> {
     /// # Errors
     /// As [`Weights::parse`].
     pub fn weights(&self) -> Result<Weights<'a>> {
-        Weights::parse(self.weights.iter().copied(), self.name)
+        Ok(Weights::parse(self.weights.iter().copied(), self.name)?.quantized(self.quantize))
     }
 
     /// Its tokenizer and chat template.
@@ -47,13 +49,21 @@ impl<'a> ModelBytes<'a> {
         ChatTokenizer::from_bytes(&self.tokenizer)
     }
 
-    /// Its decoder on `gpu`.
+    /// Its configuration.
+    ///
+    /// # Errors
+    /// As [`DecoderConfig::parse`].
+    pub fn decoder_config(&self) -> Result<DecoderConfig> {
+        DecoderConfig::parse(self.config, &format!("{}/config.json", self.name))
+    }
+
+    /// Its decoder in `memory`.
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub fn decoder(&self, gpu: &Gpu, training: Training) -> Result<Decoder> {
+    pub fn decoder(&self, memory: &Memory, training: Training) -> Result<Decoder> {
         let config = format!("{}/config.json", self.name);
-        Decoder::load(gpu, (&config, self.config), &self.weights()?, training, Decay::Matrices)
+        Decoder::load(memory, (&config, self.config), &self.weights()?, training, Decay::Matrices)
     }
 
     /// Its decoder with `adapter`, where one is given, for scoring and sampling.

@@ -178,6 +178,16 @@ impl DecoderConfig {
         self.max_positions.min(MAX_CONTEXT)
     }
 
+    /// Fails when `tokens` of a prompt and its answer exceed the context.
+    pub fn check_context(&self, place: &str, tokens: usize) -> Result<()> {
+        if tokens <= self.context() {
+            return Ok(());
+        }
+        let expected = format!("at most {} tokens, the model's context", self.context());
+        let fix = "shorten it, or lower max_prompt_length, max_completion_length or max_new_tokens";
+        Err(Error::input(place, expected, format!("{tokens} tokens"), fix))
+    }
+
     /// Width of the MLP's first projection: F, or gated 2 F.
     pub fn up(&self) -> usize {
         if self.gated { 2 * self.inner } else { self.inner }

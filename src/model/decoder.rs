@@ -8,7 +8,7 @@ use super::workspace::Workspace;
 use super::{Capacity, DecoderConfig, Weights};
 use crate::config::TargetModules;
 use crate::data::packing::{Group, Packed};
-use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
 use crate::kernels::gather::{self, Reading, Rows};
 use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::{row_scale, sequence_sum, soft_cap};
@@ -45,12 +45,12 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads a decoder from config.json and its weights.
+    /// Loads a decoder from config.json and its weights; on paper it has their sizes.
     ///
     /// # Errors
     /// An unsupported architecture, a missing tensor or one of the wrong shape, or what exceeds the adapter's limits.
     pub fn load(
-        gpu: &Gpu,
+        memory: &Memory,
         config_json: (&str, &[u8]),
         weights: &Weights,
         training: Training,
@@ -58,7 +58,7 @@ impl Decoder {
     ) -> Result<Self> {
         let config = DecoderConfig::parse(config_json.1, config_json.0)?;
         let mut loader = Loader {
-            gpu,
+            memory,
             weights,
             training: &training,
             layout: Layout::new(decay),
@@ -79,7 +79,7 @@ impl Decoder {
             };
             Linear { weights: embedding.pieces.iter().map(weight).collect(), lora: None, inputs, outputs }
         } else {
-            loader.linear(&[(names.head.into(), config.vocab)], config.width, false, false)?
+            loader.linear(&[(names.head.into(), config.vocab)], config.width, false, false, false)?
         };
         let Loader { layout, values: initial, adapters, .. } = loader;
         if let Training::Adapter(adapter) = training {
@@ -98,12 +98,12 @@ impl Decoder {
             };
             return Err(Error::input("target_modules", "at least one layer of the model", found, fix));
         }
-        let values = Arenas::new(gpu, &layout, Purpose::Trainable, "parameters")?;
+        let values = Arenas::new(memory, &layout, Purpose::Trainable, "parameters")?;
         for (entry, data) in layout.entries().iter().zip(&initial) {
-            values.of(entry).write_f32(gpu, data);
+            values.of(entry).write_f32(memory, data);
         }
         let table = |rope: &Rope| {
-            Tensor::from_f32(gpu, Purpose::Weights, "rope table", &rope.table(config.context()))
+            Tensor::from_f32(memory, Purpose::Weights, "rope table", &rope.table(config.context()))
         };
         let ropes = config.ropes.iter().map(table).collect::<Result<_>>()?;
         Ok(Self { config, embedding, positions, blocks, norm, head, ropes, layout, values, lora })
@@ -158,6 +158,16 @@ impl Decoder {
         Pass { values: &self.values, adapter: false, dropout: None, decoding: false }
     }
 
+    /// Whether some of the blocks' frozen matrices are not quantised, and could be.
+    pub fn is_quantizable(&self) -> bool {
+        let layers =
+            self.blocks.iter().flat_map(|b| [&b.attention.qkv, &b.attention.o, &b.mlp.up, &b.mlp.down]);
+        let plain = |param: &Param| matches!(param, Param::Frozen(tensor) if !tensor.dtype().is_quantised());
+        layers
+            .filter(|layer| layer.inputs.is_multiple_of(DType::Nf4.block()))
+            .any(|layer| layer.weights.iter().any(|weight| plain(&weight.matrix)))
+    }
+
     fn sizes(&self) -> Sizes {
         let c = &self.config;
         Sizes {
@@ -179,8 +189,8 @@ impl Decoder {
     }
 
     /// Allocates a workspace.
-    pub fn workspace(&self, gpu: &Gpu, capacity: Capacity) -> Result<Workspace> {
-        Workspace::new(gpu, &self.config, self.sizes(), capacity)
+    pub fn workspace(&self, memory: &Memory, capacity: Capacity) -> Result<Workspace> {
+        Workspace::new(memory, &self.config, self.sizes(), capacity)
     }
 
     fn tables<'a>(&'a self, ws: &'a Workspace) -> Tables<'a> {
@@ -206,9 +216,8 @@ impl Decoder {
             positions.forward(rec, pass.values, &ws.tokens, stream(0), added)?;
         }
         for (i, block) in self.blocks.iter().enumerate() {
-            let saved = &ws.saved[i % ws.saved.len()];
             let cache = caches.map(|c| &c[i]);
-            block.forward(rec, pass, &tables, saved, &ws.scratch, cache, stream(i), stream(i + 1))?;
+            block.forward(rec, pass, &tables, &ws.saved[i], &ws.scratch, cache, stream(i), stream(i + 1))?;
         }
         Ok(stream(self.blocks.len()))
     }
@@ -286,7 +295,7 @@ impl Decoder {
         for chunk in self.chunks(ws) {
             self.head_logits(rec, pass, ws, chunk.first, chunk.rows)?;
             log_prob::forward(rec, &ws.logits, &ws.predict, &ws.stats, chunk)?;
-            if ws.capacity.training && self.head_is_frozen() {
+            if ws.capacity.training.is_some() && self.head_is_frozen() {
                 log_prob::backward(rec, &ws.predict, &ws.stats, None, &ws.logits, chunk)?;
                 self.head_backward(rec, pass, pass.values, ws, chunk)?;
             }
@@ -298,11 +307,22 @@ impl Decoder {
     /// `coefficient`; gradients of trained parameters are added to `gradients`.
     pub fn backward(&self, rec: &mut Recorder, pass: Pass, gradients: &Arenas, ws: &Workspace) -> Result<()> {
         self.backward_head(rec, pass, gradients, ws)?;
-        let tables = self.tables(ws);
+        let (tables, recompute) = (self.tables(ws), ws.capacity.training.unwrap_or_default());
         for (i, block) in self.blocks.iter().enumerate().rev() {
             let input = i > 0 || self.embedding.is_trained();
             let (x, saved) = (&ws.stream[i], &ws.saved[i]);
-            block.backward(rec, pass, gradients, &tables, saved, &ws.scratch, x, &ws.dstream, input)?;
+            block.backward(
+                rec,
+                pass,
+                gradients,
+                &tables,
+                saved,
+                &ws.scratch,
+                recompute,
+                x,
+                &ws.dstream,
+                input,
+            )?;
         }
         let ids = (&ws.id_lists, ws.batch.distinct_ids);
         self.embedding.backward(rec, gradients, ids, &ws.dstream, self.config.embedding_scale)?;
@@ -366,7 +386,7 @@ impl Decoder {
     /// Logits `(T, V)` of the plain sequence `ids`. For tests and small inputs: they come to the host whole.
     pub async fn logits(&self, gpu: &Gpu, pass: Pass<'_>, ids: &[u32]) -> Result<Vec<f32>> {
         let packed = Packed::new(&[Group { prompt: ids, responses: Vec::new() }]);
-        let capacity = Capacity { rows: ids.len(), ..Capacity::covering([&packed].into_iter(), false) };
+        let capacity = Capacity { rows: ids.len(), ..Capacity::covering([&packed].into_iter(), None) };
         let mut ws = self.workspace(gpu, capacity)?;
         let mut rec = Recorder::new(gpu);
         ws.load(&mut rec, &packed)?;
@@ -386,18 +406,13 @@ impl Decoder {
 
     /// Fails when `tokens` of a prompt and its answer exceed the context.
     pub fn check_context(&self, place: &str, tokens: usize) -> Result<()> {
-        if tokens <= self.context() {
-            return Ok(());
-        }
-        let expected = format!("at most {} tokens, the model's context", self.context());
-        let fix = "shorten it, or lower max_prompt_length, max_completion_length or max_new_tokens";
-        Err(Error::input(place, expected, format!("{tokens} tokens"), fix))
+        self.config.check_context(place, tokens)
     }
 
     /// A tensor of zeros shaped like the caches of `slots` tokens, one per block.
-    pub(crate) fn caches(&self, gpu: &Gpu, slots: usize) -> Result<Vec<KvCache>> {
+    pub(crate) fn caches(&self, memory: &Memory, slots: usize) -> Result<Vec<KvCache>> {
         let count = slots * self.config.kv_heads * self.config.head_dim;
-        let make = |label| Tensor::new(gpu, Purpose::KvCache, label, count, DType::F32);
+        let make = |label| Tensor::new(memory, Purpose::KvCache, label, count, DType::F32);
         (0..self.blocks.len()).map(|_| Ok(KvCache { k: make("keys")?, v: make("values")? })).collect()
     }
 }

@@ -9,7 +9,7 @@ use super::decoder::Training;
 use super::families::Projection;
 use super::weights::{Elements, Stored, Weights};
 use crate::Result;
-use crate::gpu::{Blocks, DType, Gpu, Purpose, Tensor};
+use crate::gpu::{Blocks, DType, Memory, Purpose, Tensor};
 use crate::kernels::rms_norm::Constants;
 use crate::nn::{
     Attention, Block, HeadNorms, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Norm, Param, Part, Piece,
@@ -19,7 +19,7 @@ use crate::reference::rng;
 
 /// Makes layers from weights while loading.
 pub(super) struct Loader<'a> {
-    pub gpu: &'a Gpu,
+    pub memory: &'a Memory,
     pub weights: &'a Weights<'a>,
     pub training: &'a Training<'a>,
     pub layout: Layout,
@@ -36,26 +36,28 @@ impl Loader<'_> {
 
     /// Tensors behind each other as one parameter.
     fn params(&mut self, parts: &[Part]) -> Result<Param> {
-        let stored: Vec<Stored> = parts.iter().map(|part| self.stored(part)).collect::<Result<_>>()?;
+        let types: Vec<DType> = parts.iter().map(|part| self.weights.dtype(part)).collect::<Result<_>>()?;
+        // On paper nobody looks at the elements.
+        let stored = || parts.iter().filter(|_| !self.memory.is_paper()).map(|part| self.weights.part(part));
         if matches!(self.training, Training::Full) {
-            let values: Vec<Vec<f32>> = stored.iter().map(Stored::to_f32).collect();
+            let values = stored().map(|tensor| Ok(tensor?.to_f32())).collect::<Result<Vec<_>>>()?;
             self.values.extend(values);
             return Ok(self.layout.add(parts.to_vec()));
         }
         let (name, count) = (&parts[0].name, parts.iter().map(Part::count).sum());
-        let dtype = common_type(parts, &stored);
+        let dtype = common_type(parts, &types);
+        if self.memory.is_paper() {
+            return Ok(Param::Frozen(Tensor::new(self.memory, Purpose::Weights, name, count, dtype)?));
+        }
+        let stored = stored().collect::<Result<Vec<_>>>()?;
         let bytes: Cow<[u8]> = match &stored[..] {
             [Stored { data: Elements::Plain(bytes), dtype: own, .. }] if *own == dtype => {
                 Cow::Borrowed(bytes)
             }
             _ => Cow::Owned(joined(&stored, dtype)),
         };
-        let tensor = Tensor::from_bytes(self.gpu, Purpose::Weights, name, &bytes, (count, dtype))?;
+        let tensor = Tensor::from_bytes(self.memory, Purpose::Weights, name, &bytes, (count, dtype))?;
         Ok(Param::Frozen(tensor))
-    }
-
-    fn stored(&self, part: &Part) -> Result<Stored<'_>> {
-        self.weights.part(part)
     }
 
     /// Bytes that `parts` take on the device, as one parameter.
@@ -71,10 +73,7 @@ impl Loader<'_> {
 
     /// Matrices that are one product where they fit a binding together, else one each, else in pieces of their rows.
     fn pieces(&self, parts: Vec<Part>) -> Result<Vec<Vec<Part>>> {
-        let limits = self.gpu.limits();
-        let most =
-            limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(4 * MAX_ARENA as u64)
-                as usize;
+        let most = self.memory.max_binding().min(4 * MAX_ARENA as u64) as usize;
         if self.size(&parts)? <= most {
             return Ok(vec![parts]);
         }
@@ -104,17 +103,20 @@ impl Loader<'_> {
         Ok(Table { pieces, width })
     }
 
-    /// One layer, or several on the same input: (module, outputs) of each. `transposed` says how files hold the matrices.
+    /// One layer, or several on the same input: (module, outputs) of each. `transposed` says how files hold the matrices, `in_block` that
+    /// they are no head.
     pub fn linear(
         &mut self,
         layers: &[(String, usize)],
         inputs: usize,
         bias: bool,
         transposed: bool,
+        in_block: bool,
     ) -> Result<Linear> {
+        let quantizable = in_block && !matches!(self.training, Training::Full);
         let matrix = |(module, n): &(String, usize)| {
             let whole = Part::whole(format!("{module}.weight"), &[*n, inputs]);
-            Part { transposed, ..whole }
+            Part { transposed, quantizable, ..whole }
         };
         let (mut weights, mut first) = (Vec::new(), 0);
         for parts in self.pieces(layers.iter().map(matrix).collect())? {
@@ -122,6 +124,7 @@ impl Loader<'_> {
                 name: part.name.replace(".weight", ".bias"),
                 shape: vec![part.shape[0]],
                 transposed: false,
+                quantizable: false,
                 ..*part
             };
             let biases: Vec<Part> = parts.iter().map(of_bias).collect();
@@ -148,6 +151,7 @@ impl Loader<'_> {
                 self.adapters += 1;
                 let names = ['A', 'B'].map(|factor| tensor_name(module, factor));
                 let [a, b] = match stored {
+                    _ if self.memory.is_paper() => [Vec::new(), Vec::new()],
                     Some(weights) => [
                         weights.get(&names[0], &shapes[0])?.to_f32(),
                         weights.get(&names[1], &shapes[1])?.to_f32(),
@@ -213,7 +217,7 @@ impl Loader<'_> {
         let all = config.projections();
         let own: Vec<&Projection> = all.iter().filter(|layer| modules.contains(&layer.module)).collect();
         let named: Vec<_> = own.iter().map(|p| (config.names.of(index, p.module), p.outputs)).collect();
-        self.linear(&named, own[0].inputs, own[0].bias, config.names.transposed)
+        self.linear(&named, own[0].inputs, own[0].bias, config.names.transposed, true)
     }
 
     fn attention(&mut self, config: &DecoderConfig, index: usize) -> Result<Attention> {
@@ -249,9 +253,9 @@ impl Loader<'_> {
 
 /// What `parts` become as one tensor: matrices stay as stored where all are of one type; vectors are small, and the kernels that take
 /// them read f32.
-fn common_type(parts: &[Part], stored: &[Stored]) -> DType {
-    let dtype = stored[0].dtype;
-    let same = stored.iter().all(|tensor| tensor.dtype == dtype);
+fn common_type(parts: &[Part], types: &[DType]) -> DType {
+    let dtype = types[0];
+    let same = types.iter().all(|own| *own == dtype);
     if same && parts.iter().all(|part| part.shape.len() > 1) { dtype } else { DType::F32 }
 }
 

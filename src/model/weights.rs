@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
 use super::gguf::{Gguf, Kind, Named, TensorInfo, in_halves};
-use crate::gpu::{Blocks, DType};
+use crate::gpu::{Blocks, DType, Quantize};
 use crate::nn::{Part, transposed};
 use crate::{Error, Result};
 
@@ -114,6 +114,7 @@ pub struct ListedTensor {
 pub struct Weights<'a> {
     tensors: HashMap<String, Located<'a>>,
     origin: String,
+    quantize: Option<Quantize>,
 }
 
 impl<'a> Weights<'a> {
@@ -158,7 +159,20 @@ impl<'a> Weights<'a> {
                 tensors.insert(name.to_string(), located);
             }
         }
-        Ok(Self { tensors, origin: origin.to_string() })
+        Ok(Self { tensors, origin: origin.to_string(), quantize: None })
+    }
+
+    /// The same, but blocks' frozen matrices are given in this type, unless they are quantised already or their rows are no whole
+    /// blocks.
+    pub fn quantized(self, quantize: Option<Quantize>) -> Self {
+        Self { quantize, ..self }
+    }
+
+    /// What `part`, of this type otherwise, is quantised to.
+    fn made_of(&self, part: &Part, dtype: DType) -> Option<Quantize> {
+        let whole =
+            |q: &Quantize| part.shape.last().is_some_and(|width| width.is_multiple_of(q.dtype().block()));
+        self.quantize.filter(|q| part.quantizable && !dtype.is_quantised() && whole(q))
     }
 
     /// What messages call the whole.
@@ -241,7 +255,8 @@ impl<'a> Weights<'a> {
     /// The type of `part` on the device, without its elements.
     pub(super) fn dtype(&self, part: &Part) -> Result<DType> {
         let (_, dtype) = self.located(&part.name, &part.stored_shape())?;
-        Ok(if part.transposed && dtype.is_quantised() { DType::F32 } else { dtype })
+        let dtype = if part.transposed && dtype.is_quantised() { DType::F32 } else { dtype };
+        Ok(self.made_of(part, dtype).map_or(dtype, Quantize::dtype))
     }
 
     /// The elements of `part`, laid out as it is.
@@ -254,7 +269,12 @@ impl<'a> Weights<'a> {
         if part.transposed {
             stored = stored.transposed(columns, part.all_rows);
         }
-        Ok(if rows < part.all_rows { stored.rows(part.first_row, rows, columns) } else { stored })
+        if rows < part.all_rows {
+            stored = stored.rows(part.first_row, rows, columns);
+        }
+        let Some(quantize) = self.made_of(part, stored.dtype) else { return Ok(stored) };
+        let data = Elements::Blocks(Blocks::quantized(&stored.to_f32(), quantize));
+        Ok(Stored { dtype: quantize.dtype(), data, ..stored })
     }
 }
 

@@ -1,9 +1,9 @@
 //! The buffers of a pass: made once for a capacity, used by every batch that fits.
 
 use crate::data::packing::Packed;
-use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};
 use crate::kernels::gather;
-use crate::nn::{Saved, Scratch, Sizes};
+use crate::nn::{Recompute, Saved, Scratch, Sizes};
 use crate::{Error, Result};
 
 use super::DecoderConfig;
@@ -19,13 +19,13 @@ pub struct Capacity {
     pub sequences: usize,
     /// Groups, G.
     pub groups: usize,
-    /// Whether there is a backward pass.
-    pub training: bool,
+    /// Of a workspace with a backward pass, what that computes again.
+    pub training: Option<Recompute>,
 }
 
 impl Capacity {
     /// The least capacity that takes each of `batches`.
-    pub fn covering<'a>(batches: impl Iterator<Item = &'a Packed>, training: bool) -> Self {
+    pub fn covering<'a>(batches: impl Iterator<Item = &'a Packed>, training: Option<Recompute>) -> Self {
         let mut most = Self { tokens: 1, rows: 1, sequences: 1, groups: 1, training };
         for batch in batches {
             most.tokens = most.tokens.max(batch.tokens.len());
@@ -34,6 +34,22 @@ impl Capacity {
             most.groups = most.groups.max(batch.groups.len());
         }
         most
+    }
+
+    /// The least capacity that takes what either takes; the backward pass is this one's.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.max(other.tokens),
+            rows: self.rows.max(other.rows),
+            sequences: self.sequences.max(other.sequences),
+            groups: self.groups.max(other.groups),
+            training: self.training,
+        }
+    }
+
+    /// Whether it takes all that `other` takes.
+    pub fn takes(&self, other: &Self) -> bool {
+        self.and(*other) == *self
     }
 }
 
@@ -91,7 +107,7 @@ pub struct Workspace {
     pub(super) source_lists: Tensor,
     /// The residual stream before each block, `(T, D)` each; two in turn when nothing is kept.
     pub(super) stream: Vec<Tensor>,
-    /// One per block; one for all when nothing is kept.
+    /// One per block; they share what is not kept.
     pub(super) saved: Vec<Saved>,
     pub(super) scratch: Scratch,
     /// `(R, D)`: hidden states that predict.
@@ -123,14 +139,14 @@ pub struct Workspace {
 
 impl Workspace {
     /// Allocates for `capacity`.
-    pub fn new(gpu: &Gpu, config: &DecoderConfig, sizes: Sizes, capacity: Capacity) -> Result<Self> {
-        let Capacity { tokens, rows, sequences, groups, training } = capacity;
+    pub fn new(memory: &Memory, config: &DecoderConfig, sizes: Sizes, capacity: Capacity) -> Result<Self> {
+        let Capacity { tokens, rows, sequences, groups, training: kept } = capacity;
+        let training = kept.is_some();
         let sizes = Sizes { tokens, ..sizes };
-        let f32s = |label, count| Tensor::new(gpu, Purpose::Activations, label, count, DType::F32);
-        let table = |label, count| Tensor::new(gpu, Purpose::Staging, label, count, DType::U32);
+        let f32s = |label, count| Tensor::new(memory, Purpose::Activations, label, count, DType::F32);
+        let table = |label, count| Tensor::new(memory, Purpose::Staging, label, count, DType::U32);
         let back = |label, count: usize| f32s(label, if training { count } else { 0 });
         let width = config.width;
-        let kept = if training { config.layers() } else { 1 };
         let streams = if training { config.layers() + 1 } else { 2 };
         let chunk = chunk_rows(config.vocab, rows);
         Ok(Self {
@@ -150,13 +166,13 @@ impl Workspace {
             )?,
             source_lists: table("source lists", if training { 3 * rows + 1 } else { 0 })?,
             stream: (0..streams).map(|_| f32s("residual stream", tokens * width)).collect::<Result<_>>()?,
-            saved: (0..kept).map(|_| Saved::new(gpu, &sizes)).collect::<Result<_>>()?,
+            saved: Saved::all(memory, &sizes, config.layers(), kept.unwrap_or(Recompute::Full))?,
             // An adapter on the head sees rows of a chunk instead of tokens.
-            scratch: Scratch::new(gpu, &Sizes { tokens: tokens.max(chunk.min(rows)), ..sizes }, training)?,
+            scratch: Scratch::new(memory, &Sizes { tokens: tokens.max(chunk.min(rows)), ..sizes }, training)?,
             hidden: f32s("hidden", rows * width)?,
             hidden_stats: f32s("last norm's stats", rows * sizes.norm_stats)?,
             normed: f32s("last norm", rows * width)?,
-            logits: Tensor::new(gpu, Purpose::Logits, "logits", chunk * config.vocab, DType::F32)?,
+            logits: Tensor::new(memory, Purpose::Logits, "logits", chunk * config.vocab, DType::F32)?,
             chunk,
             stats: f32s("stats", 3 * rows)?,
             sums: f32s("sums", 2 * sequences)?,
@@ -213,11 +229,7 @@ impl Workspace {
     pub fn load(&mut self, rec: &mut Recorder, packed: &Packed) -> Result<()> {
         let needed = Capacity::covering([packed].into_iter(), self.capacity.training);
         let c = self.capacity;
-        let fits = needed.tokens <= c.tokens
-            && needed.rows <= c.rows
-            && needed.sequences <= c.sequences
-            && needed.groups <= c.groups;
-        if !fits {
+        if !c.takes(&needed) {
             let fix = "raise max_tokens_per_batch or shorten the rows";
             return Err(Error::input("packed batch", format!("at most {c:?}"), format!("{needed:?}"), fix));
         }
@@ -237,7 +249,7 @@ impl Workspace {
             mean_keys: packed.mean_keys(),
             ..Batch::default()
         };
-        if c.training {
+        if c.training.is_some() {
             let (list, distinct) = gather::lists(packed.tokens.iter().map(|t| t[0]));
             self.id_lists.write_u32(gpu, &list);
             self.batch.distinct_ids = distinct;

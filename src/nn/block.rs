@@ -2,7 +2,7 @@
 
 use super::{Arenas, Attention, KvCache, Mlp, Norm, Pass, Tables};
 use crate::Result;
-use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};
 
 /// A pre-norm decoder block.
 pub struct Block {
@@ -54,6 +54,33 @@ pub struct Sizes {
     pub dropout: bool,
 }
 
+/// What a backward pass computes once more instead of keeping it (Chen et al., 1604.06174). Norms and the MLP's activation are always
+/// among it. The gradients are the same to the bit.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Recompute {
+    /// No matrix product: fastest
+    #[default]
+    None,
+    /// The MLP's first product
+    Mlp,
+    /// All of a block but its input: least memory
+    Full,
+}
+
 /// What one block's forward pass keeps for its backward pass, apart from its input.
 #[derive(Clone)]
 pub struct Saved {
@@ -86,10 +113,23 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Allocates.
-    pub fn new(gpu: &Gpu, s: &Sizes) -> Result<Self> {
+    /// Allocates for each of `blocks`, which share what is not kept.
+    pub fn all(memory: &Memory, s: &Sizes, blocks: usize, recompute: Recompute) -> Result<Vec<Self>> {
+        let first = Self::new(memory, s, None)?;
+        let of = |i| match recompute {
+            _ if i == 0 => Ok(first.clone()),
+            Recompute::None => Self::new(memory, s, None),
+            Recompute::Mlp => Self::new(memory, s, Some(&first)),
+            Recompute::Full => Ok(first.clone()),
+        };
+        (0..blocks).map(of).collect()
+    }
+
+    /// Allocates; the MLP's first product is that of `up`, where it is given.
+    fn new(memory: &Memory, s: &Sizes, up: Option<&Self>) -> Result<Self> {
         let t = s.tokens;
-        let make = |label, width: usize| Tensor::new(gpu, Purpose::Activations, label, t * width, DType::F32);
+        let make =
+            |label, width: usize| Tensor::new(memory, Purpose::Activations, label, t * width, DType::F32);
         let head_dim = s.q_width / s.heads;
         let out = usize::from(s.output_norms);
         Ok(Self {
@@ -103,7 +143,7 @@ impl Saved {
             attention_out_stats: make("attention out norm", out)?,
             middle: make("middle", s.width)?,
             mlp_stats: make("mlp norm", s.norm_stats)?,
-            up: make("up", s.up)?,
+            up: up.map_or_else(|| make("up", s.up), |shared| Ok(shared.up.clone()))?,
             mlp_out: make("mlp out", out * s.width)?,
             mlp_out_stats: make("mlp out norm", out)?,
         })
@@ -138,9 +178,10 @@ pub struct Scratch {
 
 impl Scratch {
     /// Allocates; without `backward` the gradient buffers are empty.
-    pub fn new(gpu: &Gpu, s: &Sizes, backward: bool) -> Result<Self> {
+    pub fn new(memory: &Memory, s: &Sizes, backward: bool) -> Result<Self> {
         let t = s.tokens;
-        let make = |label, width: usize| Tensor::new(gpu, Purpose::Activations, label, t * width, DType::F32);
+        let make =
+            |label, width: usize| Tensor::new(memory, Purpose::Activations, label, t * width, DType::F32);
         let back = |label, width: usize| make(label, if backward { width } else { 0 });
         Ok(Self {
             normed: make("normed", s.width)?,
@@ -173,27 +214,8 @@ impl Block {
         out: &Tensor,
     ) -> Result<()> {
         let (normed, rows) = (&scratch.normed, tables.count);
-        let Saved { middle, attention_out, mlp_out, .. } = saved;
-        self.attention_norm.forward(rec, pass, x, None, normed, &saved.attention_stats, rows)?;
-        match &self.after_attention {
-            None => {
-                self.attention.forward(rec, pass, tables, saved, scratch, cache, normed, Some(x), middle)?
-            }
-            Some(norm) => {
-                self.attention.forward(
-                    rec,
-                    pass,
-                    tables,
-                    saved,
-                    scratch,
-                    cache,
-                    normed,
-                    None,
-                    attention_out,
-                )?;
-                norm.forward(rec, pass, attention_out, Some(x), middle, &saved.attention_out_stats, rows)?;
-            }
-        }
+        let Saved { middle, mlp_out, .. } = saved;
+        self.attend(rec, pass, tables, saved, scratch, cache, x)?;
         self.mlp_norm.forward(rec, pass, self.mlp_input(saved, x), None, normed, &saved.mlp_stats, rows)?;
         match &self.after_mlp {
             None => self.mlp.forward(rec, pass, saved, scratch, normed, Some(middle), out, rows),
@@ -204,12 +226,66 @@ impl Block {
         }
     }
 
+    /// Records the first half of the forward pass: saved.middle.
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &self,
+        rec: &mut Recorder,
+        pass: Pass,
+        tables: &Tables,
+        saved: &Saved,
+        scratch: &Scratch,
+        cache: Option<&KvCache>,
+        x: &Tensor,
+    ) -> Result<()> {
+        let (normed, rows) = (&scratch.normed, tables.count);
+        let Saved { middle, attention_out, .. } = saved;
+        self.attention_norm.forward(rec, pass, x, None, normed, &saved.attention_stats, rows)?;
+        let (residual, out) =
+            if self.after_attention.is_some() { (None, attention_out) } else { (Some(x), middle) };
+        self.attention.forward(rec, pass, tables, saved, scratch, cache, normed, residual, out)?;
+        match &self.after_attention {
+            None => Ok(()),
+            Some(norm) => {
+                norm.forward(rec, pass, attention_out, Some(x), middle, &saved.attention_out_stats, rows)
+            }
+        }
+    }
+
+    /// Records once more what the forward pass of x `(T, D)` did not keep, and leaves the MLP's input in scratch.normed.
+    #[allow(clippy::too_many_arguments)]
+    fn recompute(
+        &self,
+        rec: &mut Recorder,
+        pass: Pass,
+        recompute: Recompute,
+        tables: &Tables,
+        saved: &Saved,
+        scratch: &Scratch,
+        x: &Tensor,
+    ) -> Result<()> {
+        let (normed, rows) = (&scratch.normed, tables.count);
+        if recompute == Recompute::Full {
+            self.attend(rec, pass, tables, saved, scratch, None, x)?;
+        }
+        self.mlp_norm.forward(rec, pass, self.mlp_input(saved, x), None, normed, &saved.mlp_stats, rows)?;
+        match &self.after_mlp {
+            // The norm's own output is of no use: dbranch is free.
+            Some(norm) if recompute == Recompute::Full => {
+                self.mlp.forward(rec, pass, saved, scratch, normed, None, &saved.mlp_out, rows)?;
+                norm.forward(rec, pass, &saved.mlp_out, None, &scratch.dbranch, &saved.mlp_out_stats, rows)
+            }
+            _ if recompute == Recompute::None => Ok(()),
+            _ => self.mlp.project(rec, pass, saved, scratch, normed, rows),
+        }
+    }
+
     fn mlp_input<'a>(&self, saved: &'a Saved, x: &'a Tensor) -> &'a Tensor {
         if self.parallel { x } else { &saved.middle }
     }
 
     /// Turns dx `(T, D)`, in place, from the gradient of the block's output into that of its input x.
-    /// With `input` false the latter is not needed (nothing below is trained) and dx is left unfinished.
+    /// What the forward pass did not keep, as `recompute` says, is computed again. With `input` false the latter is not needed (nothing below is trained) and dx is left unfinished.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -219,6 +295,7 @@ impl Block {
         tables: &Tables,
         saved: &Saved,
         scratch: &Scratch,
+        recompute: Recompute,
         x: &Tensor,
         dx: &Tensor,
         input: bool,
@@ -226,7 +303,7 @@ impl Block {
         let Scratch { normed, dnormed, dbranch, .. } = scratch;
         let rows = tables.count;
         let mlp_input = self.mlp_input(saved, x);
-        self.mlp_norm.forward(rec, pass, mlp_input, None, normed, &saved.mlp_stats, rows)?;
+        self.recompute(rec, pass, recompute, tables, saved, scratch, x)?;
         let out = (&saved.mlp_out, &saved.mlp_out_stats);
         let dout = self.before(&self.after_mlp, rec, pass, gradients, out, dx, dbranch, rows)?;
         self.mlp.backward(rec, pass, gradients, saved, scratch, normed, dout, dnormed, rows)?;

@@ -35,9 +35,22 @@ impl Mlp {
         out: &Tensor,
         count: usize,
     ) -> Result<()> {
-        self.up.forward(rec, pass, scratch, x, &saved.up, None, count)?;
+        self.project(rec, pass, saved, scratch, x, count)?;
         activation::forward(rec, &saved.up, &scratch.act, self.shape(count))?;
         self.down.forward(rec, pass, scratch, &scratch.act, out, residual, count)
+    }
+
+    /// Records the part of the forward pass that the backward pass needs: saved.up of x `(T, D)`.
+    pub fn project(
+        &self,
+        rec: &mut Recorder,
+        pass: Pass,
+        saved: &Saved,
+        scratch: &Scratch,
+        x: &Tensor,
+        count: usize,
+    ) -> Result<()> {
+        self.up.forward(rec, pass, scratch, x, &saved.up, None, count)
     }
 
     /// Records the gradients: dx `=`. The activation is computed again.

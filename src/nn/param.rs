@@ -1,7 +1,7 @@
 //! Trainable parameters in a few flat arenas: one optimizer dispatch, one norm reduction and one copy for each arena.
 
 use crate::Result;
-use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
 
 /// Elements of an arena at most: 128 MiB of f32, WebGPU's default limit for one binding.
 pub(crate) const MAX_ARENA: usize = 32 << 20;
@@ -30,13 +30,22 @@ pub struct Part {
     pub all_rows: usize,
     /// Whether files hold it transposed, as GPT-2's do.
     pub transposed: bool,
+    /// Whether it is a frozen matrix of a block, which may be quantised when it is loaded.
+    pub quantizable: bool,
 }
 
 impl Part {
     /// A whole tensor.
     pub fn whole(name: impl Into<String>, shape: &[usize]) -> Self {
         let all_rows = shape.first().copied().unwrap_or(1);
-        Self { name: name.into(), shape: shape.to_vec(), first_row: 0, all_rows, transposed: false }
+        Self {
+            name: name.into(),
+            shape: shape.to_vec(),
+            first_row: 0,
+            all_rows,
+            transposed: false,
+            quantizable: false,
+        }
     }
 
     /// Some rows of it.
@@ -173,9 +182,9 @@ impl Arenas {
     ///
     /// # Errors
     /// When a tensor exceeds the adapter's binding limit.
-    pub fn new(gpu: &Gpu, layout: &Layout, purpose: Purpose, label: &str) -> Result<Self> {
+    pub fn new(memory: &Memory, layout: &Layout, purpose: Purpose, label: &str) -> Result<Self> {
         let make = |(i, &(count, _)): (usize, &(usize, bool))| {
-            Tensor::new(gpu, purpose, &format!("{label} {i}"), count, DType::F32)
+            Tensor::new(memory, purpose, &format!("{label} {i}"), count, DType::F32)
         };
         layout.arenas.iter().enumerate().map(make).collect::<Result<_>>().map(Self)
     }

@@ -5,7 +5,7 @@ mod schedule;
 pub use schedule::Schedule;
 
 use crate::Result;
-use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};
 use crate::kernels::adamw::{self, State, Step};
 use crate::kernels::sum_squares::{self, PARTIALS};
 use crate::nn::{Arenas, Layout};
@@ -45,15 +45,15 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// Zeroed gradients and moments for `layout`.
-    pub fn new(gpu: &Gpu, layout: &Layout, settings: AdamW) -> Result<Self> {
+    pub fn new(memory: &Memory, layout: &Layout, settings: AdamW) -> Result<Self> {
         let partials = layout.arenas().len() * PARTIALS;
         Ok(Self {
             settings,
-            gradients: Arenas::new(gpu, layout, Purpose::Gradients, "gradients")?,
-            first: Arenas::new(gpu, layout, Purpose::Moments, "first moments")?,
-            second: Arenas::new(gpu, layout, Purpose::Moments, "second moments")?,
-            partials: Tensor::new(gpu, Purpose::Staging, "norm partials", partials, DType::F32)?,
-            clip: Tensor::new(gpu, Purpose::Staging, "clip", 2, DType::F32)?,
+            gradients: Arenas::new(memory, layout, Purpose::Gradients, "gradients")?,
+            first: Arenas::new(memory, layout, Purpose::Moments, "first moments")?,
+            second: Arenas::new(memory, layout, Purpose::Moments, "second moments")?,
+            partials: Tensor::new(memory, Purpose::Staging, "norm partials", partials, DType::F32)?,
+            clip: Tensor::new(memory, Purpose::Staging, "clip", 2, DType::F32)?,
             steps: 0,
         })
     }

@@ -3,12 +3,10 @@
 //! A draw is counter-based on (seed, prompt, sample, step): results do not depend on which rows share a batch, nor on when
 //! finished rows leave it. The host looks at the drawn ids every few steps only.
 
-use std::collections::VecDeque;
-
 use crate::data::packing::{Group, Packed};
-use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
+use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
 use crate::kernels::sample::{self as kernel, NONE, Rows};
-use crate::model::{Capacity, Decoder, Workspace, chunk_rows};
+use crate::model::{Capacity, Decoder, DecoderConfig, Workspace, chunk_rows};
 use crate::nn::{KvCache, Pass};
 use crate::{Error, Result};
 
@@ -38,8 +36,8 @@ pub struct Answer {
 
 /// Prompt tokens that are prefilled together, unless one prompt alone is longer.
 const PREFILL_TOKENS: usize = 1536;
-/// Rows decoded together at most.
-const MAX_ROWS: usize = 192;
+/// Answers decoded together at most, unless fewer are asked for.
+pub(crate) const MAX_ROWS: usize = 192;
 /// Steps between two looks of the host.
 const SYNC_STEPS: usize = 8;
 
@@ -66,8 +64,23 @@ pub async fn generate(
     settings: &Settings,
     progress: Progress<'_>,
 ) -> Result<Vec<Vec<Answer>>> {
-    draw_all(gpu, decoder, pass, requests, settings, &mut |answers, tokens, _| progress(answers, tokens))
-        .await
+    let lengths: Vec<(usize, usize)> = requests.iter().map(|r| (r.prompt.len(), r.samples)).collect();
+    let room = Room::of(gpu, decoder.config(), &lengths, settings.max_new_tokens as usize, MAX_ROWS);
+    generate_in(room, gpu, decoder, pass, requests, settings, progress).await
+}
+
+/// The same in buffers of `room`.
+pub(crate) async fn generate_in(
+    room: Room,
+    gpu: &Gpu,
+    decoder: &Decoder,
+    pass: Pass<'_>,
+    requests: &[Request<'_>],
+    settings: &Settings,
+    progress: Progress<'_>,
+) -> Result<Vec<Vec<Answer>>> {
+    let mut look = |answers, tokens, _: &[Row]| progress(answers, tokens);
+    draw_all(room, gpu, decoder, pass, requests, settings, &mut look).await
 }
 
 /// Draws one answer, `request`'s first, and hands its tokens on as they come: `each` is called every few tokens with all
@@ -85,12 +98,15 @@ pub async fn stream(
 ) -> Result<Answer> {
     let request = [Request { samples: 1, ..request.clone() }];
     let mut look = |_, _, rows: &[Row]| rows.first().map_or(Ok(()), |row| each(&row.ids));
-    let answers = draw_all(gpu, decoder, pass, &request, settings, &mut look).await?;
+    let length = [(request[0].prompt.len(), 1)];
+    let room = Room::of(gpu, decoder.config(), &length, settings.max_new_tokens as usize, MAX_ROWS);
+    let answers = draw_all(room, gpu, decoder, pass, &request, settings, &mut look).await?;
     let none = || Error::Gpu { doing: "sampling".into(), message: "no answer came".into() };
     answers.into_iter().flatten().next().ok_or_else(none)
 }
 
 async fn draw_all(
+    room: Room,
     gpu: &Gpu,
     decoder: &Decoder,
     pass: Pass<'_>,
@@ -102,27 +118,18 @@ async fn draw_all(
     for request in requests {
         decoder.check_context(&format!("prompt {}", request.index), request.prompt.len() + most)?;
     }
-    // A layer's keys must fit one binding, and its logits one chunk.
-    let config = decoder.config();
-    let slots =
-        gpu.limits().max_storage_buffer_binding_size as usize / (4 * config.kv_heads * config.head_dim);
-    let cached = slots.saturating_sub(PREFILL_TOKENS) / most.max(1);
-    let max_rows = chunk_rows(config.vocab, MAX_ROWS).min(MAX_ROWS).min(cached).max(1);
-    let mut waiting: VecDeque<(usize, Request)> = requests
-        .iter()
-        .enumerate()
-        .flat_map(|(i, request)| pieces(request, max_rows).into_iter().map(move |piece| (i, piece)))
-        .collect();
     let mut answers: Vec<Vec<Answer>> = requests.iter().map(|_| Vec::new()).collect();
-    let mut wave_buffers: Option<Wave> = None;
-    while !waiting.is_empty() {
-        let wave = next_wave(&mut waiting, max_rows);
-        let shape = Shape::of(&wave, most);
-        let buffers = match wave_buffers.take().filter(|b| b.shape.takes(&shape)) {
-            Some(buffers) => buffers,
-            None => Wave::new(gpu, decoder, shape)?,
+    if requests.is_empty() {
+        return Ok(answers);
+    }
+    let mut buffers = Wave::new(gpu, decoder, room)?;
+    let lengths: Vec<(usize, usize)> = requests.iter().map(|r| (r.prompt.len(), r.samples)).collect();
+    for wave in waves(&lengths, room.rows, room.prompt_tokens) {
+        let part = |Piece { request, first, samples }: Piece| {
+            let whole = &requests[request];
+            (request, Request { first_sample: whole.first_sample + first as u32, samples, ..whole.clone() })
         };
-        let buffers = wave_buffers.insert(buffers);
+        let wave: Vec<(usize, Request)> = wave.into_iter().map(part).collect();
         for (i, answer) in buffers.run(gpu, decoder, pass, &wave, settings, &mut *look).await? {
             answers[i].push(answer);
         }
@@ -130,51 +137,76 @@ async fn draw_all(
     Ok(answers)
 }
 
-/// A request of more samples than fit at once, in parts.
-fn pieces<'a>(request: &Request<'a>, max_rows: usize) -> Vec<Request<'a>> {
-    (0..request.samples)
-        .step_by(max_rows)
-        .map(|done| Request {
-            first_sample: request.first_sample + done as u32,
-            samples: max_rows.min(request.samples - done),
-            ..request.clone()
-        })
-        .collect()
+/// Some of a request's samples.
+struct Piece {
+    request: usize,
+    first: usize,
+    samples: usize,
 }
 
-/// Takes requests while they fit: in rows and, beyond the first, in prompt tokens.
-fn next_wave<'a>(waiting: &mut VecDeque<(usize, Request<'a>)>, max_rows: usize) -> Vec<(usize, Request<'a>)> {
-    let (mut wave, mut rows, mut tokens) = (Vec::new(), 0, 0);
-    while let Some((_, request)) = waiting.front() {
-        rows += request.samples;
-        tokens += request.prompt.len();
-        if !wave.is_empty() && (rows > max_rows || tokens > PREFILL_TOKENS) {
-            break;
+/// What is decoded together, of requests of (prompt tokens, samples): in order, while it fits in rows and, beyond the first, in
+/// prompt tokens. A request of more samples than rows comes in pieces.
+fn waves(requests: &[(usize, usize)], rows: usize, prompt_tokens: usize) -> Vec<Vec<Piece>> {
+    let mut waves: Vec<Vec<Piece>> = Vec::new();
+    let mut used = (0, 0);
+    for (request, &(prompt, all)) in requests.iter().enumerate() {
+        for first in (0..all).step_by(rows) {
+            let samples = rows.min(all - first);
+            let piece = Piece { request, first, samples };
+            used = (used.0 + samples, used.1 + prompt);
+            match waves.last_mut().filter(|_| used.0 <= rows && used.1 <= prompt_tokens) {
+                Some(wave) => wave.push(piece),
+                None => {
+                    used = (samples, prompt);
+                    waves.push(vec![piece]);
+                }
+            }
         }
-        wave.extend(waiting.pop_front());
     }
-    wave
+    waves
 }
 
-/// Sizes of a wave's buffers.
-#[derive(Debug, Clone, Copy)]
-struct Shape {
+/// Sizes of a sampler's buffers: what is decoded together at most. Buffers that take some requests take any part of them, in any
+/// number of waves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
     rows: usize,
     prompt_tokens: usize,
     max_new: usize,
 }
 
-impl Shape {
-    fn of(wave: &[(usize, Request)], max_new: usize) -> Self {
-        Self {
-            rows: wave.iter().map(|(_, r)| r.samples).sum(),
-            prompt_tokens: wave.iter().map(|(_, r)| r.prompt.len()).sum(),
-            max_new,
+impl Room {
+    /// What requests of (prompt tokens, samples) for up to `max_new` tokens need, at most `most_rows` decoded together.
+    pub fn of(
+        memory: &Memory,
+        config: &DecoderConfig,
+        requests: &[(usize, usize)],
+        max_new: usize,
+        most_rows: usize,
+    ) -> Self {
+        // A layer's keys must fit one binding, and its logits one chunk.
+        let slots = memory.max_binding() as usize / (4 * config.kv_heads * config.head_dim);
+        let cached = slots.saturating_sub(PREFILL_TOKENS) / max_new.max(1);
+        let most = chunk_rows(config.vocab, most_rows).min(most_rows).min(cached).max(1);
+        let mut room = Self { rows: 1, prompt_tokens: 1, max_new };
+        for wave in waves(requests, most, PREFILL_TOKENS) {
+            room.rows = room.rows.max(wave.iter().map(|piece| piece.samples).sum());
+            let prompt_tokens = wave.iter().map(|piece| requests[piece.request].0).sum();
+            room.prompt_tokens = room.prompt_tokens.max(prompt_tokens);
         }
+        room
     }
 
-    fn takes(&self, other: &Shape) -> bool {
-        self.rows >= other.rows && self.prompt_tokens >= other.prompt_tokens && self.max_new >= other.max_new
+    /// Answers decoded together.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Makes a sampler's buffers, and all that is read from them at once.
+    pub fn allocate(self, memory: &Memory, decoder: &Decoder) -> Result<impl Sized + use<>> {
+        let read = self.rows * SYNC_STEPS;
+        let read = Tensor::new(memory, Purpose::Staging, "drawn ids", read, DType::U32)?;
+        Ok((Wave::new(memory, decoder, self)?, read))
     }
 }
 
@@ -192,7 +224,6 @@ struct Row {
 
 /// The buffers of a wave.
 struct Wave {
-    shape: Shape,
     prefill: Workspace,
     decode: Workspace,
     caches: Vec<KvCache>,
@@ -206,19 +237,18 @@ struct Wave {
 }
 
 impl Wave {
-    fn new(gpu: &Gpu, decoder: &Decoder, shape: Shape) -> Result<Self> {
-        let Shape { rows, prompt_tokens, max_new } = shape;
+    fn new(memory: &Memory, decoder: &Decoder, room: Room) -> Result<Self> {
+        let Room { rows, prompt_tokens, max_new } = room;
         // Every prompt has a row, so there are no more prompts than rows.
-        let capacity = |tokens| Capacity { tokens, rows, sequences: 1, groups: rows, training: false };
-        let table = |label, count| Tensor::new(gpu, Purpose::Staging, label, count, DType::U32);
+        let capacity = |tokens| Capacity { tokens, rows, sequences: 1, groups: rows, training: None };
+        let table = |label, count| Tensor::new(memory, Purpose::Staging, label, count, DType::U32);
         let own: Vec<u32> = (0..rows as u32).collect();
         Ok(Self {
-            shape,
-            prefill: decoder.workspace(gpu, capacity(prompt_tokens))?,
-            decode: decoder.workspace(gpu, capacity(rows))?,
-            caches: decoder.caches(gpu, prompt_tokens + SPARE_SLOTS + rows * max_new)?,
+            prefill: decoder.workspace(memory, capacity(prompt_tokens))?,
+            decode: decoder.workspace(memory, capacity(rows))?,
+            caches: decoder.caches(memory, prompt_tokens + SPARE_SLOTS + rows * max_new)?,
             source: table("row sources", rows)?,
-            own: Tensor::from_u32(gpu, Purpose::Staging, "row numbers", &own)?,
+            own: Tensor::from_u32(memory, Purpose::Staging, "row numbers", &own)?,
             seen: table("seen ids", rows * decoder.config().vocab.div_ceil(32))?,
             state: table("row state", 4 * rows)?,
             history: table("drawn ids", rows * SYNC_STEPS)?,

@@ -7,7 +7,7 @@ use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Precision, Purpose, Recorder};
 use crate::loss::{Loss, Method};
 use crate::model::{Adapter, Capacity, Decoder, ExportDType, LoraSpec, Training, Weights, merged, serialize};
-use crate::nn::{Arenas, Decay};
+use crate::nn::{Arenas, Decay, Recompute};
 use crate::reference::decoder::{self, Model, Shape, Tensors};
 use crate::reference::{compare, preference, rope};
 
@@ -211,16 +211,27 @@ impl Variant {
             tensors.extend(in_double(&adapter.weights, &adapters(), PEFT)?);
         }
         let text = Text::new(self.method);
-        let found = self.on_device(gpu, &model, &text).await?;
+        let found = self.on_device(gpu, &model, &text, Recompute::None).await?;
+        for recompute in [Recompute::Mlp, Recompute::Full] {
+            if self.on_device(gpu, &model, &text, recompute).await? != found {
+                return Err(Failure(format!("{}: another result with recompute {recompute:?}", self.name())));
+            }
+        }
         self.compare(gpu.precision(), &found, &self.in_double(&tensors, &text))
     }
 
     /// What the engine computes.
-    async fn on_device(&self, gpu: &Gpu, model: &Decoder, text: &Text) -> Result<Found> {
+    async fn on_device(
+        &self,
+        gpu: &Gpu,
+        model: &Decoder,
+        text: &Text,
+        recompute: Recompute,
+    ) -> Result<Found> {
         let groups = text.groups();
         let packed = Packed::new(&groups);
         let arenas = Arenas::new(gpu, model.layout(), Purpose::Gradients, "selftest gradients")?;
-        let mut ws = model.workspace(gpu, Capacity::covering([&packed].into_iter(), true))?;
+        let mut ws = model.workspace(gpu, Capacity::covering([&packed].into_iter(), Some(recompute)))?;
         let mut rec = Recorder::new(gpu);
         ws.load(&mut rec, &packed)?;
         let reference: Vec<f32> = text.reference().iter().map(|&v| v as f32).collect();
@@ -298,6 +309,7 @@ impl Variant {
 }
 
 /// Log-probs of all response tokens, losses of all groups, gradients by name.
+#[derive(PartialEq)]
 struct Found {
     logps: Vec<f32>,
     losses: Vec<f32>,

@@ -9,21 +9,20 @@ use super::flight::{Flight, Micro, Sums};
 use super::metrics::Metrics;
 use super::observer::Observer;
 use super::order::Order;
+use super::reach::{Reach, score_tokens};
 use super::references::Reference;
-use super::step::{MicroBatch, Scored, Trainer, score};
+use super::step::{MicroBatch, Scored, Trainer, score_in};
 use super::stop::{StopReason, StopRule};
 use crate::config::{Method, OnlineSampler, RunConfig};
 use crate::data::Example;
 use crate::data::packing::{Group, split};
 use crate::gpu::Gpu;
 use crate::loss::{self, Loss};
-use crate::model::Decoder;
+use crate::model::{Decoder, DecoderConfig};
 use crate::nn::Arenas;
 use crate::optim::{AdamW, Optimizer, Schedule};
+use crate::sample::Room;
 use crate::{Error, Result};
-
-/// Packed tokens of a scoring batch when the configuration does not say.
-const SCORE_TOKENS: usize = 2048;
 
 /// Everything a run starts from.
 pub struct Setup {
@@ -71,6 +70,9 @@ struct Run<'a> {
     gpu: &'a Gpu,
     config: &'a RunConfig,
     trainer: Trainer<'a>,
+    /// What the buffers are made for.
+    reach: Reach,
+    room: Room,
     train: Vec<Example>,
     pools: Vec<Pool>,
     held_out: HeldOut,
@@ -132,6 +134,10 @@ impl<'a> Run<'a> {
         let negative = reference(minus, setup.negative)?;
         let positive = if plus == minus { None } else { Some(reference(plus, setup.positive)?) };
         let optimizer = Optimizer::new(gpu, decoder.layout(), settings)?;
+        let reach = Reach::of(config, &train, &eval, setup.anchors.as_deref());
+        let room = reach.room(gpu, decoder.config(), config);
+        let mut trainer = Trainer::new(gpu, decoder, optimizer, loss_of(config), t.seed);
+        trainer.reserve(reach.step);
         let pools = match setup.anchors {
             Some(given) => given.into_iter().map(|anchors| Pool { anchors, ..Pool::default() }).collect(),
             None => vec![Pool::default(); train.len()],
@@ -139,7 +145,9 @@ impl<'a> Run<'a> {
         Ok(Self {
             gpu,
             config,
-            trainer: Trainer::new(gpu, decoder, optimizer, loss_of(config), t.seed),
+            trainer,
+            reach,
+            room,
             cached: vec![None; train.len()],
             train,
             pools,
@@ -160,15 +168,11 @@ impl<'a> Run<'a> {
         self.negative.is_fixed() && self.positive.as_ref().is_none_or(Reference::is_fixed)
     }
 
-    fn score_tokens(&self) -> usize {
-        self.config.train.max_tokens_per_batch.unwrap_or(SCORE_TOKENS)
-    }
-
     /// Draws all anchors that are missing, drops prompts that got none, and scores what stays the same.
     async fn prepare(&mut self) -> Result<()> {
         for example in self.train.iter().chain(&self.held_out.examples) {
             let place = format!("the example of line {}", example.line);
-            check_context(&self.trainer.decoder, self.config, example, &place)?;
+            check_context(self.trainer.decoder.config(), self.config, example, &place)?;
         }
         if self.method() == Method::D2o {
             self.draw_offline().await?;
@@ -230,7 +234,8 @@ impl<'a> Run<'a> {
             .collect();
         let decoder = &self.trainer.decoder;
         let counts =
-            anchors::draw(self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress).await?;
+            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress)
+                .await?;
         self.counts.add(&counts);
         // Held-out prompts are numbered after the training prompts.
         let mut draws: Vec<Draw> = (self.train.len()..)
@@ -238,7 +243,8 @@ impl<'a> Run<'a> {
             .filter(|(_, (example, _))| example.negative_ids.is_some())
             .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
             .collect();
-        anchors::draw(self.gpu, decoder, pass, &mut draws, eval_k, &settings, 0, &mut progress).await?;
+        anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, eval_k, &settings, 0, &mut progress)
+            .await?;
         self.observer.end();
         self.drop_empty()
     }
@@ -266,7 +272,10 @@ impl<'a> Run<'a> {
     /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative. With `report` the
     /// observer counts the examples.
     async fn score_references(&mut self, examples: &[usize], report: bool) -> Result<Vec<Vec<Scored>>> {
-        let (method, budget) = (self.method(), self.score_tokens());
+        let (method, budget) = (self.method(), score_tokens(self.config));
+        // Before a step the trainer keeps its workspace: its own groups are few.
+        let reach = if self.trainer.is_away() { self.reach.scoring } else { self.reach.following };
+        let Some(capacity) = reach.or(self.reach.scoring) else { return Ok(Vec::new()) };
         let Self { gpu, trainer, train, pools, observer, .. } = self;
         let (gpu, decoder) = (*gpu, &trainer.decoder);
         let groups: Vec<Group> = examples.iter().map(|&i| group(method, &train[i], &pools[i])).collect();
@@ -276,25 +285,28 @@ impl<'a> Run<'a> {
         };
         let minus = self.negative.pass(decoder);
         let Some(positive) = &self.positive else {
-            return score(gpu, decoder, minus, &groups, budget, &mut count).await;
+            return score_in(gpu, decoder, minus, &groups, (budget, capacity), &mut count).await;
         };
         let (anchors, negatives): (Vec<Group>, Vec<Group>) = groups.iter().map(parts).unzip();
-        let mut scored = score(gpu, decoder, minus, &anchors, budget, &mut count).await?;
+        let mut scored = score_in(gpu, decoder, minus, &anchors, (budget, capacity), &mut count).await?;
         let plus = positive.pass(decoder);
         let negatives =
-            score(gpu, decoder, plus, &negatives, budget, &mut |_, _| observer.advance(0, 0)).await?;
+            score_in(gpu, decoder, plus, &negatives, (budget, capacity), &mut |_, _| observer.advance(0, 0))
+                .await?;
         scored.iter_mut().zip(negatives).for_each(|(all, negative)| all.extend(negative));
         Ok(scored)
     }
 
     async fn evaluate(&mut self, step: usize) -> Result<Metrics> {
-        let budget = self.score_tokens();
+        self.trainer.put_away().await?;
+        let budget = score_tokens(self.config);
         let method = (self.method(), loss_of(self.config));
-        let Self { gpu, trainer, observer, held_out, .. } = self;
+        let Self { gpu, trainer, observer, held_out, reach, .. } = self;
+        let Some(capacity) = reach.held_out else { return Ok(Metrics::default()) };
         let mut metrics = Metrics::default();
         metrics.push("global_step", step as f64);
         let mut alive = |_, _| observer.advance(0, 0);
-        let found = held_out.evaluate(gpu, &trainer.decoder, method, budget, &mut alive).await?;
+        let found = held_out.evaluate(gpu, &trainer.decoder, method, (budget, capacity), &mut alive).await?;
         metrics.0.extend(found.0);
         observer.evaluated(&metrics)?;
         Ok(metrics)
@@ -388,6 +400,7 @@ impl<'a> Run<'a> {
         if stale.is_empty() {
             return Ok(());
         }
+        self.trainer.put_away().await?;
         let decoder = &self.trainer.decoder;
         let (pass, instructed) = match a.online_sampler {
             OnlineSampler::Reference => (self.negative.pass(decoder), true),
@@ -408,7 +421,8 @@ impl<'a> Run<'a> {
         draws.iter_mut().for_each(|draw| draw.pool.anchors.clear());
         let observer = &mut *self.observer;
         let alive = &mut |_, _| observer.advance(0, 0);
-        let counts = anchors::draw(self.gpu, decoder, pass, &mut draws, k, &settings, step, alive).await?;
+        let counts =
+            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, step, alive).await?;
         self.counts.add(&counts);
         for (&i, old) in stale.iter().zip(old) {
             // A model that answers with nothing anchors nothing: its earlier answers stay.
@@ -465,21 +479,21 @@ fn group<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Group<'a> 
 
 /// Fails, naming `place`, where an example's prompt and an answer exceed the model's context.
 pub(super) fn check_context(
-    decoder: &Decoder,
+    model: &DecoderConfig,
     config: &RunConfig,
     example: &Example,
     place: &str,
 ) -> Result<()> {
     let answers = [&example.negative_ids, &example.chosen_ids].into_iter().flatten();
     let longest = answers.map(Vec::len).max().unwrap_or(0);
-    decoder.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
+    model.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
     if config.method.method != Method::D2o {
         return Ok(());
     }
     // Anchors are sampled behind the one prompt and scored behind the other, which a template's own system message may make longer.
     let prompt = example.sampling_ids.len().max(example.prompt_ids.len());
     let place = format!("{place}: prompt, bare or with the safety instruction, and max_new_tokens");
-    decoder.check_context(&place, prompt + config.anchors.max_new_tokens)
+    model.check_context(&place, prompt + config.anchors.max_new_tokens)
 }
 
 /// A group's anchors and its negative, apart.

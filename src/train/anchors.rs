@@ -7,7 +7,7 @@ use crate::gpu::Gpu;
 use crate::kernels::sample::Settings;
 use crate::model::Decoder;
 use crate::nn::Pass;
-use crate::sample::{self, Request};
+use crate::sample::{self, Request, Room};
 
 /// One self-sampled answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,9 +83,10 @@ impl<'a> Draw<'a> {
     }
 }
 
-/// Fills each pool of `draws` up to `k` anchors.
+/// Fills each pool of `draws` up to `k` anchors, in a sampler's buffers of `room`.
 #[allow(clippy::too_many_arguments)]
-pub async fn draw(
+pub(super) async fn draw(
+    room: Room,
     gpu: &Gpu,
     decoder: &Decoder,
     pass: Pass<'_>,
@@ -112,7 +113,8 @@ pub async fn draw(
             Request { prompt, first_sample, samples: k - pool.anchors.len(), index: *index }
         };
         let requests: Vec<Request> = missing.iter().map(request).collect();
-        let answers = sample::generate(gpu, decoder, pass, &requests, settings, &mut *progress).await?;
+        let answers =
+            sample::generate_in(room, gpu, decoder, pass, &requests, settings, &mut *progress).await?;
         for (&i, answers) in missing.iter().zip(answers) {
             used[i] += answers.len() as u32;
             for answer in answers {

@@ -2,7 +2,7 @@
 
 use super::anchors::Pool;
 use super::metrics::{Metrics, Observed, mean, of_groups};
-use super::step::{GroupOutcome, Scored, score};
+use super::step::{GroupOutcome, Scored, score_in};
 use super::stop::{ANCHOR_LOGP, PERPLEXITY};
 use crate::Result;
 use crate::config::Method;
@@ -10,7 +10,7 @@ use crate::data::Example;
 use crate::data::packing::Group;
 use crate::gpu::Gpu;
 use crate::loss::Loss;
-use crate::model::Decoder;
+use crate::model::{Capacity, Decoder};
 use crate::reference::preference;
 
 /// Anchors of a held-out prompt at most: they are scored often.
@@ -45,13 +45,13 @@ impl HeldOut {
         gpu: &Gpu,
         decoder: &Decoder,
         (method, loss): (Method, Loss),
-        budget: usize,
+        (budget, capacity): (usize, Capacity),
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Metrics> {
         let groups: Vec<Group> = (0..self.examples.len())
             .map(|i| Group { prompt: &self.examples[i].prompt_ids, responses: self.responses(method, i) })
             .collect();
-        let scored = score(gpu, decoder, decoder.policy(), &groups, budget, progress).await?;
+        let scored = score_in(gpu, decoder, decoder.policy(), &groups, (budget, capacity), progress).await?;
         let start = self.start.get_or_insert_with(|| scored.clone());
         let mut observed = Vec::new();
         let (mut good_logp, mut good_tokens) = (0.0, 0usize);

@@ -32,14 +32,18 @@ impl Reference {
             })?;
             return Ok(Self { source, values: Some(values) });
         }
-        // A fresh adapter changes nothing: off, the model is the initial one, without a copy.
-        if fresh_adapter && source == ReferenceSource::Initial {
+        if !Self::has_values(&source, fresh_adapter) {
             return Ok(Self { source, values: None });
         }
         let values = Arenas::new(gpu, decoder.layout(), Purpose::References, "reference")?;
         let mut rec = Recorder::new(gpu);
         decoder.values().copy_to(&mut rec, &values);
         Ok(Self { source, values: Some(values) })
+    }
+
+    /// Whether it is more than the model with its adapter off: a fresh adapter changes nothing.
+    pub fn has_values(source: &ReferenceSource, fresh_adapter: bool) -> bool {
+        !fresh_adapter || *source != ReferenceSource::Initial
     }
 
     /// Its forward pass.

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 
 use super::align::{Setup, check_context};
 use super::anchors::Anchor;
+use super::plan::Plan;
+use super::reach::Reach;
 use crate::config::{self, Method, RunConfig};
 use crate::data::{
-    ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, ParseOptions, Row,
-    Truncation, build_examples, parse_jsonl, parse_jsonl_with, rows_with,
+    ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, ParseOptions,
+    Prompt, Row, Truncation, build_examples, parse_jsonl, parse_jsonl_with, rows_with,
 };
-use crate::gpu::{Gpu, Purpose};
-use crate::model::{AdapterBytes, Decoder, LoraSpec, ModelBytes, Training};
+use crate::gpu::{Gpu, Memory, Purpose};
+use crate::model::{AdapterBytes, Decoder, DecoderConfig, LoraSpec, ModelBytes, Training};
 use crate::nn::Arenas;
 use crate::{Error, Result};
 
@@ -45,6 +47,16 @@ pub struct Inputs<'a> {
     pub negative: Option<Checkpoint<'a>>,
 }
 
+/// What a run reads, read: a plan can be made of it, and a start.
+pub struct Job<'a> {
+    inputs: Inputs<'a>,
+    tokenizer: ChatTokenizer,
+    train: Vec<Example>,
+    eval: Vec<Example>,
+    anchors: Option<Vec<Vec<Anchor>>>,
+    lengths: LengthCounts,
+}
+
 /// A run ready to start.
 pub struct Prepared {
     /// What [`super::align()`] takes.
@@ -58,18 +70,21 @@ pub struct Prepared {
 /// Held-out examples at most, when they are taken from the training rows: they are scored often.
 const HELD_OUT: usize = 16;
 
+/// Examples that a plan assumes where none are given: more than go through a model together.
+const ASSUMED: usize = 256;
+
 impl<'a> Inputs<'a> {
     /// A model and its training rows; nothing else.
     pub fn new(model: ModelBytes<'a>, train: Named<'a>) -> Self {
         Self { model, adapter: None, train, eval: None, samples: None, positive: None, negative: None }
     }
 
-    /// Reads all rows, then loads the model.
+    /// Reads and checks all rows; nothing is allocated yet.
     ///
     /// # Errors
-    /// The first row, tensor or setting that is not what it must be.
-    pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
-        let tokenizer = self.model.tokenizer()?;
+    /// The first row or setting that is not what it must be.
+    pub fn read(&self, config: &RunConfig) -> Result<Job<'a>> {
+        let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
         let (mut train, lengths) = self.train_examples(&tokenizer, config)?;
         let eval = match self.eval_examples(&tokenizer, config)? {
             Some(eval) => eval,
@@ -79,22 +94,52 @@ impl<'a> Inputs<'a> {
         let given = samples
             .map(|samples| Ok((samples.0, given_samples(samples, &tokenizer, config.method.num_samples)?)))
             .transpose()?;
-        let (decoder, fresh_adapter) = self.decoder(gpu, config)?;
-        let anchors =
-            given.map(|(origin, given)| anchors_of(&train, origin, &given, &decoder)).transpose()?;
+        let anchors = given.map(|(origin, given)| anchors_of(&train, origin, &given, &model)).transpose()?;
         let eval_origin = self.eval.unwrap_or(self.train).0;
         for (origin, examples) in [(self.train.0, &train), (eval_origin, &eval)] {
             for example in examples {
-                check_context(&decoder, config, example, &format!("{origin}:{}", example.line))?;
+                check_context(&model, config, example, &format!("{origin}:{}", example.line))?;
             }
         }
-        let checkpoint = |given: &Option<Checkpoint>| {
-            given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors, lengths })
+    }
+
+    /// A job whose examples are as long as the limits allow, for a plan without any.
+    ///
+    /// # Errors
+    /// As [`Inputs::read`], where the model's context is shorter than that.
+    pub fn assume(&self, config: &RunConfig) -> Result<Job<'a>> {
+        let (model, tokenizer, d) = (self.model.decoder_config()?, self.model.tokenizer()?, &config.data);
+        let instruction = tokenizer.encode_text(&config.anchors.safety_instruction, false)?.len();
+        // No longer than the context leaves room for.
+        let answer = d.max_completion_length.min(model.context() / 2);
+        let drawn = if config.method.method == Method::D2o { config.anchors.max_new_tokens } else { 0 };
+        let beside = answer.max(drawn) + instruction;
+        let prompt = d.max_prompt_length.min(model.context().saturating_sub(beside)).max(1);
+        let answer = Some(vec![0; answer]);
+        let example = Example {
+            line: 1,
+            row: 0,
+            prompt: Prompt::Text(String::new()),
+            prompt_ids: vec![0; prompt],
+            sampling_ids: vec![0; prompt + instruction],
+            negative_ids: answer.clone(),
+            chosen_ids: answer,
         };
-        let (positive, negative) = (checkpoint(&self.positive)?, checkpoint(&self.negative)?);
-        let ends = tokenizer.end_tokens().to_vec();
-        let setup = Setup { decoder, fresh_adapter, train, eval, anchors, positive, negative, ends };
-        Ok(Prepared { setup, tokenizer, lengths })
+        check_context(&model, config, &example, "the longest example")?;
+        let mut train = vec![example; ASSUMED];
+        let eval =
+            if self.eval.is_some() { train[..HELD_OUT].to_vec() } else { hold_out(&mut train, config) };
+        let lengths = LengthCounts::default();
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths })
+    }
+
+    /// Reads all rows, then loads the model.
+    ///
+    /// # Errors
+    /// The first row, tensor or setting that is not what it must be.
+    pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
+        self.read(config)?.load(gpu, config)
     }
 
     fn train_examples(
@@ -141,14 +186,15 @@ impl<'a> Inputs<'a> {
         Ok(Some(build_examples(&rows, origin, tokenizer, &options(config, needs))?.0))
     }
 
-    fn decoder(&self, gpu: &Gpu, config: &RunConfig) -> Result<(Decoder, bool)> {
-        let l = &config.lora;
+    /// The model as the run begins with it, and whether its adapter is new.
+    fn decoder(&self, memory: &Memory, config: &RunConfig) -> Result<(Decoder, bool)> {
+        let (l, model) = (&config.lora, ModelBytes { quantize: config.model.quantize, ..self.model.clone() });
         if !l.enabled {
-            return Ok((self.model.decoder(gpu, Training::Full)?, false));
+            return Ok((model.decoder(memory, Training::Full)?, false));
         }
         if let Some(adapter) = &self.adapter {
             let adapter = adapter.parse()?;
-            return Ok((self.model.decoder(gpu, Training::Adapter(&adapter))?, false));
+            return Ok((model.decoder(memory, Training::Adapter(&adapter))?, false));
         }
         let spec = LoraSpec {
             r: l.r,
@@ -157,7 +203,51 @@ impl<'a> Inputs<'a> {
             target_modules: l.target_modules.clone(),
             fan_in_fan_out: false,
         };
-        Ok((self.model.decoder(gpu, Training::Lora(spec, config.train.seed))?, true))
+        Ok((model.decoder(memory, Training::Lora(spec, config.train.seed))?, true))
+    }
+}
+
+impl Job<'_> {
+    /// What the run will take, with tensors of at most `max_binding` bytes. The model is not read for it, only its shapes.
+    ///
+    /// # Errors
+    /// As [`Job::load`].
+    pub fn plan(&self, config: &RunConfig, max_binding: u64) -> Result<Plan> {
+        let memory = Memory::on_paper(max_binding);
+        let (decoder, fresh_adapter) = self.inputs.decoder(&memory, config)?;
+        let reach = Reach::of(config, &self.train, &self.eval, self.anchors.as_deref());
+        Plan::of(&memory, &decoder, fresh_adapter, config, &reach)
+    }
+
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// The first tensor or setting that is not what it must be.
+    pub fn load(self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
+        let Self { inputs, tokenizer, train, eval, anchors, lengths } = self;
+        let (decoder, fresh_adapter) = inputs.decoder(gpu, config)?;
+        let checkpoint = |given: &Option<Checkpoint>| {
+            given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
+        };
+        let (positive, negative) = (checkpoint(&inputs.positive)?, checkpoint(&inputs.negative)?);
+        let ends = tokenizer.end_tokens().to_vec();
+        let setup = Setup { decoder, fresh_adapter, train, eval, anchors, positive, negative, ends };
+        Ok(Prepared { setup, tokenizer, lengths })
+    }
+
+    /// Tokens of the longest prompt and answer.
+    pub fn longest(&self) -> (usize, usize) {
+        let answer = |example: &Example| {
+            let answers = [&example.negative_ids, &example.chosen_ids];
+            answers.into_iter().flatten().map(Vec::len).max().unwrap_or(0)
+        };
+        let most = |size: &dyn Fn(&Example) -> usize| self.train.iter().map(size).max().unwrap_or(0);
+        (most(&|example| example.prompt_ids.len()), most(&answer))
+    }
+
+    /// What the length limits did to the training rows.
+    pub fn lengths(&self) -> &LengthCounts {
+        &self.lengths
     }
 }
 
@@ -265,14 +355,14 @@ fn anchors_of(
     examples: &[Example],
     origin: &str,
     given: &HashMap<String, Vec<Given>>,
-    decoder: &Decoder,
+    model: &DecoderConfig,
 ) -> Result<Vec<Vec<Anchor>>> {
     let of = |example: &Example| {
         let samples = given.get(&key(&example.prompt)).into_iter().flatten();
         samples
             .map(|(line, anchor)| {
                 let place = format!("{origin}:{line}: prompt and sample");
-                decoder.check_context(&place, example.prompt_ids.len() + anchor.ids.len())?;
+                model.check_context(&place, example.prompt_ids.len() + anchor.ids.len())?;
                 Ok(anchor.clone())
             })
             .collect()

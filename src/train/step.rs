@@ -7,7 +7,7 @@ use crate::data::packing::{Group, Packed, split};
 use crate::gpu::{Gpu, Recorder};
 use crate::loss::Loss;
 use crate::model::{Capacity, Decoder, Workspace};
-use crate::nn::{Dropout, Pass};
+use crate::nn::{Dropout, Pass, Recompute};
 use crate::optim::Optimizer;
 
 /// Log-probs of one response.
@@ -71,11 +71,28 @@ pub async fn score(
     budget: usize,
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<Vec<Scored>>> {
-    let batches: Vec<Packed> =
-        split(groups, budget, usize::MAX).into_iter().map(|range| Packed::new(&groups[range])).collect();
-    let mut ws = decoder.workspace(gpu, Capacity::covering(batches.iter(), false))?;
+    let batches = batches(groups, budget);
+    let capacity = Capacity::covering(batches.iter(), None);
+    drop(batches);
+    score_in(gpu, decoder, pass, groups, (budget, capacity), progress).await
+}
+
+fn batches(groups: &[Group], budget: usize) -> Vec<Packed> {
+    split(groups, budget, usize::MAX).into_iter().map(|range| Packed::new(&groups[range])).collect()
+}
+
+/// The same in a workspace of a given capacity.
+pub(super) async fn score_in(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    pass: Pass<'_>,
+    groups: &[Group<'_>],
+    (budget, capacity): (usize, Capacity),
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Vec<Vec<Scored>>> {
+    let mut ws = decoder.workspace(gpu, capacity)?;
     let mut results = Vec::new();
-    for packed in batches {
+    for packed in batches(groups, budget) {
         let mut rec = Recorder::new(gpu);
         ws.load(&mut rec, &packed)?;
         decoder.score(&mut rec, pass, &ws)?;
@@ -95,6 +112,7 @@ pub struct Trainer<'g> {
     /// Its optimizer.
     pub optimizer: Optimizer,
     workspace: Option<Workspace>,
+    capacity: Capacity,
     loss: Loss,
     seed: u32,
     micro_batches: u32,
@@ -111,36 +129,40 @@ pub struct MicroBatch<'a> {
 impl<'g> Trainer<'g> {
     /// A trainer of `decoder`.
     pub fn new(gpu: &'g Gpu, decoder: Decoder, optimizer: Optimizer, loss: Loss, seed: u32) -> Self {
-        Self { gpu, decoder, optimizer, workspace: None, loss, seed, micro_batches: 0 }
+        let capacity = Capacity::covering(std::iter::empty(), Some(Recompute::None));
+        Self { gpu, decoder, optimizer, workspace: None, capacity, loss, seed, micro_batches: 0 }
     }
 
-    /// Makes the workspace fit `packed`, growing by a quarter more than asked so that it is seldom done.
-    fn fit(&mut self, packed: &Packed) -> Result<&mut Workspace> {
-        let needed = Capacity::covering([packed].into_iter(), true);
-        let old = self.workspace.as_ref().map(Workspace::capacity);
-        let fits = old.is_some_and(|c| {
-            needed.tokens <= c.tokens
-                && needed.rows <= c.rows
-                && needed.sequences <= c.sequences
-                && needed.groups <= c.groups
-        });
-        let ws = self.workspace.take().filter(|_| fits);
-        let ws = match ws {
-            Some(ws) => ws,
-            None => {
-                let old = old.unwrap_or(needed);
-                let grown = |now: usize, old: usize| now.max(old) + if now > old { now / 4 } else { 0 };
-                let capacity = Capacity {
-                    tokens: grown(needed.tokens, old.tokens),
-                    rows: grown(needed.rows, old.rows),
-                    sequences: grown(needed.sequences, old.sequences),
-                    groups: grown(needed.groups, old.groups),
-                    training: true,
-                };
-                self.decoder.workspace(self.gpu, capacity)?
-            }
-        };
-        Ok(self.workspace.insert(ws))
+    /// Makes the workspace, when it is first needed, for batches up to `capacity`. A batch beyond it has it made anew.
+    pub fn reserve(&mut self, capacity: Capacity) {
+        self.workspace = None;
+        self.capacity = capacity;
+    }
+
+    /// Gives the workspace's memory back until the next batch, once the device is done with it.
+    pub async fn put_away(&mut self) -> Result<()> {
+        if self.workspace.is_some() {
+            self.gpu.finished().await?;
+            self.workspace = None;
+        }
+        Ok(())
+    }
+
+    /// Whether there is no workspace at the moment.
+    pub fn is_away(&self) -> bool {
+        self.workspace.is_none()
+    }
+
+    /// Takes the workspace, made to fit `packed`.
+    fn fit(&mut self, packed: &Packed) -> Result<Workspace> {
+        let needed = Capacity::covering([packed].into_iter(), self.capacity.training);
+        if !self.capacity.takes(&needed) {
+            self.reserve(self.capacity.and(needed));
+        }
+        match self.workspace.take() {
+            Some(ws) => Ok(ws),
+            None => self.decoder.workspace(self.gpu, self.capacity),
+        }
     }
 
     /// Submits forward, loss and backward of one micro-batch: its gradients are added to the optimizer's. `divisor` is the
@@ -151,20 +173,20 @@ impl<'g> Trainer<'g> {
         divisor: usize,
     ) -> Result<Pending<'g, Vec<GroupOutcome>>> {
         let packed = Packed::new(&batch.groups);
-        self.fit(&packed)?;
-        let Some(ws) = self.workspace.as_mut() else { return Ok(Box::pin(async { Ok(Vec::new()) })) };
         let mut rec = Recorder::new(self.gpu);
+        let mut ws = self.fit(&packed)?;
         ws.load(&mut rec, &packed)?;
         ws.reference.write_f32(self.gpu, &batch.reference);
         let dropout = Some(Dropout { step: self.micro_batches, seed: self.seed });
         let pass = Pass { dropout, ..self.decoder.policy() };
-        self.decoder.score(&mut rec, pass, ws)?;
-        self.loss.record(&mut rec, ws, divisor)?;
-        self.decoder.backward(&mut rec, pass, self.optimizer.gradients(), ws)?;
+        self.decoder.score(&mut rec, pass, &ws)?;
+        self.loss.record(&mut rec, &ws, divisor)?;
+        self.decoder.backward(&mut rec, pass, self.optimizer.gradients(), &ws)?;
         rec.submit();
         self.micro_batches += 1;
         let outcome = ws.outcome.slice(0, 4 * packed.groups.len()).read_f32(self.gpu);
-        let scored = read_scores(self.gpu, ws, packed);
+        let scored = read_scores(self.gpu, &ws, packed);
+        self.workspace = Some(ws);
         Ok(Box::pin(async move {
             let (outcome, scored) = (outcome.await?, scored.await?);
             let outcomes = outcome.chunks_exact(4).zip(scored).map(|(o, responses)| GroupOutcome {

@@ -1,0 +1,224 @@
+//! What a run will hold in memory, phase by phase and by purpose, before anything is allocated; and what would make it less.
+//!
+//! A plan is not an estimate: the code that makes a run's buffers makes them on paper ([`Memory::on_paper`]), in the sizes of
+//! [`Reach`], and the ledger is read.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::reach::Reach;
+use super::references::Reference;
+use crate::Result;
+use crate::config::RunConfig;
+use crate::gpu::{DType, Memory, Purpose, Quantize, Tensor};
+use crate::model::{Capacity, Decoder};
+use crate::nn::{Arenas, Recompute};
+use crate::optim::{AdamW, Optimizer};
+
+/// What is held at once in one part of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Phase {
+    /// The part.
+    pub name: &'static str,
+    /// Bytes of all buffers.
+    pub total: u64,
+    /// Bytes by purpose.
+    pub by_purpose: BTreeMap<Purpose, u64>,
+}
+
+/// A run's phases, in their order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The phases that the run has.
+    pub phases: Vec<Phase>,
+    /// Answers decoded together.
+    pub decoded_together: usize,
+    /// Packed tokens of the largest batch that is trained on.
+    pub step_tokens: usize,
+    /// Packed tokens of the largest batch that is only scored.
+    score_tokens: usize,
+    /// Packed tokens of the largest group.
+    largest_group: usize,
+    /// Whether plain matrices would become smaller by being quantised.
+    quantizable: bool,
+}
+
+/// A setting that takes less memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// `--max-num-seqs`
+    MaxNumSeqs(usize),
+    /// `--max-tokens-per-batch`
+    MaxTokensPerBatch(usize),
+    /// `--recompute`
+    Recompute(Recompute),
+    /// `--quantize`
+    Quantize(Quantize),
+}
+
+impl Plan {
+    /// The plan of a run of `decoder` in `memory`, both on paper.
+    pub(super) fn of(
+        memory: &Memory,
+        decoder: &Decoder,
+        fresh_adapter: bool,
+        config: &RunConfig,
+        reach: &Reach,
+    ) -> Result<Self> {
+        let (mut phases, layout) = (Vec::new(), decoder.layout());
+        let read = |capacity: Capacity, steps: usize| {
+            let count = steps * (3 * capacity.rows + 2 * capacity.sequences + 4 * capacity.groups + 2);
+            Tensor::new(memory, Purpose::Staging, "readback", count, DType::F32)
+        };
+        let workspace = |capacity: Capacity| Ok((decoder.workspace(memory, capacity)?, read(capacity, 1)?));
+        let optimizer = Optimizer::new(memory, layout, AdamW::default())?;
+        let (plus, minus) = (&config.reference.positive, &config.reference.negative);
+        let both = [Some(minus), Some(plus).filter(|plus| *plus != minus)];
+        let values = both.into_iter().flatten().filter(|source| Reference::has_values(source, fresh_adapter));
+        let arenas = |_| Arenas::new(memory, layout, Purpose::References, "reference");
+        let references = values.map(arenas).collect::<Result<Vec<_>>>()?;
+        let best = reach.held_out.map(|_| Arenas::new(memory, layout, Purpose::References, "best state"));
+        let best = best.transpose()?;
+        let mut phase =
+            |name: &'static str, made: &dyn Fn() -> Result<Box<dyn std::any::Any>>| -> Result<()> {
+                memory.ledger().restart_peaks();
+                let buffers = made()?;
+                let by_purpose =
+                    memory.ledger().by_purpose().into_iter().map(|(purpose, usage)| (purpose, usage.peak));
+                phases.push(Phase {
+                    name,
+                    total: memory.ledger().total().peak,
+                    by_purpose: by_purpose.filter(|(_, bytes)| *bytes > 0).collect(),
+                });
+                drop(buffers);
+                Ok(())
+            };
+        let room = reach.room(memory, decoder.config(), config);
+        if !reach.draws.is_empty() {
+            phase("sampling", &|| Ok(Box::new(room.allocate(memory, decoder)?)))?;
+        }
+        if let Some(capacity) = reach.scoring {
+            phase("scoring", &|| Ok(Box::new(workspace(capacity)?)))?;
+        }
+        if let Some(capacity) = reach.held_out {
+            phase("evaluation", &|| Ok(Box::new(workspace(capacity)?)))?;
+        }
+        phase("training", &|| {
+            // While the device computes one step, the next is recorded.
+            let reads = read(reach.whole_step, 2)?;
+            let following = reach.following.map(workspace).transpose()?;
+            Ok(Box::new((decoder.workspace(memory, reach.step)?, following, reads)))
+        })?;
+        drop((optimizer, references, best));
+        let scored = [reach.scoring, reach.held_out].into_iter().flatten().map(|capacity| capacity.tokens);
+        Ok(Self {
+            phases,
+            decoded_together: room.rows(),
+            step_tokens: reach.step.tokens,
+            score_tokens: scored.max().unwrap_or(0),
+            largest_group: reach.largest,
+            quantizable: config.lora.enabled && decoder.is_quantizable(),
+        })
+    }
+
+    /// The phase that holds the most.
+    pub fn peak(&self) -> &Phase {
+        // There is always a training phase; of equals the last.
+        self.phases.iter().max_by_key(|phase| phase.total).unwrap_or(&self.phases[0])
+    }
+
+    /// The settings that would take less in the phase that holds the most, those first that leave every result as it is.
+    pub fn changes(&self, config: &RunConfig) -> Vec<Change> {
+        let mut all = Vec::new();
+        let peak = self.peak().name;
+        if peak == "sampling" && self.decoded_together > 1 {
+            all.push(Change::MaxNumSeqs(self.decoded_together.div_ceil(2)));
+        }
+        let tokens = if peak == "training" { self.step_tokens } else { self.score_tokens };
+        if peak != "sampling" && tokens > self.largest_group {
+            let current = config.train.max_tokens_per_batch.unwrap_or(usize::MAX).min(tokens);
+            all.push(Change::MaxTokensPerBatch((current / 2).max(self.largest_group)));
+        }
+        if peak == "training" {
+            let more = [Recompute::Mlp, Recompute::Full];
+            all.extend(
+                more.into_iter().filter(|level| *level > config.train.recompute).map(Change::Recompute),
+            );
+        }
+        if self.quantizable {
+            all.extend([Quantize::Q8, Quantize::Nf4].map(Change::Quantize));
+        }
+        all
+    }
+}
+
+impl Change {
+    /// Makes it.
+    pub fn apply(self, config: &mut RunConfig) {
+        match self {
+            Self::MaxNumSeqs(n) => config.anchors.max_num_seqs = n,
+            Self::MaxTokensPerBatch(n) => config.train.max_tokens_per_batch = Some(n),
+            Self::Recompute(level) => config.train.recompute = level,
+            Self::Quantize(to) => config.model.quantize = Some(to),
+        }
+    }
+
+    /// Whether every result stays what it is, to the bit or within the rounding of sums.
+    pub fn is_exact(self) -> bool {
+        !matches!(self, Self::Quantize(_))
+    }
+
+    /// It as a flag.
+    pub fn flag(self) -> String {
+        let text = |value: serde_json::Result<serde_json::Value>| match value {
+            Ok(serde_json::Value::String(text)) => text,
+            _ => String::new(),
+        };
+        match self {
+            Self::MaxNumSeqs(n) => format!("--max-num-seqs {n}"),
+            Self::MaxTokensPerBatch(n) => format!("--max-tokens-per-batch {n}"),
+            Self::Recompute(level) => format!("--recompute {}", text(serde_json::to_value(level))),
+            Self::Quantize(to) => format!("--quantize {}", text(serde_json::to_value(to))),
+        }
+    }
+}
+
+/// The settings of `config` changed until the plan that `plan` makes of them fits `budget` bytes: by changes that leave results as they
+/// are, and where those do not suffice, by quantising the frozen weights too. `None` where nothing suffices; the second is then the
+/// smallest plan that was found.
+///
+/// # Errors
+/// What `plan` reports.
+pub fn fit(
+    config: &RunConfig,
+    budget: u64,
+    plan: &dyn Fn(&RunConfig) -> Result<Plan>,
+) -> Result<(Option<RunConfig>, Plan)> {
+    let first = plan(config)?;
+    let mut least = first.clone();
+    let quantised = [Quantize::Q8, Quantize::Nf4].map(Some);
+    let levels = std::iter::once(None).chain(quantised.into_iter().filter(|_| first.quantizable));
+    for level in levels {
+        let mut trial = config.clone();
+        if let Some(quantize) = level {
+            Change::Quantize(quantize).apply(&mut trial);
+        }
+        loop {
+            let now = plan(&trial)?;
+            if now.peak().total <= budget {
+                return Ok((Some(trial), now));
+            }
+            let next = now.changes(&trial).into_iter().find(|change| change.is_exact());
+            if now.peak().total < least.peak().total {
+                least = now;
+            }
+            match next {
+                Some(change) => change.apply(&mut trial),
+                None => break,
+            }
+        }
+    }
+    Ok((None, least))
+}

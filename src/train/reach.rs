@@ -1,0 +1,208 @@
+//! How large a run's batches get at most, by the lengths of its examples and the limits on their anchors: what buffers are made for,
+//! and what the plan counts.
+
+use super::anchors::Anchor;
+use super::evaluate::EVAL_ANCHORS;
+use crate::config::{Method, RunConfig};
+use crate::data::Example;
+use crate::gpu::Memory;
+use crate::model::{Capacity, DecoderConfig};
+use crate::sample::Room;
+
+/// Packed tokens of a scoring batch when the configuration does not say.
+const SCORE_TOKENS: usize = 2048;
+
+/// Tokens of a prompt and of each of its responses, at most.
+#[derive(Debug, Clone)]
+struct Extent {
+    prompt: usize,
+    responses: Vec<usize>,
+}
+
+impl Extent {
+    fn tokens(&self) -> usize {
+        self.prompt + self.responses.iter().map(|length| length.saturating_sub(1)).sum::<usize>()
+    }
+
+    fn rows(&self) -> usize {
+        self.responses.iter().sum()
+    }
+}
+
+/// The largest batches of a run.
+#[derive(Debug, Clone)]
+pub(super) struct Reach {
+    /// A micro-batch of a step.
+    pub step: Capacity,
+    /// All groups of an optimizer step: what is read back of it.
+    pub whole_step: Capacity,
+    /// A batch that the references score before the first step; none where there are no references.
+    pub scoring: Option<Capacity>,
+    /// A batch that moving references score before each step.
+    pub following: Option<Capacity>,
+    /// A batch of held-out examples.
+    pub held_out: Option<Capacity>,
+    /// Prompt tokens and answers of each prompt that anchors are drawn for.
+    pub draws: Vec<(usize, usize)>,
+    /// Tokens of the largest group: no budget makes a batch smaller.
+    pub largest: usize,
+}
+
+impl Reach {
+    /// Of a run as `config` says on these examples; `anchors` are those that are known before it.
+    pub fn of(
+        config: &RunConfig,
+        train: &[Example],
+        eval: &[Example],
+        anchors: Option<&[Vec<Anchor>]>,
+    ) -> Self {
+        let (method, a, t) = (config.method.method, &config.anchors, &config.train);
+        let known = |i: usize| anchors.and_then(|all| all.get(i)).map_or(&[][..], Vec::as_slice);
+        let online = a.online_start_step.is_some();
+        let k = config.method.num_samples;
+        let group = |(i, example): (usize, &Example)| {
+            let drawn = known(i).iter().map(|anchor| anchor.ids.len());
+            let drawn = drawn.map(|length| if online { length.max(a.max_new_tokens) } else { length });
+            let missing = k.saturating_sub(known(i).len());
+            extent(method, example, drawn.chain(std::iter::repeat_n(a.max_new_tokens, missing)).collect())
+        };
+        let groups: Vec<Extent> = train.iter().enumerate().map(group).collect();
+        let eval_k = k.min(EVAL_ANCHORS);
+        let held_out: Vec<Extent> = eval
+            .iter()
+            .map(|example| {
+                let drawn = if example.negative_ids.is_some() { eval_k } else { 0 };
+                let mut all = extent(method, example, vec![a.max_new_tokens; drawn]);
+                if method == Method::D2o {
+                    all.responses.extend(example.chosen_ids.as_ref().map(Vec::len));
+                }
+                all
+            })
+            .collect();
+        let mut draws = Vec::new();
+        if method == Method::D2o {
+            let prompt = |example: &Example| {
+                if online {
+                    example.prompt_ids.len().max(example.sampling_ids.len())
+                } else {
+                    example.sampling_ids.len()
+                }
+            };
+            let missing = |i: usize| if online { k } else { k.saturating_sub(known(i).len()) };
+            draws.extend(train.iter().enumerate().map(|(i, example)| (prompt(example), missing(i))));
+            let watched = eval.iter().filter(|example| example.negative_ids.is_some());
+            draws.extend(watched.map(|example| (example.sampling_ids.len(), eval_k)));
+            draws.retain(|(_, samples)| *samples > 0);
+        }
+        let (batch, step) = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
+        let (score, all) = (score_tokens(config), usize::MAX);
+        let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed());
+        let references = method != Method::Sft;
+        Self {
+            step: Capacity {
+                training: Some(t.recompute),
+                ..capacity(&groups, t.max_tokens_per_batch.unwrap_or(all), batch)
+            },
+            whole_step: capacity(&groups, all, batch * step),
+            scoring: references.then(|| capacity(&groups, score, all)),
+            following: (references && moves).then(|| capacity(&groups, score, batch * step)),
+            held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
+            draws,
+            largest: groups.iter().map(Extent::tokens).max().unwrap_or(1),
+        }
+    }
+
+    /// The sampler's buffers.
+    pub fn room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
+        let a = &config.anchors;
+        Room::of(memory, model, &self.draws, a.max_new_tokens, a.max_num_seqs)
+    }
+}
+
+/// Packed tokens of a scoring batch.
+pub(super) fn score_tokens(config: &RunConfig) -> usize {
+    config.train.max_tokens_per_batch.unwrap_or(SCORE_TOKENS)
+}
+
+/// The responses that a method's loss takes.
+fn extent(method: Method, example: &Example, anchors: Vec<usize>) -> Extent {
+    let length = |ids: &Option<Vec<u32>>| ids.as_ref().map(Vec::len);
+    let (chosen, negative) = (length(&example.chosen_ids), length(&example.negative_ids));
+    let responses = match method {
+        Method::D2o => anchors.into_iter().chain(negative).collect(),
+        Method::Dpo => chosen.into_iter().chain(negative).collect(),
+        Method::Sft => chosen.into_iter().collect(),
+    };
+    Extent { prompt: example.prompt_ids.len(), responses }
+}
+
+/// What takes every batch of up to `most` of the groups within `budget` tokens, also when responses turn out shorter.
+fn capacity(groups: &[Extent], budget: usize, most: usize) -> Capacity {
+    let largest = |most: usize, size: &dyn Fn(&Extent) -> usize| -> usize {
+        let mut sizes: Vec<usize> = groups.iter().map(size).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        sizes.into_iter().take(most).sum()
+    };
+    let shortest = groups.iter().map(|group| group.prompt).min().unwrap_or(1).max(1);
+    let count = most.min(groups.len()).min((budget / shortest).max(1));
+    let tokens = largest(count, &Extent::tokens).min(budget.max(largest(1, &Extent::tokens)));
+    // A group's rows are its tokens, less the prompt's, and one more for each response.
+    let responses = largest(1, &|group| group.responses.len());
+    let beside = |groups: usize| (tokens + groups * responses).saturating_sub(groups * shortest);
+    Capacity {
+        tokens: tokens.max(1),
+        rows: largest(count, &Extent::rows).min(beside(1).max(beside(count))).max(1),
+        sequences: largest(count, &|group| group.responses.len()).max(1),
+        groups: count.max(1),
+        training: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::packing::{Group, Packed, split};
+
+    #[test]
+    fn no_batch_is_larger() {
+        // Every third response may turn out shorter, in every order.
+        let lengths =
+            |i: usize| (3 + i * 7 % 11, (0..i % 4 + 1).map(|j| 1 + (i * 5 + j * 3) % 9).collect::<Vec<_>>());
+        let groups: Vec<Extent> =
+            (0..40).map(lengths).map(|(prompt, responses)| Extent { prompt, responses }).collect();
+        let zeros = [0u32; 64];
+        for (budget, most) in
+            [(usize::MAX, 3), (40, usize::MAX), (25, 2), (1, usize::MAX), (1000, usize::MAX)]
+        {
+            let limit = capacity(&groups, budget, most);
+            for round in 0..40 {
+                let shorter = |j: usize, length: usize| if (j + round) % 3 == 0 { 1 } else { length };
+                let mut order: Vec<Group> = groups
+                    .iter()
+                    .map(|group| Group {
+                        prompt: &zeros[..group.prompt],
+                        responses: group
+                            .responses
+                            .iter()
+                            .enumerate()
+                            .map(|(j, &l)| &zeros[..shorter(j, l)])
+                            .collect(),
+                    })
+                    .collect();
+                order.sort_by_key(|group| (group.tokens() * (2 * round + 1)) % 37);
+                for range in split(&order, budget, most) {
+                    let packed = Packed::new(&order[range]);
+                    let needed = Capacity::covering([&packed].into_iter(), None);
+                    assert!(limit.takes(&needed), "budget {budget}, {most} groups: {needed:?} in {limit:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_group_needs_what_it_is() {
+        let group = Extent { prompt: 10, responses: vec![5, 7, 3] };
+        let found = capacity(&[group], usize::MAX, 2);
+        assert_eq!((found.tokens, found.rows, found.sequences, found.groups), (22, 15, 3, 1));
+    }
+}

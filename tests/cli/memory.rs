@@ -1,0 +1,108 @@
+//! What a run is planned to hold, what it holds, and what fits a budget.
+
+use serde_json::Value;
+
+use super::room::{Room, texts};
+
+/// A short run: two steps of two groups.
+const RUN: [&str; 14] = [
+    "--model",
+    "tiny",
+    "--train",
+    "pairs.jsonl",
+    "--max-steps",
+    "2",
+    "--max-samples",
+    "12",
+    "--num-samples",
+    "3",
+    "--max-new-tokens",
+    "12",
+    "--learning-rate",
+    "1e-5",
+];
+
+/// Settings that hold different things.
+const SETTINGS: [&[&str]; 12] = [
+    &[],
+    &["--recompute", "mlp"],
+    &["--recompute", "full", "--per-device-train-batch-size", "4"],
+    &["--full"],
+    &["--full", "--recompute", "full", "--method", "sft"],
+    &["--method", "dpo", "--no-stop"],
+    &["--max-tokens-per-batch", "90", "--gradient-accumulation-steps", "3"],
+    &["--reference-negative", "ema:0.9", "--online-start-step", "1", "--refresh-every", "1"],
+    &["--reference-positive", "copy:1", "--online-start-step", "0", "--lora-dropout", "0.1"],
+    &["--quantize", "q8", "--max-num-seqs", "2"],
+    &["--quantize", "nf4", "--target-modules", "all-linear", "--r", "4"],
+    &["--memory", "9MB", "--fit"],
+];
+
+fn room() -> Room {
+    let room = Room::new();
+    let line = |i: usize| {
+        let [prompt, chosen, rejected] =
+            [3, 2, 5].map(|words| "printer ".repeat(1 + (i * words) % 7) + "broken");
+        format!("{{\"prompt\": \"{prompt} {i}\", \"chosen\": \"{chosen}\", \"rejected\": \"{rejected}\"}}\n")
+    };
+    room.write("pairs.jsonl", (0..12).map(line).collect::<String>());
+    room
+}
+
+#[test]
+fn a_run_holds_what_was_planned() {
+    let room = room();
+    let mut peaks = Vec::new();
+    for (i, settings) in SETTINGS.into_iter().enumerate() {
+        let plan = room.json(&[&["plan"], &RUN[..], settings].concat());
+        let folder = format!("run{i}");
+        let run = room.json(&[&["align", "--output-dir", &folder], &RUN[..], settings].concat());
+        let [planned, expected, held] =
+            [&plan["peak"], &run["memory_planned"], &run["memory_peak"]].map(|bytes| bytes.as_u64().unwrap());
+        assert_eq!(planned, expected, "{settings:?}: `aweigh plan` and the run's own plan");
+        assert!(held <= planned, "{settings:?}: {held} bytes, {planned} planned");
+        assert!(held * 100 >= planned * 95, "{settings:?}: {held} bytes, {planned} planned");
+        peaks.push(held);
+    }
+    assert!(peaks[1] < peaks[0] && peaks[4] < peaks[3] && peaks[11] <= 9_000_000, "{peaks:?}");
+}
+
+#[test]
+fn a_plan_says_what_would_help() {
+    let room = room();
+    let figures = room.json(&["plan", "--model", "tiny"]);
+    assert_eq!(figures["assumed_lengths"], true);
+    let phases: Vec<&Value> =
+        figures["plan"]["phases"].as_array().unwrap().iter().map(|phase| &phase["name"]).collect();
+    assert_eq!(phases, ["sampling", "scoring", "evaluation", "training"]);
+    let savings = figures["savings"].as_array().unwrap();
+    let of = |flag: &str| {
+        let found =
+            savings.iter().find(|saving| saving["flag"] == flag).unwrap_or_else(|| panic!("{savings:?}"));
+        found["peak"].as_u64().unwrap()
+    };
+    assert!(
+        of("--recompute full") < of("--recompute mlp")
+            && of("--recompute mlp") < figures["peak"].as_u64().unwrap()
+    );
+
+    let (text, notes) = texts(&room.run(&[&["plan"], &RUN[..]].concat()));
+    assert!(text.starts_with("memory ") && text.contains("of GPU memory at the most, in "), "{text}");
+    assert_eq!(notes, "");
+}
+
+#[test]
+fn a_run_over_its_budget_does_not_begin() {
+    let room = room();
+    let align = |flags: &[&str], parts: &[&str]| {
+        room.refuses(&[&["align", "--output-dir", "out"], &RUN[..], flags].concat(), parts);
+    };
+    let parts = ["--memory 4MB: expected a run that fits, found ", "MiB in ", "take --fit, or one of: --"];
+    align(&["--memory", "4MB"], &parts);
+    align(&["--memory", "1MB", "--fit"], &["at the least that was found", "allow more memory"]);
+    align(&["--fit"], &["gpu.fit", "--memory SIZE"]);
+    align(&["--full", "--quantize", "nf4"], &["model.quantize", "train an adapter"]);
+    align(&["--max-num-seqs", "0"], &["from 1 to 192"]);
+    let output = room.run(&[&["align", "--output-dir", "out", "--memory", "much"], &RUN[..]].concat());
+    assert!(texts(&output).1.contains("expected a number and a unit, as in 4GB"), "{output:?}");
+}
