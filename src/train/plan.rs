@@ -79,8 +79,6 @@ impl Plan {
         let values = both.into_iter().flatten().filter(|source| Reference::has_values(source, fresh_adapter));
         let arenas = |_| Arenas::new(memory, layout, Purpose::References, "reference");
         let references = values.map(arenas).collect::<Result<Vec<_>>>()?;
-        let best = reach.held_out.map(|_| Arenas::new(memory, layout, Purpose::References, "best state"));
-        let best = best.transpose()?;
         let mut phase =
             |name: &'static str, made: &dyn Fn() -> Result<Box<dyn std::any::Any>>| -> Result<()> {
                 memory.ledger().restart_peaks();
@@ -96,12 +94,27 @@ impl Plan {
                 Ok(())
             };
         let room = reach.room(memory, decoder.config(), config);
+        let mut best = None;
+        let keep_best = |best: &mut Option<Arenas>| -> Result<()> {
+            if best.is_none() && reach.held_out.is_some() {
+                *best = Some(Arenas::new(memory, layout, Purpose::References, "best state")?);
+            }
+            Ok(())
+        };
+        // Online anchors are drawn, and scored, when the first evaluation is long done and a step is on its way.
+        let online = config.anchors.online_start_step.is_some();
+        let flying = online.then(|| read(reach.whole_step, 1)).transpose()?;
+        if online {
+            keep_best(&mut best)?;
+        }
         if !reach.draws.is_empty() {
             phase("sampling", &|| Ok(Box::new(room.allocate(memory, decoder)?)))?;
         }
         if let Some(capacity) = reach.scoring {
             phase("scoring", &|| Ok(Box::new(workspace(capacity)?)))?;
         }
+        drop(flying);
+        keep_best(&mut best)?;
         if let Some(capacity) = reach.held_out {
             phase("evaluation", &|| Ok(Box::new(workspace(capacity)?)))?;
         }
