@@ -97,6 +97,7 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
         adam_epsilon: 1e-8,
         weight_decay: 0.01,
         max_grad_norm: 1.0,
+        ..AdamW::default()
     };
     let optimizer = Optimizer::new(&gpu, decoder.layout(), settings)?;
     let loss = Loss { method: Method::Sft, length_normalize: false };

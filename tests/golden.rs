@@ -171,6 +171,7 @@ fn ten_steps(name: &str, micro: usize) {
         adam_epsilon: 1e-8,
         weight_decay: 0.01,
         max_grad_norm: 1.0,
+        ..AdamW::default()
     };
     let method = match method {
         "sft" => Method::Sft,

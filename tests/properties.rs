@@ -60,6 +60,7 @@ fn trainer(decoder: Decoder, method: Method, seed: u32) -> Trainer<'static> {
         adam_epsilon: 1e-8,
         weight_decay: 0.0,
         max_grad_norm: 1.0,
+        ..AdamW::default()
     };
     let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("an optimizer");
     Trainer::new(gpu(), decoder, optimizer, Loss { method, length_normalize: false }, seed)

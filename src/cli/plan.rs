@@ -132,6 +132,7 @@ fn changed(from: &RunConfig, to: &RunConfig) -> Vec<Change> {
     let tokens = t.max_tokens_per_batch.filter(|_| t.max_tokens_per_batch != from.train.max_tokens_per_batch);
     all.extend(tokens.map(Change::MaxTokensPerBatch));
     all.extend((t.recompute != from.train.recompute).then_some(Change::Recompute(t.recompute)));
+    all.extend((t.optim != from.train.optim).then_some(Change::Optim(t.optim)));
     all.extend(to.model.quantize.filter(|_| to.model.quantize != from.model.quantize).map(Change::Quantize));
     all
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::gpu::{Precision, Quantize};
 use crate::nn::Recompute;
+use crate::optim::Optim;
 
 pub use file::Layer;
 pub use values::{
@@ -174,6 +175,9 @@ section! {
     (long, value_name = "STEPS") warmup_steps: usize = 0;
     /// The same as a share of all steps [default: 0.0]
     (long, value_name = "SHARE") warmup_ratio: f64 = 0.0;
+    /// How AdamW's moments are kept: "adamw" in f32, "adamw_8bit" in blocks of 8 bits, a quarter of the memory
+    /// [default: adamw]
+    (long, value_name = "NAME") optim: Optim = Optim::Adamw;
     /// AdamW's decoupled weight decay [default: 0.0]
     (long, value_name = "X") weight_decay: f64 = 0.0;
     /// AdamW's decay of the mean gradient [default: 0.9]
@@ -260,7 +264,7 @@ section! {
     /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32 [default: f32]
     (long, value_name = "TYPE") precision: Precision = Precision::F32;
     /// Change settings until the run fits --memory: first those that leave every result as it is (--max-num-seqs,
-    /// --max-tokens-per-batch, --recompute), and if those do not suffice --quantize too [default: false]
+    /// --max-tokens-per-batch, --recompute), then --optim, and if those do not suffice --quantize too [default: false]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     fit: bool = false;
     optional:

@@ -29,6 +29,31 @@ pub struct Step {
     pub t: u64,
 }
 
+/// A step's constants, as the kernels take them.
+pub(super) struct Constants {
+    pub shrink: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub step: f32,
+    pub root: f32,
+    pub eps: f32,
+}
+
+impl Step {
+    /// Bias corrections are taken in f64: 1 - 0.999^t loses half its digits in f32.
+    pub(super) fn constants(&self) -> Constants {
+        let t = self.t as f64;
+        Constants {
+            shrink: (1.0 - self.lr * self.weight_decay) as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            step: (self.lr / (1.0 - self.beta1.powf(t))) as f32,
+            root: (1.0 - self.beta2.powf(t)).sqrt() as f32,
+            eps: self.eps as f32,
+        }
+    }
+}
+
 /// The tensors of a step, each `(count)`: parameters, moments (all in place), and the gradient, which is left as it is.
 pub struct State<'a> {
     /// Parameters.
@@ -45,18 +70,9 @@ pub struct State<'a> {
 pub fn step(rec: &mut Recorder, step: Step, clip: &Tensor, state: State, count: usize) -> Result<()> {
     let State { w, m, v, g } = state;
     check("adamw", &[("clip", clip, 2), ("g", g, count), ("w", w, count), ("m", m, count), ("v", v, count)])?;
-    // Bias corrections in f64: 1 - 0.999^t loses half its digits in f32.
-    let t = step.t as f64;
     let vectors = count.div_ceil(4);
-    let params = Params {
-        vectors: vectors as u32,
-        shrink: (1.0 - step.lr * step.weight_decay) as f32,
-        beta1: step.beta1 as f32,
-        beta2: step.beta2 as f32,
-        step: (step.lr / (1.0 - step.beta1.powf(t))) as f32,
-        root: (1.0 - step.beta2.powf(t)).sqrt() as f32,
-        eps: step.eps as f32,
-    };
+    let Constants { shrink, beta1, beta2, step, root, eps } = step.constants();
+    let params = Params { vectors: vectors as u32, shrink, beta1, beta2, step, root, eps };
     let shader = kernel(rec.gpu(), "adamw");
     rec.dispatch(&shader, &params, &[clip, g, w, m, v], groups_of_64(vectors), 14.0 * count as f64);
     Ok(())

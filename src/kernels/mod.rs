@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod attention;
 pub mod column_sum;
 pub mod dropout;
@@ -64,6 +65,7 @@ pub fn layouts() -> Vec<Layout> {
     [
         activation::layouts(),
         adamw::layouts(),
+        adamw_8bit::layouts(),
         attention::layouts(),
         column_sum::layouts(),
         dropout::layouts(),

@@ -6,7 +6,8 @@ pub use schedule::Schedule;
 
 use crate::Result;
 use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};
-use crate::kernels::adamw::{self, State, Step};
+use crate::kernels::adamw::{self, Step};
+use crate::kernels::adamw_8bit;
 use crate::kernels::sum_squares::{self, PARTIALS};
 use crate::nn::{Arenas, Layout};
 
@@ -23,21 +24,53 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Gradients with a larger global norm are scaled down to it; 0 turns clipping off.
     pub max_grad_norm: f64,
+    /// How the moments are kept.
+    pub optim: Optim,
 }
 
 impl Default for AdamW {
     /// PyTorch's, without weight decay, clipped to a norm of 1.
     fn default() -> Self {
-        Self { adam_beta1: 0.9, adam_beta2: 0.999, adam_epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+        Self {
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            optim: Optim::Adamw,
+        }
     }
+}
+
+/// How AdamW's moments are kept.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Optim {
+    /// In f32, as torch.optim.AdamW
+    #[default]
+    Adamw,
+    /// In blocks of 8 bits: a quarter of the memory
+    #[serde(rename = "adamw_8bit")]
+    #[value(name = "adamw_8bit")]
+    Adamw8bit,
+}
+
+/// A run's moments, of each arena.
+enum Moments {
+    /// The first and second, `(count)` each.
+    Whole([Arenas; 2]),
+    /// Both in 8 bits, and what their codes stand for.
+    Blocks(Vec<Tensor>, Tensor),
 }
 
 /// Gradients, moments and the step count of a run.
 pub struct Optimizer {
     settings: AdamW,
     gradients: Arenas,
-    first: Arenas,
-    second: Arenas,
+    moments: Moments,
     partials: Tensor,
     clip: Tensor,
     steps: u64,
@@ -45,13 +78,26 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// Zeroed gradients and moments for `layout`.
+    ///
+    /// # Errors
+    /// When a tensor exceeds the adapter's binding limit.
     pub fn new(memory: &Memory, layout: &Layout, settings: AdamW) -> Result<Self> {
         let partials = layout.arenas().len() * PARTIALS;
+        let whole = |label| Arenas::new(memory, layout, Purpose::Moments, label);
+        let moments = match settings.optim {
+            Optim::Adamw => Moments::Whole([whole("first moments")?, whole("second moments")?]),
+            Optim::Adamw8bit => {
+                let words = layout.arenas().iter().map(|&(count, _)| adamw_8bit::state_words(count));
+                let blocks = |words| Tensor::new(memory, Purpose::Moments, "moments", words, DType::U32);
+                let table =
+                    Tensor::from_f32(memory, Purpose::Moments, "8-bit numbers", &adamw_8bit::table())?;
+                Moments::Blocks(words.map(blocks).collect::<Result<_>>()?, table)
+            }
+        };
         Ok(Self {
             settings,
             gradients: Arenas::new(memory, layout, Purpose::Gradients, "gradients")?,
-            first: Arenas::new(memory, layout, Purpose::Moments, "first moments")?,
-            second: Arenas::new(memory, layout, Purpose::Moments, "second moments")?,
+            moments,
             partials: Tensor::new(memory, Purpose::Staging, "norm partials", partials, DType::F32)?,
             clip: Tensor::new(memory, Purpose::Staging, "clip", 2, DType::F32)?,
             steps: 0,
@@ -91,9 +137,17 @@ impl Optimizer {
                 weight_decay: if decays { s.weight_decay } else { 0.0 },
                 t: self.steps,
             };
-            let [w, g, m, v] =
-                [values, &self.gradients, &self.first, &self.second].map(|arenas| &arenas.tensors()[i]);
-            adamw::step(rec, step, &self.clip, State { w, m, v, g }, count)?;
+            let [w, g] = [values, &self.gradients].map(|arenas| &arenas.tensors()[i]);
+            match &self.moments {
+                Moments::Whole(both) => {
+                    let [m, v] = both.each_ref().map(|arenas| &arenas.tensors()[i]);
+                    adamw::step(rec, step, &self.clip, adamw::State { w, m, v, g }, count)?;
+                }
+                Moments::Blocks(all, table) => {
+                    let state = adamw_8bit::State { w, moments: &all[i], g, table };
+                    adamw_8bit::step(rec, step, &self.clip, state, count)?;
+                }
+            }
         }
         self.gradients.clear(rec);
         Ok(())

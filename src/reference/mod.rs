@@ -18,6 +18,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod add;
 pub mod attention;
 pub mod blocks;

@@ -1,14 +1,15 @@
 //! The gradient norm, its clipping, and AdamW over several steps.
 
 use super::bench::{Output, floats, values};
-use super::{Check, Depth, Outcome, check};
-use crate::gpu::{Gpu, Recorder};
+use super::{Check, Depth, F32, Failure, Outcome, check};
+use crate::gpu::{Gpu, Purpose, Recorder, Tensor};
 use crate::kernels::adamw::{self, State, Step};
+use crate::kernels::adamw_8bit::{self, state_words, table};
 use crate::kernels::sum_squares::{self, PARTIALS};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![check!("sum_squares", norm), check!("adamw", steps)]
+    vec![check!("sum_squares", norm), check!("adamw", steps), check!("adamw_8bit", steps_in_8_bits)]
 }
 
 /// The norm over all `counts` together, and the scale for a limit below it, above it and absent. The tiny gradients are as small as
@@ -76,6 +77,59 @@ async fn steps(gpu: &Gpu, depth: Depth) -> Outcome {
                 [("w", &outputs[0], &w), ("m", &outputs[1], &m), ("v", &outputs[2], &v)]
             {
                 output.expect(gpu, format!("{name} after 5 steps, {what}"), expected).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every step from the codes that the one before it left: parameters as AdamW makes them of those, new codes the nearest ones.
+async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
+    let numbers = table();
+    let on_device = Tensor::from_f32(gpu, Purpose::Moments, "table", &numbers)?;
+    for &count in depth.of(&[257, 3, 1, 4, 255, 256, 513, 1031]) {
+        let words = state_words(count);
+        let moments = Tensor::from_u32(gpu, Purpose::Moments, "moments", &vec![0; words])?;
+        let mut w = values(1, count, 1.0);
+        let clip = floats(gpu, &[f64::NAN, 0.5])?;
+        for t in 1..=5 {
+            let what = format!("count={count} step {t}");
+            // From one element to the next the gradients' sizes differ by up to a million times.
+            let size = |(i, g): (usize, f64)| g * 10f64.powi(-((i % 7) as i32));
+            let g: Vec<f64> = values(10 + t, count, 4.0).into_iter().enumerate().map(size).collect();
+            let g: Vec<f64> = g.into_iter().map(|g| f64::from(g as f32)).collect();
+            let [mut m, mut v] =
+                reference::adamw_8bit::moments(&moments.read_u32(gpu).await?, &numbers, count);
+            let output = Output::holding(gpu, &w)?;
+            let step =
+                Step { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, t: u64::from(t) };
+            let mut rec = Recorder::new(gpu);
+            let state = adamw_8bit::State {
+                w: &output.tensor,
+                moments: &moments,
+                g: &floats(gpu, &g)?,
+                table: &on_device,
+            };
+            adamw_8bit::step(&mut rec, step, &clip, state, count)?;
+            rec.submit();
+            let Step { lr, beta1, beta2, eps, weight_decay, .. } = step;
+            let params =
+                reference::adamw::Params { lr, beta1, beta2, eps, weight_decay, step: t, scale: 0.5 };
+            reference::adamw::step(params, &mut w, &g, &mut m, &mut v);
+            output.expect(gpu, format!("w, {what}"), &w).await?;
+            w = output.tensor.slice(0, count).read_f32(gpu).await?.into_iter().map(f64::from).collect();
+            let found = reference::adamw_8bit::moments(&moments.read_u32(gpu).await?, &numbers, count);
+            for (which, (found, expected)) in found.iter().zip([&m, &v]).enumerate() {
+                let slack = reference::adamw_8bit::rounding(expected, &numbers[256 * which..][..256]);
+                for (i, ((found, expected), slack)) in found.iter().zip(expected).zip(slack).enumerate() {
+                    let off = (found - expected).abs();
+                    if off.is_nan() || off > slack * (1.0 + 1e-3) + F32.eps * expected.abs() + 1e-30 {
+                        let name = ["m", "v"][which];
+                        return Err(Failure(format!(
+                            "{name}, {what}: index {i}: expected {expected:e} within {slack:e}, found {found:e}"
+                        )));
+                    }
+                }
             }
         }
     }

@@ -19,7 +19,7 @@ macro_rules! sources {
 sources! {
     "common/activation", "common/attention", "common/attention_keys", "common/attention_tile", "common/blocks", "common/columns", "common/index", "common/pack",
     "common/product", "common/reduce", "common/rng", "common/rows", "common/tiles", "common/weights",
-    "activation", "activation_backward", "adamw", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup", "attention_dkv_tiled",
+    "activation", "activation_backward", "adamw", "adamw_8bit", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup", "attention_dkv_tiled",
     "attention_dq", "attention_dq_subgroup", "attention_dq_tiled", "attention_subgroup", "attention_tiled",
     "clip_scale", "column_sum",
     "dropout", "ema", "fma_peak", "gather", "gather_backward", "head_norm",

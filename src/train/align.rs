@@ -127,6 +127,7 @@ impl<'a> Run<'a> {
             adam_epsilon: t.adam_epsilon,
             weight_decay: t.weight_decay,
             max_grad_norm: t.max_grad_norm,
+            optim: t.optim,
         };
         let reference =
             |source, checkpoint| Reference::new(gpu, &decoder, source, setup.fresh_adapter, checkpoint);

@@ -14,7 +14,7 @@ use crate::config::RunConfig;
 use crate::gpu::{DType, Memory, Purpose, Quantize, Tensor};
 use crate::model::{Capacity, Decoder};
 use crate::nn::{Arenas, Recompute};
-use crate::optim::{AdamW, Optimizer};
+use crate::optim::{AdamW, Optim, Optimizer};
 
 /// What is held at once in one part of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,6 +56,8 @@ pub enum Change {
     Recompute(Recompute),
     /// `--quantize`
     Quantize(Quantize),
+    /// `--optim`
+    Optim(Optim),
 }
 
 impl Plan {
@@ -73,7 +75,8 @@ impl Plan {
             Tensor::new(memory, Purpose::Staging, "readback", count, DType::F32)
         };
         let workspace = |capacity: Capacity| Ok((decoder.workspace(memory, capacity)?, read(capacity, 1)?));
-        let optimizer = Optimizer::new(memory, layout, AdamW::default())?;
+        let optimizer =
+            Optimizer::new(memory, layout, AdamW { optim: config.train.optim, ..AdamW::default() })?;
         let (plus, minus) = (&config.reference.positive, &config.reference.negative);
         let both = [Some(minus), Some(plus).filter(|plus| *plus != minus)];
         let values = both.into_iter().flatten().filter(|source| Reference::has_values(source, fresh_adapter));
@@ -160,6 +163,9 @@ impl Plan {
                 more.into_iter().filter(|level| *level > config.train.recompute).map(Change::Recompute),
             );
         }
+        if config.train.optim == Optim::Adamw {
+            all.push(Change::Optim(Optim::Adamw8bit));
+        }
         if self.quantizable {
             all.extend([Quantize::Q8, Quantize::Nf4].map(Change::Quantize));
         }
@@ -175,12 +181,13 @@ impl Change {
             Self::MaxTokensPerBatch(n) => config.train.max_tokens_per_batch = Some(n),
             Self::Recompute(level) => config.train.recompute = level,
             Self::Quantize(to) => config.model.quantize = Some(to),
+            Self::Optim(optim) => config.train.optim = optim,
         }
     }
 
     /// Whether every result stays what it is, to the bit or within the rounding of sums.
     pub fn is_exact(self) -> bool {
-        !matches!(self, Self::Quantize(_))
+        !matches!(self, Self::Quantize(_) | Self::Optim(_))
     }
 
     /// It as a flag.
@@ -193,13 +200,14 @@ impl Change {
             Self::MaxNumSeqs(n) => format!("--max-num-seqs {n}"),
             Self::MaxTokensPerBatch(n) => format!("--max-tokens-per-batch {n}"),
             Self::Recompute(level) => format!("--recompute {}", text(serde_json::to_value(level))),
+            Self::Optim(optim) => format!("--optim {}", text(serde_json::to_value(optim))),
             Self::Quantize(to) => format!("--quantize {}", text(serde_json::to_value(to))),
         }
     }
 }
 
 /// The settings of `config` changed until the plan that `plan` makes of them fits `budget` bytes: by changes that leave results as they
-/// are, and where those do not suffice, by quantising the frozen weights too. `None` where nothing suffices; the second is then the
+/// are, and where those do not suffice, by the optimizer's moments in 8 bits, then by quantising the frozen weights too. `None` where nothing suffices; the second is then the
 /// smallest plan that was found.
 ///
 /// # Errors
@@ -211,13 +219,12 @@ pub fn fit(
 ) -> Result<(Option<RunConfig>, Plan)> {
     let first = plan(config)?;
     let mut least = first.clone();
-    let quantised = [Quantize::Q8, Quantize::Nf4].map(Some);
-    let levels = std::iter::once(None).chain(quantised.into_iter().filter(|_| first.quantizable));
-    for level in levels {
+    let optim = Change::Optim(Optim::Adamw8bit);
+    let quantised = [Quantize::Q8, Quantize::Nf4].map(Change::Quantize);
+    let quantised = quantised.into_iter().filter(|_| first.quantizable).map(|quantize| vec![optim, quantize]);
+    for inexact in [Vec::new(), vec![optim]].into_iter().chain(quantised) {
         let mut trial = config.clone();
-        if let Some(quantize) = level {
-            Change::Quantize(quantize).apply(&mut trial);
-        }
+        inexact.into_iter().for_each(|change| change.apply(&mut trial));
         loop {
             let now = plan(&trial)?;
             if now.peak().total <= budget {

@@ -176,7 +176,8 @@ mod tests {
         {
             let limit = capacity(&groups, budget, most);
             for round in 0..40 {
-                let shorter = |j: usize, length: usize| if (j + round).is_multiple_of(3) { 1 } else { length };
+                let shorter =
+                    |j: usize, length: usize| if (j + round).is_multiple_of(3) { 1 } else { length };
                 let mut order: Vec<Group> = groups
                     .iter()
                     .map(|group| Group {
