@@ -7,7 +7,7 @@
 //! use aweigh::train::{Inputs, Unwatched, align};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let model = Model::open("SmolLM2-135M-Instruct")?;
+//! let model = Model::open("HuggingFaceTB/SmolLM2-135M-Instruct", true)?;
 //! let rows = std::fs::read("flagged.jsonl")?;
 //! let config = RunConfig::default();
 //! pollster::block_on(async {

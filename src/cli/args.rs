@@ -33,9 +33,9 @@ impl GpuArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF file, or "tiny"
-    /// for the one built into this program
-    #[arg(long, value_name = "DIR|GGUF|tiny")]
+    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF file, a name on the
+    /// Hugging Face Hub (owner/name, or owner/name/FILE.gguf), or "tiny" for the one built into this program
+    #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
     pub model: String,
     /// A LoRA adapter to apply, a directory in PEFT's format, as "aweigh align" writes to adapter/
     #[arg(long, value_name = "DIR")]

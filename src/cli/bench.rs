@@ -124,7 +124,7 @@ impl ModelSource {
     pub fn open(name: &str) -> Result<Self> {
         match Synthetic::named(name)? {
             Some(synthetic) => Ok(Self::Synthetic(synthetic)),
-            None => Ok(Self::Files(Model::open(name)?)),
+            None => Ok(Self::Files(Model::open(name, true)?)),
         }
     }
 

@@ -18,9 +18,9 @@ use crate::model::{Decoder, ModelBytes};
 ///
 /// # Errors
 /// [`crate::error::Error::Input`] names the first that is missing.
-pub fn files(args: &ModelArgs) -> Result<(Model, Option<AdapterFiles>)> {
+pub fn files(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
     let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
-    Ok((Model::open(&args.model)?, adapter))
+    Ok((Model::open(&args.model, !output.quiet())?, adapter))
 }
 
 /// The rows of a file, of one split where one is named. Rows with an empty prompt or answer are left out, with a warning:

@@ -82,7 +82,7 @@ struct Figures {
 /// # Errors
 /// Whatever is wrong with the files; --output is then as it was.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let model = Model::open(&args.model)?;
+    let model = Model::open(&args.model, !output.quiet())?;
     let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
     let folder = NewFolder::create(&args.output, "--output")?;
     let adapter = adapter.as_ref().map(AdapterFiles::bytes);

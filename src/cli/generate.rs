@@ -81,7 +81,7 @@ pub type Answerer<'a> = dyn FnMut(&Prompt, &mut dyn FnMut(&str) -> Result<()>) -
 /// Whatever is wrong with the flags, the files or the GPU.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
-    let (model, adapter) = engine::files(&args.model)?;
+    let (model, adapter) = engine::files(&args.model, output)?;
     let tokenizer = model.bytes().tokenizer()?;
     if !args.raw && !tokenizer.has_template() {
         let fix =

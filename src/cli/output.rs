@@ -27,6 +27,11 @@ impl Output {
         self.json
     }
 
+    /// Whether notes and progress are unwanted.
+    pub fn quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// A line on stderr, unless `--quiet`.
     pub fn note(&self, text: impl Display) {
         if !self.quiet {

@@ -77,7 +77,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         true => Source { origin: NONE.into(), bytes: Vec::new() },
         false => Source::read(&config.data.train, "--train")?,
     };
-    let files = Files::read(&config, train)?;
+    let files = Files::read(&config, train, !output.quiet())?;
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
     let Planned { config, plan, fitted } = planned(&job, config, DEFAULT_BINDING)?;

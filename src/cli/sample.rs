@@ -83,7 +83,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     at_least_one("--max-samples", args.max_samples.unwrap_or(1))?;
     refuse_existing(&args.output, "--output", args.overwrite)?;
     let source = Source::read(&args.data, "--data")?;
-    let (model, adapter) = engine::files(&args.model)?;
+    let (model, adapter) = engine::files(&args.model, output)?;
     let tokenizer = model.bytes().tokenizer()?;
     let prompts = prompts(&args, &source, &tokenizer, output)?;
     // Before the work, so that a folder that cannot be written to is known at once.

@@ -79,7 +79,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         None => {}
     }
     let source = Source::read(&args.data, "--data")?;
-    let (model, adapter) = engine::files(&args.model)?;
+    let (model, adapter) = engine::files(&args.model, output)?;
     let (answers, skipped) = answers(&args, &source, &model.bytes().tokenizer()?, output)?;
     if skipped > 0 {
         output.note(format_args!("{}: left out, as they have no answer: {skipped} rows", source.origin));

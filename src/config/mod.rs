@@ -32,9 +32,9 @@ section! {
     /// `[model]`: what is trained.
     ModelConfig, ModelFlags;
 
-    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF file, or "tiny"
-    /// for the one built into this program (required)
-    (long, value_name = "DIR|GGUF|tiny") model: String = String::new();
+    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF file, a name on the
+    /// Hugging Face Hub (owner/name, or owner/name/FILE.gguf), or "tiny" for the one built into this program (required)
+    (long, value_name = "DIR|GGUF|NAME|tiny") model: String = String::new();
     optional:
     /// Start from this LoRA adapter, a directory in PEFT's format, instead of a fresh one
     (long, value_name = "DIR") adapter: PathBuf;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::hub;
 use crate::assets;
 use crate::data::TokenizerFiles;
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::model::{AdapterBytes, ModelBytes};
 /// The name that stands for the model built into this program.
 pub const TINY: &str = "tiny";
 
-/// What `--model` names.
+/// What `--model` names, opened.
 #[derive(Debug)]
 pub enum Model {
     /// The model built into this program.
@@ -61,26 +62,39 @@ impl GgufFile {
 }
 
 impl Model {
-    /// Opens "tiny", a GGUF file or a directory (a directory of that name is `./tiny`).
+    /// Opens "tiny", a GGUF file, a directory (a directory of that name is `./tiny`) or, where nothing of the name is there, a model of
+    /// the Hugging Face Hub, which is downloaded once: `owner/name` or `owner/name/FILE.gguf`. `bar` asks for progress on the terminal.
     ///
     /// # Errors
-    /// As [`ModelFiles::open`].
-    pub fn open(name: &str) -> Result<Self> {
+    /// As [`ModelFiles::open`] and [`hub::fetch`].
+    pub fn open(name: &str, bar: bool) -> Result<Self> {
+        let path = Path::new(name);
         if name == TINY {
-            Ok(Self::Tiny)
-        } else if is_gguf(Path::new(name)) {
-            GgufFile::open(Path::new(name), "--model").map(|file| Self::Gguf(Box::new(file)))
-        } else {
-            ModelFiles::open(Path::new(name), "--model").map(|files| Self::Files(Box::new(files)))
+            return Ok(Self::Tiny);
         }
+        let Some(of_hub) = hub::Name::parse(name).filter(|_| !path.exists()) else {
+            return Self::at(path, name);
+        };
+        Self::at(&hub::fetch(&of_hub, bar)?, name)
+    }
+
+    /// Opens a GGUF file or a directory, which messages call `name`.
+    fn at(path: &Path, name: &str) -> Result<Self> {
+        Ok(if is_gguf(path) {
+            Self::Gguf(Box::new(GgufFile { name: name.into(), ..GgufFile::open(path, "--model")? }))
+        } else {
+            Self::Files(Box::new(ModelFiles { name: name.into(), ..ModelFiles::open(path, "--model")? }))
+        })
     }
 }
 
 /// The files of a model in Hugging Face's layout. The weights are mapped, the rest is read.
 #[derive(Debug)]
 pub struct ModelFiles {
-    /// The directory as the user wrote it, for messages.
+    /// The directory as the user wrote it, or the model's name on the Hub, for messages.
     pub name: String,
+    /// Where the files lie.
+    pub directory: PathBuf,
     /// `config.json`
     pub config: Vec<u8>,
     /// `tokenizer.json`
@@ -109,6 +123,7 @@ impl ModelFiles {
         let template_place = directory.join("chat_template.jinja");
         Ok(Self {
             name: directory.display().to_string(),
+            directory: directory.to_path_buf(),
             config: needed("config.json")?,
             tokenizer: needed("tokenizer.json")?,
             tokenizer_config: optional(directory, flag, "tokenizer_config.json")?,
@@ -167,7 +182,7 @@ impl Model {
     pub fn write_companions(&self, folder: &Path, dtype: Option<&str>) -> Result<Vec<String>> {
         let files = match self {
             Self::Tiny => assets::FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
-            Self::Files(files) => companions(Path::new(&files.name))?,
+            Self::Files(files) => companions(&files.directory)?,
             Self::Gguf(file) => {
                 let Companions { config, tokenizer, tokenizer_config } = file.companions.clone();
                 [
@@ -312,7 +327,7 @@ fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, memmap2::Mmap)>>
         .collect()
 }
 
-fn shards(index: &[u8], directory: &Path, file: &str) -> Result<Vec<String>> {
+pub(super) fn shards(index: &[u8], directory: &Path, file: &str) -> Result<Vec<String>> {
     let place = directory.join(file).display().to_string();
     let wrong = |found: String| {
         Error::input(&place, "\"weight_map\", from tensor names to file names", found, "fetch the file again")
