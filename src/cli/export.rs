@@ -1,4 +1,4 @@
-//! `aweigh export`: an adapter merged into a plain model directory.
+//! `aweigh export`: an adapter merged into a plain model directory, or a GGUF file.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,24 +8,26 @@ use serde::Serialize;
 use super::output::{Output, bytes};
 use crate::config::TargetModules;
 use crate::error::{Error, Result};
-use crate::files::{AdapterFiles, Model, NewFolder};
+use crate::files::{AdapterFiles, Model, NewFolder, WholeFile, refuse_existing};
 use crate::gpu::DType;
-use crate::model::{Adapter, AdapterBytes, ExportDType, merged};
+use crate::model::gguf::Kind;
+use crate::model::{Adapter, AdapterBytes, ExportDType, ModelBytes, merged, write_gguf};
 
-/// Merge an adapter into a plain model directory.
+/// Merge an adapter into a plain model directory, or a GGUF file.
 ///
-/// The result is what transformers, llama.cpp's converter and others load without knowing of adapters.
+/// A directory is what transformers and others load without knowing of adapters, a GGUF file what llama.cpp does.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model that the adapter was trained on: a directory in Hugging Face's layout, or "tiny"
-    #[arg(long, value_name = "DIR|GGUF|tiny")]
+    /// The model that the adapter was trained on: a directory in Hugging Face's layout, a GGUF file, a name on the Hugging Face
+    /// Hub, or "tiny"
+    #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
     pub model: String,
     /// The adapter to merge, a directory in PEFT's format. Without it the model is only written out
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// The new model's directory, which must not exist. It appears when it is complete
-    #[arg(long, short, value_name = "DIR")]
+    /// The new model's directory, or with the ending .gguf its file, which must not exist. It appears when it is complete
+    #[arg(long, short, value_name = "DIR|FILE.gguf")]
     pub output: PathBuf,
     /// The type of the weights written; a merge is computed in f32 and rounded once
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = Dtype::Auto)]
@@ -43,22 +45,45 @@ pub enum Dtype {
     Float16,
     /// 16 bits, 8 of them exponent
     Bfloat16,
+    /// 8 bits in blocks of 32; only in a GGUF file
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   aweigh export --model DIR --adapter run/adapter --output merged
+  aweigh export --model DIR --adapter run/adapter --output merged.gguf --dtype q8_0
   aweigh export --model tiny --output tiny-model --dtype float32";
 
 impl Dtype {
     /// What the weights become, with transformers' name for it; none where they stay as they are.
     fn forced(self) -> Option<(DType, &'static str)> {
         match self {
-            Self::Auto => None,
             Self::Float32 => Some((DType::F32, "float32")),
             Self::Float16 => Some((DType::F16, "float16")),
             Self::Bfloat16 => Some((DType::Bf16, "bfloat16")),
+            Self::Auto | Self::Q8_0 => None,
         }
+    }
+
+    /// A GGUF file's kind of matrices; the model's own embedding decides where it is left to.
+    fn kind(self, model: &ModelBytes) -> Result<Kind> {
+        Ok(match self {
+            Self::Float32 => Kind::F32,
+            Self::Float16 => Kind::F16,
+            Self::Bfloat16 => Kind::Bf16,
+            Self::Q8_0 => Kind::Q8_0,
+            Self::Auto => {
+                let config = model.decoder_config()?;
+                let shape = [config.vocab, config.width];
+                match model.weights()?.get("model.embed_tokens.weight", &shape).map(|stored| stored.dtype) {
+                    Ok(DType::F32) => Kind::F32,
+                    Ok(DType::Bf16) => Kind::Bf16,
+                    _ => Kind::F16,
+                }
+            }
+        })
     }
 }
 
@@ -71,8 +96,8 @@ struct Figures {
     dtype: &'static str,
     /// Layers that the adapter changed.
     merged_layers: usize,
-    /// Of model.safetensors.
-    bytes: usize,
+    /// Of model.safetensors, or of the file.
+    bytes: u64,
     /// The other files.
     files: Vec<String>,
 }
@@ -84,33 +109,70 @@ struct Figures {
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let model = Model::open(&args.model, !output.quiet())?;
     let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
-    let folder = NewFolder::create(&args.output, "--output")?;
     let adapter = adapter.as_ref().map(AdapterFiles::bytes);
     let adapter = adapter.as_ref().map(AdapterBytes::parse).transpose()?;
-    let forced = args.dtype.forced();
-    let dtype = forced.map_or(ExportDType::Auto, |(dtype, _)| ExportDType::As(dtype));
-    let weights = merged(&model.bytes().weights()?, adapter.as_ref(), dtype)?;
-    let others = model.write_companions(folder.path(), forced.map(|(_, name)| name))?;
-    let path = folder.path().join("model.safetensors");
-    fs::write(path, &weights).map_err(|error| Error::io(&args.output, "write", error))?;
-    folder.commit()?;
+    let is_file = args.output.extension().is_some_and(|ending| ending == "gguf");
+    let written = if is_file {
+        file(&args, &model, adapter.as_ref())?
+    } else {
+        directory(&args, &model, adapter.as_ref())?
+    };
     let figures = Figures {
         output: args.output.display().to_string(),
         model: args.model,
         adapter: args.adapter.map(|path| path.display().to_string()),
-        dtype: forced.map_or("auto", |(_, name)| name),
+        dtype: written.dtype,
         merged_layers: adapter.map_or(0, |adapter| layers(&adapter)),
-        bytes: weights.len(),
-        files: others,
+        bytes: written.bytes,
+        files: written.others,
     };
-    let human = format!(
-        "{}: model.safetensors, {}, with {} layers merged; {}",
-        figures.output,
-        bytes(figures.bytes as u64),
-        figures.merged_layers,
-        figures.files.join(", ")
-    );
+    let size = bytes(figures.bytes);
+    let human = match is_file {
+        true => format!(
+            "{}: {size} of {}, with {} layers merged",
+            figures.output, figures.dtype, figures.merged_layers
+        ),
+        false => format!(
+            "{}: model.safetensors, {size}, with {} layers merged; {}",
+            figures.output,
+            figures.merged_layers,
+            figures.files.join(", ")
+        ),
+    };
     output.result(human, &figures)
+}
+
+/// What was written.
+struct Written {
+    dtype: &'static str,
+    bytes: u64,
+    others: Vec<String>,
+}
+
+fn file(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Written> {
+    refuse_existing(&args.output, "--output", false)?;
+    let kind = args.dtype.kind(&model.bytes())?;
+    let mut file = WholeFile::create(&args.output)?;
+    write_gguf(&mut file, &model.bytes(), adapter, kind, &|error| Error::io(&args.output, "write", error))?;
+    file.commit()?;
+    let bytes = fs::metadata(&args.output).map_or(0, |data| data.len());
+    Ok(Written { dtype: kind.name(), bytes, others: Vec::new() })
+}
+
+fn directory(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Written> {
+    if args.dtype == Dtype::Q8_0 {
+        let fix = "give --output an ending .gguf, or choose another type";
+        return Err(Error::input("--dtype q8_0", "a GGUF file as --output", args.output.display(), fix));
+    }
+    let folder = NewFolder::create(&args.output, "--output")?;
+    let forced = args.dtype.forced();
+    let dtype = forced.map_or(ExportDType::Auto, |(dtype, _)| ExportDType::As(dtype));
+    let weights = merged(&model.bytes().weights()?, adapter, dtype)?;
+    let others = model.write_companions(folder.path(), forced.map(|(_, name)| name))?;
+    let path = folder.path().join("model.safetensors");
+    fs::write(path, &weights).map_err(|error| Error::io(&args.output, "write", error))?;
+    folder.commit()?;
+    Ok(Written { dtype: forced.map_or("auto", |(_, name)| name), bytes: weights.len() as u64, others })
 }
 
 fn layers(adapter: &Adapter) -> usize {

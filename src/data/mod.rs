@@ -23,6 +23,7 @@ pub use lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
 pub use packing::{Group, Packed};
 pub use template::ChatTemplate;
 pub use tokenizer::ChatTokenizer;
+pub(crate) use tokenizer_files::TokenizerFacts;
 pub use tokenizer_files::TokenizerFiles;
 
 use serde::{Deserialize, Serialize};

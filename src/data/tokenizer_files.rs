@@ -31,7 +31,7 @@ pub struct TokenizerFiles {
 
 /// What the files say, gathered.
 #[derive(Clone, Debug, Default)]
-pub(super) struct TokenizerFacts {
+pub(crate) struct TokenizerFacts {
     /// Special tokens by name (`bos_token`, ...), from `tokenizer_config.json` first.
     pub specials: BTreeMap<String, String>,
     /// `eos_token_id`s of `generation_config.json`, then of `config.json`; may hold repetitions.

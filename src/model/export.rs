@@ -1,13 +1,15 @@
-//! Merging a LoRA adapter into its base weights: a plain Hugging Face model.
+//! Merging a LoRA adapter into its base weights: a plain Hugging Face model, or a GGUF file.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::adapter::tensor_name;
-use super::{Adapter, Weights};
+use super::weights::Stored;
+use super::{Adapter, ModelBytes, Weights, gguf};
 use crate::gpu::DType;
 use crate::nn::transposed;
 use crate::{Error, Result};
@@ -21,55 +23,103 @@ pub enum ExportDType {
     As(DType),
 }
 
-/// safetensors bytes of `base` with `W + lora_alpha / r · B A` for every layer of `adapter` (in f64, rounded once).
+/// A model with an adapter merged into it, tensor by tensor: `W + lora_alpha / r · B A`, in f64 and rounded once.
+pub struct Merge<'a> {
+    base: &'a Weights<'a>,
+    adapter: Option<&'a Adapter<'a>>,
+    /// The module of each tensor that the adapter changes.
+    targets: HashMap<&'a str, &'a str>,
+}
+
+/// A tensor of a merged model.
+pub enum Merged<'a> {
+    /// As the base model has it.
+    Stored(Stored<'a>),
+    /// Changed; stored in this type before.
+    Values(Vec<f32>, DType),
+}
+
+impl Merged<'_> {
+    /// The type it has in the base model.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Stored(stored) => stored.dtype,
+            Self::Values(_, dtype) => *dtype,
+        }
+    }
+
+    /// Its elements.
+    pub fn to_f32(self) -> Vec<f32> {
+        match self {
+            Self::Stored(stored) => stored.to_f32(),
+            Self::Values(values, _) => values,
+        }
+    }
+}
+
+impl<'a> Merge<'a> {
+    /// Of `base` with every layer of `adapter`.
+    ///
+    /// # Errors
+    /// When an adapter's layer is not in the model.
+    pub fn new(base: &'a Weights<'a>, adapter: Option<&'a Adapter<'a>>) -> Result<Self> {
+        let modules: &[String] = match adapter.map(|a| &a.spec.target_modules) {
+            Some(crate::config::TargetModules::Names(names)) => names,
+            _ => &[],
+        };
+        let mut targets = HashMap::new();
+        for module in modules {
+            let name = format!("{module}.weight");
+            let Some(found) = base.find(&name) else {
+                let fix = "give the model that the adapter was made for";
+                return Err(Error::input(base.origin(), format!("tensor {name}"), "none", fix));
+            };
+            targets.insert(found, module.as_str());
+        }
+        Ok(Self { base, adapter, targets })
+    }
+
+    /// The tensor of this name and shape.
+    ///
+    /// # Errors
+    /// When it is not there, or an adapter's layer has another shape.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Merged<'a>> {
+        let stored = self.base.get(name, shape)?;
+        let module = self.base.find(name).and_then(|name| self.targets.get(name));
+        let (Some(module), Some(adapter)) = (module, self.adapter) else { return Ok(Merged::Stored(stored)) };
+        let &[rows, columns] = shape else {
+            let place = format!("tensor {name}");
+            return Err(Error::input(place, "a matrix", format!("shape {shape:?}"), "give the right model"));
+        };
+        let merged = if adapter.spec.fan_in_fan_out {
+            let weight = transposed(&stored.to_f32(), rows, columns);
+            transposed(&add_lora(weight, adapter, module, columns, rows)?, columns, rows)
+        } else {
+            add_lora(stored.to_f32(), adapter, module, rows, columns)?
+        };
+        Ok(Merged::Values(merged, stored.dtype))
+    }
+}
+
+/// safetensors bytes of `base` with `adapter` merged.
 ///
 /// # Errors
-/// When an adapter's layer is not in the model, or has another shape.
+/// As [`Merge::new`] and [`Merge::tensor`].
 pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> Result<Vec<u8>> {
-    let modules: Vec<String> = match adapter.map(|a| &a.spec.target_modules) {
-        Some(crate::config::TargetModules::Names(names)) => names.clone(),
-        _ => Vec::new(),
-    };
-    let mut targets: HashMap<&str, &str> = HashMap::new();
-    for module in &modules {
-        let name = format!("{module}.weight");
-        let Some(found) = base.find(&name) else {
-            let fix = "give the model that the adapter was made for";
-            return Err(Error::input(base.origin(), format!("tensor {name}"), "none", fix));
-        };
-        targets.insert(found, module);
-    }
+    let merge = Merge::new(base, adapter)?;
     let mut out: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for name in base.names() {
         let shape = base.shape(name).unwrap_or_default().to_vec();
-        let stored = base.get(name, &shape)?;
+        let tensor = merge.tensor(name, &shape)?;
         let wanted = match dtype {
             // A quantised tensor has no type of its own in a safetensors file.
-            ExportDType::Auto if stored.dtype.is_quantised() => DType::F16,
-            ExportDType::Auto => stored.dtype,
+            ExportDType::Auto if tensor.dtype().is_quantised() => DType::F16,
+            ExportDType::Auto => tensor.dtype(),
             ExportDType::As(dtype) => dtype,
         };
-        let bytes = match (targets.get(name), adapter) {
-            (Some(module), Some(adapter)) => {
-                let &[rows, columns] = shape.as_slice() else {
-                    let place = format!("tensor {name}");
-                    return Err(Error::input(
-                        place,
-                        "a matrix",
-                        format!("shape {shape:?}"),
-                        "give the right model",
-                    ));
-                };
-                let merged = if adapter.spec.fan_in_fan_out {
-                    let weight = transposed(&stored.to_f32(), rows, columns);
-                    transposed(&add_lora(weight, adapter, module, columns, rows)?, columns, rows)
-                } else {
-                    add_lora(stored.to_f32(), adapter, module, rows, columns)?
-                };
-                encode(&merged, wanted)
-            }
-            _ if wanted == stored.dtype => stored.plain().to_vec(),
-            _ => encode(&stored.to_f32(), wanted),
+        let bytes = match tensor {
+            Merged::Stored(stored) if stored.dtype == wanted => stored.plain().to_vec(),
+            tensor => encode(&tensor.to_f32(), wanted),
         };
         let kind = match wanted {
             DType::Bf16 => Dtype::BF16,
@@ -82,6 +132,36 @@ pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> 
     let views = views.collect::<Result<Vec<_>>>()?;
     let metadata = Some([("format".to_string(), "pt".to_string())].into());
     safetensors::serialize(views, metadata).map_err(unwritable)
+}
+
+/// Writes `model` with `adapter` merged as a GGUF file with matrices of `kind`, a tensor at a time; `failed` makes an error of what `out`
+/// reports.
+///
+/// # Errors
+/// As [`gguf::describe`] and [`Merge::tensor`], and what `out` reports.
+pub fn write_gguf(
+    out: &mut impl Write,
+    model: &ModelBytes,
+    adapter: Option<&Adapter>,
+    kind: gguf::Kind,
+    failed: &dyn Fn(io::Error) -> Error,
+) -> Result<()> {
+    let weights = model.weights()?;
+    let merge = Merge::new(&weights, adapter)?;
+    let file = gguf::describe(model, kind)?;
+    gguf::write_header(out, &file.metadata, &file.tensors).map_err(failed)?;
+    for (described, source) in file.tensors.iter().zip(&file.sources) {
+        let values = match source {
+            gguf::Source::Values(values) => values.clone(),
+            gguf::Source::Tensor(name, heads) => {
+                let values = merge.tensor(name, &described.shape)?.to_f32();
+                let turned = heads.map(|heads| gguf::as_neighbours(&values, described.shape[0], heads));
+                turned.unwrap_or(values)
+            }
+        };
+        gguf::write_tensor(out, &gguf::encode(&values, described.kind)).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn add_lora(

@@ -293,6 +293,42 @@ fn an_output_that_exists() {
 }
 
 #[test]
+fn a_model_is_written_as_a_gguf_file() {
+    let room = Room::new();
+    let train = ["align", "--model", "tiny", "--output-dir", "run", "--learning-rate", "1e-3"];
+    room.json(&[&train[..], &SMALL[..]].concat());
+    let answer = |model: &[&str]| {
+        let prompt = ["--prompt", "My printer is broken.", "--temperature", "0", "--max-new-tokens", "16"];
+        room.json(&[&["generate", "--model"], model, &prompt].concat())["answers"][0]["completion"].clone()
+    };
+    let export = ["export", "--model", "tiny", "--adapter", "run/adapter", "--output"];
+    let figures = room.json(&[&export[..], &["merged.gguf", "--dtype", "float32"]].concat());
+    assert_eq!((&figures["dtype"], &figures["merged_layers"]), (&"F32".into(), &35.into()));
+    assert_eq!(answer(&["merged.gguf"]), answer(&["tiny", "--adapter", "run/adapter"]));
+    assert_eq!(room.json(&[&export[..], &["auto.gguf"]].concat())["dtype"], "F16");
+    room.json(&[&export[..], &["small.gguf", "--dtype", "q8_0"]].concat());
+    let types = room.json(&["inspect", "--model", "small.gguf"])["types"].clone();
+    assert_eq!(types[1]["dtype"], "Q8_0", "{types}");
+    assert!(answer(&["small.gguf"]).is_string());
+    // And from a GGUF file again.
+    room.json(&["export", "--model", "merged.gguf", "--output", "again.gguf", "--dtype", "float32"]);
+    assert_eq!(answer(&["again.gguf"]), answer(&["merged.gguf"]));
+
+    room.refuses(
+        &[&export[..], &["auto.gguf"]].concat(),
+        &["--output: expected a file that does not exist yet"],
+    );
+    room.refuses(&[&export[..], &["folder", "--dtype", "q8_0"]].concat(), &["--dtype q8_0", ".gguf"]);
+    room.edit("model/config.json", "LlamaForCausalLM", "Phi3ForCausalLM");
+    room.edit("model/config.json", "\"model_type\": \"llama\"", "\"model_type\": \"phi3\"");
+    let phi = ["export", "--model", "model", "--output", "phi.gguf"];
+    room.refuses(
+        &phi,
+        &["expected an architecture that is written as GGUF (LlamaForCausalLM, ", "Phi3ForCausalLM"],
+    );
+}
+
+#[test]
 fn an_adapter_of_another_model() {
     let room = Room::new();
     let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_tied/adapter");

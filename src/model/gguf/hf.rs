@@ -18,14 +18,14 @@ pub struct Companions {
 
 /// `general.architecture`, with the Hugging Face architecture and model type that it stands for, and whether the converter has laid the
 /// rows of queries and keys for rotation by neighbours.
-const ARCHITECTURES: [(&str, &str, &str, bool); 3] = [
+pub(super) const ARCHITECTURES: [(&str, &str, &str, bool); 3] = [
     ("llama", "LlamaForCausalLM", "llama", true),
     ("qwen2", "Qwen2ForCausalLM", "qwen2", false),
     ("qwen3", "Qwen3ForCausalLM", "qwen3", false),
 ];
 
 /// Parts of a block: GGUF's name and Hugging Face's.
-const PARTS: [(&str, &str); 11] = [
+pub(super) const PARTS: [(&str, &str); 11] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),

@@ -13,16 +13,21 @@ use std::collections::BTreeMap;
 use crate::Error;
 
 mod cursor;
+mod export;
 mod hf;
 mod kinds;
 mod tokenizer;
 mod value;
+mod write;
 
 use cursor::Cursor;
+pub(crate) use export::as_neighbours;
+pub use export::{Description, Source, describe};
 pub(crate) use hf::in_halves;
 pub use hf::{Companions, Named};
 pub use kinds::{Kind, ggml_name};
 pub use value::Value;
+pub use write::{Described, encode, write_header, write_tensor};
 
 /// Where tensors' bytes start, unless the file says otherwise: multiples of this many bytes.
 pub const ALIGNMENT: usize = 32;

@@ -30,6 +30,25 @@ pub enum Value {
 }
 
 impl Value {
+    /// GGUF's number of its type.
+    pub(super) fn number(&self) -> u32 {
+        match self {
+            Self::U8(_) => 0,
+            Self::I8(_) => 1,
+            Self::U16(_) => 2,
+            Self::I16(_) => 3,
+            Self::U32(_) => 4,
+            Self::I32(_) => 5,
+            Self::F32(_) => 6,
+            Self::Bool(_) => 7,
+            Self::String(_) => 8,
+            Self::Array(_) => ARRAY,
+            Self::U64(_) => 10,
+            Self::I64(_) => 11,
+            Self::F64(_) => 12,
+        }
+    }
+
     /// The whole number, if it is one and not negative.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {

@@ -1,0 +1,289 @@
+//! A Hugging Face model described as a GGUF file, as llama.cpp's converter would.
+
+use std::collections::HashMap;
+
+use serde_json::Value as Json;
+
+use super::hf::{ARCHITECTURES, PARTS};
+use super::tokenizer::{BYTE, CONTROL, LLAMA3, NORMAL, QWEN2, UNKNOWN, UNUSED, USER};
+use super::write::Described;
+use super::{Kind, Value};
+use crate::data::TokenizerFacts;
+use crate::model::{DecoderConfig, ModelBytes};
+use crate::{Error, Result};
+
+/// Everything of a file but its tensors' elements.
+pub struct Description {
+    /// In the file's order.
+    pub metadata: Vec<(String, Value)>,
+    /// In the file's order.
+    pub tensors: Vec<Described>,
+    /// Where the elements of each come from.
+    pub sources: Vec<Source>,
+}
+
+/// Where a tensor's elements come from.
+pub enum Source {
+    /// The model's tensor of this name; of queries and keys whose rows llama.cpp wants as neighbours, with the number of heads.
+    Tensor(String, Option<usize>),
+    /// These.
+    Values(Vec<f32>),
+}
+
+/// Describes `model` with its matrices of `kind`.
+///
+/// # Errors
+/// An architecture or tokenizer that GGUF files are not written of, or damaged files.
+pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
+    let config = model.decoder_config()?;
+    let family = match config.architecture {
+        // One architecture to llama.cpp.
+        "MistralForCausalLM" => "LlamaForCausalLM",
+        other => other,
+    };
+    let known = ARCHITECTURES.iter().find(|(_, architecture, ..)| *architecture == family);
+    let &(arch, _, _, reordered) = known.ok_or_else(|| {
+        let names: Vec<&str> = ARCHITECTURES.iter().map(|(_, architecture, ..)| *architecture).collect();
+        let expected =
+            format!("an architecture that is written as GGUF ({}, MistralForCausalLM)", names.join(", "));
+        let fix = "write a directory, and take llama.cpp's own converter";
+        Error::input(format!("{}/config.json", model.name), expected, config.architecture, fix)
+    })?;
+    let mut metadata = vec![
+        ("general.architecture".to_string(), Value::String(arch.into())),
+        ("general.type".into(), Value::String("model".into())),
+        ("general.name".into(), Value::String(model.name.into())),
+        ("general.file_type".into(), Value::U32(file_type(kind))),
+        ("general.quantization_version".into(), Value::U32(2)),
+    ];
+    metadata.extend(sizes(&config).into_iter().map(|(key, value)| (format!("{arch}.{key}"), value)));
+    metadata.extend(tokenizer(model, config.vocab)?);
+    let (mut tensors, mut sources) = (Vec::new(), Vec::new());
+    if let Some(divisors) = frequency_divisors(&config) {
+        let name = "rope_freqs.weight".to_string();
+        tensors.push(Described { name, kind: Kind::F32, shape: vec![divisors.len()] });
+        sources.push(Source::Values(divisors));
+    }
+    for (name, shape) in config.tensors() {
+        let heads = if name.ends_with("q_proj.weight") || name.ends_with("q_proj.bias") {
+            Some(config.heads)
+        } else if name.ends_with("k_proj.weight") || name.ends_with("k_proj.bias") {
+            Some(config.kv_heads)
+        } else {
+            None
+        };
+        let whole = shape.last().is_some_and(|row| row.is_multiple_of(kind.block_elements()));
+        let kind = match shape.len() {
+            1 => Kind::F32,
+            // As ggml does with rows that are no whole blocks.
+            _ if !whole => Kind::F16,
+            _ => kind,
+        };
+        tensors.push(Described { name: gguf_name(&name), kind, shape });
+        sources.push(Source::Tensor(name, heads.filter(|_| reordered)));
+    }
+    Ok(Description { metadata, tensors, sources })
+}
+
+/// llama.cpp's number of a file whose matrices are of this kind.
+fn file_type(kind: Kind) -> u32 {
+    match kind {
+        Kind::F16 => 1,
+        Kind::Q8_0 => 7,
+        Kind::Bf16 => 32,
+        _ => 0,
+    }
+}
+
+fn sizes(config: &DecoderConfig) -> Vec<(&'static str, Value)> {
+    let number = |n: usize| Value::U32(n as u32);
+    let mut all = vec![
+        ("block_count", number(config.layers())),
+        ("context_length", number(config.max_positions)),
+        ("embedding_length", number(config.width)),
+        ("feed_forward_length", number(config.inner)),
+        ("attention.head_count", number(config.heads)),
+        ("attention.head_count_kv", number(config.kv_heads)),
+        ("attention.key_length", number(config.head_dim)),
+        ("attention.value_length", number(config.head_dim)),
+        ("attention.layer_norm_rms_epsilon", Value::F32(config.eps)),
+        ("rope.dimension_count", number(config.head_dim)),
+        ("vocab_size", number(config.vocab)),
+    ];
+    all.extend(config.ropes.first().map(|rope| ("rope.freq_base", Value::F32(rope.theta as f32))));
+    let window = config.blocks.iter().find_map(|block| block.window);
+    all.extend(window.map(|window| ("attention.sliding_window", number(window))));
+    all
+}
+
+/// What Llama 3's scaling divides each frequency by.
+fn frequency_divisors(config: &DecoderConfig) -> Option<Vec<f32>> {
+    let rope = *config.ropes.first().filter(|rope| rope.scaling.is_some())?;
+    let plain = crate::model::Rope { scaling: None, ..rope };
+    let both = plain.inverse_frequencies().into_iter().zip(rope.inverse_frequencies());
+    Some(both.map(|(plain, scaled)| (plain / scaled) as f32).collect())
+}
+
+/// GGUF's name of a Hugging Face tensor of the architectures above.
+fn gguf_name(name: &str) -> String {
+    match name {
+        "model.embed_tokens.weight" => return "token_embd.weight".into(),
+        "model.norm.weight" => return "output_norm.weight".into(),
+        "lm_head.weight" => return "output.weight".into(),
+        _ => {}
+    }
+    let of_block = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    let (index, rest) = of_block.unwrap_or(("", name));
+    let (module, ending) = rest.rsplit_once('.').unwrap_or((rest, ""));
+    let part = PARTS.iter().find(|(_, hf)| *hf == module).map_or(module, |(own, _)| own);
+    format!("blk.{index}.{part}.{ending}")
+}
+
+/// `tokenizer.ggml.*` from tokenizer.json and what stands beside it.
+fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
+    let place = format!("{}/tokenizer.json", model.name);
+    let wrong = |expected: &str, found: String| {
+        Error::input(&place, expected, found, "write a directory, and take llama.cpp's own converter")
+    };
+    let json: Json = serde_json::from_slice(&model.tokenizer.tokenizer)
+        .map_err(|error| wrong("a tokenizer of the tokenizers library", error.to_string()))?;
+    let own = &json["model"];
+    if own["type"] != "BPE" {
+        return Err(wrong("a BPE tokenizer", own["type"].to_string()));
+    }
+    let pieces = own["byte_fallback"] == true;
+    let (kind, pre) = if pieces {
+        ("llama", "default")
+    } else {
+        (
+            "gpt2",
+            pre_tokenizer(&json).ok_or_else(|| {
+                let found = json["pre_tokenizer"].to_string().chars().take(100).collect();
+                wrong("a text split as GPT-2, SmolLM, Llama 3 or Qwen 2 do", found)
+            })?,
+        )
+    };
+    let mut tokens: Vec<Option<(&str, u64)>> = vec![None; vocab];
+    let unknown = own["unk_token"].as_str();
+    for (token, id) in own["vocab"].as_object().into_iter().flatten() {
+        let kind = match token.as_str() {
+            token if Some(token) == unknown => UNKNOWN,
+            token if pieces && is_byte(token) => BYTE,
+            _ => NORMAL,
+        };
+        if let Some(slot) = id.as_u64().and_then(|id| tokens.get_mut(id as usize)) {
+            *slot = Some((token, kind));
+        }
+    }
+    for added in json["added_tokens"].as_array().into_iter().flatten() {
+        let kind = if added["special"] == true { CONTROL } else { USER };
+        let slot = added["id"].as_u64().and_then(|id| tokens.get_mut(id as usize));
+        if let (Some(slot), Some(token)) = (slot, added["content"].as_str()) {
+            *slot = Some((token, if Some(token) == unknown { UNKNOWN } else { kind }));
+        }
+    }
+    let merges: Vec<String> = own["merges"].as_array().into_iter().flatten().filter_map(merge).collect();
+    let named: Vec<String> =
+        (0..vocab).map(|id| tokens[id].map_or(format!("[PAD{id}]"), |(token, _)| token.into())).collect();
+    let ids: HashMap<&str, usize> = named.iter().map(String::as_str).zip(0..).collect();
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let texts = |all: &[String]| Value::Array(all.iter().cloned().map(Value::String).collect());
+    let types =
+        tokens.iter().map(|token| Value::I32(token.map_or(UNUSED, |(_, kind)| kind) as i32)).collect();
+    let mut all = vec![
+        (key("model"), Value::String(kind.into())),
+        (key("pre"), Value::String(pre.into())),
+        (key("tokens"), texts(&named)),
+        (key("token_type"), Value::Array(types)),
+    ];
+    if pieces {
+        // SentencePiece merges by the scores of what comes of it: the first merge has the best.
+        let mut scores = vec![-(merges.len() as f32) - 1.0; vocab];
+        for (rank, merge) in merges.iter().enumerate().rev() {
+            if let Some(&id) = ids.get(merge.replacen(' ', "", 1).as_str()) {
+                scores[id] = -(rank as f32);
+            }
+        }
+        all.push((key("scores"), Value::Array(scores.into_iter().map(Value::F32).collect())));
+        let prepends = json["normalizer"].to_string().contains("\"Prepend\"")
+            || json["pre_tokenizer"]["prepend_scheme"] == "first";
+        all.push((key("add_space_prefix"), Value::Bool(prepends)));
+    } else {
+        all.push((key("merges"), texts(&merges)));
+    }
+    let facts = TokenizerFacts::read(&model.tokenizer)?;
+    for (name, own) in [("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")] {
+        let token = facts.specials.get(&format!("{own}_token"));
+        let id = token.and_then(|token| ids.get(token.as_str()));
+        all.extend(id.map(|&id| (key(&format!("{name}_token_id")), Value::U32(id as u32))));
+    }
+    let chat = model.tokenizer()?;
+    let (plain, with) = (chat.encode_text("a", false)?, chat.encode_text("a", true)?);
+    all.push((key("add_bos_token"), Value::Bool(with.first() != plain.first())));
+    all.push((key("add_eos_token"), Value::Bool(with.last() != plain.last())));
+    all.extend(facts.template.map(|(text, _)| ("tokenizer.chat_template".to_string(), Value::String(text))));
+    Ok(all)
+}
+
+fn is_byte(token: &str) -> bool {
+    let inside = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    inside.is_some_and(|hex| hex.len() == 2 && hex.bytes().all(|c| c.is_ascii_hexdigit()))
+}
+
+/// A merge as GGUF has it; tokenizer.json has texts, or since 2024 pairs.
+fn merge(merge: &Json) -> Option<String> {
+    match merge.as_array() {
+        None => merge.as_str().map(str::to_owned),
+        Some(pair) => Some(format!("{} {}", pair.first()?.as_str()?, pair.get(1)?.as_str()?)),
+    }
+}
+
+/// llama.cpp's name for how a text is split before merging.
+fn pre_tokenizer(json: &Json) -> Option<&'static str> {
+    let own = &json["pre_tokenizer"];
+    let all = match own["pretokenizers"].as_array() {
+        Some(all) => all.iter().collect(),
+        None => vec![own],
+    };
+    let kind = |step: &Json| step["type"].as_str().unwrap_or_default().to_string();
+    let pattern = |step: &Json| step["pattern"]["Regex"].as_str().unwrap_or_default().to_string();
+    match &all[..] {
+        [bytes] if kind(bytes) == "ByteLevel" && bytes["use_regex"] != false => Some("gpt-2"),
+        [digits, bytes] if kind(digits) == "Digits" && kind(bytes) == "ByteLevel" => Some("smollm"),
+        [split, bytes] if kind(split) == "Split" && kind(bytes) == "ByteLevel" => {
+            match pattern(split).as_str() {
+                LLAMA3 => Some("llama-bpe"),
+                QWEN2 => Some("qwen2"),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Rows of queries or keys as llama.cpp wants them: the reverse of [`super::in_halves`].
+pub fn as_neighbours(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+    let (size, dim) = (values.len() / rows, rows / heads);
+    let mut out = Vec::with_capacity(values.len());
+    for row in 0..rows {
+        let (head, within) = (row / dim, row % dim);
+        let source = head * dim + within % 2 * (dim / 2) + within / 2;
+        out.extend(&values[source * size..(source + 1) * size]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gguf::in_halves;
+
+    #[test]
+    fn neighbours_are_the_reverse_of_halves() {
+        let values: Vec<f32> = (0..48).map(|i| i as f32).collect();
+        let turned = as_neighbours(&values, 24, 3);
+        assert_ne!(turned, values);
+        let back = in_halves(bytemuck::cast_slice(&turned), 24, 3);
+        assert_eq!(bytemuck::pod_collect_to_vec::<u8, f32>(&back), values);
+    }
+}
