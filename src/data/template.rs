@@ -54,6 +54,12 @@ impl ChatTemplate {
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(python_method);
         env.add_filter("tojson", python_json::tojson);
+        // To Jinja2 nothing is in None: templates ask this of `tools` before they count them.
+        env.add_test("iterable", |value: Value| match value.kind() {
+            ValueKind::None => false,
+            ValueKind::Undefined | ValueKind::String => true,
+            _ => value.try_iter().is_ok(),
+        });
         env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
         });
