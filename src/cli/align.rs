@@ -110,7 +110,8 @@ impl Files {
             train,
             eval: source(&config.data.eval, "--eval")?,
             samples: source(&config.anchors.samples_file, "--samples-file")?,
-            model: Model::open(&config.model.model, bar)?,
+            model: Model::open(&config.model.model, bar)?
+                .with_chat_template(config.model.chat_template.as_deref())?,
             adapter: adapter.map(|path| AdapterFiles::open(path, "--adapter")).transpose()?,
             positive: checkpoint(config, &config.reference.positive, "--reference-positive")?,
             negative: checkpoint(config, &config.reference.negative, "--reference-negative")?,
@@ -138,7 +139,7 @@ fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Resul
     Ok(Some(if config.lora.enabled {
         CheckpointFiles::Adapter(AdapterFiles::open(path, flag)?)
     } else {
-        CheckpointFiles::Model(Model::Files(Box::new(ModelFiles::open(path, flag)?)))
+        CheckpointFiles::Model(ModelFiles::open(path, flag)?.into())
     }))
 }
 

@@ -40,6 +40,9 @@ pub struct ModelArgs {
     /// A LoRA adapter to apply, a directory in PEFT's format, as "aweigh align" writes to adapter/
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// A chat template in Jinja, instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
 }
 
 /// How its weights are kept.

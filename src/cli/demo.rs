@@ -244,7 +244,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         memory_peak_bytes: gpu.ledger().total().peak,
     };
     if let Some(folder) = &mut folder {
-        engine::write_result(&gpu, folder.path(), &Model::Tiny, &outcome.decoder)?;
+        engine::write_result(&gpu, folder.path(), &Model::tiny(), &outcome.decoder)?;
         let summary = serde_json::to_vec_pretty(&figures).unwrap_or_default();
         write_whole(&folder.path().join("summary.json"), &summary)?;
         folder.keep();

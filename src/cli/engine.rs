@@ -20,7 +20,8 @@ use crate::model::{Decoder, ModelBytes};
 /// [`crate::error::Error::Input`] names the first that is missing.
 pub fn files(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
     let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
-    Ok((Model::open(&args.model, !output.quiet())?, adapter))
+    let model = Model::open(&args.model, !output.quiet())?;
+    Ok((model.with_chat_template(args.chat_template.as_deref())?, adapter))
 }
 
 /// The rows of a file, of one split where one is named. Rows with an empty prompt or answer are left out, with a warning:

@@ -84,8 +84,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let (model, adapter) = engine::files(&args.model, output)?;
     let tokenizer = model.bytes().tokenizer()?;
     if !args.raw && !tokenizer.has_template() {
-        let fix =
-            "add --raw to continue the prompt as it stands, or put chat_template.jinja beside tokenizer.json";
+        let fix = "add --raw to continue the prompt as it stands, or give a template: --chat-template FILE";
         return Err(Error::input("--model", "a model with a chat template", "none in its files", fix));
     }
     let gpu = engine::gpu(&args.gpu)?;

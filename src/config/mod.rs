@@ -38,6 +38,8 @@ section! {
     optional:
     /// Start from this LoRA adapter, a directory in PEFT's format, instead of a fresh one
     (long, value_name = "DIR") adapter: PathBuf;
+    /// A chat template in Jinja, instead of the model's own
+    (long, value_name = "FILE") chat_template: PathBuf;
     /// Keep the matrices of the frozen model's blocks in 4 bits (nf4) or 8 (q8) instead of the file's own type; quantised
     /// ones of a GGUF file stay as they are. Not with --full
     (long, value_name = "TYPE") quantize: Quantize;

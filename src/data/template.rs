@@ -112,7 +112,7 @@ impl ChatTemplate {
             &self.origin,
             "a chat template that renders these messages",
             describe(error),
-            "check the template, or put a working chat_template.jinja beside tokenizer.json",
+            "check the template, or give another with --chat-template FILE",
         )
     }
 }
@@ -146,7 +146,7 @@ fn broken(origin: &str, error: &minijinja::Error) -> Error {
         origin,
         "a Jinja chat template",
         describe(error),
-        "take the model's own chat_template again, or put a working chat_template.jinja beside tokenizer.json",
+        "take the model's own chat_template again, or give another with --chat-template FILE",
     )
 }
 

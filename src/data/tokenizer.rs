@@ -54,7 +54,7 @@ impl ChatTokenizer {
         let facts = TokenizerFacts::read(files)?;
         let template = match &facts.template {
             Some((source, file)) => {
-                let place = format!("{}/{file}: chat template", files.origin);
+                let place = format!("{file}: chat template");
                 let now = files.now.or_else(clock::now);
                 Some(ChatTemplate::new(source, &facts.specials, &files.template_args, now, &place)?)
             }
@@ -259,7 +259,7 @@ impl ChatTokenizer {
                 &self.origin,
                 "a chat template, as the prompts are conversations",
                 "none in tokenizer_config.json and no chat_template.jinja",
-                "put the model's chat_template.jinja beside tokenizer.json, or give prompts and answers as plain strings",
+                "give one with --chat-template FILE, or prompts and answers as plain strings",
             )
         })
     }

@@ -23,6 +23,8 @@ pub struct TokenizerFiles {
     pub config: Option<Vec<u8>>,
     /// `chat_template.jinja`, or a template of the user's own: it wins over `tokenizer_config.json`.
     pub chat_template: Option<String>,
+    /// The file that `chat_template` is from, where it is not the model's own.
+    pub template_file: Option<String>,
     /// Variables for the chat template, such as `{"enable_thinking": false}`.
     pub template_args: Map<String, Value>,
     /// The moment that `strftime_now` prints, in seconds since 1970 (UTC). None: the clock when loading.
@@ -37,7 +39,7 @@ pub(crate) struct TokenizerFacts {
     /// `eos_token_id`s of `generation_config.json`, then of `config.json`; may hold repetitions.
     pub eos_ids: Vec<u32>,
     /// The template's text and the file it came from.
-    pub template: Option<(String, &'static str)>,
+    pub template: Option<(String, String)>,
 }
 
 impl TokenizerFacts {
@@ -62,9 +64,12 @@ impl TokenizerFacts {
             facts.eos_ids.extend(eos_ids(&files.origin, name, &object(name, bytes)?)?);
         }
         facts.template = match &files.chat_template {
-            Some(text) => Some((text.clone(), "chat_template.jinja")),
+            Some(text) => {
+                let own = || format!("{}/chat_template.jinja", files.origin);
+                Some((text.clone(), files.template_file.clone().unwrap_or_else(own)))
+            }
             None => template_text(&files.origin, config.get("chat_template"))?
-                .map(|text| (text.to_owned(), "tokenizer_config.json")),
+                .map(|text| (text.to_owned(), format!("{}/tokenizer_config.json", files.origin))),
         };
         Ok(facts)
     }
@@ -128,7 +133,7 @@ fn template_text<'a>(origin: &str, value: Option<&'a Value>) -> Result<Option<&'
                 names if names.is_empty() => "neither".to_owned(),
                 names => format!("only {names}"),
             },
-            "put the template to use into chat_template.jinja beside tokenizer.json",
+            "give the template to use with --chat-template FILE",
         )),
     }
 }
@@ -171,7 +176,7 @@ mod tests {
         assert_eq!(facts(r#"{"chat_template": "one"}"#, "{}").unwrap().template.unwrap().0, "one");
         let error =
             facts(r#"{"chat_template": [{"name": "rag", "template": "R"}]}"#, "{}").unwrap_err().to_string();
-        assert!(error.contains("only rag") && error.contains("chat_template.jinja"), "{error}");
+        assert!(error.contains("only rag") && error.contains("--chat-template FILE"), "{error}");
     }
 
     #[test]

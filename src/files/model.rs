@@ -18,7 +18,15 @@ pub const TINY: &str = "tiny";
 
 /// What `--model` names, opened.
 #[derive(Debug)]
-pub enum Model {
+pub struct Model {
+    source: Source,
+    /// The user's own chat template, instead of the model's: its file and its text.
+    chat_template: Option<(String, String)>,
+}
+
+/// Where a model lies.
+#[derive(Debug)]
+enum Source {
     /// The model built into this program.
     Tiny,
     /// A directory.
@@ -70,7 +78,7 @@ impl Model {
     pub fn open(name: &str, bar: bool) -> Result<Self> {
         let path = Path::new(name);
         if name == TINY {
-            return Ok(Self::Tiny);
+            return Ok(Self::tiny());
         }
         let Some(of_hub) = hub::Name::parse(name).filter(|_| !path.exists()) else {
             return Self::at(path, name);
@@ -80,11 +88,35 @@ impl Model {
 
     /// Opens a GGUF file or a directory, which messages call `name`.
     fn at(path: &Path, name: &str) -> Result<Self> {
-        Ok(if is_gguf(path) {
-            Self::Gguf(Box::new(GgufFile { name: name.into(), ..GgufFile::open(path, "--model")? }))
+        Ok(Self::of(if is_gguf(path) {
+            Source::Gguf(Box::new(GgufFile { name: name.into(), ..GgufFile::open(path, "--model")? }))
         } else {
-            Self::Files(Box::new(ModelFiles { name: name.into(), ..ModelFiles::open(path, "--model")? }))
-        })
+            Source::Files(Box::new(ModelFiles { name: name.into(), ..ModelFiles::open(path, "--model")? }))
+        }))
+    }
+
+    fn of(source: Source) -> Self {
+        Self { source, chat_template: None }
+    }
+
+    /// The model built into this program.
+    pub fn tiny() -> Self {
+        Self::of(Source::Tiny)
+    }
+
+    /// The same with the chat template in a file, where one is named.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a file that is not there or no text.
+    pub fn with_chat_template(self, file: Option<&Path>) -> Result<Self> {
+        let read = |path: &Path| Ok((path.display().to_string(), super::read_text(path, "--chat-template")?));
+        Ok(Self { chat_template: file.map(read).transpose()?, ..self })
+    }
+}
+
+impl From<ModelFiles> for Model {
+    fn from(files: ModelFiles) -> Self {
+        Self::of(Source::Files(Box::new(files)))
     }
 }
 
@@ -138,9 +170,9 @@ impl ModelFiles {
 impl Model {
     /// The model as the library takes it.
     pub fn bytes(&self) -> ModelBytes<'_> {
-        match self {
-            Self::Tiny => assets::model(),
-            Self::Gguf(file) => ModelBytes {
+        let mut bytes = match &self.source {
+            Source::Tiny => assets::model(),
+            Source::Gguf(file) => ModelBytes {
                 name: &file.name,
                 config: &file.companions.config,
                 quantize: None,
@@ -153,7 +185,7 @@ impl Model {
                     ..TokenizerFiles::default()
                 },
             },
-            Self::Files(files) => ModelBytes {
+            Source::Files(files) => ModelBytes {
                 quantize: None,
                 name: &files.name,
                 config: &files.config,
@@ -169,7 +201,12 @@ impl Model {
                     ..TokenizerFiles::default()
                 },
             },
+        };
+        if let Some((file, template)) = self.chat_template.clone() {
+            bytes.tokenizer.template_file = Some(file);
+            bytes.tokenizer.chat_template = Some(template);
         }
+        bytes
     }
 }
 
@@ -180,10 +217,10 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] where something cannot be read or written, [`Error::Input`] for a config.json that is none.
     pub fn write_companions(&self, folder: &Path, dtype: Option<&str>) -> Result<Vec<String>> {
-        let files = match self {
-            Self::Tiny => assets::FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
-            Self::Files(files) => companions(&files.directory)?,
-            Self::Gguf(file) => {
+        let files = match &self.source {
+            Source::Tiny => assets::FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
+            Source::Files(files) => companions(&files.directory)?,
+            Source::Gguf(file) => {
                 let Companions { config, tokenizer, tokenizer_config } = file.companions.clone();
                 [
                     ("config.json", config),

@@ -293,6 +293,43 @@ fn an_output_that_exists() {
 }
 
 #[test]
+fn a_chat_template_of_the_users_own() {
+    let room = Room::new();
+    let text = fs::read_to_string(room.path("model/tokenizer_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    let template = config.as_object_mut().unwrap().remove("chat_template").unwrap();
+    room.write("model/tokenizer_config.json", config.to_string());
+    room.write("own.jinja", template.as_str().unwrap());
+    let answer = |model: &[&str]| {
+        let prompt = ["--prompt", "My printer is broken.", "--temperature", "0", "--max-new-tokens", "8"];
+        [&["generate", "--model"], model, &prompt].concat().into_iter().map(String::from).collect::<Vec<_>>()
+    };
+    fn strings(words: &[String]) -> Vec<&str> {
+        words.iter().map(String::as_str).collect()
+    }
+    room.refuses(&strings(&answer(&["model"])), &["a model with a chat template", "--chat-template FILE"]);
+    room.align_refuses(
+        "model",
+        &[],
+        &["a chat template, as the prompts are conversations", "--chat-template FILE"],
+    );
+    let found = room.json(&strings(&answer(&["model", "--chat-template", "own.jinja"])));
+    let expected = room.json(&strings(&answer(&["tiny"])));
+    assert_eq!(found["answers"][0]["completion"], expected["answers"][0]["completion"]);
+    let figures = room.json(&["inspect", "--model", "model", "--chat-template", "own.jinja"]);
+    assert_eq!(figures["tokenizer"]["chat_template"], true);
+    room.write("own.jinja", "{% for m in messages %}");
+    room.refuses(
+        &strings(&answer(&["model", "--chat-template", "own.jinja"])),
+        &["own.jinja: chat template", "line 1"],
+    );
+    room.refuses(
+        &strings(&answer(&["model", "--chat-template", "none.jinja"])),
+        &["--chat-template", "none.jinja"],
+    );
+}
+
+#[test]
 fn a_model_is_written_as_a_gguf_file() {
     let room = Room::new();
     let train = ["align", "--model", "tiny", "--output-dir", "run", "--learning-rate", "1e-3"];

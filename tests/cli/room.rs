@@ -104,7 +104,11 @@ impl Room {
         let (stdout, stderr) = texts(&output);
         assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
         assert_eq!(stdout, "", "{command:?}");
-        assert_eq!(stderr.matches("error: ").count(), 1, "{command:?}: one message: {stderr}");
+        assert_eq!(
+            stderr.lines().filter(|line| line.starts_with("error: ")).count(),
+            1,
+            "{command:?}: one message: {stderr}"
+        );
         assert!(!stderr.contains("panicked"), "{stderr}");
         // What stands before it are notes of what runs where.
         let message = &stderr[stderr.find("error: ").unwrap()..];
