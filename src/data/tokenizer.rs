@@ -41,14 +41,18 @@ impl ChatTokenizer {
     /// Truncation and padding that `tokenizer.json` may ask for are switched off. Fails, naming the file, on
     /// broken JSON or a template that does not compile.
     pub fn from_bytes(files: &TokenizerFiles) -> Result<Self> {
-        let mut tokenizer = Tokenizer::from_bytes(&files.tokenizer).map_err(|error| {
+        let wrong = |error: &dyn std::fmt::Display| {
+            let fix = "take the model's tokenizer.json again (a SentencePiece tokenizer.model must be converted first)";
             Error::input(
                 format!("{}/tokenizer.json", files.origin),
                 "a tokenizer of the tokenizers library",
                 error,
-                "take the model's tokenizer.json again (a SentencePiece tokenizer.model must be converted first)",
+                fix,
             )
-        })?;
+        };
+        // The library panics on some of what is no JSON.
+        serde_json::from_slice::<serde_json::Value>(&files.tokenizer).map_err(|error| wrong(&error))?;
+        let mut tokenizer = Tokenizer::from_bytes(&files.tokenizer).map_err(|error| wrong(&error))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| encoding(&files.origin, &error))?;
         let facts = TokenizerFacts::read(files)?;
