@@ -32,6 +32,7 @@ pub const FILES: [(&str, &[u8]); 4] = [
 pub fn model() -> ModelBytes<'static> {
     ModelBytes {
         quantize: None,
+        offload: false,
         name: NAME,
         config: asset!("config.json"),
         weights: vec![("tiny/model.safetensors", asset!("model.safetensors"))],

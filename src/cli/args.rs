@@ -53,6 +53,9 @@ pub struct WeightArgs {
     /// GGUF file stay as they are
     #[arg(long, value_name = "TYPE", value_enum)]
     pub quantize: Option<Quantize>,
+    /// Keep them in the computer's own memory, and bring each block's to the GPU when it is passed: for models that do not fit
+    #[arg(long)]
+    pub offload: bool,
 }
 
 /// How tokens are chosen. The names are those of transformers, the defaults those of align's anchors.

@@ -106,7 +106,7 @@ pub fn decoder(
     weights: WeightArgs,
     output: &Output,
 ) -> Result<Decoder> {
-    let files = ModelBytes { quantize: weights.quantize, ..model.bytes() };
+    let files = ModelBytes { quantize: weights.quantize, offload: weights.offload, ..model.bytes() };
     let decoder = files.decoder_with(gpu, adapter.map(AdapterFiles::bytes))?;
     announce(gpu, files.name, adapter.map(|files| files.name.as_str()), &decoder, output);
     Ok(decoder)

@@ -133,6 +133,7 @@ fn changed(from: &RunConfig, to: &RunConfig) -> Vec<Change> {
     all.extend(tokens.map(Change::MaxTokensPerBatch));
     all.extend((t.recompute != from.train.recompute).then_some(Change::Recompute(t.recompute)));
     all.extend((t.optim != from.train.optim).then_some(Change::Optim(t.optim)));
+    all.extend((to.model.offload && !from.model.offload).then_some(Change::Offload));
     all.extend(to.model.quantize.filter(|_| to.model.quantize != from.model.quantize).map(Change::Quantize));
     all
 }
@@ -181,7 +182,11 @@ pub fn text(plan: &Plan, fitted: &[String]) -> String {
 
 fn savings_text(savings: &[Saving]) -> String {
     let row = |saving: &Saving| {
-        let result = if saving.exact { "the same" } else { "close" };
+        let result = match saving.exact {
+            true if saving.flag == "--offload" => "the same, slowly",
+            true => "the same",
+            false => "close",
+        };
         vec![saving.flag.clone(), bytes(saving.peak), result.into()]
     };
     table(&["with", "at the most", "results"], &savings.iter().map(row).collect::<Vec<_>>())

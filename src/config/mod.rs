@@ -35,6 +35,11 @@ section! {
     /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF file, a name on the
     /// Hugging Face Hub (owner/name, or owner/name/FILE.gguf), or "tiny" for the one built into this program (required)
     (long, value_name = "DIR|GGUF|NAME|tiny") model: String = String::new();
+    /// Keep the matrices of the frozen model's blocks in the computer's own memory, and bring each block's to the GPU when it
+    /// is passed: for models that do not fit. Every pass then waits for all of them to be copied. Not with --full
+    /// [default: false]
+    (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
+    offload: bool = false;
     optional:
     /// Start from this LoRA adapter, a directory in PEFT's format, instead of a fresh one
     (long, value_name = "DIR") adapter: PathBuf;
@@ -266,7 +271,7 @@ section! {
     /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32 [default: f32]
     (long, value_name = "TYPE") precision: Precision = Precision::F32;
     /// Change settings until the run fits --memory: first those that leave every result as it is (--max-num-seqs,
-    /// --max-tokens-per-batch, --recompute), then --optim, and if those do not suffice --quantize too [default: false]
+    /// --max-tokens-per-batch, --recompute), then --optim, then --quantize, and if those do not suffice --offload too [default: false]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     fit: bool = false;
     optional:

@@ -168,6 +168,14 @@ fn lora(config: &RunConfig, places: &Places) -> Result<()> {
     places.that("model.adapter", !clash, "no start adapter with lora.enabled = false", "one", fix)?;
     let clash = !lora.enabled && config.model.quantize.is_some();
     let fix = "train an adapter, or leave quantize out";
+    let offload = !(config.model.offload && !lora.enabled);
+    places.that(
+        "model.offload",
+        offload,
+        "no offload with lora.enabled = false",
+        "some",
+        "train an adapter",
+    )?;
     places.that("model.quantize", !clash, "no quantised weights with lora.enabled = false", "some", fix)
 }
 

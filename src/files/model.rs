@@ -176,6 +176,7 @@ impl Model {
                 name: &file.name,
                 config: &file.companions.config,
                 quantize: None,
+                offload: false,
                 weights: vec![(file.name.as_str(), &file.map[..])],
                 tokenizer: TokenizerFiles {
                     origin: file.name.clone(),
@@ -187,6 +188,7 @@ impl Model {
             },
             Source::Files(files) => ModelBytes {
                 quantize: None,
+                offload: false,
                 name: &files.name,
                 config: &files.config,
                 weights: files.weights.iter().map(|(name, map)| (name.as_str(), &map[..])).collect(),

@@ -119,6 +119,8 @@ pub struct Memory {
     buffers: AtomicU64,
     /// Bytes written since the last submit that was made for their sake.
     waiting: AtomicUsize,
+    /// The submit at the last [`Memory::keep_pace`].
+    last: Mutex<Option<wgpu::SubmissionIndex>>,
 }
 
 impl Memory {
@@ -143,6 +145,7 @@ impl Memory {
             bind_groups: Arc::default(),
             buffers: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
+            last: Mutex::default(),
         }
     }
 
@@ -179,6 +182,20 @@ impl Memory {
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         }))
+    }
+
+    /// Waits until the device has done what was submitted before the last call, so that no more than two portions of writes are in
+    /// staging memory. Blocks.
+    pub(super) fn keep_pace(&self) {
+        let Some((device, queue)) = &self.device else { return };
+        let now = queue.submit([]);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(earlier) = last.replace(now) {
+            let wait = wgpu::PollType::Wait { submission_index: Some(earlier), timeout: None };
+            if let Err(error) = device.poll(wait) {
+                log::warn!("waiting for the device: {error}");
+            }
+        }
     }
 
     /// Writes `bytes` into `buffer` at `offset`, in order with the submits.

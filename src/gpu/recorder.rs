@@ -100,6 +100,11 @@ impl<'g> Recorder<'g> {
         self.operations = 0.0;
     }
 
+    /// Waits, after many writes, until the device has done what came before the last call.
+    pub(crate) fn keep_pace(&self) {
+        self.gpu.keep_pace();
+    }
+
     /// Compiles those of the commands' kernels that never ran, all at once.
     fn compile(&self, commands: &[Command]) {
         let mut new: Vec<Arc<Kernel>> = Vec::new();

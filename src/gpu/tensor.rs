@@ -198,7 +198,8 @@ impl Tensor {
         self.write_bytes(memory, bytemuck::cast_slice(data));
     }
 
-    fn write_bytes(&self, memory: &Memory, bytes: &[u8]) {
+    /// Overwrites it with the bytes of all its elements, as [`Tensor::from_bytes`] takes them; as [`Tensor::write_f32`].
+    pub(crate) fn write_bytes(&self, memory: &Memory, bytes: &[u8]) {
         assert!(bytes.len() <= self.dtype.size(self.len), "write past a tensor's end");
         let whole = bytes.len() / 4 * 4;
         memory.write(self.storage.buffer.as_ref(), self.byte_offset, &bytes[..whole]);

@@ -19,6 +19,8 @@ pub struct ModelBytes<'a> {
     pub tokenizer: TokenizerFiles,
     /// What blocks' frozen matrices are kept in, where it is not their own type.
     pub quantize: Option<Quantize>,
+    /// Whether blocks' frozen matrices stay in host memory.
+    pub offload: bool,
 }
 
 /// The files of a LoRA adapter in PEFT's layout.
@@ -38,7 +40,9 @@ impl<'a> ModelBytes<'a> {
     /// # Errors
     /// As [`Weights::parse`].
     pub fn weights(&self) -> Result<Weights<'a>> {
-        Ok(Weights::parse(self.weights.iter().copied(), self.name)?.quantized(self.quantize))
+        Ok(Weights::parse(self.weights.iter().copied(), self.name)?
+            .quantized(self.quantize)
+            .offloaded(self.offload))
     }
 
     /// Its tokenizer and chat template.

@@ -1,5 +1,9 @@
 //! The decoder: embedding, blocks, norm, head; its forward pass over a packed batch, log-probs, and its backward pass.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
 use super::adapter::{Adapter, LoraSpec, leaves, module_of};
 use super::config::{NormKind, Rope};
 use super::export::serialize;
@@ -13,7 +17,8 @@ use crate::kernels::gather::{self, Reading, Rows};
 use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::{row_scale, sequence_sum, soft_cap};
 use crate::nn::{
-    Arenas, Block, Decay, KvCache, Layout, Linear, Norm, Param, Pass, Piece, Sizes, Table, Tables, Weight,
+    Arenas, Block, Decay, KvCache, Layout, Linear, Norm, Param, Pass, Piece, Sizes, Streamed, Table, Tables,
+    Weight,
 };
 use crate::{Error, Result};
 
@@ -64,6 +69,9 @@ impl Decoder {
             layout: Layout::new(decay),
             values: Vec::new(),
             adapters: 0,
+            slots: HashMap::new(),
+            streamed: Vec::new(),
+            present: Arc::new(AtomicUsize::new(Streamed::NONE)),
         };
         let names = config.names;
         let embedding = loader.table(names.embedding, [config.vocab, config.width])?;

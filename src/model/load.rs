@@ -1,6 +1,10 @@
 //! Layers from weights: which are trained and where they lie, what is computed as one product, adapters.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use super::DecoderConfig;
 use super::adapter::tensor_name;
@@ -13,7 +17,7 @@ use crate::gpu::{Blocks, DType, Memory, Purpose, Tensor};
 use crate::kernels::rms_norm::Constants;
 use crate::nn::{
     Attention, Block, HeadNorms, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Norm, Param, Part, Piece,
-    Table, Weight,
+    Streamed, Table, Weight,
 };
 use crate::reference::rng;
 
@@ -26,6 +30,12 @@ pub(super) struct Loader<'a> {
     /// What the arenas will hold, in the layout's order.
     pub values: Vec<Vec<f32>>,
     pub adapters: u32,
+    /// Tensors that blocks use in turn, by the matrix's place in its block, its type and its size.
+    pub slots: HashMap<(usize, DType, usize), Tensor>,
+    /// The matrices of the block at hand in host memory.
+    pub streamed: Vec<(Tensor, Vec<u8>)>,
+    /// Which block's are in the tensors.
+    pub present: Arc<AtomicUsize>,
 }
 
 impl Loader<'_> {
@@ -46,8 +56,18 @@ impl Loader<'_> {
         }
         let (name, count) = (&parts[0].name, parts.iter().map(Part::count).sum());
         let dtype = common_type(parts, &types);
+        let make = |memory| Tensor::new(memory, Purpose::Weights, name, count, dtype);
+        let slot = match parts[0].quantizable && self.weights.offload {
+            false => None,
+            true => Some(match self.slots.entry((self.streamed.len(), dtype, count)) {
+                Entry::Occupied(entry) => entry.get().clone(),
+                Entry::Vacant(entry) => entry.insert(make(self.memory)?).clone(),
+            }),
+        };
         if self.memory.is_paper() {
-            return Ok(Param::Frozen(Tensor::new(self.memory, Purpose::Weights, name, count, dtype)?));
+            // Nothing is there to bring; the next matrix has the next place.
+            self.streamed.extend(slot.iter().map(|slot| (slot.clone(), Vec::new())));
+            return Ok(Param::Frozen(slot.map_or_else(|| make(self.memory), Ok)?));
         }
         let stored = stored().collect::<Result<Vec<_>>>()?;
         let bytes: Cow<[u8]> = match &stored[..] {
@@ -56,6 +76,10 @@ impl Loader<'_> {
             }
             _ => Cow::Owned(joined(&stored, dtype)),
         };
+        if let Some(slot) = slot {
+            self.streamed.push((slot.clone(), bytes.into_owned()));
+            return Ok(Param::Frozen(slot));
+        }
         let tensor = Tensor::from_bytes(self.memory, Purpose::Weights, name, &bytes, (count, dtype))?;
         Ok(Param::Frozen(tensor))
     }
@@ -209,7 +233,10 @@ impl Loader<'_> {
         };
         let after_mlp = optional(self, names.after_mlp)?;
         let parallel = config.parallel;
-        Ok(Block { attention_norm, attention, after_attention, mlp_norm, mlp, after_mlp, parallel })
+        let matrices = std::mem::take(&mut self.streamed);
+        let streamed =
+            (!matrices.is_empty()).then(|| Streamed { index, matrices, present: self.present.clone() });
+        Ok(Block { attention_norm, attention, after_attention, mlp_norm, mlp, after_mlp, parallel, streamed })
     }
 
     /// The linear layers `modules` of a block, which read the same input.

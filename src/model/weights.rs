@@ -115,6 +115,8 @@ pub struct Weights<'a> {
     tensors: HashMap<String, Located<'a>>,
     origin: String,
     quantize: Option<Quantize>,
+    /// Whether blocks' frozen matrices stay in host memory.
+    pub(super) offload: bool,
 }
 
 impl<'a> Weights<'a> {
@@ -159,13 +161,18 @@ impl<'a> Weights<'a> {
                 tensors.insert(name.to_string(), located);
             }
         }
-        Ok(Self { tensors, origin: origin.to_string(), quantize: None })
+        Ok(Self { tensors, origin: origin.to_string(), quantize: None, offload: false })
     }
 
     /// The same, but blocks' frozen matrices are given in this type, unless they are quantised already or their rows are no whole
     /// blocks.
     pub fn quantized(self, quantize: Option<Quantize>) -> Self {
         Self { quantize, ..self }
+    }
+
+    /// The same, but blocks' frozen matrices stay in host memory, and each block's are brought to the device when it is passed.
+    pub fn offloaded(self, offload: bool) -> Self {
+        Self { offload, ..self }
     }
 
     /// What `part`, of this type otherwise, is quantised to.

@@ -1,5 +1,8 @@
 //! One decoder block: x + attention(norm(x)), then + mlp(norm(·)), and the variations that families have on it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::{Arenas, Attention, KvCache, Mlp, Norm, Pass, Tables};
 use crate::Result;
 use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};
@@ -21,6 +24,35 @@ pub struct Block {
     /// Whether the MLP reads the block's input, as attention does, not the stream after attention (GPT-NeoX). Such blocks have no
     /// norms of outputs.
     pub parallel: bool,
+    /// Its matrices, where they lie in host memory and share tensors with the other blocks'.
+    pub streamed: Option<Streamed>,
+}
+
+/// Frozen matrices of a block in host memory, brought to the device each time the block is passed.
+pub struct Streamed {
+    /// The block's number.
+    pub index: usize,
+    /// The tensors that all blocks use in turn, and what this block has in them.
+    pub matrices: Vec<(Tensor, Vec<u8>)>,
+    /// The number of the block that is in the tensors.
+    pub present: Arc<AtomicUsize>,
+}
+
+impl Streamed {
+    /// No block's number.
+    pub const NONE: usize = usize::MAX;
+
+    /// Submits what is recorded and brings the matrices, unless they are there.
+    fn bring(&self, rec: &mut Recorder) {
+        if self.present.swap(self.index, Ordering::Relaxed) == self.index {
+            return;
+        }
+        rec.submit();
+        for (tensor, bytes) in &self.matrices {
+            tensor.write_bytes(rec.gpu(), bytes);
+        }
+        rec.keep_pace();
+    }
 }
 
 /// Widths that size a block's buffers.
@@ -213,6 +245,9 @@ impl Block {
         x: &Tensor,
         out: &Tensor,
     ) -> Result<()> {
+        if let Some(streamed) = &self.streamed {
+            streamed.bring(rec);
+        }
         let (normed, rows) = (&scratch.normed, tables.count);
         let Saved { middle, mlp_out, .. } = saved;
         self.attend(rec, pass, tables, saved, scratch, cache, x)?;
@@ -300,6 +335,9 @@ impl Block {
         dx: &Tensor,
         input: bool,
     ) -> Result<()> {
+        if let Some(streamed) = &self.streamed {
+            streamed.bring(rec);
+        }
         let Scratch { normed, dnormed, dbranch, .. } = scratch;
         let rows = tables.count;
         let mlp_input = self.mlp_input(saved, x);

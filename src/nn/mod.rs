@@ -12,7 +12,7 @@ mod param;
 mod table;
 
 pub use attention::{Attention, HeadNorms, KvCache};
-pub use block::{Block, Recompute, Saved, Scratch, Sizes};
+pub use block::{Block, Recompute, Saved, Scratch, Sizes, Streamed};
 pub use linear::{Linear, Lora, LoraPart, Weight};
 pub use mlp::Mlp;
 pub use norm::Norm;

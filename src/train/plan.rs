@@ -42,6 +42,8 @@ pub struct Plan {
     largest_group: usize,
     /// Whether plain matrices would become smaller by being quantised.
     quantizable: bool,
+    /// Whether the model is frozen under an adapter.
+    lora: bool,
 }
 
 /// A setting that takes less memory.
@@ -58,6 +60,8 @@ pub enum Change {
     Quantize(Quantize),
     /// `--optim`
     Optim(Optim),
+    /// `--offload`
+    Offload,
 }
 
 impl Plan {
@@ -135,6 +139,7 @@ impl Plan {
             step_tokens: reach.step.tokens,
             score_tokens: scored.max().unwrap_or(0),
             largest_group: reach.largest,
+            lora: config.lora.enabled,
             quantizable: config.lora.enabled && decoder.is_quantizable(),
         })
     }
@@ -169,6 +174,9 @@ impl Plan {
         if self.quantizable {
             all.extend([Quantize::Q8, Quantize::Nf4].map(Change::Quantize));
         }
+        if self.lora && !config.model.offload {
+            all.push(Change::Offload);
+        }
         all
     }
 }
@@ -182,6 +190,7 @@ impl Change {
             Self::Recompute(level) => config.train.recompute = level,
             Self::Quantize(to) => config.model.quantize = Some(to),
             Self::Optim(optim) => config.train.optim = optim,
+            Self::Offload => config.model.offload = true,
         }
     }
 
@@ -200,6 +209,7 @@ impl Change {
             Self::MaxNumSeqs(n) => format!("--max-num-seqs {n}"),
             Self::MaxTokensPerBatch(n) => format!("--max-tokens-per-batch {n}"),
             Self::Recompute(level) => format!("--recompute {}", text(serde_json::to_value(level))),
+            Self::Offload => "--offload".into(),
             Self::Optim(optim) => format!("--optim {}", text(serde_json::to_value(optim))),
             Self::Quantize(to) => format!("--quantize {}", text(serde_json::to_value(to))),
         }
@@ -207,7 +217,8 @@ impl Change {
 }
 
 /// The settings of `config` changed until the plan that `plan` makes of them fits `budget` bytes: by changes that leave results as they
-/// are, and where those do not suffice, by the optimizer's moments in 8 bits, then by quantising the frozen weights too. `None` where nothing suffices; the second is then the
+/// are, and where those do not suffice, by the optimizer's moments in 8 bits, then by quantising the frozen weights too, then by leaving
+/// them in host memory. `None` where nothing suffices; the second is then the
 /// smallest plan that was found.
 ///
 /// # Errors
@@ -221,16 +232,22 @@ pub fn fit(
     let mut least = first.clone();
     let optim = Change::Optim(Optim::Adamw8bit);
     let quantised = [Quantize::Q8, Quantize::Nf4].map(Change::Quantize);
-    let quantised = quantised.into_iter().filter(|_| first.quantizable).map(|quantize| vec![optim, quantize]);
-    for inexact in [Vec::new(), vec![optim]].into_iter().chain(quantised) {
+    let quantised: Vec<Change> = quantised.into_iter().filter(|_| first.quantizable).collect();
+    // Last what every pass waits for.
+    let last: Vec<Change> =
+        [optim].into_iter().chain(quantised.last().copied()).chain([Change::Offload]).collect();
+    let between = quantised.iter().map(|quantize| vec![optim, *quantize]);
+    let levels = [Vec::new(), vec![optim]].into_iter().chain(between).chain(first.lora.then_some(last));
+    for inexact in levels {
         let mut trial = config.clone();
-        inexact.into_iter().for_each(|change| change.apply(&mut trial));
+        inexact.iter().for_each(|change| change.apply(&mut trial));
         loop {
             let now = plan(&trial)?;
             if now.peak().total <= budget {
                 return Ok((Some(trial), now));
             }
-            let next = now.changes(&trial).into_iter().find(|change| change.is_exact());
+            let free = |change: &Change| change.is_exact() && *change != Change::Offload;
+            let next = now.changes(&trial).into_iter().find(free);
             if now.peak().total < least.peak().total {
                 least = now;
             }

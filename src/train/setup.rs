@@ -188,7 +188,8 @@ impl<'a> Inputs<'a> {
 
     /// The model as the run begins with it, and whether its adapter is new.
     fn decoder(&self, memory: &Memory, config: &RunConfig) -> Result<(Decoder, bool)> {
-        let (l, model) = (&config.lora, ModelBytes { quantize: config.model.quantize, ..self.model.clone() });
+        let (l, kept) = (&config.lora, &config.model);
+        let model = ModelBytes { quantize: kept.quantize, offload: kept.offload, ..self.model.clone() };
         if !l.enabled {
             return Ok((model.decoder(memory, Training::Full)?, false));
         }

@@ -23,7 +23,7 @@ const RUN: [&str; 14] = [
 ];
 
 /// Settings that hold different things.
-const SETTINGS: [&[&str]; 13] = [
+const SETTINGS: [&[&str]; 14] = [
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "mlp"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "full"],
@@ -36,6 +36,7 @@ const SETTINGS: [&[&str]; 13] = [
     &["--reference-positive", "copy:1", "--online-start-step", "0", "--lora-dropout", "0.1"],
     &["--quantize", "q8", "--max-num-seqs", "2"],
     &["--quantize", "nf4", "--target-modules", "all-linear", "--r", "4"],
+    &["--offload", "--recompute", "mlp"],
     &["--memory", "9MB", "--fit"],
 ];
 
@@ -66,8 +67,36 @@ fn a_run_holds_what_was_planned() {
         peaks.push(held);
     }
     assert!(
-        peaks[2] < peaks[1] && peaks[1] < peaks[0] && peaks[4] < peaks[3] && peaks[12] <= 9_000_000,
+        peaks[2] < peaks[1] && peaks[1] < peaks[0] && peaks[4] < peaks[3] && peaks[13] <= 9_000_000,
         "{peaks:?}"
+    );
+}
+
+#[test]
+fn offloaded_weights_change_no_result() {
+    let room = room();
+    let generate =
+        ["generate", "--model", "tiny", "--prompt", "My printer is broken.", "--max-new-tokens", "12"];
+    let answer = |flags: &[&str]| {
+        let figures = room.json(&[&generate[..], flags].concat());
+        (figures["answers"][0]["completion"].clone(), figures["memory_peak_bytes"].as_u64().unwrap())
+    };
+    let ((expected, whole), (found, less)) = (answer(&[]), answer(&["--offload"]));
+    assert_eq!(found, expected);
+    // Four of five blocks of 181,504 parameters, in f16.
+    assert!(whole - less > 4 * 2 * 170_000, "{whole} bytes, and {less} offloaded");
+    let losses = |folder: &str, flags: &[&str]| -> Vec<Value> {
+        room.json(&[&["align", "--output-dir", folder], &RUN[..], flags].concat());
+        let text = std::fs::read_to_string(room.path(folder).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["grad_norm"].is_number()).map(|line| line["grad_norm"].clone()).collect()
+    };
+    let expected = losses("whole", &[]);
+    assert_eq!(losses("less", &["--offload", "--recompute", "full"]), expected);
+    assert_eq!(expected.len(), 2);
+    room.refuses(
+        &[&["align", "--output-dir", "out", "--offload", "--full"], &RUN[..]].concat(),
+        &["model.offload"],
     );
 }
 
