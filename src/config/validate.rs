@@ -168,7 +168,7 @@ fn lora(config: &RunConfig, places: &Places) -> Result<()> {
     places.that("model.adapter", !clash, "no start adapter with lora.enabled = false", "one", fix)?;
     let clash = !lora.enabled && config.model.quantize.is_some();
     let fix = "train an adapter, or leave quantize out";
-    let offload = !(config.model.offload && !lora.enabled);
+    let offload = !config.model.offload || lora.enabled;
     places.that(
         "model.offload",
         offload,
