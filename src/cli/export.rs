@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::output::{Output, bytes};
 use crate::config::TargetModules;
 use crate::error::{Error, Result};
-use crate::files::{AdapterFiles, Model, NewFolder, WholeFile, refuse_existing};
+use crate::files::{AdapterFiles, Model, NewFolder, WholeFile};
 use crate::gpu::DType;
 use crate::model::gguf::Kind;
 use crate::model::{Adapter, AdapterBytes, ExportDType, ModelBytes, merged, write_gguf};
@@ -150,7 +150,10 @@ struct Written {
 }
 
 fn file(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Written> {
-    refuse_existing(&args.output, "--output", false)?;
+    if args.output.exists() {
+        let found = format!("{}, which exists", args.output.display());
+        return Err(Error::input("--output", "a file that does not exist yet", found, "choose another name"));
+    }
     let kind = args.dtype.kind(&model.bytes())?;
     let mut file = WholeFile::create(&args.output)?;
     write_gguf(&mut file, &model.bytes(), adapter, kind, &|error| Error::io(&args.output, "write", error))?;

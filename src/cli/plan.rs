@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pollster::block_on;
 use serde::Serialize;
 
 use super::align::{self, Files};
@@ -9,10 +10,10 @@ use super::output::{Output, bytes, table};
 use crate::config::{PartialConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::files::Source;
-use crate::gpu::{DEFAULT_BINDING, Purpose};
+use crate::gpu::{DEFAULT_BINDING, Purpose, list_adapters};
 use crate::train::{Change, Job, Plan, fit};
 
-/// Show what a run will hold in memory, and what would make it less. Needs no GPU.
+/// Show what a run will hold in memory, and what would make it less. Needs no GPU, and uses none.
 ///
 /// Takes the settings of "aweigh align". Without --train, prompts and answers are assumed to be as long as their limits allow.
 #[derive(Clone, Debug, clap::Args)]
@@ -80,8 +81,9 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let files = Files::read(&config, train, !output.quiet())?;
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
-    let Planned { config, plan, fitted } = planned(&job, config, DEFAULT_BINDING)?;
-    let savings = savings(&job, &config, &plan, DEFAULT_BINDING)?;
+    let binding = binding(&config);
+    let Planned { config, plan, fitted } = planned(&job, config, binding)?;
+    let savings = savings(&job, &config, &plan, binding)?;
     let mut text = text(&plan, &fitted);
     if assumed {
         let (prompt, answer) = job.longest();
@@ -94,6 +96,17 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let figures = Figures { peak: plan.peak().total, plan, assumed_lengths: assumed, fitted, savings };
     output.result(text, &figures)
+}
+
+/// The largest binding of the adapter that the run would have, or of any where there is none: how many answers are decoded together, and
+/// how large batches are at the most, depends on it.
+fn binding(config: &RunConfig) -> u64 {
+    let found = block_on(list_adapters());
+    let wanted = config.gpu.adapter.as_deref().unwrap_or_default();
+    let own = found.iter().find(|adapter| {
+        wanted.parse() == Ok(adapter.index) || adapter.name.to_lowercase().contains(&wanted.to_lowercase())
+    });
+    own.map_or(DEFAULT_BINDING, |adapter| adapter.max_binding.min(adapter.max_buffer))
 }
 
 /// The plan of a run, with the settings changed until it fits where `--fit` asks for that.
@@ -146,7 +159,7 @@ fn savings(job: &Job, config: &RunConfig, plan: &Plan, max_binding: u64) -> Resu
         change.apply(&mut with);
         let peak = job.plan(&with, max_binding)?.peak().total;
         if peak < plan.peak().total {
-            all.push(Saving { flag: change.flag(), peak, exact: change.is_exact() });
+            all.push(Saving { flag: change.flag(), peak, exact: change.is_exact(config) });
         }
     }
     Ok(all)

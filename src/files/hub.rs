@@ -66,18 +66,22 @@ pub fn fetch(name: &Name, bar: bool) -> Result<PathBuf> {
     let cache = Cache::new(cache_path()?);
     let repository = Repo::model(name.repository.to_string());
     let cached = cache.repo(repository.clone());
-    if let Some(path) = whole(name, &|file| cached.get(file)) {
+    // Other programs leave tokenizer_config.json out, which most models have: only the Hub knows.
+    if let Some(path) = whole(name, &|file| cached.get(file), true) {
         return Ok(path);
     }
     let place = format!("--model {}", name.repository);
     if var("HF_HUB_OFFLINE")
         .is_ok_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
     {
+        if let Some(path) = whole(name, &|file| cached.get(file), false) {
+            return Ok(path);
+        }
         let expected = format!("the whole model in the cache at {}", cache.path().display());
         let fix = "unset HF_HUB_OFFLINE once, to download it";
         return Err(Error::input(place, expected, "HF_HUB_OFFLINE, and not all of it", fix));
     }
-    let token = var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()).or_else(|| cache.token());
+    let token = var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()).or_else(token_file);
     let mut builder = ApiBuilder::from_cache(cache)
         .with_token(token)
         .with_progress(bar)
@@ -88,18 +92,29 @@ pub fn fetch(name: &Name, bar: bool) -> Result<PathBuf> {
     }
     let remote = builder.build().map_err(|error| failed(&place, &error))?.repo(repository);
     download(name, &remote, &place)?;
-    whole(name, &|file| cached.get(file)).ok_or_else(|| {
+    whole(name, &|file| cached.get(file), false).ok_or_else(|| {
         Error::input(place, "a model whose files all came", "one that is not whole", "try again")
     })
 }
 
-/// Python's rules.
+fn given(name: &str) -> Option<PathBuf> {
+    var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// Python's rules, here and for what lies in it.
+fn home() -> Option<PathBuf> {
+    let cache = given("XDG_CACHE_HOME").or_else(|| Some(dirs::home_dir()?.join(".cache")));
+    given("HF_HOME").or_else(|| Some(cache?.join("huggingface")))
+}
+
+/// The token that `hf auth login` keeps.
+fn token_file() -> Option<String> {
+    let path = given("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
+    let token = std::fs::read_to_string(path).ok()?;
+    Some(token.trim().to_string()).filter(|token| !token.is_empty())
+}
+
 fn cache_path() -> Result<PathBuf> {
-    let given = |name| var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = || {
-        let cache = given("XDG_CACHE_HOME").or_else(|| Some(dirs::home_dir()?.join(".cache")));
-        given("HF_HOME").or_else(|| Some(cache?.join("huggingface")))
-    };
     given("HF_HUB_CACHE").or_else(|| Some(home()?.join("hub"))).ok_or_else(|| {
         Error::input(
             "the Hub's cache",
@@ -110,14 +125,15 @@ fn cache_path() -> Result<PathBuf> {
     })
 }
 
-/// Where the model lies, if all of it does.
-fn whole(name: &Name, get: &dyn Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+/// Where the model lies, if all of it does; with `configured`, tokenizer_config.json too.
+fn whole(name: &Name, get: &dyn Fn(&str) -> Option<PathBuf>, configured: bool) -> Option<PathBuf> {
     if let Some(file) = name.gguf {
         return get(file);
     }
     let config = get(NEEDED[0])?;
     let directory = config.parent()?.to_path_buf();
     NEEDED.iter().all(|file| directory.join(file).is_file()).then_some(())?;
+    (!configured || directory.join("tokenizer_config.json").is_file()).then_some(())?;
     let has_weights = directory.join(WEIGHTS).is_file() || {
         let index = std::fs::read(directory.join(INDEX)).ok()?;
         let names = shards(&index, &directory, INDEX).ok()?;
@@ -176,11 +192,12 @@ fn failed(place: &str, error: &ApiError) -> Error {
     };
     let inner = if let ApiError::TooManyRetries(inner) = error { inner } else { error };
     match status(inner) {
+        // The Hub does not tell strangers which of the two it is.
         Some(401 | 403) => Error::input(
             place,
-            "a repository that may be read",
-            "one that asks for a login",
-            "accept its licence on the Hub if it has one, and set HF_TOKEN to a token of yours",
+            "a directory, a GGUF file, tiny, or a model on the Hugging Face Hub that may be read",
+            "nothing of that name, or a repository that asks for a login",
+            "check the spelling; or accept its licence on the Hub if it has one, and set HF_TOKEN to a token of yours",
         ),
         Some(404) => Error::input(
             place,

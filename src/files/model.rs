@@ -233,6 +233,11 @@ impl Model {
                 .into()
             }
         };
+        let mut files: Vec<(String, Vec<u8>)> = files;
+        if let Some((_, template)) = &self.chat_template {
+            files.retain(|(name, _)| name != "chat_template.jinja");
+            files.push(("chat_template.jinja".into(), template.clone().into_bytes()));
+        }
         for (name, bytes) in &files {
             let path = folder.join(name);
             match dtype.filter(|_| name == "config.json") {

@@ -9,7 +9,7 @@ use super::flight::{Flight, Micro, Sums};
 use super::metrics::Metrics;
 use super::observer::Observer;
 use super::order::Order;
-use super::reach::{Reach, score_tokens};
+use super::reach::Reach;
 use super::references::Reference;
 use super::step::{MicroBatch, Scored, Trainer, score_in};
 use super::stop::{StopReason, StopRule};
@@ -135,7 +135,8 @@ impl<'a> Run<'a> {
         let negative = reference(minus, setup.negative)?;
         let positive = if plus == minus { None } else { Some(reference(plus, setup.positive)?) };
         let optimizer = Optimizer::new(gpu, decoder.layout(), settings)?;
-        let reach = Reach::of(config, &train, &eval, setup.anchors.as_deref());
+        let memory = (decoder.config(), gpu.max_binding());
+        let reach = Reach::of(config, memory, &train, &eval, setup.anchors.as_deref());
         let room = reach.room(gpu, decoder.config(), config);
         let mut trainer = Trainer::new(gpu, decoder, optimizer, loss_of(config), t.seed);
         trainer.reserve(reach.step);
@@ -209,7 +210,10 @@ impl<'a> Run<'a> {
 
     /// Scores those of the examples whose log-probs under the references are not known.
     async fn score_missing(&mut self, examples: &[usize]) -> Result<()> {
-        let missing: Vec<usize> = examples.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
+        let mut missing: Vec<usize> =
+            examples.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
+        missing.sort_unstable();
+        missing.dedup();
         if missing.is_empty() || self.method() == Method::Sft {
             return Ok(());
         }
@@ -273,10 +277,10 @@ impl<'a> Run<'a> {
     /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative. With `report` the
     /// observer counts the examples.
     async fn score_references(&mut self, examples: &[usize], report: bool) -> Result<Vec<Vec<Scored>>> {
-        let (method, budget) = (self.method(), score_tokens(self.config));
-        // Before a step the trainer keeps its workspace: its own groups are few.
-        let reach = if self.trainer.is_away() { self.reach.scoring } else { self.reach.following };
-        let Some(capacity) = reach.or(self.reach.scoring) else { return Ok(Vec::new()) };
+        let (method, budget) = (self.method(), self.reach.score_budget);
+        // Between steps the trainer has its workspace, and the groups are few.
+        let between = if report { None } else { self.reach.following };
+        let Some(capacity) = between.or(self.reach.scoring) else { return Ok(Vec::new()) };
         let Self { gpu, trainer, train, pools, observer, .. } = self;
         let (gpu, decoder) = (*gpu, &trainer.decoder);
         let groups: Vec<Group> = examples.iter().map(|&i| group(method, &train[i], &pools[i])).collect();
@@ -300,7 +304,7 @@ impl<'a> Run<'a> {
 
     async fn evaluate(&mut self, step: usize) -> Result<Metrics> {
         self.trainer.put_away().await?;
-        let budget = score_tokens(self.config);
+        let budget = self.reach.score_budget;
         let method = (self.method(), loss_of(self.config));
         let Self { gpu, trainer, observer, held_out, reach, .. } = self;
         let Some(capacity) = reach.held_out else { return Ok(Metrics::default()) };
@@ -445,7 +449,7 @@ impl<'a> Run<'a> {
         let groups: Vec<Group> =
             batch.iter().map(|&i| group(method, &self.train[i], &self.pools[i])).collect();
         let t = &self.config.train;
-        let budget = t.max_tokens_per_batch.unwrap_or(usize::MAX);
+        let budget = self.reach.step_budget;
         let mut micro = Vec::new();
         for range in split(&groups, budget, t.per_device_train_batch_size) {
             let cached =

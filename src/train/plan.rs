@@ -34,7 +34,7 @@ pub struct Plan {
     pub phases: Vec<Phase>,
     /// Answers decoded together.
     pub decoded_together: usize,
-    /// Packed tokens of the largest batch that is trained on.
+    /// Packed tokens of the largest batch of a step, trained on or scored by references that move.
     pub step_tokens: usize,
     /// Packed tokens of the largest batch that is only scored.
     score_tokens: usize,
@@ -136,7 +136,7 @@ impl Plan {
         Ok(Self {
             phases,
             decoded_together: room.rows(),
-            step_tokens: reach.step.tokens,
+            step_tokens: reach.step.tokens.max(reach.following.map_or(0, |capacity| capacity.tokens)),
             score_tokens: scored.max().unwrap_or(0),
             largest_group: reach.largest,
             lora: config.lora.enabled,
@@ -158,9 +158,11 @@ impl Plan {
             all.push(Change::MaxNumSeqs(self.decoded_together.div_ceil(2)));
         }
         let tokens = if peak == "training" { self.step_tokens } else { self.score_tokens };
-        if peak != "sampling" && tokens > self.largest_group {
+        if peak != "sampling" {
+            // A group goes through whole: below the largest one's tokens a budget changes nothing.
             let current = config.train.max_tokens_per_batch.unwrap_or(usize::MAX).min(tokens);
-            all.push(Change::MaxTokensPerBatch((current / 2).max(self.largest_group)));
+            let fewer = (current / 2).max(self.largest_group);
+            all.extend((fewer < current).then_some(Change::MaxTokensPerBatch(fewer)));
         }
         if peak == "training" {
             let more = [Recompute::Mlp, Recompute::Full];
@@ -194,9 +196,14 @@ impl Change {
         }
     }
 
-    /// Whether every result stays what it is, to the bit or within the rounding of sums.
-    pub fn is_exact(self) -> bool {
-        !matches!(self, Self::Quantize(_) | Self::Optim(_))
+    /// Whether every result of `config` stays what it is, to the bit or within the rounding of sums. Dropout depends on what is in a
+    /// batch.
+    pub fn is_exact(self, config: &RunConfig) -> bool {
+        match self {
+            Self::Quantize(_) | Self::Optim(_) => false,
+            Self::MaxTokensPerBatch(_) => config.lora.lora_dropout == 0.0,
+            Self::MaxNumSeqs(_) | Self::Recompute(_) | Self::Offload => true,
+        }
     }
 
     /// It as a flag.
@@ -246,7 +253,12 @@ pub fn fit(
             if now.peak().total <= budget {
                 return Ok((Some(trial), now));
             }
-            let free = |change: &Change| change.is_exact() && *change != Change::Offload;
+            let free = |change: &Change| match change {
+                Change::Offload => false,
+                // Only the masks of dropout are others.
+                Change::MaxTokensPerBatch(_) => true,
+                change => change.is_exact(config),
+            };
             let next = now.changes(&trial).into_iter().find(free);
             if now.peak().total < least.peak().total {
                 least = now;
@@ -258,4 +270,67 @@ pub fn fit(
         }
     }
     Ok((None, least))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plan in which one phase holds `bytes`.
+    fn plan(name: &'static str, bytes: usize, config: &RunConfig, tokens: [usize; 3]) -> Plan {
+        let [step_tokens, score_tokens, largest_group] = tokens;
+        Plan {
+            phases: vec![Phase { name, total: bytes as u64, by_purpose: BTreeMap::new() }],
+            decoded_together: config.anchors.max_num_seqs,
+            step_tokens,
+            score_tokens,
+            largest_group,
+            quantizable: true,
+            lora: true,
+        }
+    }
+
+    /// What a training step of `config` holds, in made-up bytes.
+    fn bytes(config: &RunConfig) -> usize {
+        let tokens = config.train.max_tokens_per_batch.unwrap_or(1000).clamp(300, 1000);
+        let kept = [9, 5, 1][config.train.recompute as usize];
+        let weights = match config.model.quantize {
+            None => 1600,
+            Some(Quantize::Q8) => 800,
+            Some(Quantize::Nf4) => 400,
+        };
+        tokens * kept
+            + if config.model.offload { 50 } else { weights }
+            + if config.train.optim == Optim::Adamw { 400 } else { 100 }
+    }
+
+    #[test]
+    fn what_changes_results_comes_last() {
+        let training = |config: &RunConfig| {
+            let tokens = config.train.max_tokens_per_batch.unwrap_or(1000).max(300).min(1000);
+            Ok(plan("training", bytes(config), config, [tokens, 0, 300]))
+        };
+        let fitted = |budget| fit(&RunConfig::default(), budget, &training).unwrap();
+        let (config, found) = fitted(4800);
+        assert_eq!(config.unwrap().train.max_tokens_per_batch, Some(300));
+        assert_eq!(found.peak().total, 2700 + 1600 + 400);
+        let config = fitted(2300).0.unwrap();
+        assert_eq!((config.train.recompute, config.train.optim), (Recompute::Full, Optim::Adamw));
+        assert_eq!(fitted(2100).0.unwrap().train.optim, Optim::Adamw8bit);
+        assert_eq!(fitted(1500).0.unwrap().model.quantize, Some(Quantize::Q8));
+        let config = fitted(500).0.unwrap().model;
+        assert_eq!((config.quantize, config.offload), (Some(Quantize::Nf4), true));
+        let (config, least) = fitted(100);
+        assert_eq!((config, least.peak().total), (None, 300 + 50 + 100));
+    }
+
+    #[test]
+    fn a_group_that_is_larger_than_any_trained_on_ends_the_search() {
+        let evaluation = |config: &RunConfig| Ok(plan("evaluation", 1000, config, [500, 900, 500]));
+        assert!(fit(&RunConfig::default(), 10, &evaluation).unwrap().0.is_none());
+        let sampling =
+            |config: &RunConfig| Ok(plan("sampling", config.anchors.max_num_seqs, config, [1, 1, 1]));
+        let (config, _) = fit(&RunConfig::default(), 10, &sampling).unwrap();
+        assert_eq!(config.unwrap().anchors.max_num_seqs, 6);
+    }
 }

@@ -46,12 +46,18 @@ pub(super) struct Reach {
     pub draws: Vec<(usize, usize)>,
     /// Tokens of the largest group: no budget makes a batch smaller.
     pub largest: usize,
+    /// Packed tokens of a micro-batch: what the settings say, and what a binding holds.
+    pub step_budget: usize,
+    /// The same of a scoring batch.
+    pub score_budget: usize,
 }
 
 impl Reach {
-    /// Of a run as `config` says on these examples; `anchors` are those that are known before it.
+    /// Of a run of `model` as `config` says on these examples, with tensors of at most `max_binding` bytes; `anchors` are those that are
+    /// known before it.
     pub fn of(
         config: &RunConfig,
+        (model, max_binding): (&DecoderConfig, u64),
         train: &[Example],
         eval: &[Example],
         anchors: Option<&[Vec<Anchor>]>,
@@ -67,6 +73,10 @@ impl Reach {
             extent(method, example, drawn.chain(std::iter::repeat_n(a.max_new_tokens, missing)).collect())
         };
         let groups: Vec<Extent> = train.iter().enumerate().map(group).collect();
+        let (batch, step) = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
+        // A step may have an example more than once.
+        let repeated: Vec<Extent> =
+            std::iter::repeat_n(&groups, copies(config, groups.len())).flatten().cloned().collect();
         let eval_k = k.min(EVAL_ANCHORS);
         let held_out: Vec<Extent> = eval
             .iter()
@@ -94,21 +104,24 @@ impl Reach {
             draws.extend(watched.map(|example| (example.sampling_ids.len(), eval_k)));
             draws.retain(|(_, samples)| *samples > 0);
         }
-        let (batch, step) = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
-        let (score, all) = (score_tokens(config), usize::MAX);
+        let all = usize::MAX;
+        // The widest of what is kept of a token must fit a binding.
+        let widest = model.up().max((model.heads + 2 * model.kv_heads) * model.head_dim).max(model.width);
+        let fits = (max_binding as usize / (4 * widest)).max(1);
+        let step_budget = t.max_tokens_per_batch.unwrap_or(all).min(fits);
+        let score = t.max_tokens_per_batch.unwrap_or(SCORE_TOKENS).min(fits);
         let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed());
         let references = method != Method::Sft;
         Self {
-            step: Capacity {
-                training: Some(t.recompute),
-                ..capacity(&groups, t.max_tokens_per_batch.unwrap_or(all), batch)
-            },
-            whole_step: capacity(&groups, all, batch * step),
+            step: Capacity { training: Some(t.recompute), ..capacity(&repeated, step_budget, batch) },
+            whole_step: capacity(&repeated, all, batch * step),
             scoring: references.then(|| capacity(&groups, score, all)),
             following: (references && moves).then(|| capacity(&groups, score, batch * step)),
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
             draws,
             largest: groups.iter().map(Extent::tokens).max().unwrap_or(1),
+            step_budget,
+            score_budget: score,
         }
     }
 
@@ -119,9 +132,14 @@ impl Reach {
     }
 }
 
-/// Packed tokens of a scoring batch.
-pub(super) fn score_tokens(config: &RunConfig) -> usize {
-    config.train.max_tokens_per_batch.unwrap_or(SCORE_TOKENS)
+/// How often a step can have the same one of `examples`: a step that begins in one epoch goes on in the next.
+fn copies(config: &RunConfig, examples: usize) -> usize {
+    let t = &config.train;
+    let groups = t.per_device_train_batch_size * t.gradient_accumulation_steps;
+    let once = t.max_steps.is_some_and(|steps| steps.saturating_mul(groups) <= examples);
+    // Prompts whose samples all stay empty are left out: then a count that divides evenly does so no more.
+    let even = config.method.method != Method::D2o && examples.is_multiple_of(groups);
+    if once || even { 1 } else { (groups - 1).div_ceil(examples.max(1)) + 1 }
 }
 
 /// The responses that a method's loss takes.

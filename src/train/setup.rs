@@ -216,7 +216,8 @@ impl Job<'_> {
     pub fn plan(&self, config: &RunConfig, max_binding: u64) -> Result<Plan> {
         let memory = Memory::on_paper(max_binding);
         let (decoder, fresh_adapter) = self.inputs.decoder(&memory, config)?;
-        let reach = Reach::of(config, &self.train, &self.eval, self.anchors.as_deref());
+        let sizes = (decoder.config(), max_binding);
+        let reach = Reach::of(config, sizes, &self.train, &self.eval, self.anchors.as_deref());
         Plan::of(&memory, &decoder, fresh_adapter, config, &reach)
     }
 
@@ -230,7 +231,10 @@ impl Job<'_> {
         let checkpoint = |given: &Option<Checkpoint>| {
             given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
         };
-        let (positive, negative) = (checkpoint(&inputs.positive)?, checkpoint(&inputs.negative)?);
+        // One for both where they are the same.
+        let same = config.reference.positive == config.reference.negative;
+        let positive = if same { None } else { checkpoint(&inputs.positive)? };
+        let negative = checkpoint(&inputs.negative)?;
         let ends = tokenizer.end_tokens().to_vec();
         let setup = Setup { decoder, fresh_adapter, train, eval, anchors, positive, negative, ends };
         Ok(Prepared { setup, tokenizer, lengths })
@@ -244,11 +248,6 @@ impl Job<'_> {
         };
         let most = |size: &dyn Fn(&Example) -> usize| self.train.iter().map(size).max().unwrap_or(0);
         (most(&|example| example.prompt_ids.len()), most(&answer))
-    }
-
-    /// What the length limits did to the training rows.
-    pub fn lengths(&self) -> &LengthCounts {
-        &self.lengths
     }
 }
 

@@ -148,11 +148,6 @@ impl<'g> Trainer<'g> {
         Ok(())
     }
 
-    /// Whether there is no workspace at the moment.
-    pub fn is_away(&self) -> bool {
-        self.workspace.is_none()
-    }
-
     /// Takes the workspace, made to fit `packed`.
     fn fit(&mut self, packed: &Packed) -> Result<Workspace> {
         let needed = Capacity::covering([packed].into_iter(), self.capacity.training);

@@ -176,7 +176,7 @@ fn what_the_hub_has_not_or_will_not_give() {
         "lab/none",
         &["--model lab/none: expected a directory, a GGUF file, tiny, or a model's name", "spelling"],
     );
-    refused("lab/gated", &["--model lab/gated", "found one that asks for a login", "HF_TOKEN"]);
+    refused("lab/gated", &["--model lab/gated", "a repository that asks for a login", "HF_TOKEN"]);
     refused("lab/gguf", &["expected config.json in the repository", "lab/gguf/small.Q8_0.gguf"]);
     refused("lab/gguf/other.gguf", &["expected other.gguf in the repository", "lab/gguf/small.Q8_0.gguf"]);
     let mut command = hub.command(&room, &[&ANSWER[..], &["lab/model"]].concat());

@@ -72,6 +72,25 @@ fn a_run_holds_what_was_planned() {
     );
 }
 
+/// A step that is larger than the data, or goes from one epoch into the next, has an example twice.
+#[test]
+fn a_step_may_have_an_example_twice() {
+    let room = room();
+    let run =
+        ["--model", "tiny", "--train", "pairs.jsonl", "--max-steps", "4", "--no-stop", "--num-samples", "2"];
+    let moving = ["--max-new-tokens", "8", "--reference-negative", "ema:0.9", "--shuffle=false"];
+    for (i, more) in
+        [&["--max-samples", "1"][..], &["--max-samples", "3"], &["--max-samples", "1", "--method", "dpo"]]
+            .into_iter()
+            .enumerate()
+    {
+        let folder = format!("run{i}");
+        let figures = room.json(&[&["align", "--output-dir", &folder], &run[..], &moving, more].concat());
+        let [planned, held] = ["memory_planned", "memory_peak"].map(|key| figures[key].as_u64().unwrap());
+        assert!(held <= planned && held * 100 >= planned * 95, "{more:?}: {held} bytes, {planned} planned");
+    }
+}
+
 #[test]
 fn offloaded_weights_change_no_result() {
     let room = room();

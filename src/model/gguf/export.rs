@@ -9,7 +9,7 @@ use super::tokenizer::{BYTE, CONTROL, LLAMA3, NORMAL, QWEN2, UNKNOWN, UNUSED, US
 use super::write::Described;
 use super::{Kind, Value};
 use crate::data::TokenizerFacts;
-use crate::model::{DecoderConfig, ModelBytes};
+use crate::model::{DecoderConfig, ModelBytes, RopeScaling};
 use crate::{Error, Result};
 
 /// Everything of a file but its tensors' elements.
@@ -49,6 +49,16 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
         let fix = "write a directory, and take llama.cpp's own converter";
         Error::input(format!("{}/config.json", model.name), expected, config.architecture, fix)
     })?;
+    let llama3 = |rope: &crate::model::Rope| matches!(rope.scaling, None | Some(RopeScaling::Llama3 { .. }));
+    let scaled = config.ropes.iter().any(|rope| rope.scaling.is_some());
+    let windowed = config.blocks.iter().any(|block| block.window.is_some());
+    if !config.ropes.iter().all(llama3) || (arch != "llama" && (scaled || windowed)) {
+        let expected =
+            "positions that are written as GGUF: of Llama those of Llama 3 and windows, of others neither";
+        let fix = "write a directory, and take llama.cpp's own converter";
+        let found = format!("{:?}{}", config.ropes, if windowed { ", with windows" } else { "" });
+        return Err(Error::input(format!("{}/config.json", model.name), expected, found, fix));
+    }
     let mut metadata = vec![
         ("general.architecture".to_string(), Value::String(arch.into())),
         ("general.type".into(), Value::String("model".into())),
@@ -205,8 +215,9 @@ fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
             }
         }
         all.push((key("scores"), Value::Array(scores.into_iter().map(Value::F32).collect())));
-        let prepends = json["normalizer"].to_string().contains("\"Prepend\"")
-            || json["pre_tokenizer"]["prepend_scheme"] == "first";
+        let before = format!("{}{}", json["normalizer"], json["pre_tokenizer"]);
+        let marks = ["\"Prepend\"", "\"prepend_scheme\":\"first\"", "\"prepend_scheme\":\"always\""];
+        let prepends = marks.iter().any(|mark| before.contains(mark));
         all.push((key("add_space_prefix"), Value::Bool(prepends)));
     } else {
         all.push((key("merges"), texts(&merges)));

@@ -119,7 +119,7 @@ impl Gguf<'_> {
         });
         let Json::Object(map) = &mut config else { return Ok(config) };
         self.add_scaling(map)?;
-        if let Some(window) = self.u64(&key("attention.sliding_window")) {
+        if let Some(window) = self.u64(&key("attention.sliding_window")).filter(|_| arch == "llama") {
             // Only Mistral has one among what is called llama.
             map.insert("architectures".into(), json!(["MistralForCausalLM"]));
             map.insert("model_type".into(), json!("mistral"));
