@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn what_changes_results_comes_last() {
         let training = |config: &RunConfig| {
-            let tokens = config.train.max_tokens_per_batch.unwrap_or(1000).max(300).min(1000);
+            let tokens = config.train.max_tokens_per_batch.unwrap_or(1000).clamp(300, 1000);
             Ok(plan("training", bytes(config), config, [tokens, 0, 300]))
         };
         let fitted = |budget| fit(&RunConfig::default(), budget, &training).unwrap();
