@@ -98,11 +98,11 @@ impl CheckpointFiles {
 }
 
 impl Files {
-    /// Reads them all; the training rows are read already. `bar` asks for a bar where the model is downloaded.
+    /// Reads them all; the training rows are read already. `open` opens the model.
     ///
     /// # Errors
     /// [`crate::Error::Input`] names the first that is missing, and the flag that asked for it.
-    pub fn read(config: &RunConfig, train: Source, bar: bool) -> Result<Self> {
+    pub fn read(config: &RunConfig, train: Source, open: &dyn Fn(&str) -> Result<Model>) -> Result<Self> {
         let source =
             |path: &Option<PathBuf>, flag| path.as_deref().map(|path| Source::read(path, flag)).transpose();
         let adapter = config.model.adapter.as_deref();
@@ -110,8 +110,7 @@ impl Files {
             train,
             eval: source(&config.data.eval, "--eval")?,
             samples: source(&config.anchors.samples_file, "--samples-file")?,
-            model: Model::open(&config.model.model, bar)?
-                .with_chat_template(config.model.chat_template.as_deref())?,
+            model: open(&config.model.model)?.with_chat_template(config.model.chat_template.as_deref())?,
             adapter: adapter.map(|path| AdapterFiles::open(path, "--adapter")).transpose()?,
             positive: checkpoint(config, &config.reference.positive, "--reference-positive")?,
             negative: checkpoint(config, &config.reference.negative, "--reference-negative")?,
@@ -150,7 +149,8 @@ fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Resul
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let config = settings(PartialConfig::default(), args.config.as_deref(), args.settings)?;
     RunFolder::check(&config.output.output_dir, "--output-dir", args.overwrite)?;
-    let files = Files::read(&config, Source::read(&config.data.train, "--train")?, !output.quiet())?;
+    let train = Source::read(&config.data.train, "--train")?;
+    let files = Files::read(&config, train, &|name| Model::open(name, !output.quiet()))?;
     for warning in config.warnings() {
         output.warn(warning);
     }

@@ -19,8 +19,19 @@ use crate::model::{Decoder, ModelBytes};
 /// # Errors
 /// [`crate::error::Error::Input`] names the first that is missing.
 pub fn files(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
+    opened(args, Model::open(&args.model, !output.quiet())?)
+}
+
+/// The same, for who looks at shapes only.
+///
+/// # Errors
+/// As [`files`].
+pub fn described(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
+    opened(args, Model::describe(&args.model, !output.quiet())?)
+}
+
+fn opened(args: &ModelArgs, model: Model) -> Result<(Model, Option<AdapterFiles>)> {
     let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
-    let model = Model::open(&args.model, !output.quiet())?;
     Ok((model.with_chat_template(args.chat_template.as_deref())?, adapter))
 }
 

@@ -75,7 +75,7 @@ struct AdapterFigures {
 /// # Errors
 /// [`crate::error::Error::Input`] for files that are missing, damaged or not supported.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let (model, adapter) = engine::files(&args.model, output)?;
+    let (model, adapter) = engine::described(&args.model, output)?;
     let files = model.bytes();
     let config = files.decoder_config()?;
     let weights = files.weights()?;

@@ -9,7 +9,7 @@ use super::align::{self, Files};
 use super::output::{Output, bytes, table};
 use crate::config::{PartialConfig, RunConfig};
 use crate::error::{Error, Result};
-use crate::files::Source;
+use crate::files::{Model, Source};
 use crate::gpu::{DEFAULT_BINDING, Purpose, list_adapters};
 use crate::train::{Change, Job, Plan, fit};
 
@@ -78,7 +78,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         true => Source { origin: NONE.into(), bytes: Vec::new() },
         false => Source::read(&config.data.train, "--train")?,
     };
-    let files = Files::read(&config, train, !output.quiet())?;
+    let files = Files::read(&config, train, &|name| Model::describe(name, !output.quiet()))?;
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
     let binding = binding(&config);

@@ -4,16 +4,21 @@
 //! `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Python's.
 
 use std::env::var;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo};
+use hf_hub::{Cache, CacheRepo, Repo};
+use tempfile::TempDir;
 
 use super::model::shards;
 use crate::error::{Error, Result};
 
 /// How often an interrupted download is taken up again.
 const RETRIES: usize = 5;
+
+/// The longest header of a safetensors file, as its library has it.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// Files beside the weights that a model's directory may have.
 const COMPANIONS: [&str; 6] = [
@@ -63,38 +68,172 @@ impl<'a> Name<'a> {
 /// # Errors
 /// [`Error::Input`] for a repository or file that is not there, that asks for a token, or that the network does not bring.
 pub fn fetch(name: &Name, bar: bool) -> Result<PathBuf> {
-    let cache = Cache::new(cache_path()?);
-    let repository = Repo::model(name.repository.to_string());
-    let cached = cache.repo(repository.clone());
-    // Other programs leave tokenizer_config.json out, which most models have: only the Hub knows.
-    if let Some(path) = whole(name, &|file| cached.get(file), true) {
-        return Ok(path);
-    }
-    let place = format!("--model {}", name.repository);
-    if var("HF_HUB_OFFLINE")
-        .is_ok_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
-    {
-        if let Some(path) = whole(name, &|file| cached.get(file), false) {
-            return Ok(path);
-        }
-        let expected = format!("the whole model in the cache at {}", cache.path().display());
-        let fix = "unset HF_HUB_OFFLINE once, to download it";
-        return Err(Error::input(place, expected, "HF_HUB_OFFLINE, and not all of it", fix));
-    }
-    let token = var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()).or_else(token_file);
-    let mut builder = ApiBuilder::from_cache(cache)
-        .with_token(token)
-        .with_progress(bar)
-        .with_retries(RETRIES)
-        .with_user_agent("aweigh", env!("CARGO_PKG_VERSION"));
-    if let Ok(endpoint) = var("HF_ENDPOINT") {
-        builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_string());
-    }
-    let remote = builder.build().map_err(|error| failed(&place, &error))?.repo(repository);
-    download(name, &remote, &place)?;
-    whole(name, &|file| cached.get(file), false).ok_or_else(|| {
-        Error::input(place, "a model whose files all came", "one that is not whole", "try again")
+    let hub = match Hub::of(name, bar)? {
+        Found::Cached(path) => return Ok(path),
+        Found::Remote(hub) => hub,
+    };
+    let weights = hub.companions(name)?;
+    weights.iter().try_for_each(|file| hub.get(file).map(drop))?;
+    whole(name, &|file| hub.cached.get(file), false).ok_or_else(|| {
+        Error::input(&hub.place, "a model whose files all came", "one that is not whole", "try again")
     })
+}
+
+/// A model's directory without its weights, unless they are in the cache: where they would be are files of their sizes that hold only
+/// their headers, in a folder that goes with the second. GGUF files are fetched whole.
+///
+/// # Errors
+/// As [`fetch`].
+pub fn describe(name: &Name, bar: bool) -> Result<(PathBuf, Option<TempDir>)> {
+    if name.gguf.is_some() {
+        return Ok((fetch(name, bar)?, None));
+    }
+    let hub = match Hub::of(name, bar)? {
+        Found::Cached(path) => return Ok((path, None)),
+        Found::Remote(hub) => hub,
+    };
+    let weights = hub.companions(name)?;
+    let folder =
+        tempfile::tempdir().map_err(|error| Error::io(std::env::temp_dir(), "create a folder in", error))?;
+    let failed = |error| Error::io(folder.path(), "write to", error);
+    for file in COMPANIONS.into_iter().chain([INDEX]) {
+        if let Some(path) = hub.cached.get(file) {
+            std::fs::copy(path, folder.path().join(file)).map_err(failed)?;
+        }
+    }
+    for file in &weights {
+        let (header, size) = hub.header(file)?;
+        let mut written = std::fs::File::create(folder.path().join(file)).map_err(failed)?;
+        // The rest is a hole: it takes no room.
+        written.write_all(&header).and_then(|()| written.set_len(size)).map_err(failed)?;
+    }
+    Ok((folder.path().to_path_buf(), Some(folder)))
+}
+
+/// What there is of a model.
+enum Found {
+    /// All of it, here.
+    Cached(PathBuf),
+    /// Something must be asked of the Hub.
+    Remote(Box<Hub>),
+}
+
+/// A repository on the Hub, and in the cache.
+struct Hub {
+    remote: ApiRepo,
+    cached: CacheRepo,
+    token: Option<String>,
+    /// For messages.
+    place: String,
+}
+
+impl Hub {
+    fn of(name: &Name, bar: bool) -> Result<Found> {
+        let cache = Cache::new(cache_path()?);
+        let repository = Repo::model(name.repository.to_string());
+        let cached = cache.repo(repository.clone());
+        // Other programs leave tokenizer_config.json out, which most models have: only the Hub knows.
+        if let Some(path) = whole(name, &|file| cached.get(file), true) {
+            return Ok(Found::Cached(path));
+        }
+        let place = format!("--model {}", name.repository);
+        let offline = |value: String| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str());
+        if var("HF_HUB_OFFLINE").is_ok_and(offline) {
+            if let Some(path) = whole(name, &|file| cached.get(file), false) {
+                return Ok(Found::Cached(path));
+            }
+            let expected = format!("the whole model in the cache at {}", cache.path().display());
+            let fix = "unset HF_HUB_OFFLINE once, to download it";
+            return Err(Error::input(place, expected, "HF_HUB_OFFLINE, and not all of it", fix));
+        }
+        let token = var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()).or_else(token_file);
+        let mut builder = ApiBuilder::from_cache(cache)
+            .with_token(token.clone())
+            .with_progress(bar)
+            .with_retries(RETRIES)
+            .with_user_agent("aweigh", env!("CARGO_PKG_VERSION"));
+        if let Ok(endpoint) = var("HF_ENDPOINT") {
+            builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_string());
+        }
+        let remote = builder.build().map_err(|error| failed(&place, &error))?.repo(repository);
+        Ok(Found::Remote(Box::new(Self { remote, cached, token, place })))
+    }
+
+    /// A file, in the cache.
+    fn get(&self, file: &str) -> Result<PathBuf> {
+        self.remote.get(file).map_err(|error| failed(&format!("{}/{file}", self.place), &error))
+    }
+
+    /// Brings the small files into the cache, and returns the names of the large ones.
+    fn companions(&self, name: &Name) -> Result<Vec<String>> {
+        let listed = self.remote.info().map_err(|error| failed(&self.place, &error))?;
+        let has = |file: &str| listed.siblings.iter().any(|sibling| sibling.rfilename == file);
+        let missing = |file: &str, fix: String| {
+            Error::input(&self.place, format!("{file} in the repository"), "no such file", fix)
+        };
+        let names = listed.siblings.iter().map(|sibling| sibling.rfilename.as_str());
+        let ggufs: Vec<&str> = names.filter(|file| file.ends_with(".gguf")).collect();
+        let instead = match ggufs.first() {
+            Some(first) => {
+                format!("name one of its {} GGUF files, as in {}/{first}", ggufs.len(), name.repository)
+            }
+            None => "choose a model that transformers loads".into(),
+        };
+        if let Some(file) = name.gguf {
+            return if has(file) { Ok(vec![file.to_string()]) } else { Err(missing(file, instead)) };
+        }
+        if let Some(file) = NEEDED.into_iter().find(|file| !has(file)) {
+            return Err(missing(file, instead));
+        }
+        // Whether the model is one that can be used shows early.
+        for file in COMPANIONS.into_iter().filter(|file| has(file)) {
+            self.get(file)?;
+        }
+        if has(WEIGHTS) {
+            return Ok(vec![WEIGHTS.to_string()]);
+        }
+        if !has(INDEX) {
+            return Err(missing(WEIGHTS, instead));
+        }
+        let index = self.get(INDEX)?;
+        let directory = index.parent().unwrap_or(Path::new("."));
+        let bytes =
+            std::fs::read(&index).map_err(|error| Error::io(index.display().to_string(), "read", error))?;
+        shards(&bytes, directory, INDEX)
+    }
+
+    /// A safetensors file's length and header, and the bytes of the whole file.
+    fn header(&self, file: &str) -> Result<(Vec<u8>, u64)> {
+        let place = format!("{}/{file}", self.place);
+        let (mut header, size) = self.range(file, 0, 8)?;
+        let length = header.first_chunk().map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes));
+        if length > MAX_HEADER.min(size) {
+            let found = format!("one of {length} bytes in a file of {size}");
+            return Err(Error::input(place, "a safetensors header", found, "choose another model"));
+        }
+        header.extend(self.range(file, 8, length)?.0);
+        Ok((header, size))
+    }
+
+    /// Some bytes of a file, and how many it has.
+    fn range(&self, file: &str, first: u64, count: u64) -> Result<(Vec<u8>, u64)> {
+        let place = format!("{}/{file}", self.place);
+        let of_network = |error: ureq::Error| failed(&place, &ApiError::RequestError(Box::new(error)));
+        let mut request = ureq::get(self.remote.url(file));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let last = first + count.saturating_sub(1);
+        let response = request.header("Range", format!("bytes={first}-{last}")).call().map_err(of_network)?;
+        let total =
+            response.headers().get("Content-Range").and_then(|range| range.to_str().ok()?.rsplit_once('/'));
+        let Some(total) = total.and_then(|(_, total)| total.parse().ok()) else {
+            let fix = "fetch the model first, as with `aweigh generate`";
+            return Err(Error::input(place, "a part of the file", "an answer without Content-Range", fix));
+        };
+        let bytes = response.into_body().with_config().limit(count).read_to_vec().map_err(of_network)?;
+        Ok((bytes, total))
+    }
 }
 
 fn given(name: &str) -> Option<PathBuf> {
@@ -140,45 +279,6 @@ fn whole(name: &Name, get: &dyn Fn(&str) -> Option<PathBuf>, configured: bool) -
         names.iter().all(|name| directory.join(name).is_file())
     };
     has_weights.then_some(directory)
-}
-
-/// Brings what is missing into the cache.
-fn download(name: &Name, remote: &ApiRepo, place: &str) -> Result<()> {
-    let get = |file: &str| remote.get(file).map_err(|error| failed(&format!("{place}/{file}"), &error));
-    let listed = remote.info().map_err(|error| failed(place, &error))?;
-    let has = |file: &str| listed.siblings.iter().any(|sibling| sibling.rfilename == file);
-    let missing = |file: &str, fix: String| {
-        Error::input(place, format!("{file} in the repository"), "no such file", fix)
-    };
-    let ggufs: Vec<&str> =
-        listed.siblings.iter().map(|s| s.rfilename.as_str()).filter(|file| file.ends_with(".gguf")).collect();
-    let instead = match ggufs.first() {
-        Some(first) => {
-            format!("name one of its {} GGUF files, as in {}/{first}", ggufs.len(), name.repository)
-        }
-        None => "choose a model that transformers loads".into(),
-    };
-    if let Some(file) = name.gguf {
-        return if has(file) { get(file).map(drop) } else { Err(missing(file, instead)) };
-    }
-    if let Some(file) = NEEDED.into_iter().find(|file| !has(file)) {
-        return Err(missing(file, instead));
-    }
-    // Small files first: whether the model is one that can be used shows early.
-    for file in COMPANIONS.into_iter().filter(|file| has(file)) {
-        get(file)?;
-    }
-    if has(WEIGHTS) {
-        return get(WEIGHTS).map(drop);
-    }
-    if !has(INDEX) {
-        return Err(missing(WEIGHTS, instead));
-    }
-    let index = get(INDEX)?;
-    let directory = index.parent().unwrap_or(Path::new("."));
-    let bytes =
-        std::fs::read(&index).map_err(|error| Error::io(index.display().to_string(), "read", error))?;
-    shards(&bytes, directory, INDEX)?.iter().try_for_each(|file| get(file).map(drop))
 }
 
 /// What the Hub's answer means.

@@ -22,6 +22,8 @@ pub struct Model {
     source: Source,
     /// The user's own chat template, instead of the model's: its file and its text.
     chat_template: Option<(String, String)>,
+    /// A folder that goes with the model, after the files that are mapped from it.
+    _temporary: Option<tempfile::TempDir>,
 }
 
 /// Where a model lies.
@@ -86,6 +88,18 @@ impl Model {
         Self::at(&hub::fetch(&of_hub, bar)?, name)
     }
 
+    /// The same for who looks at shapes only: of a model of the Hub that is not in the cache, nothing but the weights' headers is
+    /// downloaded.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn describe(name: &str, bar: bool) -> Result<Self> {
+        let of_hub = hub::Name::parse(name).filter(|_| !Path::new(name).exists());
+        let Some(of_hub) = of_hub else { return Self::open(name, bar) };
+        let (path, temporary) = hub::describe(&of_hub, bar)?;
+        Ok(Self { _temporary: temporary, ..Self::at(&path, name)? })
+    }
+
     /// Opens a GGUF file or a directory, which messages call `name`.
     fn at(path: &Path, name: &str) -> Result<Self> {
         Ok(Self::of(if is_gguf(path) {
@@ -96,7 +110,7 @@ impl Model {
     }
 
     fn of(source: Source) -> Self {
-        Self { source, chat_template: None }
+        Self { source, chat_template: None, _temporary: None }
     }
 
     /// The model built into this program.
