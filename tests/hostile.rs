@@ -5,10 +5,10 @@
 mod targets;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::io::Read;
 use std::panic::catch_unwind;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use aweigh::reference::rng::pcg4d;
@@ -21,15 +21,22 @@ const MOST_AT_ONCE: usize = 256 << 20;
 /// The longest that one file may take. Endless templates run out of fuel within it, also in a debug build.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// The system's allocator, which remembers the largest request.
+/// The system's allocator, which remembers each thread's largest request.
 struct Watching;
 
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+fn note(size: usize) {
+    // At a thread's end there is nothing to remember.
+    let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
+}
 
 // SAFETY: hands everything on to the system's allocator as it is.
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
+        note(layout.size());
         unsafe { System.alloc(layout) }
     }
 
@@ -38,7 +45,7 @@ unsafe impl GlobalAlloc for Watching {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        LARGEST.fetch_max(size, Ordering::Relaxed);
+        note(size);
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
@@ -151,15 +158,23 @@ fn survive(target: &str) {
         run(seed);
         for round in 0..rounds {
             let bytes = damaged(seed, (index * 100 + i) as u32, round);
-            LARGEST.store(0, Ordering::Relaxed);
+            LARGEST.set(0);
             let started = Instant::now();
             let place = format!("{target}: seed {i}, round {round}");
             assert!(catch_unwind(|| run(&bytes)).is_ok(), "{place}: {:?}", String::from_utf8_lossy(&bytes));
             assert!(started.elapsed() < LONGEST, "{place}: {:?}", started.elapsed());
-            let largest = LARGEST.load(Ordering::Relaxed);
+            let largest = LARGEST.get();
             assert!(largest < MOST_AT_ONCE, "{place}: {largest} bytes at once");
         }
     }
+}
+
+/// The bound on memory is one that can be passed.
+#[test]
+fn a_large_request_is_seen() {
+    LARGEST.set(0);
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(MOST_AT_ONCE)));
+    assert!(LARGEST.get() >= MOST_AT_ONCE);
 }
 
 macro_rules! targets {

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,6 +23,11 @@ use pollster::block_on;
 /// Nats a token. PyTorch's f32 and ours add up in different orders: on llvmpipe they differ by up to 1e-5.
 const PER_TOKEN: f64 = 1e-4;
 
+/// A line on stderr that the test harness does not keep to itself.
+fn say(text: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -30,7 +36,7 @@ fn root() -> PathBuf {
 fn shared_data() -> Option<PathBuf> {
     let path = std::env::var_os("AWEIGH_DATA").map_or_else(|| root().join("../shared/data"), PathBuf::from);
     if !path.is_dir() {
-        eprintln!("skipped: {} is not there (set AWEIGH_DATA to its place)", path.display());
+        say(format_args!("skipped: {} is not there (set AWEIGH_DATA to its place)", path.display()));
     }
     path.is_dir().then_some(path)
 }
@@ -44,13 +50,13 @@ fn smollm2(data: &Path) -> Option<PathBuf> {
     }
     let script = data.join("get_smollm2.sh");
     if named.is_some() || !script.is_file() {
-        eprintln!("skipped: {} is not there (set AWEIGH_SMOLLM2 to its place)", path.display());
+        say(format_args!("skipped: {} is not there (set AWEIGH_SMOLLM2 to its place)", path.display()));
         return None;
     }
     let made = root().join("target/smollm2");
     let status = Command::new("sh").arg(&script).arg(&made).status();
     if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        eprintln!("skipped: {} failed ({status:?}), so SmolLM2 is not there", script.display());
+        say(format_args!("skipped: {} failed ({status:?}), so SmolLM2 is not there", script.display()));
         return None;
     }
     Some(made.join("hf"))
@@ -158,7 +164,7 @@ fn smollm2_from_its_gguf_file() {
     let Some(folder) = smollm2(&data) else { return };
     let file = folder.with_file_name("SmolLM2-135M-Instruct.Q4_1.gguf");
     if !file.is_file() {
-        eprintln!("skipped: {} is not there", file.display());
+        say(format_args!("skipped: {} is not there", file.display()));
         return;
     }
     let (tokenizer, decoder) = open(&file);

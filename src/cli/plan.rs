@@ -10,7 +10,7 @@ use super::output::{Output, bytes, table};
 use crate::config::{PartialConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::files::{Model, Source};
-use crate::gpu::{DEFAULT_BINDING, Purpose, list_adapters};
+use crate::gpu::{DEFAULT_BINDING, Purpose, chosen_adapter};
 use crate::train::{Change, Job, Plan, fit};
 
 /// Show what a run will hold in memory, and what would make it less. Needs no GPU, and uses none.
@@ -81,7 +81,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let files = Files::read(&config, train, &|name| Model::describe(name, !output.quiet()))?;
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
-    let binding = binding(&config);
+    let binding = binding(&config)?;
     let Planned { config, plan, fitted } = planned(&job, config, binding)?;
     let savings = savings(&job, &config, &plan, binding)?;
     let mut text = text(&plan, &fitted);
@@ -100,13 +100,13 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 
 /// The largest binding of the adapter that the run would have, or of any where there is none: how many answers are decoded together, and
 /// how large batches are at the most, depends on it.
-fn binding(config: &RunConfig) -> u64 {
-    let found = block_on(list_adapters());
-    let wanted = config.gpu.adapter.as_deref().unwrap_or_default();
-    let own = found.iter().find(|adapter| {
-        wanted.parse() == Ok(adapter.index) || adapter.name.to_lowercase().contains(&wanted.to_lowercase())
-    });
-    own.map_or(DEFAULT_BINDING, |adapter| adapter.max_binding.min(adapter.max_buffer))
+fn binding(config: &RunConfig) -> Result<u64> {
+    let wanted = config.gpu.adapter.as_deref();
+    match block_on(chosen_adapter(wanted)) {
+        Ok(adapter) => Ok(adapter.max_binding.min(adapter.max_buffer)),
+        Err(_) if wanted.is_none() => Ok(DEFAULT_BINDING),
+        Err(error) => Err(error),
+    }
 }
 
 /// The plan of a run, with the settings changed until it fits where `--fit` asks for that.

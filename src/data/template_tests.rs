@@ -101,13 +101,11 @@ const GOLDEN_JSON: &str = "{\"role\": \"user\", \"content\": \"One\\n\\ttwo <b>&
 const GOLDEN_GENERATION: &str = "<system>  Be brief. <user>One\n\ttwo <b>&\"q\" é😀<a><think>\nhm\n</think>\n\nThree</s><user>Four?  x\nFalse";
 
 /// Templates of released models, as `tests/python/templates.py` had transformers render them. They are others' and not in this
-/// repository: without AWEIGH_TEMPLATES nothing is tested.
+/// repository.
 #[test]
+#[ignore = "needs AWEIGH_TEMPLATES, which tests/python/templates.py makes"]
 fn templates_of_released_models_equal_transformers() {
-    let Ok(path) = std::env::var("AWEIGH_TEMPLATES") else {
-        eprintln!("AWEIGH_TEMPLATES is not set: released models' templates are not tested");
-        return;
-    };
+    let path = std::env::var("AWEIGH_TEMPLATES").expect("AWEIGH_TEMPLATES");
     let file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let specials = file["specials"].as_object().unwrap().iter();
     let specials = specials.map(|(name, token)| (name.clone(), token.as_str().unwrap().to_owned())).collect();

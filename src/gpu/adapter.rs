@@ -171,6 +171,16 @@ pub async fn list_adapters() -> Vec<AdapterSummary> {
     adapters(&instance()).await.iter().enumerate().map(|(i, a)| summary(i, a)).collect()
 }
 
+/// The adapter that [`Gpu::open`](super::Gpu::open) would take, without opening it.
+///
+/// # Errors
+/// [`Error::NoAdapter`] when there is none, or none of that name.
+pub async fn chosen_adapter(wanted: Option<&str>) -> Result<AdapterSummary> {
+    let found = adapters(&instance()).await;
+    let index = choose(&found, wanted)?;
+    Ok(summary(index, &found[index]))
+}
+
 pub(super) fn choose(found: &[wgpu::Adapter], wanted: Option<&str>) -> Result<usize> {
     if found.is_empty() {
         return Err(Error::no_gpu());

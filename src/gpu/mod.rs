@@ -12,7 +12,7 @@ mod recorder;
 mod tensor;
 mod tuning;
 
-pub use adapter::{AdapterSummary, CooperativeMatrix, Scalar, Tier, list_adapters};
+pub use adapter::{AdapterSummary, CooperativeMatrix, Scalar, Tier, chosen_adapter, list_adapters};
 pub use blocks::{Blocks, Quantize};
 pub use context::{Gpu, Options, Precision, SUBMIT_SECONDS};
 pub(crate) use kernel::Compiled;

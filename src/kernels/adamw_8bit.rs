@@ -1,6 +1,6 @@
 //! AdamW with moments of 8 bits in blocks (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2110.02861).
 
-use super::adamw::Step;
+use super::adamw::{Constants, Step};
 use super::{check, params};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
@@ -68,17 +68,9 @@ pub fn step(rec: &mut Recorder, step: Step, clip: &Tensor, state: State, count: 
         ],
     )?;
     let (vectors, blocks) = (count.div_ceil(4), count.div_ceil(BLOCK));
-    let c = step.constants();
-    let params = Params {
-        vectors: vectors as u32,
-        blocks: blocks as u32,
-        shrink: c.shrink,
-        beta1: c.beta1,
-        beta2: c.beta2,
-        step: c.step,
-        root: c.root,
-        eps: c.eps,
-    };
+    let Constants { shrink, beta1, beta2, step, root, eps } = step.constants();
+    let params =
+        Params { vectors: vectors as u32, blocks: blocks as u32, shrink, beta1, beta2, step, root, eps };
     let shader = kernel(rec.gpu(), "adamw_8bit");
     rec.dispatch(&shader, &params, &[clip, g, table, w, moments], blocks as u64, 60.0 * count as f64);
     Ok(())

@@ -64,8 +64,8 @@ pub async fn generate(
     settings: &Settings,
     progress: Progress<'_>,
 ) -> Result<Vec<Vec<Answer>>> {
-    let lengths: Vec<(usize, usize)> = requests.iter().map(|r| (r.prompt.len(), r.samples)).collect();
-    let room = Room::of(gpu, decoder.config(), &lengths, settings.max_new_tokens as usize, MAX_ROWS);
+    let room =
+        Room::of(gpu, decoder.config(), &lengths(requests), settings.max_new_tokens as usize, MAX_ROWS);
     generate_in(room, gpu, decoder, pass, requests, settings, progress).await
 }
 
@@ -98,11 +98,16 @@ pub async fn stream(
 ) -> Result<Answer> {
     let request = [Request { samples: 1, ..request.clone() }];
     let mut look = |_, _, rows: &[Row]| rows.first().map_or(Ok(()), |row| each(&row.ids));
-    let length = [(request[0].prompt.len(), 1)];
-    let room = Room::of(gpu, decoder.config(), &length, settings.max_new_tokens as usize, MAX_ROWS);
+    let room =
+        Room::of(gpu, decoder.config(), &lengths(&request), settings.max_new_tokens as usize, MAX_ROWS);
     let answers = draw_all(room, gpu, decoder, pass, &request, settings, &mut look).await?;
     let none = || Error::Gpu { doing: "sampling".into(), message: "no answer came".into() };
     answers.into_iter().flatten().next().ok_or_else(none)
+}
+
+/// Prompt tokens and answers of each.
+fn lengths(requests: &[Request]) -> Vec<(usize, usize)> {
+    requests.iter().map(|request| (request.prompt.len(), request.samples)).collect()
 }
 
 async fn draw_all(
@@ -123,8 +128,7 @@ async fn draw_all(
         return Ok(answers);
     }
     let mut buffers = Wave::new(gpu, decoder, room)?;
-    let lengths: Vec<(usize, usize)> = requests.iter().map(|r| (r.prompt.len(), r.samples)).collect();
-    for wave in waves(&lengths, room.rows, room.prompt_tokens) {
+    for wave in waves(&lengths(requests), room.rows, room.prompt_tokens) {
         let part = |Piece { request, first, samples }: Piece| {
             let whole = &requests[request];
             (request, Request { first_sample: whole.first_sample + first as u32, samples, ..whole.clone() })

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::anchors::{self, Anchor, AnchorCounts, Draw, Pool};
+use super::anchors::{Anchor, AnchorCounts, Pool};
 use super::best::Best;
-use super::evaluate::{EVAL_ANCHORS, HeldOut, loss_responses};
+use super::evaluate::{HeldOut, loss_responses};
 use super::flight::{Flight, Micro, Sums};
 use super::metrics::Metrics;
 use super::observer::Observer;
@@ -13,7 +13,7 @@ use super::reach::Reach;
 use super::references::Reference;
 use super::step::{MicroBatch, Scored, Trainer, score_in};
 use super::stop::{StopReason, StopRule};
-use crate::config::{Method, OnlineSampler, RunConfig};
+use crate::config::{Method, RunConfig};
 use crate::data::Example;
 use crate::data::packing::{Group, split};
 use crate::gpu::Gpu;
@@ -66,24 +66,25 @@ pub struct Outcome {
     pub train_seconds: f64,
 }
 
-struct Run<'a> {
-    gpu: &'a Gpu,
-    config: &'a RunConfig,
-    trainer: Trainer<'a>,
+/// A run under way.
+pub(super) struct Run<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) config: &'a RunConfig,
+    pub(super) trainer: Trainer<'a>,
     /// What the buffers are made for.
-    reach: Reach,
-    room: Room,
-    train: Vec<Example>,
-    pools: Vec<Pool>,
-    held_out: HeldOut,
+    pub(super) reach: Reach,
+    pub(super) room: Room,
+    pub(super) train: Vec<Example>,
+    pub(super) pools: Vec<Pool>,
+    pub(super) held_out: HeldOut,
     /// r−, and r+ where it is another.
-    negative: Reference,
-    positive: Option<Reference>,
+    pub(super) negative: Reference,
+    pub(super) positive: Option<Reference>,
     /// Log-probs under fixed references, per example.
-    cached: Vec<Option<Vec<Scored>>>,
-    counts: AnchorCounts,
-    ends: Vec<u32>,
-    observer: &'a mut dyn Observer,
+    pub(super) cached: Vec<Option<Vec<Scored>>>,
+    pub(super) counts: AnchorCounts,
+    pub(super) ends: Vec<u32>,
+    pub(super) observer: &'a mut dyn Observer,
 }
 
 /// Trains `setup.decoder` as `config` says.
@@ -162,7 +163,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn method(&self) -> Method {
+    pub(super) fn method(&self) -> Method {
         self.config.method.method
     }
 
@@ -192,15 +193,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Tells the observer the examples' anchors with their log-probs.
-    fn report_anchors(&mut self, examples: &[usize]) -> Result<()> {
-        if self.method() != Method::D2o {
-            return Ok(());
-        }
-        let scored = |i: usize| self.cached[i].as_deref().unwrap_or_default();
-        examples.iter().try_for_each(|&i| self.observer.anchors(&self.train[i], &self.pools[i], scored(i)))
-    }
-
     /// References that move must be asked again next time.
     fn forget_moving(&mut self, examples: &[usize]) {
         if !self.references_are_fixed() {
@@ -209,7 +201,7 @@ impl<'a> Run<'a> {
     }
 
     /// Scores those of the examples whose log-probs under the references are not known.
-    async fn score_missing(&mut self, examples: &[usize]) -> Result<()> {
+    pub(super) async fn score_missing(&mut self, examples: &[usize]) -> Result<()> {
         let mut missing: Vec<usize> =
             examples.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
         missing.sort_unstable();
@@ -220,58 +212,6 @@ impl<'a> Run<'a> {
         let scored = self.score_references(&missing, false).await?;
         missing.into_iter().zip(scored).for_each(|(i, scored)| self.cached[i] = Some(scored));
         Ok(())
-    }
-
-    async fn draw_offline(&mut self) -> Result<()> {
-        let (k, held_out) = (self.config.method.num_samples, &mut self.held_out);
-        let missing: usize = self.pools.iter().map(|pool| k.saturating_sub(pool.anchors.len())).sum();
-        let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
-        let pass = self.negative.pass(&self.trainer.decoder);
-        let eval_k = k.min(EVAL_ANCHORS);
-        let watched = held_out.examples.iter().filter(|e| e.negative_ids.is_some()).count();
-        self.observer.begin("sampling anchors", missing + watched * eval_k);
-        let observer = &mut *self.observer;
-        let mut progress = |answers, tokens| observer.advance(answers, tokens);
-        let mut draws: Vec<Draw> = (0..)
-            .zip(self.train.iter().zip(&mut self.pools))
-            .filter(|(_, (_, pool))| pool.anchors.len() < k)
-            .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
-            .collect();
-        let decoder = &self.trainer.decoder;
-        let counts =
-            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress)
-                .await?;
-        self.counts.add(&counts);
-        // Held-out prompts are numbered after the training prompts.
-        let mut draws: Vec<Draw> = (self.train.len()..)
-            .zip(held_out.examples.iter().zip(&mut held_out.pools))
-            .filter(|(_, (example, _))| example.negative_ids.is_some())
-            .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
-            .collect();
-        anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, eval_k, &settings, 0, &mut progress)
-            .await?;
-        self.observer.end();
-        self.drop_empty()
-    }
-
-    /// Leaves out prompts whose samples all stayed empty.
-    fn drop_empty(&mut self) -> Result<()> {
-        let keep = |examples: &[Example], pools: &[Pool]| -> Vec<bool> {
-            let sampled = examples.iter().zip(pools);
-            sampled.map(|(e, pool)| e.negative_ids.is_none() || !pool.anchors.is_empty()).collect()
-        };
-        let train = keep(&self.train, &self.pools);
-        let eval = keep(&self.held_out.examples, &self.held_out.pools);
-        retain(&mut self.train, &train);
-        retain(&mut self.pools, &train);
-        retain(&mut self.cached, &train);
-        retain(&mut self.held_out.examples, &eval);
-        retain(&mut self.held_out.pools, &eval);
-        if !self.train.is_empty() {
-            return Ok(());
-        }
-        let fix = "raise the temperature, or change the safety instruction";
-        Err(Error::input("anchors", "answers with at least one word", "only empty samples", fix))
     }
 
     /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative. With `report` the
@@ -392,55 +332,6 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Draws the anchors of this step's prompts anew where they are due.
-    async fn refresh_anchors(&mut self, step: usize, batch: &[usize]) -> Result<()> {
-        let a = &self.config.anchors;
-        let Some(start) = a.online_start_step.filter(|&s| step >= s && self.method() == Method::D2o) else {
-            return Ok(());
-        };
-        let due = |pool: &Pool| pool.step < start || step >= pool.step + a.refresh_every;
-        let mut stale: Vec<usize> = batch.iter().copied().filter(|&i| due(&self.pools[i])).collect();
-        stale.sort_unstable();
-        stale.dedup();
-        if stale.is_empty() {
-            return Ok(());
-        }
-        self.trainer.put_away().await?;
-        let decoder = &self.trainer.decoder;
-        let (pass, instructed) = match a.online_sampler {
-            OnlineSampler::Reference => (self.negative.pass(decoder), true),
-            OnlineSampler::Policy => (decoder.policy(), false),
-            OnlineSampler::PolicyWithInstruction => (decoder.policy(), true),
-        };
-        let settings = anchors::settings(a, self.config.train.seed, &self.ends);
-        let old: Vec<Pool> = stale.iter().map(|&i| self.pools[i].clone()).collect();
-        let mut draws: Vec<Draw> = self
-            .train
-            .iter()
-            .zip(&mut self.pools)
-            .enumerate()
-            .filter(|(i, _)| stale.binary_search(i).is_ok())
-            .map(|(i, (example, pool))| Draw::new(i, example, instructed, pool))
-            .collect();
-        let k = self.config.method.num_samples;
-        draws.iter_mut().for_each(|draw| draw.pool.anchors.clear());
-        let observer = &mut *self.observer;
-        let alive = &mut |_, _| observer.advance(0, 0);
-        let counts =
-            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, step, alive).await?;
-        self.counts.add(&counts);
-        for (&i, old) in stale.iter().zip(old) {
-            // A model that answers with nothing anchors nothing: its earlier answers stay.
-            if self.pools[i].anchors.is_empty() {
-                self.pools[i].anchors = old.anchors;
-            } else {
-                self.cached[i] = None;
-            }
-        }
-        self.score_missing(&stale).await?;
-        self.report_anchors(&stale)
-    }
-
     /// Submits a step: its groups micro-batch by micro-batch, the optimizer, and the references that follow.
     async fn submit(&mut self, step: usize, batch: &[usize], rate: f64) -> Result<Flight<'a>> {
         let started = Instant::now();
@@ -479,7 +370,7 @@ fn diverged(step: usize) -> Error {
 
 /// What the loss takes of an example.
 fn group<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Group<'a> {
-    Group { prompt: &example.prompt_ids, responses: loss_responses(method, example, pool) }
+    Group { prompt: &example.prompt_ids, responses: loss_responses(method, example, pool.ids()) }
 }
 
 /// Fails, naming `place`, where an example's prompt and an answer exceed the model's context.
@@ -506,9 +397,4 @@ fn parts<'a>(group: &Group<'a>) -> (Group<'a>, Group<'a>) {
     let (anchors, negative) = group.responses.split_at(group.responses.len() - 1);
     let part = |responses: &[&'a [u32]]| Group { prompt: group.prompt, responses: responses.to_vec() };
     (part(anchors), part(negative))
-}
-
-fn retain<T>(items: &mut Vec<T>, keep: &[bool]) {
-    let mut keep = keep.iter();
-    items.retain(|_| keep.next().copied().unwrap_or(true));
 }

@@ -47,6 +47,13 @@ pub struct Pool {
     pub step: usize,
 }
 
+impl Pool {
+    /// The anchors' tokens.
+    pub fn ids(&self) -> impl Iterator<Item = &[u32]> {
+        self.anchors.iter().map(|anchor| anchor.ids.as_slice())
+    }
+}
+
 /// Random counters of one generation of a pool: draws and their repeats.
 const COUNTERS: u32 = 4096;
 /// How often empty samples are drawn again.

@@ -29,16 +29,6 @@ impl HeldOut {
         Self { examples, pools, start: None }
     }
 
-    /// A group's responses: those of the loss, then the good answer where it is not among them.
-    fn responses(&self, method: Method, i: usize) -> Vec<&[u32]> {
-        let example = &self.examples[i];
-        let mut responses = loss_responses(method, example, &self.pools[i]);
-        if method == Method::D2o {
-            responses.extend(example.chosen_ids.as_deref());
-        }
-        responses
-    }
-
     /// Scores the policy. Log-ratios are taken against the first evaluation, the model at step 0.
     pub async fn evaluate(
         &mut self,
@@ -48,8 +38,12 @@ impl HeldOut {
         (budget, capacity): (usize, Capacity),
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Metrics> {
-        let groups: Vec<Group> = (0..self.examples.len())
-            .map(|i| Group { prompt: &self.examples[i].prompt_ids, responses: self.responses(method, i) })
+        let examples = self.examples.iter().zip(&self.pools);
+        let groups: Vec<Group> = examples
+            .map(|(example, pool)| Group {
+                prompt: &example.prompt_ids,
+                responses: held_out_responses(method, example, pool.ids()),
+            })
             .collect();
         let scored = score_in(gpu, decoder, decoder.policy(), &groups, (budget, capacity), progress).await?;
         let start = self.start.get_or_insert_with(|| scored.clone());
@@ -92,14 +86,28 @@ impl HeldOut {
 }
 
 /// The responses that a method's loss takes, in its order.
-pub(super) fn loss_responses<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Vec<&'a [u32]> {
+pub(super) fn loss_responses<'a>(
+    method: Method,
+    example: &'a Example,
+    anchors: impl Iterator<Item = &'a [u32]>,
+) -> Vec<&'a [u32]> {
     let chosen = example.chosen_ids.as_deref();
     let negative = example.negative_ids.as_deref();
     match method {
-        Method::D2o => pool.anchors.iter().map(|a| a.ids.as_slice()).chain(negative).collect(),
+        Method::D2o => anchors.chain(negative).collect(),
         Method::Dpo => chosen.into_iter().chain(negative).collect(),
         Method::Sft => chosen.into_iter().collect(),
     }
+}
+
+/// Those of a held-out example: the loss's, then the good answer where it is not among them.
+pub(super) fn held_out_responses<'a>(
+    method: Method,
+    example: &'a Example,
+    anchors: impl Iterator<Item = &'a [u32]>,
+) -> Vec<&'a [u32]> {
+    let good = example.chosen_ids.as_deref().filter(|_| method == Method::D2o);
+    loss_responses(method, example, anchors).into_iter().chain(good).collect()
 }
 
 /// The loss of a group on the host: the reference of `shaders/preference.wgsl`.

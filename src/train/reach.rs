@@ -2,32 +2,15 @@
 //! and what the plan counts.
 
 use super::anchors::Anchor;
-use super::evaluate::EVAL_ANCHORS;
+use super::evaluate::{EVAL_ANCHORS, held_out_responses, loss_responses};
 use crate::config::{Method, RunConfig};
-use crate::data::Example;
+use crate::data::{Example, Group};
 use crate::gpu::Memory;
 use crate::model::{Capacity, DecoderConfig};
 use crate::sample::Room;
 
 /// Packed tokens of a scoring batch when the configuration does not say.
 const SCORE_TOKENS: usize = 2048;
-
-/// Tokens of a prompt and of each of its responses, at most.
-#[derive(Debug, Clone)]
-struct Extent {
-    prompt: usize,
-    responses: Vec<usize>,
-}
-
-impl Extent {
-    fn tokens(&self) -> usize {
-        self.prompt + self.responses.iter().map(|length| length.saturating_sub(1)).sum::<usize>()
-    }
-
-    fn rows(&self) -> usize {
-        self.responses.iter().sum()
-    }
-}
 
 /// The largest batches of a run.
 #[derive(Debug, Clone)]
@@ -66,27 +49,32 @@ impl Reach {
         let known = |i: usize| anchors.and_then(|all| all.get(i)).map_or(&[][..], Vec::as_slice);
         let online = a.online_start_step.is_some();
         let k = config.method.num_samples;
-        let group = |(i, example): (usize, &Example)| {
-            let drawn = known(i).iter().map(|anchor| anchor.ids.len());
-            let drawn = drawn.map(|length| if online { length.max(a.max_new_tokens) } else { length });
-            let missing = k.saturating_sub(known(i).len());
-            extent(method, example, drawn.chain(std::iter::repeat_n(a.max_new_tokens, missing)).collect())
-        };
-        let groups: Vec<Extent> = train.iter().enumerate().map(group).collect();
+        // Anchors that are not drawn yet are as long as they may be.
+        let longest = anchors.into_iter().flatten().flatten().map(|anchor| anchor.ids.len()).max();
+        let blank = vec![0; longest.unwrap_or(0).max(a.max_new_tokens)];
+        let undrawn = &blank[..a.max_new_tokens];
+        let groups: Vec<Group> = train
+            .iter()
+            .enumerate()
+            .map(|(i, example)| {
+                let drawn = known(i).iter().map(|anchor| anchor.ids.len());
+                let drawn = drawn.map(|n| &blank[..if online { n.max(a.max_new_tokens) } else { n }]);
+                let missing = std::iter::repeat_n(undrawn, k.saturating_sub(known(i).len()));
+                let responses = loss_responses(method, example, drawn.chain(missing));
+                Group { prompt: &example.prompt_ids, responses }
+            })
+            .collect();
         let (batch, step) = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
         // A step may have an example more than once.
-        let repeated: Vec<Extent> =
+        let repeated: Vec<Group> =
             std::iter::repeat_n(&groups, copies(config, groups.len())).flatten().cloned().collect();
         let eval_k = k.min(EVAL_ANCHORS);
-        let held_out: Vec<Extent> = eval
+        let held_out: Vec<Group> = eval
             .iter()
             .map(|example| {
                 let drawn = if example.negative_ids.is_some() { eval_k } else { 0 };
-                let mut all = extent(method, example, vec![a.max_new_tokens; drawn]);
-                if method == Method::D2o {
-                    all.responses.extend(example.chosen_ids.as_ref().map(Vec::len));
-                }
-                all
+                let responses = held_out_responses(method, example, std::iter::repeat_n(undrawn, drawn));
+                Group { prompt: &example.prompt_ids, responses }
             })
             .collect();
         let mut draws = Vec::new();
@@ -119,7 +107,7 @@ impl Reach {
             following: (references && moves).then(|| capacity(&groups, score, batch * step)),
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
             draws,
-            largest: groups.iter().map(Extent::tokens).max().unwrap_or(1),
+            largest: groups.iter().map(Group::tokens).max().unwrap_or(1),
             step_budget,
             score_budget: score,
         }
@@ -142,34 +130,22 @@ fn copies(config: &RunConfig, examples: usize) -> usize {
     if once || even { 1 } else { (groups - 1).div_ceil(examples.max(1)) + 1 }
 }
 
-/// The responses that a method's loss takes.
-fn extent(method: Method, example: &Example, anchors: Vec<usize>) -> Extent {
-    let length = |ids: &Option<Vec<u32>>| ids.as_ref().map(Vec::len);
-    let (chosen, negative) = (length(&example.chosen_ids), length(&example.negative_ids));
-    let responses = match method {
-        Method::D2o => anchors.into_iter().chain(negative).collect(),
-        Method::Dpo => chosen.into_iter().chain(negative).collect(),
-        Method::Sft => chosen.into_iter().collect(),
-    };
-    Extent { prompt: example.prompt_ids.len(), responses }
-}
-
 /// What takes every batch of up to `most` of the groups within `budget` tokens, also when responses turn out shorter.
-fn capacity(groups: &[Extent], budget: usize, most: usize) -> Capacity {
-    let largest = |most: usize, size: &dyn Fn(&Extent) -> usize| -> usize {
+fn capacity(groups: &[Group], budget: usize, most: usize) -> Capacity {
+    let largest = |most: usize, size: &dyn Fn(&Group) -> usize| -> usize {
         let mut sizes: Vec<usize> = groups.iter().map(size).collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         sizes.into_iter().take(most).sum()
     };
-    let shortest = groups.iter().map(|group| group.prompt).min().unwrap_or(1).max(1);
+    let shortest = groups.iter().map(|group| group.prompt.len()).min().unwrap_or(1).max(1);
     let count = most.min(groups.len()).min((budget / shortest).max(1));
-    let tokens = largest(count, &Extent::tokens).min(budget.max(largest(1, &Extent::tokens)));
+    let tokens = largest(count, &|group| group.tokens()).min(budget.max(largest(1, &|group| group.tokens())));
     // A group's rows are its tokens, less the prompt's, and one more for each response.
     let responses = largest(1, &|group| group.responses.len());
     let beside = |groups: usize| (tokens + groups * responses).saturating_sub(groups * shortest);
     Capacity {
         tokens: tokens.max(1),
-        rows: largest(count, &Extent::rows).min(beside(1).max(beside(count))).max(1),
+        rows: largest(count, &|group| group.rows()).min(beside(1).max(beside(count))).max(1),
         sequences: largest(count, &|group| group.responses.len()).max(1),
         groups: count.max(1),
         training: None,
@@ -179,35 +155,32 @@ fn capacity(groups: &[Extent], budget: usize, most: usize) -> Capacity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::packing::{Group, Packed, split};
+    use crate::data::packing::{Packed, split};
 
     #[test]
     fn no_batch_is_larger() {
         // Every third response may turn out shorter, in every order.
         let lengths =
             |i: usize| (3 + i * 7 % 11, (0..i % 4 + 1).map(|j| 1 + (i * 5 + j * 3) % 9).collect::<Vec<_>>());
-        let groups: Vec<Extent> =
-            (0..40).map(lengths).map(|(prompt, responses)| Extent { prompt, responses }).collect();
         let zeros = [0u32; 64];
+        let group = |(prompt, lengths): (usize, Vec<usize>)| Group {
+            prompt: &zeros[..prompt],
+            responses: lengths.into_iter().map(|length| &zeros[..length]).collect(),
+        };
+        let groups: Vec<Group> = (0..40).map(|i| group(lengths(i))).collect();
         for (budget, most) in
             [(usize::MAX, 3), (40, usize::MAX), (25, 2), (1, usize::MAX), (1000, usize::MAX)]
         {
             let limit = capacity(&groups, budget, most);
             for round in 0..40 {
-                let shorter =
-                    |j: usize, length: usize| if (j + round).is_multiple_of(3) { 1 } else { length };
-                let mut order: Vec<Group> = groups
-                    .iter()
-                    .map(|group| Group {
-                        prompt: &zeros[..group.prompt],
-                        responses: group
-                            .responses
-                            .iter()
-                            .enumerate()
-                            .map(|(j, &l)| &zeros[..shorter(j, l)])
-                            .collect(),
-                    })
-                    .collect();
+                let shorter = |(j, &length): (usize, &usize)| {
+                    if (j + round).is_multiple_of(3) { 1 } else { length }
+                };
+                let drawn = |i: usize| {
+                    let (prompt, most) = lengths(i);
+                    group((prompt, most.iter().enumerate().map(shorter).collect()))
+                };
+                let mut order: Vec<Group> = (0..40).map(drawn).collect();
                 order.sort_by_key(|group| (group.tokens() * (2 * round + 1)) % 37);
                 for range in split(&order, budget, most) {
                     let packed = Packed::new(&order[range]);
@@ -220,7 +193,8 @@ mod tests {
 
     #[test]
     fn one_group_needs_what_it_is() {
-        let group = Extent { prompt: 10, responses: vec![5, 7, 3] };
+        let zeros = [0; 10];
+        let group = Group { prompt: &zeros, responses: vec![&zeros[..5], &zeros[..7], &zeros[..3]] };
         let found = capacity(&[group], usize::MAX, 2);
         assert_eq!((found.tokens, found.rows, found.sequences, found.groups), (22, 15, 3, 1));
     }

@@ -73,12 +73,7 @@ pub async fn score(
 ) -> Result<Vec<Vec<Scored>>> {
     let batches = batches(groups, budget);
     let capacity = Capacity::covering(batches.iter(), None);
-    drop(batches);
-    score_in(gpu, decoder, pass, groups, (budget, capacity), progress).await
-}
-
-fn batches(groups: &[Group], budget: usize) -> Vec<Packed> {
-    split(groups, budget, usize::MAX).into_iter().map(|range| Packed::new(&groups[range])).collect()
+    score_batches(gpu, decoder, pass, batches, capacity, progress).await
 }
 
 /// The same in a workspace of a given capacity.
@@ -90,9 +85,24 @@ pub(super) async fn score_in(
     (budget, capacity): (usize, Capacity),
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<Vec<Scored>>> {
+    score_batches(gpu, decoder, pass, batches(groups, budget), capacity, progress).await
+}
+
+fn batches(groups: &[Group], budget: usize) -> Vec<Packed> {
+    split(groups, budget, usize::MAX).into_iter().map(|range| Packed::new(&groups[range])).collect()
+}
+
+async fn score_batches(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    pass: Pass<'_>,
+    batches: Vec<Packed>,
+    capacity: Capacity,
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Vec<Vec<Scored>>> {
     let mut ws = decoder.workspace(gpu, capacity)?;
     let mut results = Vec::new();
-    for packed in batches(groups, budget) {
+    for packed in batches {
         let mut rec = Recorder::new(gpu);
         ws.load(&mut rec, &packed)?;
         decoder.score(&mut rec, pass, &ws)?;

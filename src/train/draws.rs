@@ -1,0 +1,126 @@
+//! When a run draws its anchors: all that are missing before the first step, and those that grew old on the way.
+
+use super::align::Run;
+use super::anchors::{self, Draw, Pool};
+use super::evaluate::EVAL_ANCHORS;
+use crate::config::{Method, OnlineSampler};
+use crate::data::Example;
+use crate::{Error, Result};
+
+impl Run<'_> {
+    /// Draws what is missing of each prompt's anchors, and of the held-out prompts'; leaves out prompts that got none.
+    pub(super) async fn draw_offline(&mut self) -> Result<()> {
+        let (k, held_out) = (self.config.method.num_samples, &mut self.held_out);
+        let missing: usize = self.pools.iter().map(|pool| k.saturating_sub(pool.anchors.len())).sum();
+        let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
+        let pass = self.negative.pass(&self.trainer.decoder);
+        let eval_k = k.min(EVAL_ANCHORS);
+        let watched = held_out.examples.iter().filter(|e| e.negative_ids.is_some()).count();
+        self.observer.begin("sampling anchors", missing + watched * eval_k);
+        let observer = &mut *self.observer;
+        let mut progress = |answers, tokens| observer.advance(answers, tokens);
+        let mut draws: Vec<Draw> = (0..)
+            .zip(self.train.iter().zip(&mut self.pools))
+            .filter(|(_, (_, pool))| pool.anchors.len() < k)
+            .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
+            .collect();
+        let decoder = &self.trainer.decoder;
+        let counts =
+            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress)
+                .await?;
+        self.counts.add(&counts);
+        // Held-out prompts are numbered after the training prompts.
+        let mut draws: Vec<Draw> = (self.train.len()..)
+            .zip(held_out.examples.iter().zip(&mut held_out.pools))
+            .filter(|(_, (example, _))| example.negative_ids.is_some())
+            .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
+            .collect();
+        anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, eval_k, &settings, 0, &mut progress)
+            .await?;
+        self.observer.end();
+        self.drop_empty()
+    }
+
+    /// Leaves out prompts whose samples all stayed empty.
+    fn drop_empty(&mut self) -> Result<()> {
+        let keep = |examples: &[Example], pools: &[Pool]| -> Vec<bool> {
+            let sampled = examples.iter().zip(pools);
+            sampled.map(|(e, pool)| e.negative_ids.is_none() || !pool.anchors.is_empty()).collect()
+        };
+        let train = keep(&self.train, &self.pools);
+        let eval = keep(&self.held_out.examples, &self.held_out.pools);
+        retain(&mut self.train, &train);
+        retain(&mut self.pools, &train);
+        retain(&mut self.cached, &train);
+        retain(&mut self.held_out.examples, &eval);
+        retain(&mut self.held_out.pools, &eval);
+        if !self.train.is_empty() {
+            return Ok(());
+        }
+        let fix = "raise the temperature, or change the safety instruction";
+        Err(Error::input("anchors", "answers with at least one word", "only empty samples", fix))
+    }
+
+    /// Draws the anchors of this step's prompts anew where they are due.
+    pub(super) async fn refresh_anchors(&mut self, step: usize, batch: &[usize]) -> Result<()> {
+        let a = &self.config.anchors;
+        let Some(start) = a.online_start_step.filter(|&s| step >= s && self.method() == Method::D2o) else {
+            return Ok(());
+        };
+        let due = |pool: &Pool| pool.step < start || step >= pool.step + a.refresh_every;
+        let mut stale: Vec<usize> = batch.iter().copied().filter(|&i| due(&self.pools[i])).collect();
+        stale.sort_unstable();
+        stale.dedup();
+        if stale.is_empty() {
+            return Ok(());
+        }
+        self.trainer.put_away().await?;
+        let decoder = &self.trainer.decoder;
+        let (pass, instructed) = match a.online_sampler {
+            OnlineSampler::Reference => (self.negative.pass(decoder), true),
+            OnlineSampler::Policy => (decoder.policy(), false),
+            OnlineSampler::PolicyWithInstruction => (decoder.policy(), true),
+        };
+        let settings = anchors::settings(a, self.config.train.seed, &self.ends);
+        let old: Vec<Pool> = stale.iter().map(|&i| self.pools[i].clone()).collect();
+        let mut draws: Vec<Draw> = self
+            .train
+            .iter()
+            .zip(&mut self.pools)
+            .enumerate()
+            .filter(|(i, _)| stale.binary_search(i).is_ok())
+            .map(|(i, (example, pool))| Draw::new(i, example, instructed, pool))
+            .collect();
+        let k = self.config.method.num_samples;
+        draws.iter_mut().for_each(|draw| draw.pool.anchors.clear());
+        let observer = &mut *self.observer;
+        let alive = &mut |_, _| observer.advance(0, 0);
+        let counts =
+            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, step, alive).await?;
+        self.counts.add(&counts);
+        for (&i, old) in stale.iter().zip(old) {
+            // A model that answers with nothing anchors nothing: its earlier answers stay.
+            if self.pools[i].anchors.is_empty() {
+                self.pools[i].anchors = old.anchors;
+            } else {
+                self.cached[i] = None;
+            }
+        }
+        self.score_missing(&stale).await?;
+        self.report_anchors(&stale)
+    }
+
+    /// Tells the observer the examples' anchors with their log-probs.
+    pub(super) fn report_anchors(&mut self, examples: &[usize]) -> Result<()> {
+        if self.method() != Method::D2o {
+            return Ok(());
+        }
+        let scored = |i: usize| self.cached[i].as_deref().unwrap_or_default();
+        examples.iter().try_for_each(|&i| self.observer.anchors(&self.train[i], &self.pools[i], scored(i)))
+    }
+}
+
+fn retain<T>(items: &mut Vec<T>, keep: &[bool]) {
+    let mut keep = keep.iter();
+    items.retain(|_| keep.next().copied().unwrap_or(true));
+}
