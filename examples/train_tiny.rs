@@ -116,7 +116,7 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
             encode(&tokenizer, c.system, &c.user, &c.assistant)
         });
         let rows = rows.collect::<aweigh::Result<Vec<_>>>()?;
-        let batch = MicroBatch { groups: rows.iter().map(group).collect(), reference: Vec::new() };
+        let batch = MicroBatch { groups: rows.iter().map(group).collect(), reference: Vec::new(), kl: 0.0 };
         let outcomes = trainer.accumulate(&batch, BATCH)?.await?;
         trainer.step(schedule.rate(step))?.await?;
         let mean = outcomes.iter().map(|o| o.loss).sum::<f32>() / BATCH as f32;

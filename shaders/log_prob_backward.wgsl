@@ -1,4 +1,4 @@
-// dlogits = coefficient of the row's sequence * (one-hot of the target - softmax), with UNIT as if the coefficient were 1.
+// dlogits = coefficient of the row * (one-hot of the target - softmax), with UNIT as if the coefficient were 1.
 // With CAP the logits came out of soft_cap.wgsl, and the gradient is that of what went in.
 // Writes: logits, in place.
 #import common/columns
@@ -10,7 +10,7 @@ struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32 }
 #ifdef UNIT
 @group(0) @binding(3) var<storage, read_write> logits: array<Column>;   // (rows, V)
 #else
-@group(0) @binding(3) var<storage, read> coefficient: array<f32>;       // (S): dL / dlogp of each sequence's tokens
+@group(0) @binding(3) var<storage, read> coefficient: array<f32>;       // (total): dL / dlogp of each row
 @group(0) @binding(4) var<storage, read_write> logits: array<Column>;   // (rows, V)
 #endif
 
@@ -35,6 +35,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #ifdef UNIT
     logits[i] = gradient;
 #else
-    logits[i] = coefficient[row.z] * gradient;
+    logits[i] = coefficient[at] * gradient;
 #endif
 }

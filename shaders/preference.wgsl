@@ -1,62 +1,138 @@
-// The loss of each group and dL/dlogp of each of its sequences, from summed log-probs. A group's last sequence is the negative
-// (DPO: rejected), those before it are anchors (DPO: the one chosen). SFT: every sequence by itself.
-//   D2O  z = beta/K * sum(policy - reference over anchors) - alpha * (policy - reference of the negative), L = softplus(-z)
-//        Duan et al., 2403.03419
-//   DPO  z = beta * (anchor's ratio - negative's ratio), L = (1-eps) softplus(-z) + eps softplus(z)
-//        Rafailov et al., 2305.18290
-//   SFT  L = -mean token log-prob, averaged over the group's sequences
-// Writes: outcome =, coefficient =. Both hold the mean over `divisor` groups: the whole optimizer batch.
+// The loss of each group and dL/dlogp of each token, from log-probs. A group's last sequence is the negative (rejected), those before
+// it are the anchors (or the one chosen). A score is a log-ratio, or where `relative` is 0 a log-prob, and with `per_token` its mean
+// over the tokens; up is the mean score of the anchors, down that of the negative, z = beta * up - alpha * down - gamma. Formulas:
+//   MEAN          weight * mean score of all sequences                                   SFT, gradient ascent
+//   UNLIKELIHOOD  -mean over tokens of log(1 - p)                                        Welleck et al., 1908.04319
+//   LOGISTIC      weight * ((1 - smoothing) softplus(-z) + smoothing softplus(z))        D2O, DPO, SimPO, NPO, SimNPO
+//   SQUARED       (up - down - 1 / (2 beta))^2                                           IPO
+//   HINGE         max(0, gamma - (beta * up - alpha * down))                             hinge, SLiC
+//   ODDS          beta * softplus(log odds of down - log odds of up)                     ORPO
+//   KTO           one of the two sequences is empty: weight * (1 - sigmoid(beta * (up - kl))) of a chosen one,
+//                 alpha * (1 - sigmoid(beta * (kl - down))) of a rejected one
+// and sft_weight times the anchors' SFT is added. reference/preference.rs has every method by itself, with its source.
+// One workgroup a group. Writes: outcome =, coefficient =. Coefficients hold the mean over `divisor` groups.
 #import common/index
 struct Params {
-    groups: u32, sequences: u32, method: u32, normalize: u32,
-    alpha: f32, beta: f32, smoothing: f32, divisor: f32,
+    groups: u32, formula: u32, relative: u32, per_token: u32,
+    alpha: f32, beta: f32, gamma: f32, smoothing: f32,
+    weight: f32, sft_weight: f32, kl: f32, divisor: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> spans: array<vec2<u32>>;         // (G): first sequence, end sequence
 @group(0) @binding(2) var<storage, read> rows: array<vec2<u32>>;          // (S): first row, end row
-@group(0) @binding(3) var<storage, read> policy: array<f32>;              // (2, S): logp, entropy
-@group(0) @binding(4) var<storage, read> reference: array<f32>;           // (S): r- for anchors, r+ for the negative
-@group(0) @binding(5) var<storage, read_write> outcome: array<vec4<f32>>; // (G): loss, z, anchors' reward, negative's reward
-@group(0) @binding(6) var<storage, read_write> coefficient: array<f32>;   // (S): dL/dlogp of one token of the sequence
+@group(0) @binding(3) var<storage, read> stats: array<f32>;               // (3, R): logp, lse, entropy
+@group(0) @binding(4) var<storage, read> policy: array<f32>;              // (2, S): logp, entropy
+@group(0) @binding(5) var<storage, read> reference: array<f32>;           // (S): r- for anchors, r+ for the negative
+@group(0) @binding(6) var<storage, read_write> outcome: array<vec4<f32>>; // (G): loss, margin, anchors' reward, negative's reward
+@group(0) @binding(7) var<storage, read_write> coefficient: array<f32>;   // (R): dL/dlogp of each token
+
+const MEAN = 0u;
+const UNLIKELIHOOD = 1u;
+const LOGISTIC = 2u;
+const SQUARED = 3u;
+const HINGE = 4u;
+const ODDS = 5u;
+const KTO = 6u;
+
+// 1 - p is not taken smaller where its logarithm is: log(1 - p) continues as its tangent in p.
+const LEAST = 1e-5;
 
 fn softplus(x: f32) -> f32 { return max(x, 0.0) + log(1.0 + exp(-abs(x))); }
 fn sigmoid(x: f32) -> f32 { return 1.0 / (1.0 + exp(-x)); }
 
-// One over the number of tokens a log-prob is averaged over: 1 for sums.
-fn share(s: u32) -> f32 {
-    let tokens = max(rows[s].y - rows[s].x, 1u);
-    return select(1.0, 1.0 / f32(tokens), p.normalize == 1u);
+fn tokens(s: u32) -> f32 { return f32(max(rows[s].y - rows[s].x, 1u)); }
+fn is_empty(s: u32) -> bool { return rows[s].x == rows[s].y; }
+
+// dscore/dlogp of one of the sequence's tokens.
+fn share(s: u32) -> f32 { return select(1.0, 1.0 / tokens(s), p.per_token == 1u); }
+fn score(s: u32) -> f32 {
+    if p.relative == 1u { return (policy[s] - reference[s]) * share(s); }
+    return policy[s] * share(s);
 }
-fn ratio(s: u32) -> f32 { return (policy[s] - reference[s]) * share(s); }
+
+// -log(1 - e^logp), and its derivative. Near 0, 1 - e^x is its series: there is no expm1.
+fn unlikelihood(logp: f32) -> vec2<f32> {
+    let near = -logp * (1.0 + logp * (0.5 + logp * (1.0 / 6.0)));
+    let complement = select(1.0 - exp(logp), near, logp > -0.01);
+    let held = max(complement, LEAST);
+    return vec2<f32>(-log(held) + (held - complement) / LEAST, exp(logp) / held);
+}
+
+// Of the anchors and the negative: the loss, and its derivatives by up and down.
+fn formula(up: f32, down: f32, chosen: bool) -> vec3<f32> {
+    let z = p.beta * up - p.alpha * down - p.gamma;
+    switch p.formula {
+        case LOGISTIC: {
+            let slope = p.weight * (p.smoothing * sigmoid(z) - (1.0 - p.smoothing) * sigmoid(-z));
+            let loss = p.weight * ((1.0 - p.smoothing) * softplus(-z) + p.smoothing * softplus(z));
+            return vec3<f32>(loss, slope * p.beta, -slope * p.alpha);
+        }
+        case SQUARED: {
+            let off = up - down - 0.5 / p.beta;
+            return vec3<f32>(off * off, 2.0 * off, -2.0 * off);
+        }
+        case HINGE: {
+            return select(vec3<f32>(), vec3<f32>(-z, -p.beta, p.alpha), z < 0.0);
+        }
+        case ODDS: {
+            let of_up = unlikelihood(up);
+            let of_down = unlikelihood(down);
+            let odds = (up + of_up.x) - (down + of_down.x);
+            let slope = -p.beta * sigmoid(-odds);
+            return vec3<f32>(p.beta * softplus(-odds), slope * (1.0 + of_up.y), -slope * (1.0 + of_down.y));
+        }
+        case KTO: {
+            if chosen {
+                let value = sigmoid(p.beta * (up - p.kl));
+                return vec3<f32>(p.weight * (1.0 - value), -p.weight * p.beta * value * (1.0 - value), 0.0);
+            }
+            let value = sigmoid(p.beta * (p.kl - down));
+            return vec3<f32>(p.alpha * (1.0 - value), 0.0, p.alpha * p.beta * value * (1.0 - value));
+        }
+        default: { return vec3<f32>(); }
+    }
+}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let g = flat_group(group, groups) * 64u + lane;
+    let g = flat_group(group, groups);
     if g >= p.groups { return; }
     let first = spans[g].x;
     let last = spans[g].y - 1u;
-    if p.method == 0u {
-        let weight = 1.0 / f32(last + 1u - first);
-        var loss = 0.0;
-        for (var s = first; s <= last; s++) {
-            let per_token = weight / f32(max(rows[s].y - rows[s].x, 1u));
-            loss -= policy[s] * per_token;
-            coefficient[s] = -per_token / p.divisor;
-        }
-        outcome[g] = vec4<f32>(loss, 0.0, 0.0, 0.0);
-        return;
+    let all = f32(last + 1u - first);
+    let anchors = max(all - 1.0, 1.0);
+    // Every lane computes the same; the tokens are shared out.
+    var up = 0.0;
+    var imitated = 0.0;
+    for (var s = first; s < last; s++) {
+        up += score(s) / anchors;
+        imitated += policy[s] / (tokens(s) * anchors);
     }
-    let anchors = f32(last - first);
-    let alpha = select(p.beta, p.alpha, p.method == 2u);
-    var mean = 0.0;
-    for (var s = first; s < last; s++) { mean += ratio(s) / anchors; }
-    let anchor_reward = p.beta * mean;
-    let negative_reward = alpha * ratio(last);
-    let z = anchor_reward - negative_reward;
-    // dL/dz; smoothing is 0 but for conservative DPO.
-    let slope = (-(1.0 - p.smoothing) * sigmoid(-z) + p.smoothing * sigmoid(z)) / p.divisor;
-    for (var s = first; s < last; s++) { coefficient[s] = slope * p.beta / anchors * share(s); }
-    coefficient[last] = -slope * alpha * share(last);
-    let loss = (1.0 - p.smoothing) * softplus(-z) + p.smoothing * softplus(z);
-    outcome[g] = vec4<f32>(loss, z, anchor_reward, negative_reward);
+    let down = score(last);
+    var loss = formula(up, down, !is_empty(first));
+    loss.x -= p.sft_weight * imitated;
+    var rewards = vec2<f32>(p.beta * up, select(p.alpha, p.beta, p.formula == KTO) * down);
+    if p.formula <= UNLIKELIHOOD { rewards = vec2<f32>(); }
+    // As TRL logs them: of the sums.
+    if p.formula == SQUARED { rewards *= vec2<f32>(tokens(first), tokens(last)); }
+    if p.formula == MEAN {
+        loss = vec3<f32>(up * (all - 1.0) + down, all - 1.0, 1.0) * p.weight / all;
+    }
+    for (var s = first; s <= last; s++) {
+        let of_score = select(loss.y / anchors, loss.z, s == last) * share(s);
+        let of_tokens = select(p.sft_weight / (tokens(s) * anchors), 0.0, s == last);
+        for (var r = rows[s].x + lane; r < rows[s].y; r += 64u) {
+            var d = of_score - of_tokens;
+            if p.formula == UNLIKELIHOOD { d = unlikelihood(stats[r]).y / (tokens(s) * all); }
+            coefficient[r] = d / p.divisor;
+        }
+    }
+    if lane == 0u {
+        if p.formula == UNLIKELIHOOD {
+            for (var s = first; s <= last; s++) {
+                for (var r = rows[s].x; r < rows[s].y; r++) { loss.x += unlikelihood(stats[r]).x / (tokens(s) * all); }
+            }
+        }
+        outcome[g] = vec4<f32>(loss.x, rewards.x - rewards.y, rewards);
+    }
 }

@@ -1,14 +1,13 @@
-// x[r, :] *= coefficient of row r's sequence. Writes: x, in place.
+// x[r, :] *= coefficient[r]. Writes: x, in place.
 #import common/index
 struct Params { rows: u32, width: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> predict: array<vec4<u32>>;  // (R): source token, target id, sequence, _
-@group(0) @binding(2) var<storage, read> coefficient: array<f32>;    // (S)
-@group(0) @binding(3) var<storage, read_write> x: array<f32>;        // (R, D)
+@group(0) @binding(1) var<storage, read> coefficient: array<f32>;    // (R)
+@group(0) @binding(2) var<storage, read_write> x: array<f32>;        // (R, D)
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.rows * p.width { return; }
-    x[i] *= coefficient[predict[i / p.width].z];
+    x[i] *= coefficient[i / p.width];
 }

@@ -2,6 +2,8 @@
 //! The golden files and how they were made are in tests/golden.
 
 mod common;
+#[path = "golden/losses.rs"]
+mod losses;
 
 use aweigh::data::packing::{Group, Packed};
 use aweigh::gpu::{Quantize, Recorder};
@@ -12,10 +14,8 @@ use aweigh::model::{
     write_gguf,
 };
 use aweigh::nn::{Arenas, Decay, Part, Recompute};
-use aweigh::optim::{AdamW, Optimizer};
 use aweigh::reference::compare::compare;
 use aweigh::sample::{Request, Settings, generate};
-use aweigh::train::{MicroBatch, Trainer, score};
 use common::*;
 use pollster::block_on;
 
@@ -79,7 +79,7 @@ fn pass(decoder: &Decoder, packed: &Packed, recompute: Recompute) -> (Workspace,
     ws.load(&mut rec, packed).expect("fits");
     decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
     let loss = Loss { method: Method::Sft, length_normalize: false };
-    loss.record(&mut rec, &ws, 1).expect("loss");
+    loss.record(&mut rec, &ws, 1, 0.0).expect("loss");
     decoder.backward(&mut rec, decoder.policy(), &gradients, &ws).expect("backward");
     rec.submit();
     (ws, gradients)
@@ -226,125 +226,4 @@ macro_rules! families {
 
 families! {
     llama3, mistral, qwen2, qwen3, smollm3, gemma2, gemma3, phi3, gpt2, gpt_neox, gpt_neox_sequential,
-}
-
-/// The golden batch: prompts, and the responses of each group for `method`.
-fn batch(method: &str) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
-    let info = golden_json("losses.json");
-    let groups = info["batch"].as_array().expect("groups");
-    let responses = |group: &serde_json::Value| match method {
-        "sft" => vec![ids(&group["chosen"])],
-        "dpo" => vec![ids(&group["chosen"]), ids(&group["negative"])],
-        _ => {
-            let anchors = group["anchors"].as_array().expect("anchors").iter().map(ids);
-            anchors.chain([ids(&group["negative"])]).collect()
-        }
-    };
-    groups.iter().map(|group| (ids(&group["prompt"]), responses(group))).collect()
-}
-
-fn decoder_of(adapter: bool) -> Decoder {
-    if !adapter {
-        return load("tiny_tied", Training::Full);
-    }
-    let config = golden("tiny_tied/adapter/adapter_config.json");
-    let weights = golden("tiny_tied/adapter/adapter_model.safetensors");
-    let adapter = Adapter::parse(("adapter_config.json", &config), ("adapter_model.safetensors", &weights));
-    load("tiny_tied", Training::Adapter(&adapter.expect("an adapter")))
-}
-
-/// Ten steps of `name` ("d2o_lora"), in micro-batches of `micro` groups, against PyTorch's losses, norms and first gradients.
-fn ten_steps(name: &str, micro: usize) {
-    let (method, kind) = name.split_once('_').expect("a run's name");
-    let info = golden_json("losses.json");
-    let run = &info["runs"][name];
-    let settings = AdamW {
-        adam_beta1: 0.9,
-        adam_beta2: 0.999,
-        adam_epsilon: 1e-8,
-        weight_decay: 0.01,
-        max_grad_norm: 1.0,
-        ..AdamW::default()
-    };
-    let method = match method {
-        "sft" => Method::Sft,
-        "dpo" => Method::Dpo { beta: 0.1, label_smoothing: 0.0 },
-        _ => Method::D2o { alpha: 0.1, beta: 0.1 },
-    };
-    let owned = batch(name.split_once('_').expect("a name").0);
-    let groups: Vec<Group> = owned.iter().map(|(prompt, responses)| group(prompt, responses)).collect();
-    let decoder = decoder_of(kind == "lora");
-    let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("optimizer");
-    // The reference is the start: for LoRA the base model, for full fine-tuning the weights before the first step.
-    let scored =
-        block_on(score(gpu(), &decoder, decoder.base(), &groups, 64, &mut |_, _| Ok(()))).expect("scores");
-    let reference: Vec<Vec<f32>> = scored.iter().map(|g| g.iter().map(|r| r.logp).collect()).collect();
-    let mut trainer = Trainer::new(gpu(), decoder, optimizer, Loss { method, length_normalize: false }, 0);
-    let (mut losses, mut norms, mut margins) = (Vec::new(), Vec::new(), Vec::new());
-    for step in 0..=10 {
-        let (mut loss, mut z) = (0.0, 0.0);
-        for (groups, reference) in groups.chunks(micro).zip(reference.chunks(micro)) {
-            let batch = MicroBatch { groups: groups.to_vec(), reference: reference.concat() };
-            let outcomes = block_on(trainer.accumulate(&batch, owned.len()).expect("a micro-batch"))
-                .expect("its outcomes");
-            loss += outcomes.iter().map(|o| f64::from(o.loss)).sum::<f64>() / owned.len() as f64;
-            z += outcomes.iter().map(|o| f64::from(o.z)).sum::<f64>() / owned.len() as f64;
-        }
-        losses.push(loss as f32);
-        margins.push(z as f32);
-        if step == 0 {
-            let file = format!("losses_{name}.safetensors");
-            compare_gradients(&trainer.decoder, trainer.optimizer.gradients(), &file, "", ABS, EPS);
-        }
-        if step < 10 {
-            norms.push(block_on(trainer.step(1e-3).expect("a step")).expect("its norm"));
-        }
-    }
-    let after = run["loss_after"].as_f64().expect("a number");
-    let expected: Vec<f64> = numbers(&run["losses"]).into_iter().chain([after]).collect();
-    compare(&losses, &expected, 1e-5, 1e-4).unwrap_or_else(|m| panic!("{name}: losses: {m}"));
-    // Adam divides by the root of v: an element with a gradient near zero moves by its rounding error, and the norm feels
-    // that from the fourth step or so on.
-    let expected = numbers(&run["grad_norms"]);
-    compare(&norms[..3], &expected[..3], 0.0, 1e-5).unwrap_or_else(|m| panic!("{name}: first norms: {m}"));
-    compare(&norms, &expected, 0.0, 1e-3).unwrap_or_else(|m| panic!("{name}: norms: {m}"));
-    if run["z"].is_array() {
-        compare(&margins[..10], &numbers(&run["z"]), 1e-4, 1e-4).unwrap_or_else(|m| panic!("{name}: z: {m}"));
-    }
-}
-
-#[test]
-fn sft_full() {
-    ten_steps("sft_full", 4);
-}
-
-#[test]
-fn sft_lora() {
-    ten_steps("sft_lora", 4);
-}
-
-#[test]
-fn dpo_full() {
-    ten_steps("dpo_full", 4);
-}
-
-#[test]
-fn dpo_lora() {
-    ten_steps("dpo_lora", 4);
-}
-
-#[test]
-fn d2o_full() {
-    ten_steps("d2o_full", 4);
-}
-
-#[test]
-fn d2o_lora() {
-    ten_steps("d2o_lora", 4);
-}
-
-#[test]
-fn accumulation_equals_the_large_batch() {
-    ten_steps("d2o_lora", 1);
-    ten_steps("sft_full", 3);
 }

@@ -22,6 +22,23 @@ const ABS: f64 = 5e-6;
 const EPS: f64 = 1e-4;
 
 const D2O: Method = Method::D2o { alpha: 0.6, beta: 0.9 };
+/// What KTO is told of the KL divergence.
+const KL: f64 = 0.4;
+const METHODS: [Method; 13] = [
+    D2O,
+    Method::Dpo { beta: 0.3, label_smoothing: 0.1 },
+    Method::Ipo { beta: 0.2 },
+    Method::Hinge { beta: 0.1 },
+    Method::Slic { delta: 60.0, sft_weight: 0.5 },
+    Method::Simpo { beta: 2.0, gamma: 1.0 },
+    Method::Orpo { beta: 0.3 },
+    Method::Kto { beta: 0.3, desirable_weight: 1.0, undesirable_weight: 1.5 },
+    Method::Npo { beta: 0.3 },
+    Method::Simnpo { beta: 2.5, gamma: 0.1 },
+    Method::Ga,
+    Method::Ul,
+    Method::Sft,
+];
 const VOCAB: u32 = 67;
 
 /// Groups as owned ids.
@@ -89,7 +106,7 @@ fn step(decoder: Decoder, method: Method, micro_batches: &[&[Group]]) -> Step {
     let count = micro_batches.iter().map(|groups| groups.len()).sum();
     let (mut losses, mut logps) = (Vec::new(), Vec::new());
     for groups in micro_batches {
-        let batch = MicroBatch { groups: groups.to_vec(), reference: references(groups) };
+        let batch = MicroBatch { groups: groups.to_vec(), reference: references(groups), kl: KL };
         for outcome in
             block_on(trainer.accumulate(&batch, count).expect("a micro-batch")).expect("its outcomes")
         {
@@ -115,24 +132,30 @@ fn same_gradients(found: &Step, expected: &Step) -> Result<(), TestCaseError> {
 }
 
 /// Log-probs and gradients of sequences that share nothing: each stands with a prompt of its own. `coefficients` are dL/dlogp
-/// by sequence.
-fn separately(decoder: &Decoder, sequences: &[Group], coefficients: &[f64]) -> (Vec<f64>, Vec<Vec<f32>>) {
+/// by sequence and token.
+fn separately(
+    decoder: &Decoder,
+    sequences: &[Group],
+    coefficients: &[Vec<f64>],
+) -> (Vec<Vec<f64>>, Vec<Vec<f32>>) {
     let arenas =
         Arenas::new(gpu(), decoder.layout(), Purpose::Gradients, "gradients").expect("room for gradients");
-    let mut sums = Vec::new();
+    let mut tokens = Vec::new();
     for (sequence, coefficient) in sequences.iter().zip(coefficients) {
         let packed = Packed::new(std::slice::from_ref(sequence));
         let capacity = Capacity::covering([&packed].into_iter(), Some(Recompute::None));
         let mut ws = decoder.workspace(gpu(), capacity).expect("a workspace");
         let mut rec = Recorder::new(gpu());
         ws.load(&mut rec, &packed).expect("fits");
-        ws.coefficient.write_f32(gpu(), &[*coefficient as f32]);
+        let coefficient: Vec<f32> = coefficient.iter().map(|&c| c as f32).collect();
+        ws.coefficient.write_f32(gpu(), &coefficient);
         decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
         decoder.backward(&mut rec, decoder.policy(), &arenas, &ws).expect("backward");
         rec.submit();
-        sums.push(f64::from(block_on(ws.sums.slice(0, 1).read_f32(gpu())).expect("a sum")[0]));
+        let logps = block_on(ws.stats.slice(0, sequence.rows()).read_f32(gpu())).expect("log-probs");
+        tokens.push(widen(&logps));
     }
-    (sums, block_on(arenas.read(gpu(), decoder.layout())).expect("gradients"))
+    (tokens, block_on(arenas.read(gpu(), decoder.layout())).expect("gradients"))
 }
 
 fn alone<'a>(group: &Group<'a>) -> Vec<Group<'a>> {
@@ -178,19 +201,24 @@ proptest! {
         let model = decoder(lora);
         // The loss couples a group's sequences: its coefficients come from the f64 reference.
         let sequences: Vec<Group> = groups.iter().flat_map(alone).collect();
-        let (sums, _) = separately(&model, &sequences, &vec![0.0; sequences.len()]);
+        let none: Vec<Vec<f64>> = sequences.iter().map(|s| vec![0.0; s.rows()]).collect();
+        let (tokens, _) = separately(&model, &sequences, &none);
         let mut first = 0;
         let outcomes: Vec<preference::Outcome> = groups.iter().map(|group| {
             let own = first..first + group.responses.len();
             first = own.end;
             let reference: Vec<f64> = group.responses.iter().map(|r| f64::from(reference(r))).collect();
-            let method = preference::Method::D2o { alpha: f64::from(0.6f32), beta: f64::from(0.9f32) };
-            let lengths: Vec<u32> = group.responses.iter().map(|r| r.len() as u32).collect();
-            preference::forward(method, &sums[own], &reference, &lengths, false)
+            let policy: Vec<&[f64]> = tokens[own].iter().map(Vec::as_slice).collect();
+            preference::forward(D2O, &policy, &reference, preference::Terms::default())
         }).collect();
         let losses: Vec<f32> = outcomes.iter().map(|outcome| outcome.loss as f32).collect();
         near("losses", &packed.losses, &losses)?;
-        let (_, gradients) = separately(&model, &sequences, &preference::mean(&outcomes).1.concat());
+        let of_sequence = |o: &preference::Outcome| -> Vec<Vec<f64>> {
+            let share = |c: &Vec<f64>| c.iter().map(|c| c / outcomes.len() as f64).collect();
+            o.coefficients.iter().map(share).collect()
+        };
+        let coefficients: Vec<Vec<f64>> = outcomes.iter().flat_map(of_sequence).collect();
+        let (_, gradients) = separately(&model, &sequences, &coefficients);
         for (i, (found, expected)) in packed.gradients.iter().zip(&gradients).enumerate() {
             near(&format!("gradient {i}"), found, expected)?;
         }
@@ -229,17 +257,23 @@ fn accumulation_equals_the_large_batch() {
     let info = golden_json("losses.json");
     let batch = |method: Method| -> Owned {
         let groups = info["batch"].as_array().expect("groups").iter();
-        let responses = |group: &serde_json::Value| match method {
+        let responses = |(i, group): (usize, &serde_json::Value)| match method {
             Method::Sft => vec![common::ids(&group["chosen"])],
-            Method::Dpo { .. } => vec![common::ids(&group["chosen"]), common::ids(&group["negative"])],
+            Method::Ga | Method::Ul | Method::Npo { .. } | Method::Simnpo { .. } => {
+                vec![common::ids(&group["negative"])]
+            }
+            Method::Kto { .. } if i % 2 == 0 => vec![common::ids(&group["chosen"]), Vec::new()],
+            Method::Kto { .. } => vec![Vec::new(), common::ids(&group["negative"])],
             Method::D2o { .. } => {
                 let anchors = group["anchors"].as_array().expect("anchors").iter().map(common::ids);
                 anchors.chain([common::ids(&group["negative"])]).collect()
             }
+            _ => vec![common::ids(&group["chosen"]), common::ids(&group["negative"])],
         };
-        groups.map(|group| (common::ids(&group["prompt"]), responses(group))).collect()
+        let groups = groups.enumerate();
+        groups.map(|(i, group)| (common::ids(&group["prompt"]), responses((i, group)))).collect()
     };
-    for method in [D2O, Method::Dpo { beta: 0.3, label_smoothing: 0.1 }, Method::Sft] {
+    for method in METHODS {
         let owned = batch(method);
         let groups = borrow(&owned);
         for lora in [false, true] {
@@ -282,7 +316,7 @@ fn ten_steps(seed: u32) -> Vec<u8> {
     let mut trainer = trainer(fresh(seed, 0.1), D2O, seed);
     for _ in 0..10 {
         for group in groups.chunks(1) {
-            let batch = MicroBatch { groups: group.to_vec(), reference: references(group) };
+            let batch = MicroBatch { groups: group.to_vec(), reference: references(group), kl: 0.0 };
             block_on(trainer.accumulate(&batch, groups.len()).expect("a micro-batch")).expect("its outcomes");
         }
         block_on(trainer.step(1e-2).expect("a step")).expect("its norm");

@@ -64,7 +64,7 @@ pub async fn step(
     let loss = Loss { method: Method::Sft, length_normalize: false };
     let mut trainer = Trainer::new(gpu, decoder, optimizer, loss, 0);
     let group = Group { prompt: &ids[..1], responses: vec![&ids[1..]] };
-    let micro = MicroBatch { groups: vec![group; batch], reference: Vec::new() };
+    let micro = MicroBatch { groups: vec![group; batch], reference: Vec::new(), kl: 0.0 };
     let (mut seconds, mut found, mut held) = (Vec::new(), 0.0, [Held::default(); 2]);
     for run in 0..=runs {
         let started = Instant::now();
@@ -117,9 +117,8 @@ pub async fn group(
         responses.iter().map(|&response| Group { prompt: start, responses: vec![response] }).collect();
     let separate = Packed::new(&alone);
     // D²O's coefficients at its start, with α = β = 0.1.
-    let coefficients: Vec<f32> = (1..=answers)
-        .map(|i| if i == answers { 0.05 } else { -0.05 / (answers - 1).max(1) as f32 })
-        .collect();
+    let of = |i: usize| if i == answers { 0.05 } else { -0.05 / (answers - 1).max(1) as f32 };
+    let coefficients: Vec<f32> = (1..=answers).flat_map(|i| std::iter::repeat_n(of(i), answer)).collect();
     let (mut times, mut gradients) = ([Vec::new(), Vec::new()], Vec::new());
     let mut buffers = Vec::new();
     for packed in [&shared, &separate] {

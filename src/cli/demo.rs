@@ -73,7 +73,7 @@ fn config(args: &Args) -> RunConfig {
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
     // A model this small is trained whole; the larger beta holds it closer to its good answers.
     config.lora.enabled = false;
-    config.method.beta = 0.2;
+    config.method.beta = Some(0.2);
     config.train.learning_rate = 1e-4;
     config.train.lr_scheduler_type = LrScheduler::Constant;
     config.train.per_device_train_batch_size = 8;

@@ -21,7 +21,8 @@ use crate::optim::Optim;
 
 pub use file::Layer;
 pub use values::{
-    LrScheduler, MemorySize, Method, OnlineSampler, Overlong, ReferenceSource, TargetModules, TruncationSide,
+    LrScheduler, MemorySize, Method, OnlineSampler, Overlong, ReferenceSource, Takes, TargetModules,
+    TruncationSide,
 };
 
 /// The instruction that anchors are sampled under when none is given.
@@ -82,11 +83,10 @@ section! {
     /// `[method]`: the loss.
     MethodConfig, MethodFlags;
 
-    /// The loss: "d2o" pushes flagged answers away and is anchored by the model's own samples; "dpo" needs a chosen
-    /// answer for each rejected one; "sft" imitates the chosen ones [default: d2o]
+    /// The loss: "d2o" pushes flagged answers away and is anchored by the model's own samples; "dpo", "ipo", "hinge",
+    /// "slic", "simpo" and "orpo" need a chosen answer for each rejected one; "kto" takes either; "npo", "simnpo", "ga"
+    /// and "ul" take flagged answers alone; "sft" imitates the chosen ones [default: d2o]
     (long, value_name = "NAME") method: Method = Method::D2o;
-    /// Weight of the anchors (d2o), or DPO's beta: higher holds the model closer to where it started [default: 0.1]
-    (long, value_name = "X") beta: f64 = 0.1;
     /// Weight of the flagged answer (d2o only) [default: 0.1]
     (long, value_name = "X") alpha: f64 = 0.1;
     /// K, the self-sampled anchors of each prompt (d2o only); more are steadier and cost more [default: 11]
@@ -96,7 +96,20 @@ section! {
     length_normalize: bool = false;
     /// DPO's assumed share of swapped labels, 0 to 0.5 [default: 0.0]
     (long, value_name = "X") label_smoothing: f64 = 0.0;
+    /// The margin of log-probs that slic asks for, in nats [default: 1.0]
+    (long, value_name = "NATS") delta: f64 = 1.0;
+    /// Weight of slic's imitation of the chosen answer [default: 1.0]
+    (long, value_name = "X") sft_weight: f64 = 1.0;
+    /// Weight of good answers (kto only) [default: 1.0]
+    (long, value_name = "X") desirable_weight: f64 = 1.0;
+    /// Weight of flagged answers (kto only) [default: 1.0]
+    (long, value_name = "X") undesirable_weight: f64 = 1.0;
     optional:
+    /// Weight of the anchors (d2o), lambda (orpo), else the inverse temperature: higher holds the model closer to where it
+    /// started. Without it 0.1; of simpo 2, of simnpo 2.5
+    (long, value_name = "X") beta: f64;
+    /// The margin that rewards must reach: simpo's, 1 without this, and simnpo's, 0 without this
+    (long, value_name = "X") gamma: f64;
 }
 
 section! {
@@ -398,6 +411,18 @@ macro_rules! over_sections {
 }
 sections!(over_sections);
 
+impl MethodConfig {
+    /// [`beta`](Self::beta), or the method's usual one.
+    pub fn beta(&self) -> f64 {
+        self.beta.or(self.method.default_beta()).unwrap_or_default()
+    }
+
+    /// [`gamma`](Self::gamma), or the method's usual one.
+    pub fn gamma(&self) -> f64 {
+        self.gamma.or(self.method.default_gamma()).unwrap_or_default()
+    }
+}
+
 impl RunConfig {
     /// Puts `layers` over each other, the last one on top, fills in the defaults and checks everything.
     ///
@@ -405,7 +430,10 @@ impl RunConfig {
     /// [`Error::Input`] names the first setting that is missing or out of range, and where it was written.
     pub fn resolve(layers: Vec<Layer>) -> Result<Self> {
         let top = layers.into_iter().reduce(|below, above| above.over(below)).unwrap_or_default();
-        let config = top.values.or_defaults();
+        let mut config = top.values.or_defaults();
+        let method = &mut config.method;
+        method.beta = method.beta.or(method.method.default_beta());
+        method.gamma = method.gamma.or(method.method.default_gamma());
         validate::check(&config, &top.places)?;
         Ok(config)
     }

@@ -22,7 +22,7 @@ fn message(file: &str, arguments: &[&str]) -> String {
 fn flags_go_over_the_file_and_the_file_over_the_defaults() {
     let file = format!("{NEEDED}[method]\nbeta = 1\nalpha = 0.3\n");
     let config = resolve(&file, &["--beta", "0.5", "--full", "--reference-negative", "ema:0.99"]).unwrap();
-    assert_eq!((config.method.beta, config.method.alpha, config.method.num_samples), (0.5, 0.3, 11));
+    assert_eq!((config.method.beta(), config.method.alpha, config.method.num_samples), (0.5, 0.3, 11));
     assert!(!config.lora.enabled);
     assert_eq!(config.reference.negative, ReferenceSource::Ema(0.99));
     assert_eq!(config.model.model, "tiny");

@@ -90,9 +90,9 @@ fn method(config: &RunConfig, places: &Places) -> Result<()> {
     match method.method {
         // beta = 0 leaves NPO and alpha = 0 pure anchoring: both are of use for comparison; nothing at all is not.
         Method::D2o => {
-            places.not_negative("method.beta", method.beta)?;
+            places.not_negative("method.beta", method.beta())?;
             places.not_negative("method.alpha", method.alpha)?;
-            let ok = method.alpha + method.beta > 0.0;
+            let ok = method.alpha + method.beta() > 0.0;
             places.that(
                 "method.alpha",
                 ok,
@@ -101,9 +101,25 @@ fn method(config: &RunConfig, places: &Places) -> Result<()> {
                 "give one of them a weight",
             )?;
         }
-        Method::Dpo => places.positive("method.beta", method.beta)?,
-        Method::Sft => {}
+        other if other.default_beta().is_some() => places.positive("method.beta", method.beta())?,
+        _ => {}
     }
+    let gamma = method.gamma();
+    places.that("method.gamma", gamma.is_finite(), "a number", gamma, "leave it out for the method's own")?;
+    places.positive("method.delta", method.delta)?;
+    places.not_negative("method.sft_weight", method.sft_weight)?;
+    places.positive("method.desirable_weight", method.desirable_weight)?;
+    places.positive("method.undesirable_weight", method.undesirable_weight)?;
+    let (plus, minus) = (&config.reference.positive, &config.reference.negative);
+    let one = method.method != Method::Kto || plus == minus;
+    let fix = "set both to the same";
+    places.that(
+        "reference.negative",
+        one,
+        "the same reference as reference.positive for kto",
+        "another",
+        fix,
+    )?;
     let many = method.num_samples;
     let range = "a whole number from 1 to 1024";
     places.that("method.num_samples", (1..=1024).contains(&many), range, many, "the paper uses 11")?;
@@ -225,7 +241,11 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
                 .into(),
         );
     }
-    if d2o && config.method.beta == 0.0 {
+    let groups = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps;
+    if config.method.method == Method::Kto && groups < 2 {
+        warnings.push("KTO estimates its KL over the answers of a step, and here a step has one".into());
+    }
+    if d2o && config.method.beta() == 0.0 {
         warnings.push("beta is 0: nothing holds the model where it started".into());
     }
     if !config.stop.enabled {

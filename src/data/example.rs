@@ -49,6 +49,8 @@ pub struct Example {
     pub negative_ids: Option<Vec<u32>>,
     /// The good answer with its end token (none if it was cut).
     pub chosen_ids: Option<Vec<u32>>,
+    /// Another example's answer, for KTO's estimate of the KL divergence.
+    pub kl_ids: Option<Vec<u32>>,
 }
 
 /// Encodes every row, in order.
@@ -105,6 +107,7 @@ fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleO
         sampling_ids,
         negative_ids: answer(row.negative())?,
         chosen_ids: answer(row.positive())?,
+        kl_ids: None,
     })
 }
 

@@ -53,7 +53,7 @@ pub fn forward(
     Ok(())
 }
 
-/// Turns logits `(rows, V)` into their gradient, in place: coefficient `(S)` of the row's sequence × (one-hot − softmax). Without
+/// Turns logits `(rows, V)` into their gradient, in place: the row's coefficient, of `(R)`, × (one-hot − softmax). Without
 /// coefficients it is that of the log-probs themselves. With a cap it is the gradient of what went into [`super::soft_cap`].
 pub fn backward(
     rec: &mut Recorder,

@@ -1,50 +1,64 @@
-//! The loss of each group and the coefficient of each sequence, from summed log-probabilities.
-//!
-//! D²O: Duan et al., 2403.03419. DPO: Rafailov et al., 2305.18290, with label smoothing for its conservative form.
+//! The loss of each group and the coefficient of each token, from log-probabilities: thirteen methods in seven formulas.
 
-use super::{check, groups_of_64, params};
+use super::{check, params};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
-use crate::reference::preference as reference;
 use crate::shader::kernel;
 
+pub use crate::reference::preference::{Method, Terms};
+
 params!(Params for ["preference"];
-    groups: u32, sequences: u32, method: u32, normalize: u32,
-    alpha: f32, beta: f32, smoothing: f32, divisor: f32);
+    groups: u32, formula: u32, relative: u32, per_token: u32,
+    alpha: f32, beta: f32, gamma: f32, smoothing: f32,
+    weight: f32, sft_weight: f32, kl: f32, divisor: f32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
 }
 
-/// A training objective with its hyper-parameters.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Method {
-    /// − mean token log-probability of each sequence, averaged over the group's sequences.
-    Sft,
-    /// −log σ(β(r_w − r_l)); a group is [chosen, rejected].
-    Dpo {
-        /// Inverse temperature.
-        beta: f32,
-        /// ε of conservative DPO, 0 for the plain form.
-        label_smoothing: f32,
-    },
-    /// −log σ(β/K Σ r_i − α r_l); a group is [anchors.., negative].
-    D2o {
-        /// Weight of the negative's log-ratio.
-        alpha: f32,
-        /// Weight of the anchors' mean log-ratio.
-        beta: f32,
-    },
+/// The formulas of `shaders/preference.wgsl`.
+#[derive(Clone, Copy)]
+enum Formula {
+    Mean,
+    Unlikelihood,
+    Logistic,
+    Squared,
+    Hinge,
+    Odds,
+    Kto,
 }
 
-impl From<Method> for reference::Method {
-    fn from(method: Method) -> Self {
+impl Params {
+    /// A method's formula and constants; the rest is 0.
+    fn of(method: Method) -> Self {
+        let with =
+            |formula: Formula| Self { formula: formula as u32, weight: 1.0, ..bytemuck::Zeroable::zeroed() };
+        let pair =
+            |formula: Formula, beta: f64| Self { alpha: beta as f32, beta: beta as f32, ..with(formula) };
         match method {
-            Method::Sft => Self::Sft,
+            Method::Sft => Self { weight: -1.0, ..with(Formula::Mean) },
+            Method::Ga => with(Formula::Mean),
+            Method::Ul => with(Formula::Unlikelihood),
             Method::Dpo { beta, label_smoothing } => {
-                Self::Dpo { beta: beta.into(), label_smoothing: label_smoothing.into() }
+                Self { smoothing: label_smoothing as f32, ..pair(Formula::Logistic, beta) }
             }
-            Method::D2o { alpha, beta } => Self::D2o { alpha: alpha.into(), beta: beta.into() },
+            Method::Ipo { beta } => pair(Formula::Squared, beta),
+            Method::Hinge { beta } => Self { gamma: 1.0, ..pair(Formula::Hinge, beta) },
+            Method::Slic { delta, sft_weight } => {
+                Self { gamma: delta as f32, sft_weight: sft_weight as f32, ..pair(Formula::Hinge, 1.0) }
+            }
+            Method::Simpo { beta, gamma } => Self { gamma: gamma as f32, ..pair(Formula::Logistic, beta) },
+            Method::Orpo { beta } => Self { sft_weight: 1.0, ..pair(Formula::Odds, beta) },
+            Method::Kto { beta, desirable_weight, undesirable_weight } => Self {
+                alpha: undesirable_weight as f32,
+                weight: desirable_weight as f32,
+                ..pair(Formula::Kto, beta)
+            },
+            Method::Npo { beta } => Self { weight: (2.0 / beta) as f32, ..pair(Formula::Logistic, beta) },
+            Method::Simnpo { beta, gamma } => {
+                Self { weight: (2.0 / beta) as f32, gamma: gamma as f32, ..pair(Formula::Logistic, beta) }
+            }
+            Method::D2o { alpha, beta } => Self { alpha: alpha as f32, ..pair(Formula::Logistic, beta) },
         }
     }
 }
@@ -55,52 +69,58 @@ pub struct Batch<'a> {
     pub groups: &'a Tensor,
     /// `(S, 2)`: first and end row of each sequence.
     pub rows: &'a Tensor,
+    /// `(3, R)`: log-probability of each token, and what only the backward pass of the head reads.
+    pub stats: &'a Tensor,
     /// `(2, S)`: summed log-probability and entropy under the policy.
     pub policy: &'a Tensor,
-    /// `(S)`: summed log-probability under the sequence's reference; unused by SFT.
+    /// `(S)`: summed log-probability under the sequence's reference; unused by methods without one.
     pub reference: &'a Tensor,
-    /// `(G, 4)`, written: loss, z, the anchors' reward, the negative's reward.
+    /// `(G, 4)`, written: loss, margin, the anchors' reward, the negative's reward.
     pub outcome: &'a Tensor,
-    /// `(S)`, written: dL/d(log-probability of one token).
+    /// `(R)`, written: dL/d(log-probability of the token).
     pub coefficient: &'a Tensor,
 }
 
-/// Records the losses of `group_count` groups with `sequences` sequences; coefficients are divided by `divisor`, the
-/// number of groups in the whole optimizer batch. `normalize` averages log-probabilities over tokens instead of summing.
+/// How many groups, sequences and response tokens a batch has.
+#[derive(Debug, Clone, Copy)]
+pub struct Count {
+    /// G.
+    pub groups: usize,
+    /// S.
+    pub sequences: usize,
+    /// R.
+    pub rows: usize,
+}
+
+/// Records the losses of a batch's groups; coefficients are divided by `divisor`, the number of groups in the whole optimizer batch.
 pub fn forward(
     rec: &mut Recorder,
     method: Method,
     batch: Batch,
-    (group_count, sequences): (usize, usize),
-    normalize: bool,
-    divisor: f32,
+    count: Count,
+    terms: Terms,
+    divisor: usize,
 ) -> Result<()> {
     let tensors = [
-        ("groups", batch.groups, 2 * group_count),
-        ("rows", batch.rows, 2 * sequences),
-        ("policy", batch.policy, 2 * sequences),
-        ("reference", batch.reference, sequences),
-        ("outcome", batch.outcome, 4 * group_count),
-        ("coefficient", batch.coefficient, sequences),
+        ("groups", batch.groups, 2 * count.groups),
+        ("rows", batch.rows, 2 * count.sequences),
+        ("stats", batch.stats, 3 * count.rows),
+        ("policy", batch.policy, 2 * count.sequences),
+        ("reference", batch.reference, count.sequences),
+        ("outcome", batch.outcome, 4 * count.groups),
+        ("coefficient", batch.coefficient, count.rows),
     ];
     check("preference", &tensors)?;
-    let (number, alpha, beta, smoothing) = match method {
-        Method::Sft => (0, 0.0, 0.0, 0.0),
-        Method::Dpo { beta, label_smoothing } => (1, beta, beta, label_smoothing),
-        Method::D2o { alpha, beta } => (2, alpha, beta, 0.0),
-    };
     let params = Params {
-        groups: group_count as u32,
-        sequences: sequences as u32,
-        method: number,
-        normalize: normalize as u32,
-        alpha,
-        beta,
-        smoothing,
-        divisor,
+        groups: count.groups as u32,
+        relative: method.has_reference().into(),
+        per_token: (terms.length_normalize || method.is_per_token()).into(),
+        kl: terms.kl as f32,
+        divisor: divisor as f32,
+        ..Params::of(method)
     };
     let shader = kernel(rec.gpu(), "preference");
     let bindings = tensors.map(|(_, tensor, _)| tensor);
-    rec.dispatch(&shader, &params, &bindings, groups_of_64(group_count), sequences as f64);
+    rec.dispatch(&shader, &params, &bindings, count.groups as u64, count.rows as f64);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Rows multiplied by their sequence's coefficient.
+//! Rows multiplied by a coefficient each.
 
 use super::{check, groups_of_64, params};
 use crate::Result;
@@ -11,19 +11,17 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
 }
 
-/// `x[r, :] *= coefficient[sequence of r]`: x `(rows, width)`, predict `(rows, 4)` (source token, target id, sequence, unused),
-/// coefficient `(S)`.
+/// `x[r, :] *= coefficient[r]`: x `(rows, width)`, coefficient `(rows)`.
 pub fn forward(
     rec: &mut Recorder,
-    predict: &Tensor,
     coefficient: &Tensor,
     x: &Tensor,
     (rows, width): (usize, usize),
 ) -> Result<()> {
     let count = rows * width;
-    check("row_scale", &[("predict", predict, 4 * rows), ("x", x, count)])?;
+    check("row_scale", &[("coefficient", coefficient, rows), ("x", x, count)])?;
     let params = Params { rows: rows as u32, width: width as u32 };
     let shader = kernel(rec.gpu(), "row_scale");
-    rec.dispatch(&shader, &params, &[predict, coefficient, x], groups_of_64(count), count as f64);
+    rec.dispatch(&shader, &params, &[coefficient, x], groups_of_64(count), count as f64);
     Ok(())
 }

@@ -4,7 +4,7 @@ pub use crate::kernels::preference::Method;
 
 use crate::Result;
 use crate::gpu::Recorder;
-use crate::kernels::preference::{self, Batch};
+use crate::kernels::preference::{self, Batch, Count, Terms};
 use crate::model::Workspace;
 
 /// What a loss needs beside the log-probs.
@@ -17,18 +17,25 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Records the losses of the batch in `ws`, whose `sums` and `reference` are filled, into `outcome` and `coefficient`.
-    /// `divisor` is the number of groups in the whole optimizer batch.
-    pub fn record(&self, rec: &mut Recorder, ws: &Workspace, divisor: usize) -> Result<()> {
+    /// Records the losses of the batch in `ws`, whose `stats`, `sums` and `reference` are filled, into `outcome` and `coefficient`.
+    /// `divisor` is the number of groups in the whole optimizer batch, `kl` KTO's estimate over it.
+    pub fn record(&self, rec: &mut Recorder, ws: &Workspace, divisor: usize, kl: f64) -> Result<()> {
         let batch = Batch {
             groups: &ws.groups,
             rows: &ws.rows,
+            stats: &ws.stats,
             policy: &ws.sums,
             reference: &ws.reference,
             outcome: &ws.outcome,
             coefficient: &ws.coefficient,
         };
-        let size = (ws.batch().groups, ws.batch().sequences);
-        preference::forward(rec, self.method, batch, size, self.length_normalize, divisor as f32)
+        let (groups, sequences, rows) = (ws.batch().groups, ws.batch().sequences, ws.batch().rows);
+        let count = Count { groups, sequences, rows };
+        preference::forward(rec, self.method, batch, count, self.terms(kl), divisor)
+    }
+
+    /// What the formula is told beside its sequences.
+    pub fn terms(&self, kl: f64) -> Terms {
+        Terms { length_normalize: self.length_normalize, kl }
     }
 }

@@ -366,7 +366,7 @@ impl Decoder {
     ) -> Result<()> {
         let width = self.config.width;
         if self.head_is_frozen() {
-            row_scale::forward(rec, &ws.predict, &ws.coefficient, &ws.dnormed, (ws.batch.rows, width))?;
+            row_scale::forward(rec, &ws.coefficient, &ws.dnormed, (ws.batch.rows, width))?;
         } else {
             for chunk in self.chunks(ws) {
                 // One chunk's logits may still be there from the forward pass; with several they are computed again.

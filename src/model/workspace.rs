@@ -125,9 +125,9 @@ pub struct Workspace {
     pub sums: Tensor,
     /// `(S)`: the references' summed logp.
     pub reference: Tensor,
-    /// `(S)`: dL/dlogp of a sequence's tokens.
+    /// `(R)`: dL/dlogp of a token.
     pub coefficient: Tensor,
-    /// `(G, 4)`: loss, z, anchors' reward, negative's reward.
+    /// `(G, 4)`: loss, margin, anchors' reward, negative's reward.
     pub outcome: Tensor,
     /// `(R, D)`: the gradient of `normed`.
     pub(super) dnormed: Tensor,
@@ -177,7 +177,7 @@ impl Workspace {
             stats: f32s("stats", 3 * rows)?,
             sums: f32s("sums", 2 * sequences)?,
             reference: f32s("reference", sequences)?,
-            coefficient: f32s("coefficient", sequences)?,
+            coefficient: f32s("coefficient", rows)?,
             outcome: f32s("outcome", 4 * groups)?,
             dnormed: back("dnormed", rows * width)?,
             dhidden: back("dhidden", rows * width)?,

@@ -135,9 +135,9 @@ pub fn logps(batch: &Batch, saved: &Saved) -> Vec<f64> {
     sequence_sum::forward(&saved.token.logp, &batch.spans)
 }
 
-/// dL/dlogp of every row from that of every response.
-pub fn row_coefficients(batch: &Batch, coefficients: &[f64]) -> Vec<f64> {
-    sequence_sum::backward(coefficients, &batch.spans, batch.rows.len())
+/// The token log-probs of every response of the batch.
+pub fn token_logps<'a>(batch: &Batch, saved: &'a Saved) -> Vec<&'a [f64]> {
+    batch.spans.iter().map(|span| &saved.token.logp[span[0] as usize..span[1] as usize]).collect()
 }
 
 /// Logits and log-probs of the batch's rows.
@@ -161,9 +161,7 @@ pub fn forward(m: Model<'_>, batch: &Batch) -> Saved {
 pub fn backward(m: Model<'_>, batch: &Batch, saved: &Saved, coefficients: &[f64]) -> Tensors {
     let s = m.shape;
     let mut gradients: Tensors = m.weights.iter().map(|(n, w)| (n.clone(), vec![0.0; w.len()])).collect();
-    let each_row: Vec<u32> = (0..batch.rows.len() as u32).collect();
-    let dlogits =
-        log_prob::backward(&saved.logits, &batch.targets, &saved.token.lse, &each_row, coefficients, s.vocab);
+    let dlogits = log_prob::backward(&saved.logits, &batch.targets, &saved.token.lse, coefficients, s.vocab);
     let head = tensor(m.weights, m.head());
     let (dhead_in, dhead) = matmul::backward(m.head_product(batch), &saved.head_in, head, &dlogits);
     accumulate(&mut gradients, m.head(), &dhead);

@@ -1,20 +1,77 @@
-//! Losses over summed log-probabilities: one group of sequences in, a loss and one coefficient per sequence out.
+//! Losses over log-probabilities: one group of sequences in, a loss and the coefficient of every token out.
 
 use super::activation::sigmoid;
 
-/// The method, with its constants.
+/// The method, with its constants. w is the chosen answer, l the rejected or flagged one, r a log-ratio to the reference, and a bar
+/// a mean over the answer's tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Method {
-    /// Minus the mean token log-prob of the completion; needs no reference. Of several completions, their mean.
+    /// Minus the mean token log-prob of the completion. Of several completions, their mean.
     Sft,
-    /// Rafailov et al., arXiv 2305.18290: the sequences are [chosen, rejected].
+    /// Gradient ascent, Yao et al., arXiv 2310.10683: plus the mean token log-prob of the flagged answer.
+    Ga,
+    /// Unlikelihood, Welleck et al., arXiv 1908.04319: −mean over the flagged answer's tokens of log(1 − p). Below [`LEAST`], 1 − p
+    /// goes on as a straight line in p.
+    Ul,
+    /// Rafailov et al., arXiv 2305.18290: −log σ(β(r_w − r_l)). The sequences are [chosen, rejected], as of all pair methods.
     Dpo {
         /// Inverse temperature.
         beta: f64,
         /// ε of conservative DPO: −(1−ε) log σ(z) − ε log σ(−z).
         label_smoothing: f64,
     },
-    /// Duan et al., arXiv 2403.03419: the sequences are [anchor 1, .., anchor K, negative].
+    /// Azar et al., arXiv 2310.12036: (r̄_w − r̄_l − 1/(2β))².
+    Ipo {
+        /// The paper's τ.
+        beta: f64,
+    },
+    /// SLiC-HF, Zhao et al., arXiv 2305.10425: max(0, δ − (logp_w − logp_l)) + λ · SFT(w), without a reference.
+    Slic {
+        /// The margin δ.
+        delta: f64,
+        /// λ.
+        sft_weight: f64,
+    },
+    /// max(0, 1 − β(r_w − r_l)): TRL's `hinge`.
+    Hinge {
+        /// Weight of the log-ratios.
+        beta: f64,
+    },
+    /// Meng et al., arXiv 2405.14734: −log σ(β(logp̄_w − logp̄_l) − γ), without a reference.
+    Simpo {
+        /// Weight of the mean log-probs.
+        beta: f64,
+        /// The target margin γ.
+        gamma: f64,
+    },
+    /// Hong et al., arXiv 2403.07691: SFT(w) − λ log σ(log odds_w − log odds_l), odds = p/(1−p) of p = exp(logp̄).
+    Orpo {
+        /// λ; TRL calls it beta.
+        beta: f64,
+    },
+    /// Ethayarajh et al., arXiv 2402.01306. The sequences are [chosen, rejected], and one of the two is empty: of a good answer
+    /// w(1 − σ(β(r − KL))), of a bad one w(1 − σ(β(KL − r))).
+    Kto {
+        /// Inverse temperature.
+        beta: f64,
+        /// w of good answers.
+        desirable_weight: f64,
+        /// w of bad answers.
+        undesirable_weight: f64,
+    },
+    /// Zhang et al., arXiv 2404.05868: −(2/β) log σ(−β r_l).
+    Npo {
+        /// Inverse temperature.
+        beta: f64,
+    },
+    /// Fan et al., arXiv 2410.07163: −(2/β) log σ(−β logp̄_l − γ), without a reference.
+    Simnpo {
+        /// Weight of the mean log-prob.
+        beta: f64,
+        /// The margin γ.
+        gamma: f64,
+    },
+    /// Duan et al., arXiv 2403.03419: −log σ((β/K) Σ r_i − α r_l). The sequences are [anchor 1, .., anchor K, negative].
     D2o {
         /// Weight of the negative's log-ratio.
         alpha: f64,
@@ -23,17 +80,49 @@ pub enum Method {
     },
 }
 
+/// 1 − p is not taken smaller than this where its logarithm is: log(1 − p) continues as its tangent in p.
+pub const LEAST: f64 = 1e-5;
+
+impl Method {
+    /// Whether it compares with a reference model.
+    pub fn has_reference(self) -> bool {
+        use Method::*;
+        matches!(self, Dpo { .. } | Ipo { .. } | Hinge { .. } | Kto { .. } | Npo { .. } | D2o { .. })
+    }
+
+    /// Whether its log-probs are means over tokens, whatever `length_normalize` says.
+    pub fn is_per_token(self) -> bool {
+        use Method::*;
+        matches!(self, Sft | Ga | Ul | Ipo { .. } | Simpo { .. } | Orpo { .. } | Simnpo { .. })
+    }
+}
+
+/// What a loss is told beside its sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Terms {
+    /// Use mean log-probs per token instead of sums.
+    pub length_normalize: bool,
+    /// KTO's estimate of KL(policy ‖ reference) over the whole optimizer batch, at least 0.
+    pub kl: f64,
+}
+
 /// One group's result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The group's loss, not yet divided by the number of groups.
     pub loss: f64,
-    /// The argument of log σ, the reward margin; 0 for SFT, which has none.
-    pub z: f64,
-    /// What z is the difference of: weight × mean log-ratio of all sequences but the last, weight × log-ratio of the last.
+    /// As TRL logs them: of all sequences but the last (their mean) and of the last, weight × log-ratio, or log-prob where there is no
+    /// reference. 0 of SFT, GA and unlikelihood, which have none, and of sequences that are not there.
     pub rewards: [f64; 2],
-    /// dloss/dlogp of every sequence, of its summed log-prob: a division by the length is already in it.
-    pub coefficients: Vec<f64>,
+    /// dloss/dlogp of every token of every sequence.
+    pub coefficients: Vec<Vec<f64>>,
+}
+
+impl Outcome {
+    /// The difference of the rewards; of D²O it is z.
+    pub fn margin(&self) -> f64 {
+        self.rewards[0] - self.rewards[1]
+    }
 }
 
 /// log(1 + e^x) without overflow.
@@ -41,154 +130,125 @@ pub fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
-/// One group: summed log-probs of its sequences under the policy and under each sequence's own reference, and
-/// their lengths in tokens.
+/// −log(1 − e^logp), its tangent in p where 1 − p is below [`LEAST`], and its derivative.
+fn unlikelihood(logp: f64) -> (f64, f64) {
+    let (p, q) = (logp.exp(), -logp.exp_m1());
+    let held = q.max(LEAST);
+    (-held.ln() + (held - q) / LEAST, p / held)
+}
+
+/// log(p / (1 − p)) of p = e^logp.
+pub fn log_odds(logp: f64) -> f64 {
+    logp + unlikelihood(logp).0
+}
+
+/// One group: the token log-probs of its sequences, and each sequence's summed log-prob under its own reference.
 ///
-/// With `length_normalize` log-probs are divided by the length first; SFT always is. A sequence of length 0
-/// has no log-prob to move: its term and its coefficient are 0.
-pub fn forward(
-    method: Method,
-    policy: &[f64],
-    reference: &[f64],
-    lengths: &[u32],
-    length_normalize: bool,
-) -> Outcome {
+/// A sequence without tokens has no log-prob to move: its score is 0.
+pub fn forward(method: Method, policy: &[&[f64]], reference: &[f64], terms: Terms) -> Outcome {
     let n = policy.len();
-    // d(term)/d(logp) of every sequence, before the loss's own weights.
-    let share: Vec<f64> = lengths
-        .iter()
-        .map(|&l| match (l, length_normalize || method == Method::Sft) {
-            (0, _) => 0.0,
-            (l, true) => 1.0 / f64::from(l),
-            (_, false) => 1.0,
-        })
-        .collect();
-    // dz/dlogp.
-    let weights: Vec<f64> = (0..n).map(|i| share[i] * weight(method, i, n)).collect();
-    if method == Method::Sft {
-        let mean: f64 = (0..n).map(|i| weights[i] * policy[i]).sum();
-        let coefficients = weights.iter().map(|w| -w).collect();
-        return Outcome { loss: -mean, z: 0.0, rewards: [0.0; 2], coefficients };
-    }
-    let parts: Vec<f64> = (0..n).map(|i| weights[i] * (policy[i] - reference[i])).collect();
-    let rewards = [parts[..n - 1].iter().sum(), -parts[n - 1]];
-    let z: f64 = parts.iter().sum();
-    let smooth = if let Method::Dpo { label_smoothing, .. } = method { label_smoothing } else { 0.0 };
-    let loss = (1.0 - smooth) * softplus(-z) + smooth * softplus(z);
-    let dz = smooth * sigmoid(z) - (1.0 - smooth) * sigmoid(-z);
-    Outcome { loss, z, rewards, coefficients: weights.iter().map(|w| dz * w).collect() }
-}
-
-/// The factor of sequence `i` of `n` in z.
-fn weight(method: Method, i: usize, n: usize) -> f64 {
+    let length = |i: usize| policy[i].len().max(1) as f64;
+    let share =
+        |i: usize| if terms.length_normalize || method.is_per_token() { 1.0 / length(i) } else { 1.0 };
+    let sum = |i: usize| policy[i].iter().sum::<f64>();
+    let score = |i: usize| (sum(i) - if method.has_reference() { reference[i] } else { 0.0 }) * share(i);
+    let mean = |i: usize| sum(i) / length(i);
+    // Coefficients by token from dloss/dscore by sequence.
+    let spread = |slopes: &[f64]| -> Vec<Vec<f64>> {
+        (0..n).map(|i| vec![slopes[i] * share(i); policy[i].len()]).collect()
+    };
+    let done = |loss, rewards, slopes: &[f64]| Outcome { loss, rewards, coefficients: spread(slopes) };
     match method {
-        Method::Sft => 1.0 / n as f64,
-        Method::Dpo { beta, .. } => [beta, -beta][i],
-        Method::D2o { alpha, .. } if i + 1 == n => -alpha,
-        Method::D2o { beta, .. } => beta / (n - 1) as f64,
+        Method::Sft | Method::Ga => {
+            let sign = if method == Method::Sft { -1.0 } else { 1.0 } / n as f64;
+            done((0..n).map(|i| sign * score(i)).sum(), [0.0; 2], &vec![sign; n])
+        }
+        Method::Ul => {
+            let of = |i: usize| policy[i].iter().map(move |&logp| (unlikelihood(logp), length(i) * n as f64));
+            Outcome {
+                loss: (0..n).flat_map(of).map(|((loss, _), count)| loss / count).sum(),
+                rewards: [0.0; 2],
+                coefficients: (0..n).map(|i| of(i).map(|((_, d), count)| d / count).collect()).collect(),
+            }
+        }
+        Method::Dpo { beta, label_smoothing: e } => {
+            let (up, down) = (beta * score(0), beta * score(1));
+            let z = up - down;
+            let slope = e * sigmoid(z) - (1.0 - e) * sigmoid(-z);
+            let loss = (1.0 - e) * softplus(-z) + e * softplus(z);
+            done(loss, [up, down], &[beta * slope, -beta * slope])
+        }
+        Method::Ipo { beta } => {
+            let off = score(0) - score(1) - 1.0 / (2.0 * beta);
+            // As TRL logs them: of the sums.
+            let reward = |i: usize| beta * (sum(i) - reference[i]);
+            done(off * off, [reward(0), reward(1)], &[2.0 * off, -2.0 * off])
+        }
+        Method::Hinge { beta } => {
+            let (up, down) = (beta * score(0), beta * score(1));
+            let lacking = 1.0 - (up - down);
+            let slope = if lacking > 0.0 { beta } else { 0.0 };
+            done(lacking.max(0.0), [up, down], &[-slope, slope])
+        }
+        Method::Slic { delta, sft_weight } => {
+            let (up, down) = (score(0), score(1));
+            let lacking = delta - (up - down);
+            let slope = if lacking > 0.0 { 1.0 } else { 0.0 };
+            let mut outcome = done(lacking.max(0.0) - sft_weight * mean(0), [up, down], &[-slope, slope]);
+            outcome.coefficients[0].iter_mut().for_each(|c| *c -= sft_weight / length(0));
+            outcome
+        }
+        Method::Simpo { beta, gamma } => {
+            let (up, down) = (beta * score(0), beta * score(1));
+            let slope = -sigmoid(-(up - down - gamma)) * beta;
+            done(softplus(-(up - down - gamma)), [up, down], &[slope, -slope])
+        }
+        Method::Orpo { beta } => {
+            let (w, l) = (score(0), score(1));
+            let (of_w, of_l) = (unlikelihood(w), unlikelihood(l));
+            let odds = log_odds(w) - log_odds(l);
+            let slope = -beta * sigmoid(-odds);
+            let loss = -w + beta * softplus(-odds);
+            done(loss, [beta * w, beta * l], &[-1.0 + slope * (1.0 + of_w.1), -slope * (1.0 + of_l.1)])
+        }
+        Method::Kto { beta, desirable_weight, undesirable_weight } => {
+            let good = !policy[0].is_empty();
+            let (sign, weight) = if good { (1.0, desirable_weight) } else { (-1.0, undesirable_weight) };
+            let at = usize::from(!good);
+            let value = sigmoid(sign * beta * (score(at) - terms.kl));
+            let mut slopes = [0.0; 2];
+            slopes[at] = -weight * sign * beta * value * (1.0 - value);
+            let mut rewards = [0.0; 2];
+            rewards[at] = beta * score(at);
+            done(weight * (1.0 - value), rewards, &slopes)
+        }
+        Method::Npo { beta } => {
+            let r = score(0);
+            done(2.0 / beta * softplus(beta * r), [0.0, beta * r], &[2.0 * sigmoid(beta * r)])
+        }
+        Method::Simnpo { beta, gamma } => {
+            let at = beta * score(0);
+            done(2.0 / beta * softplus(at + gamma), [0.0, at], &[2.0 * sigmoid(at + gamma)])
+        }
+        Method::D2o { alpha, beta } => {
+            let k = (n - 1) as f64;
+            let anchors = (0..n - 1).map(score).sum::<f64>() / k;
+            let rewards = [if n > 1 { beta * anchors } else { 0.0 }, alpha * score(n - 1)];
+            let z = rewards[0] - rewards[1];
+            let mut slopes = vec![-sigmoid(-z) * beta / k; n - 1];
+            slopes.push(sigmoid(-z) * alpha);
+            done(softplus(-z), rewards, &slopes)
+        }
     }
 }
 
-/// The mean over the groups of an optimizer batch: the loss, and every group's coefficients divided by their number.
+/// The mean over the groups of an optimizer batch: the loss, and every group's coefficients, by token, divided by their number.
 pub fn mean(groups: &[Outcome]) -> (f64, Vec<Vec<f64>>) {
     let n = groups.len() as f64;
-    let coefficients = groups.iter().map(|g| g.coefficients.iter().map(|c| c / n).collect()).collect();
-    (groups.iter().map(|g| g.loss).sum::<f64>() / n, coefficients)
+    let of = |g: &Outcome| g.coefficients.concat().iter().map(|c| c / n).collect();
+    (groups.iter().map(|g| g.loss).sum::<f64>() / n, groups.iter().map(of).collect())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::{finite, rng::values};
-    use super::*;
-
-    /// D²O of log-ratios against a reference of arbitrary log-probs.
-    fn d2o(alpha: f64, beta: f64, ratios: &[f64]) -> Outcome {
-        let reference: Vec<f64> = (0..ratios.len()).map(|i| -30.0 - 7.0 * i as f64).collect();
-        let policy: Vec<f64> = ratios.iter().zip(&reference).map(|(r, b)| r + b).collect();
-        forward(Method::D2o { alpha, beta }, &policy, &reference, &vec![9; ratios.len()], false)
-    }
-
-    #[test]
-    fn the_table_of_d2o() {
-        let three = [0.5, -0.25, 1.25, -2.0];
-        for (alpha, beta, ratios, z, loss, anchor, negative) in [
-            (0.3, 0.2, &[0.0; 5][..], 0.0, std::f64::consts::LN_2, -0.5 * 0.2 / 4.0, 0.5 * 0.3),
-            (0.1, 0.1, &three, 0.25, 0.57593942, -0.01459412, 0.04378235),
-            (1.0, 1.0, &three, 2.5, 0.07888973, -0.02528606, 0.07585818),
-            (0.2, 0.1, &[1.5, -0.5, -3.0], 0.65, 0.42005534, -0.01714948, 0.06859791),
-        ] {
-            let found = d2o(alpha, beta, ratios);
-            let (last, anchors) = found.coefficients.split_last().unwrap();
-            let [first, last_reward] = found.rewards;
-            assert!((found.z - z).abs() < 1e-12 && (first - last_reward - z).abs() < 1e-12, "{found:?}");
-            assert!((last_reward - alpha * ratios[ratios.len() - 1]).abs() < 1e-12, "{found:?}");
-            assert!((found.loss - loss).abs() < 6e-9, "{found:?}");
-            assert!(anchors.iter().all(|a| (a - anchor).abs() < 6e-9), "{found:?}");
-            assert!((last - negative).abs() < 6e-9, "{found:?}");
-        }
-    }
-
-    #[test]
-    fn one_loss_of_the_mean_is_below_the_mean_of_losses() {
-        let single = [0.5, -0.25, 1.25].map(|r| d2o(0.1, 0.1, &[r, -2.0]).loss);
-        let mean = single.iter().sum::<f64>() / 3.0;
-        assert!((mean - 0.57640082).abs() < 6e-9);
-        assert!(d2o(0.1, 0.1, &[0.5, -0.25, 1.25, -2.0]).loss < mean);
-    }
-
-    #[test]
-    fn the_order_of_the_anchors_does_not_matter() {
-        let (a, b) = (d2o(0.2, 0.3, &[0.5, -1.0, 2.0, -2.0]), d2o(0.2, 0.3, &[2.0, 0.5, -1.0, -2.0]));
-        assert!((a.loss - b.loss).abs() < 1e-15 && (a.z - b.z).abs() < 1e-14);
-        assert!(a.coefficients.iter().zip(&b.coefficients).all(|(a, b)| (a - b).abs() < 1e-15));
-    }
-
-    #[test]
-    fn d2o_of_one_anchor_is_dpo_and_without_anchors_npo() {
-        let (policy, reference, lengths) = ([-9.2, -31.2], [-10.0, -30.0], [4, 5]);
-        let dpo = Method::Dpo { beta: 0.1, label_smoothing: 0.0 };
-        let pair = forward(dpo, &policy, &reference, &lengths, false);
-        let one = forward(Method::D2o { alpha: 0.1, beta: 0.1 }, &policy, &reference, &lengths, false);
-        assert_eq!(pair, one);
-        assert!((pair.loss - 0.59813887).abs() < 6e-9);
-        // −(2/β) log σ(−β r_l) · α/2 with inverse temperature α.
-        let npo = forward(Method::D2o { alpha: 0.1, beta: 0.0 }, &policy, &reference, &lengths, false);
-        assert!((npo.loss * 2.0 / 0.1 - 12.69892203).abs() < 6e-8);
-        assert!((npo.coefficients[1] * 2.0 / 0.1 - 0.94007190).abs() < 6e-8 && npo.coefficients[0] == 0.0);
-    }
-
-    #[test]
-    fn sft_is_the_token_mean() {
-        let found = forward(Method::Sft, &[-6.0, -1.0], &[], &[3, 2], false);
-        assert!((found.loss - 1.25).abs() < 1e-15 && found.z == 0.0);
-        let expected = [-1.0 / 6.0, -0.25];
-        assert!(found.coefficients.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-15));
-    }
-
-    #[test]
-    fn far_margins_stay_finite() {
-        assert_eq!(d2o(1.0, 1.0, &[0.0, -2000.0]).loss, 0.0);
-        let lost = d2o(1.0, 1.0, &[0.0, 2000.0]);
-        assert_eq!((lost.loss, lost.coefficients), (2000.0, vec![-1.0, 1.0]));
-    }
-
-    #[test]
-    fn gradients() {
-        for method in [
-            Method::Sft,
-            Method::Dpo { beta: 0.7, label_smoothing: 0.2 },
-            Method::D2o { alpha: 0.6, beta: 0.9 },
-        ] {
-            let n = if matches!(method, Method::D2o { .. }) { 4 } else { 2 };
-            let (policy, reference) = (values(1, n), values(2, n));
-            for normalize in [false, true] {
-                let loss =
-                    |policy: &[f64]| forward(method, policy, &reference, &[3, 5, 2, 7][..n], normalize);
-                let found = loss(&policy);
-                finite::check("dlogp", &policy, &found.coefficients, |policy| loss(policy).loss);
-                let (half, shares) = mean(&[found.clone(), found.clone()]);
-                assert!((half - found.loss).abs() < 1e-15 && shares[1][0] == found.coefficients[0] / 2.0);
-            }
-        }
-    }
-}
+#[path = "preference_tests.rs"]
+mod tests;

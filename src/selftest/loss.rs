@@ -6,7 +6,7 @@ use super::bench::{Output, below, floats, values, words};
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::log_prob::{self, Chunk};
-use crate::kernels::preference::{self, Batch, Method};
+use crate::kernels::preference::{self, Batch, Count, Method, Terms};
 use crate::kernels::{row_scale, sequence_sum};
 use crate::reference;
 
@@ -17,6 +17,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("sequence_sum", sums),
         check!("preference_table", table),
         check!("preference_groups", groups),
+        check!("preference_likely_tokens", likely),
     ]
 }
 
@@ -51,12 +52,11 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
         let cap = 2.0 * all.iter().fold(1.0f64, |most, l| most.max(l.abs()));
         let target: Vec<u32> = (0..total as u32).map(|r| below(vocab as u32, 5, r)).collect();
         let sequence: Vec<u32> = (0..total as u32).map(|r| r / 3).collect();
-        let coefficient = values(2, total.div_ceil(3), 1.0);
+        let coefficient = values(2, total, 1.0);
         let expected = reference::log_prob::forward(&all, &target, vocab);
-        let dlogits =
-            reference::log_prob::backward(&all, &target, &expected.lse, &sequence, &coefficient, vocab);
+        let dlogits = reference::log_prob::backward(&all, &target, &expected.lse, &coefficient, vocab);
         let ones = vec![1.0; coefficient.len()];
-        let dlogp = reference::log_prob::backward(&all, &target, &expected.lse, &sequence, &ones, vocab);
+        let dlogp = reference::log_prob::backward(&all, &target, &expected.lse, &ones, vocab);
         let predict: Vec<u32> =
             target.iter().zip(&sequence).flat_map(|(&target, &s)| [u32::MAX, target, s, u32::MAX]).collect();
         let (predict, coefficient) = (words(gpu, &predict)?, floats(gpu, &coefficient)?);
@@ -96,15 +96,12 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
 async fn scaled_rows(gpu: &Gpu, depth: Depth) -> Outcome {
     for &(rows, width) in depth.of(&[(5, 67), (1, 1), (64, 8), (17, 31)]) {
         let x = values(1, rows * width, 1.0);
-        let sequence: Vec<u32> = (0..rows as u32).map(|r| r / 3).collect();
-        let coefficient = values(2, rows.div_ceil(3), 1.0);
-        let predict: Vec<u32> = sequence.iter().flat_map(|&s| [u32::MAX, u32::MAX, s, u32::MAX]).collect();
+        let coefficient = values(2, rows, 1.0);
         let out = Output::holding(gpu, &x)?;
         let mut rec = Recorder::new(gpu);
-        let tables = (words(gpu, &predict)?, floats(gpu, &coefficient)?);
-        row_scale::forward(&mut rec, &tables.0, &tables.1, &out.tensor, (rows, width))?;
+        row_scale::forward(&mut rec, &floats(gpu, &coefficient)?, &out.tensor, (rows, width))?;
         rec.submit();
-        let expected = reference::row_scale::forward(&x, &sequence, &coefficient, width);
+        let expected = reference::row_scale::forward(&x, &coefficient, width);
         out.expect(gpu, format!("rows={rows} width={width}"), &expected).await?;
     }
     Ok(())
@@ -140,38 +137,55 @@ fn spans(lengths: &[u32]) -> (Vec<[u32; 2]>, usize) {
 /// A batch of groups for one dispatch.
 struct Groups {
     sizes: Vec<u32>,
-    lengths: Vec<u32>,
-    policy: Vec<f64>,
+    /// By sequence, the log-probs of its tokens.
+    tokens: Vec<Vec<f64>>,
     reference: Vec<f64>,
 }
 
 impl Groups {
-    /// The kernel's outcome `(G, 4)` and coefficients `(S)`, compared with the expected ones.
+    /// The reference's outcome `(G, 4)` and coefficients `(R)`.
+    fn expected(&self, method: Method, terms: Terms, divisor: usize) -> (Vec<f64>, Vec<f64>) {
+        let (mut outcome, mut coefficient) = (Vec::new(), Vec::new());
+        for [start, end] in spans(&self.sizes).0 {
+            let group = start as usize..end as usize;
+            let policy: Vec<&[f64]> = self.tokens[group.clone()].iter().map(Vec::as_slice).collect();
+            let one = reference::preference::forward(method, &policy, &self.reference[group], terms);
+            outcome.extend([one.loss, one.margin(), one.rewards[0], one.rewards[1]]);
+            coefficient.extend(one.coefficients.concat().iter().map(|c| c / divisor as f64));
+        }
+        (outcome, coefficient)
+    }
+
+    /// The kernel's outcome and coefficients, compared with the expected ones.
     async fn expect(
         &self,
         gpu: &Gpu,
         method: Method,
-        (normalize, divisor): (bool, f32),
+        (terms, divisor): (Terms, usize),
         what: &str,
         (outcome, coefficient): (&[f64], &[f64]),
     ) -> Outcome {
         let (groups, _) = spans(&self.sizes);
-        let (rows, _) = spans(&self.lengths);
-        let sequences = rows.len();
-        // The second half is entropy, which no loss reads.
-        let mut policy = self.policy.clone();
-        policy.resize(2 * sequences, f64::NAN);
-        let outputs = [Output::fresh(gpu, 4 * groups.len())?, Output::fresh(gpu, sequences)?];
+        let lengths: Vec<u32> = self.tokens.iter().map(|tokens| tokens.len() as u32).collect();
+        let (rows, total) = spans(&lengths);
+        // Log-sum-exps and entropies follow, which no loss reads.
+        let mut stats = self.tokens.concat();
+        stats.resize(3 * total, f64::NAN);
+        let mut policy: Vec<f64> = self.tokens.iter().map(|tokens| tokens.iter().sum()).collect();
+        policy.resize(2 * rows.len(), f64::NAN);
+        let outputs = [Output::fresh(gpu, 4 * groups.len())?, Output::fresh(gpu, total)?];
         let batch = Batch {
             groups: &words(gpu, groups.as_flattened())?,
             rows: &words(gpu, rows.as_flattened())?,
+            stats: &floats(gpu, &stats)?,
             policy: &floats(gpu, &policy)?,
             reference: &floats(gpu, &self.reference)?,
             outcome: &outputs[0].tensor,
             coefficient: &outputs[1].tensor,
         };
         let mut rec = Recorder::new(gpu);
-        preference::forward(&mut rec, method, batch, (groups.len(), sequences), normalize, divisor)?;
+        let count = Count { groups: groups.len(), sequences: rows.len(), rows: total };
+        preference::forward(&mut rec, method, batch, count, terms, divisor)?;
         rec.submit();
         outputs[0].expect(gpu, format!("outcome, {what}"), outcome).await?;
         outputs[1].expect(gpu, format!("coefficients, {what}"), coefficient).await
@@ -180,7 +194,7 @@ impl Groups {
 
 /// Values worked out by hand, from the definition of D²O alone: anchors' log-ratios, the negative's, alpha, beta; z, loss, the
 /// coefficients of an anchor and of the negative.
-type Known = (&'static [f64], f64, [f32; 2], [f64; 4]);
+type Known = (&'static [f64], f64, [f64; 2], [f64; 4]);
 const TABLE: [Known; 4] = [
     (&[0.0, 0.0, 0.0], 0.0, [0.1, 0.1], [0.0, LN_2, -0.5 * 0.1 / 3.0, 0.05]),
     (&[0.5, -0.25, 1.25], -2.0, [0.1, 0.1], [0.25, 0.575_939_42, -0.014_594_12, 0.043_782_35]),
@@ -188,80 +202,111 @@ const TABLE: [Known; 4] = [
     (&[1.5, -0.5], -3.0, [0.2, 0.1], [0.65, 0.420_055_34, -0.017_149_48, 0.068_597_91]),
 ];
 
+/// Rounded so that sums of a few are exact in f32.
+fn exact(value: f64) -> f64 {
+    (value * 64.0).round() / 64.0
+}
+
 async fn table(gpu: &Gpu, _: Depth) -> Outcome {
     for (anchors, negative, [alpha, beta], [z, loss, of_anchor, of_negative]) in TABLE {
         let count = anchors.len();
-        let reference = values(1, count + 1, 32.0);
+        let reference: Vec<f64> = values(1, count + 1, 32.0).into_iter().map(exact).collect();
         let ratios = anchors.iter().copied().chain([negative]);
         let groups = Groups {
             sizes: vec![count as u32 + 1],
-            lengths: vec![5; count + 1],
-            // Sums of logs are negative, and tens in size; kept exact so that the ratios are.
-            policy: reference
-                .iter()
-                .zip(ratios)
-                .map(|(r, ratio)| (r * 64.0).round() / 64.0 + ratio)
-                .collect(),
-            reference: reference.iter().map(|r| (r * 64.0).round() / 64.0).collect(),
+            tokens: reference.iter().zip(ratios).map(|(r, ratio)| vec![r + ratio, 0.0, 0.0]).collect(),
+            reference,
         };
         let mean = anchors.iter().sum::<f64>() / count as f64;
-        let outcome = [loss, z, f64::from(beta) * mean, f64::from(alpha) * negative];
-        let mut coefficient = vec![of_anchor; count];
-        coefficient.push(of_negative);
+        let outcome = [loss, z, beta * mean, alpha * negative];
+        let coefficient: Vec<f64> =
+            (0..=count).flat_map(|i| [if i == count { of_negative } else { of_anchor }; 3]).collect();
         let what = format!("anchors {anchors:?} negative {negative} alpha={alpha} beta={beta}");
-        groups
-            .expect(gpu, Method::D2o { alpha, beta }, (false, 1.0), &what, (&outcome, &coefficient))
-            .await?;
+        let plain = (Terms::default(), 1);
+        groups.expect(gpu, Method::D2o { alpha, beta }, plain, &what, (&outcome, &coefficient)).await?;
     }
     Ok(())
 }
 
-/// Random groups; `spread` is the largest log-ratio.
+/// Random groups; `spread` is the largest log-ratio. With `one_side` a group's sequences are empty but for one.
 async fn group_batch(
     gpu: &Gpu,
     method: Method,
     sizes: &[u32],
-    spread: f64,
-    normalize: bool,
-    divisor: f32,
+    (spread, one_side): (f64, bool),
+    (terms, divisor): (Terms, usize),
 ) -> Outcome {
-    let sequences: usize = sizes.iter().sum::<u32>() as usize;
-    let lengths: Vec<u32> = (0..sequences as u32).map(|s| 1 + below(30, 6, s)).collect();
-    let reference = values(1, sequences, 32.0);
-    let moved = values(2, sequences, spread);
-    let policy: Vec<f64> = reference.iter().zip(moved).map(|(r, m)| f64::from((r + m) as f32)).collect();
-    let (mut outcome, mut coefficient) = (Vec::new(), Vec::new());
-    for [start, end] in spans(sizes).0 {
-        let group = start as usize..end as usize;
-        let lengths = &lengths[group.clone()];
-        let (policy, reference) = (&policy[group.clone()], &reference[group]);
-        let one = reference::preference::forward(method.into(), policy, reference, lengths, normalize);
-        outcome.extend([one.loss, one.z, one.rewards[0], one.rewards[1]]);
-        coefficient.extend(one.coefficients.iter().map(|c| c / f64::from(divisor)));
-    }
-    let what = format!("{method:?} groups {sizes:?} ratios<{spread} normalize={normalize} divisor={divisor}");
-    let groups = Groups { sizes: sizes.to_vec(), lengths, policy, reference };
-    groups.expect(gpu, method, (normalize, divisor), &what, (&outcome, &coefficient)).await
+    let sequences = sizes.iter().sum::<u32>();
+    let length = |s: u32| if one_side && (s + s / 2).is_multiple_of(2) { 0 } else { 1 + below(90, 6, s) };
+    let tokens: Vec<Vec<f64>> = (0..sequences)
+        .map(|s| {
+            values(10 + s, length(s) as usize, 3.0).iter().map(|v| -exact(v.abs()) - 1.0 / 64.0).collect()
+        })
+        .collect();
+    let moved = values(2, sequences as usize, spread);
+    let sum = |tokens: &Vec<f64>| tokens.iter().sum::<f64>();
+    let ratio =
+        |(tokens, moved): (&Vec<f64>, f64)| if tokens.is_empty() { 0.0 } else { sum(tokens) - exact(moved) };
+    let reference = tokens.iter().zip(moved).map(ratio).collect();
+    let groups = Groups { sizes: sizes.to_vec(), tokens, reference };
+    let (outcome, coefficient) = groups.expected(method, terms, divisor);
+    let what = format!("{method:?} groups {sizes:?} ratios<{spread} {terms:?} divisor={divisor}");
+    groups.expect(gpu, method, (terms, divisor), &what, (&outcome, &coefficient)).await
 }
 
 async fn groups(gpu: &Gpu, depth: Depth) -> Outcome {
-    let d2o: [&[u32]; 4] = [&[4, 2, 12], &[2], &[3; 67], &[12, 12]];
-    for &sizes in depth.of(&d2o) {
+    let shapes: [&[u32]; 4] = [&[4, 2, 12], &[2], &[3; 67], &[12, 12]];
+    let terms = |length_normalize: bool| Terms { length_normalize, kl: 0.0 };
+    let scales = [(4.0, false), (16.0, true), (512.0, false)];
+    for &sizes in depth.of(&shapes) {
         for (alpha, beta) in [(0.1, 0.1), (0.2, 0.05), (0.3, 0.0)] {
-            for (spread, normalize) in [(4.0, false), (16.0, true), (512.0, false)] {
-                group_batch(gpu, Method::D2o { alpha, beta }, sizes, spread, normalize, 4.0).await?;
+            for (spread, normalize) in scales {
+                let method = Method::D2o { alpha, beta };
+                group_batch(gpu, method, sizes, (spread, false), (terms(normalize), 4)).await?;
             }
         }
     }
-    for label_smoothing in [0.0, 0.1] {
-        for (spread, normalize) in [(4.0, false), (16.0, true), (512.0, false)] {
-            let method = Method::Dpo { beta: 0.1, label_smoothing };
-            group_batch(gpu, method, &[2; 5], spread, normalize, 5.0).await?;
+    let pairs = [
+        Method::Dpo { beta: 0.1, label_smoothing: 0.0 },
+        Method::Dpo { beta: 0.1, label_smoothing: 0.1 },
+        Method::Ipo { beta: 0.3 },
+        Method::Hinge { beta: 0.1 },
+        Method::Slic { delta: 1.0, sft_weight: 0.5 },
+        Method::Slic { delta: 90.0, sft_weight: 0.5 },
+        Method::Simpo { beta: 2.0, gamma: 1.0 },
+        Method::Orpo { beta: 0.1 },
+    ];
+    for method in pairs {
+        for (spread, normalize) in scales {
+            group_batch(gpu, method, &[2; 5], (spread, false), (terms(normalize), 5)).await?;
         }
     }
-    let sft: [&[u32]; 3] = [&[1, 3, 2], &[1], &[1; 66]];
-    for &sizes in depth.of(&sft) {
-        group_batch(gpu, Method::Sft, sizes, 4.0, false, 3.0).await?;
+    let kto = Method::Kto { beta: 0.1, desirable_weight: 1.5, undesirable_weight: 0.75 };
+    for (spread, kl) in [(4.0, 0.0), (16.0, 2.5), (512.0, 1.0)] {
+        let terms = Terms { length_normalize: false, kl };
+        group_batch(gpu, kto, &[2; 7], (spread, true), (terms, 7)).await?;
     }
-    Ok(())
+    let singles = [
+        Method::Npo { beta: 0.1 },
+        Method::Simnpo { beta: 2.5, gamma: 0.5 },
+        Method::Ga,
+        Method::Ul,
+        Method::Sft,
+    ];
+    for method in singles {
+        for (spread, normalize) in scales {
+            group_batch(gpu, method, &[1; 66], (spread, false), (terms(normalize), 3)).await?;
+        }
+    }
+    group_batch(gpu, Method::Sft, &[1, 3, 2], (4.0, false), (terms(false), 3)).await
+}
+
+/// Unlikelihood of tokens so likely that 1 - p vanishes in f32, or nearly.
+async fn likely(gpu: &Gpu, _: Depth) -> Outcome {
+    let tokens = [-1e-2, -0.99e-2, -1e-3, -3e-5, -1e-5, -0.9e-5, -1e-7, 0.0, -30.0, -120.0];
+    let tokens = tokens.map(|logp: f64| f64::from(logp as f32)).to_vec();
+    let groups = Groups { sizes: vec![1], tokens: vec![tokens], reference: vec![0.0] };
+    let plain = (Terms::default(), 1);
+    let (outcome, coefficient) = groups.expected(Method::Ul, plain.0, plain.1);
+    groups.expect(gpu, Method::Ul, plain, "likely tokens", (&outcome, &coefficient)).await
 }

@@ -56,16 +56,22 @@ struct Variant {
 }
 
 const D2O: Method = Method::D2o { alpha: 0.6, beta: 0.9 };
+const KTO: Method = Method::Kto { beta: 0.5, desirable_weight: 1.0, undesirable_weight: 2.0 };
+/// What a KTO loss is told of the KL divergence.
+const KL: f64 = 0.25;
 const DPO: Method = Method::Dpo { beta: 0.5, label_smoothing: 0.1 };
 
 #[rustfmt::skip]
-const VARIANTS: [Variant; 6] = [
+const VARIANTS: [Variant; 9] = [
     Variant { biased: true, tied: false, lora: false, dtype: DType::F32, method: D2O, length_normalize: false },
     Variant { biased: true, tied: false, lora: true, dtype: DType::Bf16, method: D2O, length_normalize: true },
     Variant { biased: false, tied: true, lora: false, dtype: DType::F32, method: DPO, length_normalize: false },
     Variant { biased: false, tied: true, lora: true, dtype: DType::F16, method: D2O, length_normalize: false },
     Variant { biased: true, tied: true, lora: false, dtype: DType::F32, method: D2O, length_normalize: true },
     Variant { biased: false, tied: false, lora: false, dtype: DType::F32, method: Method::Sft, length_normalize: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::Bf16, method: Method::Ul, length_normalize: false },
+    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, method: Method::Ul, length_normalize: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::F32, method: KTO, length_normalize: false },
 ];
 
 async fn gradients(gpu: &Gpu, depth: Depth) -> Outcome {
@@ -108,8 +114,11 @@ impl Text {
             |seed: u32, n: u32| (0..n).map(|i| below(SHAPE.vocab as u32, seed, i)).collect::<Vec<u32>>();
         let lengths: [&[u32]; 3] = match method {
             Method::D2o { .. } => [&[5, 1, 9, 4], &[3, 7], &[2, 6, 4]],
-            Method::Dpo { .. } => [&[5, 9], &[1, 7], &[6, 6]],
-            Method::Sft => [&[5], &[1], &[8]],
+            Method::Kto { .. } => [&[5, 0], &[0, 7], &[6, 0]],
+            Method::Sft | Method::Ga | Method::Ul | Method::Npo { .. } | Method::Simnpo { .. } => {
+                [&[5], &[1], &[8]]
+            }
+            _ => [&[5, 9], &[1, 7], &[6, 6]],
         };
         let responses = lengths
             .iter()
@@ -135,6 +144,10 @@ impl Text {
 }
 
 impl Variant {
+    fn loss(&self) -> Loss {
+        Loss { method: self.method, length_normalize: self.length_normalize }
+    }
+
     fn name(&self) -> String {
         let Self { biased, tied, lora, dtype, method, length_normalize } = self;
         format!("{method:?} biased={biased} tied={tied} lora={lora} {dtype:?} normalize={length_normalize}")
@@ -237,8 +250,7 @@ impl Variant {
         let reference: Vec<f32> = text.reference().iter().map(|&v| v as f32).collect();
         ws.reference.write_f32(gpu, &reference);
         model.score(&mut rec, model.policy(), &ws)?;
-        let loss = Loss { method: self.method, length_normalize: self.length_normalize };
-        loss.record(&mut rec, &ws, groups.len())?;
+        self.loss().record(&mut rec, &ws, groups.len(), KL)?;
         model.backward(&mut rec, model.policy(), &arenas, &ws)?;
         rec.submit();
         let logps = ws.stats.slice(0, packed.predict.len()).read_f32(gpu).await?;
@@ -261,18 +273,15 @@ impl Variant {
         let table = rope::table(POSITIONS, &rope::inv_freq(SHAPE.head_dim, THETA));
         let model = Model { shape: SHAPE, weights, table: &table };
         let saved = decoder::forward(model, &batch);
-        let (sums, reference) = (decoder::logps(&batch, &saved), text.reference());
+        let (tokens, reference) = (decoder::token_logps(&batch, &saved), text.reference());
         let mut first = 0;
         let outcomes = groups.iter().map(|group| {
             let own = first..first + group.responses.len();
             first = own.end;
-            let lengths: Vec<u32> = group.responses.iter().map(|r| r.len() as u32).collect();
-            let (policy, reference) = (&sums[own.clone()], &reference[own]);
-            preference::forward(self.method.into(), policy, reference, &lengths, self.length_normalize)
+            preference::forward(self.method, &tokens[own.clone()], &reference[own], self.loss().terms(KL))
         });
         let outcomes: Vec<preference::Outcome> = outcomes.collect();
-        let coefficients = preference::mean(&outcomes).1.concat();
-        let rows = decoder::row_coefficients(&batch, &coefficients);
+        let rows = preference::mean(&outcomes).1.concat();
         let gradients = decoder::backward(model, &batch, &saved, &rows);
         Expected {
             logps: saved.token.logp,

@@ -4,16 +4,17 @@ use std::time::Instant;
 
 use super::anchors::{Anchor, AnchorCounts, Pool};
 use super::best::Best;
-use super::evaluate::{HeldOut, loss_responses};
+use super::evaluate::HeldOut;
 use super::flight::{Flight, Micro, Sums};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, mean};
 use super::observer::Observer;
 use super::order::Order;
 use super::reach::Reach;
 use super::references::Reference;
+use super::responses::{loss_responses, reference_responses};
 use super::step::{MicroBatch, Scored, Trainer, score_in};
 use super::stop::{StopReason, StopRule};
-use crate::config::{Method, RunConfig};
+use crate::config::{Method, RunConfig, Takes};
 use crate::data::Example;
 use crate::data::packing::{Group, split};
 use crate::gpu::Gpu;
@@ -102,13 +103,25 @@ pub async fn align(
     run.train().await
 }
 
-fn loss_of(config: &RunConfig) -> Loss {
+/// The loss as `config` says.
+pub(super) fn loss_of(config: &RunConfig) -> Loss {
     let m = &config.method;
-    let (alpha, beta) = (m.alpha as f32, m.beta as f32);
+    let (alpha, beta, gamma) = (m.alpha, m.beta(), m.gamma());
+    let (desirable_weight, undesirable_weight) = (m.desirable_weight, m.undesirable_weight);
     let method = match m.method {
-        Method::Sft => loss::Method::Sft,
-        Method::Dpo => loss::Method::Dpo { beta, label_smoothing: m.label_smoothing as f32 },
         Method::D2o => loss::Method::D2o { alpha, beta },
+        Method::Dpo => loss::Method::Dpo { beta, label_smoothing: m.label_smoothing },
+        Method::Ipo => loss::Method::Ipo { beta },
+        Method::Hinge => loss::Method::Hinge { beta },
+        Method::Slic => loss::Method::Slic { delta: m.delta, sft_weight: m.sft_weight },
+        Method::Simpo => loss::Method::Simpo { beta, gamma },
+        Method::Orpo => loss::Method::Orpo { beta },
+        Method::Kto => loss::Method::Kto { beta, desirable_weight, undesirable_weight },
+        Method::Npo => loss::Method::Npo { beta },
+        Method::Simnpo => loss::Method::Simnpo { beta, gamma },
+        Method::Ga => loss::Method::Ga,
+        Method::Ul => loss::Method::Ul,
+        Method::Sft => loss::Method::Sft,
     };
     Loss { method, length_normalize: m.length_normalize }
 }
@@ -167,6 +180,10 @@ impl<'a> Run<'a> {
         self.config.method.method
     }
 
+    fn has_reference(&self) -> bool {
+        loss_of(self.config).method.has_reference()
+    }
+
     fn references_are_fixed(&self) -> bool {
         self.negative.is_fixed() && self.positive.as_ref().is_none_or(Reference::is_fixed)
     }
@@ -177,10 +194,10 @@ impl<'a> Run<'a> {
             let place = format!("the example of line {}", example.line);
             check_context(self.trainer.decoder.config(), self.config, example, &place)?;
         }
-        if self.method() == Method::D2o {
+        if self.method().is_of_negatives() {
             self.draw_offline().await?;
         }
-        if self.method() == Method::Sft {
+        if !self.has_reference() {
             return Ok(());
         }
         let all: Vec<usize> = (0..self.train.len()).collect();
@@ -206,7 +223,7 @@ impl<'a> Run<'a> {
             examples.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
         missing.sort_unstable();
         missing.dedup();
-        if missing.is_empty() || self.method() == Method::Sft {
+        if missing.is_empty() || !self.has_reference() {
             return Ok(());
         }
         let scored = self.score_references(&missing, false).await?;
@@ -223,7 +240,13 @@ impl<'a> Run<'a> {
         let Some(capacity) = between.or(self.reach.scoring) else { return Ok(Vec::new()) };
         let Self { gpu, trainer, train, pools, observer, .. } = self;
         let (gpu, decoder) = (*gpu, &trainer.decoder);
-        let groups: Vec<Group> = examples.iter().map(|&i| group(method, &train[i], &pools[i])).collect();
+        let groups: Vec<Group> = examples
+            .iter()
+            .map(|&i| Group {
+                prompt: &train[i].prompt_ids,
+                responses: reference_responses(method, &train[i], pools[i].ids()),
+            })
+            .collect();
         let mut count = |items, tokens| match report {
             true => observer.advance(items, tokens),
             false => observer.advance(0, 0),
@@ -336,6 +359,7 @@ impl<'a> Run<'a> {
     async fn submit(&mut self, step: usize, batch: &[usize], rate: f64) -> Result<Flight<'a>> {
         let started = Instant::now();
         self.score_missing(batch).await?;
+        let kl = self.kl(batch).await?;
         let method = self.method();
         let groups: Vec<Group> =
             batch.iter().map(|&i| group(method, &self.train[i], &self.pools[i])).collect();
@@ -345,9 +369,13 @@ impl<'a> Run<'a> {
         for range in split(&groups, budget, t.per_device_train_batch_size) {
             let cached =
                 || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
+            // Of KTO the references have scored another example's answer too.
+            let of_loss =
+                cached().zip(&groups[range.clone()]).flat_map(|(r, g)| r.iter().take(g.responses.len()));
             let of_range = MicroBatch {
+                reference: of_loss.map(|r| r.logp).collect(),
                 groups: groups[range.clone()].to_vec(),
-                reference: cached().flatten().map(|r| r.logp).collect(),
+                kl: kl.unwrap_or(0.0),
             };
             let tokens = |scored: &[Scored]| scored.iter().map(|r| r.token_logps.clone()).collect();
             let references = cached().map(tokens).collect();
@@ -359,7 +387,29 @@ impl<'a> Run<'a> {
         for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
             reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
         }
-        Ok(Flight { step, rate, tokens, started, micro, norm })
+        Ok(Flight { step, rate, tokens, started, micro, kl, norm })
+    }
+
+    /// KTO's estimate of KL(policy ‖ reference) over a step, as in TRL: the mean log-ratio of answers to other prompts, and not below 0.
+    async fn kl(&mut self, batch: &[usize]) -> Result<Option<f64>> {
+        if self.method() != Method::Kto {
+            return Ok(None);
+        }
+        let other = |i: usize| self.train[i].kl_ids.as_deref();
+        let groups: Vec<Group> = batch
+            .iter()
+            .map(|&i| Group { prompt: &self.train[i].prompt_ids, responses: other(i).into_iter().collect() })
+            .collect();
+        let t = &self.config.train;
+        let mut ratios = Vec::new();
+        for range in split(&groups, self.reach.step_budget, t.per_device_train_batch_size) {
+            let scored = self.trainer.score(&groups[range.clone()]).await?;
+            let reference = batch[range].iter().map(|&i| self.cached[i].iter().flatten().last());
+            let pairs = scored.iter().flatten().zip(reference.flatten());
+            ratios
+                .extend(pairs.map(|(policy, reference)| f64::from(policy.logp) - f64::from(reference.logp)));
+        }
+        Ok(Some(mean(ratios.into_iter()).max(0.0)))
     }
 }
 
@@ -383,7 +433,13 @@ pub(super) fn check_context(
     let answers = [&example.negative_ids, &example.chosen_ids].into_iter().flatten();
     let longest = answers.map(Vec::len).max().unwrap_or(0);
     model.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
-    if config.method.method != Method::D2o {
+    let drawn = match config.method.method.takes() {
+        Takes::Anchors => true,
+        // Those that only watch.
+        Takes::Negative => config.stop.enabled,
+        _ => false,
+    };
+    if !drawn {
         return Ok(());
     }
     // Anchors are sampled behind the one prompt and scored behind the other, which a template's own system message may make longer.

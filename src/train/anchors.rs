@@ -49,7 +49,7 @@ pub struct Pool {
 
 impl Pool {
     /// The anchors' tokens.
-    pub fn ids(&self) -> impl Iterator<Item = &[u32]> {
+    pub fn ids(&self) -> impl Iterator<Item = &[u32]> + Clone {
         self.anchors.iter().map(|anchor| anchor.ids.as_slice())
     }
 }

@@ -2,20 +2,30 @@
 
 use super::align::Run;
 use super::anchors::{self, Draw, Pool};
-use super::evaluate::EVAL_ANCHORS;
-use crate::config::{Method, OnlineSampler};
+use super::evaluate::eval_anchors;
+use crate::config::{OnlineSampler, Takes};
 use crate::data::Example;
 use crate::{Error, Result};
 
 impl Run<'_> {
-    /// Draws what is missing of each prompt's anchors, and of the held-out prompts'; leaves out prompts that got none.
+    fn takes_anchors(&self) -> bool {
+        self.method().takes() == Takes::Anchors
+    }
+
+    /// Draws what is missing of each prompt's anchors, where the loss takes them, and of the held-out prompts'; leaves out prompts that
+    /// got none.
     pub(super) async fn draw_offline(&mut self) -> Result<()> {
-        let (k, held_out) = (self.config.method.num_samples, &mut self.held_out);
+        let takes_anchors = self.takes_anchors();
+        let k = if takes_anchors { self.config.method.num_samples } else { 0 };
+        let held_out = &mut self.held_out;
         let missing: usize = self.pools.iter().map(|pool| k.saturating_sub(pool.anchors.len())).sum();
         let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
         let pass = self.negative.pass(&self.trainer.decoder);
-        let eval_k = k.min(EVAL_ANCHORS);
+        let eval_k = eval_anchors(self.config);
         let watched = held_out.examples.iter().filter(|e| e.negative_ids.is_some()).count();
+        if missing + watched == 0 {
+            return Ok(());
+        }
         self.observer.begin("sampling anchors", missing + watched * eval_k);
         let observer = &mut *self.observer;
         let mut progress = |answers, tokens| observer.advance(answers, tokens);
@@ -38,7 +48,7 @@ impl Run<'_> {
         anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, eval_k, &settings, 0, &mut progress)
             .await?;
         self.observer.end();
-        self.drop_empty()
+        if takes_anchors { self.drop_empty() } else { Ok(()) }
     }
 
     /// Leaves out prompts whose samples all stayed empty.
@@ -64,7 +74,7 @@ impl Run<'_> {
     /// Draws the anchors of this step's prompts anew where they are due.
     pub(super) async fn refresh_anchors(&mut self, step: usize, batch: &[usize]) -> Result<()> {
         let a = &self.config.anchors;
-        let Some(start) = a.online_start_step.filter(|&s| step >= s && self.method() == Method::D2o) else {
+        let Some(start) = a.online_start_step.filter(|&s| step >= s && self.takes_anchors()) else {
             return Ok(());
         };
         let due = |pool: &Pool| pool.step < start || step >= pool.step + a.refresh_every;
@@ -112,7 +122,7 @@ impl Run<'_> {
 
     /// Tells the observer the examples' anchors with their log-probs.
     pub(super) fn report_anchors(&mut self, examples: &[usize]) -> Result<()> {
-        if self.method() != Method::D2o {
+        if !self.takes_anchors() {
             return Ok(());
         }
         let scored = |i: usize| self.cached[i].as_deref().unwrap_or_default();

@@ -1,11 +1,12 @@
 //! Held-out examples, scored now and then: what the stop rule sees.
 
 use super::anchors::Pool;
-use super::metrics::{Metrics, Observed, mean, of_groups};
+use super::metrics::{Metrics, Observed, kl as kl_divergence, mean, of_groups};
+use super::responses::{HeldOutParts, held_out_responses};
 use super::step::{GroupOutcome, Scored, score_in};
-use super::stop::{ANCHOR_LOGP, PERPLEXITY};
+use super::stop::{ANCHOR_LOGP, KL, PERPLEXITY};
 use crate::Result;
-use crate::config::Method;
+use crate::config::{Method, RunConfig};
 use crate::data::Example;
 use crate::data::packing::Group;
 use crate::gpu::Gpu;
@@ -14,7 +15,12 @@ use crate::model::{Capacity, Decoder};
 use crate::reference::preference;
 
 /// Anchors of a held-out prompt at most: they are scored often.
-pub(super) const EVAL_ANCHORS: usize = 2;
+const EVAL_ANCHORS: usize = 2;
+
+/// Anchors of a held-out prompt.
+pub(super) fn eval_anchors(config: &RunConfig) -> usize {
+    config.method.num_samples.min(EVAL_ANCHORS)
+}
 
 /// Held-out examples with their anchors and what the model gave them before the first step.
 pub(super) struct HeldOut {
@@ -47,36 +53,51 @@ impl HeldOut {
             .collect();
         let scored = score_in(gpu, decoder, decoder.policy(), &groups, (budget, capacity), progress).await?;
         let start = self.start.get_or_insert_with(|| scored.clone());
-        let mut observed = Vec::new();
-        let (mut good_logp, mut good_tokens) = (0.0, 0usize);
-        for ((now, then), example) in scored.iter().zip(start.iter()).zip(&self.examples) {
-            let extra = usize::from(method == Method::D2o && example.chosen_ids.is_some());
-            let own = now.len() - extra;
-            let good = match method {
-                Method::D2o => now.get(own),
-                Method::Dpo | Method::Sft => now.first(),
-            };
-            good_logp += good.map_or(0.0, |g| f64::from(g.logp));
-            good_tokens += good.map_or(0, |g| g.token_logps.len());
-            // A good answer by itself only counts for the perplexity.
-            if own == 0 {
-                continue;
-            }
-            let reference = then[..own].iter().map(|r| r.token_logps.clone()).collect();
-            observed.push(Observed { outcome: outcome(loss, &now[..own], &then[..own]), reference });
-        }
+        let all = scored.iter().zip(start.iter()).zip(self.examples.iter().zip(&self.pools));
+        let of_all: Vec<(&[Scored], &[Scored], HeldOutParts)> = all
+            .map(|((now, then), (example, pool))| {
+                (&now[..], &then[..], HeldOutParts::of(method, example, pool.anchors.len()))
+            })
+            .collect();
+        let good = || of_all.iter().filter_map(|(now, _, parts)| now.get(parts.good?));
+        let good_tokens: usize = good().map(|g| g.token_logps.len()).sum();
+        let good_logp: f64 = good().map(|g| f64::from(g.logp)).sum();
+        let kl = if method == Method::Kto {
+            let last = |scored: &[Scored]| scored.last().map_or(0.0, |r| f64::from(r.logp));
+            Some(mean(of_all.iter().map(|(now, then, _)| last(now) - last(then))).max(0.0))
+        } else {
+            None
+        };
+        // A good answer by itself only counts for the perplexity.
+        let with_loss = || of_all.iter().filter(|(_, _, parts)| parts.own > 0);
+        let observed: Vec<Observed> = with_loss()
+            .map(|(now, then, parts)| Observed {
+                outcome: outcome(loss, kl.unwrap_or(0.0), &now[..parts.own], &then[..parts.own]),
+                reference: then[..parts.own].iter().map(|r| r.token_logps.clone()).collect(),
+            })
+            .collect();
         let mut metrics =
             if observed.is_empty() { Metrics::default() } else { of_groups("eval_", method, &observed) };
-        if method == Method::D2o && !observed.is_empty() {
-            let per_token = |pick: &dyn Fn(&GroupOutcome) -> Vec<Scored>| {
-                mean(
-                    observed.iter().flat_map(|o| pick(&o.outcome)).flat_map(|r| r.token_logps).map(f64::from),
-                )
-            };
-            let anchors = |o: &GroupOutcome| o.responses[..o.responses.len() - 1].to_vec();
-            metrics.push(ANCHOR_LOGP, per_token(&anchors));
-            let negative = |o: &GroupOutcome| o.responses.last().cloned().into_iter().collect();
-            metrics.push("eval_logps_per_token/negative", per_token(&negative));
+        metrics.0.extend(kl.map(|kl| ("eval_kl".into(), kl)));
+        let tokens = |of: &dyn Fn(&HeldOutParts) -> std::ops::Range<usize>| -> Vec<(f32, f32)> {
+            let responses =
+                with_loss().flat_map(|(now, then, parts)| now[of(parts)].iter().zip(&then[of(parts)]));
+            responses
+                .flat_map(|(n, t)| n.token_logps.iter().copied().zip(t.token_logps.iter().copied()))
+                .collect()
+        };
+        let anchors = tokens(&|parts| parts.anchors.clone());
+        if !anchors.is_empty() {
+            metrics.push(ANCHOR_LOGP, mean(anchors.iter().map(|(now, _)| f64::from(*now))));
+            let negatives = tokens(&|parts| parts.own - 1..parts.own);
+            metrics.push(
+                "eval_logps_per_token/negative",
+                mean(negatives.iter().map(|(now, _)| f64::from(*now))),
+            );
+            // Of D²O it is among the loss's figures.
+            if metrics.get(KL).is_none() {
+                metrics.push(KL, kl_divergence(anchors.into_iter()));
+            }
         }
         if good_tokens > 0 {
             metrics.push(PERPLEXITY, (-good_logp / good_tokens as f64).exp());
@@ -85,42 +106,16 @@ impl HeldOut {
     }
 }
 
-/// The responses that a method's loss takes, in its order.
-pub(super) fn loss_responses<'a>(
-    method: Method,
-    example: &'a Example,
-    anchors: impl Iterator<Item = &'a [u32]>,
-) -> Vec<&'a [u32]> {
-    let chosen = example.chosen_ids.as_deref();
-    let negative = example.negative_ids.as_deref();
-    match method {
-        Method::D2o => anchors.chain(negative).collect(),
-        Method::Dpo => chosen.into_iter().chain(negative).collect(),
-        Method::Sft => chosen.into_iter().collect(),
-    }
-}
-
-/// Those of a held-out example: the loss's, then the good answer where it is not among them.
-pub(super) fn held_out_responses<'a>(
-    method: Method,
-    example: &'a Example,
-    anchors: impl Iterator<Item = &'a [u32]>,
-) -> Vec<&'a [u32]> {
-    let good = example.chosen_ids.as_deref().filter(|_| method == Method::D2o);
-    loss_responses(method, example, anchors).into_iter().chain(good).collect()
-}
-
 /// The loss of a group on the host: the reference of `shaders/preference.wgsl`.
-fn outcome(loss: Loss, now: &[Scored], then: &[Scored]) -> GroupOutcome {
-    let logps = |scored: &[Scored]| scored.iter().map(|r| f64::from(r.logp)).collect::<Vec<_>>();
-    let lengths: Vec<u32> = now.iter().map(|r| r.token_logps.len() as u32).collect();
-    let found =
-        preference::forward(loss.method.into(), &logps(now), &logps(then), &lengths, loss.length_normalize);
+fn outcome(loss: Loss, kl: f64, now: &[Scored], then: &[Scored]) -> GroupOutcome {
+    let tokens: Vec<Vec<f64>> =
+        now.iter().map(|r| r.token_logps.iter().copied().map(f64::from).collect()).collect();
+    let policy: Vec<&[f64]> = tokens.iter().map(Vec::as_slice).collect();
+    let reference: Vec<f64> = then.iter().map(|r| f64::from(r.logp)).collect();
+    let found = preference::forward(loss.method, &policy, &reference, loss.terms(kl));
     GroupOutcome {
         loss: found.loss as f32,
-        z: found.z as f32,
-        anchor_reward: found.rewards[0] as f32,
-        negative_reward: found.rewards[1] as f32,
+        rewards: found.rewards.map(|reward| reward as f32),
         responses: now.to_vec(),
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Flight<'g> {
     pub started: Instant,
     /// Its micro-batches.
     pub micro: Vec<Micro<'g>>,
+    /// KTO's estimate of the KL divergence.
+    pub kl: Option<f64>,
     /// The gradient's norm.
     pub norm: Pending<'g, f32>,
 }
@@ -37,6 +39,7 @@ pub(super) struct Landed {
     pub rate: f64,
     pub tokens: usize,
     pub observed: Vec<Observed>,
+    pub kl: Option<f64>,
     pub norm: f32,
     /// From when the device was free for it.
     pub seconds: f64,
@@ -53,8 +56,8 @@ impl Flight<'_> {
         let norm = self.norm.await?;
         let now = Instant::now();
         let began = last.replace(now).map_or(self.started, |last| last.max(self.started));
-        let Self { step, rate, tokens, .. } = self;
-        Ok(Landed { step, rate, tokens, observed, norm, seconds: (now - began).as_secs_f64() })
+        let Self { step, rate, tokens, kl, .. } = self;
+        Ok(Landed { step, rate, tokens, observed, kl, norm, seconds: (now - began).as_secs_f64() })
     }
 }
 
@@ -85,6 +88,7 @@ impl Sums {
         self.num_tokens += landed.tokens;
         self.train_seconds += landed.seconds;
         let mut metrics = of_groups("", method, &landed.observed);
+        metrics.0.extend(landed.kl.map(|kl| ("kl".into(), kl)));
         metrics.push("grad_norm", f64::from(landed.norm));
         metrics.push("learning_rate", landed.rate);
         metrics.push("num_tokens", self.num_tokens as f64);

@@ -2,8 +2,9 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::step::GroupOutcome;
-use crate::config::Method;
+use super::step::{GroupOutcome, Scored};
+use crate::config::{Method, Takes};
+use crate::reference::preference::{log_odds, softplus};
 
 /// Named figures in a fixed order; a JSON object when serialised.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -37,11 +38,13 @@ pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     sum / count.max(1) as f64
 }
 
-/// What the two sides of a pair are called.
-pub(super) fn sides(method: Method) -> (&'static str, &'static str) {
-    match method {
-        Method::D2o => ("anchor", "negative"),
-        Method::Dpo | Method::Sft => ("chosen", "rejected"),
+/// What the responses before the last and the last one are called; `None` where the method takes none such.
+fn sides(method: Method) -> [Option<&'static str>; 2] {
+    match method.takes() {
+        Takes::Anchors => [Some("anchor"), Some("negative")],
+        Takes::Negative => [None, Some("negative")],
+        Takes::Pair | Takes::Either => [Some("chosen"), Some("rejected")],
+        Takes::Chosen => [Some("chosen"), None],
     }
 }
 
@@ -60,34 +63,67 @@ pub(super) struct Observed {
     pub reference: Vec<Vec<f32>>,
 }
 
-/// The figures of a set of groups: a step's, or with the prefix `eval_` a held-out set's.
+impl Observed {
+    /// The responses of one of the [`sides`], but for those that are not there.
+    fn side(&self, method: Method, side: usize) -> impl Iterator<Item = &Scored> {
+        let all = &self.outcome.responses;
+        let last = all.len() - usize::from(method.takes() != Takes::Chosen);
+        let part = if side == 0 { &all[..last] } else { &all[last..] };
+        part.iter().filter(|response| !response.token_logps.is_empty())
+    }
+}
+
+/// The figures of a set of groups: a step's, or with the prefix `eval_` a held-out set's. Names are TRL's, and means over the groups.
 pub(super) fn of_groups(prefix: &str, method: Method, groups: &[Observed]) -> Metrics {
     let mut metrics = Metrics::default();
     let mut push = |name: &str, value: f64| metrics.push(format!("{prefix}{name}"), value);
     let over = |f: &dyn Fn(&GroupOutcome) -> f64| mean(groups.iter().map(|g| f(&g.outcome)));
     push("loss", over(&|o| f64::from(o.loss)));
-    let (positive, negative) = sides(method);
-    let split = |o: &GroupOutcome| o.responses.len() - usize::from(method != Method::Sft);
-    if method != Method::Sft {
-        push(&format!("rewards/{positive}"), over(&|o| f64::from(o.anchor_reward)));
-        push(&format!("rewards/{negative}"), over(&|o| f64::from(o.negative_reward)));
-        push("rewards/margins", over(&|o| f64::from(o.z)));
-        push("rewards/accuracies", over(&|o| f64::from(u8::from(o.z > 0.0))));
+    let takes = method.takes();
+    // Of KTO a group has one side only.
+    let reward = |side: usize| {
+        let with = groups.iter().filter(|g| g.side(method, side).next().is_some());
+        mean(with.map(|g| f64::from(g.outcome.rewards[side])))
+    };
+    if !matches!(method, Method::Sft | Method::Ga | Method::Ul) {
+        for (side, name) in sides(method).into_iter().enumerate() {
+            if let Some(name) = name {
+                push(&format!("rewards/{name}"), reward(side));
+            }
+        }
+        push("rewards/margins", if takes == Takes::Negative { -reward(1) } else { reward(0) - reward(1) });
+        if matches!(takes, Takes::Anchors | Takes::Pair) {
+            push("rewards/accuracies", over(&|o| f64::from(u8::from(o.margin() > 0.0))));
+        }
     }
-    let anchors = || groups.iter().flat_map(|g| g.outcome.responses.iter().take(split(&g.outcome)));
-    push(&format!("logps/{positive}"), mean(anchors().map(|r| f64::from(r.logp))));
-    if method != Method::Sft {
-        let last = groups.iter().filter_map(|g| g.outcome.responses.last());
-        push(&format!("logps/{negative}"), mean(last.map(|r| f64::from(r.logp))));
+    for (side, name) in sides(method).into_iter().enumerate() {
+        if let Some(name) = name {
+            let responses = groups.iter().flat_map(|g| g.side(method, side));
+            push(&format!("logps/{name}"), mean(responses.map(|r| f64::from(r.logp))));
+        }
+    }
+    if matches!(method, Method::Slic | Method::Orpo) {
+        let per_token = |r: &Scored| f64::from(r.logp) / r.token_logps.len() as f64;
+        push("nll_loss", -mean(groups.iter().flat_map(|g| g.side(method, 0)).map(per_token)));
+        if method == Method::Orpo {
+            let odds = |o: &GroupOutcome| {
+                let [chosen, rejected] = [0, 1].map(|i| log_odds(per_token(&o.responses[i])));
+                chosen - rejected
+            };
+            push("log_odds_chosen", over(&odds));
+            push("log_odds_ratio", over(&|o| -softplus(-odds(o))));
+        }
     }
     // Only anchors are the reference's own samples, which the estimate needs.
-    if method == Method::D2o {
+    if takes == Takes::Anchors {
         let tokens = groups.iter().flat_map(|g| {
-            let pairs = g.outcome.responses.iter().zip(&g.reference).take(split(&g.outcome));
+            let anchors = g.outcome.responses.len() - 1;
+            let pairs = g.outcome.responses[..anchors].iter().zip(&g.reference);
             pairs.flat_map(|(r, reference)| r.token_logps.iter().copied().zip(reference.iter().copied()))
         });
         push("kl/anchor", kl(tokens));
     }
-    push("entropy", mean(groups.iter().flat_map(|g| &g.outcome.responses).map(|r| f64::from(r.entropy))));
+    let present = groups.iter().flat_map(|g| &g.outcome.responses).filter(|r| !r.token_logps.is_empty());
+    push("entropy", mean(present.map(|r| f64::from(r.entropy))));
     metrics
 }

@@ -12,6 +12,7 @@ mod order;
 mod plan;
 mod reach;
 mod references;
+mod responses;
 mod setup;
 mod step;
 mod stop;

@@ -1,9 +1,11 @@
 //! How large a run's batches get at most, by the lengths of its examples and the limits on their anchors: what buffers are made for,
 //! and what the plan counts.
 
+use super::align::loss_of;
 use super::anchors::Anchor;
-use super::evaluate::{EVAL_ANCHORS, held_out_responses, loss_responses};
-use crate::config::{Method, RunConfig};
+use super::evaluate::eval_anchors;
+use super::responses::{held_out_responses, loss_responses, reference_responses};
+use crate::config::{RunConfig, Takes};
 use crate::data::{Example, Group};
 use crate::gpu::Memory;
 use crate::model::{Capacity, DecoderConfig};
@@ -48,27 +50,30 @@ impl Reach {
         let (method, a, t) = (config.method.method, &config.anchors, &config.train);
         let known = |i: usize| anchors.and_then(|all| all.get(i)).map_or(&[][..], Vec::as_slice);
         let online = a.online_start_step.is_some();
-        let k = config.method.num_samples;
+        let takes_anchors = method.takes() == Takes::Anchors;
+        let k = if takes_anchors { config.method.num_samples } else { 0 };
         // Anchors that are not drawn yet are as long as they may be.
         let longest = anchors.into_iter().flatten().flatten().map(|anchor| anchor.ids.len()).max();
         let blank = vec![0; longest.unwrap_or(0).max(a.max_new_tokens)];
         let undrawn = &blank[..a.max_new_tokens];
-        let groups: Vec<Group> = train
-            .iter()
-            .enumerate()
-            .map(|(i, example)| {
-                let drawn = known(i).iter().map(|anchor| anchor.ids.len());
-                let drawn = drawn.map(|n| &blank[..if online { n.max(a.max_new_tokens) } else { n }]);
-                let missing = std::iter::repeat_n(undrawn, k.saturating_sub(known(i).len()));
-                let responses = loss_responses(method, example, drawn.chain(missing));
-                Group { prompt: &example.prompt_ids, responses }
-            })
-            .collect();
+        let anchors_of = |i: usize| {
+            let drawn = known(i).iter().map(|anchor| anchor.ids.len());
+            let drawn = drawn.map(|n| &blank[..if online { n.max(a.max_new_tokens) } else { n }]);
+            drawn.chain(std::iter::repeat_n(undrawn, k.saturating_sub(known(i).len())))
+        };
+        let all_train = || train.iter().enumerate();
+        let groups: Vec<Group> =
+            all_train().map(|(i, e)| group(e, loss_responses(method, e, anchors_of(i)))).collect();
+        let scored: Vec<Group> =
+            all_train().map(|(i, e)| group(e, reference_responses(method, e, anchors_of(i)))).collect();
+        // Before a step of KTO the policy scores other examples' answers, in the step's workspace.
+        let others = train.iter().filter_map(|e| Some(group(e, vec![e.kl_ids.as_deref()?])));
         let (batch, step) = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
         // A step may have an example more than once.
-        let repeated: Vec<Group> =
-            std::iter::repeat_n(&groups, copies(config, groups.len())).flatten().cloned().collect();
-        let eval_k = k.min(EVAL_ANCHORS);
+        let times = copies(config, groups.len());
+        let repeated: Vec<Group> = std::iter::repeat_n(&groups, times).flatten().cloned().collect();
+        let others: Vec<Group> = others.flat_map(|other| vec![other; times]).collect();
+        let eval_k = eval_anchors(config);
         let held_out: Vec<Group> = eval
             .iter()
             .map(|example| {
@@ -78,7 +83,7 @@ impl Reach {
             })
             .collect();
         let mut draws = Vec::new();
-        if method == Method::D2o {
+        if method.is_of_negatives() {
             let prompt = |example: &Example| {
                 if online {
                     example.prompt_ids.len().max(example.sampling_ids.len())
@@ -87,7 +92,9 @@ impl Reach {
                 }
             };
             let missing = |i: usize| if online { k } else { k.saturating_sub(known(i).len()) };
-            draws.extend(train.iter().enumerate().map(|(i, example)| (prompt(example), missing(i))));
+            if takes_anchors {
+                draws.extend(train.iter().enumerate().map(|(i, example)| (prompt(example), missing(i))));
+            }
             let watched = eval.iter().filter(|example| example.negative_ids.is_some());
             draws.extend(watched.map(|example| (example.sampling_ids.len(), eval_k)));
             draws.retain(|(_, samples)| *samples > 0);
@@ -99,12 +106,17 @@ impl Reach {
         let step_budget = t.max_tokens_per_batch.unwrap_or(all).min(fits);
         let score = t.max_tokens_per_batch.unwrap_or(SCORE_TOKENS).min(fits);
         let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed());
-        let references = method != Method::Sft;
+        let references = loss_of(config).method.has_reference();
+        let step_capacity = |groups: &[Group]| capacity(groups, step_budget, batch);
+        let mut largest_step = step_capacity(&repeated);
+        if !others.is_empty() {
+            largest_step = largest_step.and(step_capacity(&others));
+        }
         Self {
-            step: Capacity { training: Some(t.recompute), ..capacity(&repeated, step_budget, batch) },
+            step: Capacity { training: Some(t.recompute), ..largest_step },
             whole_step: capacity(&repeated, all, batch * step),
-            scoring: references.then(|| capacity(&groups, score, all)),
-            following: (references && moves).then(|| capacity(&groups, score, batch * step)),
+            scoring: references.then(|| capacity(&scored, score, all)),
+            following: (references && moves).then(|| capacity(&scored, score, batch * step)),
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
             draws,
             largest: groups.iter().map(Group::tokens).max().unwrap_or(1),
@@ -120,13 +132,17 @@ impl Reach {
     }
 }
 
+fn group<'a>(example: &'a Example, responses: Vec<&'a [u32]>) -> Group<'a> {
+    Group { prompt: &example.prompt_ids, responses }
+}
+
 /// How often a step can have the same one of `examples`: a step that begins in one epoch goes on in the next.
 fn copies(config: &RunConfig, examples: usize) -> usize {
     let t = &config.train;
     let groups = t.per_device_train_batch_size * t.gradient_accumulation_steps;
     let once = t.max_steps.is_some_and(|steps| steps.saturating_mul(groups) <= examples);
     // Prompts whose samples all stay empty are left out: then a count that divides evenly does so no more.
-    let even = config.method.method != Method::D2o && examples.is_multiple_of(groups);
+    let even = config.method.method.takes() != Takes::Anchors && examples.is_multiple_of(groups);
     if once || even { 1 } else { (groups - 1).div_ceil(examples.max(1)) + 1 }
 }
 

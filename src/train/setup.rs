@@ -6,7 +6,8 @@ use super::align::{Setup, check_context};
 use super::anchors::Anchor;
 use super::plan::Plan;
 use super::reach::Reach;
-use crate::config::{self, Method, RunConfig};
+use super::responses::unpaired;
+use crate::config::{self, Method, RunConfig, Takes};
 use crate::data::{
     ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, ParseOptions,
     Prompt, Row, Truncation, build_examples, parse_jsonl, parse_jsonl_with, rows_with,
@@ -86,10 +87,13 @@ impl<'a> Inputs<'a> {
     pub fn read(&self, config: &RunConfig) -> Result<Job<'a>> {
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
         let (mut train, lengths) = self.train_examples(&tokenizer, config)?;
-        let eval = match self.eval_examples(&tokenizer, config)? {
+        let mut eval = match self.eval_examples(&tokenizer, config)? {
             Some(eval) => eval,
             None => hold_out(&mut train, config),
         };
+        if config.method.method == Method::Kto {
+            (train, eval) = (unpaired(train), unpaired(eval));
+        }
         let samples = self.samples.filter(|_| config.method.method == Method::D2o);
         let given = samples
             .map(|samples| Ok((samples.0, given_samples(samples, &tokenizer, config.method.num_samples)?)))
@@ -113,7 +117,7 @@ impl<'a> Inputs<'a> {
         let instruction = tokenizer.encode_text(&config.anchors.safety_instruction, false)?.len();
         // No longer than the context leaves room for.
         let answer = d.max_completion_length.min(model.context() / 2);
-        let drawn = if config.method.method == Method::D2o { config.anchors.max_new_tokens } else { 0 };
+        let drawn = if config.method.method.is_of_negatives() { config.anchors.max_new_tokens } else { 0 };
         let beside = answer.max(drawn) + instruction;
         let prompt = d.max_prompt_length.min(model.context().saturating_sub(beside)).max(1);
         let answer = Some(vec![0; answer]);
@@ -125,11 +129,15 @@ impl<'a> Inputs<'a> {
             sampling_ids: vec![0; prompt + instruction],
             negative_ids: answer.clone(),
             chosen_ids: answer,
+            kl_ids: None,
         };
         check_context(&model, config, &example, "the longest example")?;
         let mut train = vec![example; ASSUMED];
-        let eval =
+        let mut eval =
             if self.eval.is_some() { train[..HELD_OUT].to_vec() } else { hold_out(&mut train, config) };
+        if config.method.method == Method::Kto {
+            (train, eval) = (unpaired(train), unpaired(eval));
+        }
         let lengths = LengthCounts::default();
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths })
     }
@@ -152,10 +160,11 @@ impl<'a> Inputs<'a> {
         if let Some(split) = &config.data.split {
             rows = rows_with(rows, "split", split, origin)?;
         }
-        let needs = match config.method.method {
-            Method::D2o => Needs::Negative,
-            Method::Dpo => Needs::Pair,
-            Method::Sft => Needs::Chosen,
+        let needs = match config.method.method.takes() {
+            Takes::Anchors | Takes::Negative => Needs::Negative,
+            Takes::Pair => Needs::Pair,
+            Takes::Chosen => Needs::Chosen,
+            Takes::Either => Needs::Any,
         };
         let options = options(config, needs);
         let (examples, lengths) = build_examples(&rows, origin, tokenizer, &options)?;
@@ -178,10 +187,11 @@ impl<'a> Inputs<'a> {
         if let Some(split) = &config.data.eval_split {
             rows = rows_with(rows, "split", split, origin)?;
         }
-        let needs = match config.method.method {
-            Method::D2o => Needs::Any,
-            Method::Dpo => Needs::Pair,
-            Method::Sft => Needs::Chosen,
+        // Good answers alone watch the perplexity.
+        let needs = match config.method.method.takes() {
+            Takes::Anchors | Takes::Negative | Takes::Either => Needs::Any,
+            Takes::Pair => Needs::Pair,
+            Takes::Chosen => Needs::Chosen,
         };
         Ok(Some(build_examples(&rows, origin, tokenizer, &options(config, needs))?.0))
     }

@@ -26,14 +26,17 @@ pub struct Scored {
 pub struct GroupOutcome {
     /// The group's loss.
     pub loss: f32,
-    /// The argument of σ; `rewards/margins`.
-    pub z: f32,
-    /// β × the anchors' mean log-ratio.
-    pub anchor_reward: f32,
-    /// α × the negative's log-ratio.
-    pub negative_reward: f32,
+    /// Of all responses but the last (D²O's anchors: β × their mean log-ratio; of pairs the chosen answer), and of the last.
+    pub rewards: [f32; 2],
     /// Its responses, in order.
     pub responses: Vec<Scored>,
+}
+
+impl GroupOutcome {
+    /// The difference of the rewards; of D²O it is z, the argument of σ.
+    pub fn margin(&self) -> f32 {
+        self.rewards[0] - self.rewards[1]
+    }
 }
 
 /// A result that the device is still at work on. It can wait while more is recorded.
@@ -134,6 +137,8 @@ pub struct MicroBatch<'a> {
     pub groups: Vec<Group<'a>>,
     /// Per response of all groups; empty for methods without a reference.
     pub reference: Vec<f32>,
+    /// KTO's estimate of the KL divergence over the whole step; 0 for other methods.
+    pub kl: f64,
 }
 
 impl<'g> Trainer<'g> {
@@ -170,6 +175,19 @@ impl<'g> Trainer<'g> {
         }
     }
 
+    /// Log-probs of every response of `groups` as the policy now is, in the workspace of its steps.
+    pub async fn score(&mut self, groups: &[Group<'_>]) -> Result<Vec<Vec<Scored>>> {
+        let packed = Packed::new(groups);
+        let mut rec = Recorder::new(self.gpu);
+        let mut ws = self.fit(&packed)?;
+        ws.load(&mut rec, &packed)?;
+        self.decoder.score(&mut rec, self.decoder.policy(), &ws)?;
+        rec.submit();
+        let scored = read_scores(self.gpu, &ws, packed);
+        self.workspace = Some(ws);
+        scored.await
+    }
+
     /// Submits forward, loss and backward of one micro-batch: its gradients are added to the optimizer's. `divisor` is the
     /// number of groups in the whole step. The outcomes come when they are waited for, and nothing else has to wait for them.
     pub fn accumulate(
@@ -185,7 +203,7 @@ impl<'g> Trainer<'g> {
         let dropout = Some(Dropout { step: self.micro_batches, seed: self.seed });
         let pass = Pass { dropout, ..self.decoder.policy() };
         self.decoder.score(&mut rec, pass, &ws)?;
-        self.loss.record(&mut rec, &ws, divisor)?;
+        self.loss.record(&mut rec, &ws, divisor, batch.kl)?;
         self.decoder.backward(&mut rec, pass, self.optimizer.gradients(), &ws)?;
         rec.submit();
         self.micro_batches += 1;
@@ -196,9 +214,7 @@ impl<'g> Trainer<'g> {
             let (outcome, scored) = (outcome.await?, scored.await?);
             let outcomes = outcome.chunks_exact(4).zip(scored).map(|(o, responses)| GroupOutcome {
                 loss: o[0],
-                z: o[1],
-                anchor_reward: o[2],
-                negative_reward: o[3],
+                rewards: [o[2], o[3]],
                 responses,
             });
             Ok(outcomes.collect())

@@ -23,7 +23,7 @@ const RUN: [&str; 14] = [
 ];
 
 /// Settings that hold different things.
-const SETTINGS: [&[&str]; 14] = [
+const SETTINGS: [&[&str]; 17] = [
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "mlp"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "full"],
@@ -38,6 +38,9 @@ const SETTINGS: [&[&str]; 14] = [
     &["--quantize", "nf4", "--target-modules", "all-linear", "--r", "4"],
     &["--offload", "--recompute", "mlp"],
     &["--memory", "9MB", "--fit"],
+    &["--method", "kto", "--per-device-train-batch-size", "3"],
+    &["--method", "npo"],
+    &["--method", "simpo", "--full"],
 ];
 
 fn room() -> Room {

@@ -5,11 +5,11 @@ The fixtures are committed; this script is only needed to change them. It wants 
 
     python3 -m venv venv
     venv/bin/pip install torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors==0.8.0 numpy==2.4.6
-    venv/bin/python tests/golden/generate.py tiny losses                     # needs nothing else
+    venv/bin/python tests/golden/generate.py tiny                            # needs nothing else
     venv/bin/python tests/golden/generate.py smollm2 --smollm2 DIR/hf        # DIR made by get_smollm2.sh
     venv/bin/python tests/golden/generate.py stories                         # needs the shared data folder
 
-The shared data folder is `../shared/data` seen from the project's root; `--data` names another place.
+losses.py makes the losses' fixtures, families.py those of the families. The shared data folder is `../shared/data` seen from the project's root; `--data` names another place.
 
 What comes out
 --------------
@@ -17,10 +17,6 @@ tiny_untied/ tiny_tied/ tiny_biased/
     config.json, model.safetensors   a random Llama in Hugging Face's layout, f32
     golden.json                      23 token ids, the start of the completion, its log-probs and entropies, the loss
     golden.safetensors               `logits` (T, V), and `grad.<parameter>` of the loss for every parameter
-tiny_tied/adapter/                   a LoRA adapter in PEFT's layout with A and B both non-zero
-losses.json                          the batch, the reference log-probs, and ten AdamW steps of SFT, DPO and D2O,
-                                     each as full fine-tuning and as LoRA, on tiny_tied
-losses_<method>_<full|lora>.safetensors   the first step's gradients before clipping, one tensor a trainable tensor
 smollm2_score.json, smollm2_greedy.json   SmolLM2-135M-Instruct in f32: summed log-probs and greedy tokens
 stories260k.json                     the same for stories260K
 
@@ -234,170 +230,6 @@ def make_all_tiny():
         make_tiny(name, changes, seed)
 
 
-# ---------------------------------------------------------------- losses
-
-BETA = ALPHA = 0.1
-STEPS = 10
-OPTIMIZER = {
-    "name": "torch.optim.AdamW", "lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01,
-    "weight_decay_on": "every trainable tensor, norms and embeddings included", "schedule": "constant",
-    "clip_grad_norm": 1.0, "steps": STEPS,
-}  # fmt: skip
-DEFINITIONS = {
-    "logp": "sum over the response's tokens, prompt tokens never count",
-    "batch": "every step uses the whole batch of four groups; the loss is the mean over groups",
-    "sft": "per group minus the mean token logp of `chosen`; then the mean over groups",
-    "dpo": "-log sigmoid(beta * ((chosen - ref chosen) - (negative - ref negative))), beta = 0.1",
-    "d2o": "-log sigmoid(beta * mean_i(anchor_i - ref anchor_i) - alpha * (negative - ref negative)), "
-    "K = 3, alpha = beta = 0.1",
-    "reference": "fixed; full: the model before the first step; lora: the base model with the adapter off",
-    "adapter_logps_at_start": "the policy of a lora run before its first step (a full run starts at the reference)",
-    "losses": "loss before each step; `loss_after` after the last; `grad_norms` before clipping",
-    "gradients": "losses_<run>.safetensors: of the first step, before clipping, f32 roundings of float64 values",
-    "lora": "r 4, lora_alpha 8 (scale 2), dropout 0, all seven projections, start values in tiny_tied/adapter",
-}
-
-
-def make_batch(rng):
-    """Four groups of uneven lengths: prompts and responses down to one token, and one cut sample (no EOS)."""
-    lengths = [  # prompt, three anchors, negative, chosen
-        (7, (5, 9, 2), 6, 8),
-        (3, (1, 6, 4), 4, 3),
-        (12, (11, 3, 7), 1, 5),
-        (1, (2, 2, 8), 10, 1),
-    ]
-
-    def response(n, ends=True):
-        ids = rng.integers(3, COMMON["vocab_size"], n).tolist()
-        return ids[:-1] + [EOS] if ends else ids
-
-    batch = []
-    for number, (prompt, anchors, negative, chosen) in enumerate(lengths):
-        batch.append({
-            "prompt": [BOS] + rng.integers(3, COMMON["vocab_size"], prompt - 1).tolist(),
-            "anchors": [response(n, ends=(number, i) != (2, 0)) for i, n in enumerate(anchors)],
-            "negative": response(negative), "chosen": response(chosen),
-        })  # fmt: skip
-    return batch
-
-
-def group_logps(model, group):
-    """Summed log-probs of one group's responses, each scored in a forward of its own."""
-    one = lambda response: token_logps(model, group["prompt"], response)[0].sum()
-    return {
-        "anchors": torch.stack([one(a) for a in group["anchors"]]),
-        "negative": one(group["negative"]), "chosen": one(group["chosen"]),
-    }  # fmt: skip
-
-
-def batch_loss(method, model, batch, reference):
-    """The loss of a batch and what is logged beside it."""
-    softplus = torch.nn.functional.softplus
-    if method == "sft":
-        return torch.stack([sft_sequence(model, g["prompt"], g["chosen"]) for g in batch]).mean(), {}
-    ratios = []
-    for group, ref in zip(batch, reference):
-        policy = group_logps(model, group)
-        ratios.append({k: policy[k] - ref[k] for k in policy})
-    negative = torch.stack([r["negative"] for r in ratios])
-    if method == "dpo":
-        up, up_name = BETA * torch.stack([r["chosen"] for r in ratios]), "chosen"
-        down, down_name = BETA * negative, "rejected"
-    else:
-        up, up_name = BETA * torch.stack([r["anchors"].mean() for r in ratios]), "anchor"
-        down, down_name = ALPHA * negative, "negative"
-    z = up - down
-    logged = {
-        "z": z.mean().item(), f"rewards/{up_name}": up.mean().item(), f"rewards/{down_name}": down.mean().item(),
-        "rewards/accuracies": (z > 0).double().mean().item(), "z_of_groups": z.tolist(),
-    }  # fmt: skip
-    return softplus(-z).mean(), logged
-
-
-def make_adapter(folder, rng):
-    """Writes the PEFT adapter with explicit A and B, so that a first LoRA gradient reaches both."""
-    model = lora_model(load(HERE / "tiny_tied", torch.float32))
-    state = peft.get_peft_model_state_dict(model)
-    values = {n: torch.from_numpy(0.2 * rng.standard_normal(tuple(t.shape))).float() for n, t in state.items()}
-    folder.mkdir(exist_ok=True)
-    write_tensors(folder / "adapter_model.safetensors", values)
-    config = model.peft_config["default"].to_dict()
-    # to_dict keeps sets and enums, and the base model's path, which is a path of this machine.
-    config = json.loads(json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else str(v)))
-    config |= {"base_model_name_or_path": None, "inference_mode": True, "task_type": "CAUSAL_LM", "peft_type": "LORA"}
-    write_json(folder / "adapter_config.json", config)
-
-
-def lora_model(base):
-    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules=PROJECTIONS)
-    return peft.get_peft_model(base, config)
-
-
-def start_model(kind, dtype=torch.float64):
-    """The model of a run, and its trainable tensors under the names that a file gives them."""
-    model = load(HERE / "tiny_tied", dtype)
-    if kind == "lora":
-        model = peft.PeftModel.from_pretrained(model, HERE / "tiny_tied" / "adapter", is_trainable=True).to(dtype)
-    named = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
-    assert len(named) == (2 * 2 * 7 if kind == "lora" else 2 + 2 * 9)
-    return model, named
-
-
-def run(method, kind, batch, reference, dtype=torch.float64):
-    """Ten AdamW steps; returns the record and the first step's gradients."""
-    model, named = start_model(kind, dtype)
-    optimizer = torch.optim.AdamW(named.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-    record, gradients, logs = {"losses": [], "grad_norms": []}, {}, []
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        loss, logged = batch_loss(method, model, batch, reference)
-        loss.backward()
-        if step == 0:
-            gradients = {n: p.grad.clone() for n, p in named.items()}
-        record["losses"].append(loss.item())
-        record["grad_norms"].append(torch.nn.utils.clip_grad_norm_(named.values(), 1.0).item())
-        logs.append(logged)
-        optimizer.step()
-    with torch.no_grad():
-        record["loss_after"] = batch_loss(method, model, batch, reference)[0].item()
-    for key in logs[0]:
-        record[key] = [log[key] for log in logs]
-    return record, gradients
-
-
-@torch.no_grad()
-def start_logps(kind, batch):
-    model, _ = start_model(kind)
-    return [group_logps(model, group) for group in batch]
-
-
-def make_losses():
-    """The batch, the adapter and the six runs; each is run again in plain f32 to show what rounding alone does."""
-    rng = np.random.default_rng(29)
-    batch = make_batch(rng)
-    make_adapter(HERE / "tiny_tied" / "adapter", rng)
-    names = [(method, kind) for method in ("sft", "dpo", "d2o") for kind in ("full", "lora")]
-    with float64_llama():
-        reference, adapted = start_logps("full", batch), start_logps("lora", batch)
-        runs = {name: run(*name, batch, reference) for name in names}
-    records = {}
-    for (method, kind), (record, gradients) in runs.items():
-        f32, f32_gradients = run(method, kind, batch, reference, torch.float32)
-        off = lambda key: max(abs(a - b) for a, b in zip(record[key], f32[key]))
-        off_gradient = max((g - f32_gradients[n]).abs().max().item() for n, g in gradients.items())
-        record["f32_torch_max_difference"] = {
-            "losses": off("losses"), "grad_norms": off("grad_norms"), "first_gradients": off_gradient,
-        }  # fmt: skip
-        write_tensors(HERE / f"losses_{method}_{kind}.safetensors", gradients)
-        records[f"{method}_{kind}"] = record
-    plain = lambda groups: [{k: v.tolist() for k, v in g.items()} for g in groups]
-    write_json(HERE / "losses.json", {
-        "made_with": MADE_WITH, "fixture": "tiny_tied", "adapter": "tiny_tied/adapter",
-        "alpha": ALPHA, "beta": BETA, "definitions": DEFINITIONS, "optimizer": OPTIMIZER, "batch": batch,
-        "reference_logps": plain(reference), "adapter_logps_at_start": plain(adapted), "runs": records,
-    })  # fmt: skip
-
-
 # ---------------------------------------------------------------- real models
 
 
@@ -497,7 +329,7 @@ def make_stories(path):
 
 def main():
     parser = argparse.ArgumentParser(description="make the golden fixtures; see the head of this file")
-    parser.add_argument("parts", nargs="+", choices=["tiny", "losses", "smollm2", "stories"])
+    parser.add_argument("parts", nargs="+", choices=["tiny", "smollm2", "stories"])
     parser.add_argument("--smollm2", type=pathlib.Path, help="Hugging Face directory of SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT.parent / "shared" / "data", help="shared data folder")
     args = parser.parse_args()
@@ -506,8 +338,6 @@ def main():
     torch.set_num_threads(2)
     if "tiny" in args.parts:
         make_all_tiny()
-    if "losses" in args.parts:
-        make_losses()
     if "smollm2" in args.parts:
         make_smollm2(args.smollm2, args.data)
     if "stories" in args.parts:

@@ -59,17 +59,17 @@ fn weights(biased: bool, lora: bool, tied: bool) -> Tensors {
 }
 
 /// D²O of one packed group against a made-up reference: the loss, and the coefficients of its responses.
-fn group_loss(logps: &[f64]) -> preference::Outcome {
+fn group_loss(logps: &[&[f64]]) -> preference::Outcome {
     let reference: Vec<f64> = (0..logps.len()).map(|i| -5.0 - i as f64).collect();
-    preference::forward(D2O, logps, &reference, &vec![1; logps.len()], false)
+    preference::forward(D2O, logps, &reference, preference::Terms::default())
 }
 
 fn loss_and_gradients(weights: &Tensors, batch: &Batch) -> (f64, Tensors) {
     let table = table();
     let model = Model { shape: SHAPE, weights, table: &table };
     let saved = forward(model, batch);
-    let outcome = group_loss(&logps(batch, &saved));
-    (outcome.loss, backward(model, batch, &saved, &row_coefficients(batch, &outcome.coefficients)))
+    let outcome = group_loss(&token_logps(batch, &saved));
+    (outcome.loss, backward(model, batch, &saved, &outcome.coefficients.concat()))
 }
 
 /// Central differences over a few elements of every tensor.
@@ -84,7 +84,7 @@ fn check(weights: &Tensors) {
         let found = finite::difference(&weights[name], gradient, which, |w| {
             moved.insert(name.clone(), w.to_vec());
             let saved = forward(Model { shape: SHAPE, weights: &moved, table: &table }, &batch);
-            group_loss(&logps(&batch, &saved)).loss
+            group_loss(&token_logps(&batch, &saved)).loss
         });
         assert_eq!(found, Ok(()), "{name}");
     }
@@ -139,12 +139,12 @@ fn a_shared_prompt_equals_separate_sequences() {
             (batch, saved)
         })
         .collect();
-    let sums: Vec<f64> = alone.iter().map(|(b, s)| logps(b, s)[0]).collect();
-    let outcome = group_loss(&sums);
+    let tokens: Vec<&[f64]> = alone.iter().map(|(b, s)| token_logps(b, s)[0]).collect();
+    let outcome = group_loss(&tokens);
     assert!((outcome.loss - loss).abs() < 1e-12);
     let mut sum = Tensors::new();
     for ((batch, saved), c) in alone.iter().zip(&outcome.coefficients) {
-        for (name, gradient) in backward(model, batch, saved, &row_coefficients(batch, &[*c])) {
+        for (name, gradient) in backward(model, batch, saved, c) {
             accumulate(&mut sum, &name, &gradient);
         }
     }
@@ -174,8 +174,9 @@ fn the_order_of_the_anchors_does_not_matter() {
     let run = |responses: &[&[u32]]| {
         let batch = pack(&[(PROMPT, responses)]);
         let saved = forward(model, &batch);
-        let found = preference::forward(D2O, &logps(&batch, &saved), &[-9.0; 4], &[1; 4], false);
-        (found.loss, backward(model, &batch, &saved, &row_coefficients(&batch, &found.coefficients)))
+        let tokens = token_logps(&batch, &saved);
+        let found = preference::forward(D2O, &tokens, &[-9.0; 4], preference::Terms::default());
+        (found.loss, backward(model, &batch, &saved, &found.coefficients.concat()))
     };
     let (a, b) = (run(y), run(swapped));
     assert!((a.0 - b.0).abs() < 1e-13);

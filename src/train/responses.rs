@@ -1,0 +1,113 @@
+//! Which answers a method's loss takes of an example, and which are scored beside them.
+
+use crate::config::{Method, Takes};
+use crate::data::Example;
+
+/// The responses that a method's loss takes, in its order.
+pub(super) fn loss_responses<'a>(
+    method: Method,
+    example: &'a Example,
+    anchors: impl Iterator<Item = &'a [u32]>,
+) -> Vec<&'a [u32]> {
+    let chosen = example.chosen_ids.as_deref();
+    let negative = example.negative_ids.as_deref();
+    match method.takes() {
+        Takes::Anchors => anchors.chain(negative).collect(),
+        Takes::Negative => negative.into_iter().collect(),
+        Takes::Pair => chosen.into_iter().chain(negative).collect(),
+        Takes::Chosen => chosen.into_iter().collect(),
+        // One of the two is empty.
+        Takes::Either => vec![chosen.unwrap_or_default(), negative.unwrap_or_default()],
+    }
+}
+
+/// Those that the references score: the loss's, and of KTO the answer of another example.
+pub(super) fn reference_responses<'a>(
+    method: Method,
+    example: &'a Example,
+    anchors: impl Iterator<Item = &'a [u32]>,
+) -> Vec<&'a [u32]> {
+    loss_responses(method, example, anchors).into_iter().chain(example.kl_ids.as_deref()).collect()
+}
+
+/// Those of a held-out example: the references', then what only watches: anchors and the good answer, where they are not among them.
+pub(super) fn held_out_responses<'a>(
+    method: Method,
+    example: &'a Example,
+    anchors: impl Iterator<Item = &'a [u32]> + Clone,
+) -> Vec<&'a [u32]> {
+    let mut responses = reference_responses(method, example, anchors.clone());
+    if method.takes() == Takes::Negative {
+        responses.extend(anchors);
+    }
+    if method.is_of_negatives() {
+        responses.extend(example.chosen_ids.as_deref());
+    }
+    responses
+}
+
+/// Where [`held_out_responses`] has what: the loss's own, the anchors, and the good answer.
+pub(super) struct HeldOutParts {
+    /// The loss's responses come first.
+    pub own: usize,
+    /// The anchors, the model's own answers.
+    pub anchors: std::ops::Range<usize>,
+    /// The good answer.
+    pub good: Option<usize>,
+}
+
+impl HeldOutParts {
+    /// Of an example with `drawn` anchors.
+    pub fn of(method: Method, example: &Example, drawn: usize) -> Self {
+        let own = loss_responses(method, example, std::iter::repeat_n(&[][..], drawn)).len();
+        let (anchors, behind) = match method.takes() {
+            Takes::Anchors => (0..drawn, own),
+            Takes::Negative => (own..own + drawn, own + drawn),
+            _ => (0..0, own),
+        };
+        let good = if method.is_of_negatives() { behind } else { 0 };
+        Self { own, anchors, good: example.chosen_ids.is_some().then_some(good) }
+    }
+}
+
+/// What KTO learns from: each answer by itself, and beside it the answer of the example before it, on which the KL divergence from the
+/// reference is estimated (as TRL pairs them).
+pub(super) fn unpaired(examples: Vec<Example>) -> Vec<Example> {
+    let apart = |example: Example| {
+        let chosen = Example { negative_ids: None, ..example.clone() };
+        let negative = Example { chosen_ids: None, ..example };
+        [chosen, negative]
+    };
+    let has_answer = |example: &Example| example.chosen_ids.is_some() || example.negative_ids.is_some();
+    let mut all: Vec<Example> = examples.into_iter().flat_map(apart).filter(has_answer).collect();
+    let answers: Vec<Option<Vec<u32>>> =
+        all.iter().map(|e| e.chosen_ids.clone().or(e.negative_ids.clone())).collect();
+    let before = answers.iter().cycle().skip(answers.len().saturating_sub(1));
+    all.iter_mut().zip(before).for_each(|(example, answer)| example.kl_ids = answer.clone());
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Prompt;
+
+    #[test]
+    fn pairs_are_taken_apart_and_each_meets_the_answer_before_it() {
+        let example = |chosen: Option<u32>, negative: Option<u32>| Example {
+            line: 1,
+            row: 0,
+            prompt: Prompt::Text(String::new()),
+            prompt_ids: vec![1],
+            sampling_ids: vec![1],
+            chosen_ids: chosen.map(|id| vec![id]),
+            negative_ids: negative.map(|id| vec![id]),
+            kl_ids: None,
+        };
+        let found = unpaired(vec![example(Some(5), Some(6)), example(None, Some(7)), example(Some(8), None)]);
+        let parts: Vec<_> =
+            found.iter().map(|e| reference_responses(Method::Kto, e, std::iter::empty()).concat()).collect();
+        assert_eq!(parts, [[5, 8], [6, 5], [7, 6], [8, 7]]);
+        assert!(found.iter().all(|e| loss_responses(Method::Kto, e, std::iter::empty()).len() == 2));
+    }
+}

@@ -1,0 +1,266 @@
+//! Every method against PyTorch: losses, every gradient, ten optimizer steps; and against TRL's own figures.
+
+use std::collections::BTreeSet;
+
+use aweigh::Result;
+use aweigh::config::RunConfig;
+use aweigh::data::packing::Group;
+use aweigh::data::{Example, Prompt};
+use aweigh::loss::{Loss, Method};
+use aweigh::model::{Adapter, Decoder, Training};
+use aweigh::nn::Pass;
+use aweigh::optim::{AdamW, Optimizer};
+use aweigh::reference::compare::compare;
+use aweigh::train::{Metrics, MicroBatch, Observer, Setup, Trainer, align, score};
+use pollster::block_on;
+
+use crate::common::*;
+use crate::{ABS, EPS, compare_gradients};
+
+/// A group of the golden batch: its prompt and responses.
+type Owned = (Vec<u32>, Vec<Vec<u32>>);
+
+/// The golden batch's groups for `method`, and of KTO each answer's prompt with the answer before it.
+fn batch(method: &str) -> (Vec<Owned>, Vec<Owned>) {
+    let info = golden_json("losses.json");
+    let (mut groups, mut answers) = (Vec::new(), Vec::new());
+    for group in info["batch"].as_array().expect("groups") {
+        let (prompt, chosen, negative) =
+            (ids(&group["prompt"]), ids(&group["chosen"]), ids(&group["negative"]));
+        answers.extend([chosen.clone(), negative.clone()].map(|answer| (prompt.clone(), answer)));
+        match method {
+            "sft" => groups.push((prompt, vec![chosen])),
+            "ga" | "ul" | "npo" | "simnpo" => groups.push((prompt, vec![negative])),
+            "kto" => groups
+                .extend([(prompt.clone(), vec![chosen, Vec::new()]), (prompt, vec![Vec::new(), negative])]),
+            "d2o" => {
+                let anchors = group["anchors"].as_array().expect("anchors").iter().map(ids);
+                groups.push((prompt, anchors.chain([negative]).collect()));
+            }
+            _ => groups.push((prompt, vec![chosen, negative])),
+        }
+    }
+    let before = answers.iter().cycle().skip(answers.len() - 1);
+    let others =
+        answers.iter().zip(before).map(|((prompt, _), (_, other))| (prompt.clone(), vec![other.clone()]));
+    (groups, if method == "kto" { others.collect() } else { Vec::new() })
+}
+
+/// A method of losses.json with its constants.
+fn method_of(name: &str) -> Method {
+    let info = golden_json("losses.json");
+    let constant = |key: &str| {
+        let value = info["methods"][name][key].as_f64();
+        value.unwrap_or_else(|| panic!("losses.json: no {key} of {name}"))
+    };
+    let beta = || constant("beta");
+    match name {
+        "sft" => Method::Sft,
+        "ga" => Method::Ga,
+        "ul" => Method::Ul,
+        "dpo" => Method::Dpo { beta: beta(), label_smoothing: 0.0 },
+        "cdpo" => Method::Dpo { beta: beta(), label_smoothing: constant("label_smoothing") },
+        "ipo" => Method::Ipo { beta: beta() },
+        "hinge" => Method::Hinge { beta: beta() },
+        "slic" => Method::Slic { delta: constant("delta"), sft_weight: constant("sft_weight") },
+        "simpo" => Method::Simpo { beta: beta(), gamma: constant("gamma") },
+        "orpo" => Method::Orpo { beta: beta() },
+        "kto" => Method::Kto {
+            beta: beta(),
+            desirable_weight: constant("desirable_weight"),
+            undesirable_weight: constant("undesirable_weight"),
+        },
+        "npo" => Method::Npo { beta: beta() },
+        "simnpo" => Method::Simnpo { beta: beta(), gamma: constant("gamma") },
+        "d2o" => Method::D2o { alpha: constant("alpha"), beta: beta() },
+        other => panic!("no method {other}"),
+    }
+}
+
+fn decoder_of(adapter: bool) -> Decoder {
+    if !adapter {
+        return load("tiny_tied", Training::Full);
+    }
+    let config = golden("tiny_tied/adapter/adapter_config.json");
+    let weights = golden("tiny_tied/adapter/adapter_model.safetensors");
+    let adapter = Adapter::parse(("adapter_config.json", &config), ("adapter_model.safetensors", &weights));
+    load("tiny_tied", Training::Adapter(&adapter.expect("an adapter")))
+}
+
+/// The summed log-probs of all responses.
+fn sums(decoder: &Decoder, pass: Pass, groups: &[Group]) -> Vec<Vec<f32>> {
+    let scored = block_on(score(gpu(), decoder, pass, groups, 64, &mut |_, _| Ok(()))).expect("scores");
+    scored.iter().map(|group| group.iter().map(|response| response.logp).collect()).collect()
+}
+
+/// Ten steps of `name` ("d2o_lora"), in micro-batches of `micro` groups, against PyTorch's losses, norms and first gradients.
+fn ten_steps(name: &str, micro: usize) {
+    let (method, kind) = name.split_once('_').expect("a run's name");
+    let info = golden_json("losses.json");
+    let run = &info["runs"][name];
+    let settings = AdamW {
+        adam_beta1: 0.9,
+        adam_beta2: 0.999,
+        adam_epsilon: 1e-8,
+        weight_decay: 0.01,
+        max_grad_norm: 1.0,
+        ..AdamW::default()
+    };
+    let (owned, others) = batch(method);
+    let groups: Vec<Group> = owned.iter().map(|(prompt, responses)| group(prompt, responses)).collect();
+    let others: Vec<Group> = others.iter().map(|(prompt, responses)| group(prompt, responses)).collect();
+    let decoder = decoder_of(kind == "lora");
+    let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("optimizer");
+    // The reference is the start: for LoRA the base model, for full fine-tuning the weights before the first step.
+    let reference = sums(&decoder, decoder.base(), &groups);
+    let of_others = sums(&decoder, decoder.base(), &others);
+    let loss = Loss { method: method_of(method), length_normalize: false };
+    let mut trainer = Trainer::new(gpu(), decoder, optimizer, loss, 0);
+    let (mut losses, mut norms, mut margins, mut kls) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for step in 0..=10 {
+        let (mut loss, mut margin) = (0.0, 0.0);
+        let now = block_on(trainer.score(&others)).expect("scores");
+        let ratios = now.iter().zip(&of_others).map(|(now, then)| f64::from(now[0].logp - then[0]));
+        let kl = (ratios.sum::<f64>() / others.len().max(1) as f64).max(0.0);
+        for (groups, reference) in groups.chunks(micro).zip(reference.chunks(micro)) {
+            let batch = MicroBatch { groups: groups.to_vec(), reference: reference.concat(), kl };
+            let outcomes = block_on(trainer.accumulate(&batch, owned.len()).expect("a micro-batch"))
+                .expect("its outcomes");
+            loss += outcomes.iter().map(|o| f64::from(o.loss)).sum::<f64>() / owned.len() as f64;
+            margin += outcomes.iter().map(|o| f64::from(o.margin())).sum::<f64>() / owned.len() as f64;
+        }
+        losses.push(loss as f32);
+        margins.push(margin as f32);
+        kls.push(kl as f32);
+        if step == 0 {
+            let file = format!("losses/{name}.safetensors");
+            compare_gradients(&trainer.decoder, trainer.optimizer.gradients(), &file, "", ABS, EPS);
+        }
+        if step < 10 {
+            norms.push(block_on(trainer.step(1e-3).expect("a step")).expect("its norm"));
+        }
+    }
+    let after = run["loss_after"].as_f64().expect("a number");
+    let expected: Vec<f64> = numbers(&run["losses"]).into_iter().chain([after]).collect();
+    compare(&losses, &expected, 1e-5, 1e-4).unwrap_or_else(|m| panic!("{name}: losses: {m}"));
+    // Adam divides by the root of v: an element with a gradient near zero moves by its rounding error, and the norm feels
+    // that from the third step or so on.
+    let expected = numbers(&run["grad_norms"]);
+    compare(&norms[..2], &expected[..2], 0.0, 1e-5).unwrap_or_else(|m| panic!("{name}: first norms: {m}"));
+    compare(&norms, &expected, 0.0, 1e-3).unwrap_or_else(|m| panic!("{name}: norms: {m}"));
+    for (key, found) in [("z", &margins), ("kl", &kls)] {
+        if run[key].is_array() {
+            let expected = numbers(&run[key]);
+            compare(&found[..10], &expected, 1e-4, 1e-4).unwrap_or_else(|m| panic!("{name}: {key}: {m}"));
+        }
+    }
+}
+
+/// The methods of losses.json, fully and as LoRA, each a test of its own.
+macro_rules! methods {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            ten_steps(concat!(stringify!($name), "_full"), 8);
+            ten_steps(concat!(stringify!($name), "_lora"), 8);
+        })*
+
+        #[test]
+        fn every_method_of_the_fixture_is_tested() {
+            let info = golden_json("losses.json");
+            let names: BTreeSet<&str> = info["methods"].as_object().expect("methods").keys().map(String::as_str).collect();
+            assert_eq!(names, BTreeSet::from([$(stringify!($name)),*]));
+        }
+
+        #[test]
+        fn accumulation_equals_the_large_batch() {
+            for name in [$(stringify!($name)),*] {
+                ten_steps(&format!("{name}_lora"), 1);
+            }
+            ten_steps("sft_full", 3);
+            ten_steps("kto_full", 3);
+        }
+    };
+}
+
+methods! { sft ga ul dpo cdpo ipo hinge slic simpo orpo kto npo simnpo d2o }
+
+/// Keeps the first step's figures.
+#[derive(Default)]
+struct First(Option<Metrics>);
+
+impl Observer for First {
+    fn step(&mut self, metrics: &Metrics) -> Result<()> {
+        self.0.get_or_insert_with(|| metrics.clone());
+        Ok(())
+    }
+}
+
+/// What a run logs of its first step: the policy is the golden adapter, the reference the model without it.
+fn first_metrics(name: &str) -> Metrics {
+    let info = golden_json("losses.json");
+    let constant = |key: &str| info["methods"][name][key].as_f64();
+    let (groups, others) = batch(name);
+    let answer = |responses: &[Vec<u32>], i: usize| responses.get(i).filter(|ids| !ids.is_empty()).cloned();
+    let train: Vec<Example> = (0..)
+        .zip(&groups)
+        .map(|(row, (prompt, responses))| Example {
+            line: row + 1,
+            row,
+            prompt: Prompt::Text(String::new()),
+            prompt_ids: prompt.clone(),
+            sampling_ids: prompt.clone(),
+            chosen_ids: answer(responses, 0),
+            negative_ids: answer(responses, 1),
+            kl_ids: others.get(row).map(|(_, other)| other[0].clone()),
+        })
+        .collect();
+    let mut config = RunConfig::default();
+    config.method.method = serde_json::from_value(name.into()).expect("a method");
+    config.method.beta = constant("beta");
+    config.method.gamma = constant("gamma");
+    config.method.desirable_weight = constant("desirable_weight").unwrap_or(1.0);
+    config.method.undesirable_weight = constant("undesirable_weight").unwrap_or(1.0);
+    config.train.shuffle = false;
+    config.train.max_steps = Some(1);
+    // In two halves, which must not be seen.
+    config.train.per_device_train_batch_size = train.len() / 2;
+    config.train.gradient_accumulation_steps = 2;
+    let setup = Setup {
+        decoder: decoder_of(true),
+        fresh_adapter: true,
+        train,
+        eval: Vec::new(),
+        anchors: None,
+        positive: None,
+        negative: None,
+        ends: vec![2],
+    };
+    let mut first = First::default();
+    block_on(align(gpu(), setup, &config, &mut first)).expect("a run");
+    first.0.expect("a step")
+}
+
+/// TRL's own loss and figures, under the same names.
+#[test]
+fn what_trl_logs() {
+    let info = golden_json("losses.json");
+    for (method, found) in info["trl"].as_object().expect("methods") {
+        let metrics = first_metrics(method);
+        let logged = found["metrics"].as_object().expect("metrics").iter();
+        for (name, value) in
+            logged.map(|(name, value)| (name.as_str(), value)).chain([("loss", &found["loss"])])
+        {
+            // Of SimPO TRL logs mean log-probs per token, Aweigh sums everywhere, and a loss of no weight as 0.
+            if method == "simpo" && (name.starts_with("logps/") || name == "nll_loss") {
+                continue;
+            }
+            let here = metrics.get(name).unwrap_or_else(|| panic!("{method}: no {name}"));
+            let value = value.as_f64().expect("a number");
+            assert!(
+                (here - value).abs() < 2e-5 * value.abs().max(1.0),
+                "{method} {name}: {here}, TRL {value}"
+            );
+        }
+    }
+}
