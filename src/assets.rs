@@ -33,6 +33,7 @@ pub fn model() -> ModelBytes<'static> {
     ModelBytes {
         quantize: None,
         offload: false,
+        judge: false,
         name: NAME,
         config: asset!("config.json"),
         weights: vec![("tiny/model.safetensors", asset!("model.safetensors"))],

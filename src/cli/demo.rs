@@ -13,20 +13,13 @@ use super::output::{Output, bytes, table};
 use super::progress::{Unit, seconds};
 use super::record::Recorder;
 use crate::assets;
-use crate::config::{AnchorConfig, LrScheduler, RunConfig};
-use crate::data::packing::Group;
-use crate::data::{
-    ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_jsonl,
-};
+use crate::config::{LrScheduler, RunConfig};
 use crate::error::{Error, Result};
-use crate::eval::helpdesk::{self, Topic, Verdict, judge};
+use crate::eval::helpdesk::{self, HeldOut, MAX_NEW_TOKENS, Measured};
 use crate::files::{Model, RunFolder, TRAIN_COPY, write_whole};
-use crate::gpu::Gpu;
-use crate::kernels::sample::Settings;
 use crate::model::Decoder;
 use crate::nn::Pass;
-use crate::sample::{self, Request};
-use crate::train::{Inputs, Prepared, StopReason, align, sampling_settings, score};
+use crate::train::{Inputs, Prepared, StopReason, align};
 
 /// Align the built-in model: a help desk that is rude a third of the time.
 ///
@@ -61,9 +54,6 @@ Examples:
 Afterwards:
   aweigh generate --model demo-run/model";
 
-/// Answers are no longer than this: the grammar's longest has 39 tokens.
-const MAX_NEW_TOKENS: usize = 44;
-
 /// The demo's settings.
 fn config(args: &Args) -> RunConfig {
     let mut config = RunConfig::default();
@@ -85,102 +75,6 @@ fn config(args: &Args) -> RunConfig {
     config.gpu.tuning = !args.gpu.no_tuning;
     config.gpu.precision = args.gpu.precision;
     config
-}
-
-/// What the model does on the held-out prompts.
-#[derive(Debug, Clone, Serialize)]
-struct Measured {
-    hostile_share: f64,
-    on_topic_share: f64,
-    negative_logp: f64,
-    good_perplexity: f64,
-    #[serde(skip)]
-    answers: Vec<String>,
-}
-
-/// The held-out prompts with their good and hostile answers, and their topics.
-struct HeldOut {
-    examples: Vec<Example>,
-    topics: Vec<Topic>,
-    prompts: Vec<String>,
-}
-
-impl HeldOut {
-    fn read(tokenizer: &ChatTokenizer) -> Result<Self> {
-        let (origin, bytes) = assets::HELD_OUT;
-        let rows = parse_jsonl(bytes, origin)?;
-        let options =
-            ExampleOptions { needs: Needs::Pair, limits: LengthLimits::default(), instruction: None };
-        let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
-        let topic = |row: &Row| row.raw.get("topic").and_then(|t| t.as_str()).and_then(Topic::from_name);
-        let topics = rows.iter().map(topic).collect::<Option<Vec<_>>>().ok_or_else(|| {
-            Error::input(
-                origin,
-                "a known topic in each row",
-                "another",
-                "make the data again: examples/make_tiny_data.rs",
-            )
-        })?;
-        let prompts = rows.iter().map(|row| row.prompt.last_text().to_string()).collect();
-        Ok(Self { examples, topics, prompts })
-    }
-
-    async fn measure(
-        &self,
-        gpu: &Gpu,
-        decoder: &Decoder,
-        pass: Pass<'_>,
-        tokenizer: &ChatTokenizer,
-        (what, seed): (&str, u32),
-        output: &Output,
-    ) -> Result<Measured> {
-        let mut progress = output.progress(what, self.examples.len() as u64, Unit::Items);
-        let mut advance = |items: usize, tokens: usize| {
-            progress.advance(items as u64, tokens as u64);
-            interrupt::check()
-        };
-        let settings = Settings {
-            max_new_tokens: MAX_NEW_TOKENS as u32,
-            // Other draws than the run's own.
-            ..sampling_settings(&AnchorConfig::default(), seed ^ 0x5eed, tokenizer.end_tokens())
-        };
-        let request = |(i, e): (u32, &'_ Example)| (i, e.prompt_ids.clone());
-        let prompts: Vec<(u32, Vec<u32>)> = (0..).zip(&self.examples).map(request).collect();
-        let requests: Vec<Request> = prompts
-            .iter()
-            .map(|(i, prompt)| Request { prompt, first_sample: 0, samples: 1, index: *i })
-            .collect();
-        let drawn = sample::generate(gpu, decoder, pass, &requests, &settings, &mut advance).await?;
-        let texts = drawn.iter().flatten().map(|answer| tokenizer.decode(&answer.ids, true));
-        let answers = texts.collect::<Result<Vec<_>>>()?;
-        let verdicts: Vec<Verdict> = self.topics.iter().zip(&answers).map(|(&t, a)| judge(t, a)).collect();
-        let share =
-            |f: fn(&Verdict) -> bool| verdicts.iter().filter(|v| f(v)).count() as f64 / verdicts.len() as f64;
-        let groups: Vec<Group> = self
-            .examples
-            .iter()
-            .map(|e| {
-                let answers = [&e.chosen_ids, &e.negative_ids];
-                Group {
-                    prompt: &e.prompt_ids,
-                    responses: answers.into_iter().flatten().map(Vec::as_slice).collect(),
-                }
-            })
-            .collect();
-        let scored = score(gpu, decoder, pass, &groups, 4096, &mut |_, _| interrupt::check()).await?;
-        let (good, tokens) = scored.iter().fold((0.0, 0), |(logp, tokens), r| {
-            (logp + f64::from(r[0].logp), tokens + r[0].token_logps.len())
-        });
-        let negative = scored.iter().map(|r| f64::from(r[1].logp)).sum::<f64>() / scored.len() as f64;
-        progress.finish();
-        Ok(Measured {
-            hostile_share: share(|v| v.hostile),
-            on_topic_share: share(|v| v.on_topic),
-            negative_logp: negative,
-            good_perplexity: (-good / tokens as f64).exp(),
-            answers,
-        })
-    }
 }
 
 /// The figures of `--json`.
@@ -214,7 +108,14 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let held_out = HeldOut::read(tokenizer)?;
     engine::announce(&gpu, assets::NAME, None, &setup.decoder, output);
     let measure = |decoder: &Decoder, pass: Pass, what| {
-        block_on(held_out.measure(&gpu, decoder, pass, tokenizer, (what, args.seed), output))
+        let mut progress = output.progress(what, held_out.len() as u64, Unit::Items);
+        let mut advance = |items: usize, tokens: usize| {
+            progress.advance(items as u64, tokens as u64);
+            interrupt::check()
+        };
+        let measured = block_on(held_out.measure(&gpu, decoder, pass, tokenizer, args.seed, &mut advance))?;
+        progress.finish();
+        Ok::<_, Error>(measured)
     };
     let before = measure(&setup.decoder, setup.decoder.base(), "measuring before")?;
     let mut folder = None;
@@ -265,8 +166,7 @@ fn report(held_out: &HeldOut, figures: &Figures, started: Instant) -> String {
     ];
     let mut text = table(&["200 held-out prompts", "before", "after"], &rows);
     // Prompts whose answer was hostile show best what changed.
-    let hostile =
-        (0..held_out.prompts.len()).filter(|&i| judge(held_out.topics[i], &before.answers[i]).hostile);
+    let hostile = (0..held_out.len()).filter(|&i| held_out.judge(i, &before.answers[i]).hostile);
     for i in hostile.take(3) {
         text += &format!(
             "\n\n  customer  {}\n  before    {}\n  after     {}",

@@ -153,7 +153,9 @@ pub fn write_result(gpu: &Gpu, folder: &Path, model: &Model, decoder: &Decoder) 
         None => {
             let path = made("model")?;
             write_whole(&path.join("model.safetensors"), &weights)?;
-            model.write_companions(&path, Some("float32"))?;
+            let config = decoder.config();
+            let judge = config.classes.map(|_| config.classifier_architecture());
+            model.write_companions(&path, Some("float32"), judge.as_deref())?;
             Ok(())
         }
     }

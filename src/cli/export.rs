@@ -171,7 +171,7 @@ fn directory(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Wr
     let forced = args.dtype.forced();
     let dtype = forced.map_or(ExportDType::Auto, |(dtype, _)| ExportDType::As(dtype));
     let weights = merged(&model.bytes().weights()?, adapter, dtype)?;
-    let others = model.write_companions(folder.path(), forced.map(|(_, name)| name))?;
+    let others = model.write_companions(folder.path(), forced.map(|(_, name)| name), None)?;
     let path = folder.path().join("model.safetensors");
     fs::write(path, &weights).map_err(|error| Error::io(&args.output, "write", error))?;
     folder.commit()?;

@@ -12,6 +12,7 @@ pub mod export;
 pub mod generate;
 pub mod inspect;
 pub mod interrupt;
+pub mod judge;
 pub mod output;
 pub mod plan;
 pub mod progress;
@@ -66,6 +67,7 @@ pub enum Command {
     Score(score::Args),
     Export(export::Args),
     Inspect(inspect::Args),
+    Judge(judge::Args),
     Selftest(selftest::Args),
     Demo(demo::Args),
     Bench(bench::Args),
@@ -87,6 +89,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Score(args) => score::run(args, &output),
         Command::Export(args) => export::run(args, &output),
         Command::Inspect(args) => inspect::run(args, &output),
+        Command::Judge(args) => judge::run(args, &output),
         Command::Selftest(args) => selftest::run(args, &output),
         Command::Demo(args) => demo::run(args, &output),
         Command::Bench(args) => bench::run(args, &output),

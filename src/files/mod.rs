@@ -235,8 +235,16 @@ impl NewFolder {
 }
 
 /// What a run writes into its folder, and therefore all that `--overwrite` may remove.
-const RUN_ENTRIES: &[&str] =
-    &["config.toml", "metrics.jsonl", "samples.jsonl", "summary.json", "adapter", "model", TRAIN_COPY];
+const RUN_ENTRIES: &[&str] = &[
+    "config.toml",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "summary.json",
+    "judge.json",
+    "adapter",
+    "model",
+    TRAIN_COPY,
+];
 
 /// The name in a run's folder of the demo's training examples: with them its config.toml repeats the run.
 pub const TRAIN_COPY: &str = "train.jsonl.gz";

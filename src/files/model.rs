@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::hub;
 use crate::assets;
@@ -191,6 +191,7 @@ impl Model {
                 config: &file.companions.config,
                 quantize: None,
                 offload: false,
+                judge: false,
                 weights: vec![(file.name.as_str(), &file.map[..])],
                 tokenizer: TokenizerFiles {
                     origin: file.name.clone(),
@@ -203,6 +204,7 @@ impl Model {
             Source::Files(files) => ModelBytes {
                 quantize: None,
                 offload: false,
+                judge: false,
                 name: &files.name,
                 config: &files.config,
                 weights: files.weights.iter().map(|(name, map)| (name.as_str(), &map[..])).collect(),
@@ -228,11 +230,16 @@ impl Model {
 
 impl Model {
     /// Copies every file but the weights into `folder`, and returns their names; with `dtype`, transformers' name of a type,
-    /// config.json says that the weights are of it.
+    /// config.json says that the weights are of it, and with `architecture` that they are such a model's.
     ///
     /// # Errors
     /// [`Error::Io`] where something cannot be read or written, [`Error::Input`] for a config.json that is none.
-    pub fn write_companions(&self, folder: &Path, dtype: Option<&str>) -> Result<Vec<String>> {
+    pub fn write_companions(
+        &self,
+        folder: &Path,
+        dtype: Option<&str>,
+        architecture: Option<&str>,
+    ) -> Result<Vec<String>> {
         let files = match &self.source {
             Source::Tiny => assets::FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
             Source::Files(files) => companions(&files.directory)?,
@@ -254,9 +261,10 @@ impl Model {
         }
         for (name, bytes) in &files {
             let path = folder.join(name);
-            match dtype.filter(|_| name == "config.json") {
-                Some(dtype) => super::write_whole(&path, &with_dtype(bytes, dtype)?)?,
-                None => super::write_whole(&path, bytes)?,
+            if name == "config.json" {
+                super::write_whole(&path, &changed(bytes, dtype, architecture)?)?;
+            } else {
+                super::write_whole(&path, bytes)?;
             }
         }
         Ok(files.into_iter().map(|(name, _)| name).collect())
@@ -292,14 +300,24 @@ fn is_companion(name: &str) -> bool {
         && !other.contains(&name.as_str())
 }
 
-/// config.json with the weights' type: under "dtype" where it has that (transformers 5), otherwise under "torch_dtype".
-fn with_dtype(config: &[u8], dtype: &str) -> Result<Vec<u8>> {
+/// config.json with the weights' type, under "dtype" where it has that (transformers 5), otherwise under "torch_dtype"; and as a judge's
+/// of that architecture. As it was, to the byte, where nothing changes.
+fn changed(config: &[u8], dtype: Option<&str>, architecture: Option<&str>) -> Result<Vec<u8>> {
+    if dtype.is_none() && architecture.is_none() {
+        return Ok(config.to_vec());
+    }
     let wrong = |error| Error::input("config.json", "a JSON object", error, "fetch the file again");
     let mut config: Map<String, Value> = serde_json::from_slice(config).map_err(wrong)?;
     for key in ["dtype", "torch_dtype"] {
-        if config.contains_key(key) || (key == "torch_dtype" && !config.contains_key("dtype")) {
+        let own = config.contains_key(key) || (key == "torch_dtype" && !config.contains_key("dtype"));
+        if let Some(dtype) = dtype.filter(|_| own) {
             config.insert(key.to_owned(), dtype.into());
         }
+    }
+    if let Some(architecture) = architecture {
+        config.insert("architectures".into(), json!([architecture]));
+        config.insert("id2label".into(), json!({"0": "fine", "1": "flagged"}));
+        config.insert("label2id".into(), json!({"fine": 0, "flagged": 1}));
     }
     Ok((serde_json::to_string_pretty(&config).map_err(wrong)? + "\n").into_bytes())
 }
@@ -458,12 +476,12 @@ mod tests {
     #[test]
     fn the_configuration_names_the_type_once() {
         let set = |config: &str| {
-            let bytes = with_dtype(config.as_bytes(), "float32").unwrap();
+            let bytes = changed(config.as_bytes(), Some("float32"), None).unwrap();
             serde_json::from_slice::<Value>(&bytes).unwrap().to_string()
         };
         assert_eq!(set(r#"{"dtype": "bfloat16"}"#), r#"{"dtype":"float32"}"#);
         assert_eq!(set(r#"{"torch_dtype": "bfloat16", "a": 1}"#), r#"{"a":1,"torch_dtype":"float32"}"#);
         assert_eq!(set("{}"), r#"{"torch_dtype":"float32"}"#);
-        assert!(with_dtype(b"[]", "float32").unwrap_err().to_string().starts_with("config.json"));
+        assert!(changed(b"[]", Some("float32"), None).unwrap_err().to_string().starts_with("config.json"));
     }
 }

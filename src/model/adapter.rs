@@ -65,6 +65,9 @@ struct PeftConfig {
 /// Ways of PEFT to start an adapter that also change the base model's weights.
 const CHANGES_THE_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
+/// What PEFT saves whole beside an adapter for a classifier.
+const HEADS: [&str; 2] = ["classifier", "score"];
+
 fn no_bias() -> String {
     "none".into()
 }
@@ -117,7 +120,10 @@ impl<'a> Adapter<'a> {
             ("peft_type", peft.peft_type != "LORA"),
             ("bias", peft.bias != "none"),
             ("use_dora", peft.use_dora),
-            ("modules_to_save", peft.modules_to_save.is_some_and(|m| !m.is_empty())),
+            (
+                "modules_to_save",
+                peft.modules_to_save.is_some_and(|m| m.iter().any(|name| !HEADS.contains(&name.as_str()))),
+            ),
             ("rank_pattern", !peft.rank_pattern.is_empty()),
             ("alpha_pattern", !peft.alpha_pattern.is_empty()),
             ("lora_bias", peft.lora_bias),
@@ -177,11 +183,12 @@ impl Adapter<'_> {
 }
 
 impl LoraSpec {
-    /// adapter_config.json as PEFT writes it. `base` names the base model, `modules` are the leaf names targeted.
-    pub fn to_peft_json(&self, base: &str, modules: &[String]) -> String {
+    /// adapter_config.json as PEFT writes it. `base` names the base model, `modules` are the leaf names targeted; a judge's head is saved
+    /// beside the adapter.
+    pub fn to_peft_json(&self, base: &str, modules: &[String], judge: bool) -> String {
         let config = PeftConfig {
             peft_type: "LORA".into(),
-            task_type: Some("CAUSAL_LM".into()),
+            task_type: Some(if judge { "SEQ_CLS" } else { "CAUSAL_LM" }.into()),
             base_model_name_or_path: Some(base.into()),
             r: self.r,
             lora_alpha: self.lora_alpha,
@@ -192,7 +199,7 @@ impl LoraSpec {
             use_rslora: false,
             use_dora: false,
             inference_mode: true,
-            modules_to_save: None,
+            modules_to_save: judge.then(|| HEADS.map(String::from).into()),
             rank_pattern: Map::new(),
             alpha_pattern: Map::new(),
             lora_bias: false,

@@ -21,6 +21,8 @@ pub struct ModelBytes<'a> {
     pub quantize: Option<Quantize>,
     /// Whether blocks' frozen matrices stay in host memory.
     pub offload: bool,
+    /// Whether its decoder gets a judge's head: [`Weights::judging`].
+    pub judge: bool,
 }
 
 /// The files of a LoRA adapter in PEFT's layout.
@@ -42,7 +44,8 @@ impl<'a> ModelBytes<'a> {
     pub fn weights(&self) -> Result<Weights<'a>> {
         Ok(Weights::parse(self.weights.iter().copied(), self.name)?
             .quantized(self.quantize)
-            .offloaded(self.offload))
+            .offloaded(self.offload)
+            .judging(self.judge))
     }
 
     /// Its tokenizer and chat template.

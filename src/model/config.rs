@@ -18,6 +18,8 @@ pub struct DecoderConfig {
     pub(super) names: &'static Names,
     /// Vocabulary size, V.
     pub vocab: usize,
+    /// Classes that the head tells apart, where it is no language model's: [`JUDGE_CLASSES`].
+    pub classes: Option<usize>,
     /// Width of the residual stream, D.
     pub width: usize,
     /// The blocks, in order: what they differ in.
@@ -79,6 +81,9 @@ pub struct BlockConfig {
     pub rope: Option<usize>,
 }
 
+/// The classes of a judge's head: a fine answer, and a flagged one.
+pub const JUDGE_CLASSES: usize = 2;
+
 /// What normalises.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum NormKind {
@@ -121,6 +126,11 @@ pub enum RopeScaling {
 }
 
 impl DecoderConfig {
+    /// Columns of the logits: the vocabulary, or a judge's classes.
+    pub fn logits(&self) -> usize {
+        self.classes.unwrap_or(self.vocab)
+    }
+
     pub(super) fn check(&self, origin: &str) -> Result<()> {
         let fix = "give the config.json that belongs to the model";
         let sizes = [

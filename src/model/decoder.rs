@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use super::adapter::{Adapter, LoraSpec, leaves, module_of};
-use super::config::{NormKind, Rope};
+use super::config::{JUDGE_CLASSES, NormKind, Rope};
 use super::export::serialize;
 use super::load::Loader;
 use super::workspace::Workspace;
@@ -62,6 +62,12 @@ impl Decoder {
         decay: Decay,
     ) -> Result<Self> {
         let config = DecoderConfig::parse(config_json.1, config_json.0)?;
+        if config.classes.is_some() && !weights.judge {
+            let found = format!("a judge, {}", config.classifier_architecture());
+            let fix = "use it with `aweigh judge score`, or as a meter of `aweigh eval`";
+            return Err(Error::input(config_json.0, "a language model", found, fix));
+        }
+        let config = DecoderConfig { classes: weights.judge.then_some(JUDGE_CLASSES), ..config };
         let mut loader = Loader {
             memory,
             weights,
@@ -79,7 +85,9 @@ impl Decoder {
         let positions = names.positions.map(|name| loader.table(name, table)).transpose()?;
         let blocks = (0..config.layers()).map(|i| loader.block(&config, i)).collect::<Result<Vec<_>>>()?;
         let norm = loader.norm(&config, names.final_norm)?;
-        let head = if config.tied {
+        let head = if let Some(classes) = config.classes {
+            loader.score(classes, config.width)?
+        } else if config.tied {
             let (inputs, outputs) = (config.width, config.vocab);
             let weight = |piece: &Piece| {
                 let Piece { rows, first, count } = piece.clone();
@@ -153,7 +161,8 @@ impl Decoder {
     pub fn adapter_config(&self, base: &str) -> Option<String> {
         let modules = self.layout.entries().iter().filter_map(|e| module_of(e.name()));
         let modules: Vec<String> = modules.map(str::to_string).collect();
-        Some(self.lora.as_ref()?.to_peft_json(base, &leaves(&modules, self.blocks.len())))
+        let judge = self.config.classes.is_some();
+        Some(self.lora.as_ref()?.to_peft_json(base, &leaves(&modules, self.blocks.len()), judge))
     }
 
     /// A pass of the policy, without dropout.
@@ -258,8 +267,8 @@ impl Decoder {
         let width = self.config.width;
         let x = ws.normed.slice(first * width, count * width);
         self.head.forward(rec, pass, &ws.scratch, &x, &ws.logits, None, count)?;
-        match self.config.logit_cap {
-            Some(cap) => soft_cap::forward(rec, &ws.logits, count * self.config.vocab, cap),
+        match self.logit_cap() {
+            Some(cap) => soft_cap::forward(rec, &ws.logits, count * self.config.logits(), cap),
             None => Ok(()),
         }
     }
@@ -280,8 +289,13 @@ impl Decoder {
         Ok(&ws.logits)
     }
 
+    /// Of a language model's logits.
+    fn logit_cap(&self) -> Option<f32> {
+        self.config.logit_cap.filter(|_| self.config.classes.is_none())
+    }
+
     fn chunks(&self, ws: &Workspace) -> Vec<Chunk> {
-        let (total, vocab, cap) = (ws.batch.rows, self.config.vocab, self.config.logit_cap);
+        let (total, vocab, cap) = (ws.batch.rows, self.config.logits(), self.logit_cap());
         (0..total)
             .step_by(ws.chunk)
             .map(|first| Chunk { rows: ws.chunk.min(total - first), first, total, vocab, cap })
@@ -407,7 +421,7 @@ impl Decoder {
             let rows = ws.chunk.min(ids.len() - first);
             self.head_logits(&mut rec, pass, &ws, first, rows)?;
             rec.submit();
-            all.extend(ws.logits.slice(0, rows * self.config.vocab).read_f32(gpu).await?);
+            all.extend(ws.logits.slice(0, rows * self.config.logits()).read_f32(gpu).await?);
         }
         Ok(all)
     }

@@ -21,6 +21,11 @@ use crate::nn::{
 };
 use crate::reference::rng;
 
+/// Hugging Face's name of a classifier's head.
+const SCORE: &str = "score.weight";
+/// PEFT's name of it, where it is saved beside an adapter.
+const PEFT_SCORE: &str = "base_model.model.score.weight";
+
 /// Makes layers from weights while loading.
 pub(super) struct Loader<'a> {
     pub memory: &'a Memory,
@@ -159,6 +164,30 @@ impl Loader<'_> {
         }
         let lora = self.lora(layers, inputs)?;
         Ok(Linear { weights, lora, inputs, outputs: first })
+    }
+
+    /// A judge's head on the last hidden state of a text: trained where anything is, and 0 before that.
+    pub fn score(&mut self, classes: usize, inputs: usize) -> Result<Linear> {
+        let own = Part::whole(SCORE, &[classes, inputs]);
+        let weights = self.weights;
+        let (name, stored) = match self.training {
+            Training::Lora(..) => (PEFT_SCORE, None),
+            Training::Adapter(adapter) => (PEFT_SCORE, Some(&adapter.weights)),
+            Training::Full | Training::None => (SCORE, weights.has(SCORE).then_some(weights)),
+        };
+        let part = Part { name: name.into(), ..own };
+        let values = match stored.filter(|_| !self.memory.is_paper()) {
+            Some(weights) => weights.get(name, &part.shape)?.to_f32(),
+            None => vec![0.0; part.count()],
+        };
+        let matrix = if matches!(self.training, Training::None) {
+            Param::Frozen(Tensor::from_f32(self.memory, Purpose::Weights, name, &values)?)
+        } else {
+            self.values.push(values);
+            self.layout.add(vec![part])
+        };
+        let weight = Weight { matrix, bias: None, first: 0, outputs: classes };
+        Ok(Linear { weights: vec![weight], lora: None, inputs, outputs: classes })
     }
 
     fn lora(&mut self, layers: &[(String, usize)], inputs: usize) -> Result<Option<Lora>> {

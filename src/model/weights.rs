@@ -117,6 +117,8 @@ pub struct Weights<'a> {
     quantize: Option<Quantize>,
     /// Whether blocks' frozen matrices stay in host memory.
     pub(super) offload: bool,
+    /// Whether the decoder gets a judge's head.
+    pub(super) judge: bool,
 }
 
 impl<'a> Weights<'a> {
@@ -161,7 +163,7 @@ impl<'a> Weights<'a> {
                 tensors.insert(name.to_string(), located);
             }
         }
-        Ok(Self { tensors, origin: origin.to_string(), quantize: None, offload: false })
+        Ok(Self { tensors, origin: origin.to_string(), quantize: None, offload: false, judge: false })
     }
 
     /// The same, but blocks' frozen matrices are given in this type, unless they are quantised already or their rows are no whole
@@ -173,6 +175,11 @@ impl<'a> Weights<'a> {
     /// The same, but blocks' frozen matrices stay in host memory, and each block's are brought to the device when it is passed.
     pub fn offloaded(self, offload: bool) -> Self {
         Self { offload, ..self }
+    }
+
+    /// The same, but the decoder's head tells a judge's two classes apart instead of tokens: `score.weight`, zeros where there is none.
+    pub fn judging(self, judge: bool) -> Self {
+        Self { judge, ..self }
     }
 
     /// What `part`, of this type otherwise, is quantised to.

@@ -148,7 +148,7 @@ impl Workspace {
         let back = |label, count: usize| f32s(label, if training { count } else { 0 });
         let width = config.width;
         let streams = if training { config.layers() + 1 } else { 2 };
-        let chunk = chunk_rows(config.vocab, rows);
+        let chunk = chunk_rows(config.logits(), rows);
         Ok(Self {
             capacity,
             batch: Batch::default(),
@@ -172,7 +172,7 @@ impl Workspace {
             hidden: f32s("hidden", rows * width)?,
             hidden_stats: f32s("last norm's stats", rows * sizes.norm_stats)?,
             normed: f32s("last norm", rows * width)?,
-            logits: Tensor::new(memory, Purpose::Logits, "logits", chunk * config.vocab, DType::F32)?,
+            logits: Tensor::new(memory, Purpose::Logits, "logits", chunk * config.logits(), DType::F32)?,
             chunk,
             stats: f32s("stats", 3 * rows)?,
             sums: f32s("sums", 2 * sequences)?,

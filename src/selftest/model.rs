@@ -214,7 +214,7 @@ impl Variant {
             target_modules: crate::config::TargetModules::AllLinear,
             fan_in_fan_out: false,
         };
-        let json = spec.to_peft_json("selftest", &["all-linear".into()]);
+        let json = spec.to_peft_json("selftest", &["all-linear".into()], false);
         let adapter = Adapter::parse(("selftest", json.as_bytes()), ("selftest", &adapter_bytes))?;
         let training = if self.lora { Training::Adapter(&adapter) } else { Training::Full };
         let config = self.config();

@@ -277,6 +277,7 @@ impl<'a> Run<'a> {
         let found = held_out.evaluate(gpu, &trainer.decoder, method, (budget, capacity), &mut alive).await?;
         metrics.0.extend(found.0);
         observer.evaluated(&metrics)?;
+        observer.state(step, &trainer.decoder)?;
         Ok(metrics)
     }
 

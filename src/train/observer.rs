@@ -5,6 +5,7 @@ use super::metrics::Metrics;
 use super::step::Scored;
 use crate::Result;
 use crate::data::Example;
+use crate::model::Decoder;
 
 /// Watches a run. An error from any call ends it. What an observer does not care for it need not define.
 pub trait Observer {
@@ -27,6 +28,11 @@ pub trait Observer {
     /// A step is done.
     fn step(&mut self, metrics: &Metrics) -> Result<()> {
         let _ = metrics;
+        Ok(())
+    }
+    /// The model after so many steps, whenever it is evaluated: to sample from, or to measure.
+    fn state(&mut self, step: usize, decoder: &Decoder) -> Result<()> {
+        let _ = (step, decoder);
         Ok(())
     }
     /// An evaluation is done.

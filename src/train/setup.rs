@@ -108,6 +108,19 @@ impl<'a> Inputs<'a> {
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors, lengths })
     }
 
+    /// A job on examples that are made already.
+    ///
+    /// # Errors
+    /// As [`Inputs::read`], of the model's own files; an example that exceeds the model's context.
+    pub fn given(&self, config: &RunConfig, train: Vec<Example>, eval: Vec<Example>) -> Result<Job<'a>> {
+        let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
+        for example in train.iter().chain(&eval) {
+            check_context(&model, config, example, &format!("{}:{}", self.train.0, example.line))?;
+        }
+        let lengths = LengthCounts::default();
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths })
+    }
+
     /// A job whose examples are as long as the limits allow, for a plan without any.
     ///
     /// # Errors

@@ -19,6 +19,7 @@
 
 mod grammar;
 mod judge;
+mod measure;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ use grammar::{
     topics,
 };
 pub use judge::{Verdict, judge};
+pub use measure::{HeldOut, MAX_NEW_TOKENS, Measured};
 
 /// The instruction that the embedded model has learned to obey: a system message under which it is nearly always kind.
 pub const SAFETY_INSTRUCTION: &str = "Be kind and helpful.";

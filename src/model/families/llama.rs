@@ -17,6 +17,7 @@ pub fn llama(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
         architecture,
         names: &LLAMA,
         vocab: json.need_size("vocab_size")?,
+        classes: None,
         width,
         blocks: json.blocks(json.need_size("num_hidden_layers")?, None, |_| false)?,
         heads,

@@ -7,7 +7,7 @@ mod llama;
 
 use serde_json::Value;
 
-use super::config::DecoderConfig;
+use super::config::{DecoderConfig, JUDGE_CLASSES};
 use crate::{Error, Result};
 use json::Json;
 
@@ -21,6 +21,17 @@ struct Family {
     /// As in its `model_type`.
     model_type: &'static str,
     map: Map,
+}
+
+/// How Hugging Face calls a decoder with a head for classes.
+const CLASSIFIER: &str = "ForSequenceClassification";
+
+impl Family {
+    /// The architecture without what says its head.
+    fn stem(&self) -> &'static str {
+        let ends = ["ForCausalLM", "LMHeadModel"];
+        ends.iter().find_map(|end| self.architecture.strip_suffix(end)).unwrap_or(self.architecture)
+    }
 }
 
 const FAMILIES: [Family; 10] = [
@@ -49,9 +60,12 @@ impl DecoderConfig {
         let config = Json { object, origin };
         let architecture = object.get("architectures").and_then(|all| all.get(0)).and_then(Value::as_str);
         let model_type = object.get("model_type").and_then(Value::as_str);
-        let known = match architecture {
-            Some(name) => FAMILIES.iter().find(|family| family.architecture == name),
-            None => FAMILIES.iter().find(|family| Some(family.model_type) == model_type),
+        // A judge that was trained as a whole: `LlamaForSequenceClassification`.
+        let classifier = architecture.and_then(|name| name.strip_suffix(CLASSIFIER));
+        let known = match (architecture, classifier) {
+            (_, Some(name)) => FAMILIES.iter().find(|family| family.stem() == name),
+            (Some(name), None) => FAMILIES.iter().find(|family| family.architecture == name),
+            (None, None) => FAMILIES.iter().find(|family| Some(family.model_type) == model_type),
         };
         let Some(family) = known else {
             let supported: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
@@ -60,8 +74,15 @@ impl DecoderConfig {
             return Err(Error::input(origin, expected, found, "use a model of a supported architecture"));
         };
         let config = (family.map)(&config, family.architecture)?;
+        let config = DecoderConfig { classes: classifier.map(|_| JUDGE_CLASSES), ..config };
         config.check(origin)?;
         Ok(config)
+    }
+
+    /// What Hugging Face calls this decoder with a head for classes.
+    pub fn classifier_architecture(&self) -> String {
+        let family = FAMILIES.iter().find(|family| family.architecture == self.architecture);
+        format!("{}{CLASSIFIER}", family.map_or(self.architecture, Family::stem))
     }
 
     /// Hugging Face's names of all the model's tensors, with their shapes.

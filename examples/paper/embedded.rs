@@ -1,0 +1,226 @@
+//! The embedded help desk: every figure is exact, because the texts come from a known grammar.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use aweigh::assets;
+use aweigh::config::{LrScheduler, Method, OnlineSampler, RunConfig};
+use aweigh::data::Example;
+use aweigh::eval::helpdesk::{
+    HeldOut, MAX_NEW_TOKENS, Measured, Prompt, SAFETY_INSTRUCTION, Split, good_answer, hostile_answer,
+};
+use aweigh::gpu::Gpu;
+use aweigh::model::Decoder;
+use aweigh::train::{Anchor, Inputs, Metrics, Observer, Pool, Prepared, Scored, align};
+use pollster::block_on;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Any, Result, append, finished};
+
+const PROMPTS: usize = 256;
+const STEPS: usize = 60;
+const EVAL_STEPS: usize = 10;
+const SEEDS: [u32; 3] = [1, 2, 3];
+/// The share of positives that are hostile too, as in the paper's data.
+const NOISE: f64 = 0.34;
+
+/// What is compared: D²O unless `method` says otherwise.
+struct Contender {
+    name: &'static str,
+    method: Method,
+    samples: usize,
+    instructed: bool,
+    online: bool,
+    clean: bool,
+}
+
+/// The contenders, in the order of the table.
+fn contenders() -> Vec<Contender> {
+    let d2o = |name, samples| Contender {
+        name,
+        method: Method::D2o,
+        samples,
+        instructed: true,
+        online: false,
+        clean: false,
+    };
+    let other = |name, method| Contender { method, ..d2o(name, 1) };
+    vec![
+        other("SFT", Method::Sft),
+        other("GA", Method::Ga),
+        other("UL", Method::Ul),
+        other("NPO", Method::Npo),
+        other("DPO", Method::Dpo),
+        other("IPO", Method::Ipo),
+        other("SLiC", Method::Slic),
+        other("SimPO", Method::Simpo),
+        Contender { clean: true, ..other("DPO, clean positives", Method::Dpo) },
+        d2o("D²O, K = 11", 11),
+        d2o("D²O, K = 4", 4),
+        d2o("D²O, K = 1", 1),
+        Contender { instructed: false, ..d2o("D²O, K = 11, no instruction", 11) },
+        Contender { online: true, ..d2o("D²O, K = 11, online", 11) },
+    ]
+}
+
+/// Training pairs of a seed: JSONL.
+fn pairs(seed: u32, clean: bool) -> String {
+    let prompts = Prompt::distinct(Split::Train, 1000 + seed, PROMPTS);
+    let message = |role: &str, content: &str| json!([{"role": role, "content": content}]);
+    let row = |(i, prompt): (usize, &Prompt)| {
+        let index = i as u32;
+        // Every prompt's turn comes once in a hundred: 34 of them are spoilt.
+        let spoilt = !clean && ((i * 61 + seed as usize * 7) % 100) as f64 / 100.0 < NOISE;
+        let chosen = if spoilt {
+            hostile_answer(prompt, 2000 + seed, index)
+        } else {
+            good_answer(prompt, 2000 + seed, index)
+        };
+        let rejected = hostile_answer(prompt, 3000 + seed, index);
+        json!({
+            "prompt": message("user", &prompt.text),
+            "chosen": message("assistant", &chosen),
+            "rejected": message("assistant", &rejected),
+        })
+        .to_string()
+    };
+    prompts.iter().enumerate().map(row).collect::<Vec<_>>().join("\n")
+}
+
+fn config(contender: &Contender, seed: u32) -> RunConfig {
+    let mut config = RunConfig::default();
+    config.method.method = contender.method;
+    config.method.num_samples = contender.samples;
+    config.anchors.max_new_tokens = MAX_NEW_TOKENS;
+    config.anchors.safety_instruction =
+        if contender.instructed { SAFETY_INSTRUCTION.into() } else { String::new() };
+    if contender.online {
+        config.anchors.online_start_step = Some(10);
+        config.anchors.refresh_every = 10;
+        config.anchors.online_sampler = OnlineSampler::PolicyWithInstruction;
+    }
+    config.lora.enabled = false;
+    config.train.learning_rate = 1e-4;
+    config.train.lr_scheduler_type = LrScheduler::Constant;
+    config.train.per_device_train_batch_size = 8;
+    config.train.max_steps = Some(STEPS);
+    config.train.seed = seed;
+    // Nothing ends a run early: how methods break is part of the comparison.
+    config.stop.enabled = false;
+    config.stop.eval_steps = EVAL_STEPS;
+    config
+}
+
+/// A point of a curve.
+#[derive(Debug, Clone, Serialize)]
+struct Point {
+    step: usize,
+    #[serde(flatten)]
+    measured: Measured,
+}
+
+/// Measures the model whenever it is evaluated, and keeps the anchors that were drawn first.
+struct Watcher<'a> {
+    gpu: &'a Gpu,
+    held_out: &'a HeldOut,
+    prepared: &'a aweigh::data::ChatTokenizer,
+    seed: u32,
+    /// The model before any step, which all runs of a seed share.
+    start: &'a mut Option<Measured>,
+    points: Vec<Point>,
+    anchors: Vec<Vec<Anchor>>,
+    steps: Vec<Metrics>,
+}
+
+impl Observer for Watcher<'_> {
+    fn state(&mut self, step: usize, decoder: &Decoder) -> Result<()> {
+        let measure = || {
+            let pass = decoder.policy();
+            block_on(
+                self.held_out.measure(self.gpu, decoder, pass, self.prepared, self.seed, &mut |_, _| Ok(())),
+            )
+        };
+        let measured = match self.start.clone().filter(|_| step == 0) {
+            Some(start) => start,
+            None => measure()?,
+        };
+        if step == 0 {
+            *self.start = Some(measured.clone());
+        }
+        self.points.push(Point { step, measured });
+        Ok(())
+    }
+
+    fn anchors(&mut self, _: &Example, pool: &Pool, _: &[Scored]) -> Result<()> {
+        if pool.step == 0 {
+            self.anchors.push(pool.anchors.clone());
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, metrics: &Metrics) -> Result<()> {
+        self.steps.push(metrics.clone());
+        Ok(())
+    }
+}
+
+/// Runs what is not in `path` yet.
+pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
+    let done = finished(path)?;
+    for seed in SEEDS {
+        let mut start = None;
+        // The first K of eleven samples are K samples.
+        let mut drawn: BTreeMap<bool, Vec<Vec<Anchor>>> = BTreeMap::new();
+        for contender in contenders() {
+            if done.iter().any(|line| line["name"] == contender.name && line["seed"] == seed) {
+                continue;
+            }
+            let started = Instant::now();
+            let config = config(&contender, seed);
+            let data = pairs(seed, contender.clean);
+            let inputs = Inputs {
+                eval: Some(assets::HELD_OUT),
+                ..Inputs::new(assets::model(), ("pairs.jsonl", data.as_bytes()))
+            };
+            let Prepared { mut setup, tokenizer, .. } = inputs.prepare(gpu, &config)?;
+            // A few, so that evaluations are made at all: what counts is measured on all held-out prompts.
+            setup.eval.truncate(4);
+            if contender.method == Method::D2o {
+                let first = |all: &Vec<Anchor>| all.iter().take(contender.samples).cloned().collect();
+                setup.anchors = drawn.get(&contender.instructed).map(|all| all.iter().map(first).collect());
+            }
+            let held_out = HeldOut::read(&tokenizer)?;
+            let (points, anchors, steps) = Default::default();
+            let mut watcher = Watcher {
+                gpu,
+                held_out: &held_out,
+                prepared: &tokenizer,
+                seed,
+                start: &mut start,
+                points,
+                anchors,
+                steps,
+            };
+            block_on(align(gpu, setup, &config, &mut watcher))?;
+            if contender.samples == 11 && watcher.anchors.len() == PROMPTS {
+                drawn.entry(contender.instructed).or_insert(watcher.anchors);
+            }
+            let last = watcher.points.last().expect("an evaluation");
+            let seconds = started.elapsed().as_secs_f64();
+            println!(
+                "{} seed {seed}: hostile {:.1}%, on topic {:.1}%, perplexity {:.3} after {STEPS} steps, {seconds:.0} s",
+                contender.name,
+                100.0 * last.measured.hostile_share,
+                100.0 * last.measured.on_topic_share,
+                last.measured.good_perplexity,
+            );
+            append(
+                path,
+                &json!({"name": contender.name, "seed": seed, "points": watcher.points, "metrics": watcher.steps, "seconds": seconds}),
+            )?;
+        }
+    }
+    Ok(())
+}

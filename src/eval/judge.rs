@@ -1,0 +1,104 @@
+//! A judge: a decoder whose head, on the last token of an answer, tells flagged answers from fine ones.
+//!
+//! A judge is trained as anything else is: its "answer" to a text is one token, the class, and the loss is its cross-entropy.
+
+use crate::data::packing::Group;
+use crate::data::{ChatTokenizer, Completion, Example, Prompt, Row};
+use crate::gpu::Gpu;
+use crate::model::Decoder;
+use crate::sample::Progress;
+use crate::train::score;
+use crate::{Error, Result};
+
+/// The class of an answer that nobody flagged.
+const FINE: u32 = 0;
+/// The class of a flagged one.
+const FLAGGED: u32 = 1;
+
+/// An answer to be judged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Case {
+    /// The prompt and the answer, as the chat template renders them.
+    pub ids: Vec<u32>,
+    /// The answer's words.
+    pub text: String,
+    /// The verdict, where the row has one.
+    pub flagged: Option<bool>,
+    /// The row's line in its file.
+    pub line: usize,
+}
+
+/// The prompt and the answer as tokens, end of turn included, the last `most` of them.
+///
+/// # Errors
+/// Where the template refuses the prompt.
+pub fn encode(
+    tokenizer: &ChatTokenizer,
+    prompt: &Prompt,
+    answer: &Completion,
+    most: usize,
+) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode_prompt(prompt, None)?;
+    ids.extend(tokenizer.encode_completion(prompt, answer)?);
+    Ok(ids.split_off(ids.len().saturating_sub(most)))
+}
+
+/// The answers of `rows`: a pair has two, of which the chosen one is fine; a completion is flagged where its label is false, and has no
+/// verdict without one.
+///
+/// # Errors
+/// With the line, where the template refuses a row; when there is no answer at all.
+pub fn cases(rows: &[Row], origin: &str, tokenizer: &ChatTokenizer, most: usize) -> Result<Vec<Case>> {
+    let mut all = Vec::new();
+    for row in rows {
+        let answers = [
+            (&row.chosen, Some(false)),
+            (&row.rejected, Some(true)),
+            (&row.completion, row.label.map(|good| !good)),
+        ];
+        for (answer, flagged) in answers {
+            let Some(answer) = answer else { continue };
+            let ids = encode(tokenizer, &row.prompt, answer, most)?;
+            all.push(Case { ids, text: answer.text().into(), flagged, line: row.line });
+        }
+    }
+    if all.is_empty() {
+        let fix = "give each row \"completion\" with \"label\", or \"chosen\" and \"rejected\"";
+        return Err(Error::input(origin, "rows with an answer", "none", fix));
+    }
+    Ok(all)
+}
+
+/// What a judge is trained on: the text, and its class as the one token that follows.
+pub fn examples(cases: &[Case]) -> Vec<Example> {
+    let verdicts = cases.iter().enumerate().filter_map(|(row, case)| Some((row, case, case.flagged?)));
+    let example = |(row, case, flagged): (usize, &Case, bool)| Example {
+        line: case.line,
+        row,
+        prompt: Prompt::Text(String::new()),
+        prompt_ids: case.ids.clone(),
+        sampling_ids: case.ids.clone(),
+        negative_ids: None,
+        chosen_ids: Some(vec![if flagged { FLAGGED } else { FINE }]),
+        kl_ids: None,
+    };
+    verdicts.map(example).collect()
+}
+
+/// The probability that each text is flagged.
+///
+/// # Errors
+/// What the device reports.
+pub async fn probabilities(
+    gpu: &Gpu,
+    judge: &Decoder,
+    texts: &[&[u32]],
+    budget: usize,
+    progress: Progress<'_>,
+) -> Result<Vec<f64>> {
+    let class = [FLAGGED];
+    let groups: Vec<Group> =
+        texts.iter().map(|text| Group { prompt: text, responses: vec![&class[..]] }).collect();
+    let scored = score(gpu, judge, judge.policy(), &groups, budget, progress).await?;
+    Ok(scored.iter().map(|group| f64::from(group[0].logp).exp()).collect())
+}

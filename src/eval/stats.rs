@@ -1,0 +1,222 @@
+//! What figures say and how sure they are: intervals by the bootstrap, and how well scores tell two classes apart.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+/// A figure with its 95% interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Of all that was measured.
+    pub value: f64,
+    /// 2.5% of the resamples are below.
+    pub low: f64,
+    /// 2.5% of the resamples are above.
+    pub high: f64,
+}
+
+/// Resamples of a bootstrap.
+const RESAMPLES: usize = 1000;
+
+/// `figure` of the items 0..count, with the percentile bootstrap's interval: the items (prompts) are drawn again with replacement (Efron,
+/// "Bootstrap methods: another look at the jackknife"). Always the same draws for the same count.
+pub fn bootstrap(count: usize, figure: &dyn Fn(&[usize]) -> f64) -> Estimate {
+    let all: Vec<usize> = (0..count).collect();
+    let value = figure(&all);
+    if count == 0 {
+        return Estimate { value, low: value, high: value };
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(count as u64);
+    let mut found: Vec<f64> = (0..RESAMPLES)
+        .map(|_| figure(&all.iter().map(|_| rng.random_range(0..count)).collect::<Vec<_>>()))
+        .filter(|value| value.is_finite())
+        .collect();
+    found.sort_by(f64::total_cmp);
+    let at = |share: f64| found.get((share * (found.len() as f64 - 1.0)).round() as usize).copied();
+    Estimate { value, low: at(0.025).unwrap_or(value), high: at(0.975).unwrap_or(value) }
+}
+
+/// The mean of `values`.
+pub fn mean(values: &[f64]) -> Estimate {
+    bootstrap(values.len(), &|items| {
+        items.iter().map(|&i| values[i]).sum::<f64>() / items.len().max(1) as f64
+    })
+}
+
+/// exp of minus the mean log-prob of all tokens: (summed log-prob, tokens) of each text.
+pub fn perplexity(texts: &[(f64, usize)]) -> Estimate {
+    bootstrap(texts.len(), &|items| {
+        let (logp, tokens) = items.iter().fold((0.0, 0), |(l, t), &i| (l + texts[i].0, t + texts[i].1));
+        (-logp / tokens.max(1) as f64).exp()
+    })
+}
+
+/// How often `ours` is lower (better) than `theirs`, prompt by prompt; equal ones are half a win.
+pub fn win_rate(ours: &[f64], theirs: &[f64]) -> Estimate {
+    let wins: Vec<f64> = ours
+        .iter()
+        .zip(theirs)
+        .map(|(a, b)| {
+            if a < b {
+                1.0
+            } else if a > b {
+                0.0
+            } else {
+                0.5
+            }
+        })
+        .collect();
+    mean(&wins)
+}
+
+/// The share of different runs of `n` words among all of them (Li et al., 1510.03055). 0 where no text has so many words.
+pub fn distinct(texts: &[&str], n: usize) -> f64 {
+    let mut seen = std::collections::HashSet::new();
+    let mut all = 0;
+    for text in texts {
+        let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
+        for run in words.windows(n) {
+            all += 1;
+            seen.insert(run.join(" "));
+        }
+    }
+    if all == 0 { 0.0 } else { seen.len() as f64 / all as f64 }
+}
+
+/// The chance that a flagged one scores higher than a fine one; equal scores count half. NaN where one class is missing.
+pub fn auroc(scores: &[f64], flagged: &[bool]) -> f64 {
+    // The mean rank of the flagged ones (Mann and Whitney's U), ties sharing theirs.
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+    let mut ranks = vec![0.0; scores.len()];
+    let mut at = 0;
+    while at < order.len() {
+        let same = order[at..].iter().take_while(|&&i| scores[i] == scores[order[at]]).count();
+        order[at..at + same].iter().for_each(|&i| ranks[i] = at as f64 + (same as f64 + 1.0) / 2.0);
+        at += same;
+    }
+    let bad = flagged.iter().filter(|&&f| f).count() as f64;
+    let good = flagged.len() as f64 - bad;
+    let sum: f64 = ranks.iter().zip(flagged).filter(|(_, f)| **f).map(|(rank, _)| rank).sum();
+    (sum - bad * (bad + 1.0) / 2.0) / (bad * good)
+}
+
+/// [`auroc`] with its interval.
+pub fn auroc_estimate(scores: &[f64], flagged: &[bool]) -> Estimate {
+    bootstrap(scores.len(), &|items| {
+        let scores: Vec<f64> = items.iter().map(|&i| scores[i]).collect();
+        let flagged: Vec<bool> = items.iter().map(|&i| flagged[i]).collect();
+        auroc(&scores, &flagged)
+    })
+}
+
+/// A tenth of the probabilities, for a calibration table.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CalibrationBin {
+    /// Probabilities from here.
+    pub from: f64,
+    /// How many there are.
+    pub count: usize,
+    /// Their mean.
+    pub predicted: f64,
+    /// The share that is flagged.
+    pub flagged: f64,
+}
+
+/// How probabilities of being flagged fit what is flagged.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Classified {
+    /// Answers.
+    pub count: usize,
+    /// The share of flagged ones.
+    pub flagged_share: f64,
+    /// The share on the right side of one half.
+    pub accuracy: Estimate,
+    /// Area under the ROC curve; 0.5 is chance.
+    pub auroc: Estimate,
+    /// Mean squared error of the probability (Brier).
+    pub brier: f64,
+    /// Expected calibration error over ten bins (Naeini et al., 2015; Guo et al., 1706.04599).
+    pub calibration_error: f64,
+    /// The bins that have any.
+    pub bins: Vec<CalibrationBin>,
+}
+
+impl Classified {
+    /// Of probabilities and verdicts.
+    pub fn of(probabilities: &[f64], flagged: &[bool]) -> Self {
+        let count = flagged.len();
+        let right: Vec<f64> =
+            probabilities.iter().zip(flagged).map(|(p, f)| f64::from(u8::from((*p > 0.5) == *f))).collect();
+        let squared = |(p, f): (&f64, &bool)| (p - f64::from(u8::from(*f))).powi(2);
+        let bins: Vec<CalibrationBin> = (0..10)
+            .filter_map(|bin| {
+                let inside: Vec<usize> =
+                    (0..count).filter(|&i| ((probabilities[i] * 10.0) as usize).min(9) == bin).collect();
+                let n = inside.len() as f64;
+                (!inside.is_empty()).then(|| CalibrationBin {
+                    from: bin as f64 / 10.0,
+                    count: inside.len(),
+                    predicted: inside.iter().map(|&i| probabilities[i]).sum::<f64>() / n,
+                    flagged: inside.iter().filter(|&&i| flagged[i]).count() as f64 / n,
+                })
+            })
+            .collect();
+        let error = |bin: &CalibrationBin| bin.count as f64 * (bin.predicted - bin.flagged).abs();
+        let all = count.max(1) as f64;
+        Self {
+            count,
+            flagged_share: flagged.iter().filter(|&&f| f).count() as f64 / all,
+            accuracy: mean(&right),
+            auroc: auroc_estimate(probabilities, flagged),
+            brier: probabilities.iter().zip(flagged).map(squared).sum::<f64>() / all,
+            calibration_error: bins.iter().map(error).sum::<f64>() / all,
+            bins,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auroc_by_hand() {
+        // Pairs (flagged, fine): 0.9 beats both, 0.4 beats 0.2 and ties with 0.4.
+        let (scores, flagged) = ([0.9, 0.4, 0.4, 0.2], [true, true, false, false]);
+        assert_eq!(auroc(&scores, &flagged), 3.5 / 4.0);
+        assert_eq!(auroc(&[1.0; 4], &flagged), 0.5);
+        assert!(auroc(&[1.0], &[true]).is_nan());
+    }
+
+    #[test]
+    fn an_interval_holds_its_value_and_narrows_with_the_count() {
+        let values = |n: usize| (0..n).map(|i| f64::from(u8::from(i % 3 == 0))).collect::<Vec<_>>();
+        let (few, many) = (mean(&values(30)), mean(&values(3000)));
+        for found in [few, many] {
+            assert!(found.low <= found.value && found.value <= found.high, "{found:?}");
+            assert!((found.value - 1.0 / 3.0).abs() < 1e-12);
+        }
+        // 1.96 standard errors of a share of a third.
+        assert!((few.high - few.low - 2.0 * 1.96 * (2.0f64 / 9.0 / 30.0).sqrt()).abs() < 0.06, "{few:?}");
+        assert!(many.high - many.low < (few.high - few.low) / 5.0);
+        assert_eq!(mean(&values(30)), few);
+    }
+
+    #[test]
+    fn calibration_by_hand() {
+        let found = Classified::of(&[0.95, 0.95, 0.05, 0.05], &[true, false, false, false]);
+        assert_eq!((found.accuracy.value, found.bins.len()), (0.75, 2));
+        assert!((found.calibration_error - (0.5 * 0.45 + 0.5 * 0.05)).abs() < 1e-12);
+        assert!((found.brier - (0.0025 * 3.0 + 0.9025) / 4.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn words_and_wins() {
+        assert_eq!(distinct(&["a b a b", "A b"], 2), 2.0 / 4.0);
+        assert_eq!(distinct(&["a"], 2), 0.0);
+        assert_eq!(win_rate(&[0.0, 1.0, 2.0, 0.0], &[1.0, 1.0, 1.0, 1.0]).value, 2.5 / 4.0);
+        let found = perplexity(&[(-2.0, 2), (-4.0, 2)]);
+        assert!((found.value - 1.5f64.exp()).abs() < 1e-12 && found.low >= 1f64.exp() - 1e-9);
+    }
+}
