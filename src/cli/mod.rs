@@ -8,11 +8,13 @@ pub mod bench;
 pub mod demo;
 pub mod devices;
 pub mod engine;
+pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod inspect;
 pub mod interrupt;
 pub mod judge;
+pub mod meters;
 pub mod output;
 pub mod plan;
 pub mod progress;
@@ -65,6 +67,7 @@ pub enum Command {
     Sample(sample::Args),
     Generate(generate::Args),
     Score(score::Args),
+    Eval(Box<eval::Args>),
     Export(export::Args),
     Inspect(inspect::Args),
     Judge(judge::Args),
@@ -87,6 +90,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Sample(args) => sample::run(args, &output),
         Command::Generate(args) => generate::run(args, &output),
         Command::Score(args) => score::run(args, &output),
+        Command::Eval(args) => eval::run(*args, &output),
         Command::Export(args) => export::run(args, &output),
         Command::Inspect(args) => inspect::run(args, &output),
         Command::Judge(args) => judge::run(args, &output),

@@ -1,6 +1,7 @@
 //! Files and folders: read with good messages, written whole or not at all.
 
 pub mod cache;
+pub mod external;
 pub mod hub;
 mod model;
 
