@@ -203,6 +203,8 @@ fn config(args: &TrainArgs) -> RunConfig {
     // Of two classes, e^loss begins at 2: a judge that is surer and wrong is worse than none.
     config.stop.max_perplexity_rise = 0.5;
     config.output.output_dir = args.output_dir.clone();
+    // A judge answers nothing.
+    config.output.num_completions = 0;
     config.gpu.adapter = args.gpu.gpu.clone();
     config
 }

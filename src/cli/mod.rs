@@ -19,6 +19,7 @@ pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod record;
+pub mod report;
 pub mod sample;
 pub mod score;
 pub mod selftest;
@@ -68,6 +69,7 @@ pub enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Eval(Box<eval::Args>),
+    Report(report::Args),
     Export(export::Args),
     Inspect(inspect::Args),
     Judge(judge::Args),
@@ -91,6 +93,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => generate::run(args, &output),
         Command::Score(args) => score::run(args, &output),
         Command::Eval(args) => eval::run(*args, &output),
+        Command::Report(args) => report::run(args, &output),
         Command::Export(args) => export::run(args, &output),
         Command::Inspect(args) => inspect::run(args, &output),
         Command::Judge(args) => judge::run(args, &output),

@@ -11,6 +11,8 @@ use super::output::Output;
 use super::progress::{Progress, Unit};
 use crate::data::{ChatTokenizer, Completion, Example};
 use crate::error::{Error, Result};
+use crate::files::Events;
+use crate::sample::Answer;
 use crate::train::{Metrics, Observer, Pool, Scored};
 
 /// A file that grows line by line.
@@ -39,6 +41,8 @@ pub struct Recorder<'a> {
     progress: Option<Progress>,
     metrics: Option<Lines>,
     samples: Option<Lines>,
+    completions: Option<Lines>,
+    events: Option<Events>,
     logging_steps: usize,
     steps: usize,
 }
@@ -47,10 +51,21 @@ impl<'a> Recorder<'a> {
     /// A recorder that writes nothing.
     pub fn silent(output: &'a Output, tokenizer: &'a ChatTokenizer) -> Self {
         let (metrics, samples, progress) = (None, None, None);
-        Self { output, tokenizer, progress, metrics, samples, logging_steps: 1, steps: 0 }
+        let (completions, events) = (None, None);
+        Self {
+            output,
+            tokenizer,
+            progress,
+            metrics,
+            samples,
+            completions,
+            events,
+            logging_steps: 1,
+            steps: 0,
+        }
     }
 
-    /// A recorder that writes metrics.jsonl and, where wanted, samples.jsonl into `folder`.
+    /// A recorder that writes metrics.jsonl, TensorBoard's event file and completions.jsonl and, where wanted, samples.jsonl into `folder`.
     pub fn into_folder(
         output: &'a Output,
         tokenizer: &'a ChatTokenizer,
@@ -59,7 +74,9 @@ impl<'a> Recorder<'a> {
     ) -> Result<Self> {
         let metrics = Some(Lines::create(folder.join("metrics.jsonl"))?);
         let samples = if samples { Some(Lines::create(folder.join("samples.jsonl"))?) } else { None };
-        Ok(Self { metrics, samples, logging_steps, ..Self::silent(output, tokenizer) })
+        let completions = Some(Lines::create(folder.join("completions.jsonl"))?);
+        let events = Some(Events::create(folder)?);
+        Ok(Self { metrics, samples, completions, events, logging_steps, ..Self::silent(output, tokenizer) })
     }
 
     fn say(&self, text: String) {
@@ -116,9 +133,24 @@ impl Observer for Recorder<'_> {
             progress.words(words.iter().filter_map(|&name| shown(name)).collect::<Vec<_>>().join("  "));
         }
         match &mut self.metrics {
-            Some(lines) if self.steps.is_multiple_of(self.logging_steps) => lines.push(metrics),
-            _ => Ok(()),
+            Some(lines) if self.steps.is_multiple_of(self.logging_steps) => lines.push(metrics)?,
+            _ => return Ok(()),
         }
+        self.events.as_mut().map_or(Ok(()), |events| events.push("train/", metrics))
+    }
+
+    fn completions(&mut self, step: usize, answers: &[(&Example, Answer)]) -> Result<()> {
+        let Some(lines) = &mut self.completions else { return Ok(()) };
+        for (example, answer) in answers {
+            let text = self.tokenizer.decode_answer(&example.prompt_ids, &answer.ids)?;
+            lines.push(&json!({
+                "step": step,
+                "line": example.line,
+                "prompt": example.prompt,
+                "completion": Completion::for_prompt(&example.prompt, text),
+            }))?;
+        }
+        Ok(())
     }
 
     fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
@@ -140,6 +172,9 @@ impl Observer for Recorder<'_> {
         let line: Vec<String> =
             metrics.0.iter().filter(|(name, _)| SHOWN.contains(&name.as_str())).map(short).collect();
         self.say(line.join("  "));
-        self.metrics.as_mut().map_or(Ok(()), |lines| lines.push(metrics))
+        if let Some(lines) = &mut self.metrics {
+            lines.push(metrics)?;
+        }
+        self.events.as_mut().map_or(Ok(()), |events| events.push("eval/", metrics))
     }
 }

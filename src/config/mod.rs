@@ -262,13 +262,17 @@ section! {
     /// `[output]`: what is written, and where.
     OutputConfig, OutputFlags;
 
-    /// The run's folder: config.toml, metrics.jsonl, samples.jsonl, summary.json, and adapter/ or model/ (required)
+    /// The run's folder: config.toml, metrics.jsonl and TensorBoard's event file, samples.jsonl, completions.jsonl,
+    /// summary.json, and adapter/ or model/ (required)
     (long, value_name = "DIR") output_dir: PathBuf = PathBuf::new();
     /// Write metrics every so many steps [default: 1]
     (long, value_name = "STEPS") logging_steps: usize = 1;
     /// Write the anchors and their log-probs to samples.jsonl [default: true]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     save_samples: bool = true;
+    /// Held-out prompts that are answered at every evaluation, into completions.jsonl; "aweigh report" shows how answers changed. 0 for none
+    /// [default: 3]
+    (long, value_name = "N") num_completions: usize = 3;
     optional:
 }
 

@@ -1,6 +1,7 @@
 //! Files and folders: read with good messages, written whole or not at all.
 
 pub mod cache;
+mod events;
 pub mod external;
 pub mod hub;
 mod model;
@@ -13,6 +14,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
 
+pub use events::Events;
 pub use model::{AdapterFiles, Model, ModelFiles, TINY};
 
 /// A file in memory, with the name it has in messages: the form in which the library takes data.
@@ -240,6 +242,7 @@ const RUN_ENTRIES: &[&str] = &[
     "config.toml",
     "metrics.jsonl",
     "samples.jsonl",
+    "completions.jsonl",
     "summary.json",
     "judge.json",
     "adapter",
@@ -272,7 +275,7 @@ impl RunFolder {
             return refuse_filled(path, flag, "choose another folder, or add --overwrite");
         }
         for name in entries(path, flag)? {
-            if !RUN_ENTRIES.contains(&name.as_str()) {
+            if !RUN_ENTRIES.contains(&name.as_str()) && !name.starts_with(events::PREFIX) {
                 let found = format!("{} with {name:?} in it", path.display());
                 let fix = "choose another folder: --overwrite replaces only what a run has written";
                 return Err(Error::input(flag, "a new folder, or that of an earlier run", found, fix));

@@ -277,7 +277,8 @@ impl<'a> Run<'a> {
         let found = held_out.evaluate(gpu, &trainer.decoder, method, (budget, capacity), &mut alive).await?;
         metrics.0.extend(found.0);
         observer.evaluated(&metrics)?;
-        observer.state(step, &trainer.decoder)?;
+        self.answer_held_out(step).await?;
+        self.observer.state(step, &self.trainer.decoder)?;
         Ok(metrics)
     }
 

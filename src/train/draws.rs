@@ -5,7 +5,11 @@ use super::anchors::{self, Draw, Pool};
 use super::evaluate::eval_anchors;
 use crate::config::{OnlineSampler, Takes};
 use crate::data::Example;
+use crate::sample::{self, Request};
 use crate::{Error, Result};
+
+/// Keeps the draws of held-out answers apart from those of anchors.
+const COMPLETIONS: u32 = 0xc0_4d1e;
 
 impl Run<'_> {
     fn takes_anchors(&self) -> bool {
@@ -118,6 +122,32 @@ impl Run<'_> {
         }
         self.score_missing(&stale).await?;
         self.report_anchors(&stale)
+    }
+
+    /// Has the policy answer some held-out prompts, always by the same random numbers, and tells the observer.
+    pub(super) async fn answer_held_out(&mut self, step: usize) -> Result<()> {
+        let (config, decoder) = (self.config, &self.trainer.decoder);
+        let fits = |example: &&Example| {
+            example.prompt_ids.len() + config.anchors.max_new_tokens <= decoder.config().context()
+        };
+        let examples: Vec<&Example> =
+            self.held_out.examples.iter().filter(fits).take(config.output.num_completions).collect();
+        if examples.is_empty() {
+            return Ok(());
+        }
+        let settings = anchors::settings(&config.anchors, config.train.seed ^ COMPLETIONS, &self.ends);
+        let requests: Vec<Request> = (0..)
+            .zip(&examples)
+            .map(|(index, e)| Request { prompt: &e.prompt_ids, first_sample: 0, samples: 1, index })
+            .collect();
+        let room = self.reach.completion_room(self.gpu, decoder.config(), config);
+        let observer = &mut *self.observer;
+        let alive = &mut |_, _| observer.advance(0, 0);
+        let drawn =
+            sample::generate_in(room, self.gpu, decoder, decoder.policy(), &requests, &settings, alive)
+                .await?;
+        let pairs = examples.into_iter().zip(drawn.into_iter().flatten());
+        self.observer.completions(step, &pairs.collect::<Vec<_>>())
     }
 
     /// Tells the observer the examples' anchors with their log-probs.

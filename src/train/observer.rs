@@ -6,6 +6,7 @@ use super::step::Scored;
 use crate::Result;
 use crate::data::Example;
 use crate::model::Decoder;
+use crate::sample::Answer;
 
 /// Watches a run. An error from any call ends it. What an observer does not care for it need not define.
 pub trait Observer {
@@ -23,6 +24,11 @@ pub trait Observer {
     /// A prompt's anchors are drawn; `reference` holds their log-probs under r− as it now is, and the negative's under r+.
     fn anchors(&mut self, example: &Example, pool: &Pool, reference: &[Scored]) -> Result<()> {
         let _ = (example, pool, reference);
+        Ok(())
+    }
+    /// Some held-out prompts' answers by the model after so many steps.
+    fn completions(&mut self, step: usize, answers: &[(&Example, Answer)]) -> Result<()> {
+        let _ = (step, answers);
         Ok(())
     }
     /// A step is done.

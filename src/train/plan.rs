@@ -123,7 +123,14 @@ impl Plan {
         drop(flying);
         keep_best(&mut best)?;
         if let Some(capacity) = reach.held_out {
-            phase("evaluation", &|| Ok(Box::new(workspace(capacity)?)))?;
+            let answers = reach.completion_room(memory, decoder.config(), config);
+            phase("evaluation", &|| {
+                drop(workspace(capacity)?);
+                match reach.completions.is_empty() {
+                    true => Ok(Box::new(())),
+                    false => Ok(Box::new(answers.allocate(memory, decoder)?)),
+                }
+            })?;
         }
         phase("training", &|| {
             // While the device computes one step, the next is recorded.

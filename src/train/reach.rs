@@ -29,6 +29,8 @@ pub(super) struct Reach {
     pub held_out: Option<Capacity>,
     /// Prompt tokens and answers of each prompt that anchors are drawn for.
     pub draws: Vec<(usize, usize)>,
+    /// Prompt tokens of the held-out prompts that are answered at evaluations, each once.
+    pub completions: Vec<(usize, usize)>,
     /// Tokens of the largest group: no budget makes a batch smaller.
     pub largest: usize,
     /// Packed tokens of a micro-batch: what the settings say, and what a binding holds.
@@ -99,6 +101,14 @@ impl Reach {
             draws.extend(watched.map(|example| (example.sampling_ids.len(), eval_k)));
             draws.retain(|(_, samples)| *samples > 0);
         }
+        let mut completions: Vec<(usize, usize)> = eval
+            .iter()
+            .map(|example| (example.prompt_ids.len(), 1))
+            .filter(|(prompt, _)| prompt + a.max_new_tokens <= model.context())
+            .collect();
+        // The longest ones: which are answered is known only when anchors are drawn.
+        completions.sort_unstable_by(|a, b| b.cmp(a));
+        completions.truncate(config.output.num_completions);
         let all = usize::MAX;
         // The widest of what is kept of a token must fit a binding.
         let widest = model.up().max((model.heads + 2 * model.kv_heads) * model.head_dim).max(model.width);
@@ -119,10 +129,17 @@ impl Reach {
             following: (references && moves).then(|| capacity(&scored, score, batch * step)),
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
             draws,
+            completions,
             largest: groups.iter().map(Group::tokens).max().unwrap_or(1),
             step_budget,
             score_budget: score,
         }
+    }
+
+    /// The buffers of the sampler that answers held-out prompts.
+    pub fn completion_room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
+        let a = &config.anchors;
+        Room::of(memory, model, &self.completions, a.max_new_tokens, a.max_num_seqs)
     }
 
     /// The sampler's buffers.

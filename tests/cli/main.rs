@@ -424,10 +424,22 @@ fn a_run_writes_its_folder_and_can_be_repeated() {
     let first = room.json(&[&["align", "--model", "tiny", "--output-dir", "a/first"], &SMALL[..]].concat());
     assert_eq!((&first["steps"], &first["reason"]), (&2.into(), &"finished".into()));
     assert_eq!(first["examples"]["kept"], 10);
-    let names = ["adapter", "config.toml", "metrics.jsonl", "samples.jsonl", "summary.json"];
+    let names = [
+        "adapter",
+        "completions.jsonl",
+        "config.toml",
+        "events.out.tfevents",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "summary.json",
+    ];
     let mut found: Vec<String> = fs::read_dir(room.path("a/first"))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
+        // The time is in its name.
+        .map(
+            |name| if name.starts_with("events") { name[.."events.out.tfevents".len()].into() } else { name },
+        )
         .collect();
     found.sort();
     assert_eq!(found, names);
