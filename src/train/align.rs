@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::anchors::{Anchor, AnchorCounts, Pool};
 use super::best::Best;
 use super::evaluate::HeldOut;
-use super::flight::{Flight, Micro, Sums};
+use super::flight::{Flight, Micro, Sums, land_all};
 use super::metrics::{Metrics, mean};
 use super::observer::Observer;
 use super::order::Order;
@@ -316,8 +316,7 @@ impl<'a> Run<'a> {
             if judged || done == total {
                 due.extend(flying.take());
             }
-            for flight in due {
-                let landed = flight.land(&mut last).await?;
+            for landed in land_all(due, &mut last).await? {
                 if !landed.is_finite() {
                     sums.steps = landed.step + 1;
                     if !watched {

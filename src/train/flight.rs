@@ -61,6 +61,18 @@ impl Flight<'_> {
     }
 }
 
+/// Lands steps that are waited for together. Their results may come all at once: the time is shared out by their tokens.
+pub(super) async fn land_all(due: Vec<Flight<'_>>, last: &mut Option<Instant>) -> Result<Vec<Landed>> {
+    let mut all = Vec::new();
+    for flight in due {
+        all.push(flight.land(last).await?);
+    }
+    let seconds: f64 = all.iter().map(|landed: &Landed| landed.seconds).sum();
+    let tokens: usize = all.iter().map(|landed| landed.tokens).sum();
+    all.iter_mut().for_each(|landed| landed.seconds = seconds * landed.tokens as f64 / tokens.max(1) as f64);
+    Ok(all)
+}
+
 impl Landed {
     /// Whether the losses and the gradient are numbers.
     pub fn is_finite(&self) -> bool {

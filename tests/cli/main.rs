@@ -1,5 +1,6 @@
 //! The program as a user meets it: one clear message and exit code 2 for wrong input, with nothing written; and a whole run.
 
+mod eval;
 mod hub;
 mod memory;
 mod room;

@@ -129,8 +129,8 @@ fn range(values: impl Iterator<Item = f64>, room: f64) -> (f64, f64) {
     if low > high {
         return (0.0, 1.0);
     }
-    if high - low < 1e-12 * high.abs().max(1.0) {
-        let half = 0.5 * high.abs().max(1.0);
+    if high - low <= 1e-9 * high.abs() {
+        let half = if high == 0.0 { 1.0 } else { 0.5 * high.abs() };
         return (low - half, high + half);
     }
     let room = room * (high - low);

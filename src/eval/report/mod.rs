@@ -146,8 +146,11 @@ struct Row {
 }
 
 fn bytes(value: f64) -> String {
-    let gib = value / f64::from(1 << 30);
-    if gib >= 1.0 { format!("{gib:.2} GiB") } else { format!("{:.1} MiB", value / f64::from(1 << 20)) }
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let fits = units.into_iter().find(|(power, _)| value >= f64::from(1 << power));
+    fits.map_or(format!("{value} bytes"), |(power, unit)| {
+        format!("{:.1} {unit}", value / f64::from(1 << power))
+    })
 }
 
 fn row(run: &Run) -> Row {
@@ -166,7 +169,9 @@ fn row(run: &Run) -> Row {
     let before = summary["before"].as_object();
     let held_out =
         before.into_iter().flatten().filter(|(name, _)| *name != "global_step").map(|(name, value)| {
-            let text = |value: &Value| value.as_f64().map_or("-".into(), short);
+            // To four places: what is less is rounding.
+            let rounded = |value: f64| short((value * 1e4).round() / 1e4);
+            let text = |value: &Value| value.as_f64().map_or("-".into(), rounded);
             let label = name.trim_start_matches("eval_").to_string();
             (label, text(value), text(&summary["after"][name]))
         });
