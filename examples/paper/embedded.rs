@@ -34,6 +34,9 @@ struct Contender {
     instructed: bool,
     online: bool,
     clean: bool,
+    beta: Option<f64>,
+    /// End by the stop rule, on held-out examples of its own, and keep the best state: measured as it is kept.
+    stopped: bool,
 }
 
 /// The contenders, in the order of the table.
@@ -45,6 +48,8 @@ fn contenders() -> Vec<Contender> {
         instructed: true,
         online: false,
         clean: false,
+        beta: None,
+        stopped: false,
     };
     let other = |name, method| Contender { method, ..d2o(name, 1) };
     vec![
@@ -62,7 +67,16 @@ fn contenders() -> Vec<Contender> {
         d2o("D²O, K = 1", 1),
         Contender { instructed: false, ..d2o("D²O, K = 11, no instruction", 11) },
         Contender { online: true, ..d2o("D²O, K = 11, online", 11) },
+        Contender { beta: Some(1.0), ..d2o("D²O, K = 11, β = 1", 11) },
+        Contender { stopped: true, ..d2o("D²O, K = 11, stop rule", 11) },
     ]
+}
+
+/// The charts: their names and lines.
+pub fn charts() -> Vec<(&'static str, Vec<&'static str>)> {
+    let (variants, methods): (Vec<_>, Vec<_>) =
+        contenders().into_iter().map(|c| c.name).partition(|name| name.starts_with("D²O"));
+    vec![("methods", [methods, vec!["D²O, K = 11"]].concat()), ("variants", variants)]
 }
 
 /// Training pairs of a seed: JSONL.
@@ -71,7 +85,7 @@ fn pairs(seed: u32, clean: bool) -> String {
     let message = |role: &str, content: &str| json!([{"role": role, "content": content}]);
     let row = |(i, prompt): (usize, &Prompt)| {
         let index = i as u32;
-        // Every prompt's turn comes once in a hundred: 34 of them are spoilt.
+        // 34 of every hundred prompts, the same for every method.
         let spoilt = !clean && ((i * 61 + seed as usize * 7) % 100) as f64 / 100.0 < NOISE;
         let chosen = if spoilt {
             hostile_answer(prompt, 2000 + seed, index)
@@ -93,6 +107,7 @@ fn config(contender: &Contender, seed: u32) -> RunConfig {
     let mut config = RunConfig::default();
     config.method.method = contender.method;
     config.method.num_samples = contender.samples;
+    config.method.beta = contender.beta;
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
     config.anchors.safety_instruction =
         if contender.instructed { SAFETY_INSTRUCTION.into() } else { String::new() };
@@ -107,9 +122,10 @@ fn config(contender: &Contender, seed: u32) -> RunConfig {
     config.train.per_device_train_batch_size = 8;
     config.train.max_steps = Some(STEPS);
     config.train.seed = seed;
-    // Nothing ends a run early: how methods break is part of the comparison.
-    config.stop.enabled = false;
-    config.stop.eval_steps = EVAL_STEPS;
+    // Nothing else ends a run early: how methods break is part of the comparison.
+    config.stop.enabled = contender.stopped;
+    config.stop.eval_steps = if contender.stopped { 5 } else { EVAL_STEPS };
+    config.output.num_completions = 0;
     config
 }
 
@@ -185,9 +201,15 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
                 ..Inputs::new(assets::model(), ("pairs.jsonl", data.as_bytes()))
             };
             let Prepared { mut setup, tokenizer, .. } = inputs.prepare(gpu, &config)?;
-            // A few, so that evaluations are made at all: what counts is measured on all held-out prompts.
+            // A few, so that evaluations are made at all: what counts is measured on all held-out prompts. The stop rule looks at
+            // examples of the training split, which are then not trained on.
             setup.eval.truncate(4);
-            if contender.method == Method::D2o {
+            if contender.stopped {
+                setup.eval = setup.train.split_off(PROMPTS - 16);
+                // The positives are not to be trusted.
+                setup.eval.iter_mut().for_each(|example| example.chosen_ids = None);
+            }
+            if contender.method == Method::D2o && !contender.stopped {
                 let first = |all: &Vec<Anchor>| all.iter().take(contender.samples).cloned().collect();
                 setup.anchors = drawn.get(&contender.instructed).map(|all| all.iter().map(first).collect());
             }
@@ -203,7 +225,21 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
                 anchors,
                 steps,
             };
-            block_on(align(gpu, setup, &config, &mut watcher))?;
+            let outcome = block_on(align(gpu, setup, &config, &mut watcher))?;
+            if contender.stopped {
+                // From the stop on, the state that was kept stays.
+                let decoder = &outcome.decoder;
+                let alive = &mut |_: usize, _: usize| Ok(());
+                let kept =
+                    block_on(held_out.measure(gpu, decoder, decoder.policy(), &tokenizer, seed, alive))?;
+                watcher
+                    .points
+                    .retain(|point| point.step.is_multiple_of(EVAL_STEPS) && point.step < outcome.kept_step);
+                let from = outcome.kept_step.next_multiple_of(EVAL_STEPS);
+                let rest = (from..=STEPS).step_by(EVAL_STEPS);
+                watcher.points.extend(rest.map(|step| Point { step, measured: kept.clone() }));
+                println!("kept step {} of {}: {}", outcome.kept_step, outcome.steps, outcome.reason);
+            }
             if contender.samples == 11 && watcher.anchors.len() == PROMPTS {
                 drawn.entry(contender.instructed).or_insert(watcher.anchors);
             }

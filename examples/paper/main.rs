@@ -5,9 +5,10 @@
 //! On the embedded help desk, with three seeds: 256 prompts of its training split with a hostile answer each, and beside it a positive
 //! that is hostile too for 34% of the prompts, as in the paper's data. Every method has the same 60 steps of 8 prompts at the same rate, and
 //! every tenth step is measured on 200 held-out prompts. Each finished run is a line of DIR/runs.jsonl (DIR is `paper-results` unless given);
-//! what is there already is not run again.
+//! what is there already is not run again. Beside it come charts (SVG) and a table of the means over the seeds.
 
 mod embedded;
+mod plots;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -24,7 +25,9 @@ fn main() -> Any<()> {
     std::fs::create_dir_all(&folder)?;
     let gpu = block_on(Gpu::open(&Options::default()))?;
     println!("{}", gpu.summary().name);
-    embedded::run(&gpu, &folder.join("runs.jsonl"))
+    let runs = folder.join("runs.jsonl");
+    embedded::run(&gpu, &runs)?;
+    plots::write(&runs, &embedded::charts())
 }
 
 /// The lines of an earlier, perhaps interrupted, comparison.

@@ -58,6 +58,18 @@ pub struct WeightArgs {
     pub offload: bool,
 }
 
+/// Which rows of a file of data.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Data")]
+pub struct RowArgs {
+    /// Use only the rows whose "split" field is this
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Use at most this many rows, the first ones
+    #[arg(long, value_name = "N")]
+    pub max_samples: Option<usize>,
+}
+
 /// How tokens are chosen. The names are those of transformers, the defaults those of align's anchors.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]

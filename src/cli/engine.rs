@@ -6,7 +6,7 @@ use std::path::Path;
 use pollster::block_on;
 use serde::Serialize;
 
-use super::args::{GpuArgs, ModelArgs, WeightArgs};
+use super::args::{GpuArgs, ModelArgs, RowArgs, WeightArgs, at_least_one};
 use super::output::{Output, bytes, count};
 use crate::data::{ParseOptions, Row, parse_jsonl_with, rows_with};
 use crate::error::{Error, Result};
@@ -33,6 +33,18 @@ pub fn described(args: &ModelArgs, output: &Output) -> Result<(Model, Option<Ada
 fn opened(args: &ModelArgs, model: Model) -> Result<(Model, Option<AdapterFiles>)> {
     let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
     Ok((model.with_chat_template(args.chat_template.as_deref())?, adapter))
+}
+
+/// The rows of a file that the flags ask for.
+///
+/// # Errors
+/// As [`rows`]; for --max-samples 0.
+pub fn chosen_rows(source: &Source, args: &RowArgs, output: &Output) -> Result<Vec<Row>> {
+    let most = args.max_samples.unwrap_or(usize::MAX);
+    at_least_one("--max-samples", most)?;
+    let mut rows = rows(source, args.split.as_deref(), output)?;
+    rows.truncate(most);
+    Ok(rows)
 }
 
 /// The rows of a file, of one split where one is named. Rows with an empty prompt or answer are left out, with a warning:

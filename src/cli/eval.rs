@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use pollster::block_on;
 use serde::Serialize;
 
-use super::args::{GpuArgs, SamplingArgs, WeightArgs, at_least_one};
+use super::args::{GpuArgs, RowArgs, SamplingArgs, WeightArgs, at_least_one};
 use super::engine;
 use super::interrupt;
 use super::meters::{Meter, Spec};
@@ -43,12 +43,9 @@ pub struct Args {
     /// Held-out prompts, in any of align's forms; may be given several times. NAME=FILE names the set
     #[arg(long, required = true, value_name = "FILE", help_heading = "Data")]
     pub data: Vec<String>,
-    /// Use only the rows whose "split" field is this
-    #[arg(long, value_name = "NAME", help_heading = "Data")]
-    pub split: Option<String>,
-    /// Use at most this many rows of each file, the first ones
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    pub max_samples: Option<usize>,
+    /// Which of its rows.
+    #[command(flatten)]
+    pub rows: RowArgs,
     /// Prompts longer than this many tokens lose their beginning
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_prompt_length: usize,
@@ -191,7 +188,6 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
     at_least_one("--num-samples", args.num_samples)?;
     at_least_one("--max-prompt-length", args.max_prompt_length)?;
-    at_least_one("--max-samples", args.max_samples.unwrap_or(1))?;
     if let Some(path) = &args.output {
         refuse_existing(path, "--output", args.overwrite)?;
     }
@@ -247,8 +243,7 @@ impl Set {
     fn read(text: &str, args: &Args, output: &Output) -> Result<Self> {
         let (name, path) = named(text);
         let source = Source::read(Path::new(path), "--data")?;
-        let mut rows = engine::rows(&source, args.split.as_deref(), output)?;
-        rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+        let rows = engine::chosen_rows(&source, &args.rows, output)?;
         Ok(Self { name, origin: source.origin, rows })
     }
 }

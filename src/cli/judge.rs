@@ -7,7 +7,7 @@ use pollster::block_on;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::args::{GpuArgs, at_least_one};
+use super::args::{GpuArgs, RowArgs, at_least_one};
 use super::engine;
 use super::interrupt;
 use super::output::{Output, table};
@@ -129,12 +129,9 @@ pub struct ScoreArgs {
     /// Answers: JSONL (.gz too)
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
-    /// Use only the rows whose "split" field is this
-    #[arg(long, value_name = "NAME", help_heading = "Data")]
-    pub split: Option<String>,
-    /// Use at most this many rows, the first ones
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    pub max_samples: Option<usize>,
+    /// Which of its rows.
+    #[command(flatten)]
+    pub rows: RowArgs,
     /// Of a longer prompt and answer the last so many tokens are read
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_length: usize,
@@ -214,7 +211,13 @@ fn check(args: &TrainArgs) -> Result<()> {
     at_least_one("--max-length", args.max_length)?;
     at_least_one("--per-device-train-batch-size", args.per_device_train_batch_size)?;
     at_least_one("--eval-steps", args.eval_steps)?;
-    at_least_one("--max-steps", args.max_steps.unwrap_or(1))?;
+    for (flag, most) in [
+        ("--max-steps", args.max_steps),
+        ("--max-samples", args.max_samples),
+        ("--max-eval-samples", args.max_eval_samples),
+    ] {
+        at_least_one(flag, most.unwrap_or(1))?;
+    }
     for (flag, value) in
         [("--learning-rate", args.learning_rate), ("--num-train-epochs", args.num_train_epochs)]
     {
@@ -248,6 +251,15 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
     let mut eval_rows = match (&held_out, &args.eval_split) {
         (None, None) => {
             rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+            if rows.len() < 10 {
+                let found = format!("{} rows", rows.len());
+                return Err(Error::input(
+                    &source.origin,
+                    "10 rows or more to hold some out",
+                    found,
+                    "add --eval FILE",
+                ));
+            }
             rows.split_off(rows.len() - rows.len() / 10)
         }
         _ => engine::rows(eval_source, args.eval_split.as_deref(), output)?,
@@ -405,13 +417,11 @@ struct Scored {
 
 fn score(args: &ScoreArgs, output: &Output) -> Result<()> {
     at_least_one("--max-length", args.max_length)?;
-    at_least_one("--max-samples", args.max_samples.unwrap_or(1))?;
     if let Some(path) = &args.output {
         refuse_existing(path, "--output", args.overwrite)?;
     }
     let source = Source::read(&args.data, "--data")?;
-    let mut rows = engine::rows(&source, args.split.as_deref(), output)?;
-    rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+    let rows = engine::chosen_rows(&source, &args.rows, output)?;
     let judge = Judge::open(&args.judge, args.model.as_deref(), "--judge", !output.quiet())?;
     let cases = cases(&rows, &source.origin, &judge.bytes().tokenizer()?, args.max_length)?;
     let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;

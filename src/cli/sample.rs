@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use pollster::block_on;
 use serde::Serialize;
 
-use super::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs, at_least_one};
+use super::args::{GpuArgs, ModelArgs, RowArgs, SamplingArgs, WeightArgs, at_least_one};
 use super::engine::{self, Ran};
 use super::interrupt;
 use super::output::Output;
@@ -37,12 +37,9 @@ pub struct Args {
     /// The prompts: JSONL (.gz too) with a "prompt" a line, a string or a list of messages
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
-    /// Use only the rows whose "split" field is this
-    #[arg(long, value_name = "NAME", help_heading = "Data")]
-    pub split: Option<String>,
-    /// Use at most this many prompts, the first ones
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    pub max_samples: Option<usize>,
+    /// Which of its rows.
+    #[command(flatten)]
+    pub rows: RowArgs,
     /// Prompts longer than this many tokens lose their beginning
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_prompt_length: usize,
@@ -80,7 +77,6 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
     at_least_one("--num-samples", args.num_samples)?;
     at_least_one("--max-prompt-length", args.max_prompt_length)?;
-    at_least_one("--max-samples", args.max_samples.unwrap_or(1))?;
     refuse_existing(&args.output, "--output", args.overwrite)?;
     let source = Source::read(&args.data, "--data")?;
     let (model, adapter) = engine::files(&args.model, output)?;
@@ -110,8 +106,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 
 /// The file's prompts as token ids.
 fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Output) -> Result<Vec<Example>> {
-    let mut rows = engine::rows(source, args.split.as_deref(), output)?;
-    rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+    let mut rows = engine::chosen_rows(source, &args.rows, output)?;
     for row in &mut rows {
         (row.completion, row.label, row.chosen, row.rejected) = (None, None, None, None);
     }

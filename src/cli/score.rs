@@ -8,7 +8,7 @@ use pollster::block_on;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::args::{GpuArgs, ModelArgs, WeightArgs, at_least_one};
+use super::args::{GpuArgs, ModelArgs, RowArgs, WeightArgs, at_least_one};
 use super::engine::{self, Ran};
 use super::interrupt;
 use super::output::{Output, table};
@@ -38,12 +38,9 @@ pub struct Args {
     /// The answers: JSONL (.gz too) with prompt + completion, or prompt + chosen + rejected, a line
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
-    /// Use only the rows whose "split" field is this
-    #[arg(long, value_name = "NAME", help_heading = "Data")]
-    pub split: Option<String>,
-    /// Use at most this many rows, the first ones
-    #[arg(long, value_name = "N", help_heading = "Data")]
-    pub max_samples: Option<usize>,
+    /// Which of its rows.
+    #[command(flatten)]
+    pub rows: RowArgs,
     /// Most packed tokens that go through the model together. Lower it when memory runs out
     #[arg(long, value_name = "TOKENS", default_value_t = 2048, help_heading = "Data")]
     pub max_tokens_per_batch: usize,
@@ -68,7 +65,7 @@ Examples:
 /// # Errors
 /// Whatever is wrong with the flags, the files or the GPU; --output is then as it was.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    at_least_one("--max-samples", args.max_samples.unwrap_or(1))?;
+    at_least_one("--max-samples", args.rows.max_samples.unwrap_or(1))?;
     at_least_one("--max-tokens-per-batch", args.max_tokens_per_batch)?;
     match &args.output {
         Some(path) => refuse_existing(path, "--output", args.overwrite)?,
@@ -197,11 +194,11 @@ fn answers(
     tokenizer: &ChatTokenizer,
     output: &Output,
 ) -> Result<(Vec<Answers>, usize)> {
-    let mut rows = engine::rows(source, args.split.as_deref(), output)?;
+    let mut rows = engine::rows(source, args.rows.split.as_deref(), output)?;
     let all = rows.len();
     rows.retain(|row| row.positive().is_some() || row.negative().is_some());
     let skipped = all - rows.len();
-    rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+    rows.truncate(args.rows.max_samples.unwrap_or(usize::MAX));
     let options = ExampleOptions { needs: Needs::Any, limits: LengthLimits::default(), instruction: None };
     let (examples, _) = build_examples(&rows, &source.origin, tokenizer, &options)?;
     let answers = examples.into_iter().map(|example| {

@@ -1,0 +1,135 @@
+//! Every method and every variant of D²O: what they log, and that accumulated gradients change nothing.
+
+use aweigh::config::{Method, OnlineSampler, ReferenceSource, RunConfig};
+use aweigh::data::Example;
+use aweigh::train::Setup;
+
+use super::{config, examples, run, setup};
+
+const METHODS: [Method; 13] = [
+    Method::D2o,
+    Method::Dpo,
+    Method::Ipo,
+    Method::Hinge,
+    Method::Slic,
+    Method::Simpo,
+    Method::Orpo,
+    Method::Kto,
+    Method::Npo,
+    Method::Simnpo,
+    Method::Ga,
+    Method::Ul,
+    Method::Sft,
+];
+
+/// What each method logs beside loss, entropy and what every step has.
+fn logged(method: Method) -> Vec<&'static str> {
+    let pair = ["rewards/chosen", "rewards/rejected", "rewards/margins"];
+    let logps = ["logps/chosen", "logps/rejected"];
+    let accuracy = "rewards/accuracies";
+    match method {
+        Method::D2o => vec![
+            "rewards/anchor",
+            "rewards/negative",
+            "rewards/margins",
+            accuracy,
+            "logps/anchor",
+            "logps/negative",
+            "kl/anchor",
+        ],
+        Method::Dpo | Method::Ipo | Method::Hinge | Method::Simpo => {
+            [&pair[..], &[accuracy], &logps].concat()
+        }
+        Method::Slic => [&pair[..], &[accuracy], &logps, &["nll_loss"]].concat(),
+        Method::Orpo => {
+            [&pair[..], &[accuracy], &logps, &["nll_loss", "log_odds_chosen", "log_odds_ratio"]].concat()
+        }
+        Method::Kto => [&pair[..], &logps, &["kl"]].concat(),
+        Method::Npo | Method::Simnpo => vec!["rewards/negative", "rewards/margins", "logps/negative"],
+        Method::Ga | Method::Ul => vec!["logps/negative"],
+        Method::Sft => vec!["logps/chosen"],
+    }
+}
+
+/// KTO's examples have one answer each, and another's for the KL.
+fn examples_of(method: Method, count: u32) -> Vec<Example> {
+    let mut all = examples(count, 0);
+    if method == Method::Kto {
+        for (i, example) in all.iter_mut().enumerate() {
+            example.kl_ids = Some(vec![5 + i as u32, 9, 2]);
+            if i % 2 == 0 { example.negative_ids = None } else { example.chosen_ids = None }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_method_trains_and_accumulates_to_the_same_steps() {
+    for method in METHODS {
+        let mut config = config();
+        config.method.method = method;
+        config.train.max_steps = Some(2);
+        let setup = || Setup { train: examples_of(method, 4), eval: examples_of(method, 2), ..setup() };
+        config.stop.max_perplexity_rise = 1e9;
+        config.stop.max_anchor_drop = 1e9;
+        config.stop.max_kl = 1e9;
+        let (_, whole) = run(setup(), &config);
+        config.train.per_device_train_batch_size = 1;
+        config.train.gradient_accumulation_steps = 4;
+        let (_, parts) = run(setup(), &config);
+        let own = ["loss", "entropy", "grad_norm", "learning_rate", "num_tokens", "epoch", "global_step"];
+        for (a, b) in whole.steps.iter().zip(&parts.steps) {
+            for name in own.into_iter().chain(logged(method)) {
+                let [a, b] =
+                    [a, b].map(|step| step.get(name).unwrap_or_else(|| panic!("{method:?}: no {name}")));
+                assert!((a - b).abs() < 2e-4 * a.abs().max(1.0), "{method:?} {name}: {a} and {b}");
+            }
+            let others = a.0.iter().filter(|(name, _)| !own.contains(&name.as_str()));
+            let others = others.filter(|(name, _)| name != "tokens_per_second").count();
+            assert_eq!(others, logged(method).len(), "{method:?} {a:?}");
+        }
+        assert_eq!((whole.steps.len(), whole.evaluations.len()), (2, 3));
+        // What the method lowers is lower after two steps on the same examples.
+        let losses: Vec<f64> =
+            whole.evaluations.iter().map(|e| e.get("eval_loss").expect("a loss")).collect();
+        assert!(losses[2] < losses[0], "{method:?}: {losses:?}");
+        // A method of flagged answers alone is watched by anchors that it does not train on.
+        let watched = whole.evaluations[2].get("eval_kl/anchor").is_some();
+        assert_eq!(watched, method.is_of_negatives(), "{method:?}");
+        assert!(whole.evaluations[2].get("eval_perplexity").is_some(), "{method:?}");
+    }
+}
+
+#[test]
+fn the_variants_of_d2o_accumulate_to_the_same_steps() {
+    type Change = fn(&mut RunConfig);
+    let variants: [(&str, Change); 6] = [
+        ("one anchor", |c| c.method.num_samples = 1),
+        ("length_normalize", |c| c.method.length_normalize = true),
+        ("alpha and beta", |c| (c.method.alpha, c.method.beta) = (0.3, Some(0.05))),
+        ("ema", |c| c.reference.positive = ReferenceSource::Ema(0.5)),
+        ("copy", |c| c.reference.negative = ReferenceSource::CopyEvery(1)),
+        ("online", |c| {
+            c.anchors.online_start_step = Some(1);
+            c.anchors.refresh_every = 1;
+            // Drawn from a model that does not move: samples of the policy hang on its last bits.
+            c.anchors.online_sampler = OnlineSampler::Reference;
+        }),
+    ];
+    for (name, change) in variants {
+        let mut config = config();
+        config.train.max_steps = Some(3);
+        change(&mut config);
+        let (_, whole) = run(setup(), &config);
+        config.train.per_device_train_batch_size = 1;
+        config.train.gradient_accumulation_steps = 4;
+        let (_, parts) = run(setup(), &config);
+        assert_eq!((whole.steps.len(), parts.steps.len()), (3, 3));
+        for (a, b) in whole.steps.iter().zip(&parts.steps) {
+            for (key, a) in a.0.iter().filter(|(key, _)| key != "tokens_per_second") {
+                let b = b.get(key).expect("the same figures");
+                assert!((a - b).abs() < 2e-4 * a.abs().max(1.0), "{name} {key}: {a} and {b}");
+            }
+        }
+    }
+}
