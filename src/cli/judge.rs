@@ -80,8 +80,9 @@ pub struct TrainArgs {
     /// Of a longer prompt and answer the last so many tokens are read
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_length: usize,
-    /// Peak learning rate of AdamW; it falls to 0 in a straight line
-    #[arg(long, value_name = "X", default_value_t = 2e-4, help_heading = "Training")]
+    /// Peak learning rate of AdamW: it rises over the first tenth of the steps and falls to 0 in a straight line. The head reads large
+    /// numbers, and a rate that is too high throws it about
+    #[arg(long, value_name = "X", default_value_t = 1e-4, help_heading = "Training")]
     pub learning_rate: f64,
     /// Answers of an optimizer step
     #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Training")]
@@ -192,6 +193,7 @@ fn config(args: &TrainArgs) -> RunConfig {
     config.lora.r = args.r;
     config.lora.lora_alpha = 2.0 * args.r as f64;
     config.train.learning_rate = args.learning_rate;
+    config.train.warmup_ratio = 0.1;
     config.train.per_device_train_batch_size = args.per_device_train_batch_size;
     config.train.num_train_epochs = args.num_train_epochs;
     config.train.max_steps = args.max_steps;

@@ -167,3 +167,18 @@ fn target_modules_match_like_peft() {
             && !TargetModules::AllLinear.selects("lm_head")
     );
 }
+
+#[test]
+fn constants_of_another_method_are_warned_of() {
+    let mut config = RunConfig::default();
+    config.stop.enabled = true;
+    assert_eq!(config.warnings(), Vec::<String>::new());
+    config.method.method = Method::Ga;
+    config.method.beta = Some(0.2);
+    config.method.alpha = 0.3;
+    assert_eq!(config.warnings(), ["ga has no use for alpha, beta"]);
+    config.method.method = Method::Simpo;
+    config.method.gamma = Some(0.5);
+    assert_eq!(config.warnings(), ["simpo has no use for alpha"]);
+    assert_eq!((config.method.beta(), MethodConfig::default().beta()), (0.2, 0.1));
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::{LrScheduler, Method, OnlineSampler, ReferenceSource, RunConfig, TargetModules};
+use super::{LrScheduler, Method, MethodConfig, OnlineSampler, ReferenceSource, RunConfig, TargetModules};
 use crate::error::{Error, Result};
 use crate::sample::MAX_ROWS;
 
@@ -226,6 +226,27 @@ fn stop(config: &RunConfig, places: &Places) -> Result<()> {
     places.positive("stop.max_perplexity_rise", stop.max_perplexity_rise)
 }
 
+/// A sentence on the constants that were changed and that the method has no use for.
+fn unused(given: &MethodConfig) -> Option<String> {
+    use Method::*;
+    let (method, usual) = (given.method, MethodConfig::default());
+    let constants = [
+        ("alpha", given.alpha != usual.alpha, method == D2o),
+        ("beta", given.beta.is_some(), method.default_beta().is_some()),
+        ("gamma", given.gamma.is_some(), method.default_gamma().is_some()),
+        ("label_smoothing", given.label_smoothing != 0.0, method == Dpo),
+        ("delta", given.delta != usual.delta, method == Slic),
+        ("sft_weight", given.sft_weight != usual.sft_weight, method == Slic),
+        ("desirable_weight", given.desirable_weight != usual.desirable_weight, method == Kto),
+        ("undesirable_weight", given.undesirable_weight != usual.undesirable_weight, method == Kto),
+    ];
+    let names: Vec<&str> =
+        constants.iter().filter(|(_, changed, used)| *changed && !used).map(|(name, ..)| *name).collect();
+    let method = serde_json::to_value(method).ok()?;
+    let method = method.as_str()?;
+    (!names.is_empty()).then(|| format!("{method} has no use for {}", names.join(", ")))
+}
+
 /// What is allowed, but seldom meant.
 pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -248,6 +269,7 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     if d2o && config.method.beta() == 0.0 {
         warnings.push("beta is 0: nothing holds the model where it started".into());
     }
+    warnings.extend(unused(&config.method));
     if !config.stop.enabled {
         warnings.push(
             "the stop rule is off: past the point where the behaviour is fixed, training breaks the model"
