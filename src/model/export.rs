@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::adapter::tensor_name;
+use super::load::PEFT_SCORE;
 use super::weights::Stored;
 use super::{Adapter, ModelBytes, Weights, gguf};
 use crate::gpu::DType;
@@ -67,6 +68,15 @@ impl<'a> Merge<'a> {
             Some(crate::config::TargetModules::Names(names)) => names,
             _ => &[],
         };
+        if let Some(judge) = adapter.filter(|adapter| adapter.weights.has(PEFT_SCORE)) {
+            let fix = "give an adapter of answers: a judge's head has no place in a language model";
+            return Err(Error::input(
+                judge.weights.origin(),
+                "an adapter without a judge's head",
+                PEFT_SCORE,
+                fix,
+            ));
+        }
         let mut targets = HashMap::new();
         for module in modules {
             let name = format!("{module}.weight");

@@ -24,7 +24,7 @@ use crate::reference::rng;
 /// Hugging Face's name of a classifier's head.
 const SCORE: &str = "score.weight";
 /// PEFT's name of it, where it is saved beside an adapter.
-const PEFT_SCORE: &str = "base_model.model.score.weight";
+pub(super) const PEFT_SCORE: &str = "base_model.model.score.weight";
 
 /// Makes layers from weights while loading.
 pub(super) struct Loader<'a> {

@@ -46,10 +46,9 @@ fn a_judge_is_trained_and_judges() {
     let mean = |key: &str| rows.iter().map(|row| row[key].as_f64().unwrap()).sum::<f64>() / rows.len() as f64;
     assert!(rows.len() == 12 && mean("rejected_harm") > mean("chosen_harm") + 0.2, "{scored}");
     // A judge is no model that answers, and an adapter of answers no judge.
-    room.refuses(
-        &["generate", "--model", "tiny", "--adapter", "judge/adapter", "--prompt", "x"],
-        &["score.weight"],
-    );
+    let adapter = ["--model", "tiny", "--adapter", "judge/adapter"];
+    room.refuses(&[&["generate"], &adapter[..], &["--prompt", "x"]].concat(), &["score.weight"]);
+    room.refuses(&[&["export"], &adapter[..], &["--output", "merged"]].concat(), &["a judge's head"]);
     room.refuses(
         &["judge", "train", "--model", "tiny", "--train", "flagged.jsonl", "--output-dir", "j2"],
         &["flagged.jsonl", "fine"],
