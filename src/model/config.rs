@@ -18,7 +18,7 @@ pub struct DecoderConfig {
     pub(super) names: &'static Names,
     /// Vocabulary size, V.
     pub vocab: usize,
-    /// Classes that the head tells apart, where it is no language model's: [`JUDGE_CLASSES`].
+    /// Classes that the head tells apart, where it is no language model's: two of a judge.
     pub classes: Option<usize>,
     /// Width of the residual stream, D.
     pub width: usize,
