@@ -14,7 +14,7 @@ use super::output::{Output, table};
 use super::plan::{self, Planned};
 use super::progress::Unit;
 use super::record::Recorder;
-use crate::config::{Method, RunConfig};
+use crate::config::{Method, RunConfig, TargetModules};
 use crate::data::Row;
 use crate::error::{Error, Result};
 use crate::eval::judge::{Case, cases, examples, probabilities};
@@ -191,6 +191,7 @@ fn config(args: &TrainArgs) -> RunConfig {
     config.method.method = Method::Sft;
     config.lora.enabled = !args.full;
     config.lora.r = args.r;
+    config.lora.target_modules = TargetModules::AllLinear;
     config.lora.lora_alpha = 2.0 * args.r as f64;
     config.train.learning_rate = args.learning_rate;
     config.train.warmup_ratio = 0.1;
@@ -219,6 +220,14 @@ fn check(args: &TrainArgs) -> Result<()> {
         ("--max-eval-samples", args.max_eval_samples),
     ] {
         at_least_one(flag, most.unwrap_or(1))?;
+    }
+    if args.eval.is_none()
+        && args.eval_split.is_some()
+        && (args.split.is_none() || args.split == args.eval_split)
+    {
+        let found = args.split.as_deref().unwrap_or("none, which trains on all rows");
+        let fix = "name the rows to train on, as in --split train --eval-split dev";
+        return Err(Error::input("--split", "another split than --eval-split", found, fix));
     }
     for (flag, value) in
         [("--learning-rate", args.learning_rate), ("--num-train-epochs", args.num_train_epochs)]
@@ -268,13 +277,18 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
     };
     rows.truncate(args.max_samples.unwrap_or(usize::MAX));
     eval_rows.truncate(args.max_eval_samples.unwrap_or(usize::MAX));
-    let of = |rows: &[Row], origin: &str| cases(rows, origin, &tokenizer, args.max_length);
+    let most = args.max_length.min(bytes.decoder_config()?.context() - 1);
+    let of = |rows: &[Row], origin: &str| cases(rows, origin, &tokenizer, most);
     let (train, eval) = (of(&rows, &source.origin)?, of(&eval_rows, &eval_source.origin)?);
     both_classes(&train, &source.origin)?;
     both_classes(&eval, &format!("{} (held out)", eval_source.origin))?;
     let gpu = engine::gpu(&args.gpu)?;
-    // Spread over all of them: files are often sorted.
-    let watched = examples(&eval).into_iter().step_by(eval.len().div_ceil(WATCHED)).collect();
+    // Spread over all of them, for files are often sorted, and half of each kind, where there are enough.
+    let spread = |flagged: bool| {
+        let own: Vec<Case> = eval.iter().filter(|case| case.flagged == Some(flagged)).cloned().collect();
+        examples(&own).into_iter().step_by(own.len().div_ceil(WATCHED / 2).max(1))
+    };
+    let watched = spread(false).chain(spread(true)).collect();
     let inputs = Inputs::new(bytes, (&source.origin, &source.bytes));
     let config = config(args);
     let job = inputs.given(&config, examples(&train), watched)?;

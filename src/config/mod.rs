@@ -241,14 +241,14 @@ section! {
     enabled: bool = true;
     /// Score the held-out examples every so many steps [default: 5]
     (long, value_name = "STEPS") eval_steps: usize = 5;
-    /// Stop when the held-out anchors' log-prob has fallen by more than this, in nats per token (d2o only)
+    /// Stop when the held-out anchors' log-prob has fallen by more than this, in nats per token (methods of flagged answers alone)
     /// [default: 0.05]
     (long, value_name = "NATS") max_anchor_drop: f64 = 0.05;
     /// Stop when the KL divergence from the start, estimated on held-out anchors, passes this, in nats per token
-    /// (d2o only) [default: 0.2]
+    /// (methods of flagged answers alone) [default: 0.2]
     (long, value_name = "NATS") max_kl: f64 = 0.2;
-    /// The margin is won where the held-out mean of z reaches this; the loss is then under ln(1 + exp(-z)) and further
-    /// steps only do harm [default: 3.0]
+    /// The margin is won where the held-out mean of the reward margin (D²O's z) has grown by this; further steps only do
+    /// harm [default: 3.0]
     (long, value_name = "Z") margin: f64 = 3.0;
     /// Stop when the margin was won in this many evaluations in a row [default: 2]
     (long, value_name = "N") patience: usize = 2;

@@ -100,5 +100,10 @@ pub async fn probabilities(
     let groups: Vec<Group> =
         texts.iter().map(|text| Group { prompt: text, responses: vec![&class[..]] }).collect();
     let scored = score(gpu, judge, judge.policy(), &groups, budget, progress).await?;
-    Ok(scored.iter().map(|group| f64::from(group[0].logp).exp()).collect())
+    let found: Vec<f64> = scored.iter().map(|group| f64::from(group[0].logp).exp()).collect();
+    if found.iter().all(|probability| probability.is_finite()) {
+        return Ok(found);
+    }
+    let message = "a verdict is no finite number: the judge is broken".into();
+    Err(Error::Gpu { doing: "judging".into(), message })
 }

@@ -91,7 +91,8 @@ pub fn auroc(scores: &[f64], flagged: &[bool]) -> f64 {
     let mut ranks = vec![0.0; scores.len()];
     let mut at = 0;
     while at < order.len() {
-        let same = order[at..].iter().take_while(|&&i| scores[i] == scores[order[at]]).count();
+        let same =
+            order[at..].iter().take_while(|&&i| scores[i].total_cmp(&scores[order[at]]).is_eq()).count();
         order[at..at + same].iter().for_each(|&i| ranks[i] = at as f64 + (same as f64 + 1.0) / 2.0);
         at += same;
     }

@@ -173,7 +173,9 @@ impl Loader<'_> {
         let (name, stored) = match self.training {
             Training::Lora(..) => (PEFT_SCORE, None),
             Training::Adapter(adapter) => (PEFT_SCORE, Some(&adapter.weights)),
-            Training::Full | Training::None => (SCORE, weights.has(SCORE).then_some(weights)),
+            Training::Full => (SCORE, weights.has(SCORE).then_some(weights)),
+            // Only a judge that was trained has verdicts.
+            Training::None => (SCORE, Some(weights)),
         };
         let part = Part { name: name.into(), ..own };
         let values = match stored.filter(|_| !self.memory.is_paper()) {

@@ -80,26 +80,31 @@ pub(super) fn of_groups(prefix: &str, method: Method, groups: &[Observed]) -> Me
     let over = |f: &dyn Fn(&GroupOutcome) -> f64| mean(groups.iter().map(|g| f(&g.outcome)));
     push("loss", over(&|o| f64::from(o.loss)));
     let takes = method.takes();
-    // Of KTO a group has one side only.
+    // Of KTO a group has one side only, and a step may have none of the other.
     let reward = |side: usize| {
-        let with = groups.iter().filter(|g| g.side(method, side).next().is_some());
-        mean(with.map(|g| f64::from(g.outcome.rewards[side])))
+        let with: Vec<&Observed> = groups.iter().filter(|g| g.side(method, side).next().is_some()).collect();
+        (!with.is_empty()).then(|| mean(with.iter().map(|g| f64::from(g.outcome.rewards[side]))))
     };
     if !matches!(method, Method::Sft | Method::Ga | Method::Ul) {
-        for (side, name) in sides(method).into_iter().enumerate() {
-            if let Some(name) = name {
-                push(&format!("rewards/{name}"), reward(side));
+        let rewards = [reward(0), reward(1)];
+        for (name, value) in sides(method).into_iter().zip(rewards) {
+            if let (Some(name), Some(value)) = (name, value) {
+                push(&format!("rewards/{name}"), value);
             }
         }
-        push("rewards/margins", if takes == Takes::Negative { -reward(1) } else { reward(0) - reward(1) });
+        match (takes, rewards) {
+            (Takes::Negative, [_, Some(negative)]) => push("rewards/margins", -negative),
+            (_, [Some(chosen), Some(rejected)]) => push("rewards/margins", chosen - rejected),
+            _ => {}
+        }
         if matches!(takes, Takes::Anchors | Takes::Pair) {
             push("rewards/accuracies", over(&|o| f64::from(u8::from(o.margin() > 0.0))));
         }
     }
     for (side, name) in sides(method).into_iter().enumerate() {
-        if let Some(name) = name {
-            let responses = groups.iter().flat_map(|g| g.side(method, side));
-            push(&format!("logps/{name}"), mean(responses.map(|r| f64::from(r.logp))));
+        let responses: Vec<&Scored> = groups.iter().flat_map(|g| g.side(method, side)).collect();
+        if let Some(name) = name.filter(|_| !responses.is_empty()) {
+            push(&format!("logps/{name}"), mean(responses.iter().map(|r| f64::from(r.logp))));
         }
     }
     if matches!(method, Method::Slic | Method::Orpo) {

@@ -70,8 +70,8 @@ impl HeldOutParts {
     }
 }
 
-/// What KTO learns from: each answer by itself, and beside it the answer of the example before it, on which the KL divergence from the
-/// reference is estimated (as TRL pairs them).
+/// What KTO learns from: each answer by itself, and beside it the answer of the row before it, on which the KL divergence from the
+/// reference is estimated: as in TRL an answer to another prompt.
 pub(super) fn unpaired(examples: Vec<Example>) -> Vec<Example> {
     let apart = |example: Example| {
         let chosen = Example { negative_ids: None, ..example.clone() };
@@ -80,10 +80,13 @@ pub(super) fn unpaired(examples: Vec<Example>) -> Vec<Example> {
     };
     let has_answer = |example: &Example| example.chosen_ids.is_some() || example.negative_ids.is_some();
     let mut all: Vec<Example> = examples.into_iter().flat_map(apart).filter(has_answer).collect();
-    let answers: Vec<Option<Vec<u32>>> =
-        all.iter().map(|e| e.chosen_ids.clone().or(e.negative_ids.clone())).collect();
-    let before = answers.iter().cycle().skip(answers.len().saturating_sub(1));
-    all.iter_mut().zip(before).for_each(|(example, answer)| example.kl_ids = answer.clone());
+    let count = all.len();
+    for i in 0..count {
+        let before = |back: usize| (i + count - back) % count;
+        // Of one row alone there is no other.
+        let other = (1..count).map(before).find(|&other| all[other].row != all[i].row).unwrap_or(before(1));
+        all[i].kl_ids = all[other].chosen_ids.clone().or(all[other].negative_ids.clone());
+    }
     all
 }
 
@@ -93,10 +96,10 @@ mod tests {
     use crate::data::Prompt;
 
     #[test]
-    fn pairs_are_taken_apart_and_each_meets_the_answer_before_it() {
-        let example = |chosen: Option<u32>, negative: Option<u32>| Example {
+    fn pairs_are_taken_apart_and_each_meets_an_answer_to_another_prompt() {
+        let example = |row: usize, chosen: Option<u32>, negative: Option<u32>| Example {
             line: 1,
-            row: 0,
+            row,
             prompt: Prompt::Text(String::new()),
             prompt_ids: vec![1],
             sampling_ids: vec![1],
@@ -104,10 +107,13 @@ mod tests {
             negative_ids: negative.map(|id| vec![id]),
             kl_ids: None,
         };
-        let found = unpaired(vec![example(Some(5), Some(6)), example(None, Some(7)), example(Some(8), None)]);
+        let rows = [(Some(5), Some(6)), (None, Some(7)), (Some(8), None)];
+        let found = unpaired(
+            (0..).zip(rows).map(|(row, (chosen, negative))| example(row, chosen, negative)).collect(),
+        );
         let parts: Vec<_> =
             found.iter().map(|e| reference_responses(Method::Kto, e, std::iter::empty()).concat()).collect();
-        assert_eq!(parts, [[5, 8], [6, 5], [7, 6], [8, 7]]);
+        assert_eq!(parts, [[5, 8], [6, 8], [7, 6], [8, 7]]);
         assert!(found.iter().all(|e| loss_responses(Method::Kto, e, std::iter::empty()).len() == 2));
     }
 }

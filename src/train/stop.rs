@@ -84,7 +84,9 @@ impl StopRule {
         if best {
             self.best = merit(now);
         }
-        let won = now.get(MARGIN).is_some_and(|margin| margin >= self.config.margin);
+        // Without a reference the margin is not 0 at the start.
+        let gained = now.get(MARGIN).map(|margin| margin - start.get(MARGIN).unwrap_or(0.0));
+        let won = gained.is_some_and(|gained| gained >= self.config.margin);
         self.won = if won { self.won + 1 } else { 0 };
         let stop = self.config.enabled && self.won >= self.config.patience;
         Verdict { best, stop: stop.then_some(StopReason::MarginWon) }
