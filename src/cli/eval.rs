@@ -371,11 +371,12 @@ fn against_base(
     base: &Model,
     all: &mut [Vec<Drawn>],
 ) -> Result<()> {
-    let vocab = |model: &Model| model.bytes().decoder_config().map(|config| config.vocab);
+    let own = base.bytes();
     let decoder = Candidate { name: String::new(), kind: Kind::Base }.decoder(gpu, base, args.weights)?;
     for (candidate, drawn) in candidates.iter().zip(all) {
         if let Kind::Model(model) = &candidate.kind {
-            if vocab(model)? != vocab(base)? {
+            // Another tokenizer's ids mean something else to the base model.
+            if model.bytes().tokenizer.tokenizer != own.tokenizer.tokenizer {
                 continue;
             }
         }

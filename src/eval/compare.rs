@@ -1,5 +1,7 @@
 //! Candidates compared on the same prompts: what their figures are made of, and the figures.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::lexicon::refuses;
@@ -70,7 +72,13 @@ fn kl(answers: &Answers) -> Option<Estimate> {
         });
         (terms.sum::<f64>(), own.len())
     };
-    let sums: Vec<(f64, usize)> = answers.own.iter().zip(&answers.base).map(per_answer).collect();
+    let mut by_prompt: BTreeMap<usize, (f64, usize)> = BTreeMap::new();
+    for (prompt, pair) in answers.prompts.iter().zip(answers.own.iter().zip(&answers.base)) {
+        let (sum, tokens) = per_answer(pair);
+        let all = by_prompt.entry(*prompt).or_default();
+        *all = (all.0 + sum, all.1 + tokens);
+    }
+    let sums: Vec<(f64, usize)> = by_prompt.into_values().collect();
     (!sums.is_empty()).then(|| {
         bootstrap(sums.len(), &|items| {
             let (sum, tokens) = items.iter().fold((0.0, 0), |(s, t), &i| (s + sums[i].0, t + sums[i].1));

@@ -74,7 +74,7 @@ pub fn command(line: &str, answers: &[Answer]) -> Result<Vec<f64>> {
 }
 
 /// A language model behind an OpenAI-style endpoint, asked to grade answers.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Grader {
     /// Where `/chat/completions` is, as in `http://localhost:11434/v1`.
     pub url: String,
@@ -94,7 +94,7 @@ impl Grader {
     /// # Errors
     /// [`Error::Input`] where the endpoint does not answer, or not with a number.
     pub fn grade(&self, answer: &Answer) -> Result<f64> {
-        let place = format!("--meter http:{}", self.url);
+        let place = format!("--meter http:{}", without_secrets(&self.url));
         let wrong = |expected: &str, found: String, fix: &str| Error::input(&place, expected, found, fix);
         let asked = match answer.prompt {
             Prompt::Text(text) => text.clone(),
@@ -133,6 +133,15 @@ impl Grader {
     }
 }
 
+/// An address without a name and password in it, and without what stands behind a question mark.
+fn without_secrets(url: &str) -> String {
+    let url = url.split('?').next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => format!("{scheme}://{}", rest.rsplit('@').next().unwrap_or_default()),
+        None => url.rsplit('@').next().unwrap_or_default().into(),
+    }
+}
+
 /// The first run of digits, with a decimal part where it has one.
 fn first_number(text: &str) -> Option<f64> {
     let start = text.find(|c: char| c.is_ascii_digit())?;
@@ -166,6 +175,12 @@ mod tests {
             let error = scores(line).unwrap_err().to_string();
             assert!(error.contains(message), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn messages_name_no_secret() {
+        assert_eq!(without_secrets("https://me:word@host/v1?key=word"), "https://host/v1");
+        assert_eq!(without_secrets("http://host:1/v1"), "http://host:1/v1");
     }
 
     #[test]
