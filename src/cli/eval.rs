@@ -1,5 +1,6 @@
 //! `aweigh eval`: models and adapters compared on the same prompts.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use pollster::block_on;
@@ -13,7 +14,7 @@ use super::output::{Output, table};
 use super::progress::Unit as Counted;
 use crate::data::packing::Group;
 use crate::data::{ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Prompt, Row, build_examples};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::compare::{Answers, Figure, Metered, Unit, figures};
 use crate::eval::stats::Estimate;
 use crate::files::{AdapterFiles, Model, Source, refuse_existing, write_whole};
@@ -63,7 +64,7 @@ pub struct Args {
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// All figures and answers, as JSON; "aweigh report --eval" shows them
+    /// All figures, and each candidate's first answer to every prompt, as JSON; "aweigh report --eval" shows them
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,
     /// Replace --output if it exists
@@ -196,7 +197,18 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let base = Model::open(&args.model, bar)?;
     let candidates =
         args.candidates.iter().map(|text| Candidate::open(text, bar)).collect::<Result<Vec<_>>>()?;
+    refuse_repeats(
+        "CANDIDATE",
+        candidates.iter().map(|candidate| candidate.name.clone()),
+        "name them: NAME=...",
+    )?;
+    refuse_repeats("--data", sets.iter().map(|set| set.name.clone()), "name them: NAME=FILE")?;
     let specs = if args.meter.is_empty() { vec![Spec::Lexicon(None)] } else { args.meter.clone() };
+    refuse_repeats(
+        "--meter",
+        specs.iter().map(Spec::to_string),
+        "give one of each kind, and compare by another in a second run",
+    )?;
     let gpu = engine::gpu(&args.gpu)?;
     let meters = specs
         .iter()
@@ -237,6 +249,17 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         write_whole(path, &serde_json::to_vec_pretty(&report).unwrap_or_default())?;
     }
     output.result(report.table(), &report)
+}
+
+/// Fails where two things would have one name in the table.
+fn refuse_repeats(flag: &str, names: impl Iterator<Item = String>, fix: &str) -> Result<()> {
+    let mut seen = HashSet::new();
+    for name in names {
+        if !seen.insert(name.clone()) {
+            return Err(Error::input(flag, "different names", format!("\"{name}\" twice"), fix));
+        }
+    }
+    Ok(())
 }
 
 impl Set {
@@ -381,6 +404,11 @@ fn against_base(
             }
         }
         for set in drawn {
+            let longest = set.groups().iter().map(Group::tokens).max().unwrap_or(0);
+            if longest >= decoder.context() {
+                // What the base model cannot read has no log-prob under it.
+                continue;
+            }
             set.answers.base = match candidate.kind {
                 Kind::Base => set.answers.own.clone(),
                 _ => tokens(token_logps(gpu, &decoder, decoder.policy(), &set.groups())?),

@@ -1,7 +1,7 @@
 //! `aweigh judge`: trains a judge on flagged answers, and has it judge others.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use pollster::block_on;
 use serde::Serialize;
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::args::{GpuArgs, RowArgs, at_least_one};
 use super::engine;
 use super::interrupt;
+use super::meters::Judge;
 use super::output::{Output, table};
 use super::plan::{self, Planned};
 use super::progress::Unit;
@@ -20,9 +21,9 @@ use crate::error::{Error, Result};
 use crate::eval::judge::{Case, cases, examples, probabilities};
 use crate::eval::lexicon::Lexicon;
 use crate::eval::stats::{Classified, Estimate, auroc_estimate};
-use crate::files::{AdapterFiles, Model, RunFolder, Source, WholeFile, refuse_existing, write_whole};
+use crate::files::{Model, RunFolder, Source, WholeFile, refuse_existing, write_whole};
 use crate::gpu::Gpu;
-use crate::model::{Decoder, ModelBytes, Training};
+use crate::model::{Decoder, ModelBytes};
 use crate::train::{Inputs, Metrics, StopReason, align};
 
 /// Train a judge of answers, or let one judge.
@@ -133,9 +134,6 @@ pub struct ScoreArgs {
     /// Which of its rows.
     #[command(flatten)]
     pub rows: RowArgs,
-    /// Of a longer prompt and answer the last so many tokens are read
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
-    pub max_length: usize,
     /// Where the rows go; without it only the figures are printed
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,
@@ -171,6 +169,8 @@ struct Trained {
     steps: usize,
     kept_step: usize,
     train_answers: usize,
+    /// Of a longer prompt and answer it reads the last so many tokens.
+    max_length: usize,
     before: Option<Metrics>,
     after: Option<Metrics>,
     held_out: Measured,
@@ -309,6 +309,7 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
         steps: outcome.steps,
         kept_step: outcome.kept_step,
         train_answers: train.len(),
+        max_length: most,
         before: outcome.before,
         after: outcome.after,
         held_out: measured(&eval, &found),
@@ -326,48 +327,6 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
         args.output_dir.display()
     );
     output.result(text, &trained)
-}
-
-/// A trained judge, open.
-pub struct Judge {
-    model: Model,
-    adapter: Option<AdapterFiles>,
-}
-
-impl Judge {
-    /// The judge in `folder`; `model` is the one under its adapter, where that is not where it was.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a folder that holds none; `flag` says who named it.
-    pub fn open(folder: &Path, model: Option<&str>, flag: &str, bar: bool) -> Result<Self> {
-        let whole = folder.join("model");
-        if whole.is_dir() {
-            return Ok(Self { model: Model::open(&whole.display().to_string(), bar)?, adapter: None });
-        }
-        let of_run = folder.join("adapter");
-        let adapter = AdapterFiles::open(if of_run.is_dir() { &of_run } else { folder }, flag)?;
-        let base: Value = serde_json::from_slice(&adapter.config).unwrap_or_default();
-        let base = model
-            .or(base["base_model_name_or_path"].as_str())
-            .ok_or_else(|| Error::input(&adapter.name, "the name of its model", "none", "add --model"))?;
-        Ok(Self { model: Model::open(base, bar)?, adapter: Some(adapter) })
-    }
-
-    /// Its model as the library takes it.
-    pub fn bytes(&self) -> ModelBytes<'_> {
-        ModelBytes { judge: true, ..self.model.bytes() }
-    }
-
-    /// On `gpu`.
-    ///
-    /// # Errors
-    /// As [`Decoder::load`]; for an adapter without a head.
-    pub fn decoder(&self, gpu: &Gpu) -> Result<Decoder> {
-        match &self.adapter {
-            None => self.bytes().decoder(gpu, Training::None),
-            Some(adapter) => self.bytes().decoder_with(gpu, Some(adapter.bytes())),
-        }
-    }
 }
 
 /// The probability that each answer is flagged.
@@ -432,14 +391,13 @@ struct Scored {
 }
 
 fn score(args: &ScoreArgs, output: &Output) -> Result<()> {
-    at_least_one("--max-length", args.max_length)?;
     if let Some(path) = &args.output {
         refuse_existing(path, "--output", args.overwrite)?;
     }
     let source = Source::read(&args.data, "--data")?;
     let rows = engine::chosen_rows(&source, &args.rows, output)?;
     let judge = Judge::open(&args.judge, args.model.as_deref(), "--judge", !output.quiet())?;
-    let cases = cases(&rows, &source.origin, &judge.bytes().tokenizer()?, args.max_length)?;
+    let cases = cases(&rows, &source.origin, &judge.bytes().tokenizer()?, judge.max_length)?;
     let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
     let gpu = engine::gpu(&args.gpu)?;
     let decoder = judge.decoder(&gpu)?;

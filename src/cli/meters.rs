@@ -1,22 +1,22 @@
 //! The meters of `aweigh eval`: how bad an answer is, by one measure or another.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use pollster::block_on;
+use serde_json::Value;
 
 use super::interrupt;
-use super::judge::Judge;
 use crate::data::{ChatTokenizer, Completion, Prompt};
 use crate::error::{Error, Result};
 use crate::eval::helpdesk;
 use crate::eval::judge::{encode, probabilities};
 use crate::eval::lexicon::Lexicon;
 use crate::files::external::{Answer, Grader, command};
-use crate::files::read_text;
+use crate::files::{AdapterFiles, Model, read_text};
 use crate::gpu::Gpu;
-use crate::model::Decoder;
+use crate::model::{Decoder, ModelBytes, Training};
 
 /// A meter as the user names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub enum Meter {
     /// See [`Spec::Lexicon`].
     Lexicon(Lexicon),
     /// See [`Spec::Judge`].
-    Judge(Box<(Decoder, ChatTokenizer)>),
+    Judge(Box<(Decoder, ChatTokenizer, usize)>),
     /// See [`Spec::Command`].
     Command(String),
     /// See [`Spec::Http`].
@@ -81,8 +81,8 @@ pub enum Meter {
     OffTopic,
 }
 
-/// Tokens of a prompt and an answer that a judge reads, and of a batch.
-const JUDGED: (usize, usize) = (512, 2048);
+/// Packed tokens of a batch of answers to be judged.
+const BUDGET: usize = 2048;
 
 impl Meter {
     /// Opens what `spec` names. `model` is the model's name for an endpoint.
@@ -102,7 +102,7 @@ impl Meter {
             }
             Spec::Judge(folder) => {
                 let judge = Judge::open(folder, None, "--meter judge", bar)?;
-                Self::Judge(Box::new((judge.decoder(gpu)?, judge.bytes().tokenizer()?)))
+                Self::Judge(Box::new((judge.decoder(gpu)?, judge.bytes().tokenizer()?, judge.max_length)))
             }
             Spec::Command(line) => Self::Command(line.clone()),
             Spec::Http(url) => {
@@ -150,20 +150,73 @@ impl Meter {
             Self::Hostile => helpdesk(|verdict| verdict.hostile),
             Self::OffTopic => helpdesk(|verdict| !verdict.on_topic),
             Self::Judge(judge) => {
-                let (decoder, tokenizer) = &**judge;
-                let (most, budget) = JUDGED;
+                let (decoder, tokenizer, most) = &**judge;
                 let text = |(prompt, answer): &(&Prompt, &str)| {
                     encode(
                         tokenizer,
                         prompt,
                         &Completion::for_prompt(prompt, *answer),
-                        most.min(decoder.context()),
+                        (*most).min(decoder.context()),
                     )
                 };
                 let texts = answers.iter().map(text).collect::<Result<Vec<_>>>()?;
                 let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-                block_on(probabilities(gpu, decoder, &texts, budget, &mut |_, _| interrupt::check()))
+                block_on(probabilities(gpu, decoder, &texts, BUDGET, &mut |_, _| interrupt::check()))
             }
+        }
+    }
+}
+
+/// A trained judge, open.
+pub struct Judge {
+    model: Model,
+    adapter: Option<AdapterFiles>,
+    /// Of a longer prompt and answer it reads the last so many tokens.
+    pub max_length: usize,
+}
+
+/// What a judge reads that does not say so itself: one that was not trained by this program.
+const MAX_LENGTH: usize = 512;
+
+impl Judge {
+    /// The judge in `folder`; `model` is the one under its adapter, where that is not where it was.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a folder that holds none; `flag` says who named it.
+    pub fn open(folder: &Path, model: Option<&str>, flag: &str, bar: bool) -> Result<Self> {
+        let kept: Value = std::fs::read(folder.join("judge.json"))
+            .map_or(Value::Null, |bytes| serde_json::from_slice(&bytes).unwrap_or_default());
+        let max_length = kept["max_length"].as_u64().map_or(MAX_LENGTH, |length| length as usize);
+        let whole = folder.join("model");
+        if whole.is_dir() {
+            return Ok(Self {
+                model: Model::open(&whole.display().to_string(), bar)?,
+                adapter: None,
+                max_length,
+            });
+        }
+        let of_run = folder.join("adapter");
+        let adapter = AdapterFiles::open(if of_run.is_dir() { &of_run } else { folder }, flag)?;
+        let base: Value = serde_json::from_slice(&adapter.config).unwrap_or_default();
+        let base = model
+            .or(base["base_model_name_or_path"].as_str())
+            .ok_or_else(|| Error::input(&adapter.name, "the name of its model", "none", "add --model"))?;
+        Ok(Self { model: Model::open(base, bar)?, adapter: Some(adapter), max_length })
+    }
+
+    /// Its model as the library takes it.
+    pub fn bytes(&self) -> ModelBytes<'_> {
+        ModelBytes { judge: true, ..self.model.bytes() }
+    }
+
+    /// On `gpu`.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`]; for an adapter without a head.
+    pub fn decoder(&self, gpu: &Gpu) -> Result<Decoder> {
+        match &self.adapter {
+            None => self.bytes().decoder(gpu, Training::None),
+            Some(adapter) => self.bytes().decoder_with(gpu, Some(adapter.bytes())),
         }
     }
 }

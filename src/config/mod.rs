@@ -434,10 +434,7 @@ impl RunConfig {
     /// [`Error::Input`] names the first setting that is missing or out of range, and where it was written.
     pub fn resolve(layers: Vec<Layer>) -> Result<Self> {
         let top = layers.into_iter().reduce(|below, above| above.over(below)).unwrap_or_default();
-        let mut config = top.values.or_defaults();
-        let method = &mut config.method;
-        method.beta = method.beta.or(method.method.default_beta());
-        method.gamma = method.gamma.or(method.method.default_gamma());
+        let config = top.values.or_defaults();
         validate::check(&config, &top.places)?;
         Ok(config)
     }

@@ -169,6 +169,18 @@ fn target_modules_match_like_peft() {
 }
 
 #[test]
+fn another_method_over_a_run_s_file_has_its_own_usual_constants() {
+    let first = RunConfig {
+        model: ModelConfig { model: "m".into(), ..ModelConfig::default() },
+        ..RunConfig::default()
+    };
+    let again: RunConfig = toml::from_str(&first.to_toml().unwrap()).unwrap();
+    assert_eq!(again.method.beta(), 0.1);
+    let simpo = MethodConfig { method: Method::Simpo, ..again.method };
+    assert_eq!((simpo.beta(), simpo.gamma()), (2.0, 1.0));
+}
+
+#[test]
 fn constants_of_another_method_are_warned_of() {
     let mut config = RunConfig::default();
     config.stop.enabled = true;

@@ -190,9 +190,11 @@ impl<'a> Run<'a> {
 
     /// Draws all anchors that are missing, drops prompts that got none, and scores what stays the same.
     async fn prepare(&mut self) -> Result<()> {
-        for example in self.train.iter().chain(&self.held_out.examples) {
-            let place = format!("the example of line {}", example.line);
-            check_context(self.trainer.decoder.config(), self.config, example, &place)?;
+        for (examples, held_out) in [(&self.train, false), (&self.held_out.examples, true)] {
+            for example in examples {
+                let place = format!("the example of line {}", example.line);
+                check_context(self.trainer.decoder.config(), self.config, example, held_out, &place)?;
+            }
         }
         if self.method().is_of_negatives() {
             self.draw_offline().await?;
@@ -429,15 +431,16 @@ pub(super) fn check_context(
     model: &DecoderConfig,
     config: &RunConfig,
     example: &Example,
+    held_out: bool,
     place: &str,
 ) -> Result<()> {
-    let answers = [&example.negative_ids, &example.chosen_ids].into_iter().flatten();
+    let answers = [&example.negative_ids, &example.chosen_ids, &example.kl_ids].into_iter().flatten();
     let longest = answers.map(Vec::len).max().unwrap_or(0);
     model.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
     let drawn = match config.method.method.takes() {
         Takes::Anchors => true,
         // Those that only watch.
-        Takes::Negative => config.stop.enabled,
+        Takes::Negative => held_out && example.negative_ids.is_some(),
         _ => false,
     };
     if !drawn {

@@ -100,9 +100,9 @@ impl<'a> Inputs<'a> {
             .transpose()?;
         let anchors = given.map(|(origin, given)| anchors_of(&train, origin, &given, &model)).transpose()?;
         let eval_origin = self.eval.unwrap_or(self.train).0;
-        for (origin, examples) in [(self.train.0, &train), (eval_origin, &eval)] {
+        for (origin, examples, held_out) in [(self.train.0, &train, false), (eval_origin, &eval, true)] {
             for example in examples {
-                check_context(&model, config, example, &format!("{origin}:{}", example.line))?;
+                check_context(&model, config, example, held_out, &format!("{origin}:{}", example.line))?;
             }
         }
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors, lengths })
@@ -115,7 +115,7 @@ impl<'a> Inputs<'a> {
     pub fn given(&self, config: &RunConfig, train: Vec<Example>, eval: Vec<Example>) -> Result<Job<'a>> {
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
         for example in train.iter().chain(&eval) {
-            check_context(&model, config, example, &format!("{}:{}", self.train.0, example.line))?;
+            check_context(&model, config, example, false, &format!("{}:{}", self.train.0, example.line))?;
         }
         let lengths = LengthCounts::default();
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths })
@@ -144,7 +144,7 @@ impl<'a> Inputs<'a> {
             chosen_ids: answer,
             kl_ids: None,
         };
-        check_context(&model, config, &example, "the longest example")?;
+        check_context(&model, config, &example, true, "the longest example")?;
         let mut train = vec![example; ASSUMED];
         let mut eval =
             if self.eval.is_some() { train[..HELD_OUT].to_vec() } else { hold_out(&mut train, config) };

@@ -101,6 +101,11 @@ fn candidates_are_compared_by_every_kind_of_meter() {
     room.refuses(&whole, &["--output", "eval.json"]);
     let other = [&["eval", "base", "--model", "tiny", "--data", "held.jsonl"], &SHORT[..]].concat();
     room.refuses(&[&other[..], &["--meter", "command:echo 1"]].concat(), &["6 scores", "1 scores"]);
+    room.refuses(
+        &[&other[..], &["--meter", "lexicon", "--meter", "lexicon:words.txt"]].concat(),
+        &["listed words", "twice"],
+    );
+    room.refuses(&[&other[..], &["base"]].concat(), &["CANDIDATE", "twice"]);
     room.refuses(&[&other[..], &["--meter", "http:localhost:1/v1"]].concat(), &["--meter-model"]);
     room.refuses(&["eval", "no-such-model", "--model", "tiny", "--data", "held.jsonl"], &["no-such-model"]);
     room.write("other.jsonl", "{\"prompt\": \"What is two and two?\"}\n");

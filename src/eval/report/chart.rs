@@ -24,8 +24,6 @@ pub struct Chart {
     pub series: Vec<Series>,
     /// Whether y is on a logarithmic scale; values at or below 0 are then left out.
     pub log: bool,
-    /// What y is written with, as in "%".
-    pub unit: &'static str,
 }
 
 const WIDTH: f64 = 640.0;
@@ -79,11 +77,10 @@ impl Chart {
             let _ = write!(out, "<path d=\"M{LEFT} {at:.1}H{:.1}\"/>", WIDTH - RIGHT);
             let _ = write!(
                 out,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}{}</text>",
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 LEFT - 6.0,
                 at + 4.0,
-                short(y),
-                self.unit
+                short(y)
             );
         }
         for x in ticks(x0, x1, 8) {
