@@ -1,18 +1,23 @@
 //! The paper's comparison in miniature: D²O against the methods of its table.
 //!
-//!     cargo run --release --example paper -- [DIR]
+//!     cargo run --release --example paper -- embedded [DIR]
+//!     cargo run --release --example paper -- smollm2 MODEL DATA [DIR]
 //!
-//! On the embedded help desk, with three seeds: 256 prompts of its training split with a hostile answer each, and beside it a positive
+//! `embedded`: the help desk, with three seeds: 256 prompts of its training split with a hostile answer each, and beside it a positive
 //! that is hostile too for 34% of the prompts, as in the paper's data. Every method has the same 60 steps of 8 prompts at the same rate, and
 //! every tenth step is measured on 200 held-out prompts. Each finished run is a line of DIR/runs.jsonl (DIR is `paper-results` unless given);
 //! what is there already is not run again. Beside it come charts (SVG) and a table of the means over the seeds.
+//!
+//! `smollm2`: the same question of a real model and answers that people flagged: see [`smollm2`].
 
 mod embedded;
 mod plots;
+mod smollm2;
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use aweigh::Result;
 use aweigh::gpu::{Gpu, Options};
@@ -20,14 +25,37 @@ use pollster::block_on;
 
 type Any<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-fn main() -> Any<()> {
-    let folder = PathBuf::from(std::env::args().nth(1).unwrap_or("paper-results".into()));
-    std::fs::create_dir_all(&folder)?;
-    let gpu = block_on(Gpu::open(&Options::default()))?;
-    println!("{}", gpu.summary().name);
-    let runs = folder.join("runs.jsonl");
-    embedded::run(&gpu, &runs)?;
-    plots::write(&runs, &embedded::charts())
+fn main() -> ExitCode {
+    match compare() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare() -> Any<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let folder = |given: Option<&&str>| -> Any<PathBuf> {
+        let folder = PathBuf::from(given.unwrap_or(&"paper-results"));
+        std::fs::create_dir_all(&folder)?;
+        Ok(folder)
+    };
+    match args.as_slice() {
+        ["embedded", rest @ ..] if rest.len() < 2 => {
+            let runs = folder(rest.first())?.join("runs.jsonl");
+            let gpu = block_on(Gpu::open(&Options::default()))?;
+            println!("{}", gpu.summary().name);
+            embedded::run(&gpu, &runs)?;
+            plots::write(&runs, &embedded::charts())
+        }
+        ["smollm2", model, data, rest @ ..] if rest.len() < 2 => {
+            smollm2::run(model, Path::new(data), &folder(rest.first())?)
+        }
+        _ => Err("say what to compare on: embedded [DIR], or smollm2 MODEL DATA [DIR]".into()),
+    }
 }
 
 /// The lines of an earlier, perhaps interrupted, comparison.
