@@ -55,6 +55,29 @@ pub enum Error {
         /// The report.
         message: String,
     },
+    /// The GPU is gone: reset by its driver or by the operating system's watchdog, or unplugged.
+    #[error("the GPU was lost while {doing}: {message}")]
+    DeviceLost {
+        /// What the engine was doing.
+        doing: String,
+        /// The report.
+        message: String,
+    },
+    /// A buffer did not fit the GPU's memory.
+    #[error(
+        "out of GPU memory: no {bytes} bytes for \"{label}\" ({purpose}) beside the {held} that are held\n  what to do: close what else \
+         uses the GPU, or see `aweigh plan` for what takes less"
+    )]
+    OutOfMemory {
+        /// The buffer.
+        label: String,
+        /// What it is for.
+        purpose: String,
+        /// Its size.
+        bytes: u64,
+        /// What other buffers take.
+        held: u64,
+    },
     /// `aweigh selftest` found results that are wrong.
     #[error(
         "{failed} of {total} checks failed on {adapter}: do not train on it\n  what to do: update the GPU's driver, or choose \
@@ -109,7 +132,11 @@ impl Error {
         match self {
             Self::Input { .. } | Self::Io { .. } | Self::NoAdapter { .. } => 2,
             Self::Interrupted => 130,
-            Self::Shape { .. } | Self::Gpu { .. } | Self::SelfTest { .. } => 1,
+            Self::Shape { .. }
+            | Self::Gpu { .. }
+            | Self::DeviceLost { .. }
+            | Self::OutOfMemory { .. }
+            | Self::SelfTest { .. } => 1,
         }
     }
 }

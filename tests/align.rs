@@ -3,6 +3,8 @@
 mod common;
 #[path = "align/methods.rs"]
 mod methods;
+#[path = "align/resume.rs"]
+mod resume;
 
 use aweigh::config::{AnchorConfig, Method, OnlineSampler, ReferenceSource, RunConfig, TargetModules};
 use aweigh::data::packing::Group;
@@ -12,7 +14,7 @@ use aweigh::model::{Decoder, LoraSpec, Training};
 use aweigh::nn::{Arenas, Pass};
 use aweigh::sample::{Request, generate};
 use aweigh::train::{
-    Metrics, Observer, Outcome, Pool, Scored, Setup, StopReason, align, sampling_settings, score,
+    Metrics, Observer, Outcome, Pool, Scored, Setup, State, StopReason, align, sampling_settings, score,
 };
 use aweigh::{Error, Result};
 use common::*;
@@ -42,10 +44,14 @@ fn examples(n: u32, first: u32) -> Vec<Example> {
 }
 
 fn fresh() -> Decoder {
+    with_dropout(0.0)
+}
+
+fn with_dropout(lora_dropout: f64) -> Decoder {
     let spec = LoraSpec {
         r: 3,
         lora_alpha: 6.0,
-        lora_dropout: 0.0,
+        lora_dropout,
         target_modules: TargetModules::AllLinear,
         fan_in_fan_out: false,
     };
@@ -63,6 +69,7 @@ fn setup() -> Setup {
         positive: None,
         negative: None,
         ends: ENDS.to_vec(),
+        resume: None,
     }
 }
 
@@ -95,6 +102,9 @@ struct Watcher {
     pools: Vec<Drawn>,
     /// Fail at this step.
     interrupt_at: Option<usize>,
+    /// Steps after which the state is taken, and what was taken.
+    take_at: Vec<usize>,
+    taken: Vec<State>,
 }
 
 impl Observer for Watcher {
@@ -112,6 +122,15 @@ impl Observer for Watcher {
 
     fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
         self.evaluations.push(metrics.clone());
+        Ok(())
+    }
+
+    fn wants_state(&mut self, step: usize) -> bool {
+        self.take_at.contains(&step)
+    }
+
+    fn saved(&mut self, state: State) -> Result<()> {
+        self.taken.push(state);
         Ok(())
     }
 }

@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pollster::block_on;
 use serde::Serialize;
 
 use super::engine;
 use super::output::{Output, bytes, table};
 use super::plan::{self, Planned};
 use super::record::Recorder;
+use super::saver::{Disk, Saver, origin};
 use crate::config::{Layer, PartialConfig, ReferenceSource, RunConfig};
 use crate::data::LengthCounts;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::files::checkpoint::{self, Origin};
 use crate::files::{self, AdapterFiles, Model, ModelFiles, RunFolder, Source, write_whole};
 use crate::gpu::{Gpu, Options, Purpose};
-use crate::train::{AnchorCounts, Checkpoint, Inputs, Metrics, Outcome, StopReason, align};
+use crate::train::{AnchorCounts, Checkpoint, Inputs, Metrics, Outcome, State, StopReason};
 
 /// Align a model: sample anchors, train, stop in time, write an adapter.
 ///
@@ -32,6 +33,10 @@ pub struct Args {
     /// Replace an earlier run in --output-dir. A folder that holds anything else is still refused
     #[arg(long)]
     pub overwrite: bool,
+    /// Go on with the run in this folder from its last checkpoint, with the settings that it was begun with: the result is the
+    /// same, to the bit where the GPU and its driver are. Only flags of the GPU may stand beside it
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "overwrite"])]
+    pub resume: Option<PathBuf>,
     /// All the settings.
     #[command(flatten)]
     pub settings: PartialConfig,
@@ -42,6 +47,7 @@ Examples:
   aweigh align --model SmolLM2-135M-Instruct --train flagged.jsonl --output-dir run
   aweigh align --config run.toml --learning-rate 1e-5 --output-dir run2
   aweigh align --config run.toml --samples-file run/samples.jsonl --output-dir run3   # the same anchors again
+  aweigh align --resume run                                     # after Ctrl-C, a crash, a power cut
 
 A file for --config:
   [model]
@@ -67,6 +73,49 @@ pub fn settings(below: PartialConfig, file: Option<&Path>, flags: PartialConfig)
     }
     layers.push(Layer::from_flags(flags));
     RunConfig::resolve(layers)
+}
+
+/// The settings of the run in `folder`, to go on with it.
+fn settings_of(folder: &Path, flags: PartialConfig) -> Result<RunConfig> {
+    let other: Vec<String> = flags.given().into_iter().filter(|key| !key.starts_with("gpu.")).collect();
+    if !other.is_empty() {
+        let flags: Vec<String> = other.iter().map(|key| PartialConfig::flag(key)).collect();
+        let fix = "leave them out, or begin a new run with --config";
+        let expected = "no other settings: a run goes on as it was begun";
+        return Err(Error::input("--resume", expected, flags.join(", "), fix));
+    }
+    let mut config = settings(PartialConfig::default(), Some(&folder.join("config.toml")), flags)?;
+    config.output.output_dir = folder.into();
+    Ok(config)
+}
+
+/// The last whole checkpoint in `folder`; fails where the run was begun from something else than `own`.
+fn last_state(folder: &Path, own: &Origin, output: &Output) -> Result<Option<State>> {
+    let Some(found) = checkpoint::latest(folder, &mut |text| output.warn(text))? else {
+        output.note("no checkpoint yet: the run begins again");
+        return Ok(None);
+    };
+    let fix = "bring back what the run was begun with, or begin a new one";
+    let differs = |place: String, then: &str, now: &str| Err(Error::input(place, then, now, fix));
+    if found.origin.settings != own.settings {
+        let place = folder.join("config.toml").display().to_string();
+        return differs(place, "the settings that the run was begun with", "others");
+    }
+    for (flag, then) in &found.origin.inputs {
+        let now = own.inputs.get(flag).map_or("nothing", String::as_str);
+        if now != then {
+            return differs(format!("{flag}, as the run was begun"), then, now);
+        }
+    }
+    if found.origin.adapter != own.adapter {
+        output.warn(format_args!(
+            "the run was on {} and goes on on {}: sums may be taken in another order, so figures may differ in their last digits, and \
+             with them answers that are sampled from now on",
+            found.origin.adapter, own.adapter
+        ));
+    }
+    output.note(format_args!("going on after step {}", found.state.step));
+    Ok(Some(found.state))
 }
 
 /// Every file that a run reads, in memory before anything is written.
@@ -147,8 +196,15 @@ fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Resul
 /// # Errors
 /// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let config = settings(PartialConfig::default(), args.config.as_deref(), args.settings)?;
-    RunFolder::check(&config.output.output_dir, "--output-dir", args.overwrite)?;
+    let config = match &args.resume {
+        Some(folder) => settings_of(folder, args.settings)?,
+        None => settings(PartialConfig::default(), args.config.as_deref(), args.settings)?,
+    };
+    let path = config.output.output_dir.clone();
+    let resumed = args.resume.as_deref().map(|path| RunFolder::resume(path, "--resume")).transpose()?;
+    if resumed.is_none() {
+        RunFolder::check(&path, "--output-dir", args.overwrite)?;
+    }
     let train = Source::read(&config.data.train, "--train")?;
     let files = Files::read(&config, train, &|name| Model::open(name, !output.quiet()))?;
     for warning in config.warnings() {
@@ -162,7 +218,6 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let job = files.inputs().read(&config)?;
     let Planned { config, plan, fitted } = plan::planned(&job, config, gpu.max_binding())?;
     output.note(plan::text(&plan, &fitted));
-    let path: &Path = &config.output.output_dir;
     let prepared = job.load(&gpu, &config)?;
     engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
     output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
@@ -171,12 +226,24 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
             "nothing is held out of fewer than 10 examples, so the stop rule cannot watch: give --eval FILE",
         );
     }
-    let mut folder = RunFolder::create(path, "--output-dir", args.overwrite)?;
+    let origin = origin(&config, &files.inputs(), &gpu);
+    let (folder, state) = match resumed {
+        Some(folder) => (folder, last_state(&path, &origin, output)?),
+        None => (RunFolder::create(&path, "--output-dir", args.overwrite)?, None),
+    };
     let write = |name: &str, bytes: &[u8]| write_whole(&folder.path().join(name), bytes);
-    write("config.toml", config.to_toml()?.as_bytes())?;
+    if args.resume.is_none() {
+        write("config.toml", config.to_toml()?.as_bytes())?;
+    }
+    let adapter_config = prepared.setup.decoder.adapter_config(files.model.bytes().name);
+    let disk = Disk::new(&folder, adapter_config, origin, &config);
     let what = (config.output.logging_steps, config.output.save_samples);
-    let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), what)?;
-    let outcome = block_on(align(&gpu, prepared.setup, &config, &mut recorder))?;
+    let from = state.as_ref().map(|state| state.step);
+    let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), what, from)?
+        .saving(Saver::new(output, Some(disk), &config));
+    let again = |gpu: &Gpu| Ok(files.inputs().read(&config)?.load(gpu, &config)?.setup);
+    let start = engine::Start { gpu, options, setup: prepared.setup, state };
+    let (gpu, outcome) = engine::trained(start, &config, &mut recorder, &again)?;
     drop(recorder);
     engine::write_result(&gpu, folder.path(), &files.model, &outcome.decoder)?;
     if outcome.steps > 0 && outcome.kept_step == 0 {
@@ -188,7 +255,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let json = serde_json::to_vec_pretty(&summary).unwrap_or_default();
     write("summary.json", &json)?;
     folder.keep();
-    output.result(summary.table(path), &summary)
+    checkpoint::remove_all(folder.path())?;
+    output.result(summary.table(&path), &summary)
 }
 
 /// `summary.json`, and the figures of `--json`.

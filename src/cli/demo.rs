@@ -12,14 +12,16 @@ use super::interrupt;
 use super::output::{Output, bytes, table};
 use super::progress::{Unit, seconds};
 use super::record::Recorder;
+use super::saver::{Disk, Saver, origin};
 use crate::assets;
 use crate::config::{LrScheduler, RunConfig};
 use crate::error::{Error, Result};
 use crate::eval::helpdesk::{self, HeldOut, MAX_NEW_TOKENS, Measured};
-use crate::files::{Model, RunFolder, TRAIN_COPY, write_whole};
+use crate::files::{Model, RunFolder, TRAIN_COPY, checkpoint, write_whole};
+use crate::gpu::Gpu;
 use crate::model::Decoder;
 use crate::nn::Pass;
-use crate::train::{Inputs, Prepared, StopReason, align};
+use crate::train::{Inputs, Prepared, StopReason};
 
 /// Align the built-in model: a help desk that is rude a third of the time.
 ///
@@ -102,38 +104,45 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let started = Instant::now();
     let config = config(&args);
     let gpu = engine::gpu(&args.gpu)?;
-    let Prepared { setup, tokenizer, .. } =
-        Inputs::new(assets::model(), assets::NEGATIVES).prepare(&gpu, &config)?;
+    let inputs = Inputs::new(assets::model(), assets::NEGATIVES);
+    let Prepared { setup, tokenizer, .. } = inputs.prepare(&gpu, &config)?;
     let tokenizer = &tokenizer;
     let held_out = HeldOut::read(tokenizer)?;
     engine::announce(&gpu, assets::NAME, None, &setup.decoder, output);
-    let measure = |decoder: &Decoder, pass: Pass, what| {
+    let measure = |gpu: &Gpu, decoder: &Decoder, pass: Pass, what| {
         let mut progress = output.progress(what, held_out.len() as u64, Unit::Items);
         let mut advance = |items: usize, tokens: usize| {
             progress.advance(items as u64, tokens as u64);
             interrupt::check()
         };
-        let measured = block_on(held_out.measure(&gpu, decoder, pass, tokenizer, args.seed, &mut advance))?;
+        let measured = block_on(held_out.measure(gpu, decoder, pass, tokenizer, args.seed, &mut advance))?;
         progress.finish();
         Ok::<_, Error>(measured)
     };
-    let before = measure(&setup.decoder, setup.decoder.base(), "measuring before")?;
-    let mut folder = None;
-    let mut recorder = match &args.output_dir {
-        None => Recorder::silent(output, tokenizer),
-        Some(path) => {
-            let made = folder.insert(RunFolder::create(path, "--output-dir", args.overwrite)?);
+    let before = measure(&gpu, &setup.decoder, setup.decoder.base(), "measuring before")?;
+    let create = |path: &PathBuf| RunFolder::create(path, "--output-dir", args.overwrite);
+    let folder = args.output_dir.as_ref().map(create).transpose()?;
+    let mut recorder = match &folder {
+        None => Recorder::silent(output, tokenizer).saving(Saver::new(output, None, &config)),
+        Some(made) => {
             // What is built in becomes a file, so that `align --config` can repeat the run.
             write_whole(&made.path().join(TRAIN_COPY), assets::NEGATIVES.1)?;
             let mut config = config.clone();
-            config.data.train = path.join(TRAIN_COPY);
+            config.data.train = made.path().join(TRAIN_COPY);
             write_whole(&made.path().join("config.toml"), config.to_toml()?.as_bytes())?;
-            Recorder::into_folder(output, tokenizer, made.path(), (1, true))?
+            let disk = Disk::new(made, None, origin(&config, &inputs, &gpu), &config);
+            Recorder::into_folder(output, tokenizer, made.path(), (1, true), None)?.saving(Saver::new(
+                output,
+                Some(disk),
+                &config,
+            ))
         }
     };
-    let outcome = block_on(align(&gpu, setup, &config, &mut recorder))?;
+    let again = |gpu: &Gpu| Ok(inputs.prepare(gpu, &config)?.setup);
+    let start = engine::Start { gpu, options: args.gpu.options(), setup, state: None };
+    let (gpu, outcome) = engine::trained(start, &config, &mut recorder, &again)?;
     drop(recorder);
-    let after = measure(&outcome.decoder, outcome.decoder.policy(), "measuring after")?;
+    let after = measure(&gpu, &outcome.decoder, outcome.decoder.policy(), "measuring after")?;
     let figures = Figures {
         before: &before,
         after: &after,
@@ -144,11 +153,12 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         gpu: gpu.summary().name.clone(),
         memory_peak_bytes: gpu.ledger().total().peak,
     };
-    if let Some(folder) = &mut folder {
+    if let Some(folder) = &folder {
         engine::write_result(&gpu, folder.path(), &Model::tiny(), &outcome.decoder)?;
         let summary = serde_json::to_vec_pretty(&figures).unwrap_or_default();
         write_whole(&folder.path().join("summary.json"), &summary)?;
         folder.keep();
+        checkpoint::remove_all(folder.path())?;
     }
     output.result(report(&held_out, &figures, started), &figures)
 }

@@ -2,17 +2,21 @@
 
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use pollster::block_on;
 use serde::Serialize;
 
 use super::args::{GpuArgs, ModelArgs, RowArgs, WeightArgs, at_least_one};
 use super::output::{Output, bytes, count};
+use super::record::Recorder;
+use crate::config::RunConfig;
 use crate::data::{ParseOptions, Row, parse_jsonl_with, rows_with};
 use crate::error::{Error, Result};
 use crate::files::{AdapterFiles, Model, Source, cache, write_whole};
-use crate::gpu::{Gpu, Options};
+use crate::gpu::{Faults, Gpu, Options, SUBMIT_SECONDS};
 use crate::model::{Decoder, ModelBytes};
+use crate::train::{Outcome, Setup, State, align};
 
 /// The files that the flags name.
 ///
@@ -105,7 +109,14 @@ pub fn gpu(args: &GpuArgs) -> Result<OpenGpu> {
 /// # Errors
 /// [`crate::error::Error::NoAdapter`].
 pub fn open(options: &Options, tuned: bool) -> Result<OpenGpu> {
-    let mut gpu = block_on(Gpu::open(options))?;
+    let mut options = options.clone();
+    if let Ok(faults) = std::env::var("AWEIGH_FAULTS") {
+        // Once for the process: a GPU that is opened again goes on counting.
+        static FAULTS: OnceLock<Faults> = OnceLock::new();
+        let parsed = Faults::parse(&faults)?;
+        options.faults = FAULTS.get_or_init(|| parsed).clone();
+    }
+    let mut gpu = block_on(Gpu::open(&options))?;
     if let Some(tuning) = cache::tuning(gpu.summary()).filter(|_| tuned) {
         let taken = gpu.use_tuning(tuning);
         log::info!(
@@ -116,6 +127,63 @@ pub fn open(options: &Options, tuned: bool) -> Result<OpenGpu> {
     gpu.use_pipelines(&cache::pipelines(gpu.summary()).unwrap_or_default());
     let known = gpu.pipelines();
     Ok(OpenGpu { gpu, known })
+}
+
+/// What a run starts with.
+pub struct Start {
+    /// Where it begins.
+    pub gpu: OpenGpu,
+    /// How that was opened, to open it again.
+    pub options: Options,
+    /// On that GPU.
+    pub setup: Setup,
+    /// Where to go on, of an earlier run.
+    pub state: Option<State>,
+}
+
+/// Losses of the GPU that a run puts up with before it has come any further.
+const LOSSES: usize = 3;
+
+/// Trains. Where the GPU is lost it is opened again, `again` brings the model onto it, and the run goes on from the last state that the
+/// recorder has kept, with smaller submits.
+///
+/// # Errors
+/// As [`align`]; [`Error::DeviceLost`] where that happens time and again.
+pub fn trained(
+    start: Start,
+    config: &RunConfig,
+    recorder: &mut Recorder,
+    again: &dyn Fn(&Gpu) -> Result<Setup>,
+) -> Result<(OpenGpu, Outcome)> {
+    let Start { mut gpu, mut options, mut setup, state } = start;
+    setup.resume = state;
+    let begun = setup.resume.clone();
+    let mut losses = 0;
+    loop {
+        let from = setup.resume.as_ref().map_or(0, |state| state.step);
+        let error = match block_on(align(&gpu, setup, config, recorder)) {
+            Ok(outcome) => return Ok((gpu, outcome)),
+            Err(error @ Error::DeviceLost { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        let state = recorder.last_state().or(begun.as_ref()).cloned();
+        let step = state.as_ref().map_or(0, |state| state.step);
+        losses = if step > from { 1 } else { losses + 1 };
+        if losses == LOSSES {
+            return Err(error);
+        }
+        let seconds = options.submit_seconds.unwrap_or(SUBMIT_SECONDS) / 2.0;
+        options.submit_seconds = Some(seconds);
+        recorder.warn(format_args!(
+            "{error}; opening it again and going on after step {step}, with submits of {:.0} ms",
+            1000.0 * seconds
+        ));
+        recorder.rewind(state.as_ref().map(|state| state.step))?;
+        drop(gpu);
+        gpu = open(&options, config.gpu.tuning)?;
+        setup = again(&gpu)?;
+        setup.resume = state;
+    }
 }
 
 /// The model with its adapter on `gpu`, for scoring and sampling; a note says what that is.

@@ -15,8 +15,9 @@ use super::output::{Output, table};
 use super::plan::{self, Planned};
 use super::progress::Unit;
 use super::record::Recorder;
+use super::saver::Saver;
 use crate::config::{Method, RunConfig, TargetModules};
-use crate::data::Row;
+use crate::data::{Example, Row};
 use crate::error::{Error, Result};
 use crate::eval::judge::{Case, cases, examples, probabilities};
 use crate::eval::lexicon::Lexicon;
@@ -24,7 +25,7 @@ use crate::eval::stats::{Classified, Estimate, auroc_estimate};
 use crate::files::{Model, RunFolder, Source, WholeFile, refuse_existing, write_whole};
 use crate::gpu::Gpu;
 use crate::model::{Decoder, ModelBytes};
-use crate::train::{Inputs, Metrics, StopReason, align};
+use crate::train::{Inputs, Metrics, StopReason};
 
 /// Train a judge of answers, or let one judge.
 #[derive(Clone, Debug, clap::Args)]
@@ -288,17 +289,20 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
         let own: Vec<Case> = eval.iter().filter(|case| case.flagged == Some(flagged)).cloned().collect();
         examples(&own).into_iter().step_by(own.len().div_ceil(WATCHED / 2).max(1))
     };
-    let watched = spread(false).chain(spread(true)).collect();
+    let watched: Vec<Example> = spread(false).chain(spread(true)).collect();
     let inputs = Inputs::new(bytes, (&source.origin, &source.bytes));
     let config = config(args);
-    let job = inputs.given(&config, examples(&train), watched)?;
-    let Planned { config, plan, fitted } = plan::planned(&job, config, gpu.max_binding())?;
+    let job = || inputs.given(&config, examples(&train), watched.clone());
+    let Planned { plan, fitted, .. } = plan::planned(&job()?, config.clone(), gpu.max_binding())?;
     output.note(plan::text(&plan, &fitted));
-    let prepared = job.load(&gpu, &config)?;
+    let prepared = job()?.load(&gpu, &config)?;
     engine::announce(&gpu, &args.model, None, &prepared.setup.decoder, output);
-    let mut folder = RunFolder::create(&args.output_dir, "--output-dir", args.overwrite)?;
-    let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), (1, false))?;
-    let outcome = block_on(align(&gpu, prepared.setup, &config, &mut recorder))?;
+    let folder = RunFolder::create(&args.output_dir, "--output-dir", args.overwrite)?;
+    let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), (1, false), None)?
+        .saving(Saver::new(output, None, &config));
+    let again = |gpu: &Gpu| Ok(job()?.load(gpu, &config)?.setup);
+    let start = engine::Start { gpu, options: args.gpu.options(), setup: prepared.setup, state: None };
+    let (gpu, outcome) = engine::trained(start, &config, &mut recorder, &again)?;
     drop(recorder);
     engine::write_result(&gpu, folder.path(), &model, &outcome.decoder)?;
     let eval: Vec<Case> = eval.into_iter().filter(|case| case.flagged.is_some()).collect();

@@ -21,6 +21,7 @@ pub mod progress;
 pub mod record;
 pub mod report;
 pub mod sample;
+pub mod saver;
 pub mod score;
 pub mod selftest;
 

@@ -273,7 +273,14 @@ section! {
     /// Held-out prompts that are answered at every evaluation, into completions.jsonl; "aweigh report" shows how answers changed. 0 for none
     /// [default: 3]
     (long, value_name = "N") num_completions: usize = 3;
+    /// Write a checkpoint every so many minutes, and one before the first step; "aweigh align --resume DIR" goes on from the last. 0 for
+    /// none by the clock [default: 10.0]
+    (long, value_name = "MINUTES") save_minutes: f64 = 10.0;
+    /// Keep this many checkpoints, the last ones; each holds the best state too. A finished run keeps none [default: 2]
+    (long, value_name = "N") save_total_limit: usize = 2;
     optional:
+    /// Write a checkpoint every so many steps as well
+    (long, value_name = "STEPS") save_steps: usize;
 }
 
 section! {
@@ -291,6 +298,9 @@ section! {
     /// --max-tokens-per-batch, --recompute), then --optim, then --quantize, and if those do not suffice --offload too [default: false]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     fit: bool = false;
+    /// Keep the run's state in the computer's own memory every so many steps: a run whose GPU is lost goes on from there. 0 for
+    /// the checkpoints' states alone [default: 25]
+    (long, value_name = "STEPS") snapshot_steps: usize = 25;
     optional:
     /// The most memory the run may take on the GPU, as in 4GB or 3.5GiB: a run whose plan exceeds it does not begin. The
     /// graphics API does not tell how much a GPU has
@@ -392,14 +402,14 @@ macro_rules! over_sections {
             }
 
             /// `section.key` of every key that is present.
-            fn given(&self) -> Vec<String> {
+            pub fn given(&self) -> Vec<String> {
                 let mut keys = Vec::new();
                 $(keys.extend(self.$section.given().into_iter().map(|key| format!("{}.{key}", stringify!($section))));)*
                 keys
             }
 
             /// The flag of `section.key`, with its dashes; the key itself where there is none.
-            fn flag(key: &str) -> String {
+            pub fn flag(key: &str) -> String {
                 $(if let Some(name) = key.strip_prefix(concat!(stringify!($section), ".")) {
                     let command = <$flags as clap::Args>::augment_args(clap::Command::new(""));
                     let index = $flags::KEYS.iter().position(|known| *known == name);

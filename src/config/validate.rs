@@ -63,6 +63,9 @@ pub(super) fn check(config: &RunConfig, places: &BTreeMap<String, String>) -> Re
     train(config, &places)?;
     stop(config, &places)?;
     places.at_least_one("output.logging_steps", config.output.logging_steps)?;
+    places.not_negative("output.save_minutes", config.output.save_minutes)?;
+    places.at_least_one("output.save_total_limit", config.output.save_total_limit)?;
+    places.at_least_one("output.save_steps", config.output.save_steps.unwrap_or(1))?;
     let fits = !config.gpu.fit || config.gpu.memory.is_some();
     places.that("gpu.fit", fits, "gpu.memory beside it", "none", "add --memory SIZE, as in --memory 4GB")?;
     config.gpu.submit_budget.map_or(Ok(()), |budget| places.positive("gpu.submit_budget", budget))

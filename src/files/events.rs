@@ -4,11 +4,10 @@
 //! Event has `wall_time` (1, double), `step` (2, int64), `file_version` (3, string) and `summary` (5); a Summary has values (1) of `tag` (1)
 //! and `simple_value` (2, float) (tensorflow/core/util/event.proto, framework/summary.proto).
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::Lines;
 use crate::error::{Error, Result};
 use crate::train::Metrics;
 
@@ -17,25 +16,47 @@ pub const PREFIX: &str = "events.out.tfevents.";
 
 /// An event file that grows.
 #[derive(Debug)]
-pub struct Events {
-    path: PathBuf,
-    file: BufWriter<File>,
-}
+pub struct Events(Lines);
 
 impl Events {
     /// A new one in `folder`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where it cannot be written.
-    pub fn create(folder: &Path) -> Result<Self> {
+    fn create(folder: &Path) -> Result<Self> {
         let path = folder.join(format!("{PREFIX}{}.aweigh", now() as u64));
-        let file = File::create(&path).map_err(|e| Error::io(&path, "create", e))?;
-        let mut events = Self { path, file: BufWriter::new(file) };
+        let mut events = Self(Lines::create(path)?);
         let mut first = Vec::new();
         double(&mut first, 1, now());
         bytes(&mut first, 3, b"brain.Event:2");
         events.record(&first)?;
         Ok(events)
+    }
+
+    /// Goes on with the one in `folder` after the events of step `step`. Without a step, or a file, begins it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be read or written.
+    pub fn resume(folder: &Path, step: Option<usize>) -> Result<Self> {
+        let mut names = super::entries(folder, "--output-dir")?;
+        names.retain(|name| name.starts_with(PREFIX));
+        let Some(path) = names.iter().max().map(|name| folder.join(name)) else {
+            return Self::create(folder);
+        };
+        let Some(step) = step else {
+            std::fs::remove_file(&path).map_err(|e| Error::io(&path, "remove", e))?;
+            return Self::create(folder);
+        };
+        let old = std::fs::read(&path).map_err(|e| Error::io(&path, "read", e))?;
+        let mut kept = Vec::new();
+        let mut rest = &old[..];
+        while let Some((record, after)) = next_record(rest) {
+            // Those of a step have it behind the time; the first of the file has none.
+            let message = &record[12..record.len() - 4];
+            let of_step = message.get(9) == Some(&(2 << 3));
+            if !of_step || read_varint(&message[10..]) <= step as u64 {
+                kept.extend(record);
+            }
+            rest = after;
+        }
+        if kept.is_empty() { Self::create(folder) } else { Ok(Self(Lines::behind(path, &kept)?)) }
     }
 
     /// The figures of a step, each under `prefix` and its name without "eval_".
@@ -64,9 +85,15 @@ impl Events {
     fn record(&mut self, message: &[u8]) -> Result<()> {
         let length = (message.len() as u64).to_le_bytes();
         let record = [&length[..], &masked(&length), message, &masked(message)].concat();
-        let written = self.file.write_all(&record).and_then(|()| self.file.flush());
-        written.map_err(|e| Error::io(&self.path, "write", e))
+        self.0.push_bytes(&record)
     }
+}
+
+/// The first record of `bytes`, and what follows it; `None` where it is cut off.
+fn next_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    let end = usize::try_from(length).ok()?.checked_add(16)?;
+    Some((bytes.get(..end)?, &bytes[end..]))
 }
 
 /// Seconds since 1970.
@@ -80,6 +107,17 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
         value >>= 7;
     }
     out.push(value as u8);
+}
+
+fn read_varint(bytes: &[u8]) -> u64 {
+    let mut value = 0;
+    for (i, byte) in bytes.iter().take(10).enumerate() {
+        value |= u64::from(byte & 0x7f) << (7 * i);
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    value
 }
 
 fn double(out: &mut Vec<u8>, field: u8, value: f64) {
@@ -119,7 +157,7 @@ mod tests {
     #[test]
     fn a_file_begins_with_its_version_and_grows_by_records() {
         let folder = tempfile::tempdir().unwrap();
-        let mut events = Events::create(folder.path()).unwrap();
+        let mut events = Events::resume(folder.path(), None).unwrap();
         events.push("train/", &Metrics(vec![("loss".into(), 0.5), ("global_step".into(), 300.0)])).unwrap();
         let name = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
         let all = std::fs::read(name).unwrap();
@@ -139,5 +177,26 @@ mod tests {
         assert!(
             records[1].ends_with(&[b"\x0a\x0atrain/loss\x15".as_slice(), &0.5f32.to_le_bytes()].concat())
         );
+    }
+
+    #[test]
+    fn a_file_goes_on_after_a_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let figures = |step: f64| Metrics(vec![("loss".into(), step), ("global_step".into(), step)]);
+        let file = || std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        let mut events = Events::resume(folder.path(), None).unwrap();
+        let mut lengths = Vec::new();
+        for step in [1.0, 200.0, 201.0] {
+            events.push("train/", &figures(step)).unwrap();
+            lengths.push(std::fs::read(file()).unwrap().len());
+        }
+        drop(events);
+        let whole = std::fs::read(file()).unwrap();
+        std::fs::write(file(), &whole[..whole.len() - 3]).unwrap();
+        let mut events = Events::resume(folder.path(), Some(200)).unwrap();
+        assert_eq!(std::fs::read(file()).unwrap(), whole[..lengths[1]]);
+        events.push("train/", &figures(201.0)).unwrap();
+        assert_eq!(std::fs::read(file()).unwrap().len(), lengths[2]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -1,10 +1,13 @@
 //! Files and folders: read with good messages, written whole or not at all.
 
 pub mod cache;
+pub mod checkpoint;
 mod events;
 pub mod external;
 pub mod hub;
+mod lines;
 mod model;
+mod run_folder;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -15,7 +18,9 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::error::{Error, Result};
 
 pub use events::Events;
+pub use lines::Lines;
 pub use model::{AdapterFiles, Model, ModelFiles, TINY};
+pub use run_folder::{RunFolder, TRAIN_COPY};
 
 /// A file in memory, with the name it has in messages: the form in which the library takes data.
 #[derive(Clone, Debug)]
@@ -237,104 +242,6 @@ impl NewFolder {
     }
 }
 
-/// What a run writes into its folder, and therefore all that `--overwrite` may remove.
-const RUN_ENTRIES: &[&str] = &[
-    "config.toml",
-    "metrics.jsonl",
-    "samples.jsonl",
-    "completions.jsonl",
-    "summary.json",
-    "judge.json",
-    "adapter",
-    "model",
-    TRAIN_COPY,
-];
-
-/// The name in a run's folder of the demo's training examples: with them its config.toml repeats the run.
-pub const TRAIN_COPY: &str = "train.jsonl.gz";
-
-/// A run's folder, there from the start so that its metrics can be watched. Dropped before [`RunFolder::keep`] it goes
-/// again, and an older run that it replaces comes back.
-#[derive(Debug)]
-pub struct RunFolder {
-    path: PathBuf,
-    /// The older run, moved aside.
-    older: Option<(TempDir, PathBuf)>,
-    /// The lowest folder above that was there before.
-    above: PathBuf,
-    kept: bool,
-}
-
-impl RunFolder {
-    /// Whether [`RunFolder::create`] would agree, without making anything: for the checks before the work.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a path that is taken.
-    pub fn check(path: &Path, flag: &str, overwrite: bool) -> Result<()> {
-        if !overwrite {
-            return refuse_filled(path, flag, "choose another folder, or add --overwrite");
-        }
-        for name in entries(path, flag)? {
-            if !RUN_ENTRIES.contains(&name.as_str()) && !name.starts_with(events::PREFIX) {
-                let found = format!("{} with {name:?} in it", path.display());
-                let fix = "choose another folder: --overwrite replaces only what a run has written";
-                return Err(Error::input(flag, "a new folder, or that of an earlier run", found, fix));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the folder. A filled one is refused, unless `overwrite` and it holds nothing but an earlier run.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a path that is taken, [`Error::Io`] where nothing can be written.
-    pub fn create(path: &Path, flag: &str, overwrite: bool) -> Result<Self> {
-        Self::check(path, flag, overwrite)?;
-        let failed = |error| Error::io(path, "create", error);
-        let mut older = None;
-        if path.is_dir() {
-            let aside = temporary_folder(parent(path)).map_err(failed)?;
-            let place = aside.path().join("older");
-            fs::rename(path, &place).map_err(failed)?;
-            older = Some((aside, place));
-        }
-        let folder = Self { path: path.into(), older, above: nearest_existing(path), kept: false };
-        fs::create_dir_all(path).map_err(failed)?;
-        Ok(folder)
-    }
-
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The run has something to keep: the folder stays, the older run goes. Call it when the first result is written.
-    pub fn keep(&mut self) {
-        self.kept = true;
-        self.older = None;
-    }
-}
-
-impl Drop for RunFolder {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        // Nothing more can be done about a failure here than to leave what is there.
-        let _ = fs::remove_dir_all(&self.path);
-        for made in self.path.ancestors().skip(1).take_while(|made| **made != self.above) {
-            // Not where somebody else has put something by now.
-            let _ = fs::remove_dir(made);
-        }
-        if let Some((aside, place)) = self.older.take()
-            && fs::rename(&place, &self.path).is_err()
-        {
-            log::error!("the earlier run is in {}", place.display());
-            let _ = aside.keep();
-        }
-    }
-}
-
 fn refuse_filled(path: &Path, flag: &str, fix: &str) -> Result<()> {
     if entries(path, flag)?.is_empty() {
         return Ok(());
@@ -369,10 +276,13 @@ fn nearest_existing(path: &Path) -> PathBuf {
     path.ancestors().skip(1).find(|above| above.is_dir()).unwrap_or(Path::new(".")).into()
 }
 
+/// What temporary names begin with.
+const PART: &str = ".aweigh-";
+
 /// A temporary name; unlike tempfile's own default, with the permissions that any new file of the user's gets.
 fn temporary() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".aweigh-").suffix(".part");
+    builder.prefix(PART).suffix(".part");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder
@@ -430,34 +340,6 @@ mod tests {
         assert_eq!(names(&path), ["config.json"]);
         assert_eq!(names(room.path()), ["deep"]);
         assert!(NewFolder::create(&path, "--output").unwrap_err().to_string().contains("is not empty"));
-    }
-
-    #[test]
-    fn a_failed_run_leaves_what_was_there() {
-        let room = tempfile::tempdir().unwrap();
-        let path = room.path().join("run");
-        drop(RunFolder::create(&path, "--output-dir", false).unwrap());
-        drop(RunFolder::create(&room.path().join("deep/deeper/run"), "--output-dir", false).unwrap());
-        assert!(names(room.path()).is_empty());
-        let mut run = RunFolder::create(&path, "--output-dir", false).unwrap();
-        fs::write(run.path().join("config.toml"), "first").unwrap();
-        run.keep();
-        drop(run);
-        assert!(
-            RunFolder::create(&path, "--output-dir", false).unwrap_err().to_string().contains("--overwrite")
-        );
-        let run = RunFolder::create(&path, "--output-dir", true).unwrap();
-        fs::write(run.path().join("config.toml"), "second").unwrap();
-        drop(run);
-        assert_eq!(fs::read_to_string(path.join("config.toml")).unwrap(), "first");
-        let mut run = RunFolder::create(&path, "--output-dir", true).unwrap();
-        run.keep();
-        drop(run);
-        assert!(names(&path).is_empty());
-        assert_eq!(names(room.path()), ["run"]);
-        fs::write(path.join("thesis.tex"), "").unwrap();
-        let text = RunFolder::create(&path, "--output-dir", true).unwrap_err().to_string();
-        assert!(text.contains("thesis.tex"), "{text}");
     }
 
     #[test]

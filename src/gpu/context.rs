@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, instance, summary};
+use super::fault::Faults;
 use super::kernel::{Compiled, Kernel};
 use super::memory::{Memory, Purpose};
 use super::profile::{KernelTime, Profiler};
@@ -55,6 +56,20 @@ pub struct Options {
     pub precision: Precision,
     /// Measure the time of every kernel, where the adapter has timestamps: see [`Gpu::kernel_times`].
     pub profile: bool,
+    /// What is to go wrong.
+    pub faults: Faults,
+}
+
+/// What the device has reported since it was last asked.
+#[derive(Default)]
+struct Reports {
+    /// Why it is lost; once it is, nothing else matters.
+    lost: Option<String>,
+    messages: Vec<String>,
+}
+
+fn locked(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
+    reports.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Work per submit, so that none runs past an operating system's watchdog.
@@ -95,7 +110,8 @@ pub struct Gpu {
     /// Parameter blocks of the submit at hand; locked from the write to the submit, so that threads do not mix theirs.
     uniforms: wgpu::Buffer,
     submitting: Mutex<()>,
-    reports: Arc<Mutex<Vec<String>>>,
+    reports: Arc<Mutex<Reports>>,
+    faults: Faults,
     pace: Arc<Mutex<Pace>>,
     poller: Poller,
     profiler: Option<Profiler>,
@@ -152,16 +168,15 @@ impl Gpu {
         options: &Options,
     ) -> Self {
         let aim = options.submit_seconds.unwrap_or(SUBMIT_SECONDS);
-        let reports = Arc::new(Mutex::new(Vec::new()));
+        let reports = Arc::new(Mutex::new(Reports::default()));
         let sink = reports.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            sink.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
+            locked(&sink).messages.push(error.to_string());
         }));
         let sink = reports.clone();
         device.set_device_lost_callback(move |reason, message| {
             if reason != wgpu::DeviceLostReason::Destroyed {
-                let report = format!("the device was lost: {message}");
-                sink.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+                locked(&sink).lost.get_or_insert(message);
             }
         });
         let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
@@ -171,7 +186,7 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        let memory = Memory::new(&device, &queue, most);
+        let memory = Memory::new(&device, &queue, most, options.faults.clone());
         std::mem::forget(memory.ledger().enter(Purpose::Staging, UNIFORM_BYTES));
         let budget = match summary.tier {
             Tier::Software => 1e9,
@@ -193,6 +208,7 @@ impl Gpu {
             uniforms,
             submitting: Mutex::default(),
             reports,
+            faults: options.faults.clone(),
             pace: Arc::new(Mutex::new(Pace { budget, aim, last_done: None })),
         }
     }
@@ -235,6 +251,11 @@ impl Gpu {
             self.tuning = Some(tuning);
         }
         own
+    }
+
+    /// The measurements that it takes its kernels by.
+    pub fn tuning(&self) -> Option<&Tuning> {
+        self.tuning.as_ref()
     }
 
     /// Takes compiled pipelines from `data`, which [`Gpu::pipelines`] gave at an earlier time; empty at first. To be called
@@ -286,7 +307,7 @@ impl Gpu {
     /// Waits for everything submitted so far.
     ///
     /// # Errors
-    /// [`Error::Gpu`] for anything the device has reported.
+    /// [`Error::Gpu`] for anything the device has reported, [`Error::DeviceLost`] where it is gone.
     pub async fn finished(&self) -> Result<()> {
         let (sender, receiver) = futures_channel::oneshot::channel();
         self.queue.on_submitted_work_done(move || {
@@ -321,11 +342,14 @@ impl Gpu {
         kernel
     }
 
-    /// Fails with what the device has reported since the last check, if anything.
+    /// Fails with what the device has reported since the last check, if anything; always once it is lost.
     pub fn check(&self, doing: &str) -> Result<()> {
-        let reports = std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut reports = locked(&self.reports);
+        if let Some(message) = reports.lost.clone() {
+            return Err(Error::DeviceLost { doing: doing.into(), message });
+        }
         // The first report is the cause; the rest mostly follow from it.
-        match reports.into_iter().next() {
+        match std::mem::take(&mut reports.messages).into_iter().next() {
             None => Ok(()),
             Some(message) => Err(Error::Gpu { doing: doing.into(), message }),
         }
@@ -334,6 +358,11 @@ impl Gpu {
     /// Submits recorded commands with their parameter blocks, and learns from how long their estimated cost,
     /// `operations`, took.
     pub(super) fn submit(&self, encoder: wgpu::CommandEncoder, uniforms: &[u8], operations: f64) {
+        if self.faults.loses_device() {
+            // As a driver's reset: what is on its way is never done.
+            locked(&self.reports).lost.get_or_insert("on purpose (AWEIGH_FAULTS)".into());
+            self.device.destroy();
+        }
         let commands = encoder.finish();
         let submitted = Instant::now();
         {

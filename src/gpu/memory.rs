@@ -6,8 +6,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::fault::Faults;
 use super::kernel::BindGroups;
 use super::recorder::UNIFORM_BYTES;
+use crate::{Error, Result};
 
 /// What a buffer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -121,12 +123,13 @@ pub struct Memory {
     waiting: AtomicUsize,
     /// The submit at the last [`Memory::keep_pace`].
     last: Mutex<Option<wgpu::SubmissionIndex>>,
+    faults: Faults,
 }
 
 impl Memory {
     /// A device's memory; its tensors take at most `max_binding` bytes each.
-    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, max_binding: u64) -> Self {
-        Self { device: Some((device.clone(), queue.clone())), ..Self::paper(max_binding) }
+    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, max_binding: u64, faults: Faults) -> Self {
+        Self { device: Some((device.clone(), queue.clone())), faults, ..Self::paper(max_binding) }
     }
 
     /// Memory of a device that is not there. Tensors of it cannot be bound, read or copied, and writes to them do nothing. The
@@ -146,6 +149,7 @@ impl Memory {
             buffers: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             last: Mutex::default(),
+            faults: Faults::default(),
         }
     }
 
@@ -173,15 +177,46 @@ impl Memory {
         self.buffers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A buffer of zeros; none on paper.
-    pub(super) fn buffer(&self, label: &str, bytes: u64) -> Option<wgpu::Buffer> {
-        let (device, _) = self.device.as_ref()?;
-        Some(device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size: bytes,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
-        }))
+    /// A buffer of zeros for shaders; none on paper.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn buffer(&self, label: &str, purpose: Purpose, bytes: u64) -> Result<Option<wgpu::Buffer>> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        self.device
+            .as_ref()
+            .map(|(device, _)| self.allocate(device, (label, purpose), bytes, usage))
+            .transpose()
+    }
+
+    /// A buffer that the host reads; the device must be there.
+    ///
+    /// # Errors
+    /// As [`Memory::buffer`].
+    pub(super) fn readback(&self, device: &wgpu::Device, bytes: u64) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
+        self.allocate(device, ("readback", Purpose::Staging), bytes, usage)
+    }
+
+    /// The one place where a run's buffers are made.
+    fn allocate(
+        &self,
+        device: &wgpu::Device,
+        (label, purpose): (&str, Purpose),
+        size: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
+        let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        let buffer = device.create_buffer(&descriptor);
+        // Known at once wherever this crate runs so far: there is nothing to wait for.
+        let full = pollster::block_on(scope.pop());
+        if full.is_none() && !self.faults.fails_allocation() {
+            return Ok(buffer);
+        }
+        let (label, purpose, held) = (label.into(), purpose.to_string(), self.ledger.total().now);
+        Err(Error::OutOfMemory { label, purpose, bytes: size, held })
     }
 
     /// Waits until the device has done what was submitted before the last call, so that no more than two portions of writes are in

@@ -5,6 +5,7 @@
 mod adapter;
 mod blocks;
 mod context;
+mod fault;
 mod kernel;
 mod memory;
 mod profile;
@@ -15,6 +16,7 @@ mod tuning;
 pub use adapter::{AdapterSummary, CooperativeMatrix, Scalar, Tier, chosen_adapter, list_adapters};
 pub use blocks::{Blocks, Quantize};
 pub use context::{Gpu, Options, Precision, SUBMIT_SECONDS};
+pub use fault::Faults;
 pub(crate) use kernel::Compiled;
 pub use kernel::Kernel;
 pub use memory::{DEFAULT_BINDING, Ledger, Memory, Purpose, Usage};

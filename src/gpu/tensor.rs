@@ -112,7 +112,7 @@ impl Tensor {
     /// A new zeroed tensor.
     ///
     /// # Errors
-    /// When it is larger than one storage binding may be on this device.
+    /// When it is larger than one storage binding may be on this device; [`Error::OutOfMemory`].
     pub fn new(memory: &Memory, purpose: Purpose, label: &str, len: usize, dtype: DType) -> Result<Self> {
         let wanted = dtype.size(len) as u64;
         let bytes = wanted.next_multiple_of(ALIGN).max(ALIGN);
@@ -125,7 +125,7 @@ impl Tensor {
                 "lower the batch or chunk size, or use an adapter with larger limits (`aweigh devices`)",
             ));
         }
-        let buffer = memory.buffer(label, bytes);
+        let buffer = memory.buffer(label, purpose, bytes)?;
         let storage = Arc::new(Storage {
             buffer,
             _entry: memory.ledger().enter(purpose, bytes),
@@ -228,26 +228,24 @@ impl Tensor {
     /// returns: ask for several tensors before awaiting the first, and the device is waited for once.
     ///
     /// # Errors
-    /// [`Error::Gpu`] for anything the device has reported since the last read.
+    /// [`Error::Gpu`] for anything the device has reported since the last read, [`Error::DeviceLost`], [`Error::OutOfMemory`].
     pub fn read_bytes<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<u8>>> + use<'g> {
         let wanted = self.dtype.size(self.len);
         let size = (wanted as u64).next_multiple_of(4);
-        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("readback"),
-            size,
-            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-            mapped_at_creation: false,
-        });
+        let staging = gpu.readback(gpu.device(), size);
         let entry = gpu.ledger().enter(Purpose::Staging, size);
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(self.buffer(), self.byte_offset, &staging, 0, size);
-        gpu.submit(encoder, &[], 0.0);
         let (sender, receiver) = futures_channel::oneshot::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            let _ = sender.send(result);
-        });
-        gpu.wake_poller();
+        if let Ok(staging) = &staging {
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(self.buffer(), self.byte_offset, staging, 0, size);
+            gpu.submit(encoder, &[], 0.0);
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                let _ = sender.send(result);
+            });
+            gpu.wake_poller();
+        }
         async move {
+            let staging = staging?;
             let mapped = receiver.await;
             gpu.check("reading results back")?;
             let failed = |message: String| Error::Gpu { doing: "reading results back".into(), message };

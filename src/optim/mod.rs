@@ -119,6 +119,25 @@ impl Optimizer {
         self.steps
     }
 
+    /// Goes on after so many steps; the moments are written to [`Optimizer::moments`].
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
+    }
+
+    /// The moments by PyTorch's names, each arena's with its number.
+    pub fn moments<'a>(&'a self) -> Vec<(String, &'a Tensor)> {
+        let kinds: Vec<(&'static str, &'a [Tensor])> = match &self.moments {
+            Moments::Whole([first, second]) => {
+                vec![("exp_avg", first.tensors()), ("exp_avg_sq", second.tensors())]
+            }
+            Moments::Blocks(all, _) => vec![("moments_8bit", all)],
+        };
+        let numbered = |(name, tensors): (&'static str, &'a [Tensor])| {
+            tensors.iter().enumerate().map(move |(i, tensor)| (format!("{name}.{i}"), tensor))
+        };
+        kinds.into_iter().flat_map(numbered).collect()
+    }
+
     /// Records a step on `values` with learning rate `lr`, and zeroes the gradients.
     pub fn step(&mut self, rec: &mut Recorder, layout: &Layout, values: &Arenas, lr: f64) -> Result<()> {
         self.steps += 1;

@@ -1,29 +1,25 @@
 //! A run, from anchors to the state it keeps.
 
-use std::time::Instant;
-
 use super::anchors::{Anchor, AnchorCounts, Pool};
-use super::best::Best;
 use super::evaluate::HeldOut;
-use super::flight::{Flight, Micro, Sums, land_all};
-use super::metrics::{Metrics, mean};
+use super::metrics::Metrics;
 use super::observer::Observer;
-use super::order::Order;
 use super::reach::Reach;
 use super::references::Reference;
 use super::responses::{loss_responses, reference_responses};
-use super::step::{MicroBatch, Scored, Trainer, score_in};
-use super::stop::{StopReason, StopRule};
+use super::state::State;
+use super::step::{Scored, Trainer, score_in};
+use super::stop::StopReason;
+use crate::Result;
 use crate::config::{Method, RunConfig, Takes};
 use crate::data::Example;
-use crate::data::packing::{Group, split};
+use crate::data::packing::Group;
 use crate::gpu::Gpu;
 use crate::loss::{self, Loss};
 use crate::model::{Decoder, DecoderConfig};
 use crate::nn::Arenas;
-use crate::optim::{AdamW, Optimizer, Schedule};
+use crate::optim::{AdamW, Optimizer};
 use crate::sample::Room;
-use crate::{Error, Result};
 
 /// Everything a run starts from.
 pub struct Setup {
@@ -43,6 +39,8 @@ pub struct Setup {
     pub negative: Option<Arenas>,
     /// The tokens that end an answer.
     pub ends: Vec<u32>,
+    /// Where to go on, of a run that was begun from the same: same settings, same files.
+    pub resume: Option<State>,
 }
 
 /// What a run came to.
@@ -76,6 +74,8 @@ pub(super) struct Run<'a> {
     pub(super) reach: Reach,
     pub(super) room: Room,
     pub(super) train: Vec<Example>,
+    /// Their places among those that were read.
+    pub(super) kept: Vec<usize>,
     pub(super) pools: Vec<Pool>,
     pub(super) held_out: HeldOut,
     /// r−, and r+ where it is another.
@@ -94,13 +94,16 @@ pub(super) struct Run<'a> {
 /// Whatever the device reports; what the observer returns; examples without what the method needs.
 pub async fn align(
     gpu: &Gpu,
-    setup: Setup,
+    mut setup: Setup,
     config: &RunConfig,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    let resume = setup.resume.take();
     let mut run = Run::new(gpu, setup, config, observer)?;
-    run.prepare().await?;
-    run.train().await
+    if resume.is_none() {
+        run.prepare().await?;
+    }
+    run.train(resume.as_ref()).await
 }
 
 /// The loss as `config` says.
@@ -165,6 +168,7 @@ impl<'a> Run<'a> {
             reach,
             room,
             cached: vec![None; train.len()],
+            kept: (0..train.len()).collect(),
             train,
             pools,
             held_out: HeldOut::new(eval),
@@ -213,7 +217,7 @@ impl<'a> Run<'a> {
     }
 
     /// References that move must be asked again next time.
-    fn forget_moving(&mut self, examples: &[usize]) {
+    pub(super) fn forget_moving(&mut self, examples: &[usize]) {
         if !self.references_are_fixed() {
             examples.iter().for_each(|&i| self.cached[i] = None);
         }
@@ -267,7 +271,7 @@ impl<'a> Run<'a> {
         Ok(scored)
     }
 
-    async fn evaluate(&mut self, step: usize) -> Result<Metrics> {
+    pub(super) async fn evaluate(&mut self, step: usize) -> Result<Metrics> {
         self.trainer.put_away().await?;
         let budget = self.reach.score_budget;
         let method = (self.method(), loss_of(self.config));
@@ -283,146 +287,10 @@ impl<'a> Run<'a> {
         self.observer.state(step, &self.trainer.decoder)?;
         Ok(metrics)
     }
-
-    async fn train(mut self) -> Result<Outcome> {
-        let t = &self.config.train;
-        let groups = t.per_device_train_batch_size * t.gradient_accumulation_steps;
-        let epoch_steps = self.train.len() as f64 / groups as f64;
-        let total = t.max_steps.unwrap_or((t.num_train_epochs * epoch_steps).ceil().max(1.0) as usize);
-        let warmup =
-            if t.warmup_steps > 0 { t.warmup_steps } else { (t.warmup_ratio * total as f64).ceil() as usize };
-        let schedule = Schedule { kind: t.lr_scheduler_type, peak: t.learning_rate, warmup, total };
-        let mut order = Order::new(self.train.len(), t.seed, t.shuffle);
-        let mut rule = StopRule::new(self.config.stop.clone());
-        let watched = !self.held_out.examples.is_empty();
-        let mut best = Best::default();
-        let mut before = None;
-        if watched {
-            let first = self.evaluate(0).await?;
-            rule.judge(&first);
-            best.keep(self.gpu, &self.trainer.decoder, 0, &first)?;
-            before = Some(first);
-        }
-        let mut reason = StopReason::Finished;
-        let mut sums = Sums { epoch_steps, ..Sums::default() };
-        let (mut flying, mut last) = (None, None);
-        self.observer.begin("training", total);
-        'steps: for step in 0..total {
-            let batch = order.next(groups);
-            self.refresh_anchors(step, &batch).await?;
-            let submitted = self.submit(step, &batch, schedule.rate(step)).await?;
-            let done = step + 1;
-            let judged = watched && (done % self.config.stop.eval_steps == 0 || done == total);
-            // A step is looked at when the next is on its way, or when the state after it is needed.
-            let mut due: Vec<Flight> = flying.replace(submitted).into_iter().collect();
-            if judged || done == total {
-                due.extend(flying.take());
-            }
-            for landed in land_all(due, &mut last).await? {
-                if !landed.is_finite() {
-                    sums.steps = landed.step + 1;
-                    if !watched {
-                        return Err(diverged(landed.step + 1));
-                    }
-                    reason = StopReason::Diverged;
-                    break 'steps;
-                }
-                self.observer.step(&sums.add(self.method(), &landed))?;
-                self.observer.advance(1, landed.tokens)?;
-            }
-            if judged {
-                let now = self.evaluate(done).await?;
-                let verdict = rule.judge(&now);
-                if verdict.best || !self.config.stop.enabled {
-                    best.keep(self.gpu, &self.trainer.decoder, done, &now)?;
-                }
-                if let Some(why) = verdict.stop {
-                    reason = why;
-                    break;
-                }
-            }
-        }
-        drop(flying);
-        self.observer.end();
-        let (kept_step, after) = best.restore(self.gpu, &self.trainer.decoder).unwrap_or((sums.steps, None));
-        Ok(Outcome {
-            decoder: self.trainer.decoder,
-            reason,
-            steps: sums.steps,
-            kept_step,
-            before,
-            after,
-            anchors: self.counts,
-            num_tokens: sums.num_tokens,
-            train_seconds: sums.train_seconds,
-        })
-    }
-
-    /// Submits a step: its groups micro-batch by micro-batch, the optimizer, and the references that follow.
-    async fn submit(&mut self, step: usize, batch: &[usize], rate: f64) -> Result<Flight<'a>> {
-        let started = Instant::now();
-        self.score_missing(batch).await?;
-        let kl = self.kl(batch).await?;
-        let method = self.method();
-        let groups: Vec<Group> =
-            batch.iter().map(|&i| group(method, &self.train[i], &self.pools[i])).collect();
-        let t = &self.config.train;
-        let budget = self.reach.step_budget;
-        let mut micro = Vec::new();
-        for range in split(&groups, budget, t.per_device_train_batch_size) {
-            let cached =
-                || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
-            // Of KTO the references have scored another example's answer too.
-            let of_loss =
-                cached().zip(&groups[range.clone()]).flat_map(|(r, g)| r.iter().take(g.responses.len()));
-            let of_range = MicroBatch {
-                reference: of_loss.map(|r| r.logp).collect(),
-                groups: groups[range.clone()].to_vec(),
-                kl: kl.unwrap_or(0.0),
-            };
-            let tokens = |scored: &[Scored]| scored.iter().map(|r| r.token_logps.clone()).collect();
-            let references = cached().map(tokens).collect();
-            micro.push(Micro { outcomes: self.trainer.accumulate(&of_range, batch.len())?, references });
-        }
-        let tokens = groups.iter().map(Group::tokens).sum();
-        self.forget_moving(batch);
-        let norm = self.trainer.step(rate)?;
-        for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
-            reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
-        }
-        Ok(Flight { step, rate, tokens, started, micro, kl, norm })
-    }
-
-    /// KTO's estimate of KL(policy ‖ reference) over a step, as in TRL: the mean log-ratio of answers to other prompts, and not below 0.
-    async fn kl(&mut self, batch: &[usize]) -> Result<Option<f64>> {
-        if self.method() != Method::Kto {
-            return Ok(None);
-        }
-        let other = |i: usize| self.train[i].kl_ids.as_deref();
-        let groups: Vec<Group> = batch
-            .iter()
-            .map(|&i| Group { prompt: &self.train[i].prompt_ids, responses: other(i).into_iter().collect() })
-            .collect();
-        let t = &self.config.train;
-        let mut ratios = Vec::new();
-        for range in split(&groups, self.reach.step_budget, t.per_device_train_batch_size) {
-            let scored = self.trainer.score(&groups[range.clone()]).await?;
-            let reference = batch[range].iter().map(|&i| self.cached[i].iter().flatten().last());
-            let pairs = scored.iter().flatten().zip(reference.flatten());
-            ratios
-                .extend(pairs.map(|(policy, reference)| f64::from(policy.logp) - f64::from(reference.logp)));
-        }
-        Ok(Some(mean(ratios.into_iter()).max(0.0)))
-    }
-}
-
-fn diverged(step: usize) -> Error {
-    let message = format!("the loss or the gradient of step {step} is no finite number");
-    Error::Gpu { doing: "training; a lower learning_rate may help".into(), message }
 }
 
 /// What the loss takes of an example.
-fn group<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Group<'a> {
+pub(super) fn group<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Group<'a> {
     Group { prompt: &example.prompt_ids, responses: loss_responses(method, example, pool.ids()) }
 }
 

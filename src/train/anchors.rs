@@ -1,5 +1,7 @@
 //! Anchors: the model's own answers to each prompt, sampled under the safety instruction and scored without it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::Result;
 use crate::config::AnchorConfig;
 use crate::data::Example;
@@ -10,7 +12,7 @@ use crate::nn::Pass;
 use crate::sample::{self, Request, Room};
 
 /// One self-sampled answer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
     /// Its tokens; the last is an end token unless it was cut at the length limit.
     pub ids: Vec<u32>,
@@ -21,7 +23,7 @@ pub struct Anchor {
 }
 
 /// What became of the samples.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnchorCounts {
     /// Answers drawn.
     pub drawn: usize,
@@ -37,7 +39,7 @@ pub struct AnchorCounts {
 }
 
 /// Anchors of a prompt, and when they were drawn.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Pool {
     /// At most K.
     pub anchors: Vec<Anchor>,

@@ -66,6 +66,8 @@ impl Run<'_> {
         retain(&mut self.train, &train);
         retain(&mut self.pools, &train);
         retain(&mut self.cached, &train);
+        retain(&mut self.kept, &train);
+        retain(&mut self.held_out.kept, &eval);
         retain(&mut self.held_out.examples, &eval);
         retain(&mut self.held_out.pools, &eval);
         if !self.train.is_empty() {

@@ -22,17 +22,20 @@ pub(super) fn eval_anchors(config: &RunConfig) -> usize {
     config.method.num_samples.min(EVAL_ANCHORS)
 }
 
-/// Held-out examples with their anchors and what the model gave them before the first step.
+/// Held-out examples with their anchors.
 pub(super) struct HeldOut {
     pub examples: Vec<Example>,
     pub pools: Vec<Pool>,
-    start: Option<Vec<Vec<Scored>>>,
+    /// What the model gave before the first step.
+    pub start: Option<Vec<Vec<Scored>>>,
+    /// The examples' places among those that were read.
+    pub kept: Vec<usize>,
 }
 
 impl HeldOut {
     pub fn new(examples: Vec<Example>) -> Self {
         let pools = vec![Pool::default(); examples.len()];
-        Self { examples, pools, start: None }
+        Self { kept: (0..examples.len()).collect(), examples, pools, start: None }
     }
 
     /// Scores the policy. Log-ratios are taken against the first evaluation, the model at step 0.

@@ -1,5 +1,8 @@
 //! What is logged, under TRL's names where they exist.
 
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::step::{GroupOutcome, Scored};
@@ -29,6 +32,29 @@ impl Serialize for Metrics {
             map.serialize_entry(name, value)?;
         }
         map.end()
+    }
+}
+
+/// As they were written; null, which stands for what is no finite number, becomes NaN.
+impl<'de> Deserialize<'de> for Metrics {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Metrics;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of numbers")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metrics, A::Error> {
+                let mut metrics = Metrics::default();
+                while let Some((name, value)) = map.next_entry::<String, Option<f64>>()? {
+                    metrics.push(name, value.unwrap_or(f64::NAN));
+                }
+                Ok(metrics)
+            }
+        }
+        deserializer.deserialize_map(InOrder)
     }
 }
 

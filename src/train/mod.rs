@@ -14,7 +14,9 @@ mod reach;
 mod references;
 mod responses;
 mod setup;
+mod state;
 mod step;
+mod steps;
 mod stop;
 
 pub use align::{Outcome, Setup, align};
@@ -24,5 +26,6 @@ pub use observer::{Observer, Unwatched};
 pub use plan::{Change, Phase, Plan, fit};
 pub use references::Reference;
 pub use setup::{Checkpoint, Inputs, Job, Named, Prepared};
+pub use state::State;
 pub use step::{GroupOutcome, MicroBatch, Pending, Scored, Trainer, score};
 pub use stop::{StopReason, StopRule, Verdict};

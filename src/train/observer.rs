@@ -2,6 +2,7 @@
 
 use super::anchors::Pool;
 use super::metrics::Metrics;
+use super::state::State;
 use super::step::Scored;
 use crate::Result;
 use crate::data::Example;
@@ -34,6 +35,16 @@ pub trait Observer {
     /// A step is done.
     fn step(&mut self, metrics: &Metrics) -> Result<()> {
         let _ = metrics;
+        Ok(())
+    }
+    /// Whether to take the run's state after so many steps, so that it can go on from there.
+    fn wants_state(&mut self, step: usize) -> bool {
+        let _ = step;
+        false
+    }
+    /// A state that was wanted.
+    fn saved(&mut self, state: State) -> Result<()> {
+        let _ = state;
         Ok(())
     }
     /// The model after so many steps, whenever it is evaluated: to sample from, or to measure.

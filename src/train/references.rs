@@ -54,6 +54,11 @@ impl Reference {
         }
     }
 
+    /// Its own values; `None` where it is the model with its adapter off.
+    pub(super) fn values(&self) -> Option<&Arenas> {
+        self.values.as_ref()
+    }
+
     /// Whether its log-probs never change and may be kept.
     pub fn is_fixed(&self) -> bool {
         self.source.is_fixed()

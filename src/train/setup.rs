@@ -1,6 +1,6 @@
 //! From files' bytes and a configuration to what a run starts from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::align::{Setup, check_context};
 use super::anchors::Anchor;
@@ -78,6 +78,48 @@ impl<'a> Inputs<'a> {
     /// A model and its training rows; nothing else.
     pub fn new(model: ModelBytes<'a>, train: Named<'a>) -> Self {
         Self { model, adapter: None, train, eval: None, samples: None, positive: None, negative: None }
+    }
+
+    /// Length and CRC-32 of everything that is read, by the flag that names it: two runs of the same sums began from the same.
+    pub fn sums(&self) -> BTreeMap<String, String> {
+        let model = |m: &ModelBytes<'a>| m.weights.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>();
+        let adapter = |a: &AdapterBytes<'a>| vec![a.config, a.weights];
+        let t = &self.model.tokenizer;
+        let template = t.chat_template.as_deref().unwrap_or_default().as_bytes();
+        let small = [&t.tokenizer_config, &t.special_tokens_map, &t.generation_config].into_iter().flatten();
+        let mut all: Vec<(&str, Vec<&[u8]>)> = vec![
+            ("--model", model(&self.model)),
+            (
+                "--model",
+                [self.model.config, &t.tokenizer, template]
+                    .into_iter()
+                    .chain(small.map(Vec::as_slice))
+                    .collect(),
+            ),
+            ("--train", vec![self.train.1]),
+        ];
+        all.extend(self.eval.map(|(_, bytes)| ("--eval", vec![bytes])));
+        all.extend(self.samples.map(|(_, bytes)| ("--samples-file", vec![bytes])));
+        all.extend(self.adapter.as_ref().map(|a| ("--adapter", adapter(a))));
+        let references = [("--reference-positive", &self.positive), ("--reference-negative", &self.negative)];
+        for (flag, reference) in references {
+            all.extend(reference.as_ref().map(|reference| match reference {
+                Checkpoint::Adapter(a) => (flag, adapter(a)),
+                Checkpoint::Model(m) => (flag, model(m)),
+            }));
+        }
+        let mut sums = BTreeMap::<&str, (usize, crc32fast::Hasher)>::new();
+        for (flag, parts) in all {
+            let (length, crc) = sums.entry(flag).or_default();
+            for part in parts {
+                *length += part.len();
+                crc.update(part);
+            }
+        }
+        let text = |(length, crc): (usize, crc32fast::Hasher)| {
+            format!("{length} bytes, CRC-32 {:08x}", crc.finalize())
+        };
+        sums.into_iter().map(|(flag, sum)| (flag.to_string(), text(sum))).collect()
     }
 
     /// Reads and checks all rows; nothing is allocated yet.
@@ -259,7 +301,8 @@ impl Job<'_> {
         let positive = if same { None } else { checkpoint(&inputs.positive)? };
         let negative = checkpoint(&inputs.negative)?;
         let ends = tokenizer.end_tokens().to_vec();
-        let setup = Setup { decoder, fresh_adapter, train, eval, anchors, positive, negative, ends };
+        let setup =
+            Setup { decoder, fresh_adapter, train, eval, anchors, positive, negative, ends, resume: None };
         Ok(Prepared { setup, tokenizer, lengths })
     }
 

@@ -148,6 +148,16 @@ impl<'g> Trainer<'g> {
         Self { gpu, decoder, optimizer, workspace: None, capacity, loss, seed, micro_batches: 0 }
     }
 
+    /// Micro-batches so far: dropout's counter.
+    pub(super) fn micro_batches(&self) -> u32 {
+        self.micro_batches
+    }
+
+    /// Goes on after so many micro-batches.
+    pub(super) fn set_micro_batches(&mut self, done: u32) {
+        self.micro_batches = done;
+    }
+
     /// Makes the workspace, when it is first needed, for batches up to `capacity`. A batch beyond it has it made anew.
     pub fn reserve(&mut self, capacity: Capacity) {
         self.workspace = None;

@@ -50,9 +50,16 @@ pub struct Verdict {
 #[derive(Debug)]
 pub struct StopRule {
     config: StopConfig,
+    seen: Seen,
+}
+
+/// What the rule has seen.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub(super) struct Seen {
     start: Option<Metrics>,
     /// The highest merit so far.
     best: Option<f64>,
+    /// Evaluations in a row in which the margin was won.
     won: usize,
 }
 
@@ -66,30 +73,40 @@ pub(super) const LOSS: &str = "eval_loss";
 impl StopRule {
     /// A rule that has seen nothing.
     pub fn new(config: StopConfig) -> Self {
-        Self { config, start: None, best: None, won: 0 }
+        Self { config, seen: Seen::default() }
     }
 
     /// Judges an evaluation; the first is the start that later ones are held against.
     pub fn judge(&mut self, now: &Metrics) -> Verdict {
-        let Some(start) = &self.start else {
-            self.start = Some(now.clone());
-            self.best = merit(now);
+        let Some(start) = &self.seen.start else {
+            self.seen.start = Some(now.clone());
+            self.seen.best = merit(now);
             return Verdict { best: true, stop: None };
         };
         if let Some(reason) = self.broken(start, now) {
             return Verdict { best: false, stop: self.config.enabled.then_some(reason) };
         }
         // Where nothing says which state is better, the last one inside the bounds is.
-        let best = merit(now).zip(self.best).is_none_or(|(now, best)| now > best);
+        let best = merit(now).zip(self.seen.best).is_none_or(|(now, best)| now > best);
         if best {
-            self.best = merit(now);
+            self.seen.best = merit(now);
         }
         // Without a reference the margin is not 0 at the start.
         let gained = now.get(MARGIN).map(|margin| margin - start.get(MARGIN).unwrap_or(0.0));
         let won = gained.is_some_and(|gained| gained >= self.config.margin);
-        self.won = if won { self.won + 1 } else { 0 };
-        let stop = self.config.enabled && self.won >= self.config.patience;
+        self.seen.won = if won { self.seen.won + 1 } else { 0 };
+        let stop = self.config.enabled && self.seen.won >= self.config.patience;
         Verdict { best, stop: stop.then_some(StopReason::MarginWon) }
+    }
+
+    /// What it has seen so far.
+    pub(super) fn seen(&self) -> Seen {
+        self.seen.clone()
+    }
+
+    /// Goes on from what it had seen.
+    pub(super) fn restore(&mut self, seen: Seen) {
+        self.seen = seen;
     }
 
     /// The bound that is broken, if one is. NaN breaks them all.

@@ -6,7 +6,7 @@ use aweigh::train::Setup;
 
 use super::{config, examples, run, setup};
 
-const METHODS: [Method; 13] = [
+pub const METHODS: [Method; 13] = [
     Method::D2o,
     Method::Dpo,
     Method::Ipo,
@@ -52,7 +52,7 @@ fn logged(method: Method) -> Vec<&'static str> {
 }
 
 /// KTO's examples have one answer each, and another's for the KL.
-fn examples_of(method: Method, count: u32) -> Vec<Example> {
+pub fn examples_of(method: Method, count: u32) -> Vec<Example> {
     let mut all = examples(count, 0);
     if method == Method::Kto {
         for (i, example) in all.iter_mut().enumerate() {

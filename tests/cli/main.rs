@@ -3,6 +3,7 @@
 mod eval;
 mod hub;
 mod memory;
+mod resume;
 mod room;
 mod speed;
 

@@ -72,7 +72,12 @@ impl Room {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aweigh"));
+        Command::from_std(self.process())
+    }
+
+    /// The same, to be watched while it runs.
+    pub fn process(&self) -> std::process::Command {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_aweigh"));
         // Mesa's Wayland layer complains on stderr where there is no such folder.
         command.current_dir(self.0.path()).env_remove("RUST_LOG").env("XDG_RUNTIME_DIR", self.0.path());
         // No choices of kernels but those that the test itself has measured.

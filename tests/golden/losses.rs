@@ -235,6 +235,7 @@ fn first_metrics(name: &str) -> Metrics {
         positive: None,
         negative: None,
         ends: vec![2],
+        resume: None,
     };
     let mut first = First::default();
     block_on(align(gpu(), setup, &config, &mut first)).expect("a run");

@@ -1,0 +1,221 @@
+//! Checkpoints of a run: folders `checkpoint-N`, N the steps done, that are whole or not there.
+//!
+//! Names are Hugging Face's where it has them: `trainer_state.json`, `adapter_model.safetensors` and `adapter_config.json`, so that a LoRA
+//! run's checkpoint is an adapter that PEFT loads. `state.safetensors` holds the weights in training, AdamW's moments and the rest of what
+//! is on the device; `checkpoint.json` says what the run was begun from, and has every file's length and CRC-32.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{entries, temporary_folder};
+use crate::error::{Error, Result};
+use crate::train::State;
+
+/// What checkpoints' names begin with.
+pub const PREFIX: &str = "checkpoint-";
+const MANIFEST: &str = "checkpoint.json";
+const RECORD: &str = "trainer_state.json";
+const TENSORS: &str = "state.safetensors";
+const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// Grows when older checkpoints can no longer be gone on from.
+const FORMAT: u32 = 1;
+
+/// What a run depends on besides its state. Two runs of the same origin differ at most by their adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// CRC-32 of the settings that results depend on.
+    pub settings: String,
+    /// Length and CRC-32 of what was read, by flag.
+    pub inputs: BTreeMap<String, String>,
+    /// The GPU, its driver and how it was asked to compute.
+    pub adapter: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    global_step: usize,
+    origin: Origin,
+    files: BTreeMap<String, Sum>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sum {
+    bytes: usize,
+    crc32: u32,
+}
+
+impl Sum {
+    fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len(), crc32: crc32fast::hash(bytes) }
+    }
+}
+
+/// Writes a checkpoint into the run's folder, which is made again if it is gone, and then removes all but the last `keep`.
+///
+/// # Errors
+/// [`Error::Io`]; every earlier checkpoint is then still there.
+pub fn write(
+    run: &Path,
+    state: &State,
+    adapter_config: Option<&str>,
+    origin: &Origin,
+    keep: usize,
+) -> Result<()> {
+    let place = run.join(format!("{PREFIX}{}", state.step));
+    let failed = |error| Error::io(&place, "write", error);
+    fs::create_dir_all(run).map_err(failed)?;
+    let temporary = temporary_folder(run).map_err(failed)?;
+    let mut files = vec![(RECORD, &state.record[..]), (TENSORS, &state.tensors)];
+    files.extend(state.adapter.as_deref().map(|bytes| (ADAPTER, bytes)));
+    files.extend(adapter_config.map(|text| (ADAPTER_CONFIG, text.as_bytes())));
+    let manifest = Manifest {
+        format: FORMAT,
+        global_step: state.step,
+        origin: origin.clone(),
+        files: files.iter().map(|(name, bytes)| (name.to_string(), Sum::of(bytes))).collect(),
+    };
+    let manifest = serde_json::to_vec_pretty(&manifest).map_err(|e| failed(e.into()))?;
+    files.push((MANIFEST, &manifest));
+    for (name, bytes) in files {
+        let mut file = File::create(temporary.path().join(name)).map_err(failed)?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    }
+    sync(temporary.path()).map_err(failed)?;
+    if place.exists() {
+        // A damaged one, or the run would not have come from an earlier one.
+        fs::remove_dir_all(&place).map_err(failed)?;
+    }
+    fs::rename(temporary.path(), &place).map_err(failed)?;
+    // It has moved: there is nothing left to remove.
+    let _ = temporary.keep();
+    sync(run).map_err(failed)?;
+    for (_, old) in all(run)?.into_iter().rev().skip(keep) {
+        fs::remove_dir_all(&old).map_err(|error| Error::io(&old, "remove", error))?;
+    }
+    Ok(())
+}
+
+/// Removes all checkpoints of a run that is finished.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn remove_all(run: &Path) -> Result<()> {
+    all(run)?
+        .into_iter()
+        .try_for_each(|(_, old)| fs::remove_dir_all(&old).map_err(|error| Error::io(&old, "remove", error)))
+}
+
+/// A checkpoint, read.
+pub struct Checkpoint {
+    /// Where the run goes on.
+    pub state: State,
+    /// What it was begun from.
+    pub origin: Origin,
+}
+
+/// The last checkpoint of a run that is whole, if there is one; what is wrong with later ones is told to `warn`.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be listed.
+pub fn latest(run: &Path, warn: &mut dyn FnMut(String)) -> Result<Option<Checkpoint>> {
+    for (_, place) in all(run)?.into_iter().rev() {
+        match read(&place) {
+            Ok(found) => return Ok(Some(found)),
+            Err(error) => warn(format!("{}: {error}; going back to the one before", place.display())),
+        }
+    }
+    Ok(None)
+}
+
+fn read(place: &Path) -> io::Result<Checkpoint> {
+    let manifest: Manifest = serde_json::from_slice(&fs::read(place.join(MANIFEST))?)?;
+    let wrong = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
+    if manifest.format != FORMAT {
+        return Err(wrong(format!("written by another version of aweigh (format {})", manifest.format)));
+    }
+    let take = |name: &str| -> io::Result<Option<Vec<u8>>> {
+        let Some(expected) = manifest.files.get(name) else { return Ok(None) };
+        let bytes = fs::read(place.join(name))?;
+        let found = Sum::of(&bytes);
+        if found != *expected {
+            return Err(wrong(format!("{name} is damaged: expected {expected:?}, found {found:?}")));
+        }
+        Ok(Some(bytes))
+    };
+    let needed = |name: &str| take(name)?.ok_or_else(|| wrong(format!("{name} is not listed")));
+    let state = State {
+        step: manifest.global_step,
+        record: needed(RECORD)?,
+        tensors: needed(TENSORS)?,
+        adapter: take(ADAPTER)?,
+    };
+    Ok(Checkpoint { state, origin: manifest.origin })
+}
+
+/// The checkpoints in the run's folder by their steps.
+fn all(run: &Path) -> Result<BTreeMap<usize, PathBuf>> {
+    let step = |name: &String| Some((name.strip_prefix(PREFIX)?.parse().ok()?, run.join(name)));
+    Ok(entries(run, "--output-dir")?.iter().filter_map(step).collect())
+}
+
+/// Has the folder's list of names safely on disk, where the system does that for folders.
+fn sync(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(step: usize) -> State {
+        State { step, record: b"{}".to_vec(), tensors: vec![step as u8; 1000], adapter: Some(vec![7; 10]) }
+    }
+
+    fn origin() -> Origin {
+        Origin { settings: "1".into(), inputs: BTreeMap::new(), adapter: "llvmpipe".into() }
+    }
+
+    fn names(run: &Path) -> Vec<String> {
+        let mut names = entries(run, "--x").unwrap();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_last_ones_stay_and_a_damaged_one_is_passed_over() {
+        let room = tempfile::tempdir().unwrap();
+        let run = room.path().join("run");
+        for step in [0, 9, 10, 11] {
+            write(&run, &state(step), Some("{}"), &origin(), 2).unwrap();
+        }
+        assert_eq!(names(&run), ["checkpoint-10", "checkpoint-11"]);
+        let newest = |warnings: &mut Vec<String>| {
+            latest(&run, &mut |text| warnings.push(text)).unwrap().map(|found| found.state)
+        };
+        let mut warnings = Vec::new();
+        let found = newest(&mut warnings).unwrap();
+        assert_eq!((found.step, found.tensors, found.adapter), (11, vec![11; 1000], Some(vec![7; 10])));
+        assert!(warnings.is_empty());
+        // One bit.
+        let place = run.join("checkpoint-11").join(TENSORS);
+        let mut bytes = fs::read(&place).unwrap();
+        bytes[500] ^= 1;
+        fs::write(&place, bytes).unwrap();
+        assert_eq!(newest(&mut warnings).unwrap().step, 10);
+        assert!(warnings[0].contains("state.safetensors is damaged"), "{warnings:?}");
+        fs::remove_file(run.join("checkpoint-10").join(MANIFEST)).unwrap();
+        assert!(newest(&mut warnings).is_none());
+        // It comes again, whole.
+        write(&run, &state(11), None, &origin(), 1).unwrap();
+        assert_eq!(newest(&mut warnings).unwrap().step, 11);
+        assert_eq!(names(&run), ["checkpoint-11"]);
+        remove_all(&run).unwrap();
+        assert!(names(&run).is_empty());
+    }
+}

@@ -1,0 +1,139 @@
+//! A file that grows line by line, and loses nothing while its disk is full.
+
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::write_whole;
+use crate::error::{Error, Result};
+
+/// JSONL that grows. What could not be written is kept and written with the next line.
+#[derive(Debug)]
+pub struct Lines {
+    path: PathBuf,
+    file: File,
+    /// Bytes that are safely in the file.
+    length: u64,
+    waiting: Vec<u8>,
+}
+
+impl Lines {
+    /// A new file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be made.
+    pub fn create(path: PathBuf) -> Result<Self> {
+        let file = File::create(&path).map_err(|e| Error::io(&path, "create", e))?;
+        Ok(Self { path, file, length: 0, waiting: Vec::new() })
+    }
+
+    /// Goes on with the file at `path`: the lines that `keep` says yes to stay, a last one that was cut off does not. A file that is not
+    /// there begins empty.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be read or written.
+    pub fn resume(path: PathBuf, keep: impl Fn(&Value) -> bool) -> Result<Self> {
+        let old = match fs::read(&path) {
+            Ok(old) => old,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::io(&path, "read", error)),
+        };
+        let stays = |line: &&[u8]| {
+            line.ends_with(b"\n") && serde_json::from_slice(line).is_ok_and(|line| keep(&line))
+        };
+        let kept: Vec<&[u8]> = old.split_inclusive(|byte| *byte == b'\n').filter(stays).collect();
+        Self::behind(path, &kept.concat())
+    }
+
+    /// Goes on behind `kept`, which is what the file at `path` then begins with.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be written.
+    pub(super) fn behind(path: PathBuf, kept: &[u8]) -> Result<Self> {
+        write_whole(&path, kept)?;
+        let failed = |error| Error::io(&path, "write", error);
+        let mut file = File::options().write(true).open(&path).map_err(failed)?;
+        file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Ok(Self { file, length: kept.len() as u64, path, waiting: Vec::new() })
+    }
+
+    /// Adds a line, and those that are waiting.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the line then waits for the next call.
+    pub fn push(&mut self, line: &impl serde::Serialize) -> Result<()> {
+        serde_json::to_writer(&mut self.waiting, line)
+            .map_err(|e| Error::io(&self.path, "write", e.into()))?;
+        self.waiting.push(b'\n');
+        self.append()
+    }
+
+    /// Adds bytes as they are, and those that are waiting.
+    ///
+    /// # Errors
+    /// As [`Lines::push`].
+    pub(super) fn push_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.waiting.extend(bytes);
+        self.append()
+    }
+
+    fn append(&mut self) -> Result<()> {
+        let written = self.file.write_all(&self.waiting);
+        if let Err(error) = written {
+            // A part of it may be there: without it the next attempt is whole.
+            let _ =
+                self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
+            return Err(Error::io(&self.path, "write", error));
+        }
+        self.length += self.waiting.len() as u64;
+        self.waiting.clear();
+        Ok(())
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_file_goes_on_behind_the_lines_that_stay() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("metrics.jsonl");
+        let mut lines = Lines::create(path.clone()).unwrap();
+        (1..5).for_each(|step| lines.push(&json!({"step": step})).unwrap());
+        drop(lines);
+        // The process was killed in the middle of a line.
+        let torn = fs::read_to_string(&path).unwrap() + "{\"step\": 2";
+        fs::write(&path, torn).unwrap();
+        let mut lines = Lines::resume(path.clone(), |line| line["step"].as_u64() <= Some(2)).unwrap();
+        lines.push(&json!({"step": 9})).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n{\"step\":9}\n");
+        let mut fresh = Lines::resume(room.path().join("new.jsonl"), |_| true).unwrap();
+        fresh.push(&1).unwrap();
+        assert_eq!(fs::read_to_string(fresh.path()).unwrap(), "1\n");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_a_full_disk_did_not_take_waits() {
+        let room = tempfile::tempdir().unwrap();
+        let mut lines = Lines::create(room.path().join("a.jsonl")).unwrap();
+        lines.push(&1).unwrap();
+        // Every write to it fails as on a full disk.
+        let good = std::mem::replace(&mut lines.file, File::options().write(true).open("/dev/full").unwrap());
+        assert!(lines.push(&2).unwrap_err().to_string().contains("cannot write"));
+        assert!(lines.push(&3).is_err());
+        lines.file = good;
+        lines.push(&4).unwrap();
+        assert_eq!(fs::read_to_string(lines.path()).unwrap(), "1\n2\n3\n4\n");
+    }
+}

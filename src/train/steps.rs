@@ -1,0 +1,201 @@
+//! The steps of a run: submit, look at the one before, evaluate, take the state.
+
+use std::time::Instant;
+
+use super::align::{Outcome, Run, group};
+use super::best::Best;
+use super::flight::{Flight, Micro, Sums, land_all};
+use super::metrics::{Metrics, mean};
+use super::order::Order;
+use super::state::State;
+use super::step::{MicroBatch, Scored};
+use super::stop::{StopReason, StopRule};
+use crate::config::Method;
+use crate::data::packing::{Group, split};
+use crate::optim::Schedule;
+use crate::{Error, Result};
+
+/// How far a run is, and what it has come to so far.
+pub(super) struct Course {
+    /// Steps done.
+    pub step: usize,
+    pub rule: StopRule,
+    pub best: Best,
+    /// The first evaluation.
+    pub before: Option<Metrics>,
+    pub sums: Sums,
+}
+
+impl<'a> Run<'a> {
+    /// All steps, or those that are left after `resume`.
+    pub(super) async fn train(mut self, resume: Option<&State>) -> Result<Outcome> {
+        let t = &self.config.train;
+        let groups = t.per_device_train_batch_size * t.gradient_accumulation_steps;
+        let mut course = Course {
+            step: 0,
+            rule: StopRule::new(self.config.stop.clone()),
+            best: Best::default(),
+            before: None,
+            sums: Sums::default(),
+        };
+        if let Some(state) = resume {
+            self.restore(state, &mut course)?;
+        }
+        let epoch_steps = self.train.len() as f64 / groups as f64;
+        course.sums.epoch_steps = epoch_steps;
+        let total = t.max_steps.unwrap_or((t.num_train_epochs * epoch_steps).ceil().max(1.0) as usize);
+        let warmup =
+            if t.warmup_steps > 0 { t.warmup_steps } else { (t.warmup_ratio * total as f64).ceil() as usize };
+        let schedule = Schedule { kind: t.lr_scheduler_type, peak: t.learning_rate, warmup, total };
+        let mut order = Order::new(self.train.len(), t.seed, t.shuffle);
+        order.next(groups * course.step);
+        let watched = !self.held_out.examples.is_empty();
+        if resume.is_none() {
+            if watched {
+                let first = self.evaluate(0).await?;
+                course.rule.judge(&first);
+                course.best.keep(self.gpu, &self.trainer.decoder, 0, Some(first.clone()))?;
+                course.before = Some(first);
+            }
+            self.offer_state(&course).await?;
+        }
+        self.observer.begin("training", total - course.step.min(total));
+        let reason = self.steps(&mut course, (total, groups), &schedule, &mut order, watched).await?;
+        self.observer.end();
+        let Course { best, before, sums, .. } = course;
+        let (kept_step, after) = best.restore(self.gpu, &self.trainer.decoder).unwrap_or((sums.steps, None));
+        Ok(Outcome {
+            decoder: self.trainer.decoder,
+            reason,
+            steps: sums.steps,
+            kept_step,
+            before,
+            after,
+            anchors: self.counts,
+            num_tokens: sums.num_tokens,
+            train_seconds: sums.train_seconds,
+        })
+    }
+
+    /// Gives the observer the state, if it wants it. Nothing may be in flight.
+    async fn offer_state(&mut self, course: &Course) -> Result<()> {
+        if self.observer.wants_state(course.step) {
+            let state = self.state(course).await?;
+            self.observer.saved(state)?;
+        }
+        Ok(())
+    }
+
+    async fn steps(
+        &mut self,
+        course: &mut Course,
+        (total, groups): (usize, usize),
+        schedule: &Schedule,
+        order: &mut Order,
+        watched: bool,
+    ) -> Result<StopReason> {
+        let (mut flying, mut last) = (None, None);
+        for step in course.step..total {
+            let batch = order.next(groups);
+            self.refresh_anchors(step, &batch).await?;
+            let submitted = self.submit(step, &batch, schedule.rate(step)).await?;
+            let done = step + 1;
+            let judged = watched && (done % self.config.stop.eval_steps == 0 || done == total);
+            let wanted = done < total && self.observer.wants_state(done);
+            // A step is looked at when the next is on its way, or when the state after it is needed.
+            let mut due: Vec<Flight> = flying.replace(submitted).into_iter().collect();
+            if judged || wanted || done == total {
+                due.extend(flying.take());
+            }
+            for landed in land_all(due, &mut last).await? {
+                if !landed.is_finite() {
+                    course.sums.steps = landed.step + 1;
+                    if !watched {
+                        return Err(diverged(landed.step + 1));
+                    }
+                    return Ok(StopReason::Diverged);
+                }
+                self.observer.step(&course.sums.add(self.method(), &landed))?;
+                self.observer.advance(1, landed.tokens)?;
+            }
+            course.step = done;
+            if judged {
+                let now = self.evaluate(done).await?;
+                let verdict = course.rule.judge(&now);
+                if verdict.best || !self.config.stop.enabled {
+                    course.best.keep(self.gpu, &self.trainer.decoder, done, Some(now))?;
+                }
+                if let Some(why) = verdict.stop {
+                    return Ok(why);
+                }
+            }
+            if wanted {
+                let state = self.state(course).await?;
+                self.observer.saved(state)?;
+            }
+        }
+        Ok(StopReason::Finished)
+    }
+
+    /// Submits a step: its groups micro-batch by micro-batch, the optimizer, and the references that follow.
+    async fn submit(&mut self, step: usize, batch: &[usize], rate: f64) -> Result<Flight<'a>> {
+        let started = Instant::now();
+        self.score_missing(batch).await?;
+        let kl = self.kl(batch).await?;
+        let method = self.method();
+        let groups: Vec<Group> =
+            batch.iter().map(|&i| group(method, &self.train[i], &self.pools[i])).collect();
+        let t = &self.config.train;
+        let budget = self.reach.step_budget;
+        let mut micro = Vec::new();
+        for range in split(&groups, budget, t.per_device_train_batch_size) {
+            let cached =
+                || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
+            // Of KTO the references have scored another example's answer too.
+            let of_loss =
+                cached().zip(&groups[range.clone()]).flat_map(|(r, g)| r.iter().take(g.responses.len()));
+            let of_range = MicroBatch {
+                reference: of_loss.map(|r| r.logp).collect(),
+                groups: groups[range.clone()].to_vec(),
+                kl: kl.unwrap_or(0.0),
+            };
+            let tokens = |scored: &[Scored]| scored.iter().map(|r| r.token_logps.clone()).collect();
+            let references = cached().map(tokens).collect();
+            micro.push(Micro { outcomes: self.trainer.accumulate(&of_range, batch.len())?, references });
+        }
+        let tokens = groups.iter().map(Group::tokens).sum();
+        self.forget_moving(batch);
+        let norm = self.trainer.step(rate)?;
+        for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
+            reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
+        }
+        Ok(Flight { step, rate, tokens, started, micro, kl, norm })
+    }
+
+    /// KTO's estimate of KL(policy ‖ reference) over a step, as in TRL: the mean log-ratio of answers to other prompts, and not below 0.
+    async fn kl(&mut self, batch: &[usize]) -> Result<Option<f64>> {
+        if self.method() != Method::Kto {
+            return Ok(None);
+        }
+        let other = |i: usize| self.train[i].kl_ids.as_deref();
+        let groups: Vec<Group> = batch
+            .iter()
+            .map(|&i| Group { prompt: &self.train[i].prompt_ids, responses: other(i).into_iter().collect() })
+            .collect();
+        let t = &self.config.train;
+        let mut ratios = Vec::new();
+        for range in split(&groups, self.reach.step_budget, t.per_device_train_batch_size) {
+            let scored = self.trainer.score(&groups[range.clone()]).await?;
+            let reference = batch[range].iter().map(|&i| self.cached[i].iter().flatten().last());
+            let pairs = scored.iter().flatten().zip(reference.flatten());
+            ratios
+                .extend(pairs.map(|(policy, reference)| f64::from(policy.logp) - f64::from(reference.logp)));
+        }
+        Ok(Some(mean(ratios.into_iter()).max(0.0)))
+    }
+}
+
+fn diverged(step: usize) -> Error {
+    let message = format!("the loss or the gradient of step {step} is no finite number");
+    Error::Gpu { doing: "training; a lower learning_rate may help".into(), message }
+}

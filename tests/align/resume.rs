@@ -1,0 +1,138 @@
+//! A run that goes on from a state is the run that never stopped, to the bit: for every method, every kind of reference, both optimizers.
+
+use aweigh::config::{Method, OnlineSampler, ReferenceSource, RunConfig};
+use aweigh::model::Training;
+use aweigh::optim::Optim;
+use aweigh::train::{Metrics, Outcome, Setup, align};
+use pollster::block_on;
+
+use super::methods::{METHODS, examples_of};
+use super::{Watcher, bytes, config, examples, gpu, load, setup, with_dropout};
+
+/// Everything but how long it took.
+fn figures(all: &[Metrics]) -> Vec<Vec<(String, u64)>> {
+    let timeless = |m: &Metrics| {
+        m.0.iter().filter(|(n, _)| n != "tokens_per_second").map(|(n, v)| (n.clone(), v.to_bits())).collect()
+    };
+    all.iter().map(timeless).collect()
+}
+
+/// Runs `config` whole, then goes on from the state after each of its steps.
+fn check(name: &str, config: &RunConfig, setup: &dyn Fn() -> Setup) {
+    let total = config.train.max_steps.expect("a number of steps");
+    let go = |setup: Setup, take_at: Vec<usize>| -> (Outcome, Watcher) {
+        let mut watcher = Watcher { take_at, ..Watcher::default() };
+        let outcome = block_on(align(gpu(), setup, config, &mut watcher));
+        (outcome.unwrap_or_else(|error| panic!("{name}: {error}")), watcher)
+    };
+    let (whole, undisturbed) = go(setup(), Vec::new());
+    let (again, watched) = go(setup(), (0..total).collect());
+    // Taking the state changes nothing.
+    assert_eq!(bytes(&again), bytes(&whole), "{name}");
+    assert_eq!(figures(&watched.steps), figures(&undisturbed.steps), "{name}");
+    let steps: Vec<usize> = watched.taken.iter().map(|state| state.step).collect();
+    assert_eq!(steps, (0..whole.steps).collect::<Vec<_>>(), "{name}");
+    for state in watched.taken {
+        let step = state.step;
+        let (rest, seen) = go(Setup { resume: Some(state), ..setup() }, Vec::new());
+        let place = format!("{name}, after step {step}");
+        assert_eq!(figures(&seen.steps), figures(&undisturbed.steps[step..]), "{place}");
+        let after = |m: &&Metrics| m.get("global_step") > Some(step as f64);
+        let evaluations: Vec<Metrics> = undisturbed.evaluations.iter().filter(after).cloned().collect();
+        assert_eq!(figures(&seen.evaluations), figures(&evaluations), "{place}");
+        let later = |drawn: &super::Drawn| drawn.step > 0 && drawn.step >= step;
+        let drawn = |w: &Watcher| -> Vec<_> {
+            w.pools.iter().filter(|d| later(d)).map(|d| (d.line, d.step, d.ids.clone())).collect()
+        };
+        assert_eq!(drawn(&seen), drawn(&undisturbed), "{place}");
+        assert_eq!(bytes(&rest), bytes(&whole), "{place}");
+        assert_eq!(
+            (rest.reason, rest.steps, rest.kept_step, rest.num_tokens, rest.anchors),
+            (whole.reason, whole.steps, whole.kept_step, whole.num_tokens, whole.anchors),
+            "{place}"
+        );
+        let ends = |outcome: &Outcome| {
+            let both = [outcome.before.clone(), outcome.after.clone()];
+            figures(&both.into_iter().flatten().collect::<Vec<_>>())
+        };
+        assert_eq!(ends(&rest), ends(&whole), "{place}");
+    }
+}
+
+/// Two of five examples a step, shuffled: epochs do not end with steps.
+fn short() -> RunConfig {
+    let mut config = config();
+    config.train.max_steps = Some(4);
+    config.train.per_device_train_batch_size = 2;
+    config.train.shuffle = true;
+    config.stop.eval_steps = 2;
+    config.stop.enabled = false;
+    config
+}
+
+#[test]
+fn every_method_resumes_to_the_same_bits() {
+    for method in METHODS {
+        let mut config = short();
+        config.method.method = method;
+        config.train.max_steps = Some(3);
+        let setup = || Setup { train: examples_of(method, 5), eval: examples_of(method, 2), ..setup() };
+        check(&format!("{method:?}"), &config, &setup);
+    }
+}
+
+#[test]
+fn every_kind_of_run_resumes_to_the_same_bits() {
+    type Change = fn(&mut RunConfig);
+    let kinds: [(&str, Change); 7] = [
+        ("moving references", |c| {
+            c.reference.positive = ReferenceSource::Ema(0.5);
+            c.reference.negative = ReferenceSource::CopyEvery(2);
+        }),
+        ("one that moves, one that does not", |c| c.reference.positive = ReferenceSource::CopyEvery(1)),
+        ("online, from the policy", |c| {
+            c.anchors.online_start_step = Some(1);
+            c.anchors.refresh_every = 2;
+            c.anchors.online_sampler = OnlineSampler::PolicyWithInstruction;
+        }),
+        ("accumulated", |c| {
+            c.train.per_device_train_batch_size = 1;
+            c.train.gradient_accumulation_steps = 3;
+        }),
+        ("8-bit moments", |c| c.train.optim = Optim::Adamw8bit),
+        ("stopped by its rule", |c| {
+            c.stop.enabled = true;
+            c.stop.eval_steps = 1;
+            (c.stop.margin, c.stop.patience) = (1e-6, 2);
+            c.train.max_steps = Some(4);
+        }),
+        ("schedule", |c| {
+            c.train.lr_scheduler_type = aweigh::config::LrScheduler::Cosine;
+            c.train.warmup_steps = 2;
+        }),
+    ];
+    for (name, change) in kinds {
+        let mut config = short();
+        change(&mut config);
+        let setup =
+            || Setup { decoder: with_dropout(0.2), train: examples(5, 0), eval: examples(2, 20), ..setup() };
+        check(name, &config, &setup);
+    }
+}
+
+#[test]
+fn a_full_run_resumes_to_the_same_bits() {
+    let mut config = short();
+    config.lora.enabled = false;
+    config.train.learning_rate = 1e-3;
+    let full = || Setup {
+        decoder: load("tiny_tied", Training::Full),
+        fresh_adapter: false,
+        train: examples(5, 0),
+        eval: Vec::new(),
+        ..setup()
+    };
+    check("full", &config, &full);
+    config.method.method = Method::Npo;
+    check("full, without anchors", &config, &full);
+}

@@ -1,0 +1,182 @@
+//! Runs that are cut off and gone on with: killed, interrupted, with a damaged checkpoint, on a full disk, with a lost GPU.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+
+use super::room::{Room, texts};
+
+/// A run of some seconds.
+const RUN: [&str; 18] = [
+    "align",
+    "--model",
+    "model",
+    "--train",
+    "flagged.jsonl",
+    "--num-samples",
+    "2",
+    "--max-new-tokens",
+    "8",
+    "--safety-instruction=",
+    "--lora-dropout",
+    "0.1",
+    "--learning-rate",
+    "1e-3",
+    "--eval-steps",
+    "5",
+    "--no-stop",
+    "--output-dir",
+];
+
+/// A checkpoint after every step.
+const SAVED: [&str; 2] = ["--save-steps", "1"];
+
+/// The command line of a run of so many steps into `folder`.
+fn line<'a>(folder: &'a str, steps: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&RUN[..], &[folder, "--max-steps", steps, "--quiet"], more].concat()
+}
+
+/// Runs to a good end; what it said on stderr.
+fn succeed(room: &Room, line: &[&str]) -> String {
+    let output = room.run(line);
+    let (_, stderr) = texts(&output);
+    assert!(output.status.success(), "{line:?}: {stderr}");
+    stderr
+}
+
+/// A run's adapter, and what it logged but for the time that it took.
+fn result(room: &Room, folder: &str) -> (Vec<u8>, [Vec<Value>; 3]) {
+    let lines = |name: &str| -> Vec<Value> {
+        let text = fs::read_to_string(room.path(folder).join(name)).unwrap();
+        let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for line in &mut lines {
+            line.as_object_mut().unwrap().remove("tokens_per_second");
+        }
+        lines
+    };
+    let adapter = fs::read(room.path(folder).join("adapter/adapter_model.safetensors")).unwrap();
+    (adapter, ["metrics.jsonl", "samples.jsonl", "completions.jsonl"].map(lines))
+}
+
+/// Names in a folder; event files' without the time in them.
+fn names(folder: &Path) -> BTreeSet<String> {
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let short = |name: String| if name.starts_with("events.") { "events".into() } else { name };
+    fs::read_dir(folder).unwrap().map(name).map(short).collect()
+}
+
+/// The same files, and the same in them.
+fn assert_same(room: &Room, folder: &str, whole: &str) {
+    let (a, b) = (result(room, folder), result(room, whole));
+    assert_eq!(a.1, b.1, "what was logged");
+    assert!(a.0 == b.0, "the adapters differ");
+    for inside in [".", "adapter"] {
+        assert_eq!(names(&room.path(folder).join(inside)), names(&room.path(whole).join(inside)));
+    }
+}
+
+fn spawn(room: &Room, line: &[&str]) -> Child {
+    room.process().args(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// The highest step of a whole checkpoint: one whose manifest, written last, is there.
+fn last_checkpoint(folder: &Path) -> Option<usize> {
+    let step = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let step = name.strip_prefix("checkpoint-")?.parse().ok()?;
+        entry.path().join("checkpoint.json").exists().then_some(step)
+    };
+    fs::read_dir(folder).ok()?.flatten().filter_map(step).max()
+}
+
+/// `AWEIGH_KILLS` asks for more than a quick test has.
+#[test]
+fn a_run_killed_again_and_again_ends_as_if_it_never_was() {
+    let kills: usize = std::env::var("AWEIGH_KILLS").map_or(4, |n| n.parse().expect("a number"));
+    let room = Room::new();
+    let steps = (6 * kills).max(24).to_string();
+    let started = Instant::now();
+    succeed(&room, &line("whole", &steps, &SAVED));
+    let length = started.elapsed();
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    let (mut killed, mut writing, mut finished, mut farthest) = (0, 0, 0, None);
+    let cut = room.path("cut");
+    while killed < kills {
+        let mut child = if cut.join("config.toml").exists() {
+            spawn(&room, &["align", "--resume", "cut"])
+        } else {
+            let _ = fs::remove_dir_all(&cut);
+            spawn(&room, &line("cut", &steps, &SAVED))
+        };
+        // From before its first file to well into its steps.
+        let share = random.random_range(0.05..1.5) * 3.0 / kills.max(3) as f64;
+        std::thread::sleep(length.mul_f64(share).max(Duration::from_millis(300)));
+        if child.try_wait().unwrap().is_some() {
+            // It came to its end before: once more from the start.
+            assert_same(&room, "cut", "whole");
+            fs::remove_dir_all(&cut).unwrap();
+            (finished, farthest) = (finished + 1, None);
+            continue;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        killed += 1;
+        let last = last_checkpoint(&cut);
+        assert!(last >= farthest, "checkpoint {farthest:?} is gone, {last:?} is there");
+        farthest = last;
+        let half = |name: &String| name.starts_with(".aweigh-");
+        writing += usize::from(cut.exists() && names(&cut).iter().any(half));
+    }
+    match cut.join("config.toml").exists() {
+        true => succeed(&room, &["align", "--resume", "cut"]),
+        false => succeed(&room, &line("cut", &steps, &[&SAVED[..], &["--overwrite"]].concat())),
+    };
+    assert_same(&room, "cut", "whole");
+    eprintln!(
+        "{killed} kills, {writing} of them in the middle of writing, {finished} runs that ended between them"
+    );
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_keeps_the_step_and_the_run_goes_on() {
+    let room = Room::new();
+    succeed(&room, &line("whole", "40", &[]));
+    for signal in ["INT", "TERM"] {
+        // By the clock no checkpoint would be due.
+        let mut child = room
+            .process()
+            .args(line("cut", "40", &[]).iter().filter(|flag| **flag != "--quiet"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let logged =
+            || fs::read_to_string(room.path("cut/metrics.jsonl")).map_or(0, |text| text.lines().count());
+        while logged() < 3 {
+            assert!(child.try_wait().unwrap().is_none(), "{signal}: it ended by itself");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let sent = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let (_, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(130), "{signal}: {stderr}");
+        let step = last_checkpoint(&room.path("cut")).expect("a checkpoint");
+        assert!(
+            stderr.contains(&format!("stopped after step {step}; aweigh align --resume cut goes on")),
+            "{stderr}"
+        );
+        assert!((1..40).contains(&step), "{step}");
+        let said = succeed(&room, &["align", "--resume", "cut"]);
+        assert!(said.contains(&format!("going on after step {step}")), "{said}");
+        assert_same(&room, "cut", "whole");
+        fs::remove_dir_all(room.path("cut")).unwrap();
+    }
+}
