@@ -53,7 +53,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let second = p.beta2 * old_second + (1.0 - p.beta2) * gradient * gradient;
     let first_scale = workgroup_max(largest(first), lane);
     let second_scale = workgroup_max(largest(second), lane);
-    if !inside { return; }
+    if !inside || clip[1] < 0.0 { return; }
     w[i] = w[i] * p.shrink - p.step * first / (sqrt(second) / p.root + p.eps);
     state[i] = encode(first, first_scale, 0u);
     state[p.vectors + i] = encode(second, second_scale, 256u);

@@ -105,6 +105,7 @@ struct Watcher {
     /// Steps after which the state is taken, and what was taken.
     take_at: Vec<usize>,
     taken: Vec<State>,
+    warnings: Vec<String>,
 }
 
 impl Observer for Watcher {
@@ -123,6 +124,10 @@ impl Observer for Watcher {
     fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
         self.evaluations.push(metrics.clone());
         Ok(())
+    }
+
+    fn warned(&mut self, text: &str) {
+        self.warnings.push(text.into());
     }
 
     fn wants_state(&mut self, step: usize) -> bool {
@@ -364,6 +369,56 @@ fn a_run_that_imitates_keeps_what_it_learned() {
     let losses: Vec<f64> = watcher.evaluations.iter().map(|e| e.get("eval_loss").expect("a loss")).collect();
     assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "{losses:?}");
     assert!(watcher.pools.iter().all(|pool| pool.ids.is_empty()), "imitation needs no anchors");
+}
+
+#[test]
+fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
+    let mut config = config();
+    config.method.method = Method::Ga;
+    config.lora.enabled = false;
+    config.train.max_steps = Some(12);
+    config.train.learning_rate = 1e-4;
+    config.stop.max_skipped = 3;
+    // A token that the third example's negative alone has, and whose embedding is no number.
+    let token = VOCAB - 1;
+    let poisoned = || {
+        let mut train = examples(4, 0);
+        let clean = |ids: &mut Vec<u32>| ids.iter_mut().for_each(|id| *id = (*id).min(token - 1));
+        for example in &mut train {
+            clean(&mut example.prompt_ids);
+            example.negative_ids.iter_mut().for_each(clean);
+        }
+        train[2].negative_ids.as_mut().expect("a negative")[1] = token;
+        let decoder = load("tiny_untied", Training::Full);
+        let entry = decoder.layout().entries().iter().find(|entry| entry.name().contains("embed_tokens"));
+        let width = decoder.config().width;
+        let row = decoder.values().of(entry.expect("an embedding")).slice(token as usize * width, width);
+        row.write_f32(gpu(), &vec![f32::NAN; width]);
+        Setup { decoder, fresh_adapter: false, train, ..setup() }
+    };
+    // One example a step: every fourth is skipped, and its neighbours are not.
+    config.train.per_device_train_batch_size = 1;
+    let (outcome, watcher) = run(poisoned(), &config);
+    assert_eq!((outcome.reason, outcome.steps), (StopReason::Finished, 12));
+    let bad: Vec<usize> =
+        (1..).zip(watcher.all("loss")).filter(|(_, l)| !l.is_finite()).map(|(i, _)| i).collect();
+    assert_eq!(bad, [3, 7, 11]);
+    assert_eq!(watcher.steps[11].get("skipped_steps"), Some(3.0));
+    assert_eq!(watcher.warnings.len(), 3);
+    assert!(watcher.warnings[0].contains("step 3 is skipped") && watcher.warnings[0].contains("line 3 "));
+    let values = block_on(outcome.decoder.values().read(gpu(), outcome.decoder.layout())).expect("values");
+    assert_eq!(values.iter().flatten().filter(|v| !v.is_finite()).count(), outcome.decoder.config().width);
+    // All in one: every step is, and the third ends the run.
+    config.train.per_device_train_batch_size = 4;
+    let (outcome, watcher) = run(poisoned(), &config);
+    assert_eq!((outcome.reason, outcome.steps), (StopReason::Diverged, 3));
+    assert!(watcher.warnings[2].contains("line 3 "), "{:?}", watcher.warnings);
+    assert!(watcher.warnings[3].contains("embed_tokens") && watcher.warnings[3].contains("weights"));
+    let before = poisoned().decoder;
+    let before = block_on(before.values().read(gpu(), before.layout())).expect("values");
+    let after = block_on(outcome.decoder.values().read(gpu(), outcome.decoder.layout())).expect("values");
+    let bits = |all: Vec<Vec<f32>>| all.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    assert!(bits(after) == bits(before), "a skipped step has changed a weight");
 }
 
 #[test]

@@ -194,16 +194,15 @@ fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Resul
 /// Aligns a model.
 ///
 /// # Errors
-/// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was.
+/// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was, or holds the last checkpoint.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let config = match &args.resume {
-        Some(folder) => settings_of(folder, args.settings)?,
-        None => settings(PartialConfig::default(), args.config.as_deref(), args.settings)?,
+    let mut config = match &args.resume {
+        Some(folder) => settings_of(folder, args.settings.clone())?,
+        None => settings(PartialConfig::default(), args.config.as_deref(), args.settings.clone())?,
     };
-    let path = config.output.output_dir.clone();
-    let resumed = args.resume.as_deref().map(|path| RunFolder::resume(path, "--resume")).transpose()?;
-    if resumed.is_none() {
-        RunFolder::check(&path, "--output-dir", args.overwrite)?;
+    let mut folder = args.resume.as_deref().map(|path| RunFolder::resume(path, "--resume")).transpose()?;
+    if folder.is_none() {
+        RunFolder::check(&config.output.output_dir, "--output-dir", args.overwrite)?;
     }
     let train = Source::read(&config.data.train, "--train")?;
     let files = Files::read(&config, train, &|name| Model::open(name, !output.quiet()))?;
@@ -214,49 +213,82 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let (adapter, precision) = (config.gpu.adapter.clone(), config.gpu.precision);
     let options = Options { adapter, precision, submit_seconds, ..Options::default() };
     let started = Instant::now();
-    let gpu = engine::open(&options, config.gpu.tuning)?;
-    let job = files.inputs().read(&config)?;
-    let Planned { config, plan, fitted } = plan::planned(&job, config, gpu.max_binding())?;
-    output.note(plan::text(&plan, &fitted));
-    let prepared = job.load(&gpu, &config)?;
-    engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
-    output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
-    if config.stop.enabled && prepared.setup.eval.is_empty() {
-        output.warn(
-            "nothing is held out of fewer than 10 examples, so the stop rule cannot watch: give --eval FILE",
-        );
+    loop {
+        let gpu = engine::open(&options, config.gpu.tuning)?;
+        let binding = gpu.max_binding();
+        let job = files.inputs().read(&config)?;
+        let planned = plan::planned(&job, config.clone(), binding)?;
+        output.note(plan::text(&planned.plan, &planned.fitted));
+        let begin = Begin { args: &args, files: &files, output, options: options.clone(), started };
+        match begin.run(gpu, &planned, &mut folder) {
+            Err(error @ Error::OutOfMemory { held, bytes, .. }) => {
+                let job = files.inputs().read(&planned.config)?;
+                config = plan::smaller(&job, &planned, held + bytes, binding, output)?.ok_or(error)?;
+            }
+            ended => return ended,
+        }
     }
-    let origin = origin(&config, &files.inputs(), &gpu);
-    let (folder, state) = match resumed {
-        Some(folder) => (folder, last_state(&path, &origin, output)?),
-        None => (RunFolder::create(&path, "--output-dir", args.overwrite)?, None),
-    };
-    let write = |name: &str, bytes: &[u8]| write_whole(&folder.path().join(name), bytes);
-    if args.resume.is_none() {
-        write("config.toml", config.to_toml()?.as_bytes())?;
+}
+
+/// What does not change when a run is tried again with less memory.
+struct Begin<'a> {
+    args: &'a Args,
+    files: &'a Files,
+    output: &'a Output,
+    options: Options,
+    started: Instant,
+}
+
+impl Begin<'_> {
+    /// The whole run. `folder` is made where it is not there.
+    fn run(self, gpu: engine::OpenGpu, planned: &Planned, folder: &mut Option<RunFolder>) -> Result<()> {
+        let Self { args, files, output, options, started } = self;
+        let (config, plan) = (&planned.config, &planned.plan);
+        let path = &config.output.output_dir;
+        let prepared = files.inputs().read(config)?.load(&gpu, config)?;
+        engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
+        output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
+        if config.stop.enabled && prepared.setup.eval.is_empty() {
+            output.warn(
+                "nothing is held out of fewer than 10 examples, so the stop rule cannot watch: give --eval FILE",
+            );
+        }
+        let origin = origin(config, &files.inputs(), &gpu);
+        let state = match folder {
+            Some(_) => last_state(path, &origin, output)?,
+            None => None,
+        };
+        let folder = match folder {
+            Some(folder) => folder,
+            None => folder.insert(RunFolder::create(path, "--output-dir", args.overwrite)?),
+        };
+        let write = |name: &str, bytes: &[u8]| write_whole(&folder.path().join(name), bytes);
+        if args.resume.is_none() || !planned.fitted.is_empty() {
+            write("config.toml", config.to_toml()?.as_bytes())?;
+        }
+        let adapter_config = prepared.setup.decoder.adapter_config(files.model.bytes().name);
+        let disk = Disk::new(folder, adapter_config, origin, config);
+        let what = (config.output.logging_steps, config.output.save_samples);
+        let from = state.as_ref().map(|state| state.step);
+        let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), what, from)?
+            .saving(Saver::new(output, Some(disk), config));
+        let again = |gpu: &Gpu| Ok(files.inputs().read(config)?.load(gpu, config)?.setup);
+        let start = engine::Start { gpu, options, setup: prepared.setup, state };
+        let (gpu, outcome) = engine::trained(start, config, &mut recorder, &again)?;
+        drop(recorder);
+        engine::write_result(&gpu, folder.path(), &files.model, &outcome.decoder)?;
+        if outcome.steps > 0 && outcome.kept_step == 0 {
+            output.warn(
+                "no step was better than the start on the held-out examples: the result is the model as it was",
+            );
+        }
+        let summary = Summary::new(&gpu, &outcome, (prepared.lengths, plan.peak().total), started);
+        let json = serde_json::to_vec_pretty(&summary).unwrap_or_default();
+        write("summary.json", &json)?;
+        folder.keep();
+        checkpoint::remove_all(folder.path())?;
+        output.result(summary.table(path), &summary)
     }
-    let adapter_config = prepared.setup.decoder.adapter_config(files.model.bytes().name);
-    let disk = Disk::new(&folder, adapter_config, origin, &config);
-    let what = (config.output.logging_steps, config.output.save_samples);
-    let from = state.as_ref().map(|state| state.step);
-    let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), what, from)?
-        .saving(Saver::new(output, Some(disk), &config));
-    let again = |gpu: &Gpu| Ok(files.inputs().read(&config)?.load(gpu, &config)?.setup);
-    let start = engine::Start { gpu, options, setup: prepared.setup, state };
-    let (gpu, outcome) = engine::trained(start, &config, &mut recorder, &again)?;
-    drop(recorder);
-    engine::write_result(&gpu, folder.path(), &files.model, &outcome.decoder)?;
-    if outcome.steps > 0 && outcome.kept_step == 0 {
-        output.warn(
-            "no step was better than the start on the held-out examples: the result is the model as it was",
-        );
-    }
-    let summary = Summary::new(&gpu, &outcome, (prepared.lengths, plan.peak().total), started);
-    let json = serde_json::to_vec_pretty(&summary).unwrap_or_default();
-    write("summary.json", &json)?;
-    folder.keep();
-    checkpoint::remove_all(folder.path())?;
-    output.result(summary.table(&path), &summary)
 }
 
 /// `summary.json`, and the figures of `--json`.

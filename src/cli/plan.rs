@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::align::{self, Files};
 use super::output::{Output, bytes, table};
-use crate::config::{PartialConfig, RunConfig};
+use crate::config::{MemorySize, PartialConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::files::{Model, Source};
 use crate::gpu::{DEFAULT_BINDING, Purpose, chosen_adapter};
@@ -135,6 +135,35 @@ pub fn planned(job: &Job, config: RunConfig, max_binding: u64) -> Result<Planned
     };
     let flags = changed(&config, &fitted).into_iter().map(Change::flag).collect();
     Ok(Planned { config: fitted, plan: least, fitted: flags })
+}
+
+/// Of a run that did not fit, although its plan allowed it, the settings of one that takes less than `full` bytes. `None` without `--fit`:
+/// what would help is then told.
+///
+/// # Errors
+/// As [`planned`].
+pub fn smaller(
+    job: &Job,
+    failed: &Planned,
+    full: u64,
+    max_binding: u64,
+    output: &Output,
+) -> Result<Option<RunConfig>> {
+    if !failed.config.gpu.fit {
+        let savings = savings(job, &failed.config, &failed.plan, max_binding)?;
+        if !savings.is_empty() {
+            output.warn(format_args!(
+                "the GPU has less memory than this run takes:\n{}",
+                savings_text(&savings)
+            ));
+        }
+        return Ok(None);
+    }
+    let mut config = failed.config.clone();
+    config.gpu.memory = Some(MemorySize::of(full - 1));
+    let Planned { config, fitted, .. } = planned(job, config, max_binding)?;
+    output.warn(format_args!("{} did not fit: trying again with {}", bytes(full), fitted.join(" ")));
+    Ok(Some(config))
 }
 
 /// What was changed from one to the other.

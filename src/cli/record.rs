@@ -225,6 +225,13 @@ impl Observer for Recorder<'_> {
         Ok(())
     }
 
+    fn warned(&mut self, text: &str) {
+        match &self.progress {
+            Some(progress) if !self.output.quiet() => progress.note(&format!("warning: {text}")),
+            _ => self.output.warn(text),
+        }
+    }
+
     fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
         let short = |(name, value): &(String, f64)| {
             let name = name.strip_prefix("eval_").unwrap_or(name);

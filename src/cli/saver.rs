@@ -16,6 +16,12 @@ pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
     let mut own = config.clone();
     (own.output, own.gpu) = Default::default();
     (own.model.model, own.data.train) = Default::default();
+    // These only say how memory is used.
+    own.model.offload = false;
+    (own.anchors.max_num_seqs, own.train.recompute) = Default::default();
+    if own.lora.lora_dropout == 0.0 {
+        own.train.max_tokens_per_batch = None;
+    }
     let crc = |bytes: Vec<u8>| format!("CRC-32 {:08x}", crc32fast::hash(&bytes));
     let (summary, precision) = (gpu.summary(), gpu.precision());
     let tuned = match gpu.tuning() {
@@ -24,11 +30,12 @@ pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
         }
         None => String::new(),
     };
+    let version = env!("CARGO_PKG_VERSION");
     Origin {
         settings: crc(serde_json::to_vec(&own).unwrap_or_default()),
         inputs: inputs.sums(),
         adapter: format!(
-            "{} ({}, {}) in {precision:?}{tuned}",
+            "{} ({}, {}) in {precision:?}{tuned}, aweigh {version}",
             summary.name, summary.backend, summary.driver
         ),
     }

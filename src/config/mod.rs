@@ -247,6 +247,8 @@ section! {
     /// Stop when the KL divergence from the start, estimated on held-out anchors, passes this, in nats per token
     /// (methods of flagged answers alone) [default: 0.2]
     (long, value_name = "NATS") max_kl: f64 = 0.2;
+    /// A step whose loss or gradient is no finite number is skipped; stop after so many in a row [default: 5]
+    (long, value_name = "STEPS") max_skipped: usize = 5;
     /// The margin is won where the held-out mean of the reward margin (D²O's z) has grown by this; further steps only do
     /// harm [default: 3.0]
     (long, value_name = "Z") margin: f64 = 3.0;

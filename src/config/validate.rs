@@ -222,6 +222,7 @@ fn train(config: &RunConfig, places: &Places) -> Result<()> {
 fn stop(config: &RunConfig, places: &Places) -> Result<()> {
     let stop = &config.stop;
     places.at_least_one("stop.eval_steps", stop.eval_steps)?;
+    places.at_least_one("stop.max_skipped", stop.max_skipped)?;
     places.positive("stop.max_anchor_drop", stop.max_anchor_drop)?;
     places.positive("stop.max_kl", stop.max_kl)?;
     places.positive("stop.margin", stop.margin)?;

@@ -196,6 +196,11 @@ pub struct MemorySize {
 }
 
 impl MemorySize {
+    /// So many bytes.
+    pub fn of(bytes: u64) -> Self {
+        Self { text: format!("{}KiB", bytes as f64 / 1024.0), bytes }
+    }
+
     /// In bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes

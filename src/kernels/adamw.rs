@@ -66,7 +66,7 @@ pub struct State<'a> {
     pub g: &'a Tensor,
 }
 
-/// One step on `count` elements; gradients are multiplied by clip `(2)` [norm, scale]'s scale.
+/// One step on `count` elements; gradients are multiplied by clip `(2)` [norm, scale]'s scale. A scale below 0 skips the step.
 pub fn step(rec: &mut Recorder, step: Step, clip: &Tensor, state: State, count: usize) -> Result<()> {
     let State { w, m, v, g } = state;
     check("adamw", &[("clip", clip, 2), ("g", g, count), ("w", w, count), ("m", m, count), ("v", v, count)])?;

@@ -25,7 +25,7 @@ pub fn forward(rec: &mut Recorder, g: &Tensor, partials: &Tensor, index: usize, 
 }
 
 /// result `(2)` = the norm over `rows` rows of partials, and min(1, max_norm / (norm + 1e-6)) as PyTorch's `clip_grad_norm_`
-/// (1 when max_norm is 0).
+/// (1 when max_norm is 0); -1 where the norm is no finite number.
 pub fn clip_scale(
     rec: &mut Recorder,
     partials: &Tensor,

@@ -15,7 +15,7 @@ pub struct Params {
     pub weight_decay: f64,
     /// The step's number, from 1.
     pub step: u32,
-    /// The clip scale: multiplies every gradient first.
+    /// The clip scale: multiplies every gradient first. Below 0 there is no step.
     pub scale: f64,
 }
 
@@ -23,6 +23,9 @@ pub struct Params {
 ///
 /// w −= lr·decay·w; m, v = moving averages of g, g²; w −= lr/(1−β1^t) · m / (sqrt(v)/sqrt(1−β2^t) + eps).
 pub fn step(p: Params, w: &mut [f64], g: &[f64], m: &mut [f64], v: &mut [f64]) {
+    if p.scale < 0.0 {
+        return;
+    }
     let correct1 = 1.0 - p.beta1.powf(f64::from(p.step));
     let correct2 = (1.0 - p.beta2.powf(f64::from(p.step))).sqrt();
     for i in 0..w.len() {

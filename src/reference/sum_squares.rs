@@ -5,8 +5,15 @@ pub fn forward(g: &[f64]) -> f64 {
     g.iter().map(|g| g * g).sum()
 }
 
-/// The factor of `torch.nn.utils.clip_grad_norm_`: min(1, max_norm / (norm + 1e-6)), norm = sqrt(`sum`).
+/// The factor of `torch.nn.utils.clip_grad_norm_`: min(1, max_norm / (norm + 1e-6)), norm = sqrt(`sum`); 1 where `max_norm` is 0, and -1,
+/// which skips the step, where the norm is no finite number.
 pub fn clip_scale(sum: f64, max_norm: f64) -> f64 {
+    if !sum.is_finite() {
+        return -1.0;
+    }
+    if max_norm == 0.0 {
+        return 1.0;
+    }
     (max_norm / (sum.sqrt() + 1e-6)).min(1.0)
 }
 
@@ -16,4 +23,8 @@ fn by_hand() {
     assert_eq!(clip_scale(25.0, 1.0), 1.0 / (5.0 + 1e-6));
     assert_eq!(clip_scale(25.0, 6.0), 1.0);
     assert_eq!(clip_scale(0.0, 1.0), 1.0);
+    assert_eq!(
+        [clip_scale(25.0, 0.0), clip_scale(f64::NAN, 0.0), clip_scale(f64::INFINITY, 1.0)],
+        [1.0, -1.0, -1.0]
+    );
 }

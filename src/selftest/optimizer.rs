@@ -9,7 +9,12 @@ use crate::kernels::sum_squares::{self, PARTIALS};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![check!("sum_squares", norm), check!("adamw", steps), check!("adamw_8bit", steps_in_8_bits)]
+    vec![
+        check!("sum_squares", norm),
+        check!("clip_scale", norm_of_none),
+        check!("adamw", steps),
+        check!("adamw_8bit", steps_in_8_bits),
+    ]
 }
 
 /// The norm over all `counts` together, and the scale for a limit below it, above it and absent. The tiny gradients are as small as
@@ -34,11 +39,7 @@ async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
         }
         rec.submit();
         for (max_norm, result) in results {
-            let scale = if max_norm == 0.0 {
-                1.0
-            } else {
-                reference::sum_squares::clip_scale(all, f64::from(max_norm))
-            };
+            let scale = reference::sum_squares::clip_scale(all, f64::from(max_norm));
             result
                 .expect(gpu, format!("norm and scale, {counts:?} max_norm={max_norm}"), &[all.sqrt(), scale])
                 .await?;
@@ -47,9 +48,34 @@ async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
+/// A gradient with one element that is no finite number, wherever it is: the scale skips the step.
+async fn norm_of_none(gpu: &Gpu, depth: Depth) -> Outcome {
+    for &(count, at) in depth.of(&[(1025, 1024), (1, 0), (4099, 1500)]) {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
+            let mut gradient: Vec<f32> = values(1, count, 2.0).into_iter().map(|g| g as f32).collect();
+            gradient[at] = bad;
+            let gradient = Tensor::from_f32(gpu, Purpose::Gradients, "g", &gradient)?;
+            let partials = Output::fresh(gpu, PARTIALS)?;
+            for max_norm in [0.0, 1.0] {
+                let result = Output::fresh(gpu, 2)?;
+                let mut rec = Recorder::new(gpu);
+                sum_squares::forward(&mut rec, &gradient, &partials.tensor, 0, count)?;
+                sum_squares::clip_scale(&mut rec, &partials.tensor, &result.tensor, 1, max_norm)?;
+                rec.submit();
+                let found = result.tensor.slice(1, 1).read_f32(gpu).await?[0];
+                if found != -1.0 {
+                    let what = format!("scale of {count} with {bad} at {at}, max_norm={max_norm}");
+                    return Err(Failure(format!("{what}: expected -1, found {found}")));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn steps(gpu: &Gpu, depth: Depth) -> Outcome {
     for &count in depth.of(&[257, 3, 1, 4, 5, 1031]) {
-        for (lr, weight_decay, scale) in [(1e-2, 0.0, 1.0), (3e-3, 0.1, 0.25)] {
+        for (lr, weight_decay, scale) in [(1e-2, 0.0, 1.0), (3e-3, 0.1, 0.25), (1e-2, 0.1, -1.0)] {
             let what = format!("count={count} lr={lr} decay={weight_decay} scale={scale}");
             let (mut w, mut m, mut v) = (values(1, count, 1.0), vec![0.0; count], vec![0.0; count]);
             let outputs = [Output::holding(gpu, &w)?, Output::holding(gpu, &m)?, Output::holding(gpu, &v)?];
@@ -91,7 +117,6 @@ async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
         let words = state_words(count);
         let moments = Tensor::from_u32(gpu, Purpose::Moments, "moments", &vec![0; words])?;
         let mut w = values(1, count, 1.0);
-        let clip = floats(gpu, &[f64::NAN, 0.5])?;
         for t in 1..=5 {
             let what = format!("count={count} step {t}");
             // From one element to the next the gradients' sizes differ by up to a million times.
@@ -100,6 +125,9 @@ async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
             let g: Vec<f64> = g.into_iter().map(|g| f64::from(g as f32)).collect();
             let [mut m, mut v] =
                 reference::adamw_8bit::moments(&moments.read_u32(gpu).await?, &numbers, count);
+            // The third is skipped.
+            let scale = if t == 3 { -1.0 } else { 0.5 };
+            let clip = floats(gpu, &[f64::NAN, scale])?;
             let output = Output::holding(gpu, &w)?;
             let step =
                 Step { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, t: u64::from(t) };
@@ -113,8 +141,7 @@ async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
             adamw_8bit::step(&mut rec, step, &clip, state, count)?;
             rec.submit();
             let Step { lr, beta1, beta2, eps, weight_decay, .. } = step;
-            let params =
-                reference::adamw::Params { lr, beta1, beta2, eps, weight_decay, step: t, scale: 0.5 };
+            let params = reference::adamw::Params { lr, beta1, beta2, eps, weight_decay, step: t, scale };
             reference::adamw::step(params, &mut w, &g, &mut m, &mut v);
             output.expect(gpu, format!("w, {what}"), &w).await?;
             w = output.tensor.slice(0, count).read_f32(gpu).await?.into_iter().map(f64::from).collect();

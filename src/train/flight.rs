@@ -13,6 +13,8 @@ pub(super) struct Flight<'g> {
     pub step: usize,
     /// Its learning rate.
     pub rate: f64,
+    /// The examples.
+    pub batch: Vec<usize>,
     /// Packed tokens.
     pub tokens: usize,
     /// When it was begun.
@@ -36,6 +38,7 @@ pub(super) struct Micro<'g> {
 /// A step that is done.
 pub(super) struct Landed {
     pub step: usize,
+    pub batch: Vec<usize>,
     pub rate: f64,
     pub tokens: usize,
     pub observed: Vec<Observed>,
@@ -56,8 +59,8 @@ impl Flight<'_> {
         let norm = self.norm.await?;
         let now = Instant::now();
         let began = last.replace(now).map_or(self.started, |last| last.max(self.started));
-        let Self { step, rate, tokens, kl, .. } = self;
-        Ok(Landed { step, rate, tokens, observed, kl, norm, seconds: (now - began).as_secs_f64() })
+        let Self { step, batch, rate, tokens, kl, .. } = self;
+        Ok(Landed { step, batch, rate, tokens, observed, kl, norm, seconds: (now - began).as_secs_f64() })
     }
 }
 
@@ -78,6 +81,13 @@ impl Landed {
     pub fn is_finite(&self) -> bool {
         self.norm.is_finite() && self.observed.iter().all(|o| o.outcome.loss.is_finite())
     }
+
+    /// The examples whose loss is none; all of them, where it is the gradient alone.
+    pub fn offenders(&self) -> Vec<usize> {
+        let pairs = || self.batch.iter().zip(&self.observed);
+        let bad: Vec<usize> = pairs().filter(|(_, o)| !o.outcome.loss.is_finite()).map(|(&i, _)| i).collect();
+        if bad.is_empty() { self.batch.clone() } else { bad }
+    }
 }
 
 /// What adds up over a run.
@@ -91,6 +101,9 @@ pub(super) struct Sums {
     pub num_tokens: usize,
     /// The time they took.
     pub train_seconds: f64,
+    /// Those of them that changed nothing, because their loss or gradient was no finite number, and how many of these were the last.
+    pub skipped: usize,
+    pub skipped_in_a_row: usize,
 }
 
 impl Sums {
@@ -106,6 +119,14 @@ impl Sums {
         metrics.push("num_tokens", self.num_tokens as f64);
         metrics.push("tokens_per_second", landed.tokens as f64 / landed.seconds);
         metrics.push("epoch", self.steps as f64 / self.epoch_steps);
+        if landed.is_finite() {
+            self.skipped_in_a_row = 0;
+        } else {
+            (self.skipped, self.skipped_in_a_row) = (self.skipped + 1, self.skipped_in_a_row + 1);
+        }
+        if self.skipped > 0 {
+            metrics.push("skipped_steps", self.skipped as f64);
+        }
         metrics.push("global_step", self.steps as f64);
         metrics
     }

@@ -3,6 +3,7 @@
 mod align;
 mod anchors;
 mod best;
+mod collapse;
 mod draws;
 mod evaluate;
 mod flight;

@@ -52,6 +52,10 @@ pub trait Observer {
         let _ = (step, decoder);
         Ok(())
     }
+    /// Something that the user should know.
+    fn warned(&mut self, text: &str) {
+        let _ = text;
+    }
     /// An evaluation is done.
     fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
         let _ = metrics;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::align::Run;
 use super::anchors::{AnchorCounts, Pool};
 use super::best::Best;
+use super::collapse::Collapse;
 use super::metrics::Metrics;
 use super::step::Scored;
 use super::steps::Course;
@@ -36,6 +37,8 @@ struct Record {
     micro_batches: u32,
     num_tokens: usize,
     train_seconds: f64,
+    skipped: usize,
+    skipped_in_a_row: usize,
     /// The examples that are trained on and held out, by their places among those that were read.
     train: Vec<usize>,
     eval: Vec<usize>,
@@ -47,6 +50,7 @@ struct Record {
     /// The tokens of each held-out response, once the start was scored.
     eval_start: Option<Vec<Vec<usize>>>,
     seen: Seen,
+    collapse: Collapse,
     best: Option<(usize, Option<Metrics>)>,
     before: Option<Metrics>,
 }
@@ -71,6 +75,8 @@ impl Run<'_> {
             micro_batches: self.trainer.micro_batches(),
             num_tokens: course.sums.num_tokens,
             train_seconds: course.sums.train_seconds,
+            skipped: course.sums.skipped,
+            skipped_in_a_row: course.sums.skipped_in_a_row,
             train: self.kept.clone(),
             eval: self.held_out.kept.clone(),
             pools: self.pools.clone(),
@@ -79,6 +85,7 @@ impl Run<'_> {
             scored: kept.into_iter().zip(lengths(&scored)).collect(),
             eval_start: self.held_out.start.as_deref().map(lengths),
             seen: course.rule.seen(),
+            collapse: course.collapse.clone(),
             best: course.best.kept(),
             before: course.before.clone(),
         };
@@ -134,8 +141,10 @@ impl Run<'_> {
         self.trainer.set_micro_batches(record.micro_batches);
         (course.step, course.sums.steps) = (record.global_step, record.global_step);
         (course.sums.num_tokens, course.sums.train_seconds) = (record.num_tokens, record.train_seconds);
+        (course.sums.skipped, course.sums.skipped_in_a_row) = (record.skipped, record.skipped_in_a_row);
         course.before = record.before;
         course.rule.restore(record.seen);
+        course.collapse = record.collapse;
         if let Some((step, metrics)) = record.best {
             course.best.keep(self.gpu, &self.trainer.decoder, step, metrics)?;
         }

@@ -4,16 +4,18 @@ use std::time::Instant;
 
 use super::align::{Outcome, Run, group};
 use super::best::Best;
-use super::flight::{Flight, Micro, Sums, land_all};
+use super::collapse::Collapse;
+use super::flight::{Flight, Landed, Micro, Sums, land_all};
 use super::metrics::{Metrics, mean};
 use super::order::Order;
 use super::state::State;
 use super::step::{MicroBatch, Scored};
 use super::stop::{StopReason, StopRule};
+use crate::Result;
 use crate::config::Method;
 use crate::data::packing::{Group, split};
+use crate::gpu::Recorder;
 use crate::optim::Schedule;
-use crate::{Error, Result};
 
 /// How far a run is, and what it has come to so far.
 pub(super) struct Course {
@@ -24,6 +26,7 @@ pub(super) struct Course {
     /// The first evaluation.
     pub before: Option<Metrics>,
     pub sums: Sums,
+    pub collapse: Collapse,
 }
 
 impl<'a> Run<'a> {
@@ -37,6 +40,7 @@ impl<'a> Run<'a> {
             best: Best::default(),
             before: None,
             sums: Sums::default(),
+            collapse: Collapse::default(),
         };
         if let Some(state) = resume {
             self.restore(state, &mut course)?;
@@ -108,15 +112,21 @@ impl<'a> Run<'a> {
                 due.extend(flying.take());
             }
             for landed in land_all(due, &mut last).await? {
-                if !landed.is_finite() {
-                    course.sums.steps = landed.step + 1;
-                    if !watched {
-                        return Err(diverged(landed.step + 1));
-                    }
-                    return Ok(StopReason::Diverged);
-                }
-                self.observer.step(&course.sums.add(self.method(), &landed))?;
+                let metrics = course.sums.add(self.method(), &landed);
+                self.observer.step(&metrics)?;
                 self.observer.advance(1, landed.tokens)?;
+                if landed.is_finite() {
+                    if let Some(text) = course.collapse.see(&metrics, self.config.stop.max_kl) {
+                        self.observer.warned(&format!("step {}: {text}", landed.step + 1));
+                    }
+                } else {
+                    self.warn_of_skipped(&landed);
+                    if course.sums.skipped_in_a_row >= self.config.stop.max_skipped {
+                        let what = self.first_that_is_not_finite(&landed.batch).await?;
+                        self.observer.warned(&what);
+                        return Ok(StopReason::Diverged);
+                    }
+                }
             }
             course.step = done;
             if judged {
@@ -137,9 +147,51 @@ impl<'a> Run<'a> {
         Ok(StopReason::Finished)
     }
 
+    fn warn_of_skipped(&mut self, landed: &Landed) {
+        let lines: Vec<String> = landed.offenders().iter().map(|&i| self.train[i].line.to_string()).collect();
+        let (step, lines) = (landed.step + 1, lines.join(", "));
+        self.observer.warned(&format!(
+            "step {step} is skipped: its loss or gradient is no finite number; the examples of line {lines} were in it"
+        ));
+    }
+
+    /// Computes a step's gradients once more, and names what is no finite number: a weight, or the gradient that the backward pass came to
+    /// first.
+    async fn first_that_is_not_finite(&mut self, batch: &[usize]) -> Result<String> {
+        for micro in self.accumulate(batch).await?.0 {
+            micro.outcomes.await?;
+        }
+        let (decoder, gradients) = (&self.trainer.decoder, self.trainer.optimizer.gradients());
+        let bad = |all: Vec<Vec<f32>>| all.iter().rposition(|values| values.iter().any(|v| !v.is_finite()));
+        let name = |i: usize| decoder.layout().entries()[i].name();
+        if let Some(i) = bad(decoder.values().read(self.gpu, decoder.layout()).await?) {
+            return Ok(format!(
+                "{} holds weights that are no finite numbers: a lower learning_rate may help",
+                name(i)
+            ));
+        }
+        let found = bad(gradients.read(self.gpu, decoder.layout()).await?);
+        gradients.clear(&mut Recorder::new(self.gpu));
+        Ok(match found {
+            Some(i) => format!("the gradient of {} is the first that is no finite number", name(i)),
+            None => "computed again, the last step's gradients are finite: the GPU may be unstable".into(),
+        })
+    }
+
     /// Submits a step: its groups micro-batch by micro-batch, the optimizer, and the references that follow.
     async fn submit(&mut self, step: usize, batch: &[usize], rate: f64) -> Result<Flight<'a>> {
         let started = Instant::now();
+        let (micro, tokens, kl) = self.accumulate(batch).await?;
+        self.forget_moving(batch);
+        let norm = self.trainer.step(rate)?;
+        for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
+            reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
+        }
+        Ok(Flight { step, batch: batch.to_vec(), rate, tokens, started, micro, kl, norm })
+    }
+
+    /// Submits the gradients of a step; its micro-batches, their tokens, and KTO's KL.
+    async fn accumulate(&mut self, batch: &[usize]) -> Result<(Vec<Micro<'a>>, usize, Option<f64>)> {
         self.score_missing(batch).await?;
         let kl = self.kl(batch).await?;
         let method = self.method();
@@ -163,13 +215,7 @@ impl<'a> Run<'a> {
             let references = cached().map(tokens).collect();
             micro.push(Micro { outcomes: self.trainer.accumulate(&of_range, batch.len())?, references });
         }
-        let tokens = groups.iter().map(Group::tokens).sum();
-        self.forget_moving(batch);
-        let norm = self.trainer.step(rate)?;
-        for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
-            reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
-        }
-        Ok(Flight { step, rate, tokens, started, micro, kl, norm })
+        Ok((micro, groups.iter().map(Group::tokens).sum(), kl))
     }
 
     /// KTO's estimate of KL(policy ‖ reference) over a step, as in TRL: the mean log-ratio of answers to other prompts, and not below 0.
@@ -193,9 +239,4 @@ impl<'a> Run<'a> {
         }
         Ok(Some(mean(ratios.into_iter()).max(0.0)))
     }
-}
-
-fn diverged(step: usize) -> Error {
-    let message = format!("the loss or the gradient of step {step} is no finite number");
-    Error::Gpu { doing: "training; a lower learning_rate may help".into(), message }
 }

@@ -16,7 +16,7 @@ pub enum StopReason {
     KlLimit,
     /// Held-out good answers became less likely than allowed.
     PerplexityRose,
-    /// A loss or gradient was no finite number.
+    /// The losses or gradients of several steps in a row were no finite numbers.
     Diverged,
     /// The margin was won in several evaluations in a row.
     MarginWon,
@@ -31,7 +31,9 @@ impl std::fmt::Display for StopReason {
             Self::PerplexityRose => {
                 "the perplexity of held-out good answers rose past stop.max_perplexity_rise"
             }
-            Self::Diverged => "the loss or the gradient was no finite number",
+            Self::Diverged => {
+                "the loss or the gradient was no finite number, time and again (stop.max_skipped)"
+            }
             Self::MarginWon => "the margin on held-out examples was won (stop.margin)",
         })
     }
