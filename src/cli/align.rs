@@ -10,7 +10,7 @@ use super::engine;
 use super::output::{Output, bytes, table};
 use super::plan::{self, Planned};
 use super::record::Recorder;
-use super::saver::{Disk, Saver, origin};
+use super::saver::{Disk, Saver, origin, settings_sum};
 use crate::config::{Layer, PartialConfig, ReferenceSource, RunConfig};
 use crate::data::LengthCounts;
 use crate::error::{Error, Result};
@@ -224,6 +224,11 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
             Err(error @ Error::OutOfMemory { held, bytes, .. }) => {
                 let job = files.inputs().read(&planned.config)?;
                 config = plan::smaller(&job, &planned, held + bytes, binding, output)?.ok_or(error)?;
+                let same = settings_sum(&config) == settings_sum(&planned.config);
+                if let Some(folder) = folder.as_ref().filter(|_| !same) {
+                    output.warn("that changes results: the run begins again");
+                    checkpoint::remove_all(folder.path())?;
+                }
             }
             ended => return ended,
         }
@@ -274,9 +279,10 @@ impl Begin<'_> {
             .saving(Saver::new(output, Some(disk), config));
         let again = |gpu: &Gpu| Ok(files.inputs().read(config)?.load(gpu, config)?.setup);
         let start = engine::Start { gpu, options, setup: prepared.setup, state };
-        let (gpu, outcome) = engine::trained(start, config, &mut recorder, &again)?;
+        let trained = engine::trained(start, config, &mut recorder, &again)?;
         drop(recorder);
-        engine::write_result(&gpu, folder.path(), &files.model, &outcome.decoder)?;
+        engine::write_result(folder.path(), &files.model, &trained)?;
+        let engine::Trained { gpu, outcome, .. } = trained;
         if outcome.steps > 0 && outcome.kept_step == 0 {
             output.warn(
                 "no step was better than the start on the held-out examples: the result is the model as it was",

@@ -140,9 +140,10 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     };
     let again = |gpu: &Gpu| Ok(inputs.prepare(gpu, &config)?.setup);
     let start = engine::Start { gpu, options: args.gpu.options(), setup, state: None };
-    let (gpu, outcome) = engine::trained(start, &config, &mut recorder, &again)?;
+    let trained = engine::trained(start, &config, &mut recorder, &again)?;
+    let engine::Trained { gpu, outcome, .. } = &trained;
     drop(recorder);
-    let after = measure(&gpu, &outcome.decoder, outcome.decoder.policy(), "measuring after")?;
+    let after = measure(gpu, &outcome.decoder, outcome.decoder.policy(), "measuring after")?;
     let figures = Figures {
         before: &before,
         after: &after,
@@ -154,7 +155,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         memory_peak_bytes: gpu.ledger().total().peak,
     };
     if let Some(folder) = &folder {
-        engine::write_result(&gpu, folder.path(), &Model::tiny(), &outcome.decoder)?;
+        engine::write_result(folder.path(), &Model::tiny(), &trained)?;
         let summary = serde_json::to_vec_pretty(&figures).unwrap_or_default();
         write_whole(&folder.path().join("summary.json"), &summary)?;
         folder.keep();

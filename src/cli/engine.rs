@@ -89,6 +89,8 @@ impl Deref for OpenGpu {
 
 impl Drop for OpenGpu {
     fn drop(&mut self) {
+        let (submits, allocations) = self.gpu.faults().counted();
+        log::info!("{submits} submits, {allocations} allocations");
         let data = self.gpu.pipelines();
         if let Some(data) = data.as_ref().filter(|_| data != self.known) {
             cache::save_pipelines(self.gpu.summary(), data);
@@ -141,6 +143,16 @@ pub struct Start {
     pub state: Option<State>,
 }
 
+/// What a run ends with.
+pub struct Trained {
+    /// Where it ended.
+    pub gpu: OpenGpu,
+    /// What it came to.
+    pub outcome: Outcome,
+    /// The state that is kept, as [`Decoder::trained_safetensors`] gives it.
+    pub weights: Vec<u8>,
+}
+
 /// Losses of the GPU that a run puts up with before it has come any further.
 const LOSSES: usize = 3;
 
@@ -154,15 +166,20 @@ pub fn trained(
     config: &RunConfig,
     recorder: &mut Recorder,
     again: &dyn Fn(&Gpu) -> Result<Setup>,
-) -> Result<(OpenGpu, Outcome)> {
+) -> Result<Trained> {
     let Start { mut gpu, mut options, mut setup, state } = start;
     setup.resume = state;
     let begun = setup.resume.clone();
     let mut losses = 0;
     loop {
         let from = setup.resume.as_ref().map_or(0, |state| state.step);
-        let error = match block_on(align(&gpu, setup, config, recorder)) {
-            Ok(outcome) => return Ok((gpu, outcome)),
+        let run = async {
+            let outcome = align(&gpu, setup, config, recorder).await?;
+            let weights = outcome.decoder.trained_safetensors(&gpu).await?;
+            Ok((outcome, weights))
+        };
+        let error = match block_on(run) {
+            Ok((outcome, weights)) => return Ok(Trained { gpu, outcome, weights }),
             Err(error @ Error::DeviceLost { .. }) => error,
             Err(error) => return Err(error),
         };
@@ -217,9 +234,9 @@ pub fn announce(gpu: &Gpu, model: &str, adapter: Option<&str>, decoder: &Decoder
 /// Writes what a run trained into `folder`: adapter/ in PEFT's format, or model/ in Hugging Face's.
 ///
 /// # Errors
-/// What the device or the file system reports.
-pub fn write_result(gpu: &Gpu, folder: &Path, model: &Model, decoder: &Decoder) -> Result<()> {
-    let weights = block_on(decoder.trained_safetensors(gpu))?;
+/// What the file system reports.
+pub fn write_result(folder: &Path, model: &Model, trained: &Trained) -> Result<()> {
+    let Trained { outcome: Outcome { decoder, .. }, weights, .. } = trained;
     let made = |name: &str| {
         let path = folder.join(name);
         std::fs::create_dir_all(&path).map_err(|e| Error::io(&path, "create", e)).map(|()| path)
@@ -227,12 +244,12 @@ pub fn write_result(gpu: &Gpu, folder: &Path, model: &Model, decoder: &Decoder) 
     match decoder.adapter_config(model.bytes().name) {
         Some(config) => {
             let path = made("adapter")?;
-            write_whole(&path.join("adapter_model.safetensors"), &weights)?;
+            write_whole(&path.join("adapter_model.safetensors"), weights)?;
             write_whole(&path.join("adapter_config.json"), config.as_bytes())
         }
         None => {
             let path = made("model")?;
-            write_whole(&path.join("model.safetensors"), &weights)?;
+            write_whole(&path.join("model.safetensors"), weights)?;
             let config = decoder.config();
             let judge = config.classes.map(|_| config.classifier_architecture());
             model.write_companions(&path, Some("float32"), judge.as_deref())?;

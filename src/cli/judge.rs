@@ -302,9 +302,10 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
         .saving(Saver::new(output, None, &config));
     let again = |gpu: &Gpu| Ok(job()?.load(gpu, &config)?.setup);
     let start = engine::Start { gpu, options: args.gpu.options(), setup: prepared.setup, state: None };
-    let (gpu, outcome) = engine::trained(start, &config, &mut recorder, &again)?;
+    let trained = engine::trained(start, &config, &mut recorder, &again)?;
     drop(recorder);
-    engine::write_result(&gpu, folder.path(), &model, &outcome.decoder)?;
+    engine::write_result(folder.path(), &model, &trained)?;
+    let engine::Trained { gpu, outcome, .. } = trained;
     let eval: Vec<Case> = eval.into_iter().filter(|case| case.flagged.is_some()).collect();
     let found = judged(&gpu, &outcome.decoder, &eval, output)?;
     let trained = Trained {

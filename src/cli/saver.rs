@@ -11,8 +11,8 @@ use crate::files::checkpoint::{self, Origin};
 use crate::gpu::Gpu;
 use crate::train::{Inputs, State};
 
-/// What a run of `config` on `inputs` is begun from. What is read stands there by its content, not by its path.
-pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
+/// The settings that a run's result depends on, as a number. What is read counts by its content, not by its path.
+pub fn settings_sum(config: &RunConfig) -> String {
     let mut own = config.clone();
     (own.output, own.gpu) = Default::default();
     (own.model.model, own.data.train) = Default::default();
@@ -22,17 +22,23 @@ pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
     if own.lora.lora_dropout == 0.0 {
         own.train.max_tokens_per_batch = None;
     }
-    let crc = |bytes: Vec<u8>| format!("CRC-32 {:08x}", crc32fast::hash(&bytes));
+    sum(&own)
+}
+
+fn sum(of: &impl serde::Serialize) -> String {
+    format!("CRC-32 {:08x}", crc32fast::hash(&serde_json::to_vec(of).unwrap_or_default()))
+}
+
+/// What a run of `config` on `inputs` is begun from.
+pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
     let (summary, precision) = (gpu.summary(), gpu.precision());
     let tuned = match gpu.tuning() {
-        Some(tuning) => {
-            format!(", kernels as measured ({})", crc(serde_json::to_vec(tuning).unwrap_or_default()))
-        }
+        Some(tuning) => format!(", kernels as measured ({})", sum(tuning)),
         None => String::new(),
     };
     let version = env!("CARGO_PKG_VERSION");
     Origin {
-        settings: crc(serde_json::to_vec(&own).unwrap_or_default()),
+        settings: settings_sum(config),
         inputs: inputs.sums(),
         adapter: format!(
             "{} ({}, {}) in {precision:?}{tuned}, aweigh {version}",

@@ -253,6 +253,11 @@ impl Gpu {
         own
     }
 
+    /// What is to go wrong, and how much went so far.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
     /// The measurements that it takes its kernels by.
     pub fn tuning(&self) -> Option<&Tuning> {
         self.tuning.as_ref()

@@ -180,3 +180,84 @@ fn an_interrupt_keeps_the_step_and_the_run_goes_on() {
         fs::remove_dir_all(room.path("cut")).unwrap();
     }
 }
+
+/// Submits and allocations of a run, from its log.
+fn counts(room: &Room, line: &[&str]) -> (u64, u64) {
+    let output = room.command().args(line).env("RUST_LOG", "aweigh=info").output().unwrap();
+    let (_, stderr) = texts(&output);
+    assert!(output.status.success(), "{stderr}");
+    let numbers = |line: &str| {
+        let (submits, rest) = line.split_once(" submits, ")?;
+        let submits = submits.rsplit(' ').next()?.parse().ok()?;
+        Some((submits, rest.strip_suffix(" allocations")?.parse().ok()?))
+    };
+    stderr.lines().find_map(numbers).expect("counts")
+}
+
+/// `most` numbers spread over 1 to `all`, or with `AWEIGH_FAULTS_AT` so many.
+fn spread(all: u64, most: u64) -> impl Iterator<Item = u64> {
+    let most: u64 = std::env::var("AWEIGH_FAULTS_AT").map_or(most, |n| n.parse().expect("a number")).min(all);
+    (0..most).map(move |i| 1 + i * (all - 1) / (most - 1).max(1))
+}
+
+#[test]
+fn a_lost_gpu_is_opened_again_and_the_result_is_the_same() {
+    let room = Room::new();
+    let (submits, _) = counts(&room, &line("whole", "12", &SAVED));
+    let faulty = |faults: &str, line: &[&str]| {
+        let _ = fs::remove_dir_all(room.path("cut"));
+        let output = room.command().args(line).env("AWEIGH_FAULTS", faults).output().unwrap();
+        (output.status.code(), texts(&output).1)
+    };
+    for at in spread(submits, 4) {
+        let (code, stderr) = faulty(&format!("device-lost@{at}"), &line("cut", "12", &SAVED));
+        // Before the run it is not worth a second try.
+        let early = !stderr.contains("opening it again");
+        assert_eq!(code, Some(if early { 1 } else { 0 }), "at submit {at}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        if early {
+            assert!(
+                stderr.contains("error: the GPU was lost while") && !room.path("cut").exists(),
+                "{stderr}"
+            );
+        } else {
+            assert_same(&room, "cut", "whole");
+        }
+    }
+    // Lost at its first submit each time: the run gives up, and can be gone on with.
+    let at = submits / 2;
+    let often: Vec<String> = (at..at + 400).map(|at| format!("device-lost@{at}")).collect();
+    let (code, stderr) = faulty(&often.join(","), &line("cut", "12", &SAVED));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("error: the GPU was lost while"), "{stderr}");
+    succeed(&room, &["align", "--resume", "cut", "--quiet"]);
+    assert_same(&room, "cut", "whole");
+}
+
+#[test]
+fn an_allocation_that_fails_ends_a_run_cleanly() {
+    let room = Room::new();
+    let (_, allocations) = counts(&room, &line("whole", "2", &[]));
+    for at in spread(allocations, 6) {
+        let _ = fs::remove_dir_all(room.path("cut"));
+        let faults = format!("allocation@{at}");
+        let output =
+            room.command().args(line("cut", "2", &[])).env("AWEIGH_FAULTS", &faults).output().unwrap();
+        let (_, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(1), "{faults}: {stderr}");
+        assert_eq!(stderr.matches("error: out of GPU memory: no ").count(), 1, "{faults}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{faults}: {stderr}");
+        // Nothing, or what can be gone on with.
+        if room.path("cut").exists() {
+            succeed(&room, &["align", "--resume", "cut", "--quiet"]);
+            assert_same(&room, "cut", "whole");
+        }
+    }
+    // With leave to change settings it tries again by itself.
+    let fit = line("cut", "2", &["--memory", "1GB", "--fit", "--overwrite"]);
+    let faults = format!("allocation@{}", allocations - 40);
+    let output = room.command().args(fit).env("AWEIGH_FAULTS", faults).output().unwrap();
+    let (_, stderr) = texts(&output);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("did not fit: trying again with --"), "{stderr}");
+}
