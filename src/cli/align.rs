@@ -196,11 +196,11 @@ fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Resul
 /// # Errors
 /// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was, or holds the last checkpoint.
 pub fn run(args: Args, output: &Output) -> Result<()> {
+    let mut folder = args.resume.as_deref().map(|path| RunFolder::resume(path, "--resume")).transpose()?;
     let mut config = match &args.resume {
         Some(folder) => settings_of(folder, args.settings.clone())?,
         None => settings(PartialConfig::default(), args.config.as_deref(), args.settings.clone())?,
     };
-    let mut folder = args.resume.as_deref().map(|path| RunFolder::resume(path, "--resume")).transpose()?;
     if folder.is_none() {
         RunFolder::check(&config.output.output_dir, "--output-dir", args.overwrite)?;
     }
