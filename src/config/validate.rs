@@ -212,8 +212,14 @@ fn train(config: &RunConfig, places: &Places) -> Result<()> {
     places.below_one("train.adam_beta2", train.adam_beta2)?;
     places.positive("train.adam_epsilon", train.adam_epsilon)?;
     places.not_negative("train.max_grad_norm", train.max_grad_norm)?;
-    places.at_least_one("train.per_device_train_batch_size", train.per_device_train_batch_size)?;
-    places.at_least_one("train.gradient_accumulation_steps", train.gradient_accumulation_steps)?;
+    let groups = [
+        ("train.per_device_train_batch_size", train.per_device_train_batch_size),
+        ("train.gradient_accumulation_steps", train.gradient_accumulation_steps),
+    ];
+    for (key, value) in groups {
+        let fix = "give what fits a step; 8 to 64 are usual";
+        places.that(key, (1..=65_536).contains(&value), "a whole number from 1 to 65536", value, fix)?;
+    }
     places.positive("train.num_train_epochs", train.num_train_epochs)?;
     places.at_least_one("train.max_steps", train.max_steps.unwrap_or(1))?;
     places.at_least_one("train.max_tokens_per_batch", train.max_tokens_per_batch.unwrap_or(1))

@@ -283,7 +283,10 @@ impl<'a> Run<'a> {
         let found = held_out.evaluate(gpu, &trainer.decoder, method, (budget, capacity), &mut alive).await?;
         metrics.0.extend(found.0);
         observer.evaluated(&metrics)?;
-        self.answer_held_out(step).await?;
+        // A model that is broken has no answers.
+        if metrics.0.iter().all(|(_, value)| value.is_finite()) {
+            self.answer_held_out(step).await?;
+        }
         self.observer.state(step, &self.trainer.decoder)?;
         Ok(metrics)
     }

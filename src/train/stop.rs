@@ -16,7 +16,7 @@ pub enum StopReason {
     KlLimit,
     /// Held-out good answers became less likely than allowed.
     PerplexityRose,
-    /// The losses or gradients of several steps in a row were no finite numbers.
+    /// The held-out figures, or the losses or gradients of several steps in a row, were no finite numbers.
     Diverged,
     /// The margin was won in several evaluations in a row.
     MarginWon,
@@ -31,9 +31,7 @@ impl std::fmt::Display for StopReason {
             Self::PerplexityRose => {
                 "the perplexity of held-out good answers rose past stop.max_perplexity_rise"
             }
-            Self::Diverged => {
-                "the loss or the gradient was no finite number, time and again (stop.max_skipped)"
-            }
+            Self::Diverged => "losses, gradients or held-out figures were no finite numbers",
             Self::MarginWon => "the margin on held-out examples was won (stop.margin)",
         })
     }
@@ -111,15 +109,18 @@ impl StopRule {
         self.seen = seen;
     }
 
-    /// The bound that is broken, if one is. NaN breaks them all.
+    /// The bound that is broken, if one is; of what is no number none holds.
     fn broken(&self, start: &Metrics, now: &Metrics) -> Option<StopReason> {
         let pair = |name| Some((start.get(name)?, now.get(name)?));
         let within = |ok: Option<bool>| ok.unwrap_or(true);
+        let read = [ANCHOR_LOGP, KL, PERPLEXITY, MARGIN, LOSS];
+        let numbers = read.iter().all(|name| now.get(name).is_none_or(f64::is_finite));
         let c = &self.config;
         let anchors = pair(ANCHOR_LOGP).map(|(then, now)| then - now <= c.max_anchor_drop);
         let kl = now.get(KL).map(|kl| kl <= c.max_kl);
         let perplexity = pair(PERPLEXITY).map(|(then, now)| now <= then * (1.0 + c.max_perplexity_rise));
         [
+            (numbers, StopReason::Diverged),
             (within(anchors), StopReason::AnchorsFell),
             (within(kl), StopReason::KlLimit),
             (within(perplexity), StopReason::PerplexityRose),
@@ -162,7 +163,8 @@ mod tests {
             (eval(-1.2, 0.0, 10.0, 1.0), StopReason::AnchorsFell),
             (eval(-1.0, 0.3, 10.0, 1.0), StopReason::KlLimit),
             (eval(-1.0, 0.0, 10.6, 1.0), StopReason::PerplexityRose),
-            (eval(f64::NAN, 0.0, 10.0, 1.0), StopReason::AnchorsFell),
+            (eval(f64::NAN, 0.0, 10.0, 1.0), StopReason::Diverged),
+            (eval(-1.0, 0.0, f64::INFINITY, 1.0), StopReason::Diverged),
         ];
         for (now, reason) in stops {
             assert_eq!(rule().judge(&now), Verdict { best: false, stop: Some(reason) });

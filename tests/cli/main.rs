@@ -2,6 +2,7 @@
 
 mod eval;
 mod hub;
+mod inputs;
 mod memory;
 mod resume;
 mod room;
