@@ -211,7 +211,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let submit_seconds = config.gpu.submit_budget.map(|ms| ms / 1000.0);
     let (adapter, precision) = (config.gpu.adapter.clone(), config.gpu.precision);
-    let options = Options { adapter, precision, submit_seconds, ..Options::default() };
+    let background = config.gpu.background;
+    let options = Options { adapter, precision, submit_seconds, background, ..Options::default() };
     let started = Instant::now();
     loop {
         let gpu = engine::open(&options, config.gpu.tuning)?;

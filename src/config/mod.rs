@@ -300,6 +300,10 @@ section! {
     /// --max-tokens-per-batch, --recompute), then --optim, then --quantize, and if those do not suffice --offload too [default: false]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     fit: bool = false;
+    /// Leave the GPU to the display and to others: short submits, and pauses between them. Slower, and the same result
+    /// [default: false]
+    (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
+    background: bool = false;
     /// Keep the run's state in the computer's own memory every so many steps: a run whose GPU is lost goes on from there. 0 for
     /// the checkpoints' states alone [default: 25]
     (long, value_name = "STEPS") snapshot_steps: usize = 25;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, instance, summary};
 use super::fault::Faults;
@@ -56,6 +56,8 @@ pub struct Options {
     pub precision: Precision,
     /// Measure the time of every kernel, where the adapter has timestamps: see [`Gpu::kernel_times`].
     pub profile: bool,
+    /// Leave the GPU to others between submits, and make them short.
+    pub background: bool,
     /// What is to go wrong.
     pub faults: Faults,
 }
@@ -85,6 +87,9 @@ struct Pace {
 /// The aim for one submit. Windows resets a GPU after 2 s, and a display must be drawn in between.
 pub const SUBMIT_SECONDS: f64 = 0.2;
 
+/// The same with [`Options::background`]: about a frame of a display.
+const BACKGROUND_SECONDS: f64 = 0.015;
+
 /// The token that wgpu asks for before it opens a device with experimental features.
 fn experimental(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
     if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
@@ -112,6 +117,7 @@ pub struct Gpu {
     submitting: Mutex<()>,
     reports: Arc<Mutex<Reports>>,
     faults: Faults,
+    background: bool,
     pace: Arc<Mutex<Pace>>,
     poller: Poller,
     profiler: Option<Profiler>,
@@ -167,7 +173,8 @@ impl Gpu {
         limits: wgpu::Limits,
         options: &Options,
     ) -> Self {
-        let aim = options.submit_seconds.unwrap_or(SUBMIT_SECONDS);
+        let most = if options.background { BACKGROUND_SECONDS } else { f64::MAX };
+        let aim = options.submit_seconds.unwrap_or(SUBMIT_SECONDS).min(most);
         let reports = Arc::new(Mutex::new(Reports::default()));
         let sink = reports.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -209,6 +216,7 @@ impl Gpu {
             submitting: Mutex::default(),
             reports,
             faults: options.faults.clone(),
+            background: options.background,
             pace: Arc::new(Mutex::new(Pace { budget, aim, last_done: None })),
         }
     }
@@ -391,6 +399,11 @@ impl Gpu {
                 pace.last_done = Some(now);
             });
             self.wake_poller();
+            if self.background {
+                // No more than one submit waits behind the one at work, and between them the GPU is free for a third of the time.
+                self.memory.keep_pace();
+                std::thread::sleep(Duration::from_secs_f64(BACKGROUND_SECONDS / 2.0));
+            }
         }
     }
 
