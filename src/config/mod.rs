@@ -242,8 +242,8 @@ section! {
     /// Score the held-out examples every so many steps [default: 5]
     (long, value_name = "STEPS") eval_steps: usize = 5;
     /// Stop when the held-out anchors' log-prob has fallen by more than this, in nats per token (methods of flagged answers alone)
-    /// [default: 0.05]
-    (long, value_name = "NATS") max_anchor_drop: f64 = 0.05;
+    /// [default: 0.01]
+    (long, value_name = "NATS") max_anchor_drop: f64 = 0.01;
     /// Stop when the KL divergence from the start, estimated on held-out anchors, passes this, in nats per token
     /// (methods of flagged answers alone) [default: 0.2]
     (long, value_name = "NATS") max_kl: f64 = 0.2;

@@ -192,5 +192,10 @@ fn constants_of_another_method_are_warned_of() {
     config.method.method = Method::Simpo;
     config.method.gamma = Some(0.5);
     assert_eq!(config.warnings(), ["simpo has no use for alpha"]);
+    config.method.num_samples = 4;
+    config.method.length_normalize = true;
+    config.reference.positive = ReferenceSource::Ema(0.9);
+    let unused = "simpo has no use for alpha, num_samples, length_normalize, reference.positive";
+    assert_eq!(config.warnings(), [unused]);
     assert_eq!((config.method.beta(), MethodConfig::default().beta()), (0.2, 0.1));
 }

@@ -236,10 +236,13 @@ fn stop(config: &RunConfig, places: &Places) -> Result<()> {
     places.positive("stop.max_perplexity_rise", stop.max_perplexity_rise)
 }
 
-/// A sentence on the constants that were changed and that the method has no use for.
-fn unused(given: &MethodConfig) -> Option<String> {
+/// A sentence on the settings that were changed and that the method has no use for.
+fn unused(config: &RunConfig) -> Option<String> {
     use Method::*;
-    let (method, usual) = (given.method, MethodConfig::default());
+    let (given, usual) = (&config.method, MethodConfig::default());
+    let method = given.method;
+    let initial = |source: &ReferenceSource| *source == ReferenceSource::Initial;
+    let referred = matches!(method, D2o | Dpo | Ipo | Hinge | Kto | Npo);
     let constants = [
         ("alpha", given.alpha != usual.alpha, method == D2o),
         ("beta", given.beta.is_some(), method.default_beta().is_some()),
@@ -249,6 +252,11 @@ fn unused(given: &MethodConfig) -> Option<String> {
         ("sft_weight", given.sft_weight != usual.sft_weight, method == Slic),
         ("desirable_weight", given.desirable_weight != usual.desirable_weight, method == Kto),
         ("undesirable_weight", given.undesirable_weight != usual.undesirable_weight, method == Kto),
+        // Methods of flagged answers alone are watched by samples.
+        ("num_samples", given.num_samples != usual.num_samples, method.is_of_negatives()),
+        ("length_normalize", given.length_normalize, matches!(method, D2o | Dpo | Hinge | Slic | Kto | Npo)),
+        ("reference.positive", !initial(&config.reference.positive), referred),
+        ("reference.negative", !initial(&config.reference.negative), referred),
     ];
     let names: Vec<&str> =
         constants.iter().filter(|(_, changed, used)| *changed && !used).map(|(name, ..)| *name).collect();
@@ -279,7 +287,7 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     if d2o && config.method.beta() == 0.0 {
         warnings.push("beta is 0: nothing holds the model where it started".into());
     }
-    warnings.extend(unused(&config.method));
+    warnings.extend(unused(config));
     if !config.stop.enabled {
         warnings.push(
             "the stop rule is off: past the point where the behaviour is fixed, training breaks the model"

@@ -383,6 +383,18 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
     let _ = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(last_checkpoint(&room.path("disk/run")).is_some());
+    // One that cannot be written to at all.
+    let mount = ["-o", "remount,ro"];
+    let remounted = std::process::Command::new("mount").args(mount).arg(room.path("disk")).status();
+    assert!(remounted.unwrap().success());
+    room.refused(
+        room.command().args(line("disk/other", "12", &[])),
+        &["disk/other: cannot ", "Read-only file system"],
+    );
+    room.refused(
+        room.command().args(["align", "--resume", "disk/run"]),
+        &["disk/run/.lock: cannot create", "Read-only file system"],
+    );
 }
 
 #[test]
