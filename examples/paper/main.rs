@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use aweigh::Result;
+use aweigh::files::Lines;
 use aweigh::gpu::{Gpu, Options};
 use pollster::block_on;
 
@@ -58,11 +59,12 @@ fn compare() -> Any<()> {
     }
 }
 
-/// The lines of an earlier, perhaps interrupted, comparison.
+/// The lines of an earlier, perhaps interrupted, comparison: one that was cut off goes.
 fn finished(path: &Path) -> Any<Vec<serde_json::Value>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
+    Lines::resume(path.into(), |_| true)?;
     std::fs::read_to_string(path)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 

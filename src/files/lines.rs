@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -91,11 +91,6 @@ impl Lines {
         self.waiting.clear();
         Ok(())
     }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 #[cfg(test)]
@@ -119,7 +114,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n{\"step\":9}\n");
         let mut fresh = Lines::resume(room.path().join("new.jsonl"), |_| true).unwrap();
         fresh.push(&1).unwrap();
-        assert_eq!(fs::read_to_string(fresh.path()).unwrap(), "1\n");
+        assert_eq!(fs::read_to_string(&fresh.path).unwrap(), "1\n");
     }
 
     #[test]
@@ -134,6 +129,6 @@ mod tests {
         assert!(lines.push(&3).is_err());
         lines.file = good;
         lines.push(&4).unwrap();
-        assert_eq!(fs::read_to_string(lines.path()).unwrap(), "1\n2\n3\n4\n");
+        assert_eq!(fs::read_to_string(&lines.path).unwrap(), "1\n2\n3\n4\n");
     }
 }

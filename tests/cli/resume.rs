@@ -209,7 +209,8 @@ fn a_lost_gpu_is_opened_again_and_the_result_is_the_same() {
         let output = room.command().args(line).env("AWEIGH_FAULTS", faults).output().unwrap();
         (output.status.code(), texts(&output).1)
     };
-    for at in spread(submits, 4) {
+    // How much goes into a submit follows its time, so that the next run may have fewer.
+    for at in spread(submits * 3 / 4, 4) {
         let (code, stderr) = faulty(&format!("device-lost@{at}"), &line("cut", "12", &SAVED));
         assert_eq!(code, Some(0), "at submit {at}: {stderr}");
         assert!(stderr.contains("opening it again") && !stderr.contains("panicked"), "{stderr}");
