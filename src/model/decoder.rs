@@ -152,8 +152,12 @@ impl Decoder {
 
     /// safetensors bytes of the trained tensors in f32: an adapter's under PEFT's names, or all weights under Hugging Face's.
     pub async fn trained_safetensors(&self, gpu: &Gpu) -> Result<Vec<u8>> {
-        let values = self.values.read(gpu, &self.layout).await?;
-        let stored = self.layout.stored(&values);
+        self.safetensors_of(&self.values.read(gpu, &self.layout).await?)
+    }
+
+    /// The same of values that were read, one list for each entry of the layout.
+    pub(crate) fn safetensors_of(&self, values: &[Vec<f32>]) -> Result<Vec<u8>> {
+        let stored = self.layout.stored(values);
         serialize(stored.iter().map(|(name, shape, v)| (name.as_str(), shape.as_slice(), v.as_slice())))
     }
 

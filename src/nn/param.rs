@@ -167,6 +167,11 @@ impl Layout {
         all
     }
 
+    /// The values of each entry, from those of the arenas.
+    pub fn of_arenas(&self, arenas: &[Vec<f32>]) -> Vec<Vec<f32>> {
+        self.entries.iter().map(|e| arenas[e.arena][e.offset..e.offset + e.count()].to_vec()).collect()
+    }
+
     /// Trainable elements, padding left out.
     pub fn count(&self) -> usize {
         self.entries.iter().map(Entry::count).sum()
@@ -219,7 +224,7 @@ impl Arenas {
         for arena in &self.0 {
             arenas.push(arena.read_f32(gpu).await?);
         }
-        Ok(layout.entries.iter().map(|e| arenas[e.arena][e.offset..e.offset + e.count()].to_vec()).collect())
+        Ok(layout.of_arenas(&arenas))
     }
 }
 

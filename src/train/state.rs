@@ -55,8 +55,8 @@ struct Record {
     before: Option<Metrics>,
 }
 
-/// Elements that are read from the device at once: they are there twice while they are.
-const PIECE: usize = 4 << 20;
+/// Elements that are read from the device at once: they are there twice while they are, and the plan has no room for more.
+const PIECE: usize = 128 << 10;
 
 /// Names of the tensors that hold log-probs.
 const SCORED: &str = "reference_logps";
@@ -102,10 +102,10 @@ impl Run<'_> {
         let tensors = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None);
         let tensors = tensors.map_err(|e| damaged(e.to_string()))?;
         let decoder = &self.trainer.decoder;
-        let adapter = match decoder.lora() {
-            Some(_) => Some(decoder.trained_safetensors(self.gpu).await?),
-            None => None,
-        };
+        let policy = data.iter().take(decoder.values().tensors().len());
+        let policy: Vec<Vec<f32>> = policy.map(|(.., bytes)| bytemuck::pod_collect_to_vec(bytes)).collect();
+        let adapter = decoder.lora().map(|_| decoder.safetensors_of(&decoder.layout().of_arenas(&policy)));
+        let adapter = adapter.transpose()?;
         let record = serde_json::to_vec(&record).map_err(|e| damaged(e.to_string()))?;
         Ok(State { step: course.step, record, tensors, adapter })
     }
@@ -159,7 +159,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What is on the device and changes in a run.
+    /// What is on the device and changes in a run: the policy first.
     fn device_tensors<'a>(&'a self, best: &'a Best) -> Vec<(String, &'a Tensor)> {
         let named = |name: &'static str, arenas: &'a Arenas| {
             arenas.tensors().iter().enumerate().map(move |(i, tensor)| (format!("{name}.{i}"), tensor))
