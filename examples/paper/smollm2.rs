@@ -8,7 +8,7 @@
 //! - `diasafety_labelled.jsonl.gz`: answers with a verdict (DiaSafety);
 //! - `benign_prompts.jsonl.gz`: ordinary instructions with good answers.
 //!
-//! Only short rows are taken, so that a software adapter is done in about two hours. Everything is done by `aweigh` commands, which are
+//! Only short rows are taken, so that a software adapter is done in two to three hours. Everything is done by `aweigh` commands, which are
 //! printed as they would be typed; a command whose result is in DIR already is not run again.
 
 use std::path::Path;

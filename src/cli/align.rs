@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::checkpoint::{self, Origin};
 use crate::files::{self, AdapterFiles, Model, ModelFiles, RunFolder, Source, write_whole};
 use crate::gpu::{Gpu, Options, Purpose};
-use crate::train::{AnchorCounts, Checkpoint, Inputs, Metrics, Outcome, State, StopReason};
+use crate::train::{AnchorCounts, Checkpoint, Inputs, Job, Metrics, Outcome, State, StopReason};
 
 /// Align a model: sample anchors, train, stop in time, write an adapter.
 ///
@@ -221,7 +221,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         let planned = plan::planned(&job, config.clone(), binding)?;
         output.note(plan::text(&planned.plan, &planned.fitted));
         let begin = Begin { args: &args, files: &files, output, options: options.clone(), started };
-        match begin.run(gpu, &planned, &mut folder) {
+        match begin.run(gpu, job, &planned, &mut folder) {
             Err(error @ Error::OutOfMemory { held, bytes, .. }) => {
                 let job = files.inputs().read(&planned.config)?;
                 config = plan::smaller(&job, &planned, held + bytes, binding, output)?.ok_or(error)?;
@@ -247,11 +247,17 @@ struct Begin<'a> {
 
 impl Begin<'_> {
     /// The whole run. `folder` is made where it is not there.
-    fn run(self, gpu: engine::OpenGpu, planned: &Planned, folder: &mut Option<RunFolder>) -> Result<()> {
+    fn run(
+        self,
+        gpu: engine::OpenGpu,
+        job: Job,
+        planned: &Planned,
+        folder: &mut Option<RunFolder>,
+    ) -> Result<()> {
         let Self { args, files, output, options, started } = self;
         let (config, plan) = (&planned.config, &planned.plan);
         let path = &config.output.output_dir;
-        let prepared = files.inputs().read(config)?.load(&gpu, config)?;
+        let prepared = job.load(&gpu, config)?;
         engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
         output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
         if config.stop.enabled && prepared.setup.eval.is_empty() {

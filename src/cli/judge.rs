@@ -293,9 +293,10 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
     let inputs = Inputs::new(bytes, (&source.origin, &source.bytes));
     let config = config(args);
     let job = || inputs.given(&config, examples(&train), watched.clone());
-    let Planned { plan, fitted, .. } = plan::planned(&job()?, config.clone(), gpu.max_binding())?;
+    let first = job()?;
+    let Planned { config, plan, fitted } = plan::planned(&first, config.clone(), gpu.max_binding())?;
     output.note(plan::text(&plan, &fitted));
-    let prepared = job()?.load(&gpu, &config)?;
+    let prepared = first.load(&gpu, &config)?;
     engine::announce(&gpu, &args.model, None, &prepared.setup.decoder, output);
     let folder = RunFolder::create(&args.output_dir, "--output-dir", args.overwrite)?;
     let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), (1, false), None)?

@@ -171,6 +171,7 @@ fn sync(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::names;
     use super::*;
 
     fn state(step: usize) -> State {
@@ -179,12 +180,6 @@ mod tests {
 
     fn origin() -> Origin {
         Origin { settings: "1".into(), inputs: BTreeMap::new(), adapter: "llvmpipe".into() }
-    }
-
-    fn names(run: &Path) -> Vec<String> {
-        let mut names = entries(run, "--x").unwrap();
-        names.sort();
-        names
     }
 
     #[test]

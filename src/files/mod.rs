@@ -296,14 +296,21 @@ fn temporary_folder(above: &Path) -> io::Result<TempDir> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+mod testing {
+    use std::path::Path;
 
-    fn names(path: &Path) -> Vec<String> {
-        let mut names = entries(path, "--x").unwrap();
+    /// The names in a folder, in order.
+    pub fn names(path: &Path) -> Vec<String> {
+        let mut names = super::entries(path, "--x").unwrap();
         names.sort();
         names
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::names;
+    use super::*;
 
     #[test]
     fn a_file_is_whole_or_absent() {

@@ -40,8 +40,20 @@ pub struct RunFolder {
     /// The lowest folder above that was there before.
     above: PathBuf,
     kept: Cell<bool>,
-    /// Unlocked, and the file removed, on drop.
-    lock: Option<File>,
+    lock: Option<Lock>,
+}
+
+/// A folder's lock. The file goes while it is still held, so that nobody's own is removed.
+#[derive(Debug)]
+struct Lock {
+    place: PathBuf,
+    _held: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.place);
+    }
 }
 
 fn is_of_a_run(name: &str) -> bool {
@@ -82,8 +94,8 @@ impl RunFolder {
         let failed = |error| Error::io(path, "create", error);
         let mut older = None;
         if path.is_dir() {
-            // Not while somebody is writing to it. The lock moves with the folder, and goes with it.
-            let _held = lock(path, flag)?;
+            // Not while somebody is writing to it. Open files would keep a folder where it is on Windows.
+            drop(lock(path, flag)?);
             let aside = temporary_folder(parent(path)).map_err(failed)?;
             let place = aside.path().join("older");
             fs::rename(path, &place).map_err(failed)?;
@@ -154,11 +166,7 @@ impl RunFolder {
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        if let Some(lock) = self.lock.take() {
-            // While it is still held, so that nobody's own is removed.
-            let _ = fs::remove_file(self.path.join(LOCK));
-            drop(lock);
-        }
+        self.lock = None;
         if self.kept.get() {
             return;
         }
@@ -178,12 +186,11 @@ impl Drop for RunFolder {
 }
 
 /// Takes the folder's lock.
-fn lock(path: &Path, flag: &str) -> Result<File> {
-    let file = path.join(LOCK);
-    let failed = |error| Error::io(&file, "create", error);
-    let lock = File::create(&file).map_err(failed)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
+fn lock(path: &Path, flag: &str) -> Result<Lock> {
+    let place = path.join(LOCK);
+    let held = File::create(&place).map_err(|error| Error::io(&place, "create", error))?;
+    match held.try_lock() {
+        Ok(()) => Ok(Lock { place, _held: held }),
         Err(TryLockError::WouldBlock) => {
             let found = format!("{}, which another run is writing to", path.display());
             Err(Error::input(
@@ -195,22 +202,17 @@ fn lock(path: &Path, flag: &str) -> Result<File> {
         }
         // Some network drives have no locks: then nothing watches over it, which is no reason to refuse the work.
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-            log::warn!("{}: {error}", file.display());
-            Ok(lock)
+            log::warn!("{}: {error}", place.display());
+            Ok(Lock { place, _held: held })
         }
-        Err(TryLockError::Error(error)) => Err(Error::io(&file, "lock", error)),
+        Err(TryLockError::Error(error)) => Err(Error::io(&place, "lock", error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::names;
     use super::*;
-
-    fn names(path: &Path) -> Vec<String> {
-        let mut names = entries(path, "--x").unwrap();
-        names.sort();
-        names
-    }
 
     #[test]
     fn a_failed_run_leaves_what_was_there() {
@@ -230,6 +232,7 @@ mod tests {
         fs::write(run.path().join("config.toml"), "second").unwrap();
         drop(run);
         assert_eq!(fs::read_to_string(path.join("config.toml")).unwrap(), "first");
+        assert_eq!(names(&path), ["config.toml"]);
         let run = RunFolder::create(&path, "--output-dir", true).unwrap();
         run.keep();
         drop(run);

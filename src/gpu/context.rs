@@ -378,14 +378,14 @@ impl Gpu {
         }
         let commands = encoder.finish();
         let submitted = Instant::now();
-        {
+        let index = {
             let _one_at_a_time = self.submitting.lock().unwrap_or_else(PoisonError::into_inner);
             if !uniforms.is_empty() {
                 // Writes are ordered with submits, so one buffer serves all submits in turn.
                 self.queue.write_buffer(&self.uniforms, 0, uniforms);
             }
-            self.queue.submit([commands]);
-        }
+            self.queue.submit([commands])
+        };
         if operations > 0.0 {
             let pace = self.pace.clone();
             self.queue.on_submitted_work_done(move || {
@@ -400,8 +400,9 @@ impl Gpu {
             });
             self.wake_poller();
             if self.background {
-                // No more than one submit waits behind the one at work, and between them the GPU is free for a third of the time.
-                self.memory.keep_pace();
+                // Nothing waits behind it, so that the GPU is free while this sleeps. A lost device is told of by the next readback.
+                let _ =
+                    self.device.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
                 std::thread::sleep(Duration::from_secs_f64(BACKGROUND_SECONDS / 2.0));
             }
         }

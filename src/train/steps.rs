@@ -14,7 +14,6 @@ use super::stop::{StopReason, StopRule};
 use crate::Result;
 use crate::config::Method;
 use crate::data::packing::{Group, split};
-use crate::gpu::Recorder;
 use crate::optim::Schedule;
 
 /// How far a run is, and what it has come to so far.
@@ -61,7 +60,9 @@ impl<'a> Run<'a> {
                 course.best.keep(self.gpu, &self.trainer.decoder, 0, Some(first.clone()))?;
                 course.before = Some(first);
             }
-            self.offer_state(&course).await?;
+            if self.observer.wants_state(0) {
+                self.keep_state(&course).await?;
+            }
         }
         self.observer.begin("training", total - course.step.min(total));
         let reason = self.steps(&mut course, (total, groups), &schedule, &mut order, watched).await?;
@@ -81,13 +82,10 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Gives the observer the state, if it wants it. Nothing may be in flight.
-    async fn offer_state(&mut self, course: &Course) -> Result<()> {
-        if self.observer.wants_state(course.step) {
-            let state = self.state(course).await?;
-            self.observer.saved(state)?;
-        }
-        Ok(())
+    /// Gives the observer the state. Nothing may be in flight.
+    async fn keep_state(&mut self, course: &Course) -> Result<()> {
+        let state = self.state(course).await?;
+        self.observer.saved(state)
     }
 
     async fn steps(
@@ -140,8 +138,7 @@ impl<'a> Run<'a> {
                 }
             }
             if wanted {
-                let state = self.state(course).await?;
-                self.observer.saved(state)?;
+                self.keep_state(course).await?;
             }
         }
         Ok(StopReason::Finished)
@@ -158,22 +155,21 @@ impl<'a> Run<'a> {
     /// Computes a step's gradients once more, and names what is no finite number: a weight, or the gradient that the backward pass came to
     /// first.
     async fn first_that_is_not_finite(&mut self, batch: &[usize]) -> Result<String> {
+        let layout = self.trainer.decoder.layout().clone();
+        let bad = |all: Vec<Vec<f32>>| {
+            let last = all.iter().rposition(|values| values.iter().any(|v| !v.is_finite()))?;
+            Some(layout.entries()[last].name())
+        };
+        if let Some(name) = bad(self.trainer.decoder.values().read(self.gpu, &layout).await?) {
+            return Ok(format!(
+                "{name} holds weights that are no finite numbers: a lower learning_rate may help"
+            ));
+        }
         for micro in self.accumulate(batch).await?.0 {
             micro.outcomes.await?;
         }
-        let (decoder, gradients) = (&self.trainer.decoder, self.trainer.optimizer.gradients());
-        let bad = |all: Vec<Vec<f32>>| all.iter().rposition(|values| values.iter().any(|v| !v.is_finite()));
-        let name = |i: usize| decoder.layout().entries()[i].name();
-        if let Some(i) = bad(decoder.values().read(self.gpu, decoder.layout()).await?) {
-            return Ok(format!(
-                "{} holds weights that are no finite numbers: a lower learning_rate may help",
-                name(i)
-            ));
-        }
-        let found = bad(gradients.read(self.gpu, decoder.layout()).await?);
-        gradients.clear(&mut Recorder::new(self.gpu));
-        Ok(match found {
-            Some(i) => format!("the gradient of {} is the first that is no finite number", name(i)),
+        Ok(match bad(self.trainer.optimizer.gradients().read(self.gpu, &layout).await?) {
+            Some(name) => format!("the gradient of {name} is the first that is no finite number"),
             None => "computed again, the last step's gradients are finite: the GPU may be unstable".into(),
         })
     }

@@ -399,6 +399,14 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
 }
 
 #[test]
+fn a_run_in_the_background_has_the_same_result() {
+    let room = Room::new();
+    succeed(&room, &line("whole", "6", &[]));
+    succeed(&room, &line("behind", "6", &["--background"]));
+    assert_same(&room, "behind", "whole");
+}
+
+#[test]
 #[cfg(unix)]
 fn a_folder_that_goes_is_made_again() {
     let room = Room::new();
