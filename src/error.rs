@@ -91,6 +91,20 @@ pub enum Error {
         /// The adapter's name and driver.
         adapter: String,
     },
+    /// `--paranoid` saw a kernel compute something else than its reference.
+    #[error(
+        "a wrong result on {adapter}: {kernel}: {what}\n  what to do: what this run has computed so far is not to be trusted, its \
+         checkpoints neither. Try `aweigh selftest`; update the GPU's driver, or choose another adapter with --gpu (`aweigh devices` \
+         lists them)"
+    )]
+    WrongResult {
+        /// The variant.
+        kernel: String,
+        /// The element, what was expected and found.
+        what: String,
+        /// The adapter's name and driver.
+        adapter: String,
+    },
     /// The user interrupted the run.
     #[error("interrupted")]
     Interrupted,
@@ -136,7 +150,8 @@ impl Error {
             | Self::Gpu { .. }
             | Self::DeviceLost { .. }
             | Self::OutOfMemory { .. }
-            | Self::SelfTest { .. } => 1,
+            | Self::SelfTest { .. }
+            | Self::WrongResult { .. } => 1,
         }
     }
 }

@@ -44,6 +44,7 @@ pub mod loss;
 pub mod model;
 pub mod nn;
 pub mod optim;
+pub mod paranoid;
 pub mod reference;
 pub mod sample;
 pub mod selftest;

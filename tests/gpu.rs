@@ -5,10 +5,13 @@
 //! SwiftShader: `VK_DRIVER_FILES=/usr/lib/chromium/vk_swiftshader_icd.json AWEIGH_GPU=SwiftShader cargo test --test gpu`.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use aweigh::gpu::{AdapterSummary, Gpu, Options, Precision, Purpose, Recorder, Scalar, Tensor, Tier};
+use aweigh::gpu::{
+    AdapterSummary, Gpu, Options, Precision, Purpose, Recorder, Scalar, Tensor, Tier, Witness,
+};
 use aweigh::kernels::ema;
+use aweigh::paranoid::{Paranoid, Witnessed};
 use aweigh::reference;
 use aweigh::reference::rng::values;
 use aweigh::selftest::{Depth, agree, checks};
@@ -38,7 +41,10 @@ fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
         let adapter = std::env::var("AWEIGH_GPU").ok();
         let default_limits = kind == Device::Portable;
         let tier = Some(tier);
-        let options = Options { adapter, default_limits, tier, precision, ..Options::default() };
+        let witness: Arc<dyn Witness> =
+            Paranoid::with(|reading| pollster::block_on(reading), Box::new(judge));
+        let witness = Some(witness);
+        let options = Options { adapter, default_limits, tier, precision, witness, ..Options::default() };
         let opened = pollster::block_on(Gpu::open(&options));
         if let (Device::Half, Ok(gpu)) = (kind, &opened) {
             say_what_is_left_out(gpu.summary());
@@ -49,6 +55,25 @@ fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
         Ok(gpu) => test(&gpu.lock().unwrap_or_else(PoisonError::into_inner)),
         Err(message) => panic!("{message}"),
     }
+}
+
+/// Holds `--paranoid` against the checks: what it expects of a dispatch is what the dispatch left, and a spoilt element is noticed.
+fn judge(seen: &Witnessed) -> Result<(), String> {
+    seen.check()?;
+    static KNOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let places = seen.compared();
+    let first = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(seen.kernel().into());
+    if first && places.is_empty() && seen.kernel() != "fma_peak" {
+        return Err("nothing is compared".into());
+    }
+    for place in places.iter().step_by((places.len() / 8).max(1)) {
+        let mut spoilt = seen.clone();
+        spoilt.spoil(*place);
+        if spoilt.check().is_ok() {
+            return Err(format!("binding {}, element {}, spoilt: not noticed", place.0, place.1));
+        }
+    }
+    Ok(())
 }
 
 fn say_what_is_left_out(adapter: &AdapterSummary) {

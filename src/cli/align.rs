@@ -212,7 +212,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let submit_seconds = config.gpu.submit_budget.map(|ms| ms / 1000.0);
     let (adapter, precision) = (config.gpu.adapter.clone(), config.gpu.precision);
     let background = config.gpu.background;
-    let options = Options { adapter, precision, submit_seconds, background, ..Options::default() };
+    let witness = config.gpu.paranoid.then(engine::paranoid);
+    let options = Options { adapter, precision, submit_seconds, background, witness, ..Options::default() };
     let started = Instant::now();
     loop {
         let gpu = engine::open(&options, config.gpu.tuning)?;
@@ -285,9 +286,13 @@ impl Begin<'_> {
         let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), what, from)?
             .saving(Saver::new(output, Some(disk), config));
         let again = |gpu: &Gpu| Ok(files.inputs().read(config)?.load(gpu, config)?.setup);
+        let witness = options.witness.clone();
         let start = engine::Start { gpu, options, setup: prepared.setup, state };
         let trained = engine::trained(start, config, &mut recorder, &again)?;
         drop(recorder);
+        if let Some(witness) = witness {
+            output.note(witness.report());
+        }
         engine::write_result(folder.path(), &files.model, &trained)?;
         let engine::Trained { gpu, outcome, .. } = trained;
         if outcome.steps > 0 && outcome.kept_step == 0 {

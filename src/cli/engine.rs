@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use pollster::block_on;
 use serde::Serialize;
@@ -14,8 +14,9 @@ use crate::config::RunConfig;
 use crate::data::{ParseOptions, Row, parse_jsonl_with, rows_with};
 use crate::error::{Error, Result};
 use crate::files::{AdapterFiles, Model, Source, cache, write_whole};
-use crate::gpu::{Faults, Gpu, Options, SUBMIT_SECONDS};
+use crate::gpu::{Faults, Gpu, Options, SUBMIT_SECONDS, Witness};
 use crate::model::{Decoder, ModelBytes};
+use crate::paranoid::Paranoid;
 use crate::train::{Outcome, Setup, State, align};
 
 /// The files that the flags name.
@@ -96,6 +97,11 @@ impl Drop for OpenGpu {
             cache::save_pipelines(self.gpu.summary(), data);
         }
     }
+}
+
+/// What compares dispatches with their references.
+pub fn paranoid() -> Arc<dyn Witness> {
+    Paranoid::new(|reading| block_on(reading))
 }
 
 /// Opens the GPU that the flags name.

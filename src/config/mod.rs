@@ -304,6 +304,10 @@ section! {
     /// [default: false]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     background: bool = false;
+    /// Now and then compare what a kernel computed in this run with its reference on the processor, and stop where they differ. Takes a
+    /// tenth of the time, and the same result [default: false]
+    (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
+    paranoid: bool = false;
     /// Keep the run's state in the computer's own memory every so many steps: a run whose GPU is lost goes on from there. 0 for
     /// the checkpoints' states alone [default: 25]
     (long, value_name = "STEPS") snapshot_steps: usize = 25;

@@ -13,6 +13,7 @@ use super::memory::{Memory, Purpose};
 use super::profile::{KernelTime, Profiler};
 use super::recorder::UNIFORM_BYTES;
 use super::tuning::Tuning;
+use super::witness::Witness;
 use crate::{Error, Result};
 
 /// What matrix products may do to their inputs. Sums are f32 in both.
@@ -60,6 +61,8 @@ pub struct Options {
     pub background: bool,
     /// What is to go wrong.
     pub faults: Faults,
+    /// Who sees its dispatches.
+    pub witness: Option<Arc<dyn Witness>>,
 }
 
 /// What the device has reported since it was last asked.
@@ -68,6 +71,8 @@ struct Reports {
     /// Why it is lost; once it is, nothing else matters.
     lost: Option<String>,
     messages: Vec<String>,
+    /// What a [`Witness`] found wrong.
+    found: Option<Error>,
 }
 
 fn locked(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
@@ -123,6 +128,7 @@ pub struct Gpu {
     profiler: Option<Profiler>,
     pipeline_cache: Option<wgpu::PipelineCache>,
     tuning: Option<Tuning>,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 impl Gpu {
@@ -207,6 +213,7 @@ impl Gpu {
             pipeline_cache: None,
             precision: options.precision,
             tuning: None,
+            witness: options.witness.clone(),
             device,
             queue,
             memory,
@@ -259,6 +266,15 @@ impl Gpu {
             self.tuning = Some(tuning);
         }
         own
+    }
+
+    pub(super) fn witness(&self) -> Option<&dyn Witness> {
+        self.witness.as_deref()
+    }
+
+    /// Has the next [`Gpu::check`] fail with `error`, or with an earlier one.
+    pub(super) fn report(&self, error: Error) {
+        locked(&self.reports).found.get_or_insert(error);
     }
 
     /// What is to go wrong, and how much went so far.
@@ -360,6 +376,9 @@ impl Gpu {
         let mut reports = locked(&self.reports);
         if let Some(message) = reports.lost.clone() {
             return Err(Error::DeviceLost { doing: doing.into(), message });
+        }
+        if let Some(error) = reports.found.take() {
+            return Err(error);
         }
         // The first report is the cause; the rest mostly follow from it.
         match std::mem::take(&mut reports.messages).into_iter().next() {

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use super::{Gpu, Tensor};
 
-/// A pipeline with the layout of its bind group: its parameter block and `bindings` storage buffers.
+/// A pipeline with the layout of its bind group: its parameter block and its storage buffers.
 pub(crate) struct Compiled {
     pub pipeline: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
-    pub bindings: usize,
+    /// Of each storage buffer, whether the kernel may write it.
+    pub writes: Vec<bool>,
 }
 
 type Make = Box<dyn Fn(&Gpu) -> Compiled + Send + Sync>;
@@ -83,7 +84,7 @@ impl BindGroups {
         param_bytes: u64,
     ) -> wgpu::BindGroup {
         let compiled = kernel.compiled(gpu);
-        assert_eq!(bindings.len(), compiled.bindings, "{}: number of bindings", kernel.name);
+        assert_eq!(bindings.len(), compiled.writes.len(), "{}: number of bindings", kernel.name);
         let views = bindings.iter().map(Tensor::view).collect();
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let group = groups.entry((Arc::as_ptr(kernel) as usize, views)).or_insert_with(|| {

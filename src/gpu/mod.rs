@@ -12,6 +12,7 @@ mod profile;
 mod recorder;
 mod tensor;
 mod tuning;
+mod witness;
 
 pub use adapter::{AdapterSummary, CooperativeMatrix, Scalar, Tier, chosen_adapter, list_adapters};
 pub use blocks::{Blocks, Quantize};
@@ -24,3 +25,4 @@ pub use profile::KernelTime;
 pub use recorder::{Binding, Recorder};
 pub use tensor::{DType, Tensor};
 pub use tuning::{Choice, Tuning};
+pub use witness::{Seen, Witness};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::kernel::{Kernel, compile};
 use super::profile::Marks;
-use super::{Gpu, Tensor};
+use super::{Gpu, Seen, Tensor};
 
 /// Bytes between the parameter blocks of two dispatches (WebGPU's default `min_uniform_buffer_offset_alignment`).
 pub(crate) const UNIFORM_STRIDE: u64 = 256;
@@ -65,6 +65,30 @@ impl<'g> Recorder<'g> {
         if groups == 0 {
             return;
         }
+        let gpu = self.gpu;
+        let Some(witness) = gpu.witness().filter(|witness| witness.wants(kernel.name())) else {
+            return self.record(kernel, params, bindings, groups, operations);
+        };
+        self.submit();
+        let writes = &kernel.compiled(gpu).writes;
+        let seen = Seen { kernel: kernel.name(), params: bytemuck::bytes_of(params), bindings, writes };
+        let mut run = || {
+            self.record(kernel, params, bindings, groups, operations);
+            self.submit();
+        };
+        if let Err(error) = witness.watch(gpu, &seen, &mut run) {
+            gpu.report(error);
+        }
+    }
+
+    fn record<P: bytemuck::Pod>(
+        &mut self,
+        kernel: &Arc<Kernel>,
+        params: &P,
+        bindings: &[Binding],
+        groups: u64,
+        operations: f64,
+    ) {
         let full = self.uniforms.len() as u64 + UNIFORM_STRIDE > UNIFORM_BYTES;
         let spent = self.operations > 0.0 && self.operations + operations > self.gpu.submit_budget();
         if full || spent {

@@ -1,5 +1,6 @@
 //! A typed, cheaply cloned view of a GPU buffer.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::kernel::BindGroups;
@@ -109,6 +110,9 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Bytes that [`Tensor::read_in_pieces`] reads at a time.
+    pub const PIECE: usize = 512 << 10;
+
     /// A new zeroed tensor.
     ///
     /// # Errors
@@ -230,14 +234,38 @@ impl Tensor {
     /// # Errors
     /// [`Error::Gpu`] for anything the device has reported since the last read, [`Error::DeviceLost`], [`Error::OutOfMemory`].
     pub fn read_bytes<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<u8>>> + use<'g> {
-        let wanted = self.dtype.size(self.len);
+        self.read_part(gpu, 0..self.dtype.size(self.len))
+    }
+
+    /// As [`Tensor::read_bytes`], [`Tensor::PIECE`] at a time: what is read is there twice while it is on its way, and a memory plan has
+    /// no room for all of it.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_bytes`].
+    pub async fn read_in_pieces(&self, gpu: &Gpu) -> Result<Vec<u8>> {
+        let all = self.dtype.size(self.len);
+        let mut bytes = Vec::with_capacity(all);
+        for start in (0..all).step_by(Self::PIECE) {
+            bytes.extend(self.read_part(gpu, start..all.min(start + Self::PIECE)).await?);
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the bytes of `range`, which starts at a multiple of 4.
+    fn read_part<'g>(
+        &self,
+        gpu: &'g Gpu,
+        range: Range<usize>,
+    ) -> impl Future<Output = Result<Vec<u8>>> + use<'g> {
+        let wanted = range.len();
         let size = (wanted as u64).next_multiple_of(4);
+        let start = self.byte_offset + range.start as u64;
         let staging = gpu.readback(gpu.device(), size);
         let entry = gpu.ledger().enter(Purpose::Staging, size);
         let (sender, receiver) = futures_channel::oneshot::channel();
         if let Ok(staging) = &staging {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(self.buffer(), self.byte_offset, staging, 0, size);
+            encoder.copy_buffer_to_buffer(self.buffer(), start, staging, 0, size);
             gpu.submit(encoder, &[], 0.0);
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 let _ = sender.send(result);

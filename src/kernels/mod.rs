@@ -45,7 +45,7 @@ macro_rules! params {
     ($name:ident for $shaders:expr; $($field:ident: $ty:ty),* $(,)?) => {
         #[repr(C)]
         #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-        struct $name { $($field: $ty),* }
+        pub(crate) struct $name { $(pub(crate) $field: $ty),* }
 
         impl $name {
             pub(super) fn layout() -> super::Layout {

@@ -16,6 +16,8 @@ mod pointwise;
 mod rows;
 mod sample;
 
+pub(crate) use sample::Row as DrawnRow;
+
 use std::future::Future;
 use std::pin::Pin;
 

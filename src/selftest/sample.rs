@@ -28,17 +28,19 @@ const COLUMN: usize = 1;
 
 /// One row before, or after, a step.
 #[derive(Debug, Clone, PartialEq)]
-struct Row {
-    logits: Vec<f64>,
-    seen: Vec<u32>,
-    state: [u32; 4],
-    token: [u32; 4],
-    range: [u32; 4],
+pub(crate) struct Row {
+    pub logits: Vec<f64>,
+    /// Ids, rising.
+    pub seen: Vec<u32>,
+    pub state: [u32; 4],
+    pub token: [u32; 4],
+    pub range: [u32; 4],
     history: [u32; COLUMNS],
 }
 
 impl Row {
-    fn new(index: u32, logits: Vec<f64>) -> Self {
+    /// A row with these logits; the rest is made up.
+    pub fn new(index: u32, logits: Vec<f64>) -> Self {
         let vocab = logits.len() as u32;
         let seen: Vec<u32> = (0..vocab).filter(|&id| below(4, 21, id + 1000 * index) == 0).collect();
         let [prompt, sample, step] = [22, 23, 24].map(|seed| below(90, seed, index));
@@ -78,7 +80,7 @@ impl Row {
 
     /// What a step leaves where the logits were: those seen before are penalised, and without temperature that is all; else
     /// weights, as shares of the largest.
-    fn weights(&self, settings: &Settings) -> Vec<f64> {
+    pub fn weights(&self, settings: &Settings) -> Vec<f64> {
         let penalty = f64::from(settings.repetition_penalty);
         let mut logits = self.logits.clone();
         for &id in &self.seen {
@@ -93,7 +95,7 @@ impl Row {
     }
 
     /// The token that the reference draws, `None` where rounding decides.
-    fn draw(&self, settings: &Settings) -> Option<u32> {
+    pub fn draw(&self, settings: &Settings) -> Option<u32> {
         let set = |nudge| self.kept(settings, nudge).iter().map(|&p| p > 0.0).collect::<Vec<_>>();
         let [prompt, sample, step, _] = self.state;
         let u = reference::rng::uniform(reference::rng::pcg4d([step, sample, prompt, settings.seed])[0]);
@@ -103,7 +105,7 @@ impl Row {
     }
 
     /// The row after `id` was drawn.
-    fn after(&self, id: u32, settings: &Settings) -> Self {
+    pub fn after(&self, id: u32, settings: &Settings) -> Self {
         let mut row = self.clone();
         let [prompt, sample, step, finished] = self.state;
         row.history[COLUMN] = if finished == 1 { NONE } else { id };

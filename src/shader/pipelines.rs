@@ -74,7 +74,14 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
         },
         cache: gpu.pipeline_cache(),
     });
-    Compiled { pipeline, layout, bindings: entries.len() - 1 }
+    let writes = |entry: &wgpu::BindGroupLayoutEntry| match entry.ty {
+        wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Storage { read_only }, .. } => {
+            Some(!read_only)
+        }
+        _ => None,
+    };
+    let writes = entries.iter().filter_map(writes).collect();
+    Compiled { pipeline, layout, writes }
 }
 
 /// The bind group layout of a shader: its uniform with a dynamic offset, its storage buffers with their access.

@@ -100,6 +100,9 @@ impl Plan {
                 drop(buffers);
                 Ok(())
             };
+        // What a check reads of a tensor at once.
+        let piece = || Tensor::new(memory, Purpose::Staging, "readback", Tensor::PIECE / 4, DType::F32);
+        let checked = config.gpu.paranoid.then(piece).transpose()?;
         let room = reach.room(memory, decoder.config(), config);
         let mut best = None;
         let keep_best = |best: &mut Option<Arenas>| -> Result<()> {
@@ -138,7 +141,7 @@ impl Plan {
             let following = reach.following.map(workspace).transpose()?;
             Ok(Box::new((decoder.workspace(memory, reach.step)?, following, reads)))
         })?;
-        drop((optimizer, references, best));
+        drop((optimizer, references, best, checked));
         let scored = [reach.scoring, reach.held_out].into_iter().flatten().map(|capacity| capacity.tokens);
         Ok(Self {
             phases,

@@ -11,7 +11,7 @@ use super::metrics::Metrics;
 use super::step::Scored;
 use super::steps::Course;
 use super::stop::Seen;
-use crate::gpu::{DType, Gpu, Tensor};
+use crate::gpu::{DType, Tensor};
 use crate::nn::Arenas;
 use crate::{Error, Result};
 
@@ -55,9 +55,6 @@ struct Record {
     before: Option<Metrics>,
 }
 
-/// Elements that are read from the device at once: they are there twice while they are, and the plan has no room for more.
-const PIECE: usize = 128 << 10;
-
 /// Names of the tensors that hold log-probs.
 const SCORED: &str = "reference_logps";
 const START: &str = "eval_start_logps";
@@ -91,7 +88,7 @@ impl Run<'_> {
         };
         let mut data: Vec<(String, DType, Vec<u8>)> = Vec::new();
         for (name, tensor) in self.device_tensors(&course.best) {
-            data.push((name, tensor.dtype(), read(self.gpu, tensor).await?));
+            data.push((name, tensor.dtype(), tensor.read_in_pieces(self.gpu).await?));
         }
         let logps = |name: &str, scored: &[Vec<Scored>]| {
             (name.to_string(), DType::F32, bytemuck::cast_slice(&flat(scored)).to_vec())
@@ -181,16 +178,6 @@ impl Run<'_> {
 fn view(dtype: DType, bytes: &[u8]) -> Result<TensorView<'_>> {
     let kind = if dtype == DType::U32 { Dtype::U32 } else { Dtype::F32 };
     TensorView::new(kind, vec![bytes.len() / 4], bytes).map_err(|e| damaged(e.to_string()))
-}
-
-/// A tensor's bytes, piece by piece.
-async fn read(gpu: &Gpu, tensor: &Tensor) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(tensor.dtype().size(tensor.len()));
-    for start in (0..tensor.len()).step_by(PIECE) {
-        let piece = tensor.slice(start, PIECE.min(tensor.len() - start));
-        bytes.extend(piece.read_bytes(gpu).await?);
-    }
-    Ok(bytes)
 }
 
 /// Tokens of each response.

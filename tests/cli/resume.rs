@@ -399,11 +399,14 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
 }
 
 #[test]
-fn a_run_in_the_background_has_the_same_result() {
+fn runs_in_the_background_and_paranoid_ones_have_the_same_result() {
     let room = Room::new();
     succeed(&room, &line("whole", "6", &[]));
     succeed(&room, &line("behind", "6", &["--background"]));
     assert_same(&room, "behind", "whole");
+    let noted = succeed(&room, &line("checked", "6", &["--paranoid"]));
+    assert!(noted.contains("compared with their references: all agree"), "{noted}");
+    assert_same(&room, "checked", "whole");
 }
 
 #[test]

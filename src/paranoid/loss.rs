@@ -1,0 +1,127 @@
+//! Log-probabilities, their way back into the logits, and the losses.
+
+use super::{Output, UNIT, Witnessed};
+use crate::kernels::{log_prob, preference};
+use crate::reference;
+use crate::reference::preference::{Method, Outcome, Terms};
+
+/// The target of a row, counted in its chunk.
+fn target(predict: &super::Bound, p: log_prob::Params, row: usize) -> u32 {
+    predict.four(p.first as usize + row)[1]
+}
+
+/// Bindings: logits, predict, stats.
+pub(super) fn log_prob(seen: &Witnessed) -> Vec<Output> {
+    let p: log_prob::Params = seen.params();
+    let [rows, vocab, first, total] = [p.rows, p.vocab, p.first, p.total].map(|size| size as usize);
+    let own = [0, 1, 2].map(|which| which * total + first..which * total + first + rows);
+    let mut output = Output::new(2, own.into());
+    for row in seen.pick_rows(rows, vocab) {
+        let logits = seen.bound[0].range(row * vocab, vocab);
+        let target = target(&seen.bound[1], p, row);
+        let found = reference::log_prob::forward(&logits, &[target], vocab);
+        let lse = found.lse[0];
+        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let share = 1e-5 + 4.0 * UNIT * (vocab as f64).sqrt();
+        let size = share * (1.0 + lse.abs() + most.abs() + logits[target as usize].abs());
+        // Of the terms p · logit, each with what its p is off by.
+        let term =
+            |l: &f64| if l.is_finite() { (l - lse).exp() * l.abs() * (1.0 + (l - lse).abs()) } else { 0.0 };
+        let spread: f64 = logits.iter().map(term).sum();
+        output.near(first + row, found.logp[0], size);
+        output.near(total + first + row, lse, size);
+        output.near(2 * total + first + row, found.entropy[0], size + share * spread);
+    }
+    vec![output]
+}
+
+/// Bindings: predict, stats, the coefficient but with UNIT, and logits.
+pub(super) fn log_prob_backward(seen: &Witnessed) -> Vec<Output> {
+    let p: log_prob::Params = seen.params();
+    let [rows, vocab, first, total] = [p.rows, p.vocab, p.first, p.total].map(|size| size as usize);
+    let last = seen.bound.len() - 1;
+    let mut output = Output::first(last, rows * vocab);
+    for row in seen.pick_rows(rows, vocab) {
+        let logits = seen.bound[last].range(row * vocab, vocab);
+        let (target, lse) = (target(&seen.bound[0], p, row), seen.bound[1].at(total + first + row));
+        let coefficient = if seen.has("UNIT") { 1.0 } else { seen.bound[2].at(first + row) };
+        let mut gradient = reference::log_prob::backward(&logits, &[target], &[lse], &[coefficient], vocab);
+        if seen.has("CAP") {
+            gradient = reference::soft_cap::backward(&logits, &gradient, f64::from(p.cap));
+        }
+        let slack = |i: usize| {
+            let off = (logits[i] - lse).exp() * (1e-5 + 4.0 * UNIT * (logits[i].abs() + lse.abs()));
+            coefficient.abs() * (off + if i == target as usize { 4.0 * UNIT } else { 0.0 })
+        };
+        output.row(row * vocab, &gradient, slack);
+    }
+    vec![output]
+}
+
+/// The method that a parameter block is of, for groups of `n` sequences.
+fn method(p: &preference::Params, n: usize) -> Method {
+    let [alpha, beta, gamma] = [p.alpha, p.beta, p.gamma].map(f64::from);
+    match (p.formula, p.relative == 1, n) {
+        (0, ..) if p.weight < 0.0 => Method::Sft,
+        (0, ..) => Method::Ga,
+        (1, ..) => Method::Ul,
+        (2, false, 1) => Method::Simnpo { beta, gamma },
+        (2, false, _) => Method::Simpo { beta, gamma },
+        (2, true, 1) if p.weight == (2.0 / beta) as f32 && alpha == beta => Method::Npo { beta },
+        (2, true, 2) if p.smoothing != 0.0 => Method::Dpo { beta, label_smoothing: f64::from(p.smoothing) },
+        // DPO's is that of one anchor.
+        (2, ..) => Method::D2o { alpha, beta },
+        (3, ..) => Method::Ipo { beta },
+        (4, true, _) => Method::Hinge { beta },
+        (4, ..) => Method::Slic { delta: gamma, sft_weight: f64::from(p.sft_weight) },
+        (5, ..) => Method::Orpo { beta },
+        _ => Method::Kto { beta, desirable_weight: f64::from(p.weight), undesirable_weight: alpha },
+    }
+}
+
+/// Bindings: groups, rows, stats, policy, reference, outcome, coefficient.
+pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
+    let p: preference::Params = seen.params();
+    let pair = |binding: usize, i: usize| [2 * i, 2 * i + 1].map(|i| seen.bound[binding].word(i) as usize);
+    let terms = Terms { length_normalize: p.per_token == 1, kl: f64::from(p.kl) };
+    let mut of_outcome = Output::first(5, 4 * p.groups as usize);
+    let mut of_coefficient = Output::new(6, Vec::new());
+    for group in 0..p.groups as usize {
+        let [first, end] = pair(0, group);
+        let spans: Vec<[usize; 2]> = (first..end).map(|s| pair(1, s)).collect();
+        let method = method(&p, spans.len());
+        // The whole, and with the log-probs off as sums in f32 may be: the last sequence's one way, the others' the other.
+        let with = |nudge: f64| -> Outcome {
+            let off = |s: usize| 1.0 + if s + 1 == spans.len() { -nudge } else { nudge };
+            let of = |(s, [start, end]): (usize, &[usize; 2])| -> Vec<f64> {
+                seen.bound[2].range(*start, end - start).iter().map(|logp| logp * off(s)).collect()
+            };
+            let policy: Vec<Vec<f64>> = spans.iter().enumerate().map(of).collect();
+            let policy: Vec<&[f64]> = policy.iter().map(Vec::as_slice).collect();
+            let reference: Vec<f64> =
+                (0..spans.len()).map(|s| seen.bound[4].at(first + s) / off(s)).collect();
+            reference::preference::forward(method, &policy, &reference, terms)
+        };
+        let whole = with(0.0);
+        let nudged = [with(4e-6), with(-4e-6)];
+        let numbers = |o: &Outcome| [o.loss, o.margin(), o.rewards[0], o.rewards[1]];
+        let slack = |of: &dyn Fn(&Outcome) -> f64| {
+            let off = nudged.iter().map(|nudged| (of(nudged) - of(&whole)).abs()).sum::<f64>();
+            off + 8.0 * UNIT * (1.0 + of(&whole).abs())
+        };
+        for i in 0..4 {
+            of_outcome.near(4 * group + i, numbers(&whole)[i], slack(&|o| numbers(o)[i]));
+        }
+        let most = whole.coefficients.iter().flatten().fold(0.0, |most: f64, c| most.max(c.abs()));
+        let divisor = f64::from(p.divisor);
+        for (s, [start, end]) in spans.into_iter().enumerate() {
+            for (i, row) in (start..end).enumerate() {
+                let of = |o: &Outcome| o.coefficients[s][i];
+                let off = nudged.iter().map(|nudged| (of(nudged) - of(&whole)).abs()).sum::<f64>();
+                of_coefficient.near(row, of(&whole) / divisor, (off + 1e-5 * most) / divisor);
+            }
+            of_coefficient.written.push(start..end);
+        }
+    }
+    vec![of_outcome, of_coefficient]
+}

@@ -1,0 +1,54 @@
+//! Drawn tokens, and what a draw does to a row.
+
+use super::{Output, UNIT, Witnessed};
+use crate::kernels::sample::{NONE, Params, Settings};
+use crate::selftest::DrawnRow as Row;
+
+/// Bindings: logits, seen, state, tokens, ranges, history.
+pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
+    let p: Params = seen.params();
+    let [rows, vocab, words, columns] = [p.rows, p.vocab, p.seen_words, p.columns].map(|size| size as usize);
+    let settings = Settings {
+        temperature: p.temperature,
+        top_k: p.top_k,
+        top_p: p.top_p,
+        repetition_penalty: p.penalty,
+        max_new_tokens: p.max_new,
+        seed: p.seed,
+        ends: [p.ends, p.more_ends].concat()[..p.end_count as usize].to_vec(),
+    };
+    let column = |row: usize| row * columns + p.column as usize;
+    let mut of_logits = Output::first(0, rows * vocab);
+    let [mut of_seen, mut of_state, mut of_tokens, mut of_ranges] =
+        [(1, words), (2, 4), (3, 4), (4, 4)].map(|(binding, width)| Output::first(binding, rows * width));
+    let mut of_history = Output::new(5, (0..rows).map(|row| column(row)..column(row) + 1).collect());
+    let history = seen.bound[5].after.as_deref().unwrap_or_default();
+    for r in seen.pick_rows(rows, vocab) {
+        let bit = |id: &u32| seen.bound[1].word(r * words + *id as usize / 32) >> (id % 32) & 1 == 1;
+        let mut row = Row::new(0, seen.bound[0].range(r * vocab, vocab));
+        row.seen = (0..vocab as u32).filter(bit).collect();
+        [row.state, row.token, row.range] = [2, 3, 4].map(|binding| seen.bound[binding].four(r));
+        if !row.logits.iter().all(|logit| logit.is_finite()) {
+            continue;
+        }
+        let drawn = super::word(history, column(r));
+        // A row that ended draws nothing. Where rounding decides, what was drawn stands.
+        let id = if row.state[3] == 1 { NONE } else { row.draw(&settings).unwrap_or(drawn) };
+        of_history.word(column(r), id);
+        let after = row.after(drawn, &settings);
+        let most = row.logits.iter().fold(0.0, |most: f64, logit| most.max(logit.abs()));
+        let share = 1e-5 + 8.0 * UNIT * most / f64::from(p.temperature.max(1e-3));
+        let weights = row.weights(&settings);
+        // Those far below are nought on the device: exp(-200).
+        of_logits.row(r * vocab, &weights, |i| share * weights[i].abs() + 1e-37);
+        let mut bits = vec![0; words];
+        after.seen.iter().for_each(|id| bits[*id as usize / 32] |= 1u32 << (id % 32));
+        bits.iter().enumerate().for_each(|(i, bits)| of_seen.word(r * words + i, *bits));
+        for (output, four) in
+            [(&mut of_state, after.state), (&mut of_tokens, after.token), (&mut of_ranges, after.range)]
+        {
+            four.iter().enumerate().for_each(|(i, word)| output.word(4 * r + i, *word));
+        }
+    }
+    vec![of_logits, of_seen, of_state, of_tokens, of_ranges, of_history]
+}
