@@ -5,11 +5,9 @@
 //! SwiftShader: `VK_DRIVER_FILES=/usr/lib/chromium/vk_swiftshader_icd.json AWEIGH_GPU=SwiftShader cargo test --test gpu`.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use aweigh::gpu::{
-    AdapterSummary, Gpu, Options, Precision, Purpose, Recorder, Scalar, Tensor, Tier, Witness,
-};
+use aweigh::gpu::{AdapterSummary, Gpu, Options, Precision, Purpose, Recorder, Scalar, Tensor, Tier};
 use aweigh::kernels::ema;
 use aweigh::paranoid::{Paranoid, Witnessed};
 use aweigh::reference;
@@ -41,9 +39,7 @@ fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
         let adapter = std::env::var("AWEIGH_GPU").ok();
         let default_limits = kind == Device::Portable;
         let tier = Some(tier);
-        let witness: Arc<dyn Witness> =
-            Paranoid::with(|reading| pollster::block_on(reading), Box::new(judge));
-        let witness = Some(witness);
+        let witness = Some(Paranoid::with(|reading| pollster::block_on(reading), Box::new(judge)) as _);
         let options = Options { adapter, default_limits, tier, precision, witness, ..Options::default() };
         let opened = pollster::block_on(Gpu::open(&options));
         if let (Device::Half, Ok(gpu)) = (kind, &opened) {
@@ -195,4 +191,30 @@ fn a_spoilt_output_fails() {
         assert!(failure.0.contains(&format!("mean: index {index}: expected")), "{failure}");
         found[index] = right;
     }
+}
+
+/// What `--paranoid` finds wrong is the error of the next readback, and of no later one.
+#[test]
+fn a_wrong_result_is_an_error() {
+    let spoil = |seen: &Witnessed| {
+        let mut spoilt = seen.clone();
+        spoilt.spoil((1, 7));
+        spoilt.check()
+    };
+    let witness = Some(Paranoid::with(|reading| pollster::block_on(reading), Box::new(spoil)) as _);
+    let adapter = std::env::var("AWEIGH_GPU").ok();
+    let gpu =
+        pollster::block_on(Gpu::open(&Options { adapter, witness, ..Options::default() })).expect("a GPU");
+    let upload =
+        |data: &[f32]| Tensor::from_f32(&gpu, Purpose::Staging, "spoilt", data).expect("a small tensor");
+    let (value, average) = (upload(&[1.0; 12]), upload(&[2.0; 12]));
+    let mut rec = Recorder::new(&gpu);
+    ema::update(&mut rec, &value, &average, 12, 0.5).expect("shapes agree");
+    rec.submit();
+    let error = pollster::block_on(average.read_f32(&gpu)).expect_err("it is wrong");
+    assert_eq!(error.exit_code(), 1);
+    let text = error.to_string();
+    assert!(text.contains("ema: binding 1, element 7: expected 1.5e0 within "), "{text}");
+    assert!(text.contains("found 1.875e0; 1 of 12 compared") && text.contains("aweigh selftest"), "{text}");
+    assert_eq!(pollster::block_on(average.read_f32(&gpu)).expect("readable"), [1.5; 12]);
 }

@@ -290,9 +290,6 @@ impl Begin<'_> {
         let start = engine::Start { gpu, options, setup: prepared.setup, state };
         let trained = engine::trained(start, config, &mut recorder, &again)?;
         drop(recorder);
-        if let Some(witness) = witness {
-            output.note(witness.report());
-        }
         engine::write_result(folder.path(), &files.model, &trained)?;
         let engine::Trained { gpu, outcome, .. } = trained;
         if outcome.steps > 0 && outcome.kept_step == 0 {
@@ -300,7 +297,8 @@ impl Begin<'_> {
                 "no step was better than the start on the held-out examples: the result is the model as it was",
             );
         }
-        let summary = Summary::new(&gpu, &outcome, (prepared.lengths, plan.peak().total), started);
+        let mut summary = Summary::new(&gpu, &outcome, (prepared.lengths, plan.peak().total), started);
+        summary.checks = witness.map(|witness| witness.report());
         let json = serde_json::to_vec_pretty(&summary).unwrap_or_default();
         write("summary.json", &json)?;
         folder.keep();
@@ -328,6 +326,8 @@ struct Summary {
     memory_planned: u64,
     memory_peak: u64,
     memory_peaks: BTreeMap<Purpose, u64>,
+    /// What `--paranoid` compared.
+    checks: Option<String>,
 }
 
 impl Summary {
@@ -350,6 +350,7 @@ impl Summary {
             memory_planned: planned,
             memory_peak: gpu.ledger().total().peak,
             memory_peaks: peaks.collect(),
+            checks: None,
         }
     }
 
@@ -373,10 +374,11 @@ impl Summary {
             table(&["held-out", "before", "after"], &rows) + "\n"
         };
         let a = &self.anchors;
+        let checks = self.checks.as_ref().map(|checks| format!("{checks}\n")).unwrap_or_default();
         format!(
             "{held_out}ended after step {}: {}; kept the state of step {}\n\
              anchors: {} drawn, {} repeated, {} empty, {} cut at the length limit\n\
-             {:.0} tokens/s in training, {} of GPU memory at the most\n{} holds the result",
+             {:.0} tokens/s in training, {} of GPU memory at the most\n{checks}{} holds the result",
             self.steps,
             self.reason_text,
             self.kept_step,

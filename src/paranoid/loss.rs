@@ -1,6 +1,6 @@
 //! Log-probabilities, their way back into the logits, and the losses.
 
-use super::{Output, UNIT, Witnessed};
+use super::{Output, UNIT, Witnessed, of_sum};
 use crate::kernels::{log_prob, preference};
 use crate::reference;
 use crate::reference::preference::{Method, Outcome, Terms};
@@ -22,7 +22,7 @@ pub(super) fn log_prob(seen: &Witnessed) -> Vec<Output> {
         let found = reference::log_prob::forward(&logits, &[target], vocab);
         let lse = found.lse[0];
         let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let share = 1e-5 + 4.0 * UNIT * (vocab as f64).sqrt();
+        let share = 1e-5 + of_sum(vocab);
         let size = share * (1.0 + lse.abs() + most.abs() + logits[target as usize].abs());
         // Of the terms p · logit, each with what its p is off by.
         let term =

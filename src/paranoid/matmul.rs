@@ -1,6 +1,6 @@
 //! Matrix products: some rows and columns of them, over all of k.
 
-use super::{Output, UNIT, Witnessed, strip};
+use super::{Output, UNIT, Witnessed, of_sum, strip};
 use crate::kernels::matmul::Params;
 use crate::reference::matmul::{self, nn, nt, tn};
 use crate::selftest::F16_PRODUCT;
@@ -75,7 +75,7 @@ pub(super) fn product(seen: &Witnessed) -> Vec<Output> {
     let (x, w) = (sizes(&x), sizes(&w));
     let of_sizes =
         |x: &[f64], w: &[f64]| form(matmul::Params { alpha: params.alpha.abs(), ..params }, x, w, None);
-    let mut share = UNIT * (8.0 + 4.0 * (k as f64).sqrt());
+    let mut share = of_sum(k);
     let mut lost = vec![0.0; expected.len()];
     if seen.has("HALF") {
         share += F16_PRODUCT;

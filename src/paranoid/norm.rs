@@ -1,6 +1,6 @@
 //! Norms, by rows, and the sums over rows that are their weights' gradients.
 
-use super::{Output, UNIT, Witnessed, strip};
+use super::{Output, UNIT, Witnessed, of_sum, strip};
 use crate::kernels::{column_sum, head_norm, layer_norm, rms_norm};
 use crate::reference;
 
@@ -200,7 +200,7 @@ pub(super) fn column_sum(seen: &Witnessed) -> Vec<Output> {
         let sum = reference::column_sum::forward(&a, b, s, 1, Some(&[before]))[0];
         let factor = |row: usize| factors.as_ref().map_or(1.0, |(_, s, sizes)| sizes[row] * s[row].abs());
         let size: f64 = a.iter().enumerate().map(|(row, a)| a.abs() * factor(row)).sum();
-        let share = UNIT * (8.0 + 4.0 * (rows as f64).sqrt());
+        let share = of_sum(rows);
         output.near(c, sum, share * (size + before.abs()));
     }
     vec![output]

@@ -1,6 +1,6 @@
 //! The gradient's norm, and AdamW.
 
-use super::{Compared, Expected, MOST, Output, UNIT, Witnessed};
+use super::{Compared, Expected, MOST, Output, UNIT, Witnessed, of_sum};
 use crate::kernels::sum_squares::{self, PARTIALS};
 use crate::kernels::{adamw, adamw_8bit};
 use crate::reference;
@@ -13,7 +13,7 @@ pub(super) fn sum_squares(seen: &Witnessed) -> Vec<Output> {
     for i in seen.pick(PARTIALS, 64) {
         let own = (count.saturating_sub(i)).div_ceil(PARTIALS);
         let sum = reference::sum_squares::forward(&seen.bound[0].strided(i, PARTIALS, own));
-        output.near(first + i, sum, UNIT * 4.0 * (own as f64).sqrt() * sum);
+        output.near(first + i, sum, of_sum(own) * sum);
     }
     vec![output]
 }

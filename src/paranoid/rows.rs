@@ -1,6 +1,6 @@
 //! Rows by index, and sums over runs of rows.
 
-use super::{Output, UNIT, Witnessed};
+use super::{Output, UNIT, Witnessed, of_sum};
 use crate::kernels::{gather, kv_write, sequence_sum};
 use crate::reference;
 
@@ -50,7 +50,7 @@ pub(super) fn gather_backward(seen: &Witnessed) -> Vec<Output> {
         let sum = reference::gather::backward(&scaled, &index, width, &before);
         let sizes = |values: &[f64]| values.iter().map(|value| value.abs()).collect::<Vec<_>>();
         let size = reference::gather::backward(&sizes(&scaled), &index, width, &sizes(&before));
-        let share = UNIT * (4.0 + 4.0 * ((end - start) as f64).sqrt());
+        let share = of_sum(end - start);
         output.row(target * width, &sum, |i| share * size[i]);
     }
     vec![output]
@@ -89,7 +89,7 @@ pub(super) fn sequence_sum(seen: &Witnessed) -> Vec<Output> {
         let x = seen.bound[1].range(from, total);
         let sizes: Vec<f64> = x.iter().map(|x| x.abs()).collect();
         let [sums, sizes] = [x, sizes].map(|x| reference::sequence_sum::forward(&x, &spans));
-        let share = UNIT * (4.0 + 4.0 * (total as f64).sqrt());
+        let share = of_sum(total);
         output.row(which * sequences, &sums, |s| share * sizes[s]);
     }
     vec![output]

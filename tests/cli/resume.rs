@@ -404,8 +404,12 @@ fn runs_in_the_background_and_paranoid_ones_have_the_same_result() {
     succeed(&room, &line("whole", "6", &[]));
     succeed(&room, &line("behind", "6", &["--background"]));
     assert_same(&room, "behind", "whole");
-    let noted = succeed(&room, &line("checked", "6", &["--paranoid"]));
-    assert!(noted.contains("compared with their references: all agree"), "{noted}");
+    succeed(&room, &line("checked", "6", &["--paranoid"]));
+    let summary: Value =
+        serde_json::from_slice(&fs::read(room.path("checked/summary.json")).unwrap()).unwrap();
+    let (checks, planned) = (summary["checks"].as_str().unwrap(), &summary["memory_planned"]);
+    assert!(checks.ends_with("compared with their references: all agree"), "{checks}");
+    assert!(summary["memory_peak"].as_u64() <= planned.as_u64(), "{summary}");
     assert_same(&room, "checked", "whole");
 }
 

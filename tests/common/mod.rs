@@ -8,14 +8,17 @@ use aweigh::data::packing::Group;
 use aweigh::gpu::{Gpu, Options};
 use aweigh::model::{Decoder, Training, Weights};
 use aweigh::nn::{Arenas, Decay};
+use aweigh::paranoid::Paranoid;
 use aweigh::reference::compare::compare;
 
-/// The device of this test binary: WebGPU's default limits, so that the floor is what is tested. Pipelines are compiled once.
+/// The device of this test binary: WebGPU's default limits, so that the floor is what is tested. Pipelines are compiled once, and what
+/// kernels compute is compared with their references now and then.
 pub fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     GPU.get_or_init(|| {
         let adapter = std::env::var("AWEIGH_GPU").ok();
-        let options = Options { adapter, default_limits: true, ..Options::default() };
+        let witness = Some(Paranoid::new(|reading| pollster::block_on(reading)) as _);
+        let options = Options { adapter, default_limits: true, witness, ..Options::default() };
         pollster::block_on(Gpu::open(&options)).unwrap_or_else(|error| panic!("{error}"))
     })
 }
