@@ -102,6 +102,12 @@ struct Watcher {
     pools: Vec<Drawn>,
     /// Fail at this step.
     interrupt_at: Option<usize>,
+    /// Fail when so many answers are drawn.
+    interrupt_draws_at: Option<usize>,
+    drawing: bool,
+    drawn: usize,
+    /// Whether to take the state while anchors are drawn.
+    take_draws: bool,
     /// Steps after which the state is taken, and what was taken.
     take_at: Vec<usize>,
     taken: Vec<State>,
@@ -109,6 +115,20 @@ struct Watcher {
 }
 
 impl Observer for Watcher {
+    fn begin(&mut self, what: &str, _: usize) {
+        self.drawing = what == "sampling anchors";
+    }
+
+    fn advance(&mut self, items: usize, _: usize) -> Result<()> {
+        self.drawn += if self.drawing { items } else { 0 };
+        let over = self.interrupt_draws_at.is_some_and(|most| self.drawn > most);
+        if over { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    fn wants_anchors(&mut self) -> bool {
+        self.take_draws
+    }
+
     fn anchors(&mut self, example: &Example, pool: &Pool, reference: &[Scored]) -> Result<()> {
         let ids = pool.anchors.iter().map(|anchor| anchor.ids.clone()).collect();
         let reference = reference.iter().map(|scored| scored.logp).collect();

@@ -114,7 +114,10 @@ fn last_state(folder: &Path, own: &Origin, output: &Output) -> Result<Option<Sta
             found.origin.adapter, own.adapter
         ));
     }
-    output.note(format_args!("going on after step {}", found.state.step));
+    match found.state.trained() {
+        Some(step) => output.note(format_args!("going on after step {step}")),
+        None => output.note("going on with the anchors that were drawn"),
+    }
     Ok(Some(found.state))
 }
 
@@ -179,6 +182,21 @@ impl Files {
             negative: self.negative.as_ref().map(CheckpointFiles::bytes),
             ..Inputs::new(self.model.bytes(), named(&self.train))
         }
+    }
+}
+
+impl Files {
+    /// Fails where weights were written to since they were opened.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] names the file.
+    fn check_unchanged(&self) -> Result<()> {
+        self.model.check_unchanged()?;
+        self.adapter.iter().try_for_each(AdapterFiles::check_unchanged)?;
+        [&self.positive, &self.negative].into_iter().flatten().try_for_each(|checkpoint| match checkpoint {
+            CheckpointFiles::Adapter(files) => files.check_unchanged(),
+            CheckpointFiles::Model(files) => files.check_unchanged(),
+        })
     }
 }
 
@@ -282,14 +300,20 @@ impl Begin<'_> {
         let adapter_config = prepared.setup.decoder.adapter_config(files.model.bytes().name);
         let disk = Disk::new(folder, adapter_config, origin, config);
         let what = (config.output.logging_steps, config.output.save_samples);
-        let from = state.as_ref().map(|state| state.step);
+        let from = state.as_ref().and_then(State::trained);
         let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), what, from)?
             .saving(Saver::new(output, Some(disk), config));
-        let again = |gpu: &Gpu| Ok(files.inputs().read(config)?.load(gpu, config)?.setup);
+        let again = |gpu: &Gpu| {
+            files.check_unchanged()?;
+            Ok(files.inputs().read(config)?.load(gpu, config)?.setup)
+        };
         let witness = options.witness.clone();
         let start = engine::Start { gpu, options, setup: prepared.setup, state };
         let trained = engine::trained(start, config, &mut recorder, &again)?;
         drop(recorder);
+        if let Err(error) = files.check_unchanged() {
+            output.warn(format_args!("{error}; the result belongs to the weights as they were"));
+        }
         engine::write_result(folder.path(), &files.model, &trained)?;
         let engine::Trained { gpu, outcome, .. } = trained;
         if outcome.steps > 0 && outcome.kept_step == 0 {

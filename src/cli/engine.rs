@@ -201,7 +201,7 @@ pub fn trained(
             "{error}; opening it again and going on after step {step}, with submits of {:.0} ms",
             1000.0 * seconds
         ));
-        recorder.rewind(state.as_ref().map(|state| state.step))?;
+        recorder.rewind(state.as_ref().and_then(State::trained))?;
         drop(gpu);
         gpu = open(&options, config.gpu.tuning)?;
         setup = again(&gpu)?;

@@ -192,6 +192,10 @@ impl Observer for Recorder<'_> {
         self.saver.as_ref().is_some_and(|saver| saver.wants(step))
     }
 
+    fn wants_anchors(&mut self) -> bool {
+        self.saver.as_ref().is_some_and(Saver::wants_anchors)
+    }
+
     fn saved(&mut self, state: State) -> Result<()> {
         self.saver.as_mut().map_or(Ok(()), |saver| saver.save(state))
     }

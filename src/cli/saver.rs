@@ -130,6 +130,11 @@ impl<'a> Saver<'a> {
         snapshot || self.disk.as_ref().is_some_and(|disk| disk.is_due(step))
     }
 
+    /// Whether the anchors drawn so far are to be kept.
+    pub fn wants_anchors(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.written.elapsed() >= disk.every)
+    }
+
     /// Keeps a state.
     ///
     /// # Errors
@@ -140,10 +145,11 @@ impl<'a> Saver<'a> {
             disk.write(&state, self.output);
             if asked && !disk.failing {
                 let run = disk.folder.path().display();
-                self.output.note(format_args!(
-                    "stopped after step {}; aweigh align --resume {run} goes on",
-                    state.step
-                ));
+                let place = match state.trained() {
+                    Some(step) => format!("after step {step}"),
+                    None => "while anchors were drawn".into(),
+                };
+                self.output.note(format_args!("stopped {place}; aweigh align --resume {run} goes on"));
             }
         }
         self.last = Some(state);

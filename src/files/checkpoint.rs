@@ -73,6 +73,7 @@ pub fn write(
     let temporary = temporary_folder(run).map_err(failed)?;
     let mut files = vec![(RECORD, &state.record[..]), (TENSORS, &state.tensors)];
     files.extend(state.adapter.as_deref().map(|bytes| (ADAPTER, bytes)));
+    let adapter_config = adapter_config.filter(|_| state.adapter.is_some());
     files.extend(adapter_config.map(|text| (ADAPTER_CONFIG, text.as_bytes())));
     let manifest = Manifest {
         format: FORMAT,
@@ -87,14 +88,24 @@ pub fn write(
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
     }
     sync(temporary.path()).map_err(failed)?;
-    if place.exists() {
-        // A damaged one, or the run would not have come from an earlier one.
-        fs::remove_dir_all(&place).map_err(failed)?;
+    // A damaged one, or the anchors drawn so far: out of the way first, and gone when the new one is there.
+    let old = if place.exists() {
+        let old = temporary_folder(run).map_err(failed)?;
+        fs::rename(&place, old.path().join("old")).map_err(failed)?;
+        Some(old)
+    } else {
+        None
+    };
+    if let Err(error) = fs::rename(temporary.path(), &place) {
+        if let Some(old) = &old {
+            let _ = fs::rename(old.path().join("old"), &place);
+        }
+        return Err(failed(error));
     }
-    fs::rename(temporary.path(), &place).map_err(failed)?;
     // It has moved: there is nothing left to remove.
     let _ = temporary.keep();
     sync(run).map_err(failed)?;
+    drop(old);
     for (_, old) in all(run)?.into_iter().rev().skip(keep) {
         fs::remove_dir_all(&old).map_err(|error| Error::io(&old, "remove", error))?;
     }

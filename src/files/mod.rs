@@ -11,7 +11,9 @@ mod run_folder;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use tempfile::{NamedTempFile, TempDir};
 
@@ -65,14 +67,58 @@ pub fn read_text(path: &Path, flag: &str) -> Result<String> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn map(path: &Path, flag: &str) -> Result<memmap2::Mmap> {
+pub fn map(path: &Path, flag: &str) -> Result<Mapped> {
     is_file(path, flag)?;
     let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
+    let began = stamp(&file);
     // SAFETY: the mapping is read-only and private to this process. What remains is that somebody cuts or rewrites the
     // file while we run: like every reader of mapped weights we ask users not to, and our own writers only ever rename.
     #[allow(unsafe_code)]
     let map = unsafe { memmap2::Mmap::map(&file) };
-    map.map_err(|error| Error::io(path, "map", error))
+    let map = map.map_err(|error| Error::io(path, "map", error))?;
+    Ok(Mapped { map, file, path: path.into(), began })
+}
+
+/// A mapped file.
+#[derive(Debug)]
+pub struct Mapped {
+    map: memmap2::Mmap,
+    file: File,
+    path: PathBuf,
+    began: Option<(u64, SystemTime)>,
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+impl Mapped {
+    /// Fails where the file was written to since it was mapped. Another file in its place is not meant: the mapped one stays.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names it.
+    pub fn check_unchanged(&self) -> Result<()> {
+        if stamp(&self.file) == self.began {
+            return Ok(());
+        }
+        let fix = "begin again, and leave the files of a model alone while a run uses them; put new ones in their place by renaming";
+        Err(Error::input(
+            self.path.display(),
+            "the file as it was opened",
+            "a file that was written to since",
+            fix,
+        ))
+    }
+}
+
+/// Length and time of the last change.
+fn stamp(file: &File) -> Option<(u64, SystemTime)> {
+    let data = file.metadata().ok()?;
+    Some((data.len(), data.modified().ok()?))
 }
 
 /// Bytes of memory that this process holds, where the system says so in a file.

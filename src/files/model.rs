@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::hub;
+use super::{Mapped, hub};
 use crate::assets;
 use crate::data::TokenizerFiles;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ pub struct GgufFile {
     /// What stands beside a model's weights in a directory, from the file's metadata.
     pub companions: Companions,
     /// The whole file.
-    pub map: memmap2::Mmap,
+    pub map: Mapped,
 }
 
 impl GgufFile {
@@ -109,6 +109,18 @@ impl Model {
         }))
     }
 
+    /// Fails where weights were written to since the model was opened.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        match &self.source {
+            Source::Tiny => Ok(()),
+            Source::Files(files) => files.check_unchanged(),
+            Source::Gguf(file) => file.map.check_unchanged(),
+        }
+    }
+
     fn of(source: Source) -> Self {
         Self { source, chat_template: None, _temporary: None }
     }
@@ -154,10 +166,18 @@ pub struct ModelFiles {
     /// `chat_template.jinja`, where there is one; it comes before the template in `tokenizer_config.json`.
     pub chat_template: Option<String>,
     /// The safetensors files by path, for messages: one, or the shards of `model.safetensors.index.json` in order.
-    pub weights: Vec<(String, memmap2::Mmap)>,
+    pub weights: Vec<(String, Mapped)>,
 }
 
 impl ModelFiles {
+    /// As [`Model::check_unchanged`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.weights.iter().try_for_each(|(_, map)| map.check_unchanged())
+    }
+
     /// Opens the model in `directory`; `flag` says who named it.
     ///
     /// # Errors
@@ -337,10 +357,18 @@ pub struct AdapterFiles {
     /// `adapter_config.json`
     pub config: Vec<u8>,
     /// `adapter_model.safetensors`
-    pub weights: memmap2::Mmap,
+    pub weights: Mapped,
 }
 
 impl AdapterFiles {
+    /// As [`Model::check_unchanged`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.weights.check_unchanged()
+    }
+
     /// Opens the adapter in `directory`; `flag` says who named it.
     ///
     /// # Errors
@@ -386,7 +414,7 @@ fn optional(directory: &Path, flag: &str, file: &str) -> Result<Option<Vec<u8>>>
 }
 
 /// `model.safetensors`, or the shards that the index names.
-fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, memmap2::Mmap)>> {
+fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, Mapped)>> {
     let index_name = "model.safetensors.index.json";
     let names = match optional(directory, flag, index_name)? {
         Some(index) if !directory.join("model.safetensors").is_file() => {

@@ -100,10 +100,22 @@ pub async fn align(
 ) -> Result<Outcome> {
     let resume = setup.resume.take();
     let mut run = Run::new(gpu, setup, config, observer)?;
-    if resume.is_none() {
-        run.prepare().await?;
+    let (begun, drawn) = match resume {
+        Some(state) if state.trained().is_none() => (None, Some(state)),
+        begun => (begun, None),
+    };
+    if begun.is_none() {
+        if let Some(drawn) = &drawn {
+            run.restore_drawn(drawn)?;
+        }
+        let prepared = run.prepare().await;
+        // Drawing takes long: whatever went wrong, it need not be done again.
+        if let (Err(_), Some(drawn)) = (&prepared, run.drawn()?) {
+            run.observer.saved(drawn)?;
+        }
+        prepared?;
     }
-    run.train(resume.as_ref()).await
+    run.train(begun.as_ref()).await
 }
 
 /// The loss as `config` says.

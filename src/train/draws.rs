@@ -8,6 +8,9 @@ use crate::data::Example;
 use crate::sample::{self, Request};
 use crate::{Error, Result};
 
+/// Waves of a sampler between which the anchors drawn so far may be kept.
+const WAVES: usize = 4;
+
 /// Keeps the draws of held-out answers apart from those of anchors.
 const COMPLETIONS: u32 = 0xc0_4d1e;
 
@@ -21,38 +24,77 @@ impl Run<'_> {
     pub(super) async fn draw_offline(&mut self) -> Result<()> {
         let takes_anchors = self.takes_anchors();
         let k = if takes_anchors { self.config.method.num_samples } else { 0 };
-        let held_out = &mut self.held_out;
-        let missing: usize = self.pools.iter().map(|pool| k.saturating_sub(pool.anchors.len())).sum();
-        let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
-        let pass = self.negative.pass(&self.trainer.decoder);
-        let eval_k = eval_anchors(self.config);
-        let watched = held_out.examples.iter().filter(|e| e.negative_ids.is_some()).count();
-        if missing + watched == 0 {
+        let wanted = [k, eval_anchors(self.config)];
+        let missing = [false, true].map(|held_out| self.undrawn(held_out, wanted[usize::from(held_out)]));
+        if missing.iter().all(Vec::is_empty) {
             return Ok(());
         }
-        self.observer.begin("sampling anchors", missing + watched * eval_k);
-        let observer = &mut *self.observer;
-        let mut progress = |answers, tokens| observer.advance(answers, tokens);
-        let mut draws: Vec<Draw> = (0..)
-            .zip(self.train.iter().zip(&mut self.pools))
-            .filter(|(_, (_, pool))| pool.anchors.len() < k)
-            .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
-            .collect();
-        let decoder = &self.trainer.decoder;
-        let counts =
-            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress)
-                .await?;
-        self.counts.add(&counts);
-        // Held-out prompts are numbered after the training prompts.
-        let mut draws: Vec<Draw> = (self.train.len()..)
-            .zip(held_out.examples.iter().zip(&mut held_out.pools))
-            .filter(|(_, (example, _))| example.negative_ids.is_some())
-            .map(|(i, (example, pool))| Draw::new(i, example, true, pool))
-            .collect();
-        anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, eval_k, &settings, 0, &mut progress)
-            .await?;
+        let lacking = |pools: &[Pool], missing: &[usize], k: usize| -> usize {
+            missing.iter().map(|&i| k - pools[i].anchors.len()).sum()
+        };
+        let total = lacking(&self.pools, &missing[0], wanted[0])
+            + lacking(&self.held_out.pools, &missing[1], wanted[1]);
+        self.observer.begin("sampling anchors", total);
+        for ((missing, k), held_out) in missing.iter().zip(wanted).zip([false, true]) {
+            // As many prompts as fill a few waves of the sampler.
+            let together = WAVES * (self.room.rows() / k.max(1)).max(1);
+            for some in missing.chunks(together) {
+                self.draw_some(held_out, some, k).await?;
+                if self.observer.wants_anchors()
+                    && let Some(drawn) = self.drawn()?
+                {
+                    self.observer.saved(drawn)?;
+                }
+            }
+        }
         self.observer.end();
         if takes_anchors { self.drop_empty() } else { Ok(()) }
+    }
+
+    /// The training prompts, or those held out, whose anchors were not drawn yet and are fewer than `k`.
+    fn undrawn(&self, held_out: bool, k: usize) -> Vec<usize> {
+        let (examples, pools) = match held_out {
+            true => (&self.held_out.examples, &self.held_out.pools),
+            false => (&self.train, &self.pools),
+        };
+        let undrawn = |i: &usize| {
+            let pool = &pools[*i];
+            let watches = !held_out || examples[*i].negative_ids.is_some();
+            pool.generation == 0 && pool.anchors.len() < k && watches
+        };
+        (0..examples.len()).filter(undrawn).collect()
+    }
+
+    /// Draws what is missing of these prompts' anchors. Where that fails they are as they were.
+    async fn draw_some(&mut self, held_out: bool, some: &[usize], k: usize) -> Result<()> {
+        let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
+        let decoder = &self.trainer.decoder;
+        let pass = self.negative.pass(decoder);
+        // Held-out prompts are numbered after the training prompts.
+        let (first, examples, pools) = match held_out {
+            true => (self.train.len(), &self.held_out.examples, &mut self.held_out.pools),
+            false => (0, &self.train, &mut self.pools),
+        };
+        let before: Vec<Pool> = some.iter().map(|&i| pools[i].clone()).collect();
+        let mut draws: Vec<Draw> = pools
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| some.binary_search(i).is_ok())
+            .map(|(i, pool)| Draw::new(first + i, &examples[i], true, pool))
+            .collect();
+        let observer = &mut *self.observer;
+        let mut progress = |answers, tokens| observer.advance(answers, tokens);
+        let drawn =
+            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress);
+        match drawn.await {
+            Ok(counts) if !held_out => self.counts.add(&counts),
+            Ok(_) => {}
+            Err(error) => {
+                some.iter().zip(before).for_each(|(&i, pool)| pools[i] = pool);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Leaves out prompts whose samples all stayed empty.

@@ -42,7 +42,11 @@ pub trait Observer {
         let _ = step;
         false
     }
-    /// A state that was wanted.
+    /// Whether to take the state while anchors are drawn, before there is a first step.
+    fn wants_anchors(&mut self) -> bool {
+        false
+    }
+    /// A state that was wanted; also what was drawn before something went wrong.
     fn saved(&mut self, state: State) -> Result<()> {
         let _ = state;
         Ok(())

@@ -15,7 +15,7 @@ use crate::gpu::{DType, Tensor};
 use crate::nn::Arenas;
 use crate::{Error, Result};
 
-/// A run between two steps.
+/// A run between two steps, or one whose anchors are still being drawn: that has no tensors.
 #[derive(Clone)]
 pub struct State {
     /// Optimizer steps done.
@@ -53,6 +53,24 @@ struct Record {
     collapse: Collapse,
     best: Option<(usize, Option<Metrics>)>,
     before: Option<Metrics>,
+}
+
+/// A run before its first step: the examples that are left, by their places, and the anchors drawn so far.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Drawn {
+    train: Vec<usize>,
+    eval: Vec<usize>,
+    pools: Vec<Pool>,
+    eval_pools: Vec<Pool>,
+    anchors: AnchorCounts,
+}
+
+impl State {
+    /// The steps done of a run that has begun to train.
+    pub fn trained(&self) -> Option<usize> {
+        (!self.tensors.is_empty()).then_some(self.step)
+    }
 }
 
 /// Names of the tensors that hold log-probs.
@@ -107,6 +125,45 @@ impl Run<'_> {
         Ok(State { step: course.step, record, tensors, adapter })
     }
 
+    /// The anchors drawn so far, if there are any.
+    pub(super) fn drawn(&self) -> Result<Option<State>> {
+        if !self.pools.iter().chain(&self.held_out.pools).any(|pool| pool.generation > 0) {
+            return Ok(None);
+        }
+        let drawn = Drawn {
+            train: self.kept.clone(),
+            eval: self.held_out.kept.clone(),
+            pools: self.pools.clone(),
+            eval_pools: self.held_out.pools.clone(),
+            anchors: self.counts,
+        };
+        let record = serde_json::to_vec(&drawn).map_err(|e| damaged(e.to_string()))?;
+        Ok(Some(State { step: 0, record, tensors: Vec::new(), adapter: None }))
+    }
+
+    /// Takes the anchors of [`Run::drawn`].
+    pub(super) fn restore_drawn(&mut self, state: &State) -> Result<()> {
+        let drawn: Drawn = serde_json::from_slice(&state.record).map_err(|e| damaged(e.to_string()))?;
+        self.restore_pools(drawn)
+    }
+
+    fn restore_pools(&mut self, Drawn { train, eval, pools, eval_pools, anchors }: Drawn) -> Result<()> {
+        if train.iter().any(|&i| i >= self.train.len())
+            || eval.iter().any(|&i| i >= self.held_out.examples.len())
+            || pools.len() != train.len()
+            || eval_pools.len() != eval.len()
+        {
+            return Err(damaged("another number of examples".into()));
+        }
+        self.train = train.iter().map(|&i| self.train[i].clone()).collect();
+        self.held_out.examples = eval.iter().map(|&i| self.held_out.examples[i].clone()).collect();
+        (self.kept, self.held_out.kept) = (train, eval);
+        (self.pools, self.held_out.pools) = (pools, eval_pools);
+        self.cached = vec![None; self.train.len()];
+        self.counts = anchors;
+        Ok(())
+    }
+
     /// Goes to where `state` was taken: of a run of the same settings and files, before it has done anything.
     pub(super) fn restore(&mut self, state: &State, course: &mut Course) -> Result<()> {
         let record: Record = serde_json::from_slice(&state.record).map_err(|e| damaged(e.to_string()))?;
@@ -115,21 +172,12 @@ impl Run<'_> {
         let bytes = |name: &str| {
             file.tensor(name).map(|view| view.data()).map_err(|e| damaged(format!("{name}: {e}")))
         };
-        if record.train.iter().any(|&i| i >= self.train.len())
-            || record.eval.iter().any(|&i| i >= self.held_out.examples.len())
-            || record.pools.len() != record.train.len()
-            || record.eval_pools.len() != record.eval.len()
-            || record.scored.iter().any(|&(i, _)| i >= record.train.len())
-        {
-            return Err(damaged("another number of examples".into()));
+        if record.scored.iter().any(|&(i, _)| i >= record.train.len()) {
+            return Err(damaged("log-probs of other examples".into()));
         }
-        self.train = record.train.iter().map(|&i| self.train[i].clone()).collect();
-        self.held_out.examples = record.eval.iter().map(|&i| self.held_out.examples[i].clone()).collect();
-        (self.kept, self.held_out.kept) = (record.train, record.eval);
-        (self.pools, self.held_out.pools) = (record.pools, record.eval_pools);
-        self.counts = record.anchors;
+        let Record { train, eval, pools, eval_pools, anchors, .. } = record;
+        self.restore_pools(Drawn { train, eval, pools, eval_pools, anchors })?;
         let (kept, lengths): (Vec<usize>, Vec<Vec<usize>>) = record.scored.into_iter().unzip();
-        self.cached = vec![None; self.train.len()];
         for (i, scored) in kept.into_iter().zip(scored(&lengths, bytes(SCORED)?)?) {
             self.cached[i] = Some(scored);
         }

@@ -136,3 +136,40 @@ fn a_full_run_resumes_to_the_same_bits() {
     config.method.method = Method::Npo;
     check("full, without anchors", &config, &full);
 }
+
+/// Anchors that were drawn before a run was cut off are not drawn again, and the others are those of a run that never stopped.
+#[test]
+fn drawing_goes_on_where_it_stopped() {
+    let mut config = short();
+    config.train.max_steps = Some(2);
+    // A prompt a wave: four waves are kept at once.
+    config.anchors.max_num_seqs = config.method.num_samples;
+    let setup = || Setup { train: examples(11, 0), eval: examples(5, 20), ..setup() };
+    let go = |setup: Setup, mut watcher: Watcher| {
+        let outcome = block_on(align(gpu(), setup, &config, &mut watcher));
+        (outcome, watcher)
+    };
+    let (whole, undisturbed) = go(setup(), Watcher::default());
+    let whole = whole.expect("a run");
+    let told = |w: &Watcher| -> Vec<_> { w.pools.iter().map(|d| (d.line, d.step, d.ids.clone())).collect() };
+    let (_, watched) = go(setup(), Watcher { take_draws: true, ..Watcher::default() });
+    assert_eq!(watched.taken.len(), 5, "after 4, 8 and 11 prompts, and 4 and 5 held-out ones");
+    let cut = |at: usize| {
+        let (outcome, watcher) = go(setup(), Watcher { interrupt_draws_at: Some(at), ..Watcher::default() });
+        assert!(matches!(outcome, Err(aweigh::Error::Interrupted)), "cut at {at}");
+        watcher.taken
+    };
+    assert!(cut(0).is_empty(), "nothing was drawn");
+    let answers = watched.drawn;
+    let states: Vec<_> = [answers / 3, answers / 2, answers - 1].into_iter().flat_map(cut).collect();
+    assert_eq!(states.len(), 3);
+    for state in watched.taken.into_iter().chain(states) {
+        assert_eq!((state.trained(), state.step), (None, 0));
+        let (rest, seen) = go(Setup { resume: Some(state), ..setup() }, Watcher::default());
+        let rest = rest.expect("a run");
+        assert!(seen.drawn < answers, "all were drawn again");
+        assert_eq!(told(&seen), told(&undisturbed));
+        assert_eq!(figures(&seen.steps), figures(&undisturbed.steps));
+        assert_eq!((bytes(&rest), rest.anchors), (bytes(&whole), whole.anchors));
+    }
+}

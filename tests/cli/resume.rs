@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -223,6 +224,59 @@ fn a_lost_gpu_is_opened_again_and_the_result_is_the_same() {
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("error: the GPU was lost while"), "{stderr}");
     succeed(&room, &["align", "--resume", "cut", "--quiet"]);
+    assert_same(&room, "cut", "whole");
+}
+
+/// A run whose GPU is lost again and again while anchors are drawn ends with those that are there, and goes on with them.
+#[test]
+fn anchors_that_were_drawn_are_not_lost_with_the_gpu() {
+    let room = Room::new();
+    // A prompt at a time.
+    let few = ["--max-num-seqs", "2"];
+    let (submits, _) = counts(&room, &line("whole", "1", &few));
+    let often: Vec<String> = (submits / 2..submits / 2 + 400).map(|at| format!("device-lost@{at}")).collect();
+    let faulty = room.command().args(line("cut", "1", &few)).env("AWEIGH_FAULTS", often.join(",")).output();
+    let faulty = faulty.unwrap();
+    assert_eq!(faulty.status.code(), Some(1), "{}", texts(&faulty).1);
+    let drawn: Value =
+        serde_json::from_slice(&fs::read(room.path("cut/checkpoint-0/trainer_state.json")).unwrap()).unwrap();
+    let pools = drawn["pools"].as_array().unwrap();
+    let done = pools.iter().filter(|pool| pool["generation"] == 1).count();
+    assert!(done > 0 && done < pools.len(), "{done} of {} drawn", pools.len());
+    let said = succeed(&room, &["align", "--resume", "cut"]);
+    assert!(said.contains("going on with the anchors that were drawn"), "{said}");
+    assert_same(&room, "cut", "whole");
+}
+
+/// Weights that are written to in place would be read again when a lost GPU is opened again; without that they are warned of.
+#[test]
+fn a_model_that_is_written_to_during_a_run_is_noticed() {
+    let room = Room::new();
+    let weights = room.path("model/model.safetensors");
+    let before = fs::read(&weights).unwrap();
+    let (submits, _) = counts(&room, &line("whole", "30", &SAVED));
+    let run = |faults: &str| {
+        let _ = fs::remove_dir_all(room.path("cut"));
+        fs::write(&weights, &before).unwrap();
+        let mut command = room.process();
+        command.args(line("cut", "30", &SAVED)).env("AWEIGH_FAULTS", faults);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        while last_checkpoint(&room.path("cut")).is_none() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut file = fs::OpenOptions::new().append(true).open(&weights).unwrap();
+        file.write_all(&[0]).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), texts(&output).1)
+    };
+    let expected =
+        "model.safetensors: expected the file as it was opened, found a file that was written to since";
+    let (code, stderr) = run(&format!("device-lost@{}", submits * 3 / 4));
+    assert!(code == Some(2) && stderr.contains(&format!("error: model/{expected}")), "{code:?} {stderr}");
+    let (code, stderr) = run("");
+    assert!(code == Some(0) && stderr.contains(&format!("warning: model/{expected}")), "{code:?} {stderr}");
     assert_same(&room, "cut", "whole");
 }
 
