@@ -277,6 +277,7 @@ impl Begin<'_> {
         let (config, plan) = (&planned.config, &planned.plan);
         let path = &config.output.output_dir;
         let prepared = job.load(&gpu, config)?;
+        files.check_unchanged()?;
         engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
         output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
         if config.stop.enabled && prepared.setup.eval.is_empty() {
@@ -304,8 +305,8 @@ impl Begin<'_> {
         let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), what, from)?
             .saving(Saver::new(output, Some(disk), config));
         let again = |gpu: &Gpu| {
-            files.check_unchanged()?;
-            Ok(files.inputs().read(config)?.load(gpu, config)?.setup)
+            let loaded = files.inputs().read(config)?.load(gpu, config)?;
+            files.check_unchanged().map(|()| loaded.setup)
         };
         let witness = options.witness.clone();
         let start = engine::Start { gpu, options, setup: prepared.setup, state };

@@ -178,7 +178,7 @@ pub fn trained(
     let begun = setup.resume.clone();
     let mut losses = 0;
     loop {
-        let from = setup.resume.as_ref().map_or(0, |state| state.step);
+        let from = setup.resume.as_ref().map(State::progress);
         let run = async {
             let outcome = align(&gpu, setup, config, recorder).await?;
             let weights = outcome.decoder.trained_safetensors(&gpu).await?;
@@ -190,15 +190,15 @@ pub fn trained(
             Err(error) => return Err(error),
         };
         let state = recorder.last_state().or(begun.as_ref()).cloned();
-        let step = state.as_ref().map_or(0, |state| state.step);
-        losses = if step > from { 1 } else { losses + 1 };
+        losses = if state.as_ref().map(State::progress) > from { 1 } else { losses + 1 };
         if losses == LOSSES {
             return Err(error);
         }
         let seconds = options.submit_seconds.unwrap_or(SUBMIT_SECONDS) / 2.0;
         options.submit_seconds = Some(seconds);
         recorder.warn(format_args!(
-            "{error}; opening it again and going on after step {step}, with submits of {:.0} ms",
+            "{error}; opening it again and going on after step {}, with submits of {:.0} ms",
+            state.as_ref().and_then(State::trained).unwrap_or(0),
             1000.0 * seconds
         ));
         recorder.rewind(state.as_ref().and_then(State::trained))?;

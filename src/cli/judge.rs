@@ -301,7 +301,10 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
     let folder = RunFolder::create(&args.output_dir, "--output-dir", args.overwrite)?;
     let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), (1, false), None)?
         .saving(Saver::new(output, None, &config));
-    let again = |gpu: &Gpu| Ok(job()?.load(gpu, &config)?.setup);
+    let again = |gpu: &Gpu| {
+        let loaded = job()?.load(gpu, &config)?;
+        model.check_unchanged().map(|()| loaded.setup)
+    };
     let start = engine::Start { gpu, options: args.gpu.options(), setup: prepared.setup, state: None };
     let trained = engine::trained(start, &config, &mut recorder, &again)?;
     drop(recorder);

@@ -141,7 +141,8 @@ impl<'a> Saver<'a> {
     /// [`Error::Interrupted`] where the user has asked to stop.
     pub fn save(&mut self, state: State) -> Result<()> {
         let asked = interrupt::asked();
-        if let Some(disk) = self.disk.as_mut().filter(|disk| disk.is_due(state.step)) {
+        let due = |disk: &&mut Disk| state.trained().is_none_or(|step| disk.is_due(step));
+        if let Some(disk) = self.disk.as_mut().filter(due) {
             disk.write(&state, self.output);
             if asked && !disk.failing {
                 let run = disk.folder.path().display();

@@ -1,4 +1,5 @@
-//! Checkpoints of a run: folders `checkpoint-N`, N the steps done, that are whole or not there.
+//! Checkpoints of a run: folders `checkpoint-N`, N the steps done, that are whole or not there. Before the first step they are `anchors-N`, N
+//! the prompts whose anchors are drawn.
 //!
 //! Names are Hugging Face's where it has them: `trainer_state.json`, `adapter_model.safetensors` and `adapter_config.json`, so that a LoRA
 //! run's checkpoint is an adapter that PEFT loads. `state.safetensors` holds the weights in training, AdamW's moments and the rest of what
@@ -17,6 +18,8 @@ use crate::train::State;
 
 /// What checkpoints' names begin with.
 pub const PREFIX: &str = "checkpoint-";
+/// The same before the first step, while anchors are drawn.
+pub const DRAWN: &str = "anchors-";
 const MANIFEST: &str = "checkpoint.json";
 const RECORD: &str = "trainer_state.json";
 const TENSORS: &str = "state.safetensors";
@@ -67,7 +70,8 @@ pub fn write(
     origin: &Origin,
     keep: usize,
 ) -> Result<()> {
-    let place = run.join(format!("{PREFIX}{}", state.step));
+    let prefix = if state.trained().is_some() { PREFIX } else { DRAWN };
+    let place = run.join(format!("{prefix}{}", state.step));
     let failed = |error| Error::io(&place, "write", error);
     fs::create_dir_all(run).map_err(failed)?;
     let temporary = temporary_folder(run).map_err(failed)?;
@@ -88,24 +92,14 @@ pub fn write(
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
     }
     sync(temporary.path()).map_err(failed)?;
-    // A damaged one, or the anchors drawn so far: out of the way first, and gone when the new one is there.
-    let old = if place.exists() {
-        let old = temporary_folder(run).map_err(failed)?;
-        fs::rename(&place, old.path().join("old")).map_err(failed)?;
-        Some(old)
-    } else {
-        None
-    };
-    if let Err(error) = fs::rename(temporary.path(), &place) {
-        if let Some(old) = &old {
-            let _ = fs::rename(old.path().join("old"), &place);
-        }
-        return Err(failed(error));
+    if place.exists() {
+        // A damaged one, or the run would not have come from an earlier one.
+        fs::remove_dir_all(&place).map_err(failed)?;
     }
+    fs::rename(temporary.path(), &place).map_err(failed)?;
     // It has moved: there is nothing left to remove.
     let _ = temporary.keep();
     sync(run).map_err(failed)?;
-    drop(old);
     for (_, old) in all(run)?.into_iter().rev().skip(keep) {
         fs::remove_dir_all(&old).map_err(|error| Error::io(&old, "remove", error))?;
     }
@@ -169,9 +163,13 @@ fn read(place: &Path) -> io::Result<Checkpoint> {
     Ok(Checkpoint { state, origin: manifest.origin })
 }
 
-/// The checkpoints in the run's folder by their steps.
-fn all(run: &Path) -> Result<BTreeMap<usize, PathBuf>> {
-    let step = |name: &String| Some((name.strip_prefix(PREFIX)?.parse().ok()?, run.join(name)));
+/// The checkpoints in the run's folder: by the prompts whose anchors are drawn, then by their steps.
+fn all(run: &Path) -> Result<BTreeMap<(bool, usize), PathBuf>> {
+    let step = |name: &String| {
+        let of = |prefix| name.strip_prefix(prefix).and_then(|number: &str| number.parse().ok());
+        let key = of(PREFIX).map(|step| (true, step)).or(of(DRAWN).map(|prompts| (false, prompts)))?;
+        Some((key, run.join(name)))
+    };
     Ok(entries(run, "--output-dir")?.iter().filter_map(step).collect())
 }
 
@@ -197,6 +195,11 @@ mod tests {
     fn the_last_ones_stay_and_a_damaged_one_is_passed_over() {
         let room = tempfile::tempdir().unwrap();
         let run = room.path().join("run");
+        let drawn = State { tensors: Vec::new(), adapter: None, ..state(40) };
+        write(&run, &drawn, Some("{}"), &origin(), 2).unwrap();
+        assert_eq!(names(&run), ["anchors-40"]);
+        let found = latest(&run, &mut |text| panic!("{text}")).unwrap().unwrap().state;
+        assert_eq!((found.step, found.trained(), found.adapter), (40, None, None));
         for step in [0, 9, 10, 11] {
             write(&run, &state(step), Some("{}"), &origin(), 2).unwrap();
         }

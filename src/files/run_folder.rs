@@ -58,7 +58,8 @@ impl Drop for Lock {
 
 fn is_of_a_run(name: &str) -> bool {
     let begins = |prefix| name.starts_with(prefix);
-    RUN_ENTRIES.contains(&name) || begins(events::PREFIX) || begins(checkpoint::PREFIX) || begins(PART)
+    let own = [events::PREFIX, checkpoint::PREFIX, checkpoint::DRAWN, PART];
+    RUN_ENTRIES.contains(&name) || own.into_iter().any(begins)
 }
 
 impl RunFolder {

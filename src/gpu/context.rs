@@ -374,11 +374,11 @@ impl Gpu {
     /// Fails with what the device has reported since the last check, if anything; always once it is lost.
     pub fn check(&self, doing: &str) -> Result<()> {
         let mut reports = locked(&self.reports);
-        if let Some(message) = reports.lost.clone() {
-            return Err(Error::DeviceLost { doing: doing.into(), message });
-        }
         if let Some(error) = reports.found.take() {
             return Err(error);
+        }
+        if let Some(message) = reports.lost.clone() {
+            return Err(Error::DeviceLost { doing: doing.into(), message });
         }
         // The first report is the cause; the rest mostly follow from it.
         match std::mem::take(&mut reports.messages).into_iter().next() {

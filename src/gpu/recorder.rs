@@ -66,45 +66,37 @@ impl<'g> Recorder<'g> {
             return;
         }
         let gpu = self.gpu;
+        let record = |recorder: &mut Self| {
+            let full = recorder.uniforms.len() as u64 + UNIFORM_STRIDE > UNIFORM_BYTES;
+            let spent = recorder.operations > 0.0 && recorder.operations + operations > gpu.submit_budget();
+            if full || spent {
+                recorder.submit();
+            }
+            let offset = recorder.uniforms.len();
+            recorder.uniforms.extend_from_slice(bytemuck::bytes_of(params));
+            recorder.uniforms.resize(offset + UNIFORM_STRIDE as usize, 0);
+            let rows = groups.div_ceil(MAX_GROUPS);
+            recorder.push(Command::Dispatch {
+                kernel: kernel.clone(),
+                params: (offset as u32, size_of::<P>() as u64),
+                bindings: bindings.iter().map(|&tensor| tensor.clone()).collect(),
+                groups: (groups.div_ceil(rows) as u32, rows as u32),
+            });
+            recorder.operations += operations.max(1.0);
+        };
         let Some(witness) = gpu.witness().filter(|witness| witness.wants(kernel.name())) else {
-            return self.record(kernel, params, bindings, groups, operations);
+            return record(self);
         };
         self.submit();
         let writes = &kernel.compiled(gpu).writes;
         let seen = Seen { kernel: kernel.name(), params: bytemuck::bytes_of(params), bindings, writes };
         let mut run = || {
-            self.record(kernel, params, bindings, groups, operations);
+            record(self);
             self.submit();
         };
         if let Err(error) = witness.watch(gpu, &seen, &mut run) {
             gpu.report(error);
         }
-    }
-
-    fn record<P: bytemuck::Pod>(
-        &mut self,
-        kernel: &Arc<Kernel>,
-        params: &P,
-        bindings: &[Binding],
-        groups: u64,
-        operations: f64,
-    ) {
-        let full = self.uniforms.len() as u64 + UNIFORM_STRIDE > UNIFORM_BYTES;
-        let spent = self.operations > 0.0 && self.operations + operations > self.gpu.submit_budget();
-        if full || spent {
-            self.submit();
-        }
-        let offset = self.uniforms.len();
-        self.uniforms.extend_from_slice(bytemuck::bytes_of(params));
-        self.uniforms.resize(offset + UNIFORM_STRIDE as usize, 0);
-        let rows = groups.div_ceil(MAX_GROUPS);
-        self.push(Command::Dispatch {
-            kernel: kernel.clone(),
-            params: (offset as u32, size_of::<P>() as u64),
-            bindings: bindings.iter().map(|&tensor| tensor.clone()).collect(),
-            groups: (groups.div_ceil(rows) as u32, rows as u32),
-        });
-        self.operations += operations.max(1.0);
     }
 
     /// Submits what is recorded so far.

@@ -184,7 +184,7 @@ fn groups_of_64(count: usize) -> u64 {
 
 /// Columns up to which one invocation may walk a row alone. llvmpipe silently ends all loops of an invocation after
 /// 65,535 iterations in total (`LP_MAX_TGSI_LOOP_ITERATIONS`), and a sampler passes over its row some dozen times.
-const SERIAL_COLUMNS: usize = 2048;
+pub(crate) const SERIAL_COLUMNS: usize = 2048;
 
 /// For the kernels on `common/rows.wgsl`: the variant for this tier and width, and its workgroups.
 fn by_rows(recorder: &Recorder, shader: &str, rows: usize, columns: usize) -> (String, u64) {

@@ -30,7 +30,7 @@ enum Formula {
 
 impl Params {
     /// A method's formula and constants; the rest is 0.
-    fn of(method: Method) -> Self {
+    pub(crate) fn of(method: Method) -> Self {
         let with =
             |formula: Formula| Self { formula: formula as u32, weight: 1.0, ..bytemuck::Zeroable::zeroed() };
         let pair =

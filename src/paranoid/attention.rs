@@ -3,7 +3,7 @@
 //! Scores are sums of products, of which the exponential is taken: what a score is off by, a weight is off by in proportion. How large the
 //! sum of the sizes can be is bounded by the lengths of the vectors.
 
-use super::{Bound, Output, UNIT, Witnessed};
+use super::{Bound, Output, UNIT, Witnessed, of_sum};
 use crate::kernels::attention::{DeltaParams, Params};
 use crate::reference::attention::{self, Saved};
 
@@ -78,9 +78,9 @@ impl Layer {
         &row[head * self.dim..][..self.dim]
     }
 
-    /// What the weights of a query's keys are off by, in proportion.
-    fn share(&self, q: &[f64], longest_key: f64) -> f64 {
-        1e-5 + 16.0 * UNIT * f64::from(self.p.scale).abs() * length(q) * longest_key
+    /// What the weights of a query's keys are off by, in proportion, with a sum over `count` keys or queries.
+    fn share(&self, q: &[f64], longest_key: f64, count: usize) -> f64 {
+        1e-5 + of_sum(count) + 16.0 * UNIT * f64::from(self.p.scale).abs() * length(q) * longest_key
     }
 
     /// Some queries, their keys with new numbers, and the keys.
@@ -89,6 +89,8 @@ impl Layer {
         let mut picked = Picked::default();
         for &t in &tokens {
             let [a, b, c, d] = seen.bound[ranges].four(t).map(|end| end as usize);
+            let slots = seen.bound[at.k].len;
+            assert!(a <= b && c <= d && b.max(d) <= slots, "keys {a}..{b} and {c}..{d} of query {t}");
             let first = picked.k.len() / (self.kv_heads * self.dim);
             for s in (a..b).chain(c..d) {
                 picked.k.extend(self.kv(&seen.bound[at.k], self.p.k_at, s));
@@ -123,6 +125,14 @@ struct Picked {
     ranges: Vec<[u32; 4]>,
 }
 
+impl Picked {
+    /// Keys of one of the queries.
+    fn keys(&self, i: usize) -> usize {
+        let [first, .., end] = self.ranges[i];
+        (end - first) as usize
+    }
+}
+
 /// Bindings: q, k, v, ranges, o, stats.
 pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
     let layer = Layer::of(seen);
@@ -135,7 +145,7 @@ pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
     for (i, t) in picked.tokens.iter().enumerate() {
         for head in 0..heads {
             let [[long, _], [_, large]] = layer.sizes(&picked, i, head);
-            let share = layer.share(layer.head(&picked.q, i * heads + head), long);
+            let share = layer.share(layer.head(&picked.q, i * heads + head), long, picked.keys(i));
             let expected = layer.head(&o, i * heads + head);
             of_o.row((t * heads + head) * dim, expected, |_| share * large);
             of_lse.near(t * heads + head, lse[i * heads + head], share);
@@ -193,7 +203,7 @@ pub(super) fn dq(seen: &Witnessed) -> Vec<Output> {
         for head in 0..heads {
             let row = i * heads + head;
             let [[long, large], [long_value, _]] = layer.sizes(&picked, i, head);
-            let share = layer.share(layer.head(q, row), long);
+            let share = layer.share(layer.head(q, row), long, picked.keys(i));
             let size = length(layer.head(&d_o, row)) * long_value + deltas[row].abs();
             let slack = f64::from(layer.p.scale).abs() * share * size * large;
             output.row(place(t, head), layer.head(&dq, row), |_| slack);
@@ -258,7 +268,7 @@ fn by_key(
             let (key, value) = (layer.head(&k, kv_head), layer.head(&v, kv_head));
             let score: f64 = f64::from(layer.p.scale) * q.iter().zip(key).map(|(a, b)| a * b).sum::<f64>();
             let capped = layer.params(None).cap.map_or(score, |cap| cap * (score / cap).tanh());
-            let weight = layer.share(q, length(key)) * (capped - lse[i]).exp();
+            let weight = layer.share(q, length(key), readers.len() * shared_by) * (capped - lse[i]).exp();
             let size = length(own) * length(value) + deltas[i].abs();
             slacks[kv_head][0] += f64::from(layer.p.scale).abs() * weight * size * largest(q);
             slacks[kv_head][1] += weight * largest(own);

@@ -1,7 +1,7 @@
 //! Log-probabilities, their way back into the logits, and the losses.
 
 use super::{Output, UNIT, Witnessed, of_sum};
-use crate::kernels::{log_prob, preference};
+use crate::kernels::{SERIAL_COLUMNS, log_prob, preference};
 use crate::reference;
 use crate::reference::preference::{Method, Outcome, Terms};
 
@@ -22,8 +22,9 @@ pub(super) fn log_prob(seen: &Witnessed) -> Vec<Output> {
         let found = reference::log_prob::forward(&logits, &[target], vocab);
         let lse = found.lse[0];
         let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let share = 1e-5 + of_sum(vocab);
-        let size = share * (1.0 + lse.abs() + most.abs() + logits[target as usize].abs());
+        // Wide rows are summed by a workgroup. What a sum is off by, in proportion, its logarithm is off by as it is.
+        let share = 1e-5 + of_sum(vocab.min(SERIAL_COLUMNS).max(vocab / 64));
+        let size = share + 8.0 * UNIT * (lse.abs() + most.abs() + logits[target as usize].abs());
         // Of the terms p · logit, each with what its p is off by.
         let term =
             |l: &f64| if l.is_finite() { (l - lse).exp() * l.abs() * (1.0 + (l - lse).abs()) } else { 0.0 };
@@ -67,7 +68,8 @@ fn method(p: &preference::Params, n: usize) -> Method {
         (1, ..) => Method::Ul,
         (2, false, 1) => Method::Simnpo { beta, gamma },
         (2, false, _) => Method::Simpo { beta, gamma },
-        (2, true, 1) if p.weight == (2.0 / beta) as f32 && alpha == beta => Method::Npo { beta },
+        // The two agree where 2 / beta is 1.
+        (2, true, 1) if p.weight != 1.0 => Method::Npo { beta },
         (2, true, 2) if p.smoothing != 0.0 => Method::Dpo { beta, label_smoothing: f64::from(p.smoothing) },
         // DPO's is that of one anchor.
         (2, ..) => Method::D2o { alpha, beta },
@@ -90,11 +92,15 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
         let [first, end] = pair(0, group);
         let spans: Vec<[usize; 2]> = (first..end).map(|s| pair(1, s)).collect();
         let method = method(&p, spans.len());
-        // The whole, and with the log-probs off as sums in f32 may be: the last sequence's one way, the others' the other.
+        // The whole, and with the log-probs off by some units: the last sequence's one way, the others' the other.
         let with = |nudge: f64| -> Outcome {
             let off = |s: usize| 1.0 + if s + 1 == spans.len() { -nudge } else { nudge };
             let of = |(s, [start, end]): (usize, &[usize; 2])| -> Vec<f64> {
-                seen.bound[2].range(*start, end - start).iter().map(|logp| logp * off(s)).collect()
+                let logps = seen.bound[2].range(*start, end - start);
+                // Their sum is the device's own, which sequence_sum answers for.
+                let sum: f64 = logps.iter().sum();
+                let own = if sum == 0.0 { 1.0 } else { seen.bound[3].at(first + s) / sum };
+                logps.iter().map(|logp| logp * own * off(s)).collect()
             };
             let policy: Vec<Vec<f64>> = spans.iter().enumerate().map(of).collect();
             let policy: Vec<&[f64]> = policy.iter().map(Vec::as_slice).collect();
@@ -103,7 +109,7 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
             reference::preference::forward(method, &policy, &reference, terms)
         };
         let whole = with(0.0);
-        let nudged = [with(4e-6), with(-4e-6)];
+        let nudged = [with(1e-6), with(-1e-6)];
         let numbers = |o: &Outcome| [o.loss, o.margin(), o.rewards[0], o.rewards[1]];
         let slack = |of: &dyn Fn(&Outcome) -> f64| {
             let off = nudged.iter().map(|nudged| (of(nudged) - of(&whole)).abs()).sum::<f64>();
@@ -124,4 +130,48 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
         }
     }
     vec![of_outcome, of_coefficient]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The loss that a parameter block is read as is that of the method it was made of, whatever beta rounds to.
+    #[test]
+    fn a_method_comes_back_from_its_parameters() {
+        let outcome = |method: Method, n: usize| {
+            let policy: Vec<&[f64]> = [&[-1.5, -0.5][..], &[-0.25], &[-3.0]][..n].to_vec();
+            let reference = [-1.0, -1.25, -2.0];
+            reference::preference::forward(method, &policy, &reference[..n], Terms::default())
+        };
+        for hundredth in 1..=300 {
+            let beta = f64::from(hundredth) / 100.0;
+            let methods = [
+                (Method::Sft, 1),
+                (Method::Ga, 1),
+                (Method::Ul, 1),
+                (Method::Dpo { beta, label_smoothing: 0.0 }, 2),
+                (Method::Dpo { beta, label_smoothing: 0.1 }, 2),
+                (Method::Ipo { beta }, 2),
+                (Method::Hinge { beta }, 2),
+                (Method::Slic { delta: beta, sft_weight: 0.5 }, 2),
+                (Method::Simpo { beta, gamma: 0.5 }, 2),
+                (Method::Orpo { beta }, 2),
+                (Method::Npo { beta }, 1),
+                (Method::Simnpo { beta, gamma: 0.5 }, 1),
+                (Method::D2o { alpha: 0.1, beta }, 3),
+                (Method::D2o { alpha: 0.1, beta }, 1),
+            ];
+            for (of, n) in methods {
+                let params =
+                    preference::Params { relative: of.has_reference().into(), ..preference::Params::of(of) };
+                let (expected, found) = (outcome(of, n), outcome(method(&params, n), n));
+                assert!((expected.loss - found.loss).abs() < 1e-6 * (1.0 + expected.loss.abs()), "{of:?}");
+                let slopes = |o: &Outcome| o.coefficients.concat();
+                for (a, b) in slopes(&expected).into_iter().zip(slopes(&found)) {
+                    assert!((a - b).abs() < 1e-6 * (1.0 + a.abs()), "{of:?}: {a} and {b}");
+                }
+            }
+        }
+    }
 }

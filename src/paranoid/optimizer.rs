@@ -40,9 +40,12 @@ fn params([shrink, beta1, beta2, step, root, eps]: [f32; 6], scale: f64) -> refe
     reference::adamw::Params { lr, beta1, beta2, eps, weight_decay, step: t as u32, scale }
 }
 
-/// What a weight may be off by, from what it was and what it became.
-fn weight_slack(before: f64, after: f64) -> f64 {
-    8.0 * UNIT * before.abs() + 1e-4 * (after - before).abs()
+/// What a weight may be off by, from what it was and what it became, and the moments: two terms of the first may cancel.
+fn weight_slack(p: reference::adamw::Params, [before, after]: [f64; 2], of_m: f64, v: f64) -> f64 {
+    let t = f64::from(p.step);
+    let (correct1, correct2) = (1.0 - p.beta1.powf(t), (1.0 - p.beta2.powf(t)).sqrt());
+    let cancelled = p.lr / correct1 * 4.0 * UNIT * of_m / (v.sqrt() / correct2 + p.eps);
+    4.0 * UNIT * before.abs() + 1e-4 * (after - before).abs() + cancelled
 }
 
 /// Bindings: clip, g, w, m, v.
@@ -62,7 +65,7 @@ pub(super) fn adamw(seen: &Witnessed) -> Vec<Output> {
         let [of_m, of_v] = &mut moments;
         reference::adamw::step(params, &mut w, &[g], of_m, of_v);
         let size = m.abs() + (g * params.scale).abs();
-        outputs[0].near(i, w[0], weight_slack(before, w[0]));
+        outputs[0].within(i, w[0], weight_slack(params, [before, w[0]], size, moments[1][0]));
         outputs[1].near(i, moments[0][0], 4.0 * UNIT * size);
         outputs[2].near(i, moments[1][0], 0.0);
     }
@@ -104,9 +107,11 @@ pub(super) fn adamw_8bit(seen: &Witnessed) -> Vec<Output> {
         };
         let (before, g) = (filled(3), filled(1));
         let mut w = before.clone();
+        let sizes: Vec<f64> = m.iter().zip(&g).map(|(m, g)| m.abs() + (g * params.scale).abs()).collect();
         reference::adamw::step(params, &mut w, &g, &mut m, &mut v);
-        let held = size.min(count - b * block);
-        of_w.row(b * block, &w[..held], |i| weight_slack(before[i], w[i]));
+        for i in 0..size.min(count - b * block) {
+            of_w.within(b * block + i, w[i], weight_slack(params, [before[i], w[i]], sizes[i], v[i]));
+        }
         for (which, (found, expected)) in found.iter().zip([&m, &v]).enumerate() {
             let table = &table[256 * which..][..256];
             let rounding = reference::adamw_8bit::rounding(expected, table);

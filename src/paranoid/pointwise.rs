@@ -130,7 +130,7 @@ pub(super) fn ema(seen: &Witnessed) -> Vec<Output> {
     for i in runs(seen, count) {
         let (value, average) = (seen.bound[0].at(i), seen.bound[1].at(i));
         let moved = reference::ema::forward(&[average], &[value], f64::from(p.decay))[0];
-        output.near(i, moved, 4.0 * UNIT * (value.abs() + average.abs()));
+        output.within(i, moved, 4.0 * UNIT * (value.abs() + average.abs()));
     }
     vec![output]
 }

@@ -11,10 +11,9 @@ pub(super) fn gather(seen: &Witnessed) -> Vec<Output> {
         [p.rows, p.width, p.stride, p.first, p.row0, p.count].map(|size| size as usize);
     let source = |row: usize| (seen.bound[0].word(first + row * stride) as usize).checked_sub(row0);
     let in_piece = |row: usize| source(row).filter(|&source| source < count);
-    let own = (0..rows).filter(|&row| in_piece(row).is_some());
-    let mut output = Output::new(2, own.map(|row| row * width..(row + 1) * width).collect());
-    for row in seen.pick_rows(rows, width) {
-        let Some(source) = in_piece(row) else { continue };
+    let own: Vec<(usize, usize)> = (0..rows).filter_map(|row| Some((row, in_piece(row)?))).collect();
+    let mut output = Output::new(2, own.iter().map(|(row, _)| row * width..(row + 1) * width).collect());
+    for (row, source) in seen.pick_rows(own.len(), width).into_iter().map(|i| own[i]) {
         let table = seen.bound[1].range(source * width, width);
         let mut values = reference::gather::forward(&table, &[0], width);
         let before = seen.bound[2].range(row * width, width);
@@ -37,10 +36,10 @@ pub(super) fn gather_backward(seen: &Witnessed) -> Vec<Output> {
         let target = (lists.word(u) as usize).checked_sub(row0);
         target.filter(|&target| target < count)
     };
-    let own = (0..targets).filter_map(in_piece);
-    let mut output = Output::new(2, own.map(|target| target * width..(target + 1) * width).collect());
-    for u in seen.pick_rows(targets, width) {
-        let Some(target) = in_piece(u) else { continue };
+    let own: Vec<(usize, usize)> = (0..targets).filter_map(|u| Some((u, in_piece(u)?))).collect();
+    let written = own.iter().map(|(_, target)| target * width..(target + 1) * width);
+    let mut output = Output::new(2, written.collect());
+    for (u, target) in seen.pick_rows(own.len(), width).into_iter().map(|i| own[i]) {
         let [start, end] = [u, u + 1].map(|u| lists.word(targets + u) as usize);
         let readers = (start..end).map(|i| lists.word(2 * targets + 1 + i) as usize);
         let dout: Vec<f64> = readers.flat_map(|row| seen.bound[1].range(row * width, width)).collect();

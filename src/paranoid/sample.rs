@@ -32,6 +32,7 @@ pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
             continue;
         }
         let drawn = super::word(history, column(r));
+        assert!(row.state[3] == 1 || drawn < p.vocab, "token {drawn} of {vocab} was drawn in row {r}");
         // A row that ended draws nothing. Where rounding decides, what was drawn stands.
         let id = if row.state[3] == 1 { NONE } else { row.draw(&settings).unwrap_or(drawn) };
         of_history.word(column(r), id);

@@ -68,6 +68,18 @@ pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, 
     Ok((Tensor::from_bytes(gpu, Purpose::Staging, "selftest weights", &bytes, shape)?, held))
 }
 
+/// A quantised type, as the reference calls it.
+pub(crate) fn format(dtype: DType) -> Format {
+    match dtype {
+        DType::Q4 => Format::Q4,
+        DType::Q8 => Format::Q8,
+        DType::Q4K => Format::Q4K,
+        DType::Q5K => Format::Q5K,
+        DType::Q6K => Format::Q6K,
+        _ => Format::Nf4,
+    }
+}
+
 /// Quantised weights with any codes and scales, and what the reference makes of them.
 fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) {
     let mut count = 0;
@@ -75,15 +87,7 @@ fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) 
         count += 1;
         rng::pcg4d([count, seed, 3, 5])[0]
     });
-    let format = match dtype {
-        DType::Q4 => Format::Q4,
-        DType::Q8 => Format::Q8,
-        DType::Q4K => Format::Q4K,
-        DType::Q5K => Format::Q5K,
-        DType::Q6K => Format::Q6K,
-        _ => Format::Nf4,
-    };
-    let held = blocks::forward(format, [&blocks.codes, &blocks.scales, &blocks.supers], len);
+    let held = blocks::forward(format(dtype), [&blocks.codes, &blocks.scales, &blocks.supers], len);
     // The host's own reading of blocks, which loading a model relies on.
     let read: Vec<f64> = blocks.values().into_iter().map(f64::from).collect();
     assert!(

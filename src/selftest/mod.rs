@@ -16,6 +16,7 @@ mod pointwise;
 mod rows;
 mod sample;
 
+pub(crate) use bench::format;
 pub(crate) use sample::Row as DrawnRow;
 
 use std::future::Future;

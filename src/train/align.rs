@@ -10,7 +10,6 @@ use super::responses::{loss_responses, reference_responses};
 use super::state::State;
 use super::step::{Scored, Trainer, score_in};
 use super::stop::StopReason;
-use crate::Result;
 use crate::config::{Method, RunConfig, Takes};
 use crate::data::Example;
 use crate::data::packing::Group;
@@ -20,6 +19,7 @@ use crate::model::{Decoder, DecoderConfig};
 use crate::nn::Arenas;
 use crate::optim::{AdamW, Optimizer};
 use crate::sample::Room;
+use crate::{Error, Result};
 
 /// Everything a run starts from.
 pub struct Setup {
@@ -109,9 +109,12 @@ pub async fn align(
             run.restore_drawn(drawn)?;
         }
         let prepared = run.prepare().await;
-        // Drawing takes long: whatever went wrong, it need not be done again.
-        if let (Err(_), Some(drawn)) = (&prepared, run.drawn()?) {
-            run.observer.saved(drawn)?;
+        // Drawing takes long: it need not be done again for an interrupt or a GPU that gave up, as long as it was right.
+        if let Err(Error::Interrupted | Error::DeviceLost { .. } | Error::OutOfMemory { .. }) = &prepared
+            && let Some(drawn) = run.drawn()?
+        {
+            // What went wrong first is told.
+            let _ = run.observer.saved(drawn);
         }
         prepared?;
     }

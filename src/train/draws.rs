@@ -26,15 +26,14 @@ impl Run<'_> {
         let k = if takes_anchors { self.config.method.num_samples } else { 0 };
         let wanted = [k, eval_anchors(self.config)];
         let missing = [false, true].map(|held_out| self.undrawn(held_out, wanted[usize::from(held_out)]));
-        if missing.iter().all(Vec::is_empty) {
-            return Ok(());
-        }
         let lacking = |pools: &[Pool], missing: &[usize], k: usize| -> usize {
             missing.iter().map(|&i| k - pools[i].anchors.len()).sum()
         };
         let total = lacking(&self.pools, &missing[0], wanted[0])
             + lacking(&self.held_out.pools, &missing[1], wanted[1]);
-        self.observer.begin("sampling anchors", total);
+        if total > 0 {
+            self.observer.begin("sampling anchors", total);
+        }
         for ((missing, k), held_out) in missing.iter().zip(wanted).zip([false, true]) {
             // As many prompts as fill a few waves of the sampler.
             let together = WAVES * (self.room.rows() / k.max(1)).max(1);
@@ -47,7 +46,9 @@ impl Run<'_> {
                 }
             }
         }
-        self.observer.end();
+        if total > 0 {
+            self.observer.end();
+        }
         if takes_anchors { self.drop_empty() } else { Ok(()) }
     }
 
@@ -104,6 +105,10 @@ impl Run<'_> {
             sampled.map(|(e, pool)| e.negative_ids.is_none() || !pool.anchors.is_empty()).collect()
         };
         let train = keep(&self.train, &self.pools);
+        if !train.contains(&true) {
+            let fix = "raise the temperature, or change the safety instruction";
+            return Err(Error::input("anchors", "answers with at least one word", "only empty samples", fix));
+        }
         let eval = keep(&self.held_out.examples, &self.held_out.pools);
         retain(&mut self.train, &train);
         retain(&mut self.pools, &train);
@@ -112,11 +117,7 @@ impl Run<'_> {
         retain(&mut self.held_out.kept, &eval);
         retain(&mut self.held_out.examples, &eval);
         retain(&mut self.held_out.pools, &eval);
-        if !self.train.is_empty() {
-            return Ok(());
-        }
-        let fix = "raise the temperature, or change the safety instruction";
-        Err(Error::input("anchors", "answers with at least one word", "only empty samples", fix))
+        Ok(())
     }
 
     /// Draws the anchors of this step's prompts anew where they are due.

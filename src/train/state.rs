@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// A run between two steps, or one whose anchors are still being drawn: that has no tensors.
 #[derive(Clone)]
 pub struct State {
-    /// Optimizer steps done.
+    /// Optimizer steps done; while anchors are drawn, the prompts that have theirs.
     pub step: usize,
     /// Counters, anchors, what evaluations came to: JSON.
     pub record: Vec<u8>,
@@ -70,6 +70,11 @@ impl State {
     /// The steps done of a run that has begun to train.
     pub fn trained(&self) -> Option<usize> {
         (!self.tensors.is_empty()).then_some(self.step)
+    }
+
+    /// Grows as a run comes further.
+    pub fn progress(&self) -> (bool, usize) {
+        (self.trained().is_some(), self.step)
     }
 }
 
@@ -127,7 +132,8 @@ impl Run<'_> {
 
     /// The anchors drawn so far, if there are any.
     pub(super) fn drawn(&self) -> Result<Option<State>> {
-        if !self.pools.iter().chain(&self.held_out.pools).any(|pool| pool.generation > 0) {
+        let step = self.pools.iter().chain(&self.held_out.pools).filter(|pool| pool.generation > 0).count();
+        if step == 0 {
             return Ok(None);
         }
         let drawn = Drawn {
@@ -138,7 +144,7 @@ impl Run<'_> {
             anchors: self.counts,
         };
         let record = serde_json::to_vec(&drawn).map_err(|e| damaged(e.to_string()))?;
-        Ok(Some(State { step: 0, record, tensors: Vec::new(), adapter: None }))
+        Ok(Some(State { step, record, tensors: Vec::new(), adapter: None }))
     }
 
     /// Takes the anchors of [`Run::drawn`].
@@ -148,7 +154,8 @@ impl Run<'_> {
     }
 
     fn restore_pools(&mut self, Drawn { train, eval, pools, eval_pools, anchors }: Drawn) -> Result<()> {
-        if train.iter().any(|&i| i >= self.train.len())
+        if train.is_empty()
+            || train.iter().any(|&i| i >= self.train.len())
             || eval.iter().any(|&i| i >= self.held_out.examples.len())
             || pools.len() != train.len()
             || eval_pools.len() != eval.len()

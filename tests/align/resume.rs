@@ -160,11 +160,19 @@ fn drawing_goes_on_where_it_stopped() {
         watcher.taken
     };
     assert!(cut(0).is_empty(), "nothing was drawn");
+    // A prompt whose samples were all empty is left out by a run that goes on, too.
+    let mut state = watched.taken.last().expect("a state").clone();
+    let mut record: serde_json::Value = serde_json::from_slice(&state.record).expect("JSON");
+    record["pools"][2]["anchors"] = serde_json::json!([]);
+    state.record = serde_json::to_vec(&record).expect("JSON");
+    let (outcome, seen) = go(Setup { resume: Some(state), ..setup() }, Watcher::default());
+    outcome.expect("a run");
+    assert!(seen.pools.len() == 10 && seen.pools.iter().all(|drawn| drawn.line != 3));
     let answers = watched.drawn;
     let states: Vec<_> = [answers / 3, answers / 2, answers - 1].into_iter().flat_map(cut).collect();
     assert_eq!(states.len(), 3);
     for state in watched.taken.into_iter().chain(states) {
-        assert_eq!((state.trained(), state.step), (None, 0));
+        assert!(state.trained().is_none() && state.step > 0);
         let (rest, seen) = go(Setup { resume: Some(state), ..setup() }, Watcher::default());
         let rest = rest.expect("a run");
         assert!(seen.drawn < answers, "all were drawn again");

@@ -238,11 +238,14 @@ fn anchors_that_were_drawn_are_not_lost_with_the_gpu() {
     let faulty = room.command().args(line("cut", "1", &few)).env("AWEIGH_FAULTS", often.join(",")).output();
     let faulty = faulty.unwrap();
     assert_eq!(faulty.status.code(), Some(1), "{}", texts(&faulty).1);
-    let drawn: Value =
-        serde_json::from_slice(&fs::read(room.path("cut/checkpoint-0/trainer_state.json")).unwrap()).unwrap();
+    let mut entries = fs::read_dir(room.path("cut")).unwrap().map(|entry| entry.unwrap().path());
+    let folder = entries.find(|path| path.file_name().unwrap().to_string_lossy().starts_with("anchors-"));
+    let folder = folder.expect("the anchors that were drawn");
+    let drawn: Value = serde_json::from_slice(&fs::read(folder.join("trainer_state.json")).unwrap()).unwrap();
     let pools = drawn["pools"].as_array().unwrap();
     let done = pools.iter().filter(|pool| pool["generation"] == 1).count();
     assert!(done > 0 && done < pools.len(), "{done} of {} drawn", pools.len());
+    assert!(folder.ends_with(format!("anchors-{done}")), "{folder:?}");
     let said = succeed(&room, &["align", "--resume", "cut"]);
     assert!(said.contains("going on with the anchors that were drawn"), "{said}");
     assert_same(&room, "cut", "whole");

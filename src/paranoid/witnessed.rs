@@ -1,0 +1,324 @@
+//! A dispatch with what it read and wrote, and the comparison of that with what a kernel's part expects.
+
+use std::ops::Range;
+
+use super::KERNELS;
+use crate::gpu::DType;
+use crate::reference::blocks;
+use crate::reference::rng::pcg4d;
+use crate::selftest::format;
+
+/// Of the values that are compared, what f32 may be off by in proportion.
+pub(super) const EPS: f64 = 2e-5;
+
+/// What any number may be off by: some smallest normal numbers of f32.
+const LEAST: f64 = 1e-36;
+
+/// Half a unit in the last place of f32, as a share.
+pub(super) const UNIT: f64 = 1.0 / 16_777_216.0;
+
+/// Elements of an output that are compared, about.
+pub(super) const MOST: usize = 1 << 16;
+
+/// A tensor of a dispatch.
+#[derive(Clone)]
+pub(super) struct Bound {
+    pub(super) dtype: DType,
+    pub(super) len: usize,
+    pub(super) before: Vec<u8>,
+    /// Of one that the kernel may write.
+    pub(super) after: Option<Vec<u8>>,
+}
+
+pub(super) fn word(bytes: &[u8], i: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|b| bytes[4 * i + b]))
+}
+
+impl Bound {
+    /// A word, as it was.
+    pub(super) fn word(&self, i: usize) -> u32 {
+        word(&self.before, i)
+    }
+
+    /// Four words, as they were.
+    pub(super) fn four(&self, i: usize) -> [u32; 4] {
+        std::array::from_fn(|j| self.word(4 * i + j))
+    }
+
+    /// An element, as it was; not of a quantised type. Kernels on whole vec4s find 0 behind the last.
+    pub(super) fn at(&self, i: usize) -> f64 {
+        if i >= self.len {
+            return 0.0;
+        }
+        let half = || u16::from_le_bytes([self.before[2 * i], self.before[2 * i + 1]]);
+        match self.dtype {
+            DType::Bf16 => half::bf16::from_bits(half()).to_f64(),
+            DType::F16 => half::f16::from_bits(half()).to_f64(),
+            _ => f64::from(f32::from_bits(self.word(i))),
+        }
+    }
+
+    /// `len` elements from `start` on, as they were.
+    pub(super) fn range(&self, start: usize, len: usize) -> Vec<f64> {
+        let block = self.dtype.block();
+        if block == 1 {
+            return (start..start + len).map(|i| self.at(i)).collect();
+        }
+        // The blocks that hold them, in each region.
+        let (first, end) = (start / block * block, (start + len).next_multiple_of(block));
+        let bytes = |elements: usize| match self.dtype {
+            // Whole words only at the end.
+            DType::Nf4 => [elements / 2, elements / 16, 0],
+            dtype => dtype.regions(elements),
+        };
+        let (from, to, regions) = (bytes(first), bytes(end), self.dtype.regions(self.len));
+        let parts = std::array::from_fn(|i| {
+            let start: usize = regions[..i].iter().sum();
+            &self.before[start + from[i]..start + to[i]]
+        });
+        blocks::forward(format(self.dtype), parts, end - first)[start - first..][..len].to_vec()
+    }
+
+    /// Elements at equal distances, as they were.
+    pub(super) fn strided(&self, at: usize, stride: usize, count: usize) -> Vec<f64> {
+        (0..count).map(|i| self.at(at + i * stride)).collect()
+    }
+}
+
+/// A dispatch, and what its tensors held before and after it.
+#[derive(Clone)]
+pub struct Witnessed {
+    pub(super) kernel: String,
+    pub(super) params: Vec<u8>,
+    pub(super) bound: Vec<Bound>,
+    /// Of the sample.
+    pub(super) seed: u32,
+}
+
+/// What a kernel should have left in one tensor.
+pub(super) struct Output {
+    pub(super) binding: usize,
+    /// Elements that it may write.
+    pub(super) written: Vec<Range<usize>>,
+    /// Elements that are compared, and what should be there.
+    pub(super) compared: Vec<Compared>,
+}
+
+pub(super) struct Compared {
+    pub(super) at: usize,
+    pub(super) expected: Expected,
+}
+
+pub(super) enum Expected {
+    /// A number, and what it may be off by beside [`EPS`] in proportion.
+    Near(f64, f64),
+    /// A number, and all that it may be off by: one that changes by less than [`EPS`].
+    Within(f64, f64),
+    /// The same of a number that is not in the tensor as such: what was found in the element.
+    Read { found: f64, expected: f64, slack: f64 },
+    /// A word.
+    Word(u32),
+}
+
+impl Output {
+    pub(super) fn new(binding: usize, written: Vec<Range<usize>>) -> Self {
+        Self { binding, written, compared: Vec::new() }
+    }
+
+    /// A tensor that is written from its start on.
+    pub(super) fn first(binding: usize, len: usize) -> Self {
+        Self::part(binding, 0..len)
+    }
+
+    pub(super) fn part(binding: usize, written: Range<usize>) -> Self {
+        Self::new(binding, [written].into())
+    }
+
+    pub(super) fn near(&mut self, at: usize, expected: f64, slack: f64) {
+        self.compared.push(Compared { at, expected: Expected::Near(expected, slack) });
+    }
+
+    pub(super) fn within(&mut self, at: usize, expected: f64, slack: f64) {
+        self.compared.push(Compared { at, expected: Expected::Within(expected, slack) });
+    }
+
+    pub(super) fn word(&mut self, at: usize, expected: u32) {
+        self.compared.push(Compared { at, expected: Expected::Word(expected) });
+    }
+
+    /// Elements from `at` on.
+    pub(super) fn row(&mut self, at: usize, expected: &[f64], slack: impl Fn(usize) -> f64) {
+        expected.iter().enumerate().for_each(|(i, &expected)| self.near(at + i, expected, slack(i)));
+    }
+}
+
+/// What a sum of `n` terms may be off by, as a share of the sum of their sizes. Errors mostly cancel; but of many small terms that are
+/// added to a large one, as softmax's to a one-hot, each is rounded the same way: 1.2e-4 was seen with n = 49,152.
+pub(super) fn of_sum(n: usize) -> f64 {
+    let n = n as f64;
+    UNIT * (8.0 + 4.0 * n.sqrt() + n / 4.0)
+}
+
+/// The elements of rows that start `stride` apart.
+pub(super) fn strip(at: usize, stride: usize, rows: usize, width: usize) -> Vec<Range<usize>> {
+    (0..rows).map(|row| at + row * stride..at + row * stride + width).collect()
+}
+
+impl Witnessed {
+    /// The kernel's variant.
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// The parameter block.
+    pub(super) fn params<P: bytemuck::Pod>(&self) -> P {
+        bytemuck::pod_read_unaligned(&self.params)
+    }
+
+    pub(super) fn has(&self, flag: &str) -> bool {
+        self.kernel.split(' ').any(|word| word == flag)
+    }
+
+    /// The value of a constant of the variant.
+    pub(super) fn constant(&self, name: &str) -> usize {
+        let value = self.kernel.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{}: no {name}", self.kernel))
+    }
+
+    /// All of `0..total`, or about `most` of them with the first and the last.
+    pub(super) fn pick(&self, total: usize, most: usize) -> Vec<usize> {
+        let most = most.max(2);
+        if total <= most {
+            return (0..total).collect();
+        }
+        let middle = (1..most - 1).map(|i| {
+            let (from, to) = (i * total / most, (i + 1) * total / most);
+            from + pcg4d([i as u32, self.seed, 5, 7])[0] as usize % (to - from)
+        });
+        let mut picked: Vec<usize> = [0].into_iter().chain(middle).chain([total - 1]).collect();
+        picked.dedup();
+        picked
+    }
+
+    /// Rows of `width`, as many as are worth comparing.
+    pub(super) fn pick_rows(&self, rows: usize, width: usize) -> Vec<usize> {
+        // Two of them anywhere.
+        self.pick(rows, (MOST / width.max(1)).max(4))
+    }
+
+    /// Compares what the kernel wrote with the reference.
+    ///
+    /// # Errors
+    /// The element that is off the most, with its tensor's place among the bindings, what was expected and what was found.
+    pub fn check(&self) -> Result<(), String> {
+        self.expect()?.iter().try_for_each(|output| self.compare(output))
+    }
+
+    fn expect(&self) -> Result<Vec<Output>, String> {
+        let shader = self.kernel.split(' ').next().unwrap_or_default();
+        let known = KERNELS.iter().find(|(name, _)| *name == shader);
+        let (_, expect) = known.ok_or_else(|| format!("there is no reference for {shader}"))?;
+        Ok(expect(self))
+    }
+
+    /// The elements that [`Witnessed::check`] compares, but for those that should be no finite number: bindings and places in them.
+    pub fn compared(&self) -> Vec<(usize, usize)> {
+        let finite = |compared: &Compared| match compared.expected {
+            Expected::Near(expected, _) | Expected::Within(expected, _) | Expected::Read { expected, .. } => {
+                expected.is_finite()
+            }
+            Expected::Word(_) => true,
+        };
+        let mut places = Vec::new();
+        for Output { binding, compared, .. } in self.expect().unwrap_or_default() {
+            places.extend(compared.iter().filter(|one| finite(one)).map(|one| (binding, one.at)));
+        }
+        places
+    }
+
+    /// Spoils what the kernel wrote into one element: a number by a quarter of the largest beside it, a word's lowest bit.
+    pub fn spoil(&mut self, (binding, at): (usize, usize)) {
+        let Bound { dtype, after, .. } = &mut self.bound[binding];
+        let Some(after) = after else { return };
+        let found = word(after, at);
+        let spoilt = match dtype {
+            DType::F32 => {
+                let value = f32::from_bits(found);
+                let near = at.saturating_sub(64)..(at + 64).min(after.len() / 4);
+                let sizes =
+                    near.map(|i| f32::from_bits(word(after, i)).abs()).filter(|size| size.is_finite());
+                (value + sizes.fold(1e-20, f32::max) / 4.0).to_bits()
+            }
+            _ => found ^ 1,
+        };
+        after[4 * at..4 * at + 4].copy_from_slice(&spoilt.to_le_bytes());
+    }
+
+    /// Whether an input holds numbers that are none, or so large that a kernel's sums of squares are none, or, where it rounds to f16, that
+    /// they are beyond that.
+    fn is_extreme(&self) -> bool {
+        let most = if self.has("HALF") { 255.0 } else { 1e18 };
+        let numbers = self.bound.iter().filter(|bound| bound.dtype == DType::F32);
+        numbers.flat_map(|bound| (0..bound.len).map(|i| bound.at(i))).any(|x| x.is_nan() || x.abs() >= most)
+    }
+
+    fn compare(&self, output: &Output) -> Result<(), String> {
+        let bound = &self.bound[output.binding];
+        let Some(after) = &bound.after else {
+            return Err(format!("binding {} is not written", output.binding));
+        };
+        let (mut worst, mut extreme): (Option<(f64, String)>, Option<bool>) = (None, None);
+        let mut off = 0;
+        for &Compared { at, ref expected } in &output.compared {
+            let there = word(after, at);
+            let (found, expected, slack) = match *expected {
+                Expected::Word(expected) => (f64::from(there), f64::from(expected), f64::NEG_INFINITY),
+                Expected::Near(expected, slack) => {
+                    (f64::from(f32::from_bits(there)), expected, slack + EPS * expected.abs())
+                }
+                Expected::Within(expected, slack) => (f64::from(f32::from_bits(there)), expected, slack),
+                Expected::Read { found, expected, slack } => (found, expected, slack + EPS * expected.abs()),
+            };
+            // Words are as expected or not. What is below the smallest normal number, or was on the way, may be 0.
+            let allowed = if slack == f64::NEG_INFINITY { 0.0 } else { slack + LEAST };
+            // A run may come to numbers that are none: that is not the kernel's fault.
+            let beyond = !expected.is_finite()
+                || expected.abs() + allowed > f64::from(f32::MAX)
+                || !found.is_finite() && *extreme.get_or_insert_with(|| self.is_extreme());
+            if (found - expected).abs() <= allowed || found == expected || beyond {
+                continue;
+            }
+            off += 1;
+            let miss = ((found - expected).abs() / (allowed + 1e-45)).min(f64::MAX);
+            if worst.as_ref().is_none_or(|(most, _)| miss > *most) {
+                let what = format!("expected {expected:e} within {allowed:e}, found {found:e}");
+                worst = Some((miss, format!("binding {}, element {at}: {what}", output.binding)));
+            }
+        }
+        if let Some((_, what)) = worst {
+            return Err(format!("{what}; {off} of {} compared", output.compared.len()));
+        }
+        self.untouched(output, after)
+    }
+
+    /// Fails where a word changed that is not the kernel's to write.
+    fn untouched(&self, output: &Output, after: &[u8]) -> Result<(), String> {
+        let bound = &self.bound[output.binding];
+        let mut ranges = output.written.clone();
+        ranges.sort_unstable_by_key(|range| range.start);
+        let len = bound.before.len() / 4;
+        let mut at = 0;
+        ranges.push(len..len);
+        for Range { start, end } in ranges {
+            let same = |i: &usize| word(&bound.before, *i) == word(after, *i);
+            if let Some(i) = (at..start.min(len)).find(|i| !same(i)) {
+                return Err(format!(
+                    "binding {}, element {i}: written, and not the kernel's",
+                    output.binding
+                ));
+            }
+            at = at.max(end);
+        }
+        Ok(())
+    }
+}
