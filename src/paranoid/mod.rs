@@ -88,7 +88,7 @@ pub type Wait = for<'a> fn(Pin<Box<dyn Future<Output = Result<Vec<u8>>> + 'a>>) 
 pub type Judge = Box<dyn Fn(&Witnessed) -> Result<(), String> + Send + Sync>;
 
 /// Which dispatches are checked: a kernel's first, then all kernels in turn, any of their dispatches, as long as that takes no more than
-/// [`SHARE`] of the time.
+/// a tenth of the time.
 pub struct Paranoid {
     wait: Wait,
     judge: Judge,
