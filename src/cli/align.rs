@@ -114,10 +114,7 @@ fn last_state(folder: &Path, own: &Origin, output: &Output) -> Result<Option<Sta
             found.origin.adapter, own.adapter
         ));
     }
-    match found.state.trained() {
-        Some(step) => output.note(format_args!("going on after step {step}")),
-        None => output.note("going on with the anchors that were drawn"),
-    }
+    output.note(format_args!("going on {}", found.state.place()));
     Ok(Some(found.state))
 }
 
@@ -308,7 +305,6 @@ impl Begin<'_> {
             let loaded = files.inputs().read(config)?.load(gpu, config)?;
             files.check_unchanged().map(|()| loaded.setup)
         };
-        let witness = options.witness.clone();
         let start = engine::Start { gpu, options, setup: prepared.setup, state };
         let trained = engine::trained(start, config, &mut recorder, &again)?;
         drop(recorder);
@@ -322,8 +318,7 @@ impl Begin<'_> {
                 "no step was better than the start on the held-out examples: the result is the model as it was",
             );
         }
-        let mut summary = Summary::new(&gpu, &outcome, (prepared.lengths, plan.peak().total), started);
-        summary.checks = witness.map(|witness| witness.report());
+        let summary = Summary::new(&gpu, &outcome, (prepared.lengths, plan.peak().total), started);
         let json = serde_json::to_vec_pretty(&summary).unwrap_or_default();
         write("summary.json", &json)?;
         folder.keep();
@@ -375,7 +370,7 @@ impl Summary {
             memory_planned: planned,
             memory_peak: gpu.ledger().total().peak,
             memory_peaks: peaks.collect(),
-            checks: None,
+            checks: gpu.witness().map(|witness| witness.report()),
         }
     }
 

@@ -197,8 +197,8 @@ pub fn trained(
         let seconds = options.submit_seconds.unwrap_or(SUBMIT_SECONDS) / 2.0;
         options.submit_seconds = Some(seconds);
         recorder.warn(format_args!(
-            "{error}; opening it again and going on after step {}, with submits of {:.0} ms",
-            state.as_ref().and_then(State::trained).unwrap_or(0),
+            "{error}; opening it again and going on {}, with submits of {:.0} ms",
+            state.as_ref().map_or("from the start".into(), State::place),
             1000.0 * seconds
         ));
         recorder.rewind(state.as_ref().and_then(State::trained))?;

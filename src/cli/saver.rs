@@ -146,10 +146,7 @@ impl<'a> Saver<'a> {
             disk.write(&state, self.output);
             if asked && !disk.failing {
                 let run = disk.folder.path().display();
-                let place = match state.trained() {
-                    Some(step) => format!("after step {step}"),
-                    None => "while anchors were drawn".into(),
-                };
+                let place = state.place();
                 self.output.note(format_args!("stopped {place}; aweigh align --resume {run} goes on"));
             }
         }

@@ -1,5 +1,6 @@
 //! Files and folders: read with good messages, written whole or not at all.
 
+mod adapter;
 pub mod cache;
 pub mod checkpoint;
 mod events;
@@ -19,9 +20,10 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::error::{Error, Result};
 
+pub use adapter::AdapterFiles;
 pub use events::Events;
 pub use lines::Lines;
-pub use model::{AdapterFiles, Model, ModelFiles, TINY};
+pub use model::{Model, ModelFiles, TINY};
 pub use run_folder::{RunFolder, TRAIN_COPY};
 
 /// A file in memory, with the name it has in messages: the form in which the library takes data.

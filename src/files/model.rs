@@ -10,8 +10,8 @@ use super::{Mapped, hub};
 use crate::assets;
 use crate::data::TokenizerFiles;
 use crate::error::{Error, Result};
+use crate::model::ModelBytes;
 use crate::model::gguf::{Companions, Damage, Gguf};
-use crate::model::{AdapterBytes, ModelBytes};
 
 /// The name that stands for the model built into this program.
 pub const TINY: &str = "tiny";
@@ -342,50 +342,7 @@ fn changed(config: &[u8], dtype: Option<&str>, architecture: Option<&str>) -> Re
     Ok((serde_json::to_string_pretty(&config).map_err(wrong)? + "\n").into_bytes())
 }
 
-impl AdapterFiles {
-    /// The adapter as the library takes it.
-    pub fn bytes(&self) -> AdapterBytes<'_> {
-        AdapterBytes { name: &self.name, config: &self.config, weights: &self.weights }
-    }
-}
-
-/// The files of a LoRA adapter in PEFT's layout.
-#[derive(Debug)]
-pub struct AdapterFiles {
-    /// The directory as the user wrote it, for messages.
-    pub name: String,
-    /// `adapter_config.json`
-    pub config: Vec<u8>,
-    /// `adapter_model.safetensors`
-    pub weights: Mapped,
-}
-
-impl AdapterFiles {
-    /// As [`Model::check_unchanged`].
-    ///
-    /// # Errors
-    /// [`Error::Input`] names the file.
-    pub fn check_unchanged(&self) -> Result<()> {
-        self.weights.check_unchanged()
-    }
-
-    /// Opens the adapter in `directory`; `flag` says who named it.
-    ///
-    /// # Errors
-    /// [`Error::Input`] names what is missing from the directory.
-    pub fn open(directory: &Path, flag: &str) -> Result<Self> {
-        need_folder(directory, flag, "an adapter's directory")?;
-        let config = need_file(directory, flag, "adapter_config.json")?;
-        let weights = need_file(directory, flag, "adapter_model.safetensors")?;
-        Ok(Self {
-            name: directory.display().to_string(),
-            config: super::read(&config, flag)?,
-            weights: super::map(&weights, flag)?,
-        })
-    }
-}
-
-fn need_folder(directory: &Path, flag: &str, expected: &str) -> Result<()> {
+pub(super) fn need_folder(directory: &Path, flag: &str, expected: &str) -> Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
@@ -394,7 +351,7 @@ fn need_folder(directory: &Path, flag: &str, expected: &str) -> Result<()> {
     Err(Error::input(flag, expected, found, "check the path; relative paths start at the current folder"))
 }
 
-fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std::path::PathBuf> {
+pub(super) fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std::path::PathBuf> {
     let path = directory.join(file);
     if path.is_file() {
         return Ok(path);
@@ -473,12 +430,6 @@ mod tests {
         assert_eq!(sizes, [(place("1.safetensors"), 1), (place("2.safetensors"), 2)]);
         write("model.safetensors.index.json", r#"{"weight_map": {"b": "../2.safetensors"}}"#);
         assert!(message().contains("../2.safetensors"));
-        assert!(
-            AdapterFiles::open(room.path(), "--adapter")
-                .unwrap_err()
-                .to_string()
-                .contains("adapter_config.json")
-        );
         assert!(
             ModelFiles::open(&room.path().join("none"), "--model")
                 .unwrap_err()

@@ -268,7 +268,8 @@ impl Gpu {
         own
     }
 
-    pub(super) fn witness(&self) -> Option<&dyn Witness> {
+    /// Who sees its dispatches.
+    pub fn witness(&self) -> Option<&dyn Witness> {
         self.witness.as_deref()
     }
 

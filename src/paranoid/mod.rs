@@ -34,7 +34,7 @@ use crate::{Error, Result};
 /// What a kernel's part makes of a dispatch.
 type Expect = fn(&Witnessed) -> Vec<Output>;
 
-/// The kernels of a run: all but the one that measures an adapter's peak.
+/// All kernels, by their shaders.
 const KERNELS: [(&str, Expect); 42] = [
     ("activation", pointwise::activation),
     ("activation_backward", pointwise::activation_backward),
@@ -54,6 +54,7 @@ const KERNELS: [(&str, Expect); 42] = [
     ("column_sum", norm::column_sum),
     ("dropout", pointwise::dropout),
     ("ema", pointwise::ema),
+    ("fma_peak", pointwise::fma_peak),
     ("gather", rows::gather),
     ("gather_backward", rows::gather_backward),
     ("head_norm", norm::head_norm),
@@ -77,8 +78,6 @@ const KERNELS: [(&str, Expect); 42] = [
     ("sequence_sum", rows::sequence_sum),
     ("soft_cap", pointwise::soft_cap),
     ("sum_squares", optimizer::sum_squares),
-    // Not in a run: it measures an adapter's peak.
-    ("fma_peak", |_| Vec::new()),
 ];
 
 /// How a future of a tensor's bytes is waited for: a witness cannot be awaited.

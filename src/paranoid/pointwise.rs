@@ -1,7 +1,7 @@
 //! Kernels that take each element, or pair of elements, by itself.
 
 use super::{MOST, Output, UNIT, Witnessed};
-use crate::kernels::{activation, dropout, ema, rope, row_scale, soft_cap};
+use crate::kernels::{activation, dropout, ema, fma_peak, rope, row_scale, soft_cap};
 use crate::reference;
 use crate::reference::activation::Function;
 
@@ -132,5 +132,14 @@ pub(super) fn ema(seen: &Witnessed) -> Vec<Output> {
         let moved = reference::ema::forward(&[average], &[value], f64::from(p.decay))[0];
         output.within(i, moved, 4.0 * UNIT * (value.abs() + average.abs()));
     }
+    vec![output]
+}
+
+/// Bindings: out.
+pub(super) fn fma_peak(seen: &Witnessed) -> Vec<Output> {
+    let p: fma_peak::Params = seen.params();
+    let sum = reference::fma_peak::forward(p.rounds, f64::from(p.a), f64::from(p.b));
+    let mut output = Output::first(0, p.count as usize);
+    runs(seen, p.count as usize).for_each(|i| output.near(i, sum, 0.0));
     vec![output]
 }

@@ -112,10 +112,10 @@ pub(super) struct Compared {
 pub(super) enum Expected {
     /// A number, and what it may be off by beside [`EPS`] in proportion.
     Near(f64, f64),
-    /// A number, and all that it may be off by: one that changes by less than [`EPS`].
-    Within(f64, f64),
     /// The same of a number that is not in the tensor as such: what was found in the element.
     Read { found: f64, expected: f64, slack: f64 },
+    /// A number, and all that it may be off by: one that changes by less than [`EPS`].
+    Within(f64, f64),
     /// A word.
     Word(u32),
 }

@@ -33,9 +33,15 @@ impl Run<'_> {
             + lacking(&self.held_out.pools, &missing[1], wanted[1]);
         if total > 0 {
             self.observer.begin("sampling anchors", total);
+            self.draw_all(missing, wanted).await?;
+            self.observer.end();
         }
+        if takes_anchors { self.drop_empty() } else { Ok(()) }
+    }
+
+    /// Draws the anchors of the training prompts and of those held out, a few waves of the sampler at a time.
+    async fn draw_all(&mut self, missing: [Vec<usize>; 2], wanted: [usize; 2]) -> Result<()> {
         for ((missing, k), held_out) in missing.iter().zip(wanted).zip([false, true]) {
-            // As many prompts as fill a few waves of the sampler.
             let together = WAVES * (self.room.rows() / k.max(1)).max(1);
             for some in missing.chunks(together) {
                 self.draw_some(held_out, some, k).await?;
@@ -46,10 +52,7 @@ impl Run<'_> {
                 }
             }
         }
-        if total > 0 {
-            self.observer.end();
-        }
-        if takes_anchors { self.drop_empty() } else { Ok(()) }
+        Ok(())
     }
 
     /// The training prompts, or those held out, whose anchors were not drawn yet and are fewer than `k`.

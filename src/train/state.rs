@@ -72,6 +72,14 @@ impl State {
         (!self.tensors.is_empty()).then_some(self.step)
     }
 
+    /// Where a run goes on from it, as in "going on ...".
+    pub fn place(&self) -> String {
+        match self.trained() {
+            Some(step) => format!("after step {step}"),
+            None => "with the anchors that were drawn".into(),
+        }
+    }
+
     /// Grows as a run comes further.
     pub fn progress(&self) -> (bool, usize) {
         (self.trained().is_some(), self.step)

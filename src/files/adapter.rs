@@ -1,0 +1,61 @@
+//! A LoRA adapter's directory.
+
+use std::path::Path;
+
+use super::Mapped;
+use super::model::{need_file, need_folder};
+use crate::error::Result;
+use crate::model::AdapterBytes;
+
+/// The files of a LoRA adapter in PEFT's layout.
+#[derive(Debug)]
+pub struct AdapterFiles {
+    /// The directory as the user wrote it, for messages.
+    pub name: String,
+    /// `adapter_config.json`
+    pub config: Vec<u8>,
+    /// `adapter_model.safetensors`
+    pub weights: Mapped,
+}
+
+impl AdapterFiles {
+    /// The adapter as the library takes it.
+    pub fn bytes(&self) -> AdapterBytes<'_> {
+        AdapterBytes { name: &self.name, config: &self.config, weights: &self.weights }
+    }
+
+    /// As [`Model::check_unchanged`](super::Model::check_unchanged).
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.weights.check_unchanged()
+    }
+
+    /// Opens the adapter in `directory`; `flag` says who named it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names what is missing from the directory.
+    pub fn open(directory: &Path, flag: &str) -> Result<Self> {
+        need_folder(directory, flag, "an adapter's directory")?;
+        let config = need_file(directory, flag, "adapter_config.json")?;
+        let weights = need_file(directory, flag, "adapter_model.safetensors")?;
+        Ok(Self {
+            name: directory.display().to_string(),
+            config: super::read(&config, flag)?,
+            weights: super::map(&weights, flag)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let room = tempfile::tempdir().unwrap();
+        let error = AdapterFiles::open(room.path(), "--adapter").unwrap_err().to_string();
+        assert!(error.contains("expected adapter_config.json in it"), "{error}");
+    }
+}
