@@ -27,7 +27,7 @@ impl AdapterFiles {
     /// As [`Model::check_unchanged`](super::Model::check_unchanged).
     ///
     /// # Errors
-    /// [`Error::Input`] names the file.
+    /// [`crate::Error::Input`] names the file.
     pub fn check_unchanged(&self) -> Result<()> {
         self.weights.check_unchanged()
     }
@@ -35,7 +35,7 @@ impl AdapterFiles {
     /// Opens the adapter in `directory`; `flag` says who named it.
     ///
     /// # Errors
-    /// [`Error::Input`] names what is missing from the directory.
+    /// [`crate::Error::Input`] names what is missing from the directory.
     pub fn open(directory: &Path, flag: &str) -> Result<Self> {
         need_folder(directory, flag, "an adapter's directory")?;
         let config = need_file(directory, flag, "adapter_config.json")?;
