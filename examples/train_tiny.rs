@@ -138,7 +138,7 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
     let f32s =
         serialize(stored.iter().map(|(name, shape, v)| (name.as_str(), shape.as_slice(), v.as_slice())))?;
     let trained = Weights::parse([("trained", f32s.as_slice())], "trained")?;
-    let stored = merged(&trained, None, ExportDType::As(DType::F16))?;
+    let stored = merged(&trained, trainer.decoder.config(), None, ExportDType::As(DType::F16))?;
     std::fs::write(path("model.safetensors"), stored)
         .map_err(|e| aweigh::Error::io(path("model.safetensors"), "write", e))
 }

@@ -18,7 +18,7 @@ pub enum Error {
         fix: String,
     },
     /// Reading or writing failed in the operating system.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}: {source}{}", path.display(), io_fix(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -105,9 +105,34 @@ pub enum Error {
         /// The adapter's name and driver.
         adapter: String,
     },
+    /// Something that cannot be, unless Aweigh has a fault.
+    #[error(
+        "a fault of Aweigh while {doing}: {message}\n  what to do: report it, with the command and this message"
+    )]
+    Internal {
+        /// What the engine was doing.
+        doing: &'static str,
+        /// What went wrong.
+        message: String,
+    },
     /// The user interrupted the run.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// What to do about a failure of the operating system, as a line of the message; nothing where that is not known.
+fn io_fix(error: &std::io::Error) -> String {
+    use std::io::ErrorKind::*;
+    let fix = match error.kind() {
+        PermissionDenied => "choose a place where you may read and write, or change its permissions",
+        ReadOnlyFilesystem => "choose a place on a file system that can be written to",
+        StorageFull | QuotaExceeded => "make room there, or choose another place",
+        NotFound => "check the path; relative paths start at the current folder",
+        IsADirectory => "give a file: this is a folder",
+        NotADirectory => "check the path: a part of it is a file, where a folder is needed",
+        _ => return String::new(),
+    };
+    format!("\n  what to do: {fix}")
 }
 
 /// `std::result::Result` with [`Error`].
@@ -129,6 +154,13 @@ impl Error {
         }
     }
 
+    /// The [`Error::Input`] of a model that gives NaN or infinities for `what`.
+    pub fn not_finite(place: impl std::fmt::Display, what: &str) -> Self {
+        let fix = "`aweigh selftest` tells whether the GPU computes right; if it does, the model's numbers overflow: take another \
+                   checkpoint or adapter, or one that was trained at a lower learning rate";
+        Self::input(place, format!("{what} that are finite numbers"), "NaN or an infinity", fix)
+    }
+
     /// An [`Error::Io`] about `path`.
     pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
         Self::Io { path: path.as_ref().into(), action, source }
@@ -141,12 +173,23 @@ impl Error {
         Self::NoAdapter { found: "none found".into(), fix: fix.into() }
     }
 
+    /// The error as JSON, for programs: its `message`, `exit_code`, and of wrong input `place`, `expected`, `found` and `fix`.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut error = serde_json::json!({ "message": self.to_string(), "exit_code": self.exit_code() });
+        if let Self::Input { place, expected, found, fix } = self {
+            let parts = [("place", place), ("expected", expected), ("found", found), ("fix", fix)];
+            parts.into_iter().for_each(|(name, text)| error[name] = text.as_str().into());
+        }
+        serde_json::json!({ "error": error })
+    }
+
     /// The process's exit code: 2 for what the user can mend, 130 for an interrupt, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Input { .. } | Self::Io { .. } | Self::NoAdapter { .. } => 2,
             Self::Interrupted => 130,
             Self::Shape { .. }
+            | Self::Internal { .. }
             | Self::Gpu { .. }
             | Self::DeviceLost { .. }
             | Self::OutOfMemory { .. }

@@ -1,25 +1,66 @@
 //! The `aweigh` program: logging, the command line, exit codes.
 
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
+use aweigh::cli::Cli;
 use aweigh::error::Error;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    without_device_select();
     // wgpu's own warnings are for its users' developers, and what the Vulkan loader says of missing drivers we say ourselves;
     // RUST_LOG brings them back.
     let quiet = "warn,wgpu_core=error,wgpu_hal=error,wgpu_hal::vulkan::instance=off,naga=error";
     let filter = env_logger::Env::default().default_filter_or(quiet);
     env_logger::Builder::from_env(filter).init();
-    // Wrong flags leave here, with exit code 2 like every other wrong input.
-    match aweigh::cli::run(aweigh::cli::Cli::parse()) {
+    let arguments: Vec<OsString> = std::env::args_os().map(plain_number).collect();
+    let json = arguments.iter().any(|argument| argument == "--json");
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        // Wrong flags leave here, with exit code 2 like every other wrong input; and so do --help and --version, with 0.
+        Err(error) => {
+            if json && error.exit_code() != 0 {
+                let message = error.render().to_string();
+                let message = message.trim_start_matches("error: ").trim_end();
+                println!(
+                    "{}",
+                    serde_json::json!({ "error": { "message": message, "exit_code": error.exit_code() } })
+                );
+            }
+            error.exit()
+        }
+    };
+    match aweigh::cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has had enough, as in `aweigh score ... | head`.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
+            if json {
+                println!("{}", error.to_json());
+            }
             eprintln!("error: {error}");
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// Mesa's layer that chooses a default GPU asks Wayland for it, and where there is no session that prints errors of its own. Aweigh chooses
+/// for itself.
+fn without_device_select() {
+    if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // Safety: no other thread runs yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
+}
+
+/// A negative number as the parser knows numbers, without an exponent: it takes `-3e-5` for a flag.
+fn plain_number(argument: OsString) -> OsString {
+    let number =
+        argument.to_str().filter(|text| text.starts_with('-')).and_then(|text| text.parse::<f64>().ok());
+    match number {
+        Some(number) if number.is_finite() => number.to_string().into(),
+        _ => argument,
     }
 }

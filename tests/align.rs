@@ -6,7 +6,9 @@ mod methods;
 #[path = "align/resume.rs"]
 mod resume;
 
-use aweigh::config::{AnchorConfig, Method, OnlineSampler, ReferenceSource, RunConfig, TargetModules};
+use aweigh::config::{
+    AnchorConfig, LrScheduler, Method, OnlineSampler, ReferenceSource, RunConfig, TargetModules, TrainConfig,
+};
 use aweigh::data::packing::Group;
 use aweigh::data::{Example, Prompt};
 use aweigh::gpu::{Purpose, Recorder};
@@ -53,7 +55,7 @@ fn with_dropout(lora_dropout: f64) -> Decoder {
         lora_alpha: 6.0,
         lora_dropout,
         target_modules: TargetModules::AllLinear,
-        fan_in_fan_out: false,
+        ..LoraSpec::default()
     };
     load("tiny_tied", Training::Lora(spec, 1))
 }
@@ -428,17 +430,37 @@ fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
     assert!(watcher.warnings[0].contains("step 3 is skipped") && watcher.warnings[0].contains("line 3 "));
     let values = block_on(outcome.decoder.values().read(gpu(), outcome.decoder.layout())).expect("values");
     assert_eq!(values.iter().flatten().filter(|v| !v.is_finite()).count(), outcome.decoder.config().width);
-    // All in one: every step is, and the third ends the run.
-    config.train.per_device_train_batch_size = 4;
+    // A skipped step leaves the weights as the one before it made them.
+    config.train.lr_scheduler_type = LrScheduler::Constant;
+    let values = |max_steps: usize| {
+        let (outcome, _) = run(
+            poisoned(),
+            &RunConfig {
+                train: TrainConfig { max_steps: Some(max_steps), ..config.train.clone() },
+                ..config.clone()
+            },
+        );
+        let values =
+            block_on(outcome.decoder.values().read(gpu(), outcome.decoder.layout())).expect("values");
+        values.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    assert!(values(2) == values(3), "a skipped step has changed a weight");
+    // As many in a row as are allowed end the run.
+    config.stop.max_skipped = 1;
     let (outcome, watcher) = run(poisoned(), &config);
     assert_eq!((outcome.reason, outcome.steps), (StopReason::Diverged, 3));
-    assert!(watcher.warnings[2].contains("line 3 "), "{:?}", watcher.warnings);
-    assert!(watcher.warnings[3].contains("embed_tokens") && watcher.warnings[3].contains("weights"));
-    let before = poisoned().decoder;
-    let before = block_on(before.values().read(gpu(), before.layout())).expect("values");
-    let after = block_on(outcome.decoder.values().read(gpu(), outcome.decoder.layout())).expect("values");
-    let bits = |all: Vec<Vec<f32>>| all.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-    assert!(bits(after) == bits(before), "a skipped step has changed a weight");
+    assert!(watcher.warnings[0].contains("line 3 "), "{:?}", watcher.warnings);
+    assert!(watcher.warnings[1].contains("embed_tokens") && watcher.warnings[1].contains("weights"));
+    config.stop.max_skipped = 3;
+    // All in one: every step is skipped, and a run without a step has no result.
+    config.train.per_device_train_batch_size = 4;
+    for max_steps in [12, 2] {
+        config.train.max_steps = Some(max_steps);
+        let run = block_on(align(gpu(), poisoned(), &config, &mut Watcher::default()));
+        let error = run.err().expect("an error").to_string();
+        let found = format!("found none of {}: the loss", max_steps.min(3));
+        assert!(error.contains("expected a step that can be taken") && error.contains(&found), "{error}");
+    }
 }
 
 #[test]

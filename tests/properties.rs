@@ -66,7 +66,7 @@ fn decoder(lora: bool) -> Decoder {
 /// A fresh adapter on everything, its A from `seed`.
 fn fresh(seed: u32, lora_dropout: f64) -> Decoder {
     let target_modules = TargetModules::AllLinear;
-    let spec = LoraSpec { r: 3, lora_alpha: 6.0, lora_dropout, target_modules, fan_in_fan_out: false };
+    let spec = LoraSpec { r: 3, lora_alpha: 6.0, lora_dropout, target_modules, ..LoraSpec::default() };
     load("tiny_tied", Training::Lora(spec, seed))
 }
 

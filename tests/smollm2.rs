@@ -195,7 +195,7 @@ fn smollm2_from_its_gguf_file() {
 /// Compares the log-probs of the answers in one line of a file with the golden ones.
 fn answers_of_a_row(data: &Path, tokenizer: &ChatTokenizer, decoder: &Decoder, file: &str, line: u64) {
     let source = Source::read(&data.join(file), "--data").unwrap_or_else(|error| panic!("{error}"));
-    let mut rows = parse_jsonl(&source.bytes, file).unwrap_or_else(|error| panic!("{error}"));
+    let mut rows = parse_jsonl(&source.bytes, file).unwrap_or_else(|error| panic!("{error}")).rows;
     rows.retain(|row| row.line as u64 == line);
     let options = ExampleOptions { needs: Needs::Any, limits: LengthLimits::default(), instruction: None };
     let (examples, _) = build_examples(&rows, file, tokenizer, &options).expect("an example");

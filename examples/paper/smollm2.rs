@@ -14,7 +14,7 @@
 use std::path::Path;
 
 use aweigh::cli::{self, Cli};
-use aweigh::data::{ChatTokenizer, Completion, ParseOptions, Row, parse_jsonl_with, rows_with};
+use aweigh::data::{ChatTokenizer, Completion, Row, parse_jsonl, rows_with};
 use aweigh::files::{Model, Source, write_whole};
 use clap::Parser;
 use serde_json::{Value, json};
@@ -94,8 +94,7 @@ fn prepare(model: &str, data: &Path, folder: &Path) -> Any<()> {
     let tokenizer = Model::describe(model, false)?.bytes().tokenizer()?;
     let read = |name: &str, split: Option<&str>| -> Any<Vec<Row>> {
         let source = Source::read(&data.join(name), "DATA")?;
-        let options = ParseOptions { skip_empty: true, ..ParseOptions::default() };
-        let rows = parse_jsonl_with(&source.bytes, &source.origin, &options)?.rows;
+        let rows = parse_jsonl(&source.bytes, &source.origin)?.rows;
         let rows = match split {
             Some(split) => rows_with(rows, "split", split, &source.origin)?,
             None => rows,

@@ -147,20 +147,26 @@ impl CheckpointFiles {
 }
 
 impl Files {
-    /// Reads them all; the training rows are read already. `open` opens the model.
+    /// Reads them all; the training rows are read already. `open` opens the model; warnings go to `output`.
     ///
     /// # Errors
     /// [`crate::Error::Input`] names the first that is missing, and the flag that asked for it.
-    pub fn read(config: &RunConfig, train: Source, open: &dyn Fn(&str) -> Result<Model>) -> Result<Self> {
+    pub fn read(
+        config: &RunConfig,
+        train: Source,
+        open: &dyn Fn(&str) -> Result<Model>,
+        output: &Output,
+    ) -> Result<Self> {
         let source =
             |path: &Option<PathBuf>, flag| path.as_deref().map(|path| Source::read(path, flag)).transpose();
         let adapter = config.model.adapter.as_deref();
+        let model = open(&config.model.model)?.with_chat_template(config.model.chat_template.as_deref())?;
         Ok(Self {
             train,
             eval: source(&config.data.eval, "--eval")?,
             samples: source(&config.anchors.samples_file, "--samples-file")?,
-            model: open(&config.model.model)?.with_chat_template(config.model.chat_template.as_deref())?,
-            adapter: adapter.map(|path| AdapterFiles::open(path, "--adapter")).transpose()?,
+            adapter: adapter.map(|path| engine::adapter(path, "--adapter", &model, output)).transpose()?,
+            model,
             positive: checkpoint(config, &config.reference.positive, "--reference-positive")?,
             negative: checkpoint(config, &config.reference.negative, "--reference-negative")?,
         })
@@ -220,7 +226,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         RunFolder::check(&config.output.output_dir, "--output-dir", args.overwrite)?;
     }
     let train = Source::read(&config.data.train, "--train")?;
-    let files = Files::read(&config, train, &|name| Model::open(name, !output.quiet()))?;
+    let files = Files::read(&config, train, &|name| engine::model(name, true, output), output)?;
     for warning in config.warnings() {
         output.warn(warning);
     }
@@ -230,10 +236,14 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let witness = config.gpu.paranoid.then(engine::paranoid);
     let options = Options { adapter, precision, submit_seconds, background, witness, ..Options::default() };
     let started = Instant::now();
+    let mut first = true;
     loop {
         let gpu = engine::open(&options, config.gpu.tuning)?;
         let binding = gpu.max_binding();
         let job = files.inputs().read(&config)?;
+        if std::mem::take(&mut first) {
+            job.remarks().iter().for_each(|remark| output.warn(remark));
+        }
         let planned = plan::planned(&job, config.clone(), binding)?;
         output.note(plan::text(&planned.plan, &planned.fitted));
         let begin = Begin { args: &args, files: &files, output, options: options.clone(), started };
@@ -276,7 +286,11 @@ impl Begin<'_> {
         let prepared = job.load(&gpu, config)?;
         files.check_unchanged()?;
         engine::announce(&gpu, files.model.bytes().name, None, &prepared.setup.decoder, output);
+        prepared.tokenizer.remarks().iter().for_each(|remark| output.warn(remark));
         output.note(format_args!("{}: {}", files.train.origin, prepared.lengths));
+        if config.method.method.is_of_negatives() && prepared.setup.train[0].prompt.is_conversational() {
+            engine::note_of_system(&prepared.tokenizer, &config.anchors.safety_instruction, output);
+        }
         if config.stop.enabled && prepared.setup.eval.is_empty() {
             output.warn(
                 "nothing is held out of fewer than 10 examples, so the stop rule cannot watch: give --eval FILE",
@@ -306,7 +320,13 @@ impl Begin<'_> {
             files.check_unchanged().map(|()| loaded.setup)
         };
         let start = engine::Start { gpu, options, setup: prepared.setup, state };
-        let trained = engine::trained(start, config, &mut recorder, &again)?;
+        let trained = match engine::trained(start, config, &mut recorder, &again) {
+            Err(Error::Interrupted) if recorder.last_state().is_none() => {
+                output.note("stopped before a prompt had all its anchors: there is nothing to go on with");
+                return Err(Error::Interrupted);
+            }
+            ended => ended?,
+        };
         drop(recorder);
         if let Err(error) = files.check_unchanged() {
             output.warn(format_args!("{error}; the result belongs to the weights as they were"));
@@ -394,18 +414,20 @@ impl Summary {
             table(&["held-out", "before", "after"], &rows) + "\n"
         };
         let a = &self.anchors;
+        let anchors = match a.drawn {
+            0 => String::new(),
+            drawn => format!(
+                "anchors: {drawn} drawn, {} repeated, {} empty, {} cut at the length limit\n",
+                a.duplicates, a.empty, a.cut
+            ),
+        };
         let checks = self.checks.as_ref().map(|checks| format!("{checks}\n")).unwrap_or_default();
         format!(
             "{held_out}ended after step {}: {}; kept the state of step {}\n\
-             anchors: {} drawn, {} repeated, {} empty, {} cut at the length limit\n\
-             {:.0} tokens/s in training, {} of GPU memory at the most\n{checks}{} holds the result",
+             {anchors}{:.0} tokens/s in training, {} of GPU memory at the most\n{checks}{} holds the result",
             self.steps,
             self.reason_text,
             self.kept_step,
-            a.drawn,
-            a.duplicates,
-            a.empty,
-            a.cut,
             self.tokens_per_second,
             bytes(self.memory_peak),
             folder.display(),

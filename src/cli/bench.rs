@@ -247,7 +247,7 @@ impl Bench<'_> {
 /// The adapter of the LoRA steps: align's own default.
 fn lora() -> LoraSpec {
     let target_modules = TargetModules::default();
-    LoraSpec { r: 16, lora_alpha: 32.0, lora_dropout: 0.0, target_modules, fan_in_fan_out: false }
+    LoraSpec { r: 16, lora_alpha: 32.0, lora_dropout: 0.0, target_modules, ..LoraSpec::default() }
 }
 
 /// A training step's figures.

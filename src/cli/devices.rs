@@ -1,5 +1,7 @@
 //! `aweigh devices`: the adapters, and what each can do.
 
+use std::io::Write;
+
 use pollster::block_on;
 
 use super::args::GpuArgs;
@@ -94,6 +96,7 @@ const RUNS: Runs = Runs { count: 3, seconds: 0.02 };
 fn tune(args: &Args, output: &Output) -> Result<()> {
     let (config, dtype) = ModelSource::open(&args.model)?.shape()?;
     let gpu = engine::open(&args.gpu.options(), false)?;
+    let mut file = cache::tuning_file(gpu.summary())?;
     let products = products(&config, dtype);
     let mut progress = output.progress("measuring", products.len() as u64, Unit::Items);
     let mut found = block_on(bench::tune(&gpu, &products, RUNS, |class, choice| {
@@ -114,7 +117,10 @@ fn tune(args: &Args, output: &Output) -> Result<()> {
         let fresh = std::mem::replace(&mut found.choices, earlier.choices);
         found.choices.extend(fresh);
     }
-    let path = cache::save_tuning(gpu.summary(), &found)?;
+    let path = file.path().to_path_buf();
+    let json = serde_json::to_vec_pretty(&found).unwrap_or_default();
+    file.write_all(&json).map_err(|error| Error::io(&path, "write", error))?;
+    file.commit()?;
     output.result(format!("{text}\nkept in {}", path.display()), &found)
 }
 

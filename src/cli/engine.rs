@@ -11,7 +11,7 @@ use super::args::{GpuArgs, ModelArgs, RowArgs, WeightArgs, at_least_one};
 use super::output::{Output, bytes, count};
 use super::record::Recorder;
 use crate::config::RunConfig;
-use crate::data::{ParseOptions, Row, parse_jsonl_with, rows_with};
+use crate::data::{ChatTokenizer, Row, parse_jsonl, rows_with};
 use crate::error::{Error, Result};
 use crate::files::{AdapterFiles, Model, Source, cache, write_whole};
 use crate::gpu::{Faults, Gpu, Options, SUBMIT_SECONDS, Witness};
@@ -24,7 +24,7 @@ use crate::train::{Outcome, Setup, State, align};
 /// # Errors
 /// [`crate::error::Error::Input`] names the first that is missing.
 pub fn files(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
-    opened(args, Model::open(&args.model, !output.quiet())?)
+    opened(args, model(&args.model, true, output)?, output)
 }
 
 /// The same, for who looks at shapes only.
@@ -32,12 +32,69 @@ pub fn files(args: &ModelArgs, output: &Output) -> Result<(Model, Option<Adapter
 /// # Errors
 /// As [`files`].
 pub fn described(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
-    opened(args, Model::describe(&args.model, !output.quiet())?)
+    opened(args, model(&args.model, false, output)?, output)
 }
 
-fn opened(args: &ModelArgs, model: Model) -> Result<(Model, Option<AdapterFiles>)> {
-    let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
+fn opened(args: &ModelArgs, model: Model, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
+    let adapter =
+        args.adapter.as_deref().map(|path| adapter(path, "--adapter", &model, output)).transpose()?;
     Ok((model.with_chat_template(args.chat_template.as_deref())?, adapter))
+}
+
+/// The adapter in a directory, for `model`; a warning says what is odd about it.
+///
+/// # Errors
+/// As [`AdapterFiles::open`], and for one that is not supported.
+pub fn adapter(path: &Path, flag: &str, model: &Model, output: &Output) -> Result<AdapterFiles> {
+    let files = AdapterFiles::open(path, flag)?;
+    let adapter = files.bytes().parse()?;
+    let place = format!("{}/adapter_config.json", files.name);
+    if !adapter.unknown.is_empty() {
+        let keys = adapter.unknown.join(", ");
+        output.warn(format_args!("{place}: keys that are not known, and have no effect here: {keys}"));
+    }
+    if let Some(base) = adapter.base.filter(|base| !model.may_be(base)) {
+        let name = model.bytes().name;
+        output.warn(format_args!("{place}: it was made for {base}; on {name} it may do something else"));
+    }
+    Ok(files)
+}
+
+/// The note that a model whose chat template takes no system message gets `system` in the question instead.
+pub fn note_of_system(tokenizer: &ChatTokenizer, system: &str, output: &Output) {
+    if !system.is_empty() && tokenizer.has_template() && !tokenizer.accepts_system() {
+        output.note("the chat template takes no system message: its text stands before the first question");
+    }
+}
+
+/// Opens what `--model` names; with `whole` false, for who looks at shapes only. A warning tells of tensors that no layer reads.
+///
+/// # Errors
+/// As [`Model::open`], and for a model that is not supported.
+pub fn model(name: &str, whole: bool, output: &Output) -> Result<Model> {
+    let bar = !output.quiet();
+    let model = if whole { Model::open(name, bar)? } else { Model::describe(name, bar)? };
+    let bytes = model.bytes();
+    let weights = bytes.weights()?;
+    let unread = weights.unread(&bytes.decoder_config()?);
+    if let Some(first) = unread.first() {
+        output.warn(format_args!(
+            "{}: {} tensors have no place in a model of this configuration and are left out, {first} the first",
+            bytes.name,
+            unread.len()
+        ));
+    }
+    Ok(model)
+}
+
+/// The model's tokenizer; warnings tell what is odd about it or the chat template.
+///
+/// # Errors
+/// As [`ChatTokenizer::from_bytes`].
+pub fn tokenizer(model: &Model, output: &Output) -> Result<ChatTokenizer> {
+    let tokenizer = model.bytes().tokenizer()?;
+    tokenizer.remarks().iter().for_each(|remark| output.warn(remark));
+    Ok(tokenizer)
 }
 
 /// The rows of a file that the flags ask for.
@@ -52,21 +109,13 @@ pub fn chosen_rows(source: &Source, args: &RowArgs, output: &Output) -> Result<V
     Ok(rows)
 }
 
-/// The rows of a file, of one split where one is named. Rows with an empty prompt or answer are left out, with a warning:
-/// models do give empty answers, and a file of them is no mistake.
+/// The rows of a file, of one split where one is named. A warning tells of those that are left out because they are empty.
 ///
 /// # Errors
 /// [`crate::error::Error::Input`] with the file and line.
 pub fn rows(source: &Source, split: Option<&str>, output: &Output) -> Result<Vec<Row>> {
-    let options = ParseOptions { skip_empty: true, ..ParseOptions::default() };
-    let parsed = parse_jsonl_with(&source.bytes, &source.origin, &options)?;
-    if let Some(first) = parsed.empty_lines.first() {
-        output.warn(format_args!(
-            "{}:{first}: left out, as the prompt or an answer is empty: {} rows, this one the first",
-            source.origin,
-            parsed.empty_lines.len()
-        ));
-    }
+    let parsed = parse_jsonl(&source.bytes, &source.origin)?;
+    parsed.remarks(&source.origin).into_iter().for_each(|remark| output.warn(remark));
     match split {
         Some(split) => rows_with(parsed.rows, "split", split, &source.origin),
         None => Ok(parsed.rows),

@@ -109,11 +109,13 @@ fn named(text: &str) -> (String, &str) {
 }
 
 impl Candidate {
-    fn open(text: &str, bar: bool) -> Result<Self> {
+    /// `base` is the model that an adapter goes on.
+    fn open(text: &str, base: &Model, output: &Output) -> Result<Self> {
         let (name, place) = named(text);
         let path = Path::new(place);
-        let adapter = |path: &Path| Ok(Kind::Adapter(Box::new(AdapterFiles::open(path, "CANDIDATE")?)));
-        let model = |name: &str| Ok(Kind::Model(Box::new(Model::open(name, bar)?)));
+        let adapter =
+            |path: &Path| Ok(Kind::Adapter(Box::new(engine::adapter(path, "CANDIDATE", base, output)?)));
+        let model = |name: &str| Ok(Kind::Model(Box::new(engine::model(name, true, output)?)));
         let kind = match place {
             "base" => Kind::Base,
             _ if path.join("adapter_config.json").is_file() => adapter(path)?,
@@ -194,9 +196,12 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let sets = args.data.iter().map(|text| Set::read(text, &args, output)).collect::<Result<Vec<_>>>()?;
     let bar = !output.quiet();
-    let base = Model::open(&args.model, bar)?;
-    let candidates =
-        args.candidates.iter().map(|text| Candidate::open(text, bar)).collect::<Result<Vec<_>>>()?;
+    let base = engine::model(&args.model, true, output)?;
+    let candidates = args
+        .candidates
+        .iter()
+        .map(|text| Candidate::open(text, &base, output))
+        .collect::<Result<Vec<_>>>()?;
     refuse_repeats(
         "CANDIDATE",
         candidates.iter().map(|candidate| candidate.name.clone()),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::engine;
 use super::output::{Output, bytes};
 use crate::config::TargetModules;
 use crate::error::{Error, Result};
@@ -107,8 +108,9 @@ struct Figures {
 /// # Errors
 /// Whatever is wrong with the files; --output is then as it was.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let model = Model::open(&args.model, !output.quiet())?;
-    let adapter = args.adapter.as_deref().map(|path| AdapterFiles::open(path, "--adapter")).transpose()?;
+    let model = engine::model(&args.model, true, output)?;
+    let adapter = args.adapter.as_deref();
+    let adapter = adapter.map(|path| engine::adapter(path, "--adapter", &model, output)).transpose()?;
     let adapter = adapter.as_ref().map(AdapterFiles::bytes);
     let adapter = adapter.as_ref().map(AdapterBytes::parse).transpose()?;
     let is_file = args.output.extension().is_some_and(|ending| ending == "gguf");
@@ -170,7 +172,7 @@ fn directory(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Wr
     let folder = NewFolder::create(&args.output, "--output")?;
     let forced = args.dtype.forced();
     let dtype = forced.map_or(ExportDType::Auto, |(dtype, _)| ExportDType::As(dtype));
-    let weights = merged(&model.bytes().weights()?, adapter, dtype)?;
+    let weights = merged(&model.bytes().weights()?, &model.bytes().decoder_config()?, adapter, dtype)?;
     let others = model.write_companions(folder.path(), forced.map(|(_, name)| name), None)?;
     let path = folder.path().join("model.safetensors");
     fs::write(path, &weights).map_err(|error| Error::io(&args.output, "write", error))?;

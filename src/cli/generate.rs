@@ -82,7 +82,7 @@ pub type Answerer<'a> = dyn FnMut(&Prompt, &mut dyn FnMut(&str) -> Result<()>) -
 pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
     let (model, adapter) = engine::files(&args.model, output)?;
-    let tokenizer = model.bytes().tokenizer()?;
+    let tokenizer = engine::tokenizer(&model, output)?;
     if !args.raw && !tokenizer.has_template() {
         let fix = "add --raw to continue the prompt as it stands, or give a template: --chat-template FILE";
         return Err(Error::input("--model", "a model with a chat template", "none in its files", fix));
@@ -90,9 +90,12 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let gpu = engine::gpu(&args.gpu)?;
     let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
-    let mut speaker = Speaker { gpu: &gpu, decoder: &decoder, tokenizer: &tokenizer, settings, asked: 0 };
+    let system = args.system.as_deref();
+    engine::note_of_system(&tokenizer, system.unwrap_or_default(), output);
+    let (gpu, decoder, tokenizer) = (&*gpu, &decoder, &tokenizer);
+    let mut speaker = Speaker { gpu, decoder, tokenizer, system, settings, asked: 0 };
     let answers = converse(&args, output, &mut |prompt, piece| speaker.answer(prompt, piece))?;
-    finish(&args, output, Ran::new(&gpu, &args.model), &answers)
+    finish(&args, output, Ran::new(gpu, &args.model), &answers)
 }
 
 /// The model, as it answers one question after the other.
@@ -100,6 +103,7 @@ struct Speaker<'a> {
     gpu: &'a Gpu,
     decoder: &'a Decoder,
     tokenizer: &'a ChatTokenizer,
+    system: Option<&'a str>,
     settings: Settings,
     /// Questions so far: part of the random counter, so that a question asked twice gets two answers.
     asked: u32,
@@ -108,7 +112,7 @@ struct Speaker<'a> {
 impl Speaker<'_> {
     fn answer(&mut self, prompt: &Prompt, piece: &mut dyn FnMut(&str) -> Result<()>) -> Result<Answer> {
         let start = Instant::now();
-        let ids = self.tokenizer.encode_prompt(prompt, None)?;
+        let ids = self.tokenizer.encode_prompt(prompt, self.system)?;
         let room = self.decoder.context().saturating_sub(ids.len());
         if room == 0 || ids.is_empty() {
             let expected =
@@ -188,9 +192,7 @@ fn ask(
     let prompt = if args.raw {
         Prompt::Text(text.to_owned())
     } else {
-        let system = args.system.iter().map(|text| Message::new("system", text));
-        let question = [Message::new("user", text)];
-        Prompt::Messages(system.chain(history.iter().cloned()).chain(question).collect())
+        Prompt::Messages(history.iter().cloned().chain([Message::new("user", text)]).collect())
     };
     let answered = answer(&prompt, &mut print)?;
     output.text("\n")?;
@@ -348,7 +350,6 @@ mod tests {
             super::chat(args, &output, lines, answer).unwrap();
         };
         assert_eq!(lengths(&["--model=tiny", "--chat"], &lines, chat), [1, 3, 1]);
-        assert_eq!(lengths(&["--model=tiny", "--chat", "--system=Be kind."], &lines, chat), [2, 4, 2]);
         let each = |args: &Args, lines: &_, answer: &mut Answerer| {
             each_line(args, &output, lines, answer).unwrap();
         };

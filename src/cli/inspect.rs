@@ -40,7 +40,6 @@ struct Figures {
     settings: BTreeMap<&'static str, String>,
     types: Vec<OfType>,
     tensors: Option<Vec<ListedTensor>>,
-    missing: Vec<String>,
     tokenizer: Tokenizer,
     adapter: Option<AdapterFigures>,
 }
@@ -77,9 +76,9 @@ struct AdapterFigures {
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let (model, adapter) = engine::described(&args.model, output)?;
     let files = model.bytes();
-    let config = files.decoder_config()?;
     let weights = files.weights()?;
-    let tokenizer = files.tokenizer()?;
+    let config = weights.config_of(files.decoder_config()?)?;
+    let tokenizer = engine::tokenizer(&model, output)?;
     let example = Prompt::Messages(vec![Message::new("user", "Hello")]);
     let example = tokenizer.has_template().then(|| tokenizer.prompt_text(&example, None)).transpose()?;
     let ends = tokenizer.end_tokens().iter();
@@ -100,12 +99,6 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         settings: settings(&config),
         types: by_type(&weights),
         tensors: args.tensors.then(|| weights.list()),
-        missing: config
-            .tensors()
-            .into_iter()
-            .map(|(name, _)| name)
-            .filter(|name| !weights.has(name))
-            .collect(),
         tokenizer: Tokenizer {
             vocab_size: tokenizer.vocab_size(),
             end_tokens: ends.filter_map(|&id| tokenizer.token_text(id)).collect(),
@@ -180,9 +173,6 @@ fn text(figures: &Figures) -> String {
     rows.extend(figures.settings.iter().map(|(&name, value)| (name, value.clone())));
     for OfType { dtype, tensors, bytes: size } in &figures.types {
         rows.push(("tensors", format!("{tensors} in {dtype}, {}", bytes(*size))));
-    }
-    if let Some(first) = figures.missing.first() {
-        rows.push(("missing", format!("{} tensors, {first} the first", figures.missing.len())));
     }
     let Tokenizer { vocab_size, end_tokens, example, .. } = &figures.tokenizer;
     rows.push((

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::eval::judge::{Case, cases, examples, probabilities};
 use crate::eval::lexicon::Lexicon;
 use crate::eval::stats::{Classified, Estimate, auroc_estimate};
-use crate::files::{Model, RunFolder, Source, WholeFile, refuse_existing, write_whole};
+use crate::files::{RunFolder, Source, WholeFile, refuse_existing, write_whole};
 use crate::gpu::Gpu;
 use crate::model::{Decoder, ModelBytes};
 use crate::train::{Inputs, Metrics, StopReason};
@@ -255,7 +255,7 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
     check(args)?;
     let source = Source::read(&args.train, "--train")?;
     let held_out = args.eval.as_deref().map(|path| Source::read(path, "--eval")).transpose()?;
-    let model = Model::open(&args.model, !output.quiet())?;
+    let model = engine::model(&args.model, true, output)?;
     let bytes = ModelBytes { judge: true, ..model.bytes() };
     let tokenizer = bytes.tokenizer()?;
     let mut rows = engine::rows(&source, args.split.as_deref(), output)?;

@@ -6,10 +6,11 @@ use pollster::block_on;
 use serde::Serialize;
 
 use super::align::{self, Files};
+use super::engine;
 use super::output::{Output, bytes, table};
 use crate::config::{MemorySize, PartialConfig, RunConfig};
 use crate::error::{Error, Result};
-use crate::files::{Model, Source};
+use crate::files::Source;
 use crate::gpu::{DEFAULT_BINDING, Purpose, chosen_adapter};
 use crate::train::{Change, Job, Plan, fit};
 
@@ -78,7 +79,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         true => Source { origin: NONE.into(), bytes: Vec::new() },
         false => Source::read(&config.data.train, "--train")?,
     };
-    let files = Files::read(&config, train, &|name| Model::describe(name, !output.quiet()))?;
+    let files = Files::read(&config, train, &|name| engine::model(name, false, output), output)?;
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
     let binding = binding(&config)?;

@@ -80,8 +80,11 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     refuse_existing(&args.output, "--output", args.overwrite)?;
     let source = Source::read(&args.data, "--data")?;
     let (model, adapter) = engine::files(&args.model, output)?;
-    let tokenizer = model.bytes().tokenizer()?;
+    let tokenizer = engine::tokenizer(&model, output)?;
     let prompts = prompts(&args, &source, &tokenizer, output)?;
+    if prompts[0].prompt.is_conversational() {
+        engine::note_of_system(&tokenizer, args.safety_instruction.as_deref().unwrap_or_default(), output);
+    }
     // Before the work, so that a folder that cannot be written to is known at once.
     let mut file = WholeFile::create(&args.output)?;
     let gpu = engine::gpu(&args.gpu)?;

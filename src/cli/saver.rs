@@ -47,6 +47,9 @@ pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
     }
 }
 
+/// The longest time between two writes of the anchors while they are drawn.
+const ANCHORS_EVERY: Duration = Duration::from_secs(60);
+
 /// Checkpoints of a run.
 pub struct Saver<'a> {
     output: &'a Output,
@@ -130,9 +133,9 @@ impl<'a> Saver<'a> {
         snapshot || self.disk.as_ref().is_some_and(|disk| disk.is_due(step))
     }
 
-    /// Whether the anchors drawn so far are to be kept.
+    /// Whether the anchors drawn so far are to be kept: they take long to draw, and little to write.
     pub fn wants_anchors(&self) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.written.elapsed() >= disk.every)
+        self.disk.as_ref().is_some_and(|disk| disk.written.elapsed() >= disk.every.min(ANCHORS_EVERY))
     }
 
     /// Keeps a state.

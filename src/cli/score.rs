@@ -14,11 +14,13 @@ use super::interrupt;
 use super::output::{Output, table};
 use super::progress::Unit;
 use crate::data::jsonl::{ReadLimits, for_each_object};
-use crate::data::{ChatTokenizer, Example, ExampleOptions, Group, LengthLimits, Needs, Row, build_examples};
+use crate::data::{
+    ChatTokenizer, Example, ExampleOptions, Group, LengthLimits, Needs, Row, build_examples, token_remarks,
+};
 use crate::error::{Error, Result};
 use crate::files::{Source, WholeFile, refuse_existing};
 use crate::gpu::Gpu;
-use crate::model::Decoder;
+use crate::model::{Decoder, DecoderConfig};
 use crate::train;
 
 /// Log-probs of the answers of a file.
@@ -77,7 +79,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let source = Source::read(&args.data, "--data")?;
     let (model, adapter) = engine::files(&args.model, output)?;
-    let (answers, skipped) = answers(&args, &source, &model.bytes().tokenizer()?, output)?;
+    let (answers, skipped) = answers(&args, &source, &engine::tokenizer(&model, output)?, output)?;
     if skipped > 0 {
         output.note(format_args!("{}: left out, as they have no answer: {skipped} rows", source.origin));
     }
@@ -86,9 +88,14 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let gpu = engine::gpu(&args.gpu)?;
     let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     for row in &answers {
-        row.check_context(&source.origin, decoder.context())?;
+        row.check(&source.origin, decoder.config())?;
     }
     let (scored, tokens_per_second) = score(&gpu, &decoder, answers, args.max_tokens_per_batch, output)?;
+    for row in &scored {
+        if row.answers.iter().any(|score| !score.logp.is_finite()) {
+            return Err(Error::not_finite(format!("{}:{}", source.origin, row.line), "log-probs"));
+        }
+    }
     write_rows(&source, &scored, |line| match (&mut file, &args.output) {
         (Some(file), Some(path)) => {
             file.write_all(line.as_bytes()).map_err(|error| Error::io(path, "write", error))
@@ -172,15 +179,18 @@ impl Answers {
         Self { line: example.line, prompt: example.prompt_ids, answers }
     }
 
-    /// Fails where the prompt and an answer exceed the model's context.
-    fn check_context(&self, origin: &str, context: usize) -> Result<()> {
+    /// Fails where the prompt and an answer exceed the model's context, or have tokens that it lacks.
+    fn check(&self, origin: &str, model: &DecoderConfig) -> Result<()> {
+        let (place, context) = (format!("{origin}:{}", self.line), model.context());
+        model.check_ids(&place, &self.prompt)?;
         for (kind, ids) in &self.answers {
+            model.check_ids(&place, ids)?;
             if self.prompt.len() + ids.len() > context {
                 let expected = format!("at most {context} tokens, the model's context");
                 let found =
                     format!("{} of the prompt and {} of \"{}\"", self.prompt.len(), ids.len(), kind.field());
                 let fix = "shorten the row, or leave it out";
-                return Err(Error::input(format!("{origin}:{}", self.line), expected, found, fix));
+                return Err(Error::input(place, expected, found, fix));
             }
         }
         Ok(())
@@ -201,6 +211,7 @@ fn answers(
     rows.truncate(args.rows.max_samples.unwrap_or(usize::MAX));
     let options = ExampleOptions { needs: Needs::Any, limits: LengthLimits::default(), instruction: None };
     let (examples, _) = build_examples(&rows, &source.origin, tokenizer, &options)?;
+    token_remarks(&source.origin, &examples, tokenizer).iter().for_each(|remark| output.warn(remark));
     let answers = examples.into_iter().map(|example| {
         let row = &rows[example.row];
         Answers::new(example, row)

@@ -109,12 +109,43 @@ fn wrong_value(text: &str, origin: &str, error: &toml::de::Error, place: Option<
     });
     let message = error.message().trim();
     let (found, expected) = message.split_once(", expected ").unwrap_or((message, "valid TOML"));
+    let (found, expected) = (plain_found(found), plain_kind(expected));
     let fix = if place.contains(": reference.") {
         "write \"initial\", { checkpoint = \"DIR\" }, { copy_every = N } or { ema = DECAY }"
     } else {
         "correct this line; `aweigh align --help` describes every setting"
     };
     Error::input(place, expected, found, fix)
+}
+
+/// What serde calls a type, in words.
+fn plain_kind(expected: &str) -> &str {
+    match expected {
+        "usize" | "u64" | "u32" => "a whole number of at least 0",
+        "f64" | "f32" => "a number",
+        "a boolean" => "true or false",
+        "a string" | "path string" => "a text in quotes",
+        other => other,
+    }
+}
+
+/// What serde has found: `invalid type: string "2"` is the text "2".
+fn plain_found(found: &str) -> String {
+    let Some((_, value)) = found.strip_prefix("invalid ").and_then(|rest| rest.split_once(": ")) else {
+        return found.into();
+    };
+    for (kind, name) in
+        [("string ", "the text "), ("integer ", ""), ("floating point ", ""), ("boolean ", "")]
+    {
+        if let Some(value) = value.strip_prefix(kind) {
+            return format!("{name}{}", value.trim_matches('`'));
+        }
+    }
+    match value {
+        "sequence" => "a list".into(),
+        "map" => "a table".into(),
+        other => other.into(),
+    }
 }
 
 fn unknown_section(origin: &str, line: usize, found: &str) -> Error {

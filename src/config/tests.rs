@@ -60,7 +60,19 @@ fn an_unknown_key_is_named_with_its_line_and_its_neighbour() {
 #[test]
 fn a_wrong_kind_of_value_is_named_with_its_line() {
     let text = message("[method]\nbeta = 'high'\n", &[]);
-    assert!(text.starts_with("run.toml:8: method.beta: expected f64, found"), "{text}");
+    assert!(
+        text.starts_with("run.toml:8: method.beta: expected a number, found the text \"high\""),
+        "{text}"
+    );
+    let text = message("[train]\nmax_steps = '2'\n", &[]);
+    assert!(
+        text.contains("train.max_steps: expected a whole number of at least 0, found the text \"2\""),
+        "{text}"
+    );
+    let text = message("[train]\nmax_steps = -2\n", &[]);
+    assert!(text.contains("expected a whole number of at least 0, found -2"), "{text}");
+    let text = message("[train]\nshuffle = 1\n", &[]);
+    assert!(text.contains("expected true or false, found 1"), "{text}");
     let text = message("[method]\nmethod = 'dop'\n", &[]);
     assert!(text.contains("run.toml:8: method.method") && text.contains("`dpo`"), "{text}");
     let text = message("[reference]\npositive = 'ema:0.9'\n", &[]);
@@ -102,9 +114,10 @@ fn a_value_out_of_range_is_named_with_its_source() {
         let flag = |argument: &&str| text.contains(argument.split('=').next().unwrap());
         assert!(wrong.iter().any(flag) && text.contains("what to do"), "{wrong:?}: {text}");
     }
-    assert!(
-        RunConfig::resolve(vec![]).unwrap_err().to_string().starts_with("model.model: expected a model's")
-    );
+    // All that is missing is told at once, by the flags' names.
+    let text = RunConfig::resolve(vec![]).unwrap_err().to_string();
+    let places = "--model (model.model), --train (data.train), --output-dir (output.output_dir): expected";
+    assert!(text.starts_with(places) && text.contains("found none of them"), "{text}");
 }
 
 #[test]

@@ -46,10 +46,6 @@ impl Places<'_> {
             "give a share below 1",
         )
     }
-
-    fn required(&self, key: &str, given: bool, expected: &str, fix: &str) -> Result<()> {
-        if given { Ok(()) } else { Err(Error::input(key, expected, "nothing", fix)) }
-    }
 }
 
 /// Checks every setting of `config`; `places` says where each was written.
@@ -71,15 +67,39 @@ pub(super) fn check(config: &RunConfig, places: &BTreeMap<String, String>) -> Re
     config.gpu.submit_budget.map_or(Ok(()), |budget| places.positive("gpu.submit_budget", budget))
 }
 
+/// The settings without which nothing can begin, all of those that are missing at once.
+fn required(config: &RunConfig) -> Result<()> {
+    let all = [
+        (
+            "--model",
+            "model.model",
+            "a model (a directory, a GGUF file, a name on the Hub, or tiny)",
+            config.model.model.is_empty(),
+        ),
+        ("--train", "data.train", "a JSONL file of examples", config.data.train.as_os_str().is_empty()),
+        (
+            "--output-dir",
+            "output.output_dir",
+            "a folder for the run",
+            config.output.output_dir.as_os_str().is_empty(),
+        ),
+    ];
+    let missing: Vec<_> = all.into_iter().filter(|(.., missing)| *missing).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = |part: &dyn Fn(&(&str, &str, &str, bool)) -> String| {
+        missing.iter().map(part).collect::<Vec<_>>().join(", ")
+    };
+    let places = list(&|(flag, key, ..)| format!("{flag} ({key})"));
+    let expected = list(&|(_, _, expected, _)| expected.to_string());
+    let found = if missing.len() == 1 { "nothing" } else { "none of them" };
+    Err(Error::input(places, expected, found, "add these flags, or give their keys in a file with --config"))
+}
+
 fn data(config: &RunConfig, places: &Places) -> Result<()> {
-    let (model, data) = (&config.model.model, &config.data);
-    let fix = "add --model DIR (or tiny), or model = \"DIR\" under [model]";
-    places.required("model.model", !model.is_empty(), "a model's directory, a GGUF file, or tiny", fix)?;
-    let fix = "add --train FILE, or train = \"FILE\" under [data]";
-    places.required("data.train", !data.train.as_os_str().is_empty(), "a JSONL file of examples", fix)?;
-    let fix = "add --output-dir DIR, or output_dir = \"DIR\" under [output]";
-    let given = !config.output.output_dir.as_os_str().is_empty();
-    places.required("output.output_dir", given, "a folder for the run", fix)?;
+    let data = &config.data;
+    required(config)?;
     places.at_least_one("data.max_prompt_length", data.max_prompt_length)?;
     places.at_least_one("data.max_completion_length", data.max_completion_length)?;
     places.at_least_one("data.max_samples", data.max_samples.unwrap_or(1))?;

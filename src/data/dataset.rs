@@ -48,38 +48,41 @@ impl Row {
     }
 }
 
-/// How strictly a file is read.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ParseOptions {
-    /// Leave out rows with an empty prompt or answer, and list their lines, instead of failing at the first.
-    pub skip_empty: bool,
-    /// The most that a line and the file may hold.
-    pub limits: ReadLimits,
-}
-
 /// A file's rows, and what was left out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parsed {
     /// The rows, in the file's order.
     pub rows: Vec<Row>,
-    /// Lines with an empty prompt or answer, left out at the user's wish.
+    /// Lines whose prompt or answer is empty. They are left out: models do give empty answers, and a file of them is no mistake.
     pub empty_lines: Vec<usize>,
+}
+
+impl Parsed {
+    /// What to tell of the file: lines that were left out, and a column that looks as if it mattered and is not read.
+    pub fn remarks(&self, origin: &str) -> Vec<String> {
+        let empty = self.empty_lines.first().map(|first| {
+            let count = self.empty_lines.len();
+            format!(
+                "{origin}:{first}: left out, as the prompt or an answer is empty: {count} rows, this one the first"
+            )
+        });
+        let has_system = |row: &&Row| row.raw.get("system").is_some_and(|system| !is_nothing(system));
+        let system = self.rows.iter().find(has_system).map(|row| {
+            format!("{origin}:{}: \"system\" is not read: make it the first message of the prompt", row.line)
+        });
+        empty.into_iter().chain(system).collect()
+    }
 }
 
 /// The rows of a JSONL file, plain or gzipped. `origin` is the file's name for messages.
 ///
-/// Fails with the file and line on: invalid JSON or UTF-8, a value of the wrong kind, an empty prompt or answer, a
-/// row whose form differs from the first row's, an over-long line, and a file without rows.
-pub fn parse_jsonl(bytes: &[u8], origin: &str) -> Result<Vec<Row>> {
-    parse_jsonl_with(bytes, origin, &ParseOptions::default()).map(|parsed| parsed.rows)
-}
-
-/// [`parse_jsonl`] with options.
-pub fn parse_jsonl_with(bytes: &[u8], origin: &str, options: &ParseOptions) -> Result<Parsed> {
+/// Fails with the file and line on: invalid JSON or UTF-8, a value of the wrong kind, a row whose form differs from the
+/// first row's, an over-long line, and a file without rows.
+pub fn parse_jsonl(bytes: &[u8], origin: &str) -> Result<Parsed> {
     let mut parsed = Parsed::default();
     let mut first: Option<Form> = None;
-    for_each_object(bytes, origin, options.limits, |line, map| {
-        if options.skip_empty && has_empty_text(&map) {
+    for_each_object(bytes, origin, ReadLimits::default(), |line, map| {
+        if has_empty_text(&map) {
             parsed.empty_lines.push(line);
             return Ok(());
         }
@@ -90,12 +93,11 @@ pub fn parse_jsonl_with(bytes: &[u8], origin: &str, options: &ParseOptions) -> R
         Ok(())
     })?;
     if parsed.rows.is_empty() {
-        return Err(Error::input(
-            origin,
-            "at least one row",
-            "none",
-            "check that this is the file you meant",
-        ));
+        let found = match parsed.empty_lines.len() {
+            0 => "none".into(),
+            empty => format!("{empty} whose prompt or answer is empty"),
+        };
+        return Err(Error::input(origin, "at least one row", found, "check that this is the file you meant"));
     }
     Ok(parsed)
 }
@@ -188,6 +190,17 @@ fn check_form(first: &mut Option<Form>, row: &Row, place: &str) -> Result<()> {
     Ok(())
 }
 
+/// Null, or an empty text, list or object.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
 /// A line's fields while they are taken apart.
 struct Fields<'a> {
     map: Map<String, Value>,
@@ -223,6 +236,15 @@ impl Fields<'_> {
             (false, (false, false), false, true) => (row.prompt, row.completion) = self.conversation()?,
             _ => return Err(self.unknown_form()),
         }
+        // What the chat template would be given beside the messages is not passed on: better no training than on other prompts.
+        for key in ["tools", "chat_template_kwargs"] {
+            let given = self.map.get(key).filter(|value| !is_nothing(value));
+            if let Some(value) = given.filter(|_| row.prompt.is_conversational()) {
+                let place = format!("{}: {key}", self.place);
+                let fix = "leave the key out, and put what the model is to know into a system message";
+                return Err(Error::input(place, "none: the chat template is not given it", kind(value), fix));
+            }
+        }
         row.raw = self.map;
         Ok(row)
     }
@@ -236,7 +258,11 @@ impl Fields<'_> {
             "the keys prompt + completion (+ label), prompt + chosen + rejected, chosen + rejected, messages, or \
              prompt alone",
             found,
-            "rename or remove keys until the row has one of these forms",
+            if self.map.contains_key("conversations") {
+                "rename \"conversations\" to \"messages\", with \"role\" and \"content\" in each"
+            } else {
+                "rename or remove keys until the row has one of these forms"
+            },
         )
     }
 
@@ -377,22 +403,66 @@ impl Fields<'_> {
         };
         let mut text = |key: &str| match fields.remove(key) {
             Some(Value::String(text)) => Ok(text),
+            Some(Value::Array(parts)) if key == "content" => self.joined(&format!("{name}.{key}"), &parts),
+            Some(Value::Null) => {
+                let place = format!("{}: {name}.{key}", self.place);
+                Err(Error::input(place, "a string", "null", "write \"\" where nothing is said"))
+            }
             Some(other) => Err(self.wrong(&format!("{name}.{key}"), "a string", kind(&other))),
             None => {
                 let keys: Vec<_> = fields.keys().map(String::as_str).collect();
                 let found = format!("the keys {}", keys.join(", "));
+                if fields.contains_key("from") && fields.contains_key("value") {
+                    let fix = "this is ShareGPT's form: rename \"from\" to \"role\" and \"value\" to \"content\", human to user and gpt to \
+                               assistant";
+                    let place = format!("{}: {name}", self.place);
+                    return Err(Error::input(place, format!("the key {key:?}"), found, fix));
+                }
                 Err(self.wrong(&name, &format!("the key {key:?}"), &found))
             }
         };
         let (role, content) = (text("role")?, text("content")?);
-        if role.is_empty() { Err(self.empty(&format!("{name}.role"))) } else { Ok(Message { role, content }) }
+        fields.retain(|_, value| !value.is_null());
+        if role.is_empty() {
+            return Err(self.empty(&format!("{name}.role")));
+        }
+        Ok(Message { role, content, others: fields })
+    }
+
+    /// A content in parts, `[{"type": "text", "text": ...}]`, as one text.
+    fn joined(&self, name: &str, parts: &[Value]) -> Result<String> {
+        let text = |part: &Value| match part["type"].as_str() {
+            Some("text") | None => {
+                part["text"].as_str().map(str::to_owned).ok_or("a part without a text".to_string())
+            }
+            Some(other) => Err(format!("a part of the type {other:?}")),
+        };
+        let texts: Result<Vec<String>, String> = parts.iter().map(text).collect();
+        texts.map(|texts| texts.concat()).map_err(|found| {
+            let fix = "Aweigh reads text alone: leave out rows with images, sounds or documents";
+            Error::input(
+                format!("{}: {name}", self.place),
+                "a string, or parts of the type \"text\"",
+                found,
+                fix,
+            )
+        })
     }
 
     fn label(&mut self) -> Result<Option<bool>> {
         match self.map.remove("label") {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Bool(label)) => Ok(Some(label)),
-            Some(other) => Err(self.wrong("label", "true (approved) or false (flagged)", kind(&other))),
+            Some(other) => {
+                let place = format!("{}: label", self.place);
+                let found = match &other {
+                    Value::Number(number) => format!("the number {number}"),
+                    Value::String(text) => format!("the text {text:?}"),
+                    other => kind(other).into(),
+                };
+                let fix = "write true for an answer that you want, and false for one that you do not want";
+                Err(Error::input(place, "true (approved) or false (flagged)", found, fix))
+            }
         }
     }
 
@@ -410,12 +480,7 @@ impl Fields<'_> {
     }
 
     fn empty(&self, name: &str) -> Error {
-        Error::input(
-            format!("{}: {name}", self.place),
-            "text",
-            "nothing",
-            "fill it in, remove the row, or skip empty rows",
-        )
+        Error::input(format!("{}: {name}", self.place), "text", "nothing", "fill it in, or remove the row")
     }
 }
 

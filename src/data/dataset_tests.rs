@@ -4,7 +4,7 @@ use super::super::testing::shared_data;
 use super::*;
 
 fn parse(text: &str) -> Result<Vec<Row>> {
-    parse_jsonl(text.as_bytes(), "d.jsonl")
+    parse_jsonl(text.as_bytes(), "d.jsonl").map(|parsed| parsed.rows)
 }
 
 fn one(text: &str) -> Row {
@@ -84,10 +84,24 @@ fn mistakes_name_line_and_field() {
     let ok = r#"{"prompt": "Q", "completion": "A"}"#;
     for (second, expected) in [
         (r#"{"prompt": 3}"#, "d.jsonl:2: prompt: expected a string or a list"),
-        (r#"{"prompt": "", "completion": "A"}"#, "d.jsonl:2: prompt: expected text, found nothing"),
-        (r#"{"prompt": "Q", "completion": " \n"}"#, "d.jsonl:2: completion: expected text"),
-        (r#"{"prompt": [], "completion": "A"}"#, "d.jsonl:2: prompt: expected text"),
-        (r#"{"prompt": "Q", "completion": "A", "label": 0}"#, "d.jsonl:2: label: expected true"),
+        (
+            r#"{"prompt": "Q", "completion": "A", "label": 0}"#,
+            "d.jsonl:2: label: expected true (approved) or false (flagged), found the number 0",
+        ),
+        (r#"{"prompt": "Q", "completion": "A", "label": "bad"}"#, "found the text \"bad\""),
+        (
+            r#"{"conversations": [{"from": "human", "value": "Q"}]}"#,
+            "rename \"conversations\" to \"messages\"",
+        ),
+        (r#"{"messages": [{"from": "human", "value": "Q"}]}"#, "this is ShareGPT's form"),
+        (
+            r#"{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}"#,
+            "prompt[0].content: expected a string, or parts of the type \"text\", found a part of the type \"image\"",
+        ),
+        (
+            r#"{"prompt": [{"role": "user", "content": "Q"}], "tools": [{"type": "function"}]}"#,
+            "d.jsonl:2: tools: expected none: the chat template is not given it, found a list",
+        ),
         (
             r#"{"prompt": "Q", "completion": "A", "label": true}"#,
             "expected no label, as in line 1, found a label",
@@ -98,7 +112,7 @@ fn mistakes_name_line_and_field() {
         ),
         (r#"{"prompt": [{"role": "user", "content": "Q"}]}"#, "expected plain strings, as in line 1"),
         (r#"{"prompt": "Q", "chosen": "A"}"#, "found the keys chosen, prompt"),
-        (r#"{"prompt": "Q", "completion": "A", "messages": []}"#, "expected the keys prompt + completion"),
+        (r#"{"prompt": "Q", "completion": "A", "messages": [1]}"#, "expected the keys prompt + completion"),
         (r#"{"instruction": "Q", "output": "A"}"#, "found the keys instruction, output"),
         (r#"{}"#, "found no keys"),
         (r#"{"prompt": "Q", "completion": [{"role": "assistant", "content": "A"}]}"#, "of one kind"),
@@ -136,16 +150,40 @@ fn mistakes_name_line_and_field() {
 }
 
 #[test]
-fn empty_rows_can_be_skipped_and_are_told() {
+fn messages_keep_what_a_template_may_read() {
+    let row = one(r#"{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "w"}], "name": null}, {"role": "tool", "content": "c"}],
+        "completion": [{"role": "assistant", "content": "d"}], "tools": [], "chat_template_kwargs": null}"#
+        .replace('\n', " ").as_str());
+    let Prompt::Messages(messages) = row.prompt else { panic!("messages") };
+    assert_eq!(messages[0].content, "ab");
+    let keys: Vec<_> = messages[1].others.keys().collect();
+    assert_eq!(keys, ["tool_calls"]);
+    let template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | length }}{% endif %};{% endfor %}";
+    let template =
+        crate::data::ChatTemplate::new(template, &Default::default(), &Map::new(), None, "t").unwrap();
+    assert_eq!(template.render(&messages, false).unwrap(), "user:ab;assistant:1;tool:c;");
+}
+
+#[test]
+fn a_column_that_looks_as_if_it_mattered_is_told() {
+    let text = r#"{"prompt": "Q", "completion": "A", "system": "Be kind."}"#;
+    let parsed = parse_jsonl(text.as_bytes(), "d.jsonl").unwrap();
+    assert!(parsed.remarks("d.jsonl")[0].starts_with("d.jsonl:1: \"system\" is not read"));
+}
+
+#[test]
+fn empty_rows_are_left_out_and_told() {
     let text = r#"{"prompt": "Q", "completion": "A"}
 {"prompt": "Q", "completion": " "}
 {"prompt": [{"role": "user", "content": ""}], "completion": null}
 {"prompt": "Q", "completion": "B"}"#;
-    let skip = ParseOptions { skip_empty: true, ..ParseOptions::default() };
-    let parsed = parse_jsonl_with(text.as_bytes(), "d.jsonl", &skip).unwrap();
+    let parsed = parse_jsonl(text.as_bytes(), "d.jsonl").unwrap();
     assert_eq!(parsed.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 4]);
     assert_eq!(parsed.empty_lines, [2, 3]);
-    assert!(message(text).starts_with("d.jsonl:2: completion: expected text"));
+    assert!(parsed.remarks("d.jsonl")[0].starts_with("d.jsonl:2: left out"));
+    let none = message(r#"{"prompt": "Q", "completion": ""}"#);
+    assert!(none.contains("at least one row, found 1 whose prompt or answer is empty"), "{none}");
 }
 
 #[test]
@@ -176,9 +214,7 @@ fn every_shared_file_is_read() {
             continue;
         }
         files += 1;
-        let skip = ParseOptions { skip_empty: true, ..ParseOptions::default() };
-        let Parsed { rows, empty_lines } =
-            parse_jsonl_with(&std::fs::read(&path).unwrap(), &name, &skip).unwrap();
+        let Parsed { rows, empty_lines } = parse_jsonl(&std::fs::read(&path).unwrap(), &name).unwrap();
         assert_eq!(
             empty_lines,
             if name.starts_with("diasafety") { vec![3903, 7350] } else { vec![] },

@@ -35,6 +35,9 @@ pub fn for_each_object(
     limits: ReadLimits,
     each: impl FnMut(usize, Map<String, Value>) -> Result<()>,
 ) -> Result<()> {
+    if let Some((found, fix)) = binary_format(bytes) {
+        return Err(Error::input(origin, "a JSONL file, plain or gzipped", found, fix));
+    }
     if bytes.starts_with(&GZIP_MAGIC) {
         read_lines(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(bytes)), origin, limits, each)
     } else {
@@ -79,8 +82,8 @@ fn read_lines(
                 "split the file, or take a sample of it",
             ));
         }
-        // Editors on Windows put a byte order mark in front of the first line.
-        let text = text.strip_prefix("\u{feff}".as_bytes()).filter(|_| line == 1).unwrap_or(text);
+        // Editors on Windows put a byte order mark in front of a file, and files get joined.
+        let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
         if !text.iter().all(u8::is_ascii_whitespace) {
             each(line, parse_object(text, &place())?)?;
         }
@@ -106,12 +109,9 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
             "write one {\"prompt\": ..., ...} object per line (JSONL), not one list of all rows",
         )),
         Err(error) => {
-            let opens_list = matches!(text.trim(), "[" | "{");
-            let fix = if opens_list {
-                "write the file as JSONL: each object on one line of its own"
-            } else {
-                "mend this line's JSON"
-            };
+            if let Some((found, fix)) = other_format(text.trim()) {
+                return Err(Error::input(place, "one JSON object on the line", found, fix));
+            }
             // serde_json counts lines within the text it was given: always 1 here.
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
@@ -119,10 +119,77 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
                 place,
                 "one JSON object",
                 format!("invalid JSON at column {}: {message}", error.column()),
-                fix,
+                "mend this line's JSON",
             ))
         }
     }
+}
+
+/// What a line that is no JSON comes from, where that can be told: the format, and how to make JSONL of it.
+fn other_format(line: &str) -> Option<(&'static str, &'static str)> {
+    let is_object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).is_ok();
+    if line.starts_with('[') {
+        let fix = "write JSONL, each row's object on one line, as `jq -c '.[]' FILE` does";
+        return Some(("the beginning of a JSON list over several lines", fix));
+    }
+    if line == "{"
+        || line.starts_with('{')
+            && line.ends_with([',', '{', '[', ':'])
+            && !is_object(&line[..line.len() - 1])
+    {
+        let fix = "write JSONL, each row's object on one line, as `jq -c . FILE` does";
+        return Some(("the beginning of an object over several lines", fix));
+    }
+    if line.strip_suffix(',').is_some_and(is_object) {
+        return Some((
+            "an object with a comma behind it",
+            "leave the commas at the ends of lines out: this is JSONL, not a list",
+        ));
+    }
+    if line.strip_suffix(';').is_some_and(is_object) {
+        return Some((
+            "an object with a semicolon behind it",
+            "leave the semicolons at the ends of lines out",
+        ));
+    }
+    let number = |name: &str| line.contains(&format!(": {name}")) || line.contains(&format!(":{name}"));
+    if ["NaN", "Infinity", "-Infinity"].into_iter().any(number) {
+        return Some((
+            "a NaN or an infinity, which JSON has not",
+            "write null in its place, or leave the key out",
+        ));
+    }
+    if line.contains(['\r']) {
+        return Some((
+            "lines that end in carriage returns alone",
+            "end lines with line feeds, as `tr '\\r' '\\n'` makes them",
+        ));
+    }
+    let words = !line.starts_with(['{', '}', ']', '"']);
+    let known =
+        ["prompt", "completion", "chosen", "rejected", "label", "messages", "text", "question", "answer"];
+    let names = |separator| {
+        line.split(separator).filter(|name| known.contains(&name.trim_matches('"').trim())).count()
+    };
+    if words && [',', '\t', ';'].into_iter().any(|separator| line.contains(separator) && names(separator) > 0)
+    {
+        let fix =
+            "write JSONL: {\"prompt\": ..., \"completion\": ..., \"label\": false} on a line for each row";
+        return Some(("what looks like the header of a CSV file", fix));
+    }
+    None
+}
+
+/// What a file is that is no text of lines, by its first bytes.
+fn binary_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    let formats: [(&[u8], _, _); 5] = [
+        (b"PAR1", "a Parquet file", "write it as JSONL, as datasets' `to_json` does"),
+        (b"ARROW1", "an Arrow file", "write it as JSONL, as datasets' `to_json` does"),
+        (b"PK\x03\x04", "a zip file (or a spreadsheet)", "unpack it, and give the JSONL file in it"),
+        (b"\xff\xfe", "text in UTF-16", "save the file as UTF-8"),
+        (b"\xfe\xff", "text in UTF-16", "save the file as UTF-8"),
+    ];
+    formats.into_iter().find(|(start, ..)| bytes.starts_with(start)).map(|(_, found, fix)| (found, fix))
 }
 
 /// A JSON value's kind in words, for messages.
@@ -176,7 +243,23 @@ mod tests {
         let bad_utf8 = message(b"{}\n\n{\"a\": \"\xff\"}");
         assert!(bad_utf8.contains("d.jsonl:3") && bad_utf8.contains("UTF-8"), "{bad_utf8}");
         assert!(message(b"[{}, {}]").contains("a list"));
-        assert!(message(b"[\n{},\n{}\n]").contains("JSONL"));
+        for (text, found) in [
+            (&b"[\n{},\n{}\n]"[..], "found the beginning of a JSON list over several lines"),
+            (b"[{\"prompt\": \"a\"},\n{}\n]", "found the beginning of a JSON list over several lines"),
+            (b"{\n\"prompt\": \"a\"\n}", "found the beginning of an object over several lines"),
+            (b"{\"prompt\": \"a\",\n\"label\": true}", "found the beginning of an object over several lines"),
+            (b"{\"prompt\": \"a\"},\n{}", "found an object with a comma behind it"),
+            (b"prompt,completion,label\nHi,there,1", "found what looks like the header of a CSV file"),
+            (b"id\tprompt\tcompletion", "found what looks like the header of a CSV file"),
+            (b"{\"prompt\": \"a\", \"score\": NaN}", "found a NaN or an infinity"),
+            (b"{\"prompt\": \"a\"}\r{\"prompt\": \"b\"}\r", "found lines that end in carriage returns alone"),
+            (b"PAR1\x15\x04", "found a Parquet file"),
+            (b"\xff\xfe{\x00", "found text in UTF-16"),
+        ] {
+            let message = message(text);
+            assert!(message.contains(found) && message.contains("what to do: "), "{message}");
+        }
+        assert!(message(b"hello, world").contains("invalid JSON"));
         let mut damaged = gzip(&b"{\"abc\": 123}\n".repeat(50));
         damaged.truncate(damaged.len() - 12);
         assert!(message(&damaged).contains("damaged"));

@@ -13,14 +13,16 @@ pub mod jsonl;
 pub mod lengths;
 pub mod packing;
 pub mod python_json;
+pub mod remarks;
 pub mod template;
 pub mod tokenizer;
 pub mod tokenizer_files;
 
-pub use dataset::{ParseOptions, Parsed, Row, parse_jsonl, parse_jsonl_with, rows_with};
+pub use dataset::{Parsed, Row, parse_jsonl, rows_with};
 pub use example::{Example, ExampleOptions, Needs, build_examples};
 pub use lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
 pub use packing::{Group, Packed};
+pub use remarks::{remarks, token_remarks};
 pub use template::ChatTemplate;
 pub use tokenizer::ChatTokenizer;
 pub(crate) use tokenizer_files::TokenizerFacts;
@@ -35,12 +37,15 @@ pub struct Message {
     pub role: String,
     /// What is said.
     pub content: String,
+    /// What else stands in it, such as `tool_calls` or `name`: for chat templates that read it.
+    #[serde(flatten)]
+    pub others: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Message {
     /// A message from its two parts.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), others: serde_json::Map::new() }
     }
 }
 

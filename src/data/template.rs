@@ -80,7 +80,12 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let messages: Value = messages
             .iter()
-            .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]))
+            .map(|m| {
+                let own =
+                    [("role", Value::from(m.role.as_str())), ("content", Value::from(m.content.as_str()))];
+                let others = m.others.iter().map(|(key, value)| (key.as_str(), from_json(value)));
+                Value::from_pairs(own.into_iter().chain(others))
+            })
             .collect();
         let own = [("messages", messages), ("add_generation_prompt", Value::from(add_generation_prompt))];
         let globals = self.globals.iter().map(|(name, value)| (name.as_str(), value.clone()));

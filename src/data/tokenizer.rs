@@ -20,6 +20,9 @@ pub struct ChatTokenizer {
     /// A text encoded by itself gets a space in front (SentencePiece's "dummy prefix").
     prepends_space: bool,
     origin: String,
+    of_gguf: bool,
+    /// What is odd about the tokenizer or the template.
+    remarks: Vec<String>,
 }
 
 /// How the template opens and closes an assistant's answer.
@@ -43,12 +46,7 @@ impl ChatTokenizer {
     pub fn from_bytes(files: &TokenizerFiles) -> Result<Self> {
         let wrong = |error: &dyn std::fmt::Display| {
             let fix = "take the model's tokenizer.json again (a SentencePiece tokenizer.model must be converted first)";
-            Error::input(
-                format!("{}/tokenizer.json", files.origin),
-                "a tokenizer of the tokenizers library",
-                error,
-                fix,
-            )
+            Error::input(files.place("tokenizer.json"), "a tokenizer of the tokenizers library", error, fix)
         };
         // The library panics on some of what is no JSON.
         serde_json::from_slice::<serde_json::Value>(&files.tokenizer).map_err(|error| wrong(&error))?;
@@ -75,7 +73,10 @@ impl ChatTokenizer {
             system_role: false,
             prepends_space: false,
             origin: files.origin.clone(),
+            of_gguf: files.of_gguf,
+            remarks: Vec::new(),
         };
+        this.remark_unknown(&facts.added);
         let first = this.encode_text("a", false)?.first().and_then(|id| this.token_text(*id));
         this.prepends_space = first.is_some_and(|token| token.starts_with(['▁', 'Ġ']));
         this.learn_template();
@@ -96,25 +97,52 @@ impl ChatTokenizer {
         self.system_role = template.render(&system, true).is_ok_and(|text| text.contains(PROBE));
         // A template that refuses even these probes will say so again, with the user's messages.
         let Ok(before) = template.render(std::slice::from_ref(&asked), true) else { return };
+        let closed = template.render(std::slice::from_ref(&asked), false);
         let Ok(text) = template.render(&[asked, Message::new("assistant", PROBE)], false) else { return };
         let Some((head, tail)) = text.rsplit_once(PROBE) else { return };
-        let mut found: Option<(usize, usize, u32)> = None; // start, end, id
+        let mut found: Option<(bool, usize, usize, u32)> = None; // plain, start, end, id
         for (id, token) in self.tokenizer.get_added_tokens_decoder() {
-            let Some(start) = tail.find(&token.content).filter(|_| !token.content.is_empty()) else {
+            let Some(start) = tail.find(&token.content).filter(|_| !token.content.trim().is_empty()) else {
                 continue;
             };
-            let end = start + token.content.len();
-            // The first, and of two at one place the longer (then the lower id, as the map has no order).
-            if found.is_none_or(|(s, e, i)| (start, e, id) < (s, end, i)) {
-                found = Some((start, end, id));
+            let (plain, end) = (!token.special, start + token.content.len());
+            // A special one, the first, and of two at one place the longer (then the lower id, as the map has no order).
+            if found.is_none_or(|(p, s, e, i)| (plain, start, e, id) < (p, s, end, i)) {
+                found = Some((plain, start, end, id));
             }
         }
+        let found = found.map(|(_, start, end, id)| (start, end, id));
         self.turn.lead = head.strip_prefix(&before).unwrap_or_default().to_owned();
         self.turn.tail = tail.to_owned();
+        if closed.is_ok_and(|closed| closed == before) && !self.turn.lead.trim().is_empty() {
+            self.remarks.push(format!(
+                "{}: the chat template has no generation prompt (add_generation_prompt changes nothing): {:?} will be sampled and scored as \
+                 the beginning of each answer; give a template that writes it with --chat-template FILE",
+                self.origin, self.turn.lead
+            ));
+        }
         if let Some((_, end, id)) = found {
             self.turn.text = tail[..end].to_owned();
             self.turn.id = Some(id);
         }
+    }
+
+    /// Notes tokens that tokenizer_config.json adds, and that tokenizer.json splits or numbers otherwise: transformers would add them.
+    fn remark_unknown(&mut self, added: &[(u32, String)]) {
+        let unknown = |(id, token): &&(u32, String)| self.tokenizer.token_to_id(token) != Some(*id);
+        let Some((id, token)) = added.iter().find(unknown) else { return };
+        let own = self.tokenizer.token_to_id(token);
+        let own = own.map_or("has no such token".into(), |own| format!("numbers it {own}"));
+        self.remarks.push(format!(
+            "{}: tokenizer_config.json says that token {id} is {token:?}, and tokenizer.json {own}: tokens may be split otherwise than in \
+             transformers; save the tokenizer again with transformers",
+            self.origin
+        ));
+    }
+
+    /// What is odd about the tokenizer or the chat template, though it can be used: one sentence each.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// The number of token ids, added tokens included. A model's embedding may have more rows (padding).
@@ -131,6 +159,11 @@ impl ChatTokenizer {
     /// The token as it stands in the vocabulary (`Ġthe`, `▁the`, `<|im_end|>`), or None for an unknown id.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.tokenizer.id_to_token(id)
+    }
+
+    /// Whether a token is one of the tokenizer's special ones, which no text is made of.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
     /// True when there is a chat template, so that conversational rows can be used.
@@ -191,7 +224,16 @@ impl ChatTokenizer {
     /// [`Prompt::with_instruction`] for where it goes. It takes the place of a default system message that the
     /// template would write. Fails when a conversation meets no template or one that refuses it.
     pub fn encode_prompt(&self, prompt: &Prompt, system: Option<&str>) -> Result<Vec<u32>> {
-        self.encode_text(&self.prompt_text(prompt, system)?, !prompt.is_conversational())
+        let text = self.prompt_text(prompt, system)?;
+        let mut ids = self.encode_text(&text, !prompt.is_conversational())?;
+        // A frame that closes a text: nothing follows an end, and here the answer does.
+        if !prompt.is_conversational() && ids.last().is_some_and(|last| self.end_tokens.contains(last)) {
+            let bare = self.encode_text(&text, false)?;
+            if bare.last() != ids.last() {
+                ids.pop();
+            }
+        }
+        Ok(ids)
     }
 
     /// The ids of an answer to `prompt`: the end-of-turn token is the last, and nothing follows it.
@@ -207,17 +249,17 @@ impl ChatTokenizer {
         let before = self.prompt_text(prompt, None)?;
         let (text, end) = match prompt {
             Prompt::Text(_) => (completion.text().to_owned(), self.eos),
-            Prompt::Messages(messages) => {
-                (self.answer_text(&before, messages, completion.text())?, self.turn.id)
-            }
+            Prompt::Messages(messages) => (self.answer_text(&before, messages, completion)?, self.turn.id),
         };
         let end = end.ok_or_else(|| {
-            Error::input(
-                &self.origin,
-                "a token that ends an answer",
-                "no eos_token in tokenizer_config.json and no eos_token_id in the configs",
-                "add \"eos_token\" to tokenizer_config.json",
-            )
+            let (found, fix) = match self.of_gguf {
+                true => ("no tokenizer.ggml.eos_token_id", "take the model's Hugging Face directory instead"),
+                false => (
+                    "no eos_token in tokenizer_config.json and no eos_token_id in the configs",
+                    "add \"eos_token\" to tokenizer_config.json",
+                ),
+            };
+            Error::input(&self.origin, "a token that ends an answer", found, fix)
         })?;
         let mut ids = self.encode_after(&before, &text)?;
         if ids.last() != Some(&end) {
@@ -227,9 +269,12 @@ impl ChatTokenizer {
     }
 
     /// The answer as the template writes it after `before`, up to and with the end-of-turn token's text.
-    fn answer_text(&self, before: &str, messages: &[Message], answer: &str) -> Result<String> {
-        let mut whole = messages.to_vec();
-        whole.push(Message::new("assistant", answer));
+    fn answer_text(&self, before: &str, messages: &[Message], completion: &Completion) -> Result<String> {
+        let (answer, mut whole) = (completion.text(), messages.to_vec());
+        whole.push(match completion {
+            Completion::Messages(own) if !own.is_empty() => own[own.len() - 1].clone(),
+            _ => Message::new("assistant", answer),
+        });
         let rendered = self.require_template()?.render(&whole, false)?;
         let Some(suffix) = rendered.strip_prefix(before) else {
             return Ok(format!("{}{answer}{}", self.turn.lead, self.turn.text));
@@ -259,12 +304,12 @@ impl ChatTokenizer {
 
     fn require_template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
-            Error::input(
-                &self.origin,
-                "a chat template, as the prompts are conversations",
-                "none in tokenizer_config.json and no chat_template.jinja",
-                "give one with --chat-template FILE, or prompts and answers as plain strings",
-            )
+            let found = match self.of_gguf {
+                true => "no tokenizer.chat_template in its metadata",
+                false => "none in tokenizer_config.json and no chat_template.jinja",
+            };
+            let fix = "give one with --chat-template FILE, or prompts and answers as plain strings";
+            Error::input(&self.origin, "a chat template, as the prompts are conversations", found, fix)
         })
     }
 }

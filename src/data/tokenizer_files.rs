@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 pub struct TokenizerFiles {
     /// The model's name or folder, for messages.
     pub origin: String,
+    /// Whether all of them are made of the metadata of one GGUF file, `origin`.
+    pub of_gguf: bool,
     /// `tokenizer.json`.
     pub tokenizer: Vec<u8>,
     /// `tokenizer_config.json`: special tokens, and in older models the chat template.
@@ -31,6 +33,16 @@ pub struct TokenizerFiles {
     pub now: Option<i64>,
 }
 
+impl TokenizerFiles {
+    /// What messages call one of the files: by its path, or as what a GGUF file's metadata come to.
+    pub(crate) fn place(&self, file: &str) -> String {
+        match self.of_gguf {
+            true => format!("{} (its metadata, read as {file})", self.origin),
+            false => format!("{}/{file}", self.origin),
+        }
+    }
+}
+
 /// What the files say, gathered.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TokenizerFacts {
@@ -40,17 +52,22 @@ pub(crate) struct TokenizerFacts {
     pub eos_ids: Vec<u32>,
     /// The template's text and the file it came from.
     pub template: Option<(String, String)>,
+    /// `added_tokens_decoder` of `tokenizer_config.json`: ids and tokens.
+    pub added: Vec<(u32, String)>,
 }
 
 impl TokenizerFacts {
     /// Reads every file but `tokenizer.json`. Fails on what is not JSON or not of the expected kind.
     pub fn read(files: &TokenizerFiles) -> Result<Self> {
         let object = |name: &str, bytes: &Option<Vec<u8>>| match bytes {
-            Some(bytes) => parse_object(&files.origin, name, bytes),
+            Some(bytes) => parse_object(files.place(name), bytes),
             None => Ok(Map::new()),
         };
         let config = object("tokenizer_config.json", &files.tokenizer_config)?;
         let mut facts = Self::default();
+        let added = config.get("added_tokens_decoder").and_then(Value::as_object);
+        let token = |(id, token): (&String, &Value)| Some((id.parse().ok()?, token_text(token)?.to_owned()));
+        facts.added = added.into_iter().flatten().filter_map(token).collect();
         for map in [&object("special_tokens_map.json", &files.special_tokens_map)?, &config] {
             for (name, value) in map.iter().filter(|(name, _)| name.ends_with("_token")) {
                 if let Some(token) = token_text(value) {
@@ -61,22 +78,30 @@ impl TokenizerFacts {
         for (name, bytes) in
             [("generation_config.json", &files.generation_config), ("config.json", &files.config)]
         {
-            facts.eos_ids.extend(eos_ids(&files.origin, name, &object(name, bytes)?)?);
+            facts.eos_ids.extend(eos_ids(&files.place(name), &object(name, bytes)?)?);
         }
         facts.template = match &files.chat_template {
             Some(text) => {
-                let own = || format!("{}/chat_template.jinja", files.origin);
-                Some((text.clone(), files.template_file.clone().unwrap_or_else(own)))
+                let own = || files.place("chat_template.jinja");
+                let place = files.template_file.clone().unwrap_or_else(own);
+                if text.trim().is_empty() {
+                    let fix = "fetch it again, or give another with --chat-template FILE";
+                    return Err(Error::input(place, "a chat template", "an empty file", fix));
+                }
+                // As Python reads text; and a byte order mark is no part of a prompt.
+                let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+                Some((text, place))
             }
-            None => template_text(&files.origin, config.get("chat_template"))?
-                .map(|text| (text.to_owned(), format!("{}/tokenizer_config.json", files.origin))),
+            None => {
+                let place = files.place("tokenizer_config.json");
+                template_text(&place, config.get("chat_template"))?.map(|text| (text.to_owned(), place))
+            }
         };
         Ok(facts)
     }
 }
 
-fn parse_object(origin: &str, name: &str, bytes: &[u8]) -> Result<Map<String, Value>> {
-    let place = format!("{origin}/{name}");
+fn parse_object(place: String, bytes: &[u8]) -> Result<Map<String, Value>> {
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => {
@@ -92,10 +117,10 @@ fn token_text(value: &Value) -> Option<&str> {
 }
 
 /// `eos_token_id`: absent, null, one id, or a list of ids.
-fn eos_ids(origin: &str, name: &str, map: &Map<String, Value>) -> Result<Vec<u32>> {
+fn eos_ids(place: &str, map: &Map<String, Value>) -> Result<Vec<u32>> {
     let wrong = |found: &Value| {
         Error::input(
-            format!("{origin}/{name}: eos_token_id"),
+            format!("{place}: eos_token_id"),
             "a token id or a list of token ids",
             found,
             "correct the id, or remove the key",
@@ -110,8 +135,7 @@ fn eos_ids(origin: &str, name: &str, map: &Map<String, Value>) -> Result<Vec<u32
 }
 
 /// `chat_template`: absent, null, one text, or a list (or map) of named texts, of which `default` is taken.
-fn template_text<'a>(origin: &str, value: Option<&'a Value>) -> Result<Option<&'a str>> {
-    let place = format!("{origin}/tokenizer_config.json: chat_template");
+fn template_text<'a>(place: &str, value: Option<&'a Value>) -> Result<Option<&'a str>> {
     let named: Vec<(&str, &str)> = match value {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(text)) => return Ok(Some(text)),
@@ -127,7 +151,7 @@ fn template_text<'a>(origin: &str, value: Option<&'a Value>) -> Result<Option<&'
     match named.iter().find(|(name, _)| *name == "default") {
         Some((_, text)) => Ok(Some(text)),
         None => Err(Error::input(
-            place,
+            format!("{place}: chat_template"),
             "a template, or named templates with one called \"default\"",
             match named.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ") {
                 names if names.is_empty() => "neither".to_owned(),

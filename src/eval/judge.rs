@@ -104,6 +104,5 @@ pub async fn probabilities(
     if found.iter().all(|probability| probability.is_finite()) {
         return Ok(found);
     }
-    let message = "a verdict is no finite number: the judge is broken".into();
-    Err(Error::Gpu { doing: "judging".into(), message })
+    Err(Error::not_finite("the judge", "verdicts"))
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::write_whole;
+use super::{WholeFile, write_whole};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterSummary, Tuning};
 
@@ -21,10 +21,13 @@ fn path(summary: &AdapterSummary, folder: &str, extension: &str) -> Option<PathB
     Some(base.join(folder).join(format!("{}.{extension}", words.join("-").to_lowercase())))
 }
 
+fn create_folder_of(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, "create", error))
+}
+
 fn save(path: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, "create", error))?;
-    }
+    create_folder_of(path)?;
     write_whole(path, bytes)
 }
 
@@ -44,16 +47,16 @@ pub fn tuning(summary: &AdapterSummary) -> Option<Tuning> {
     }
 }
 
-/// Keeps what was measured; returns the file.
+/// A file to keep what is measured in, which is known to be writable before the work: what it held stays until then.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Input`] where there is no cache directory.
-pub fn save_tuning(summary: &AdapterSummary, tuning: &Tuning) -> Result<PathBuf> {
+pub fn tuning_file(summary: &AdapterSummary) -> Result<WholeFile> {
     let path = path(summary, "tuning", "json").ok_or_else(|| {
         Error::input("the user's cache directory", "one", "none", format!("name a directory in {DIRECTORY}"))
     })?;
-    save(&path, &serde_json::to_vec_pretty(tuning).unwrap_or_default())?;
-    Ok(path)
+    create_folder_of(&path)?;
+    WholeFile::create(&path)
 }
 
 fn checksum(bytes: &[u8]) -> [u8; 4] {

@@ -212,6 +212,11 @@ impl WholeFile {
         Ok(Self { inner: inner.map_err(|error| Error::io(path, "create", error))?, path: target })
     }
 
+    /// The name that it will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives the file its name, after its bytes are safely on disk.
     ///
     /// # Errors

@@ -121,6 +121,23 @@ impl Model {
         }
     }
 
+    /// Whether it may be the model that somebody else calls `other`, by their names: a part of one is a part of the other. Folders are
+    /// named as people like, so only names without anything in common tell models apart.
+    pub fn may_be(&self, other: &str) -> bool {
+        let letters =
+            |text: &str| text.to_lowercase().chars().filter(char::is_ascii_alphanumeric).collect::<String>();
+        let parts = |name: &str| -> Vec<String> {
+            name.split(['/', '\\']).map(letters).filter(|part| part.len() > 2).collect()
+        };
+        let bytes = self.bytes();
+        let config: Value = serde_json::from_slice(bytes.config).unwrap_or_default();
+        let origin = config["_name_or_path"].as_str().unwrap_or_default();
+        let own = [parts(bytes.name), parts(origin)].concat();
+        let others = parts(other);
+        let common = |a: &String, b: &String| a.contains(b.as_str()) || b.contains(a.as_str());
+        others.is_empty() || own.is_empty() || own.iter().any(|a| others.iter().any(|b| common(a, b)))
+    }
+
     fn of(source: Source) -> Self {
         Self { source, chat_template: None, _temporary: None }
     }
@@ -215,6 +232,7 @@ impl Model {
                 weights: vec![(file.name.as_str(), &file.map[..])],
                 tokenizer: TokenizerFiles {
                     origin: file.name.clone(),
+                    of_gguf: true,
                     tokenizer: file.companions.tokenizer.clone(),
                     tokenizer_config: Some(file.companions.tokenizer_config.clone()),
                     config: Some(file.companions.config.clone()),
@@ -250,7 +268,8 @@ impl Model {
 
 impl Model {
     /// Copies every file but the weights into `folder`, and returns their names; with `dtype`, transformers' name of a type,
-    /// config.json says that the weights are of it, and with `architecture` that they are such a model's.
+    /// config.json says that the weights are of it, and with `architecture` that they are such a model's. A head of its own is no longer
+    /// said to be tied: not every reader looks into the weights.
     ///
     /// # Errors
     /// [`Error::Io`] where something cannot be read or written, [`Error::Input`] for a config.json that is none.
@@ -279,10 +298,11 @@ impl Model {
             files.retain(|(name, _)| name != "chat_template.jinja");
             files.push(("chat_template.jinja".into(), template.clone().into_bytes()));
         }
+        let untied = self.bytes().is_untied()?;
         for (name, bytes) in &files {
             let path = folder.join(name);
             if name == "config.json" {
-                super::write_whole(&path, &changed(bytes, dtype, architecture)?)?;
+                super::write_whole(&path, &changed(bytes, dtype, architecture, untied)?)?;
             } else {
                 super::write_whole(&path, bytes)?;
             }
@@ -322,8 +342,8 @@ fn is_companion(name: &str) -> bool {
 
 /// config.json with the weights' type, under "dtype" where it has that (transformers 5), otherwise under "torch_dtype"; and as a judge's
 /// of that architecture. As it was, to the byte, where nothing changes.
-fn changed(config: &[u8], dtype: Option<&str>, architecture: Option<&str>) -> Result<Vec<u8>> {
-    if dtype.is_none() && architecture.is_none() {
+fn changed(config: &[u8], dtype: Option<&str>, architecture: Option<&str>, untied: bool) -> Result<Vec<u8>> {
+    if dtype.is_none() && architecture.is_none() && !untied {
         return Ok(config.to_vec());
     }
     let wrong = |error| Error::input("config.json", "a JSON object", error, "fetch the file again");
@@ -333,6 +353,9 @@ fn changed(config: &[u8], dtype: Option<&str>, architecture: Option<&str>) -> Re
         if let Some(dtype) = dtype.filter(|_| own) {
             config.insert(key.to_owned(), dtype.into());
         }
+    }
+    if untied {
+        config.insert("tie_word_embeddings".into(), false.into());
     }
     if let Some(architecture) = architecture {
         config.insert("architectures".into(), json!([architecture]));
@@ -348,7 +371,13 @@ pub(super) fn need_folder(directory: &Path, flag: &str, expected: &str) -> Resul
     }
     let found = if directory.exists() { "a file" } else { "nothing" };
     let found = format!("{found} at {}", directory.display());
-    Err(Error::input(flag, expected, found, "check the path; relative paths start at the current folder"))
+    let fix = match directory.components().count() {
+        1 if expected.contains("model") && !directory.exists() => {
+            "check the path; a model of the Hugging Face Hub is named owner/name, as in HuggingFaceTB/SmolLM2-135M-Instruct"
+        }
+        _ => "check the path; relative paths start at the current folder",
+    };
+    Err(Error::input(flag, expected, found, fix))
 }
 
 pub(super) fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std::path::PathBuf> {
@@ -357,6 +386,34 @@ pub(super) fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std:
         return Ok(path);
     }
     let place = format!("{flag} {}", directory.display());
+    let has = |other: &str| directory.join(other).exists();
+    let instead = [
+        (
+            file.starts_with("adapter_") && has("adapters.safetensors"),
+            "adapters.safetensors, MLX's format",
+            "convert the adapter to PEFT's format",
+        ),
+        (
+            file.starts_with("adapter_") && has("adapter_model.bin"),
+            "adapter_model.bin, a pickle",
+            "save it again as safetensors: a pickle can hold programs, and is not opened",
+        ),
+        (file.starts_with("adapter_") && has("adapter"), "a run's folder", "give the folder adapter in it"),
+        (
+            file == "config.json" && has("adapter_config.json"),
+            "an adapter",
+            "give it with --adapter, and the model that it was made for with --model",
+        ),
+        (file == "config.json" && has("model"), "a run's folder", "give the folder model in it"),
+        (
+            file == "model.safetensors" && has("pytorch_model.bin"),
+            "pytorch_model.bin, a pickle",
+            "save the model again as safetensors: a pickle can hold programs, and is not opened",
+        ),
+    ];
+    if let Some((_, found, fix)) = instead.into_iter().find(|(there, ..)| *there) {
+        return Err(Error::input(place, format!("{file} in it"), found, fix));
+    }
     let fix = if file.starts_with("adapter_") {
         "give the folder that holds both files of a LoRA adapter, as a run's adapter/ does"
     } else {
@@ -439,6 +496,13 @@ mod tests {
     }
 
     #[test]
+    fn names_of_one_model_have_something_in_common() {
+        let tiny = Model::tiny();
+        assert!(["tiny", "./tiny", "org/Tiny-Llama", ""].iter().all(|other| tiny.may_be(other)));
+        assert!(!tiny.may_be("org/SmolLM2-135M"));
+    }
+
+    #[test]
     fn weights_and_what_describes_them_stay_behind() {
         for name in
             ["config.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "LICENSE", "NOTICE.md"]
@@ -455,12 +519,16 @@ mod tests {
     #[test]
     fn the_configuration_names_the_type_once() {
         let set = |config: &str| {
-            let bytes = changed(config.as_bytes(), Some("float32"), None).unwrap();
+            let bytes = changed(config.as_bytes(), Some("float32"), None, false).unwrap();
             serde_json::from_slice::<Value>(&bytes).unwrap().to_string()
         };
         assert_eq!(set(r#"{"dtype": "bfloat16"}"#), r#"{"dtype":"float32"}"#);
         assert_eq!(set(r#"{"torch_dtype": "bfloat16", "a": 1}"#), r#"{"a":1,"torch_dtype":"float32"}"#);
         assert_eq!(set("{}"), r#"{"torch_dtype":"float32"}"#);
-        assert!(changed(b"[]", Some("float32"), None).unwrap_err().to_string().starts_with("config.json"));
+        let untied = changed(br#"{"tie_word_embeddings": true}"#, None, None, true).unwrap();
+        assert!(String::from_utf8(untied).unwrap().contains("\"tie_word_embeddings\": false"));
+        assert!(
+            changed(b"[]", Some("float32"), None, false).unwrap_err().to_string().starts_with("config.json")
+        );
     }
 }

@@ -94,6 +94,21 @@ impl Blocks {
         all
     }
 
+    /// The first element whose scale is no finite number.
+    pub fn first_not_finite(&self) -> Option<usize> {
+        let (halves, each) = match self.dtype {
+            DType::Q4 | DType::Q8 => (&self.scales, 16),
+            DType::Nf4 => (&self.scales, 32),
+            // Of Q6_K every second pair of bytes is empty.
+            _ => (&self.supers, 128),
+        };
+        let mut halves = halves.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]));
+        // A scale and a minimum have their block's elements in common.
+        halves
+            .position(|half| !half.is_finite())
+            .map(|at| if each == 32 { 32 * at } else { at / 2 * 2 * each })
+    }
+
     /// The elements as f32, with the arithmetic of ggml and of the kernels.
     pub fn values(&self) -> Vec<f32> {
         (0..self.len).map(|i| self.value(i)).collect()

@@ -1,11 +1,16 @@
 //! LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
 use std::collections::HashSet;
+use std::marker::PhantomData;
 
+use regex::Regex;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Weights;
+use super::load::PEFT_SCORE;
 use crate::config::TargetModules;
 use crate::nn::{Entry, Layout};
 use crate::{Error, Result};
@@ -13,10 +18,16 @@ use crate::{Error, Result};
 /// What a LoRA adapter is; PEFT's names and meanings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraSpec {
-    /// Rank.
+    /// Rank of the layers that `rank_pattern` does not name.
     pub r: usize,
     /// The adapter's output is scaled by lora_alpha / r.
     pub lora_alpha: f64,
+    /// Ranks of single layers: regular expressions for the end of a layer's name; the first that matches counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// The same for lora_alpha.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Whether the scale is lora_alpha / √r instead (Kalajdzievski, 2312.03732).
+    pub use_rslora: bool,
     /// Share of an adapter's inputs dropped in training.
     pub lora_dropout: f64,
     /// Layers that get one.
@@ -25,67 +36,132 @@ pub struct LoraSpec {
     pub fan_in_fan_out: bool,
 }
 
+impl Default for LoraSpec {
+    /// PEFT's defaults, on the seven projections of a Llama block.
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 8.0,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            use_rslora: false,
+            lora_dropout: 0.0,
+            target_modules: TargetModules::default(),
+            fan_in_fan_out: false,
+        }
+    }
+}
+
 /// The keys of adapter_config.json that matter here. What is left out has PEFT's default.
 #[derive(Serialize, Deserialize)]
 struct PeftConfig {
-    peft_type: String,
+    peft_type: Option<String>,
     task_type: Option<String>,
     base_model_name_or_path: Option<String>,
-    r: usize,
-    lora_alpha: f64,
-    #[serde(default)]
-    lora_dropout: f64,
-    target_modules: Value,
-    #[serde(default = "no_bias")]
-    bias: String,
-    #[serde(default)]
-    fan_in_fan_out: bool,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    inference_mode: bool,
-    #[serde(default)]
+    r: Option<usize>,
+    lora_alpha: Option<f64>,
+    lora_dropout: Option<f64>,
+    target_modules: Option<Value>,
+    bias: Option<String>,
+    fan_in_fan_out: Option<bool>,
+    use_rslora: Option<bool>,
+    use_dora: Option<bool>,
+    inference_mode: Option<bool>,
     modules_to_save: Option<Vec<String>>,
-    #[serde(default)]
-    rank_pattern: Map<String, Value>,
-    #[serde(default)]
-    alpha_pattern: Map<String, Value>,
-    #[serde(default)]
-    lora_bias: bool,
+    rank_pattern: Option<Ordered<usize>>,
+    alpha_pattern: Option<Ordered<f64>>,
+    lora_bias: Option<bool>,
     /// Read only: written as PEFT's default.
-    #[serde(default, skip_serializing)]
-    init_lora_weights: Value,
-    /// Read only: written as PEFT's default.
-    #[serde(default, skip_serializing)]
-    layer_replication: Value,
+    #[serde(skip_serializing)]
+    init_lora_weights: Option<Value>,
+    /// All other keys.
+    #[serde(flatten, skip_serializing)]
+    others: Map<String, Value>,
+}
+
+/// A JSON object in the order of its file: of two patterns that match a layer the first counts.
+#[derive(Default)]
+struct Ordered<T>(Vec<(String, T)>);
+
+impl<T: Serialize> Serialize for Ordered<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
+            type Value = Ordered<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    all.push(entry);
+                }
+                Ok(Ordered(all))
+            }
+        }
+        deserializer.deserialize_map(InOrder(PhantomData))
+    }
 }
 
 /// Ways of PEFT to start an adapter that also change the base model's weights.
-const CHANGES_THE_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+const CHANGES_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// Keys of PEFT that say how an adapter was made or is to be trained, and change nothing of what its tensors compute.
+const OF_THE_MAKING: [&str; 15] = [
+    "auto_mapping",
+    "revision",
+    "peft_version",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_config",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "runtime_config",
+    "ensure_weight_tying",
+    "qalora_group_size",
+];
+
+/// Whether a key with this value asks for nothing.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
 
 /// What PEFT saves whole beside an adapter for a classifier.
 const HEADS: [&str; 2] = ["classifier", "score"];
-
-fn no_bias() -> String {
-    "none".into()
-}
 
 /// The module of an adapter's A matrix, from PEFT's tensor name.
 pub(super) fn module_of(tensor: &str) -> Option<&str> {
     tensor.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")
 }
 
-/// What PEFT's `target_modules` should say of `modules`: the last part of a name where every block (or the head) has an
-/// adapter there, else whole names.
-pub(super) fn leaves(modules: &[String], blocks: usize) -> Vec<String> {
+/// What PEFT's `target_modules` should say of `modules`: the last part of a name where all of the model's linear layers of that name have
+/// an adapter, else whole names.
+pub(super) fn leaves(modules: &[String], all: &[String]) -> Vec<String> {
     let leaf = |module: &str| module.rsplit('.').next().unwrap_or(module).to_string();
-    let whole = |module: &str| {
-        let same = modules.iter().filter(|m| leaf(m) == leaf(module)).count();
-        same == blocks || !module.contains('.')
+    let every = |module: &String| {
+        let own = leaf(module);
+        all.iter().filter(|other| leaf(other) == own).all(|other| modules.contains(other))
     };
-    let mut names: Vec<String> = modules.iter().map(|m| if whole(m) { leaf(m) } else { m.clone() }).collect();
+    let mut names: Vec<String> = modules.iter().map(|m| if every(m) { leaf(m) } else { m.clone() }).collect();
     names.sort();
     names.dedup();
     names
@@ -95,6 +171,10 @@ pub(super) fn leaves(modules: &[String], blocks: usize) -> Vec<String> {
 pub struct Adapter<'a> {
     /// What it is.
     pub spec: LoraSpec,
+    /// The model that it was made for, as its file names it.
+    pub base: Option<String>,
+    /// Keys of its configuration that are not known here, and do not look as if they were switched on.
+    pub unknown: Vec<String>,
     /// Its tensors.
     pub weights: Weights<'a>,
 }
@@ -108,66 +188,79 @@ impl<'a> Adapter<'a> {
     /// Reads adapter_config.json and adapter_model.safetensors, each with a display name.
     ///
     /// # Errors
-    /// When they are no LoRA adapter, or one with options that change its mathematics (DoRA, biases, saved modules,
-    /// ranks that differ between layers).
+    /// When they are no LoRA adapter, or one with options that change its mathematics and are not implemented (DoRA, biases, saved
+    /// modules, activated LoRA), known here or not.
     pub fn parse(config: (&str, &[u8]), weights: (&'a str, &'a [u8])) -> Result<Self> {
         let (origin, json) = config;
         let fix = "give a plain LoRA adapter in PEFT's format";
         let peft: PeftConfig = serde_json::from_slice(json)
             .map_err(|e| Error::input(origin, "a PEFT adapter_config.json", e, fix))?;
-        let start = peft.init_lora_weights.as_str();
+        if peft.others.contains_key("lora_parameters") {
+            let fix = "convert the adapter to PEFT's format";
+            return Err(Error::input(origin, "a PEFT adapter_config.json", "one of MLX", fix));
+        }
+        let start = peft.init_lora_weights.as_ref().and_then(Value::as_str);
+        let beside = |name: &String| !HEADS.contains(&name.as_str());
         let odd = [
-            ("peft_type", peft.peft_type != "LORA"),
-            ("bias", peft.bias != "none"),
-            ("use_dora", peft.use_dora),
-            (
-                "modules_to_save",
-                peft.modules_to_save.is_some_and(|m| m.iter().any(|name| !HEADS.contains(&name.as_str()))),
-            ),
-            ("rank_pattern", !peft.rank_pattern.is_empty()),
-            ("alpha_pattern", !peft.alpha_pattern.is_empty()),
-            ("lora_bias", peft.lora_bias),
+            ("peft_type", peft.peft_type.as_deref() != Some("LORA")),
+            ("bias", peft.bias.is_some_and(|bias| bias != "none")),
+            ("use_dora", peft.use_dora == Some(true)),
+            ("modules_to_save", peft.modules_to_save.is_some_and(|modules| modules.iter().any(beside))),
+            ("lora_bias", peft.lora_bias == Some(true)),
             ("init_lora_weights", start.is_some_and(|s| CHANGES_THE_BASE.iter().any(|c| s.starts_with(c)))),
-            ("layer_replication", !peft.layer_replication.is_null()),
         ];
-        if let Some((key, _)) = odd.iter().find(|(_, odd)| *odd) {
-            return Err(Error::input(
-                origin,
-                "a plain LoRA adapter",
-                format!("an unsupported \"{key}\""),
-                fix,
-            ));
+        let others = || peft.others.iter().filter(|(key, _)| !OF_THE_MAKING.contains(&key.as_str()));
+        // Numbers and names mostly belong to a switch: by themselves they do nothing.
+        let switch = |value: &Value| !is_off(value) && !value.is_number() && !value.is_string();
+        let odd = odd.iter().find(|(_, odd)| *odd).map(|(key, _)| *key);
+        let odd = odd.or_else(|| others().find(|(_, value)| switch(value)).map(|(key, _)| key.as_str()));
+        if let Some(key) = odd {
+            let found = format!("an unsupported \"{key}\", which is switched on");
+            return Err(Error::input(origin, "a plain LoRA adapter", found, fix));
         }
-        if peft.r == 0 || !peft.lora_alpha.is_finite() || !(0.0..1.0).contains(&peft.lora_dropout) {
-            let found =
-                format!("r {}, lora_alpha {}, lora_dropout {}", peft.r, peft.lora_alpha, peft.lora_dropout);
-            return Err(Error::input(
-                origin,
-                "r >= 1, a finite lora_alpha, lora_dropout in [0, 1)",
-                found,
-                fix,
-            ));
-        }
+        let unknown = others().filter(|(_, value)| !is_off(value)).map(|(key, _)| key.clone()).collect();
+        let usual = LoraSpec::default();
+        let mut spec = LoraSpec {
+            r: peft.r.unwrap_or(usual.r),
+            lora_alpha: peft.lora_alpha.unwrap_or(usual.lora_alpha),
+            rank_pattern: peft.rank_pattern.unwrap_or_default().0,
+            alpha_pattern: peft.alpha_pattern.unwrap_or_default().0,
+            use_rslora: peft.use_rslora == Some(true),
+            lora_dropout: peft.lora_dropout.unwrap_or_default(),
+            target_modules: TargetModules::AllLinear,
+            fan_in_fan_out: peft.fan_in_fan_out == Some(true),
+        };
+        spec.check(origin, fix)?;
         let weights = Weights::parse([weights], weights.0)?;
         // The tensors say best which modules it has; the config may hold a pattern.
         let mut modules: Vec<String> = weights.names().filter_map(module_of).map(str::to_string).collect();
         modules.sort();
-        if modules.is_empty() {
-            return Err(Error::input(weights.origin(), "tensors named *.lora_A.weight", "none", fix));
-        }
-        // rsLoRA scales by alpha / sqrt(r): say so in terms of the plain form.
-        let lora_alpha =
-            if peft.use_rslora { peft.lora_alpha * (peft.r as f64).sqrt() } else { peft.lora_alpha };
-        let target_modules = TargetModules::Names(modules);
-        let spec = LoraSpec {
-            r: peft.r,
-            lora_alpha,
-            lora_dropout: peft.lora_dropout,
-            target_modules,
-            fan_in_fan_out: peft.fan_in_fan_out,
-        };
-        Ok(Self { spec, weights })
+        check_tensors(&weights, &modules)?;
+        spec.target_modules = TargetModules::Names(modules);
+        Ok(Self { spec, base: peft.base_model_name_or_path, unknown, weights })
     }
+}
+
+/// Fails unless all tensors are pairs of A and B, or a judge's head: what is anything else would be left out in silence.
+fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
+    let known: HashSet<String> =
+        modules.iter().flat_map(|module| ['A', 'B'].map(|matrix| tensor_name(module, matrix))).collect();
+    if modules.is_empty() {
+        let found = weights.names().min().map_or("no tensor".into(), |name| format!("{name}, and others"));
+        let fix = "give a plain LoRA adapter in PEFT's format";
+        return Err(Error::input(weights.origin(), "tensors named *.lora_A.weight", found, fix));
+    }
+    let Some(odd) = weights.names().filter(|name| !known.contains(*name) && *name != PEFT_SCORE).min() else {
+        return Ok(());
+    };
+    let fix = match ["embed", "lm_head", "wte", "embed_out"].iter().any(|part| odd.contains(part)) {
+        true => {
+            "the adapter changes the embedding or the head (tokens were added, or they were trained too): merge it with PEFT first, and give \
+                 the merged model"
+        }
+        false => "use an adapter with LoRA on linear layers only, or merge it with PEFT first",
+    };
+    Err(Error::input(weights.origin(), "A and B matrices of LoRA alone", odd, fix))
 }
 
 impl Adapter<'_> {
@@ -182,29 +275,84 @@ impl Adapter<'_> {
     }
 }
 
+/// PEFT's meaning of a pattern: it matches a whole name, or its end after a dot.
+fn expression(pattern: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!(r"^(.*\.)?({pattern})$"))
+}
+
+/// The value of the first pattern that matches the layer `module`.
+fn first_match<T: Copy>(patterns: &[(String, T)], module: &str) -> Option<T> {
+    let matches = |pattern: &str| expression(pattern).is_ok_and(|expression| expression.is_match(module));
+    patterns.iter().find(|(pattern, _)| matches(pattern)).map(|(_, value)| *value)
+}
+
 impl LoraSpec {
+    /// Fails where a number or a pattern is out of range.
+    fn check(&self, origin: &str, fix: &str) -> Result<()> {
+        let ranks = self.rank_pattern.iter().map(|(_, r)| *r).chain([self.r]).min();
+        let alphas = self.alpha_pattern.iter().map(|(_, alpha)| *alpha).chain([self.lora_alpha]);
+        if ranks == Some(0) || !alphas.sum::<f64>().is_finite() || !(0.0..1.0).contains(&self.lora_dropout) {
+            let Self { r, lora_alpha, lora_dropout, .. } = self;
+            let found = format!("r {r}, lora_alpha {lora_alpha}, lora_dropout {lora_dropout}, and patterns");
+            let expected = "r >= 1, a finite lora_alpha, lora_dropout in [0, 1)";
+            return Err(Error::input(origin, expected, found, fix));
+        }
+        let ranks = self.rank_pattern.iter().map(|(pattern, _)| pattern);
+        for pattern in ranks.chain(self.alpha_pattern.iter().map(|(pattern, _)| pattern)) {
+            if let Err(error) = expression(pattern) {
+                let expected = "regular expressions in rank_pattern and alpha_pattern";
+                return Err(Error::input(origin, expected, format!("{pattern:?}: {error}"), fix));
+            }
+        }
+        Ok(())
+    }
+
+    /// The rank of the adapter on the layer `module`.
+    pub fn rank(&self, module: &str) -> usize {
+        first_match(&self.rank_pattern, module).unwrap_or(self.r)
+    }
+
+    /// The largest rank of any layer.
+    pub fn largest_rank(&self) -> usize {
+        self.rank_pattern.iter().map(|(_, rank)| *rank).chain([self.r]).max().unwrap_or(self.r)
+    }
+
+    /// The factor on the output of the adapter on the layer `module`: lora_alpha / r, of rsLoRA lora_alpha / √r.
+    pub fn scale(&self, module: &str) -> f64 {
+        let (rank, alpha) = (self.rank(module) as f64, first_match(&self.alpha_pattern, module));
+        alpha.unwrap_or(self.lora_alpha) / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// Whether adapters of both have the same ranks and factors on all layers.
+    pub fn scales_like(&self, other: &Self) -> bool {
+        let all = |spec: &Self| (spec.r, spec.lora_alpha, spec.use_rslora);
+        all(self) == all(other)
+            && self.rank_pattern == other.rank_pattern
+            && self.alpha_pattern == other.alpha_pattern
+    }
+
     /// adapter_config.json as PEFT writes it. `base` names the base model, `modules` are the leaf names targeted; a judge's head is saved
     /// beside the adapter.
     pub fn to_peft_json(&self, base: &str, modules: &[String], judge: bool) -> String {
         let config = PeftConfig {
-            peft_type: "LORA".into(),
+            peft_type: Some("LORA".into()),
             task_type: Some(if judge { "SEQ_CLS" } else { "CAUSAL_LM" }.into()),
             base_model_name_or_path: Some(base.into()),
-            r: self.r,
-            lora_alpha: self.lora_alpha,
-            lora_dropout: self.lora_dropout,
-            target_modules: modules.into(),
-            bias: no_bias(),
-            fan_in_fan_out: self.fan_in_fan_out,
-            use_rslora: false,
-            use_dora: false,
-            inference_mode: true,
+            r: Some(self.r),
+            lora_alpha: Some(self.lora_alpha),
+            lora_dropout: Some(self.lora_dropout),
+            target_modules: Some(modules.into()),
+            bias: Some("none".into()),
+            fan_in_fan_out: Some(self.fan_in_fan_out),
+            use_rslora: Some(self.use_rslora),
+            use_dora: Some(false),
+            inference_mode: Some(true),
             modules_to_save: judge.then(|| HEADS.map(String::from).into()),
-            rank_pattern: Map::new(),
-            alpha_pattern: Map::new(),
-            lora_bias: false,
-            init_lora_weights: Value::Null,
-            layer_replication: Value::Null,
+            rank_pattern: Some(Ordered(self.rank_pattern.clone())),
+            alpha_pattern: Some(Ordered(self.alpha_pattern.clone())),
+            lora_bias: Some(false),
+            init_lora_weights: None,
+            others: Map::new(),
         };
         serde_json::to_string_pretty(&config).unwrap_or_default() + "\n"
     }
@@ -214,14 +362,25 @@ impl LoraSpec {
 mod tests {
     use super::*;
 
-    fn refusal(extra: &str) -> Option<String> {
+    fn file(names: &[&str]) -> Vec<u8> {
+        let data = [0u8; 8];
+        let view =
+            || safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 1], &data).unwrap();
+        safetensors::serialize(names.iter().map(|name| (*name, view())), None).unwrap()
+    }
+
+    /// The adapter with these keys beside the usual ones: its description, and the keys that are not known.
+    fn parsed(extra: &str) -> crate::Result<(LoraSpec, Vec<String>)> {
         let json =
             format!(r#"{{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["q_proj"]{extra}}}"#);
-        let data = [0u8; 8];
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 1], &data);
-        let name = tensor_name("model.layers.0.self_attn.q_proj", 'A');
-        let weights = safetensors::serialize([(name, view.unwrap())], None).unwrap();
-        Adapter::parse(("config", json.as_bytes()), ("weights", &weights)).err().map(|e| e.to_string())
+        let module = "model.layers.0.self_attn.q_proj";
+        let weights = file(&[&tensor_name(module, 'A'), &tensor_name(module, 'B')]);
+        let adapter = Adapter::parse(("config", json.as_bytes()), ("weights", &weights))?;
+        Ok((adapter.spec, adapter.unknown))
+    }
+
+    fn refusal(extra: &str) -> Option<String> {
+        parsed(extra).err().map(|e| e.to_string())
     }
 
     #[test]
@@ -230,8 +389,13 @@ mod tests {
             ("bias", r#""all""#),
             ("use_dora", "true"),
             ("modules_to_save", r#"["lm_head"]"#),
-            ("rank_pattern", r#"{"q_proj":8}"#),
-            ("alpha_pattern", r#"{"q_proj":8}"#),
+            ("alora_invocation_tokens", "[403, 407]"),
+            ("use_qalora", "true"),
+            ("trainable_token_indices", "[1]"),
+            ("target_parameters", r#"["a"]"#),
+            ("arrow_config", r#"{"top_k": 3}"#),
+            ("use_supernova", "true"),
+            ("init_lora_weights", r#""lora_ga""#),
             ("lora_bias", "true"),
             ("init_lora_weights", r#""pissa_niter_4""#),
             ("layer_replication", "[[0,2]]"),
@@ -242,10 +406,87 @@ mod tests {
     }
 
     #[test]
+    fn tensors_that_would_be_left_out_are_refused() {
+        let json = br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"bias":null,"rank_pattern":null,"lora_dropout":null}"#;
+        let parse = |names: &[&str]| {
+            let weights = file(names);
+            Adapter::parse(("config", json), ("weights", &weights))
+                .map(drop)
+                .map_err(|error| error.to_string())
+        };
+        let [a, b] = ['A', 'B'].map(|matrix| tensor_name("model.layers.0.mlp.up_proj", matrix));
+        assert_eq!(parse(&[&a, &b]), Ok(()));
+        // Names with the name of an adapter, and those of compiled models.
+        let named = [&a, &b].map(|name| {
+            name.replace(".weight", ".default.weight").replace("model.layers", "_orig_mod.model.layers")
+        });
+        assert_eq!(parse(&[&named[0], &named[1]]), Ok(()));
+        for odd in [
+            "base_model.model.model.embed_tokens.lora_embedding_A",
+            "base_model.model.model.embed_tokens.weight",
+            "base_model.model.lm_head.base_layer.weight",
+        ] {
+            let message = parse(&[&a, &b, odd]).unwrap_err();
+            assert!(message.contains(odd) && message.contains("merge it with PEFT first"), "{message}");
+        }
+        let lone = tensor_name("model.layers.1.mlp.up_proj", 'B');
+        assert!(parse(&[&a, &b, &lone]).unwrap_err().contains(&lone));
+        assert!(parse(&["model.layers.0.lora_a"]).unwrap_err().contains("found model.layers.0.lora_a"));
+        let mlx = Adapter::parse(
+            ("config", br#"{"fine_tune_type":"lora","lora_parameters":{}}"#),
+            ("weights", &[]),
+        );
+        assert!(mlx.err().unwrap().to_string().contains("found one of MLX"));
+    }
+
+    #[test]
+    fn leaf_names_hit_no_other_layer() {
+        let names = |all: &[&str]| all.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let all = names(&["h.0.attn.c_proj", "h.0.mlp.c_proj", "h.0.mlp.c_fc", "lm_head"]);
+        assert_eq!(leaves(&names(&["h.0.attn.c_proj"]), &all), ["h.0.attn.c_proj"]);
+        assert_eq!(
+            leaves(&names(&["h.0.attn.c_proj", "h.0.mlp.c_proj", "h.0.mlp.c_fc"]), &all),
+            ["c_fc", "c_proj"]
+        );
+        assert_eq!(leaves(&names(&["lm_head"]), &all), ["lm_head"]);
+    }
+
+    #[test]
     fn what_peft_writes_by_default_is_taken() {
         let defaults = r#","bias":"none","rank_pattern":{},"alpha_pattern":{},"lora_bias":false,
             "init_lora_weights":true,"layer_replication":null,"modules_to_save":null"#;
         assert_eq!(refusal(defaults), None);
         assert_eq!(refusal(r#","init_lora_weights":"gaussian""#), None);
+        let all = r#","alora_invocation_tokens":null,"qalora_group_size":16,"use_qalora":false,"megatron_core":"megatron.core",
+            "peft_version":"0.21.2","loftq_config":{},"runtime_config":{"ephemeral_gpu_offload":false},"rank_pattern":null"#;
+        assert_eq!(parsed(all).unwrap().1, [""; 0]);
+        // What is unknown and may do nothing is told.
+        let unknown = r#","supernova_size":16,"supernova":"off","use_supernova":false"#;
+        assert_eq!(parsed(unknown).unwrap().1, ["supernova", "supernova_size"]);
+    }
+
+    #[test]
+    fn patterns_match_as_peft_matches_them() {
+        let patterns = r#","rank_pattern":{"layers.1.self_attn.q_proj":4,"q_proj":8,"layers\\.[02]\\.mlp\\..*":16},
+            "alpha_pattern":{"v_proj":12,"self_attn.v_proj":1},"use_rslora":true"#;
+        let spec = parsed(patterns).unwrap().0;
+        let of = |module: &str| (spec.rank(module), spec.scale(module));
+        assert_eq!(of("model.layers.1.self_attn.q_proj"), (4, 4.0 / 2.0));
+        assert_eq!(of("model.layers.0.self_attn.q_proj"), (8, 4.0 / 8f64.sqrt()));
+        assert_eq!(of("model.layers.2.mlp.up_proj"), (16, 1.0));
+        assert_eq!(of("model.layers.1.mlp.up_proj"), (2, 4.0 / 2f64.sqrt()));
+        // The first that matches counts, and a name must match from its beginning or a dot.
+        assert_eq!(of("model.layers.1.self_attn.v_proj"), (2, 12.0 / 2f64.sqrt()));
+        assert_eq!(of("model.layers.0.self_attn.xq_proj"), (2, 4.0 / 2f64.sqrt()));
+        assert_eq!(spec.largest_rank(), 16);
+        let written = spec.to_peft_json("base", &["q_proj".into()], false);
+        let read: PeftConfig = serde_json::from_str(&written).unwrap();
+        assert_eq!(
+            (read.rank_pattern.unwrap().0, read.alpha_pattern.unwrap().0),
+            (spec.rank_pattern, spec.alpha_pattern)
+        );
+        assert_eq!(read.use_rslora, Some(true));
+        assert!(refusal(r#","rank_pattern":{"(":4}"#).unwrap().contains("regular expressions"));
+        assert!(refusal(r#","rank_pattern":{"q":0}"#).unwrap().contains("r >= 1"));
     }
 }

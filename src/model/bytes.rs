@@ -1,10 +1,10 @@
 //! A model as bytes: what the library takes. [`crate::files`] brings directories into this form.
 
 use super::{Adapter, Decoder, DecoderConfig, Training, Weights};
-use crate::Result;
 use crate::data::{ChatTokenizer, TokenizerFiles};
 use crate::gpu::{Gpu, Memory, Quantize};
 use crate::nn::Decay;
+use crate::{Error, Result};
 
 /// The files of a model in Hugging Face's layout.
 #[derive(Clone)]
@@ -40,12 +40,22 @@ impl<'a> ModelBytes<'a> {
     /// Its tensors.
     ///
     /// # Errors
-    /// As [`Weights::parse`].
+    /// As [`Weights::parse`]; for a checkpoint whose weights are quantised in a way of safetensors' world.
     pub fn weights(&self) -> Result<Weights<'a>> {
-        Ok(Weights::parse(self.weights.iter().copied(), self.name)?
-            .quantized(self.quantize)
-            .offloaded(self.offload)
-            .judging(self.judge))
+        let weights = Weights::parse(self.weights.iter().copied(), self.name)?;
+        if let Some(kind) = weights.quantised_elsewhere() {
+            let config: serde_json::Value = serde_json::from_slice(self.config).unwrap_or_default();
+            let method = config["quantization_config"]["quant_method"].as_str();
+            let found = match method {
+                Some(method) => {
+                    format!("weights that {method} has quantised ({kind}; see quantization_config)")
+                }
+                None => format!("quantised weights ({kind})"),
+            };
+            let fix = "give the model as it was before (F32, BF16 or F16), with --quantize nf4 where memory is short, or a GGUF file of it";
+            return Err(Error::input(self.config_place(), "weights in F32, BF16 or F16", found, fix));
+        }
+        Ok(weights.quantized(self.quantize).offloaded(self.offload).judging(self.judge))
     }
 
     /// Its tokenizer and chat template.
@@ -56,12 +66,26 @@ impl<'a> ModelBytes<'a> {
         ChatTokenizer::from_bytes(&self.tokenizer)
     }
 
+    /// What messages call its config.json.
+    pub(super) fn config_place(&self) -> String {
+        self.tokenizer.place("config.json")
+    }
+
     /// Its configuration.
     ///
     /// # Errors
     /// As [`DecoderConfig::parse`].
     pub fn decoder_config(&self) -> Result<DecoderConfig> {
-        DecoderConfig::parse(self.config, &format!("{}/config.json", self.name))
+        DecoderConfig::parse(self.config, &self.config_place())
+    }
+
+    /// Whether config.json ties the head to the embedding, and the weights have a head of other values all the same.
+    ///
+    /// # Errors
+    /// As [`ModelBytes::decoder_config`] and [`ModelBytes::weights`].
+    pub fn is_untied(&self) -> Result<bool> {
+        let config = self.decoder_config()?;
+        Ok(config.tied && !self.weights()?.untied(config).tied)
     }
 
     /// Its decoder in `memory`.
@@ -69,7 +93,7 @@ impl<'a> ModelBytes<'a> {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn decoder(&self, memory: &Memory, training: Training) -> Result<Decoder> {
-        let config = format!("{}/config.json", self.name);
+        let config = self.config_place();
         Decoder::load(memory, (&config, self.config), &self.weights()?, training, Decay::Matrices)
     }
 

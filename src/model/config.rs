@@ -198,6 +198,14 @@ impl DecoderConfig {
         Err(Error::input(place, expected, format!("{tokens} tokens"), fix))
     }
 
+    /// Fails where an id is none of the vocabulary: a tokenizer may have tokens that the embedding has no row for.
+    pub fn check_ids(&self, place: &str, ids: &[u32]) -> Result<()> {
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) else { return Ok(()) };
+        let expected = format!("tokens below {}, which the model has", self.vocab);
+        let fix = "take that token out of the text or the chat template, or use the tokenizer that belongs to the model";
+        Err(Error::input(place, expected, format!("token {id}"), fix))
+    }
+
     /// Width of the MLP's first projection: F, or gated 2 F.
     pub fn up(&self) -> usize {
         if self.gated { 2 * self.inner } else { self.inner }

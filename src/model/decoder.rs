@@ -67,7 +67,8 @@ impl Decoder {
             let fix = "use it with `aweigh judge score`, or as a meter of `aweigh eval`";
             return Err(Error::input(config_json.0, "a language model", found, fix));
         }
-        let config = DecoderConfig { classes: weights.judge.then_some(JUDGE_CLASSES), ..config };
+        let config =
+            DecoderConfig { classes: weights.judge.then_some(JUDGE_CLASSES), ..weights.untied(config) };
         let mut loader = Loader {
             memory,
             weights,
@@ -166,7 +167,7 @@ impl Decoder {
         let modules = self.layout.entries().iter().filter_map(|e| module_of(e.name()));
         let modules: Vec<String> = modules.map(str::to_string).collect();
         let judge = self.config.classes.is_some();
-        Some(self.lora.as_ref()?.to_peft_json(base, &leaves(&modules, self.blocks.len()), judge))
+        Some(self.lora.as_ref()?.to_peft_json(base, &leaves(&modules, &self.config.linear_layers()), judge))
     }
 
     /// A pass of the policy, without dropout.
@@ -204,7 +205,7 @@ impl Decoder {
             output_norms: c.output_norms,
             parallel: c.parallel,
             // Queries, keys and values share one input.
-            ranks: self.lora.as_ref().map_or(0, |l| 3 * l.r),
+            ranks: self.lora.as_ref().map_or(0, |l| 3 * l.largest_rank()),
             dropout: self.lora.as_ref().is_some_and(|l| l.lora_dropout > 0.0),
         }
     }

@@ -1,6 +1,6 @@
 //! Merging a LoRA adapter into its base weights: a plain Hugging Face model, or a GGUF file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Write};
 
 use half::{bf16, f16};
@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use super::adapter::tensor_name;
 use super::load::PEFT_SCORE;
 use super::weights::Stored;
-use super::{Adapter, ModelBytes, Weights, gguf};
+use super::{Adapter, DecoderConfig, ModelBytes, Weights, gguf};
 use crate::gpu::DType;
 use crate::nn::transposed;
 use crate::{Error, Result};
@@ -30,6 +30,8 @@ pub struct Merge<'a> {
     adapter: Option<&'a Adapter<'a>>,
     /// The module of each tensor that the adapter changes.
     targets: HashMap<&'a str, &'a str>,
+    /// Whether files hold the blocks' matrices as (inputs, outputs).
+    transposed: bool,
 }
 
 /// A tensor of a merged model.
@@ -59,11 +61,15 @@ impl Merged<'_> {
 }
 
 impl<'a> Merge<'a> {
-    /// Of `base` with every layer of `adapter`.
+    /// Of `base`, a model of `config`, with every layer of `adapter`.
     ///
     /// # Errors
     /// When an adapter's layer is not in the model.
-    pub fn new(base: &'a Weights<'a>, adapter: Option<&'a Adapter<'a>>) -> Result<Self> {
+    pub fn new(
+        base: &'a Weights<'a>,
+        config: &DecoderConfig,
+        adapter: Option<&'a Adapter<'a>>,
+    ) -> Result<Self> {
         let modules: &[String] = match adapter.map(|a| &a.spec.target_modules) {
             Some(crate::config::TargetModules::Names(names)) => names,
             _ => &[],
@@ -77,7 +83,25 @@ impl<'a> Merge<'a> {
                 fix,
             ));
         }
-        let mut targets = HashMap::new();
+        let (mut targets, layers) = (HashMap::new(), config.linear_layers());
+        if let Some(odd) = modules
+            .iter()
+            .find(|module| !layers.contains(module) || config.tied && **module == config.names.head)
+        {
+            let (expected, fix) = match *odd == config.names.head {
+                true => (
+                    "LoRA on the blocks' linear layers: the head is the embedding here",
+                    "merge it with PEFT, which then gives the model a head of its own",
+                ),
+                false => ("a linear layer of the model", "give the model that the adapter was made for"),
+            };
+            return Err(Error::input(
+                adapter.map_or("the adapter", |a| a.weights.origin()),
+                expected,
+                odd,
+                fix,
+            ));
+        }
         for module in modules {
             let name = format!("{module}.weight");
             let Some(found) = base.find(&name) else {
@@ -86,7 +110,7 @@ impl<'a> Merge<'a> {
             };
             targets.insert(found, module.as_str());
         }
-        Ok(Self { base, adapter, targets })
+        Ok(Self { base, adapter, targets, transposed: config.names.transposed })
     }
 
     /// The tensor of this name and shape.
@@ -101,7 +125,8 @@ impl<'a> Merge<'a> {
             let place = format!("tensor {name}");
             return Err(Error::input(place, "a matrix", format!("shape {shape:?}"), "give the right model"));
         };
-        let merged = if adapter.spec.fan_in_fan_out {
+        // By the model's own layout: PEFT corrects an adapter that says otherwise.
+        let merged = if self.transposed {
             let weight = transposed(&stored.to_f32(), rows, columns);
             transposed(&add_lora(weight, adapter, module, columns, rows)?, columns, rows)
         } else {
@@ -115,10 +140,24 @@ impl<'a> Merge<'a> {
 ///
 /// # Errors
 /// As [`Merge::new`] and [`Merge::tensor`].
-pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> Result<Vec<u8>> {
-    let merge = Merge::new(base, adapter)?;
+pub fn merged(
+    base: &Weights,
+    config: &DecoderConfig,
+    adapter: Option<&Adapter>,
+    dtype: ExportDType,
+) -> Result<Vec<u8>> {
+    let config = base.config_of(config.clone())?;
+    let merge = Merge::new(base, &config, adapter)?;
+    let head = format!("{}.weight", config.names.head);
+    let read = config.tensors().into_iter().map(|(name, _)| name).chain([head]);
+    let read: HashSet<String> = read.filter_map(|name| base.find(&name).map(str::to_owned)).collect();
     let mut out: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for name in base.names() {
+        // What no layer reads goes along as it is: masks of old checkpoints, for one.
+        if let Some((kind, shape, bytes)) = base.raw(name).filter(|_| !read.contains(name)) {
+            out.insert(name.to_string(), (kind, shape.to_vec(), bytes.to_vec()));
+            continue;
+        }
         let shape = base.shape(name).unwrap_or_default().to_vec();
         let tensor = merge.tensor(name, &shape)?;
         let wanted = match dtype {
@@ -129,7 +168,7 @@ pub fn merged(base: &Weights, adapter: Option<&Adapter>, dtype: ExportDType) -> 
         };
         let bytes = match tensor {
             Merged::Stored(stored) if stored.dtype == wanted => stored.plain().to_vec(),
-            tensor => encode(&tensor.to_f32(), wanted),
+            tensor => encode(name, &tensor.to_f32(), wanted)?,
         };
         let kind = match wanted {
             DType::Bf16 => Dtype::BF16,
@@ -157,7 +196,7 @@ pub fn write_gguf(
     failed: &dyn Fn(io::Error) -> Error,
 ) -> Result<()> {
     let weights = model.weights()?;
-    let merge = Merge::new(&weights, adapter)?;
+    let merge = Merge::new(&weights, &weights.config_of(model.decoder_config()?)?, adapter)?;
     let file = gguf::describe(model, kind)?;
     gguf::write_header(out, &file.metadata, &file.tensors).map_err(failed)?;
     for (described, source) in file.tensors.iter().zip(&file.sources) {
@@ -166,7 +205,11 @@ pub fn write_gguf(
             gguf::Source::Tensor(name, heads) => {
                 let values = merge.tensor(name, &described.shape)?.to_f32();
                 let turned = heads.map(|heads| gguf::as_neighbours(&values, described.shape[0], heads));
-                turned.unwrap_or(values)
+                let values = turned.unwrap_or(values);
+                if described.kind == gguf::Kind::F16 {
+                    check_f16(name, &values)?;
+                }
+                values
             }
         };
         gguf::write_tensor(out, &gguf::encode(&values, described.kind)).map_err(failed)?;
@@ -181,8 +224,7 @@ fn add_lora(
     outputs: usize,
     inputs: usize,
 ) -> Result<Vec<f32>> {
-    let rank = adapter.spec.r;
-    let scale = adapter.spec.lora_alpha / rank as f64;
+    let (rank, scale) = (adapter.spec.rank(module), adapter.spec.scale(module));
     let a = adapter.weights.get(&tensor_name(module, 'A'), &[rank, inputs])?.to_f32();
     let b = adapter.weights.get(&tensor_name(module, 'B'), &[outputs, rank])?.to_f32();
     let mut merged = weight;
@@ -196,12 +238,26 @@ fn add_lora(
     Ok(merged)
 }
 
-fn encode(values: &[f32], dtype: DType) -> Vec<u8> {
-    match dtype {
-        DType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
+/// Fails where a value is too large for F16.
+fn check_f16(name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().find(|v| v.is_finite() && !f16::from_f32(**v).is_finite()) {
+        None => Ok(()),
+        Some(value) => {
+            let fix = "write it in another type: --dtype bfloat16 or float32";
+            Err(Error::input(format!("tensor {name}"), "values up to 65504, F16's largest", value, fix))
+        }
     }
+}
+
+fn encode(name: &str, values: &[f32], dtype: DType) -> Result<Vec<u8>> {
+    Ok(match dtype {
+        DType::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        DType::F16 => {
+            check_f16(name, values)?;
+            values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+        }
+        _ => values.iter().flat_map(|&v| v.to_le_bytes()).collect(),
+    })
 }
 
 fn view<'a>(kind: Dtype, shape: &[usize], bytes: &'a [u8]) -> Result<TensorView<'a>> {
@@ -209,7 +265,7 @@ fn view<'a>(kind: Dtype, shape: &[usize], bytes: &'a [u8]) -> Result<TensorView<
 }
 
 fn unwritable(error: safetensors::SafeTensorError) -> Error {
-    Error::Gpu { doing: "writing safetensors".into(), message: error.to_string() }
+    Error::Internal { doing: "writing safetensors", message: error.to_string() }
 }
 
 /// safetensors bytes of f32 tensors (name, shape, values), in PyTorch's format.

@@ -198,10 +198,11 @@ impl Loader<'_> {
             Training::Adapter(adapter) => (&adapter.spec, 0, Some(&adapter.weights)),
             Training::None | Training::Full => return Ok(None),
         };
-        let rank = spec.r;
         let (mut inner, mut chosen, mut values, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let mut first_rank = 0;
         for (module, outputs) in layers {
             if spec.target_modules.selects(module) {
+                let (rank, scale) = (spec.rank(module), spec.scale(module) as f32);
                 let (stream, shapes) = (self.adapters, [[rank, inputs], [*outputs, rank]]);
                 self.adapters += 1;
                 let names = ['A', 'B'].map(|factor| tensor_name(module, factor));
@@ -217,7 +218,9 @@ impl Loader<'_> {
                 inner.push(Part::whole(a_name, &shapes[0]));
                 self.values.push(a);
                 values.push(b);
-                chosen.push((b_name, first, *outputs, stream));
+                let b = Part::whole(b_name, &shapes[1]);
+                chosen.push((b, first, first_rank, scale, stream));
+                first_rank += rank;
             }
             first += outputs;
         }
@@ -226,15 +229,12 @@ impl Loader<'_> {
         }
         let a = self.layout.add(inner);
         self.values.extend(values);
-        let part = |(name, first, outputs, stream)| LoraPart {
-            b: self.layout.add(vec![Part::whole(name, &[outputs, rank])]),
-            first,
-            outputs,
-            stream,
+        let part = |(b, first, first_rank, scale, stream): (Part, _, _, _, _)| {
+            let (outputs, rank) = (b.shape[0], b.shape[1]);
+            LoraPart { b: self.layout.add(vec![b]), first, outputs, first_rank, rank, scale, stream }
         };
         let parts = chosen.into_iter().map(part).collect();
-        let scale = (spec.lora_alpha / rank as f64) as f32;
-        Ok(Some(Lora { a, parts, rank, scale, dropout: spec.lora_dropout as f32 }))
+        Ok(Some(Lora { a, parts, dropout: spec.lora_dropout as f32 }))
     }
 
     /// A norm over the width.

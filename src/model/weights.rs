@@ -1,11 +1,12 @@
 //! Tensors from safetensors bytes, one file or several shards.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
+use super::DecoderConfig;
 use super::gguf::{Gguf, Kind, Named, TensorInfo, in_halves};
 use crate::gpu::{Blocks, DType, Quantize};
 use crate::nn::{Part, transposed};
@@ -44,6 +45,52 @@ impl<'a> Stored<'a> {
             DType::F16 => pairs().map(|b| f16::from_bits(b).to_f32()).collect(),
             _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         }
+    }
+
+    /// The first element that is no finite number.
+    fn first_not_finite(&self) -> Option<usize> {
+        let bytes = match &self.data {
+            Elements::Plain(bytes) => bytes,
+            Elements::Blocks(blocks) => return blocks.first_not_finite(),
+        };
+        // An exponent of ones is an infinity or NaN. Whole chunks first: they are compared many at a time.
+        fn first<const N: usize>(bytes: &[u8], odd: impl Fn([u8; N]) -> bool) -> Option<usize> {
+            let elements = bytes.as_chunks::<N>().0;
+            let chunk =
+                elements.chunks(1 << 12).position(|c| c.iter().fold(false, |any, &e| any | odd(e)))?;
+            elements[chunk << 12..].iter().position(|&e| odd(e)).map(|at| (chunk << 12) + at)
+        }
+        let ones = |mask: u16| move |b: [u8; 2]| u16::from_le_bytes(b) & mask == mask;
+        match self.dtype {
+            DType::Bf16 => first(bytes, ones(0x7f80)),
+            DType::F16 => first(bytes, ones(0x7c00)),
+            _ => first(bytes, |b: [u8; 4]| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
+        }
+    }
+
+    /// Fails where an element is no finite number; they begin at `start` of a tensor of this name and shape.
+    fn check_finite(&self, name: &str, shape: &[usize], start: usize) -> Result<()> {
+        let Some(at) = self.first_not_finite() else { return Ok(()) };
+        let at = start + at;
+        let index = shape.iter().rev().scan(at, |rest, &size| {
+            let own = *rest % size.max(1);
+            *rest /= size.max(1);
+            Some(own)
+        });
+        let mut index: Vec<String> = index.map(|i| i.to_string()).collect();
+        index.reverse();
+        let value = match &self.data {
+            Elements::Blocks(_) => "whose block's scale is no finite number".to_string(),
+            Elements::Plain(_) => {
+                let value = self.to_f32().get(at - start).copied().unwrap_or(f32::NAN);
+                format!("which is {value}")
+            }
+        };
+        let place = format!("{}: tensor {name}", self.file);
+        let found = format!("element [{}], {value}", index.join(", "));
+        let fix = "take weights that are whole: download them again, or go back to an earlier checkpoint; a model that was converted \
+                   to F16 may have overflowed, where BF16 or F32 does not";
+        Err(Error::input(place, "finite numbers", found, fix))
     }
 
     /// The quantised elements.
@@ -138,6 +185,11 @@ impl<'a> Weights<'a> {
                 }
                 continue;
             }
+            if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 2]) {
+                let fix =
+                    "save the model again as safetensors: a pickle can hold programs, and is not opened";
+                return Err(Error::input(file, "a safetensors file", "a pickle of PyTorch", fix));
+            }
             let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
                 let expected = "a whole safetensors file";
                 Error::input(
@@ -160,7 +212,7 @@ impl<'a> Weights<'a> {
                     shape: view.shape().to_vec(),
                     bytes,
                 };
-                tensors.insert(name.to_string(), located);
+                tensors.insert(plain_name(name), located);
             }
         }
         Ok(Self { tensors, origin: origin.to_string(), quantize: None, offload: false, judge: false })
@@ -212,6 +264,98 @@ impl<'a> Weights<'a> {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// The first tensor that is there because another program has quantised the model, with its type: what bitsandbytes, GPTQ, AWQ,
+    /// compressed-tensors and FP8 checkpoints have. Masks that old checkpoints keep as whole numbers are no such tensors.
+    pub(super) fn quantised_elsewhere(&self) -> Option<String> {
+        let ends = [
+            ".qweight",
+            ".qzeros",
+            ".SCB",
+            ".absmax",
+            ".weight_packed",
+            ".weight_scale",
+            ".weight_scale_inv",
+        ];
+        let is_float = |dtype| matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        let odd = |(name, tensor): (&'_ String, &Located)| match tensor.dtype {
+            Type::Safetensors(dtype) => {
+                let weight = name.ends_with("weight") && !is_float(dtype);
+                let beside = ends.iter().any(|end| name.ends_with(end));
+                (weight || beside).then(|| format!("{name} is {dtype:?}"))
+            }
+            Type::Ggml(..) => None,
+        };
+        self.tensors.iter().filter_map(odd).min()
+    }
+
+    /// The configuration as these weights have it: a head that config.json ties to the embedding, and that is here with other values, is
+    /// the model's, as transformers 5 reads it.
+    pub(super) fn untied(&self, config: DecoderConfig) -> DecoderConfig {
+        let (names, shape) = (config.names, [config.vocab, config.width]);
+        let head = format!("{}.weight", names.head);
+        // By its own name: the embedding of a checkpoint without first parts of names is no head.
+        if !config.tied || !self.tensors.contains_key(&head) {
+            return config;
+        }
+        let stored = [head.as_str(), names.embedding].map(|name| self.unchecked(name, &shape));
+        let [Ok(head), Ok(embedding)] = stored else { return config };
+        let same = match (&head.data, &embedding.data) {
+            (Elements::Plain(a), Elements::Plain(b)) if head.dtype == embedding.dtype => a == b,
+            _ => head.to_f32() == embedding.to_f32(),
+        };
+        DecoderConfig { tied: same, ..config }
+    }
+
+    /// Tensors that no part of such a model reads, by name: transformers leaves them out too, with a warning. What old checkpoints keep
+    /// beside weights (masks, rotary frequencies, positions) is not among them, nor is a head that is the embedding.
+    pub fn unread(&self, config: &DecoderConfig) -> Vec<&str> {
+        let known: HashSet<String> = config.tensors().into_iter().map(|(name, _)| name).collect();
+        let head = format!("{}.weight", config.names.head);
+        let beside = [
+            "rotary_emb.inv_freq",
+            "masked_bias",
+            "attention.bias",
+            "attn.bias",
+            "self_attn.bias",
+            "position_ids",
+        ];
+        let read: HashSet<&str> = known.iter().filter_map(|name| self.find(name)).collect();
+        let odd = |name: &&str| {
+            !read.contains(name)
+                && *name != head
+                && *name != "score.weight"
+                && !beside.iter().any(|end| name.ends_with(end))
+        };
+        let mut all: Vec<&str> = self.names().filter(odd).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// A tensor as it lies in a safetensors file, of whatever type; `None` of a GGUF file.
+    pub(super) fn raw(&self, name: &str) -> Option<(Dtype, &[usize], &'a [u8])> {
+        let located = self.tensors.get(name)?;
+        match located.dtype {
+            Type::Safetensors(dtype) => Some((dtype, &located.shape, located.bytes)),
+            Type::Ggml(..) => None,
+        }
+    }
+
+    /// The configuration of the model that these weights are, with a head of its own where they have one.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the first tensor that is missing, of another shape or of a type that is not read.
+    pub fn config_of(&self, config: DecoderConfig) -> Result<DecoderConfig> {
+        let config = self.untied(config);
+        let head = format!("{}.weight", config.names.head);
+        let own = |(name, _): &(String, _)| config.classes.is_none() || *name != head;
+        config
+            .tensors()
+            .into_iter()
+            .filter(own)
+            .try_for_each(|(name, shape)| self.located(&name, &shape).map(drop))?;
+        Ok(config)
+    }
+
     /// All tensors, by name.
     pub fn list(&self) -> Vec<ListedTensor> {
         let one = |(name, tensor): (&String, &Located)| ListedTensor {
@@ -250,15 +394,22 @@ impl<'a> Weights<'a> {
             Type::Safetensors(Dtype::BF16) => DType::Bf16,
             Type::Safetensors(Dtype::F16) => DType::F16,
             Type::Safetensors(other) => {
-                let fix = "convert the model to one of these";
+                let fix = "convert the tensors to one of these";
                 return Err(Error::input(place(), "dtype F32, BF16 or F16", format!("{other:?}"), fix));
             }
         };
         Ok((located, dtype))
     }
 
-    /// The tensor `name`, which must have `shape` and a float or quantised type of at most 32 bits.
+    /// The tensor `name`, which must have `shape`, a float or quantised type of at most 32 bits, and finite elements.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
+        let stored = self.unchecked(name, shape)?;
+        stored.check_finite(name, shape, 0)?;
+        Ok(stored)
+    }
+
+    /// The same, whatever its elements are.
+    fn unchecked(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
         let (&Located { file, dtype: stored, bytes, .. }, dtype) = self.located(name, shape)?;
         Ok(match stored {
             Type::Ggml(kind, heads) => ggml(file, kind, heads, bytes, shape),
@@ -278,18 +429,33 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`Weights::get`] of the whole tensor.
     pub fn part(&self, part: &Part) -> Result<Stored<'a>> {
-        let mut stored = self.get(&part.name, &part.stored_shape())?;
-        let &[rows, columns] = part.shape.as_slice() else { return Ok(stored) };
-        if part.transposed {
-            stored = stored.transposed(columns, part.all_rows);
-        }
+        let whole = part.stored_shape();
+        let &[rows, columns] = part.shape.as_slice() else { return self.get(&part.name, &whole) };
+        let mut stored = match part.transposed {
+            true => self.get(&part.name, &whole)?.transposed(columns, part.all_rows),
+            false => self.unchecked(&part.name, &whole)?,
+        };
         if rows < part.all_rows {
             stored = stored.rows(part.first_row, rows, columns);
+        }
+        if !part.transposed {
+            stored.check_finite(&part.name, &whole, part.first_row * columns)?;
         }
         let Some(quantize) = self.made_of(part, stored.dtype) else { return Ok(stored) };
         let data = Elements::Blocks(Blocks::quantized(&stored.to_f32(), quantize));
         Ok(Stored { dtype: quantize.dtype(), data, ..stored })
     }
+}
+
+/// A tensor's name without what is no part of it: torch.compile's wrapper, and an adapter's name in PEFT's own state.
+fn plain_name(name: &str) -> String {
+    let name = name.replace("_orig_mod.", "");
+    for matrix in [".lora_A.", ".lora_B."] {
+        if let Some((module, "default.weight")) = name.split_once(matrix) {
+            return format!("{module}{matrix}weight");
+        }
+    }
+    name
 }
 
 /// A GGUF file's tensor, with its rows in Hugging Face's order.

@@ -34,14 +34,10 @@ pub struct Weight {
 
 /// Low-rank adapters on one input.
 pub struct Lora {
-    /// `(adapters, rank, inputs)`
+    /// `(ranks, inputs)`, the adapters' matrices behind each other.
     pub a: Param,
     /// The adapters' outputs.
     pub parts: Vec<LoraPart>,
-    /// Rank, r.
-    pub rank: usize,
-    /// lora_alpha / r.
-    pub scale: f32,
     /// The share of inputs dropped in training.
     pub dropout: f32,
 }
@@ -54,6 +50,12 @@ pub struct LoraPart {
     pub first: usize,
     /// The number of columns.
     pub outputs: usize,
+    /// Its first row of A.
+    pub first_rank: usize,
+    /// Rank, r.
+    pub rank: usize,
+    /// lora_alpha / r.
+    pub scale: f32,
     /// The layer's number among all adapters: the dropout stream.
     pub stream: u32,
 }
@@ -61,7 +63,7 @@ pub struct LoraPart {
 impl Lora {
     /// The width of all adapters' inner activations.
     fn width(&self) -> usize {
-        self.rank * self.parts.len()
+        self.parts.iter().map(|part| part.rank).sum()
     }
 
     /// The dropout mask of each adapter's input; `None` when nothing is dropped.
@@ -107,15 +109,15 @@ impl Linear {
         }
         let Some(lora) = self.lora.as_ref().filter(|_| pass.adapter) else { return Ok(()) };
         self.project_down(rec, lora, pass, scratch, x, count)?;
-        for (i, part) in lora.parts.iter().enumerate() {
+        for part in &lora.parts {
             let b = part.b.in_arenas(pass.values);
             Product {
                 form: Form::Nt,
-                x: Mat::new(&scratch.low, lora.width()).from(i * lora.rank),
-                w: Mat::new(&b, lora.rank),
+                x: Mat::new(&scratch.low, lora.width()).from(part.first_rank),
+                w: Mat::new(&b, part.rank),
                 y: y_mat.from(part.first),
-                dims: Dims { m: count, n: part.outputs, k: lora.rank },
-                epilogue: Epilogue { alpha: lora.scale, ..Epilogue::ADD },
+                dims: Dims { m: count, n: part.outputs, k: part.rank },
+                epilogue: Epilogue { alpha: part.scale, ..Epilogue::ADD },
                 decoding: pass.decoding,
             }
             .record(rec)?;
@@ -123,7 +125,7 @@ impl Linear {
         Ok(())
     }
 
-    /// scratch.low `(count, adapters, rank)` = dropout(x) Aᵀ.
+    /// scratch.low `(count, ranks)` = dropout(x) Aᵀ.
     fn project_down(
         &self,
         rec: &mut Recorder,
@@ -147,9 +149,9 @@ impl Linear {
             .record(rec)
         };
         let Some(masks) = lora.masks(pass) else { return down(rec, x, 0, lora.width()) };
-        for (i, mask) in masks.into_iter().enumerate() {
+        for (part, mask) in lora.parts.iter().zip(masks) {
             dropout::forward(rec, mask, x, &scratch.dropped, count * self.inputs)?;
-            down(rec, &scratch.dropped, i * lora.rank, lora.rank)?;
+            down(rec, &scratch.dropped, part.first_rank, part.rank)?;
         }
         Ok(())
     }
@@ -216,8 +218,8 @@ impl Linear {
         count: usize,
     ) -> Result<()> {
         self.project_down(rec, lora, pass, scratch, x, count)?;
-        for (i, part) in lora.parts.iter().enumerate() {
-            let of_part = |low| Mat::new(low, lora.width()).from(i * lora.rank);
+        for part in &lora.parts {
+            let of_part = |low| Mat::new(low, lora.width()).from(part.first_rank);
             let dy = Mat::new(dy, self.outputs).from(part.first);
             let b = part.b.in_arenas(pass.values);
             if let Some(db) = part.b.gradient(gradients) {
@@ -225,9 +227,9 @@ impl Linear {
                     form: Form::Tn,
                     x: dy,
                     w: of_part(&scratch.low),
-                    y: Mat::new(&db, lora.rank),
-                    dims: Dims { m: part.outputs, n: lora.rank, k: count },
-                    epilogue: Epilogue { alpha: lora.scale, ..Epilogue::ADD },
+                    y: Mat::new(&db, part.rank),
+                    dims: Dims { m: part.outputs, n: part.rank, k: count },
+                    epilogue: Epilogue { alpha: part.scale, ..Epilogue::ADD },
                     decoding: false,
                 }
                 .record(rec)?;
@@ -235,10 +237,10 @@ impl Linear {
             Product {
                 form: Form::Nn,
                 x: dy,
-                w: Mat::new(&b, lora.rank),
+                w: Mat::new(&b, part.rank),
                 y: of_part(&scratch.dlow),
-                dims: Dims { m: count, n: lora.rank, k: part.outputs },
-                epilogue: Epilogue { alpha: lora.scale, ..Epilogue::SET },
+                dims: Dims { m: count, n: part.rank, k: part.outputs },
+                epilogue: Epilogue { alpha: part.scale, ..Epilogue::SET },
                 decoding: false,
             }
             .record(rec)?;
@@ -258,10 +260,10 @@ impl Linear {
             )?;
             return Ok(());
         };
-        for (i, mask) in masks.into_iter().enumerate() {
+        for (part, mask) in lora.parts.iter().zip(masks) {
             let dropped = &scratch.dropped;
             dropout::forward(rec, mask, x, dropped, count * self.inputs)?;
-            let (own, wanted) = ((i * lora.rank, lora.rank), dx.map(|_| (dropped, Epilogue::SET)));
+            let (own, wanted) = ((part.first_rank, part.rank), dx.map(|_| (dropped, Epilogue::SET)));
             self.backward_down(rec, lora, pass, gradients, scratch, dropped, own, wanted, count)?;
             if let Some(dx) = dx {
                 dropout::backward(rec, mask, dropped, dx, count * self.inputs)?;

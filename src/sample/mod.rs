@@ -49,8 +49,19 @@ const SPARE_SLOTS: usize = 1;
 /// What a sampler tells its caller: answers finished and tokens drawn since the last word.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
-/// The same, with all rows of the wave as they stand.
-type Look<'a> = &'a mut dyn FnMut(usize, usize, &[Row]) -> Result<()>;
+/// What a sampler has come to since the last look.
+pub(crate) struct Looked<'a> {
+    /// Answers that are finished.
+    pub answers: usize,
+    /// Tokens drawn.
+    pub tokens: usize,
+    /// Requests all of whose answers are finished, by their place, with the answers.
+    pub complete: Vec<(usize, Vec<Answer>)>,
+    /// The rows of the wave as they stand.
+    rows: &'a [Row],
+}
+
+type Look<'a> = &'a mut dyn FnMut(Looked) -> Result<()>;
 
 /// Draws answers for all requests. Returned in the requests' order, samples in theirs.
 ///
@@ -79,8 +90,13 @@ pub(crate) async fn generate_in(
     settings: &Settings,
     progress: Progress<'_>,
 ) -> Result<Vec<Vec<Answer>>> {
-    let mut look = |answers, tokens, _: &[Row]| progress(answers, tokens);
-    draw_all(room, gpu, decoder, pass, requests, settings, &mut look).await
+    let mut answers: Vec<Vec<Answer>> = requests.iter().map(|_| Vec::new()).collect();
+    let mut look = |looked: Looked| {
+        looked.complete.into_iter().for_each(|(request, all)| answers[request] = all);
+        progress(looked.answers, looked.tokens)
+    };
+    draw(room, gpu, decoder, pass, requests, settings, &mut look).await?;
+    Ok(answers)
 }
 
 /// Draws one answer, `request`'s first, and hands its tokens on as they come: `each` is called every few tokens with all
@@ -97,12 +113,15 @@ pub async fn stream(
     each: &mut dyn FnMut(&[u32]) -> Result<()>,
 ) -> Result<Answer> {
     let request = [Request { samples: 1, ..request.clone() }];
-    let mut look = |_, _, rows: &[Row]| rows.first().map_or(Ok(()), |row| each(&row.ids));
+    let mut answer = None;
+    let mut look = |looked: Looked| {
+        answer = looked.complete.into_iter().flat_map(|(_, answers)| answers).next();
+        looked.rows.first().map_or(Ok(()), |row| each(&row.ids))
+    };
     let room =
         Room::of(gpu, decoder.config(), &lengths(&request), settings.max_new_tokens as usize, MAX_ROWS);
-    let answers = draw_all(room, gpu, decoder, pass, &request, settings, &mut look).await?;
-    let none = || Error::Gpu { doing: "sampling".into(), message: "no answer came".into() };
-    answers.into_iter().flatten().next().ok_or_else(none)
+    draw(room, gpu, decoder, pass, &request, settings, &mut look).await?;
+    answer.ok_or_else(|| Error::Internal { doing: "sampling", message: "no answer came".into() })
 }
 
 /// Prompt tokens and answers of each.
@@ -110,7 +129,11 @@ fn lengths(requests: &[Request]) -> Vec<(usize, usize)> {
     requests.iter().map(|request| (request.prompt.len(), request.samples)).collect()
 }
 
-async fn draw_all(
+/// Draws answers for all requests; `look` is told every few tokens what is done, and each request's answers when it has them all.
+///
+/// # Errors
+/// As [`generate`], and what `look` returns.
+pub(crate) async fn draw(
     room: Room,
     gpu: &Gpu,
     decoder: &Decoder,
@@ -118,14 +141,14 @@ async fn draw_all(
     requests: &[Request<'_>],
     settings: &Settings,
     look: Look<'_>,
-) -> Result<Vec<Vec<Answer>>> {
+) -> Result<()> {
     let most = settings.max_new_tokens as usize;
     for request in requests {
         decoder.check_context(&format!("prompt {}", request.index), request.prompt.len() + most)?;
     }
-    let mut answers: Vec<Vec<Answer>> = requests.iter().map(|_| Vec::new()).collect();
+    let mut collected = Collected(requests.iter().map(|request| vec![None; request.samples]).collect());
     if requests.is_empty() {
-        return Ok(answers);
+        return Ok(());
     }
     let mut buffers = Wave::new(gpu, decoder, room)?;
     for wave in waves(&lengths(requests), room.rows, room.prompt_tokens) {
@@ -134,11 +157,28 @@ async fn draw_all(
             (request, Request { first_sample: whole.first_sample + first as u32, samples, ..whole.clone() })
         };
         let wave: Vec<(usize, Request)> = wave.into_iter().map(part).collect();
-        for (i, answer) in buffers.run(gpu, decoder, pass, &wave, settings, &mut *look).await? {
-            answers[i].push(answer);
-        }
+        let mut finished = |answers, tokens, rows: &[Row], done: Vec<(&Row, Answer)>| {
+            let complete = done.into_iter().filter_map(|(row, answer)| {
+                let sample = row.sample - requests[row.request].first_sample;
+                Some((row.request, collected.add(row.request, sample as usize, answer)?))
+            });
+            look(Looked { answers, tokens, complete: complete.collect(), rows })
+        };
+        buffers.run(gpu, decoder, pass, &wave, settings, &mut finished).await?;
     }
-    Ok(answers)
+    Ok(())
+}
+
+/// The answers so far, by request and sample.
+struct Collected(Vec<Vec<Option<Answer>>>);
+
+impl Collected {
+    /// Adds one; the request's answers, when that was the last.
+    fn add(&mut self, request: usize, sample: usize, answer: Answer) -> Option<Vec<Answer>> {
+        let all = &mut self.0[request];
+        all[sample] = Some(answer);
+        if all.iter().all(Option::is_some) { std::mem::take(all).into_iter().collect() } else { None }
+    }
 }
 
 /// Some of a request's samples.
@@ -259,7 +299,7 @@ impl Wave {
         })
     }
 
-    /// Decodes a wave to its end. Returns (request, answer) in row order.
+    /// Decodes a wave to its end; `look` is told the answers and tokens since its last call, all rows, and those of them that are done.
     async fn run(
         &mut self,
         gpu: &Gpu,
@@ -267,8 +307,8 @@ impl Wave {
         pass: Pass<'_>,
         wave: &[(usize, Request<'_>)],
         settings: &Settings,
-        look: Look<'_>,
-    ) -> Result<Vec<(usize, Answer)>> {
+        look: &mut dyn FnMut(usize, usize, &[Row], Vec<(&Row, Answer)>) -> Result<()>,
+    ) -> Result<()> {
         let mut rec = Recorder::new(gpu);
         let vocab = decoder.config().vocab;
         let (mut rows, sources) = self.rows_of(wave, settings, vocab);
@@ -276,7 +316,6 @@ impl Wave {
             wave.iter().map(|(_, r)| Group { prompt: r.prompt, responses: Vec::new() }).collect();
         self.prefill.load(&mut rec, &Packed::new(&groups))?;
         self.source.write_u32(gpu, &sources);
-        let mut done: Vec<Option<Answer>> = rows.iter().map(|_| None).collect();
         let mut live: Vec<usize> = (0..rows.len()).collect();
         self.load_rows(gpu, &rows, &live);
         let hidden = decoder.hidden(&mut rec, pass, &self.prefill, Some(&self.caches))?;
@@ -297,13 +336,17 @@ impl Wave {
             let history = self.history.slice(0, live.len() * SYNC_STEPS).read_u32(gpu).await?;
             let tokens = collect(&mut rows, &live, &history, column, vocab)?;
             let before = live.len();
-            live.retain(|&r| {
-                done[r] = finished(&rows[r], settings);
-                done[r].is_none()
+            let mut done = Vec::new();
+            live.retain(|&r| match finished(&rows[r], settings) {
+                Some(answer) => {
+                    done.push((&rows[r], answer));
+                    false
+                }
+                None => true,
             });
-            look(before - live.len(), tokens, &rows)?;
+            look(done.len(), tokens, &rows, done)?;
             if live.is_empty() {
-                break;
+                return Ok(());
             }
             if live.len() < before {
                 self.load_rows(gpu, &rows, &live);
@@ -311,7 +354,6 @@ impl Wave {
             self.decode.resize(live.len(), self.mean_keys(&rows, &live));
             column = 0;
         }
-        Ok(rows.iter().zip(done).filter_map(|(row, answer)| Some((row.request, answer?))).collect())
     }
 
     fn mean_keys(&self, rows: &[Row], live: &[usize]) -> usize {
@@ -410,10 +452,7 @@ fn collect(rows: &mut [Row], live: &[usize], history: &[u32], columns: usize, vo
             count += 1;
         }
         if drawn[0] == NONE {
-            return Err(Error::Gpu {
-                doing: "sampling".into(),
-                message: format!("prompt {}: the logits hold no finite number", rows[r].index),
-            });
+            return Err(Error::not_finite(format!("sampling, prompt {}", rows[r].index), "logits"));
         }
     }
     Ok(count)

@@ -6,7 +6,9 @@ use crate::Result;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Precision, Purpose, Recorder};
 use crate::loss::{Loss, Method};
-use crate::model::{Adapter, Capacity, Decoder, ExportDType, LoraSpec, Training, Weights, merged, serialize};
+use crate::model::{
+    Adapter, Capacity, Decoder, DecoderConfig, ExportDType, LoraSpec, Training, Weights, merged, serialize,
+};
 use crate::nn::{Arenas, Decay, Recompute};
 use crate::reference::decoder::{self, Model, Shape, Tensors};
 use crate::reference::{compare, preference, rope};
@@ -201,7 +203,8 @@ impl Variant {
     fn file(&self) -> Result<Vec<u8>> {
         let plain = file(&self.tensors(), 100, "")?;
         let weights = Weights::parse([("selftest", plain.as_slice())], "selftest")?;
-        merged(&weights, None, ExportDType::As(self.dtype))
+        let config = DecoderConfig::parse(self.config().as_bytes(), "selftest")?;
+        merged(&weights, &config, None, ExportDType::As(self.dtype))
     }
 
     async fn check(&self, gpu: &Gpu) -> Outcome {
@@ -212,7 +215,7 @@ impl Variant {
             lora_alpha: SHAPE.lora_scale * RANK as f64,
             lora_dropout: 0.0,
             target_modules: crate::config::TargetModules::AllLinear,
-            fan_in_fan_out: false,
+            ..LoraSpec::default()
         };
         let json = spec.to_peft_json("selftest", &["all-linear".into()], false);
         let adapter = Adapter::parse(("selftest", json.as_bytes()), ("selftest", &adapter_bytes))?;

@@ -321,7 +321,10 @@ pub(super) fn check_context(
     place: &str,
 ) -> Result<()> {
     let answers = [&example.negative_ids, &example.chosen_ids, &example.kl_ids].into_iter().flatten();
-    let longest = answers.map(Vec::len).max().unwrap_or(0);
+    let longest = answers.clone().map(Vec::len).max().unwrap_or(0);
+    for ids in answers.chain([&example.prompt_ids, &example.sampling_ids]) {
+        model.check_ids(place, ids)?;
+    }
     model.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
     let drawn = match config.method.method.takes() {
         Takes::Anchors => true,

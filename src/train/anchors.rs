@@ -4,12 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::config::AnchorConfig;
-use crate::data::Example;
 use crate::gpu::Gpu;
 use crate::kernels::sample::Settings;
 use crate::model::Decoder;
 use crate::nn::Pass;
-use crate::sample::{self, Request, Room};
+use crate::sample::{self, Answer, Looked, Request, Room};
 
 /// One self-sampled answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,6 +46,10 @@ pub struct Pool {
     pub generation: u32,
     /// The step before which it was drawn.
     pub step: usize,
+    /// How often what was missing was drawn in this generation: once, and again where samples were empty.
+    pub rounds: u32,
+    /// Samples drawn in this generation, empty ones included: part of the random counters.
+    pub samples: u32,
 }
 
 impl Pool {
@@ -54,12 +57,39 @@ impl Pool {
     pub fn ids(&self) -> impl Iterator<Item = &[u32]> + Clone {
         self.anchors.iter().map(|anchor| anchor.ids.as_slice())
     }
+
+    /// Whether samples are still to be drawn for it, to have `k`.
+    pub(super) fn lacks(&self, k: usize) -> bool {
+        self.anchors.len() < k && self.rounds <= RETRIES
+    }
+
+    /// Empties the pool, to be drawn anew before `step`.
+    pub(super) fn renew(&mut self, step: usize) {
+        *self = Self { generation: self.generation + 1, step, ..Self::default() };
+    }
+
+    /// Takes the answers of a round over.
+    fn take(&mut self, answers: Vec<Answer>, k: usize, counts: &mut AnchorCounts) {
+        self.rounds += 1;
+        self.samples += answers.len() as u32;
+        for Answer { ids, ended } in answers {
+            counts.drawn += 1;
+            if ids.len() == usize::from(ended) {
+                counts.empty += 1;
+                continue;
+            }
+            counts.duplicates += usize::from(self.anchors.iter().any(|a| a.ids == ids));
+            counts.cut += usize::from(!ended);
+            self.anchors.push(Anchor { ids, ended, step: self.step });
+        }
+        counts.short += usize::from(self.anchors.len() < k && self.rounds > RETRIES);
+    }
 }
 
 /// Random counters of one generation of a pool: draws and their repeats.
 const COUNTERS: u32 = 4096;
 /// How often empty samples are drawn again.
-const RETRIES: usize = 3;
+const RETRIES: u32 = 3;
 
 /// The sampler's settings.
 pub fn settings(config: &AnchorConfig, seed: u32, ends: &[u32]) -> Settings {
@@ -74,83 +104,60 @@ pub fn settings(config: &AnchorConfig, seed: u32, ends: &[u32]) -> Settings {
     }
 }
 
-/// A prompt whose pool is to be drawn: its number, its tokens, and the pool.
-pub struct Draw<'a> {
-    /// The prompt's number among all.
+/// A prompt whose pool is to be drawn.
+pub(super) struct Draw<'a> {
+    /// The pool's place.
+    pub pool: usize,
+    /// The prompt's number among all: part of the random counters.
     pub index: u32,
     /// The tokens to sample from.
     pub prompt: &'a [u32],
-    /// The pool to fill.
-    pub pool: &'a mut Pool,
 }
 
-impl<'a> Draw<'a> {
-    /// Of `example`, bare or with the instruction.
-    pub fn new(index: usize, example: &'a Example, instructed: bool, pool: &'a mut Pool) -> Self {
-        let prompt = if instructed { &example.sampling_ids } else { &example.prompt_ids };
-        Self { index: index as u32, prompt, pool }
-    }
+/// What draws: the model, and in which buffers.
+pub(super) struct Sampler<'a> {
+    pub room: Room,
+    pub gpu: &'a Gpu,
+    pub decoder: &'a Decoder,
+    pub pass: Pass<'a>,
+    pub settings: Settings,
 }
 
-/// Fills each pool of `draws` up to `k` anchors, in a sampler's buffers of `room`.
-#[allow(clippy::too_many_arguments)]
-pub(super) async fn draw(
-    room: Room,
-    gpu: &Gpu,
-    decoder: &Decoder,
-    pass: Pass<'_>,
-    draws: &mut [Draw<'_>],
-    k: usize,
-    settings: &Settings,
-    step: usize,
-    progress: sample::Progress<'_>,
-) -> Result<AnchorCounts> {
-    let mut counts = AnchorCounts::default();
-    for draw in draws.iter_mut() {
-        draw.pool.step = step;
-        draw.pool.generation += 1;
-    }
-    let mut used = vec![0u32; draws.len()];
-    for _ in 0..=RETRIES {
-        let missing: Vec<usize> = (0..draws.len()).filter(|&i| draws[i].pool.anchors.len() < k).collect();
-        if missing.is_empty() {
-            break;
+impl Sampler<'_> {
+    /// Fills the pools of `draws` up to `k` anchors. A pool changes when a round of its samples is whole; `each` is then told the answers
+    /// and tokens since its last call, and the pools and counts as they are. So what was drawn before an error stays.
+    pub async fn fill<'d>(
+        &self,
+        pools: &mut [Pool],
+        draws: &[Draw<'d>],
+        k: usize,
+        counts: &mut AnchorCounts,
+        each: &mut dyn FnMut(usize, usize, &[Pool], &AnchorCounts) -> Result<()>,
+    ) -> Result<()> {
+        for draw in draws {
+            let pool = &mut pools[draw.pool];
+            pool.generation = pool.generation.max(1);
         }
-        let request = |&i: &usize| {
-            let Draw { index, prompt, pool } = &draws[i];
-            let first_sample = (pool.generation - 1) * COUNTERS + used[i];
-            Request { prompt, first_sample, samples: k - pool.anchors.len(), index: *index }
-        };
-        let requests: Vec<Request> = missing.iter().map(request).collect();
-        let answers =
-            sample::generate_in(room, gpu, decoder, pass, &requests, settings, &mut *progress).await?;
-        for (&i, answers) in missing.iter().zip(answers) {
-            used[i] += answers.len() as u32;
-            for answer in answers {
-                counts.drawn += 1;
-                let words = answer.ids.len() - usize::from(answer.ended);
-                if words == 0 {
-                    counts.empty += 1;
-                    continue;
-                }
-                let pool = &mut draws[i].pool.anchors;
-                counts.duplicates += usize::from(pool.iter().any(|a| a.ids == answer.ids));
-                counts.cut += usize::from(!answer.ended);
-                pool.push(Anchor { ids: answer.ids, ended: answer.ended, step });
+        loop {
+            let missing: Vec<&Draw> = draws.iter().filter(|draw| pools[draw.pool].lacks(k)).collect();
+            if missing.is_empty() {
+                return Ok(());
             }
+            let request = |draw: &&Draw<'d>| {
+                let pool = &pools[draw.pool];
+                let first_sample = (pool.generation - 1) * COUNTERS + pool.samples;
+                let samples = k - pool.anchors.len();
+                Request { prompt: draw.prompt, first_sample, samples, index: draw.index }
+            };
+            let requests: Vec<Request> = missing.iter().map(request).collect();
+            let mut look = |looked: Looked| {
+                for (request, answers) in looked.complete {
+                    pools[missing[request].pool].take(answers, k, counts);
+                }
+                each(looked.answers, looked.tokens, pools, counts)
+            };
+            let Self { room, gpu, decoder, pass, settings } = self;
+            sample::draw(*room, gpu, decoder, *pass, &requests, settings, &mut look).await?;
         }
-    }
-    counts.short = draws.iter().filter(|d| d.pool.anchors.len() < k).count();
-    Ok(counts)
-}
-
-impl AnchorCounts {
-    /// Adds another draw's counts.
-    pub fn add(&mut self, other: &Self) {
-        self.drawn += other.drawn;
-        self.duplicates += other.duplicates;
-        self.empty += other.empty;
-        self.cut += other.cut;
-        self.short += other.short;
     }
 }

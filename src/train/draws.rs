@@ -1,15 +1,13 @@
 //! When a run draws its anchors: all that are missing before the first step, and those that grew old on the way.
 
 use super::align::Run;
-use super::anchors::{self, Draw, Pool};
-use super::evaluate::eval_anchors;
+use super::anchors::{self, AnchorCounts, Draw, Pool, Sampler};
+use super::evaluate::{HeldOut, eval_anchors};
+use super::state::drawn;
 use crate::config::{OnlineSampler, Takes};
 use crate::data::Example;
 use crate::sample::{self, Request};
 use crate::{Error, Result};
-
-/// Waves of a sampler between which the anchors drawn so far may be kept.
-const WAVES: usize = 4;
 
 /// Keeps the draws of held-out answers apart from those of anchors.
 const COMPLETIONS: u32 = 0xc0_4d1e;
@@ -33,72 +31,68 @@ impl Run<'_> {
             + lacking(&self.held_out.pools, &missing[1], wanted[1]);
         if total > 0 {
             self.observer.begin("sampling anchors", total);
-            self.draw_all(missing, wanted).await?;
+            for ((missing, k), held_out) in missing.iter().zip(wanted).zip([false, true]) {
+                self.draw_missing(held_out, missing, k).await?;
+            }
             self.observer.end();
         }
-        if takes_anchors { self.drop_empty() } else { Ok(()) }
-    }
-
-    /// Draws the anchors of the training prompts and of those held out, a few waves of the sampler at a time.
-    async fn draw_all(&mut self, missing: [Vec<usize>; 2], wanted: [usize; 2]) -> Result<()> {
-        for ((missing, k), held_out) in missing.iter().zip(wanted).zip([false, true]) {
-            let together = WAVES * (self.room.rows() / k.max(1)).max(1);
-            for some in missing.chunks(together) {
-                self.draw_some(held_out, some, k).await?;
-                if self.observer.wants_anchors()
-                    && let Some(drawn) = self.drawn()?
-                {
-                    self.observer.saved(drawn)?;
-                }
-            }
+        if takes_anchors {
+            self.warn_of_cut();
+            self.drop_empty()
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
-    /// The training prompts, or those held out, whose anchors were not drawn yet and are fewer than `k`.
+    /// The training prompts, or those held out, that samples are still to be drawn for, to have `k`.
     fn undrawn(&self, held_out: bool, k: usize) -> Vec<usize> {
         let (examples, pools) = match held_out {
             true => (&self.held_out.examples, &self.held_out.pools),
             false => (&self.train, &self.pools),
         };
-        let undrawn = |i: &usize| {
-            let pool = &pools[*i];
-            let watches = !held_out || examples[*i].negative_ids.is_some();
-            pool.generation == 0 && pool.anchors.len() < k && watches
-        };
+        let undrawn = |i: &usize| pools[*i].lacks(k) && (!held_out || examples[*i].negative_ids.is_some());
         (0..examples.len()).filter(undrawn).collect()
     }
 
-    /// Draws what is missing of these prompts' anchors. Where that fails they are as they were.
-    async fn draw_some(&mut self, held_out: bool, some: &[usize], k: usize) -> Result<()> {
+    /// Draws these prompts' anchors. What is drawn stays, also where that fails; the observer is given it whenever it wants it.
+    async fn draw_missing(&mut self, held_out: bool, missing: &[usize], k: usize) -> Result<()> {
         let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
-        let decoder = &self.trainer.decoder;
-        let pass = self.negative.pass(decoder);
-        // Held-out prompts are numbered after the training prompts.
-        let (first, examples, pools) = match held_out {
-            true => (self.train.len(), &self.held_out.examples, &mut self.held_out.pools),
-            false => (0, &self.train, &mut self.pools),
+        let Self { room, gpu, trainer, negative, train, pools, kept, counts, observer, .. } = self;
+        let HeldOut { examples, pools: eval_pools, kept: eval_kept, .. } = &mut self.held_out;
+        let decoder = &trainer.decoder;
+        let sampler = Sampler { room: *room, gpu, decoder, pass: negative.pass(decoder), settings };
+        // Held-out prompts are numbered after the training prompts, and only watch: they are not counted.
+        let (of_train, mut uncounted) = (*counts, *counts);
+        let (first, examples, own, others, counts) = match held_out {
+            true => (train.len(), examples, eval_pools, pools, &mut uncounted),
+            false => (0, train, pools, eval_pools, counts),
         };
-        let before: Vec<Pool> = some.iter().map(|&i| pools[i].clone()).collect();
-        let mut draws: Vec<Draw> = pools
-            .iter_mut()
-            .enumerate()
-            .filter(|(i, _)| some.binary_search(i).is_ok())
-            .map(|(i, pool)| Draw::new(first + i, &examples[i], true, pool))
-            .collect();
-        let observer = &mut *self.observer;
-        let mut progress = |answers, tokens| observer.advance(answers, tokens);
-        let drawn =
-            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, 0, &mut progress);
-        match drawn.await {
-            Ok(counts) if !held_out => self.counts.add(&counts),
-            Ok(_) => {}
-            Err(error) => {
-                some.iter().zip(before).for_each(|(&i, pool)| pools[i] = pool);
-                return Err(error);
+        let draw =
+            |&i: &usize| Draw { pool: i, index: (first + i) as u32, prompt: &examples[i].sampling_ids };
+        let draws: Vec<Draw> = missing.iter().map(draw).collect();
+        let mut each = |answers, tokens, own: &[Pool], counts: &AnchorCounts| {
+            observer.advance(answers, tokens)?;
+            if !observer.wants_anchors() {
+                return Ok(());
             }
+            let (pools, counts) =
+                if held_out { ([&**others, own], of_train) } else { ([own, &**others], *counts) };
+            drawn([kept, eval_kept], pools, counts)?.map_or(Ok(()), |state| observer.saved(state))
+        };
+        sampler.fill(own, &draws, k, counts, &mut each).await
+    }
+
+    /// Says so where most anchors have no end: a model that learns from them forgets to stop.
+    fn warn_of_cut(&mut self) {
+        let anchors = || self.pools.iter().flat_map(|pool| &pool.anchors);
+        let (cut, all) = (anchors().filter(|anchor| !anchor.ended).count(), anchors().count());
+        if 2 * cut > all {
+            self.observer.warned(&format!(
+                "{cut} of {all} anchors were cut at max_new_tokens ({}) and do not end: raise it (--max-new-tokens), or the model learns \
+                 answers that do not end",
+                self.config.anchors.max_new_tokens
+            ));
         }
-        Ok(())
     }
 
     /// Leaves out prompts whose samples all stayed empty.
@@ -145,21 +139,18 @@ impl Run<'_> {
         };
         let settings = anchors::settings(a, self.config.train.seed, &self.ends);
         let old: Vec<Pool> = stale.iter().map(|&i| self.pools[i].clone()).collect();
-        let mut draws: Vec<Draw> = self
-            .train
-            .iter()
-            .zip(&mut self.pools)
-            .enumerate()
-            .filter(|(i, _)| stale.binary_search(i).is_ok())
-            .map(|(i, (example, pool))| Draw::new(i, example, instructed, pool))
-            .collect();
+        stale.iter().for_each(|&i| self.pools[i].renew(step));
+        let prompt = |i: usize| match instructed {
+            true => &self.train[i].sampling_ids,
+            false => &self.train[i].prompt_ids,
+        };
+        let draws: Vec<Draw> =
+            stale.iter().map(|&i| Draw { pool: i, index: i as u32, prompt: prompt(i) }).collect();
         let k = self.config.method.num_samples;
-        draws.iter_mut().for_each(|draw| draw.pool.anchors.clear());
+        let sampler = Sampler { room: self.room, gpu: self.gpu, decoder, pass, settings };
         let observer = &mut *self.observer;
-        let alive = &mut |_, _| observer.advance(0, 0);
-        let counts =
-            anchors::draw(self.room, self.gpu, decoder, pass, &mut draws, k, &settings, step, alive).await?;
-        self.counts.add(&counts);
+        let alive = &mut |_, _, _: &[Pool], _: &AnchorCounts| observer.advance(0, 0);
+        sampler.fill(&mut self.pools, &draws, k, &mut self.counts, alive).await?;
         for (&i, old) in stale.iter().zip(old) {
             // A model that answers with nothing anchors nothing: its earlier answers stay.
             if self.pools[i].anchors.is_empty() {

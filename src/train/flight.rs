@@ -13,6 +13,8 @@ pub(super) struct Flight<'g> {
     pub step: usize,
     /// Its learning rate.
     pub rate: f64,
+    /// Passes over the data once it is done.
+    pub epoch: f64,
     /// The examples.
     pub batch: Vec<usize>,
     /// Packed tokens.
@@ -40,6 +42,7 @@ pub(super) struct Landed {
     pub step: usize,
     pub batch: Vec<usize>,
     pub rate: f64,
+    pub epoch: f64,
     pub tokens: usize,
     pub observed: Vec<Observed>,
     pub kl: Option<f64>,
@@ -59,8 +62,9 @@ impl Flight<'_> {
         let norm = self.norm.await?;
         let now = Instant::now();
         let began = last.replace(now).map_or(self.started, |last| last.max(self.started));
-        let Self { step, batch, rate, tokens, kl, .. } = self;
-        Ok(Landed { step, batch, rate, tokens, observed, kl, norm, seconds: (now - began).as_secs_f64() })
+        let Self { step, batch, rate, epoch, tokens, kl, .. } = self;
+        let seconds = (now - began).as_secs_f64();
+        Ok(Landed { step, batch, rate, epoch, tokens, observed, kl, norm, seconds })
     }
 }
 
@@ -93,8 +97,6 @@ impl Landed {
 /// What adds up over a run.
 #[derive(Default)]
 pub(super) struct Sums {
-    /// Steps in an epoch.
-    pub epoch_steps: f64,
     /// Steps landed.
     pub steps: usize,
     /// Their packed tokens.
@@ -118,7 +120,7 @@ impl Sums {
         metrics.push("learning_rate", landed.rate);
         metrics.push("num_tokens", self.num_tokens as f64);
         metrics.push("tokens_per_second", landed.tokens as f64 / landed.seconds);
-        metrics.push("epoch", self.steps as f64 / self.epoch_steps);
+        metrics.push("epoch", landed.epoch);
         if landed.is_finite() {
             self.skipped_in_a_row = 0;
         } else {

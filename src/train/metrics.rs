@@ -124,7 +124,7 @@ pub(super) fn of_groups(prefix: &str, method: Method, groups: &[Observed]) -> Me
             _ => {}
         }
         if matches!(takes, Takes::Anchors | Takes::Pair) {
-            push("rewards/accuracies", over(&|o| f64::from(u8::from(o.margin() > 0.0))));
+            push("rewards/accuracies", over(&|o| f64::from(u8::from(o.is_won()))));
         }
     }
     for (side, name) in sides(method).into_iter().enumerate() {

@@ -4,9 +4,11 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// An endless stream of example numbers: each epoch a fresh shuffle from the seed and the epoch's number.
+/// The examples of each optimizer step. Every epoch is a fresh shuffle from the seed and the epoch's number, and ends where the data
+/// does: as in transformers' Trainer, its last step is smaller where the step size does not divide the number of examples.
 pub(super) struct Order {
     count: usize,
+    step_size: usize,
     seed: u32,
     shuffle: bool,
     epoch: u64,
@@ -14,26 +16,35 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub fn new(count: usize, seed: u32, shuffle: bool) -> Self {
-        Self { count, seed, shuffle, epoch: 0, left: Vec::new() }
+    /// An order of `count` examples, at least one, in steps of up to `step_size`.
+    pub fn new(count: usize, step_size: usize, seed: u32, shuffle: bool) -> Self {
+        Self { count, step_size, seed, shuffle, epoch: 0, left: Vec::new() }
     }
 
-    /// The next `n` examples; a batch may reach into the next epoch.
-    pub fn next(&mut self, n: usize) -> Vec<usize> {
-        let mut batch = Vec::with_capacity(n);
-        while batch.len() < n {
-            if self.left.is_empty() {
-                // Taken from the back.
-                self.left = (0..self.count).rev().collect();
-                if self.shuffle {
-                    let seed = (u64::from(self.seed) << 32) ^ self.epoch;
-                    self.left.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-                }
-                self.epoch += 1;
+    /// Steps in an epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.count.div_ceil(self.step_size)
+    }
+
+    /// Passes over the data after so many steps.
+    pub fn epochs(&self, steps: usize) -> f64 {
+        let (whole, rest) = (steps / self.steps_per_epoch(), steps % self.steps_per_epoch());
+        whole as f64 + (rest * self.step_size) as f64 / self.count as f64
+    }
+
+    /// The next step's examples.
+    pub fn next(&mut self) -> Vec<usize> {
+        if self.left.is_empty() {
+            // Taken from the back.
+            self.left = (0..self.count).rev().collect();
+            if self.shuffle {
+                let seed = (u64::from(self.seed) << 32) ^ self.epoch;
+                self.left.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
             }
-            batch.extend(self.left.pop());
+            self.epoch += 1;
         }
-        batch
+        let stay = self.left.len().saturating_sub(self.step_size);
+        self.left.drain(stay..).rev().collect()
     }
 }
 
@@ -42,15 +53,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_epoch_sees_every_example_once() {
+    fn every_epoch_sees_every_example_once_and_ends_where_the_data_does() {
         for shuffle in [false, true] {
-            let mut order = Order::new(5, 1, shuffle);
-            let (mut first, mut second) = (order.next(5), order.next(5));
+            let mut order = Order::new(5, 2, 1, shuffle);
+            let mut epoch = || [order.next(), order.next(), order.next()];
+            let (first, second) = (epoch(), epoch());
             assert_eq!(first == second, !shuffle);
-            first.sort_unstable();
-            second.sort_unstable();
-            assert_eq!((first.as_slice(), second.as_slice()), (&[0, 1, 2, 3, 4][..], &[0, 1, 2, 3, 4][..]));
+            for steps in [first, second] {
+                assert_eq!(steps.each_ref().map(Vec::len), [2, 2, 1]);
+                let mut seen = steps.concat();
+                seen.sort_unstable();
+                assert_eq!(seen, [0, 1, 2, 3, 4]);
+            }
         }
-        assert_eq!(Order::new(3, 1, false).next(4), [0, 1, 2, 0]);
+        let mut order = Order::new(3, 8, 1, false);
+        assert_eq!([order.next(), order.next()], [[0, 1, 2], [0, 1, 2]]);
+    }
+
+    #[test]
+    fn epochs_are_shares_of_the_data() {
+        let order = Order::new(5, 4, 1, true);
+        assert_eq!(order.steps_per_epoch(), 2);
+        assert_eq!([0, 1, 2, 3, 4].map(|steps| order.epochs(steps)), [0.0, 0.8, 1.0, 1.8, 2.0]);
+        assert_eq!(Order::new(3, 8, 1, true).epochs(2), 2.0);
     }
 }

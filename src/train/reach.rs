@@ -69,12 +69,9 @@ impl Reach {
         let scored: Vec<Group> =
             all_train().map(|(i, e)| group(e, reference_responses(method, e, anchors_of(i)))).collect();
         // Before a step of KTO the policy scores other examples' answers, in the step's workspace.
-        let others = train.iter().filter_map(|e| Some(group(e, vec![e.kl_ids.as_deref()?])));
+        let others: Vec<Group> =
+            train.iter().filter_map(|e| Some(group(e, vec![e.kl_ids.as_deref()?]))).collect();
         let (batch, step) = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
-        // A step may have an example more than once.
-        let times = copies(config, groups.len());
-        let repeated: Vec<Group> = std::iter::repeat_n(&groups, times).flatten().cloned().collect();
-        let others: Vec<Group> = others.flat_map(|other| vec![other; times]).collect();
         let eval_k = eval_anchors(config);
         let held_out: Vec<Group> = eval
             .iter()
@@ -118,13 +115,13 @@ impl Reach {
         let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed());
         let references = loss_of(config).method.has_reference();
         let step_capacity = |groups: &[Group]| capacity(groups, step_budget, batch);
-        let mut largest_step = step_capacity(&repeated);
+        let mut largest_step = step_capacity(&groups);
         if !others.is_empty() {
             largest_step = largest_step.and(step_capacity(&others));
         }
         Self {
             step: Capacity { training: Some(t.recompute), ..largest_step },
-            whole_step: capacity(&repeated, all, batch * step),
+            whole_step: capacity(&groups, all, batch * step),
             scoring: references.then(|| capacity(&scored, score, all)),
             following: (references && moves).then(|| capacity(&scored, score, batch * step)),
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
@@ -151,16 +148,6 @@ impl Reach {
 
 fn group<'a>(example: &'a Example, responses: Vec<&'a [u32]>) -> Group<'a> {
     Group { prompt: &example.prompt_ids, responses }
-}
-
-/// How often a step can have the same one of `examples`: a step that begins in one epoch goes on in the next.
-fn copies(config: &RunConfig, examples: usize) -> usize {
-    let t = &config.train;
-    let groups = t.per_device_train_batch_size * t.gradient_accumulation_steps;
-    let once = t.max_steps.is_some_and(|steps| steps.saturating_mul(groups) <= examples);
-    // Prompts whose samples all stay empty are left out: then a count that divides evenly does so no more.
-    let even = config.method.method.takes() != Takes::Anchors && examples.is_multiple_of(groups);
-    if once || even { 1 } else { (groups - 1).div_ceil(examples.max(1)) + 1 }
 }
 
 /// What takes every batch of up to `most` of the groups within `budget` tokens, also when responses turn out shorter.

@@ -9,8 +9,8 @@ use super::reach::Reach;
 use super::responses::unpaired;
 use crate::config::{self, Method, RunConfig, Takes};
 use crate::data::{
-    ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, ParseOptions,
-    Prompt, Row, Truncation, build_examples, parse_jsonl, parse_jsonl_with, rows_with,
+    self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, Prompt, Row,
+    Truncation, build_examples, parse_jsonl, rows_with,
 };
 use crate::gpu::{Gpu, Memory, Purpose};
 use crate::model::{AdapterBytes, Decoder, DecoderConfig, LoraSpec, ModelBytes, Training};
@@ -56,6 +56,7 @@ pub struct Job<'a> {
     eval: Vec<Example>,
     anchors: Option<Vec<Vec<Anchor>>>,
     lengths: LengthCounts,
+    remarks: Vec<String>,
 }
 
 /// A run ready to start.
@@ -128,17 +129,22 @@ impl<'a> Inputs<'a> {
     /// The first row or setting that is not what it must be.
     pub fn read(&self, config: &RunConfig) -> Result<Job<'a>> {
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
-        let (mut train, lengths) = self.train_examples(&tokenizer, config)?;
-        let mut eval = match self.eval_examples(&tokenizer, config)? {
+        let mut remarks = Vec::new();
+        let (mut train, lengths) = self.train_examples(&tokenizer, config, &mut remarks)?;
+        let mut eval = match self.eval_examples(&tokenizer, config, &mut remarks)? {
             Some(eval) => eval,
             None => hold_out(&mut train, config),
         };
+        remarks.extend(data::remarks(self.train.0, &train, &tokenizer));
         if config.method.method == Method::Kto {
+            remarks.extend(one_sided(self.train.0, &train));
             (train, eval) = (unpaired(train), unpaired(eval));
         }
         let samples = self.samples.filter(|_| config.method.method == Method::D2o);
         let given = samples
-            .map(|samples| Ok((samples.0, given_samples(samples, &tokenizer, config.method.num_samples)?)))
+            .map(|samples| {
+                Ok((samples.0, given_samples(samples, &tokenizer, model.vocab, config.method.num_samples)?))
+            })
             .transpose()?;
         let anchors = given.map(|(origin, given)| anchors_of(&train, origin, &given, &model)).transpose()?;
         let eval_origin = self.eval.unwrap_or(self.train).0;
@@ -147,7 +153,7 @@ impl<'a> Inputs<'a> {
                 check_context(&model, config, example, held_out, &format!("{origin}:{}", example.line))?;
             }
         }
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors, lengths })
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors, lengths, remarks })
     }
 
     /// A job on examples that are made already.
@@ -159,8 +165,8 @@ impl<'a> Inputs<'a> {
         for example in train.iter().chain(&eval) {
             check_context(&model, config, example, false, &format!("{}:{}", self.train.0, example.line))?;
         }
-        let lengths = LengthCounts::default();
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths })
+        let (lengths, remarks) = (LengthCounts::default(), Vec::new());
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths, remarks })
     }
 
     /// A job whose examples are as long as the limits allow, for a plan without any.
@@ -193,8 +199,8 @@ impl<'a> Inputs<'a> {
         if config.method.method == Method::Kto {
             (train, eval) = (unpaired(train), unpaired(eval));
         }
-        let lengths = LengthCounts::default();
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths })
+        let (lengths, remarks) = (LengthCounts::default(), Vec::new());
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths, remarks })
     }
 
     /// Reads all rows, then loads the model.
@@ -209,9 +215,12 @@ impl<'a> Inputs<'a> {
         &self,
         tokenizer: &ChatTokenizer,
         config: &RunConfig,
+        remarks: &mut Vec<String>,
     ) -> Result<(Vec<Example>, LengthCounts)> {
         let (origin, bytes) = self.train;
-        let mut rows = parse_jsonl(bytes, origin)?;
+        let parsed = parse_jsonl(bytes, origin)?;
+        remarks.extend(parsed.remarks(origin));
+        let mut rows = parsed.rows;
         if let Some(split) = &config.data.split {
             rows = rows_with(rows, "split", split, origin)?;
         }
@@ -232,13 +241,22 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    fn eval_examples(&self, tokenizer: &ChatTokenizer, config: &RunConfig) -> Result<Option<Vec<Example>>> {
+    fn eval_examples(
+        &self,
+        tokenizer: &ChatTokenizer,
+        config: &RunConfig,
+        remarks: &mut Vec<String>,
+    ) -> Result<Option<Vec<Example>>> {
         let (origin, bytes) = match (self.eval, &config.data.eval_split) {
             (Some(eval), _) => eval,
             (None, Some(_)) => self.train,
             (None, None) => return Ok(None),
         };
-        let mut rows: Vec<Row> = parse_jsonl(bytes, origin)?;
+        let parsed = parse_jsonl(bytes, origin)?;
+        if self.eval.is_some() {
+            remarks.extend(parsed.remarks(origin));
+        }
+        let mut rows: Vec<Row> = parsed.rows;
         if let Some(split) = &config.data.eval_split {
             rows = rows_with(rows, "split", split, origin)?;
         }
@@ -267,7 +285,7 @@ impl<'a> Inputs<'a> {
             lora_alpha: l.lora_alpha,
             lora_dropout: l.lora_dropout,
             target_modules: l.target_modules.clone(),
-            fan_in_fan_out: false,
+            ..LoraSpec::default()
         };
         Ok((model.decoder(memory, Training::Lora(spec, config.train.seed))?, true))
     }
@@ -291,7 +309,7 @@ impl Job<'_> {
     /// # Errors
     /// The first tensor or setting that is not what it must be.
     pub fn load(self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
-        let Self { inputs, tokenizer, train, eval, anchors, lengths } = self;
+        let Self { inputs, tokenizer, train, eval, anchors, lengths, .. } = self;
         let (decoder, fresh_adapter) = inputs.decoder(gpu, config)?;
         let checkpoint = |given: &Option<Checkpoint>| {
             given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
@@ -304,6 +322,11 @@ impl Job<'_> {
         let setup =
             Setup { decoder, fresh_adapter, train, eval, anchors, positive, negative, ends, resume: None };
         Ok(Prepared { setup, tokenizer, lengths })
+    }
+
+    /// What is odd about the training rows, though allowed: one sentence each, to be shown before the run.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Tokens of the longest prompt and answer.
@@ -324,17 +347,15 @@ impl Checkpoint<'_> {
             Self::Model(model) => model.weights()?,
             Self::Adapter(bytes) => {
                 let adapter = bytes.parse()?;
-                let scale = |spec: &LoraSpec| (spec.r, spec.lora_alpha);
-                if let Some(own) = decoder.lora().filter(|own| scale(own) != scale(&adapter.spec)) {
-                    let (r, alpha) = scale(&adapter.spec);
-                    let expected = format!("r {} and lora_alpha {}, the run's own", own.r, own.lora_alpha);
+                if let Some(own) = decoder.lora().filter(|own| !own.scales_like(&adapter.spec)) {
+                    let text = |spec: &LoraSpec| {
+                        let patterns = spec.rank_pattern.len() + spec.alpha_pattern.len();
+                        let patterns = if patterns > 0 { " with patterns" } else { "" };
+                        format!("r {} and lora_alpha {}{patterns}", spec.r, spec.lora_alpha)
+                    };
+                    let expected = format!("{}, the run's own", text(own));
                     let fix = "set --r and --lora-alpha to the checkpoint's";
-                    return Err(Error::input(
-                        bytes.name,
-                        expected,
-                        format!("r {r} and lora_alpha {alpha}"),
-                        fix,
-                    ));
+                    return Err(Error::input(bytes.name, expected, text(&adapter.spec), fix));
                 }
                 adapter.all_in(decoder.layout())?;
                 adapter.weights
@@ -346,6 +367,19 @@ impl Checkpoint<'_> {
         }
         Ok(values)
     }
+}
+
+/// What to say of KTO's rows where all are good, or all are flagged.
+fn one_sided(origin: &str, train: &[Example]) -> Option<String> {
+    let has = |side: fn(&Example) -> &Option<Vec<u32>>| train.iter().any(|example| side(example).is_some());
+    let (all, fix) = match (has(|e| &e.chosen_ids), has(|e| &e.negative_ids)) {
+        (false, true) => ("flagged", "add good ones, or use d2o, whose good answers are the model's own"),
+        (true, false) => ("good", "add flagged ones, or use sft"),
+        _ => return None,
+    };
+    Some(format!(
+        "{origin}: kto learns from good answers and flagged ones, and all of these are {all}: {fix}"
+    ))
 }
 
 fn options(config: &RunConfig, needs: Needs) -> ExampleOptions {
@@ -382,12 +416,12 @@ type Given = (usize, Anchor);
 fn given_samples(
     (origin, bytes): Named,
     tokenizer: &ChatTokenizer,
+    vocab: usize,
     k: usize,
 ) -> Result<HashMap<String, Vec<Given>>> {
     let mut by_prompt: HashMap<String, Vec<Given>> = HashMap::new();
     // `aweigh sample` writes empty answers as they come: they anchor nothing.
-    let options = ParseOptions { skip_empty: true, ..ParseOptions::default() };
-    for row in parse_jsonl_with(bytes, origin, &options)?.rows {
+    for row in parse_jsonl(bytes, origin)?.rows {
         // Of a run that sampled online, take what it started with.
         if row.raw.get("step").and_then(serde_json::Value::as_u64).is_some_and(|step| step > 0) {
             continue;
@@ -397,9 +431,7 @@ fn given_samples(
             None => tokenizer.encode_completion(&row.prompt, completion)?,
             Some(ids) => {
                 let parsed: Option<Vec<u32>> = serde_json::from_value(ids.clone()).ok();
-                let known = |ids: &Vec<u32>| {
-                    !ids.is_empty() && ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size())
-                };
+                let known = |ids: &Vec<u32>| !ids.is_empty() && ids.iter().all(|&id| (id as usize) < vocab);
                 parsed.filter(known).ok_or_else(|| {
                     let place = format!("{origin}:{}", row.line);
                     let fix = "give samples of this model, or leave \"ids\" out";

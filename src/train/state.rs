@@ -140,19 +140,8 @@ impl Run<'_> {
 
     /// The anchors drawn so far, if there are any.
     pub(super) fn drawn(&self) -> Result<Option<State>> {
-        let step = self.pools.iter().chain(&self.held_out.pools).filter(|pool| pool.generation > 0).count();
-        if step == 0 {
-            return Ok(None);
-        }
-        let drawn = Drawn {
-            train: self.kept.clone(),
-            eval: self.held_out.kept.clone(),
-            pools: self.pools.clone(),
-            eval_pools: self.held_out.pools.clone(),
-            anchors: self.counts,
-        };
-        let record = serde_json::to_vec(&drawn).map_err(|e| damaged(e.to_string()))?;
-        Ok(Some(State { step, record, tensors: Vec::new(), adapter: None }))
+        let pools = [&self.pools[..], &self.held_out.pools];
+        drawn([&self.kept, &self.held_out.kept], pools, self.counts)
     }
 
     /// Takes the anchors of [`Run::drawn`].
@@ -235,6 +224,28 @@ impl Run<'_> {
         }
         all
     }
+}
+
+/// The state of a run whose anchors are being drawn: of the training prompts and of those held out their places and their pools. `None`
+/// where no prompt has its samples yet.
+pub(super) fn drawn(
+    [train, eval]: [&[usize]; 2],
+    [pools, eval_pools]: [&[Pool]; 2],
+    counts: AnchorCounts,
+) -> Result<Option<State>> {
+    let step = pools.iter().chain(eval_pools).filter(|pool| pool.rounds > 0).count();
+    if step == 0 {
+        return Ok(None);
+    }
+    let drawn = Drawn {
+        train: train.to_vec(),
+        eval: eval.to_vec(),
+        pools: pools.to_vec(),
+        eval_pools: eval_pools.to_vec(),
+        anchors: counts,
+    };
+    let record = serde_json::to_vec(&drawn).map_err(|e| damaged(e.to_string()))?;
+    Ok(Some(State { step, record, tensors: Vec::new(), adapter: None }))
 }
 
 /// Bytes as a flat tensor of a file.

@@ -10,6 +10,9 @@ use crate::model::{Capacity, Decoder, Workspace};
 use crate::nn::{Dropout, Pass, Recompute};
 use crate::optim::Optimizer;
 
+/// What a reward may be off by, as a share of its answer's log-prob: a few units in f32's last place.
+const ROUNDING: f32 = 2e-6;
+
 /// Log-probs of one response.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
@@ -36,6 +39,13 @@ impl GroupOutcome {
     /// The difference of the rewards; of D²O it is z, the argument of σ.
     pub fn margin(&self) -> f32 {
         self.rewards[0] - self.rewards[1]
+    }
+
+    /// Whether the margin is above 0, by more than what f32 makes of log-probs of this size: before the first step policy and reference
+    /// differ by rounding alone.
+    pub fn is_won(&self) -> bool {
+        let size = self.responses.iter().map(|response| response.logp.abs()).fold(0.0, f32::max);
+        self.margin() > ROUNDING * size
     }
 }
 

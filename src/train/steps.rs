@@ -11,10 +11,10 @@ use super::order::Order;
 use super::state::State;
 use super::step::{MicroBatch, Scored};
 use super::stop::{StopReason, StopRule};
-use crate::Result;
 use crate::config::Method;
 use crate::data::packing::{Group, split};
 use crate::optim::Schedule;
+use crate::{Error, Result};
 
 /// How far a run is, and what it has come to so far.
 pub(super) struct Course {
@@ -44,14 +44,13 @@ impl<'a> Run<'a> {
         if let Some(state) = resume {
             self.restore(state, &mut course)?;
         }
-        let epoch_steps = self.train.len() as f64 / groups as f64;
-        course.sums.epoch_steps = epoch_steps;
-        let total = t.max_steps.unwrap_or((t.num_train_epochs * epoch_steps).ceil().max(1.0) as usize);
+        let mut order = Order::new(self.train.len(), groups, t.seed, t.shuffle);
+        let of_epochs = (t.num_train_epochs * order.steps_per_epoch() as f64).ceil().max(1.0);
+        let total = t.max_steps.unwrap_or(of_epochs as usize);
         let warmup =
             if t.warmup_steps > 0 { t.warmup_steps } else { (t.warmup_ratio * total as f64).ceil() as usize };
         let schedule = Schedule { kind: t.lr_scheduler_type, peak: t.learning_rate, warmup, total };
-        let mut order = Order::new(self.train.len(), t.seed, t.shuffle);
-        order.next(groups * course.step);
+        (0..course.step).for_each(|_| drop(order.next()));
         let watched = !self.held_out.examples.is_empty();
         if resume.is_none() {
             if watched {
@@ -65,9 +64,16 @@ impl<'a> Run<'a> {
             }
         }
         self.observer.begin("training", total - course.step.min(total));
-        let reason = self.steps(&mut course, (total, groups), &schedule, &mut order, watched).await?;
+        let reason = self.steps(&mut course, total, &schedule, &mut order, watched).await?;
         self.observer.end();
         let Course { best, before, sums, .. } = course;
+        if sums.skipped > 0 && sums.skipped == sums.steps {
+            let found =
+                format!("none of {}: the loss or the gradient of each was no finite number", sums.steps);
+            let fix = "lower the learning rate; `aweigh selftest` tells whether the GPU computes right, and `aweigh score` whether the \
+                       model does";
+            return Err(Error::input("training", "a step that can be taken", found, fix));
+        }
         let (kept_step, after) = best.restore(self.gpu, &self.trainer.decoder).unwrap_or((sums.steps, None));
         Ok(Outcome {
             decoder: self.trainer.decoder,
@@ -91,17 +97,17 @@ impl<'a> Run<'a> {
     async fn steps(
         &mut self,
         course: &mut Course,
-        (total, groups): (usize, usize),
+        total: usize,
         schedule: &Schedule,
         order: &mut Order,
         watched: bool,
     ) -> Result<StopReason> {
         let (mut flying, mut last) = (None, None);
         for step in course.step..total {
-            let batch = order.next(groups);
+            let batch = order.next();
             self.refresh_anchors(step, &batch).await?;
-            let submitted = self.submit(step, &batch, schedule.rate(step)).await?;
             let done = step + 1;
+            let submitted = self.submit(step, &batch, schedule.rate(step), order.epochs(done)).await?;
             let judged = watched && (done % self.config.stop.eval_steps == 0 || done == total);
             let wanted = done < total && self.observer.wants_state(done);
             // A step is looked at when the next is on its way, or when the state after it is needed.
@@ -175,7 +181,7 @@ impl<'a> Run<'a> {
     }
 
     /// Submits a step: its groups micro-batch by micro-batch, the optimizer, and the references that follow.
-    async fn submit(&mut self, step: usize, batch: &[usize], rate: f64) -> Result<Flight<'a>> {
+    async fn submit(&mut self, step: usize, batch: &[usize], rate: f64, epoch: f64) -> Result<Flight<'a>> {
         let started = Instant::now();
         let (micro, tokens, kl) = self.accumulate(batch).await?;
         self.forget_moving(batch);
@@ -183,7 +189,7 @@ impl<'a> Run<'a> {
         for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
             reference.follow(self.gpu, &self.trainer.decoder, step + 1)?;
         }
-        Ok(Flight { step, batch: batch.to_vec(), rate, tokens, started, micro, kl, norm })
+        Ok(Flight { step, batch: batch.to_vec(), rate, epoch, tokens, started, micro, kl, norm })
     }
 
     /// Submits the gradients of a step; its micro-batches, their tokens, and KTO's KL.

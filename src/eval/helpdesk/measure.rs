@@ -54,7 +54,7 @@ impl HeldOut {
     /// Where the embedded rows are not what the grammar makes.
     pub fn read(tokenizer: &ChatTokenizer) -> Result<Self> {
         let (origin, bytes) = assets::HELD_OUT;
-        let rows = parse_jsonl(bytes, origin)?;
+        let rows = parse_jsonl(bytes, origin)?.rows;
         let options =
             ExampleOptions { needs: Needs::Pair, limits: LengthLimits::default(), instruction: None };
         let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;

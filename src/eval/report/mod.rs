@@ -323,7 +323,7 @@ pub fn html(title: &str, runs: &[Run], evals: &[Value]) -> Result<String> {
     let page = minijinja::Value::from(minijinja::value::Serde(page));
     environment
         .render_str(TEMPLATE, page)
-        .map_err(|error| Error::Gpu { doing: "writing the report".into(), message: error.to_string() })
+        .map_err(|error| Error::Internal { doing: "writing the report", message: error.to_string() })
 }
 
 #[cfg(test)]

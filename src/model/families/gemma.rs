@@ -12,20 +12,19 @@ static GEMMA: Names = Names {
 };
 
 /// What both have: norms by 1 + w, also of outputs; a scaled embedding, which is the head too; GELU by tanh.
-fn gemma(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
-    let config = llama::llama(json, architecture)?;
+fn gemma(json: &Json, architecture: &'static str, positions: usize) -> Result<DecoderConfig> {
+    let usual =
+        llama::Usual { head_dim: Some(256), positions, tied: true, one_rope: false, ..llama::Usual::LLAMA };
+    let config = llama::with(json, architecture, usual)?;
     if json.flag("use_bidirectional_attention", false)? {
         let fix = "use a causal language model";
         return Err(Error::input(json.origin, "use_bidirectional_attention false", true, fix));
     }
     let scale = json.number("query_pre_attn_scalar")?.unwrap_or(256.0);
-    let head_dim = json.size("head_dim")?.unwrap_or(256);
     let activation = json.activation(&["hidden_activation", "hidden_act"], "gelu_pytorch_tanh")?;
     Ok(DecoderConfig {
         names: &GEMMA,
-        head_dim,
         norm: NormKind::Rms { shift: 1.0 },
-        tied: json.flag("tie_word_embeddings", true)?,
         output_norms: true,
         activation,
         attention_scale: scale.powf(-0.5) as f32,
@@ -45,7 +44,7 @@ fn cap(json: &Json, key: &str, default: f64) -> Result<Option<f32>> {
 
 /// Gemma 2: every other layer is local, from the first on; scores and logits are capped.
 pub fn gemma2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
-    let config = gemma(json, architecture)?;
+    let config = gemma(json, architecture, 8192)?;
     let window = Some(json.size("sliding_window")?.unwrap_or(4096));
     Ok(DecoderConfig {
         blocks: json.blocks(config.layers(), window, |index| index.is_multiple_of(2))?,
@@ -58,7 +57,7 @@ pub fn gemma2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> 
 
 /// Gemma 3: every sixth layer is global; local layers turn faster; queries and keys are normed.
 pub fn gemma3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
-    let config = gemma(json, architecture)?;
+    let config = gemma(json, architecture, 131_072)?;
     let window = Some(json.size("sliding_window")?.unwrap_or(4096));
     let pattern = json.size("sliding_window_pattern")?.unwrap_or(6).max(1);
     let mut blocks = json.blocks(config.layers(), window, |index| !(index + 1).is_multiple_of(pattern))?;

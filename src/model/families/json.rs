@@ -85,10 +85,23 @@ impl<'a> Json<'a> {
 
     /// The rotary settings: `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling`.
     pub fn rope(&self, head_dim: usize, theta: f64) -> Result<Rope> {
-        let settings = match self.object("rope_parameters")? {
+        let settings = match self.object("rope_parameters")?.filter(|new| !new.object.is_empty()) {
             Some(new) => Some(new),
             None => self.object("rope_scaling")?,
         };
+        if let Some(settings) = settings {
+            // One set of settings for all layers is what this decoder has; Gemma 3 reads its two itself.
+            let nested = |key: &&str| settings.object.get(*key).is_some_and(Value::is_object);
+            if let Some(key) = ["full_attention", "sliding_attention"].into_iter().find(nested) {
+                let fix = "use a model with one set of rope settings";
+                return Err(Error::input(
+                    self.origin,
+                    "one set of rope settings",
+                    format!("one for \"{key}\""),
+                    fix,
+                ));
+            }
+        }
         let theta = self.number("rope_theta")?.unwrap_or(theta);
         let share = self.number("partial_rotary_factor")?.unwrap_or(1.0);
         settings.map_or(Ok(Rope::new(head_dim, theta, share)), |own| own.own_rope(head_dim, theta, share))
@@ -103,6 +116,11 @@ impl<'a> Json<'a> {
 
     fn scaling(&self) -> Result<Option<RopeScaling>> {
         let kind = self.text("rope_type")?.or(self.text("type")?).unwrap_or("default");
+        let typed = self.get("rope_type").or(self.get("type")).is_some();
+        if !typed && self.number("factor")?.is_some_and(|factor| factor != 1.0) {
+            let expected = "\"rope_type\" beside \"factor\" in the rope settings";
+            return Err(self.wrong(expected, "none"));
+        }
         let need = |key: &str| {
             self.number(key)?.ok_or_else(|| self.wrong(format!("\"{key}\" in the rope settings"), "none"))
         };

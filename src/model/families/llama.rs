@@ -7,11 +7,38 @@ use crate::model::config::{BlockConfig, DecoderConfig, NormKind};
 static LLAMA: Names = Names::LLAMA;
 static PHI3: Names = Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..Names::LLAMA };
 
+/// What a config.json means by leaving a key out: the defaults of the family's class in transformers.
+#[derive(Clone, Copy)]
+pub struct Usual {
+    pub head_dim: Option<usize>,
+    pub theta: f64,
+    pub eps: f64,
+    pub positions: usize,
+    pub tied: bool,
+    /// Whether there is one set of rope settings; else the family reads its own.
+    pub one_rope: bool,
+}
+
+impl Usual {
+    pub const LLAMA: Self =
+        Self { head_dim: None, theta: 10_000.0, eps: 1e-6, positions: 2048, tied: false, one_rope: true };
+    const MISTRAL: Self = Self { positions: 131_072, ..Self::LLAMA };
+    const QWEN2: Self = Self { positions: 32_768, ..Self::LLAMA };
+    const QWEN3: Self = Self { head_dim: Some(128), ..Self::QWEN2 };
+    const SMOLLM3: Self = Self { theta: 2e6, positions: 32_768, tied: true, ..Self::LLAMA };
+    const PHI3: Self = Self { eps: 1e-5, positions: 4096, ..Self::LLAMA };
+}
+
 /// Llama 2 and 3, SmolLM, SmolLM2.
 pub fn llama(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
+    with(json, architecture, Usual::LLAMA)
+}
+
+/// A decoder with Llama's names and parts, and a family's own defaults.
+pub fn with(json: &Json, architecture: &'static str, usual: Usual) -> Result<DecoderConfig> {
     let width = json.need_size("hidden_size")?;
     let heads = json.need_size("num_attention_heads")?;
-    let head_dim = json.size("head_dim")?.unwrap_or(width / heads.max(1));
+    let head_dim = json.size("head_dim")?.or(usual.head_dim).unwrap_or(width / heads.max(1));
     let attention_bias = json.flag("attention_bias", false)?;
     Ok(DecoderConfig {
         architecture,
@@ -25,11 +52,11 @@ pub fn llama(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
         head_dim,
         inner: json.need_size("intermediate_size")?,
         norm: NormKind::Rms { shift: 0.0 },
-        eps: json.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        ropes: vec![json.rope(head_dim, 10_000.0)?],
-        max_positions: json.size("max_position_embeddings")?.unwrap_or(2048),
+        eps: json.number("rms_norm_eps")?.unwrap_or(usual.eps) as f32,
+        ropes: if usual.one_rope { vec![json.rope(head_dim, usual.theta)?] } else { Vec::new() },
+        max_positions: json.size("max_position_embeddings")?.unwrap_or(usual.positions),
         learned_positions: false,
-        tied: json.flag("tie_word_embeddings", false)?,
+        tied: json.flag("tie_word_embeddings", usual.tied)?,
         qkv_bias: attention_bias,
         o_bias: attention_bias,
         mlp_bias: json.flag("mlp_bias", false)?,
@@ -46,10 +73,13 @@ pub fn llama(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     })
 }
 
-/// Mistral: a sliding window in all layers, unless it is null.
+/// Mistral: a sliding window in all layers, of 4096 where nothing is said; null is none.
 pub fn mistral(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
-    let window = json.size("sliding_window")?;
-    let config = llama(json, architecture)?;
+    let window = match json.object.contains_key("sliding_window") {
+        true => json.size("sliding_window")?,
+        false => Some(4096),
+    };
+    let config = with(json, architecture, Usual::MISTRAL)?;
     Ok(DecoderConfig { blocks: json.blocks(config.layers(), window, |_| true)?, ..config })
 }
 
@@ -63,20 +93,20 @@ fn qwen_blocks(json: &Json, count: usize) -> Result<Vec<BlockConfig>> {
 
 /// Qwen 2 and 2.5: biases on q, k and v.
 pub fn qwen2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
-    let config = llama(json, architecture)?;
+    let config = with(json, architecture, Usual::QWEN2)?;
     let blocks = qwen_blocks(json, config.layers())?;
     Ok(DecoderConfig { blocks, qkv_bias: true, o_bias: false, ..config })
 }
 
 /// Qwen 3: norms of queries and keys.
 pub fn qwen3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
-    let config = llama(json, architecture)?;
+    let config = with(json, architecture, Usual::QWEN3)?;
     Ok(DecoderConfig { blocks: qwen_blocks(json, config.layers())?, head_norms: true, ..config })
 }
 
 /// SmolLM 3: no positions in some layers.
 pub fn smollm3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
-    let mut config = llama(json, architecture)?;
+    let mut config = with(json, architecture, Usual::SMOLLM3)?;
     config.blocks = qwen_blocks(json, config.layers())?;
     let interval = json.size("no_rope_layer_interval")?.unwrap_or(4).max(1);
     // The list says which layers turn, in spite of its name.
@@ -91,10 +121,10 @@ pub fn smollm3(json: &Json, architecture: &'static str) -> Result<DecoderConfig>
     Ok(config)
 }
 
-/// Phi-3 and Phi-4-mini: fused projections, partly turned heads.
+/// Phi-3: fused projections, partly turned heads.
 pub fn phi3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let window = json.size("sliding_window")?;
-    let config = llama(json, architecture)?;
+    let config = with(json, architecture, Usual::PHI3)?;
     let blocks = json.blocks(config.layers(), window, |_| true)?;
     Ok(DecoderConfig { names: &PHI3, blocks, ..config })
 }

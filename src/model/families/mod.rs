@@ -123,6 +123,13 @@ impl DecoderConfig {
         all
     }
 
+    /// Whole names of all linear layers, the head's among them.
+    pub(super) fn linear_layers(&self) -> Vec<String> {
+        let names = self.names;
+        let of_block = |index| self.projections().into_iter().map(move |layer| names.of(index, layer.module));
+        (0..self.layers()).flat_map(of_block).chain([names.head.to_string()]).collect()
+    }
+
     /// The norms of a block over its width.
     fn norms(&self) -> impl Iterator<Item = &'static str> {
         let Names { attention_norm, after_attention, mlp_norm, after_mlp, .. } = *self.names;

@@ -35,7 +35,7 @@ pub enum Source {
 /// # Errors
 /// An architecture or tokenizer that GGUF files are not written of, or damaged files.
 pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
-    let config = model.decoder_config()?;
+    let config = model.weights()?.untied(model.decoder_config()?);
     let family = match config.architecture {
         // One architecture to llama.cpp.
         "MistralForCausalLM" => "LlamaForCausalLM",
@@ -47,7 +47,7 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
         let expected =
             format!("an architecture that is written as GGUF ({}, MistralForCausalLM)", names.join(", "));
         let fix = "write a directory, and take llama.cpp's own converter";
-        Error::input(format!("{}/config.json", model.name), expected, config.architecture, fix)
+        Error::input(model.config_place(), expected, config.architecture, fix)
     })?;
     let llama3 = |rope: &crate::model::Rope| matches!(rope.scaling, None | Some(RopeScaling::Llama3 { .. }));
     let scaled = config.ropes.iter().any(|rope| rope.scaling.is_some());
@@ -57,7 +57,7 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
             "positions that are written as GGUF: of Llama those of Llama 3 and windows, of others neither";
         let fix = "write a directory, and take llama.cpp's own converter";
         let found = format!("{:?}{}", config.ropes, if windowed { ", with windows" } else { "" });
-        return Err(Error::input(format!("{}/config.json", model.name), expected, found, fix));
+        return Err(Error::input(model.config_place(), expected, found, fix));
     }
     let mut metadata = vec![
         ("general.architecture".to_string(), Value::String(arch.into())),
@@ -151,7 +151,7 @@ fn gguf_name(name: &str) -> String {
 
 /// `tokenizer.ggml.*` from tokenizer.json and what stands beside it.
 fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
-    let place = format!("{}/tokenizer.json", model.name);
+    let place = model.tokenizer.place("tokenizer.json");
     let wrong = |expected: &str, found: String| {
         Error::input(&place, expected, found, "write a directory, and take llama.cpp's own converter")
     };
@@ -225,8 +225,10 @@ fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
     let facts = TokenizerFacts::read(&model.tokenizer)?;
     for (name, own) in [("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")] {
         let token = facts.specials.get(&format!("{own}_token"));
-        let id = token.and_then(|token| ids.get(token.as_str()));
-        all.extend(id.map(|&id| (key(&format!("{name}_token_id")), Value::U32(id as u32))));
+        let id = token.and_then(|token| ids.get(token.as_str())).map(|&id| id as u32);
+        // Some models name their end by its number alone; llama.cpp would take one of its own choice.
+        let id = id.or(facts.eos_ids.first().copied().filter(|id| own == "eos" && (*id as usize) < vocab));
+        all.extend(id.map(|id| (key(&format!("{name}_token_id")), Value::U32(id))));
     }
     let chat = model.tokenizer()?;
     let (plain, with) = (chat.encode_text("a", false)?, chat.encode_text("a", true)?);

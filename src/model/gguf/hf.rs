@@ -52,11 +52,26 @@ pub struct Named<'a> {
 
 impl Gguf<'_> {
     fn architecture(&self) -> Result<(&'static str, &'static str, &'static str, bool), Damage> {
+        if let Some(parts) = self.u64("split.count").filter(|parts| *parts > 1) {
+            let part = self.u64("split.no").map_or("a part".into(), |part| format!("part {}", part + 1));
+            let fix = "join the parts with llama.cpp's `llama-gguf-split --merge FIRST OUT.gguf`";
+            return Err(Damage {
+                fix,
+                ..Damage::new("a whole GGUF file", format!("{part} of {parts} of a split one"))
+            });
+        }
+        if let Some(kind) = self.str("general.type").filter(|kind| *kind != "model") {
+            let fix = "give a model; an adapter is given in PEFT's format, with --adapter";
+            return Err(Damage {
+                fix,
+                ..Damage::new("a GGUF file of a model", format!("one of type \"{kind}\""))
+            });
+        }
         let found = self.str("general.architecture").unwrap_or("none");
         ARCHITECTURES.into_iter().find(|(name, ..)| *name == found).ok_or_else(|| {
             let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
             let expected = format!("a GGUF file of a supported architecture ({})", known.join(", "));
-            Damage::new(expected, format!("\"{found}\"; take the model's Hugging Face directory instead"))
+            Damage::unsupported(expected, format!("\"{found}\""))
         })
     }
 
@@ -84,9 +99,25 @@ impl Gguf<'_> {
     fn config(&self) -> Result<Json, Damage> {
         let (arch, architecture, model_type, _) = self.architecture()?;
         let key = |name: &str| format!("{arch}.{name}");
+        if let Some(experts) = self.u64(&key("expert_count")).filter(|experts| *experts > 0) {
+            let found = format!("a mixture of {experts} experts");
+            return Err(Damage { fix: "use a dense model", ..Damage::new("a dense model", found) });
+        }
         let scaling = key("rope.scaling.type");
-        if let Some(kind) = self.str(&scaling).filter(|kind| *kind != "none") {
-            return Err(Damage::new(format!("{scaling}: none"), format!("\"{kind}\"")));
+        let kind = self.str(&scaling).unwrap_or("linear");
+        if !["none", "linear"].contains(&kind) {
+            return Err(Damage::unsupported(format!("{scaling}: none or linear"), format!("\"{kind}\"")));
+        }
+        // A factor without a type is linear to llama.cpp; old files have it under another name.
+        let factor = self.f64(&key("rope.scaling.factor")).or(self.f64(&key("rope.scale_linear")));
+        let factor = factor.filter(|factor| kind == "linear" && *factor != 0.0 && *factor != 1.0);
+        let biased =
+            |name: &&String| name.ends_with(".bias") && (arch != "qwen2" || !name.contains(".attn_"));
+        if let Some(name) = self.tensors.keys().find(biased) {
+            return Err(Damage::unsupported(
+                format!("no biases in a model of {arch}"),
+                format!("tensor {name}"),
+            ));
         }
         let tensor = self.tensors.get("token_embd.weight");
         let vocab = tensor.and_then(|t| t.shape.first()).copied();
@@ -96,7 +127,8 @@ impl Gguf<'_> {
         let head_dim = self.u64(&key("attention.key_length")).unwrap_or(width / heads.max(1));
         let turned = self.u64(&key("rope.dimension_count"));
         if let Some(turned) = turned.filter(|turned| *turned != head_dim) {
-            return Err(Damage::new(format!("{arch}.rope.dimension_count {head_dim}"), turned.to_string()));
+            let expected = format!("{arch}.rope.dimension_count {head_dim}");
+            return Err(Damage::unsupported(expected, turned.to_string()));
         }
         // The file has f32; its shortest decimal is what config.json said.
         let number = |name: &str| self.f64(&key(name)).map(|value| (value as f32).to_string().parse::<f64>());
@@ -118,6 +150,9 @@ impl Gguf<'_> {
             "torch_dtype": "float16",
         });
         let Json::Object(map) = &mut config else { return Ok(config) };
+        if let Some(factor) = factor {
+            map.insert("rope_scaling".into(), json!({"rope_type": "linear", "factor": factor}));
+        }
         self.add_scaling(map)?;
         if let Some(window) = self.u64(&key("attention.sliding_window")).filter(|_| arch == "llama") {
             // Only Mistral has one among what is called llama.
@@ -151,7 +186,7 @@ impl Gguf<'_> {
             expected.zip(&divisors).all(|(expected, found)| (expected - found).abs() <= 1e-3 * expected);
         if tensor.kind != Kind::F32 || divisors.len() != plain.len() || !same {
             let expected = "rope_freqs.weight of Llama 3's scaling, by 1, 4 and 8192";
-            return Err(Damage::new(expected, "another; take the model's Hugging Face directory instead"));
+            return Err(Damage::unsupported(expected, "another"));
         }
         let scaling = json!({
             "rope_type": "llama3",

@@ -45,18 +45,26 @@ pub struct Damage {
     pub expected: String,
     /// What is there.
     pub found: String,
+    /// What to do about it.
+    pub fix: &'static str,
 }
 
 impl Damage {
     fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { expected: expected.into(), found: found.into() }
+        let fix = "download it again, or another version of it";
+        Self { expected: expected.into(), found: found.into(), fix }
+    }
+
+    /// Of a file that is as it should be, and not supported.
+    fn unsupported(expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { fix: "take the model's Hugging Face directory instead", ..Self::new(expected, found) }
     }
 }
 
 impl Damage {
     /// As the error that names the file.
     pub(crate) fn of(self, file: &str) -> Error {
-        Error::input(file, self.expected, self.found, "download it again, or another version of it")
+        Error::input(file, self.expected, self.found, self.fix)
     }
 }
 
@@ -234,7 +242,7 @@ fn place<'a>(mut entries: Vec<Entry>, data: &'a [u8]) -> Result<BTreeMap<String,
 
 /// Says where in the file the damage is.
 fn within(damage: Damage, what: &str, name: &str) -> Damage {
-    Damage { expected: format!("{what} {name:?}: {}", damage.expected), found: damage.found }
+    Damage { expected: format!("{what} {name:?}: {}", damage.expected), ..damage }
 }
 
 #[cfg(test)]

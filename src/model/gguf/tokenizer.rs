@@ -74,7 +74,7 @@ pub(super) fn tokenizer(file: &Gguf) -> Result<Json, Damage> {
         Some("llama") => sentence_pieces(file, &vocabulary),
         _ => {
             let key = "tokenizer.ggml.model";
-            Err(Damage::new(format!("{key} gpt2 or llama"), file.brief(key)))
+            Err(Damage::unsupported(format!("{key} gpt2 or llama"), file.brief(key)))
         }
     }
 }
@@ -141,8 +141,8 @@ fn byte_level(file: &Gguf, vocabulary: &Vocabulary) -> Result<Json, Damage> {
             (sequence(split(QWEN2), bytes(false, false)), json!({"type": "NFC"}), false, false)
         }
         other => {
-            let found = format!("\"{other}\"; take the model's Hugging Face directory instead");
-            return Err(Damage::new(format!("{key} gpt-2, smollm, llama-bpe or qwen2"), found));
+            let expected = format!("{key} gpt-2, smollm, llama-bpe or qwen2");
+            return Err(Damage::unsupported(expected, format!("\"{other}\"")));
         }
     };
     let key = "tokenizer.ggml.merges";

@@ -1,0 +1,152 @@
+//! What is allowed in a set of examples, but seldom meant: answers that teach nothing, or the opposite of each other.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{ChatTokenizer, Example};
+
+/// One sentence on each oddity of `examples`, with its first line. `origin` is the file's name.
+pub fn remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Vec<String> {
+    let of_rows =
+        [same_on_both_sides(origin, examples), repeated(origin, examples), contradicting(origin, examples)];
+    let of_tokens = token_remarks(origin, examples, tokenizer);
+    of_rows.into_iter().flatten().chain(of_tokens).collect()
+}
+
+/// The same of the tokens alone: control tokens that texts bring along, beside those that the tokenizer and the template add.
+pub fn token_remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Vec<String> {
+    let begins_twice = |e: &Example| match e.prompt_ids[..] {
+        [first, second, ..] if first == second && tokenizer.is_special(first) => Some(first),
+        _ => None,
+    };
+    let ends_early = |e: &Example| {
+        let answers = [&e.chosen_ids, &e.negative_ids].into_iter().flatten();
+        let mut inner = answers.filter_map(|ids| ids.split_last()).flat_map(|(_, inner)| inner);
+        inner.find(|id| tokenizer.end_tokens().contains(id)).copied()
+    };
+    let text = |id: u32| tokenizer.token_text(id).unwrap_or_default();
+    let first = |odd: &dyn Fn(&Example) -> Option<u32>| {
+        let mut all = examples.iter().filter_map(|e| Some((e.line, odd(e)?)));
+        let (line, id) = all.next()?;
+        Some((line, text(id), 1 + all.count()))
+    };
+    let begins = first(&begins_twice).map(|(line, token, count)| {
+        format!(
+            "{origin}:{line}: the prompt begins with {token} twice, as {count} do, this one the first: the tokenizer adds one by itself, so \
+             leave it out of the text"
+        )
+    });
+    let ends = first(&ends_early).map(|(line, token, count)| {
+        format!(
+            "{origin}:{line}: {token}, which ends an answer, stands within one, in {count} rows, this one the first: it is added by itself, \
+             so leave it out of the text"
+        )
+    });
+    begins.into_iter().chain(ends).collect()
+}
+
+/// Pairs whose two answers are the same.
+fn same_on_both_sides(origin: &str, examples: &[Example]) -> Option<String> {
+    let same = |e: &&Example| e.chosen_ids.is_some() && e.chosen_ids == e.negative_ids;
+    let mut all = examples.iter().filter(same);
+    let first = all.next()?.line;
+    let count = 1 + all.count();
+    Some(format!(
+        "{origin}:{first}: the chosen answer is the rejected one, in {count} of {} rows, this one the first: such a pair teaches nothing",
+        examples.len()
+    ))
+}
+
+/// Rows that say what an earlier one has said.
+fn repeated(origin: &str, examples: &[Example]) -> Option<String> {
+    let mut seen = HashSet::new();
+    let mut again = examples.iter().filter(|e| !seen.insert((&e.prompt_ids, &e.chosen_ids, &e.negative_ids)));
+    let first = again.next()?.line;
+    let count = 1 + again.count();
+    Some(format!(
+        "{origin}:{first}: repeats an earlier row, as {count} of {} do, this one the first",
+        examples.len()
+    ))
+}
+
+/// Answers to a prompt that are good in one row and flagged in another.
+fn contradicting(origin: &str, examples: &[Example]) -> Option<String> {
+    let good = examples.iter().filter_map(|e| Some(((&e.prompt_ids, e.chosen_ids.as_ref()?), e.line)));
+    let good: HashMap<_, usize> = good.collect();
+    let other = |e: &Example| {
+        let line = *good.get(&(&e.prompt_ids, e.negative_ids.as_ref()?))?;
+        (line != e.line).then_some((e.line, line))
+    };
+    let mut all = examples.iter().filter_map(other);
+    let (flagged, good) = all.next()?;
+    let count = 1 + all.count();
+    Some(format!(
+        "{origin}:{flagged}: flags an answer that line {good} calls good; there are {count} such rows, this one the first"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Prompt;
+
+    fn tokenizer() -> ChatTokenizer {
+        ChatTokenizer::from_bytes(&crate::data::testing::letters(None)).unwrap()
+    }
+
+    fn example(line: usize, prompt: u32, chosen: Option<u32>, negative: Option<u32>) -> Example {
+        Example {
+            line,
+            row: line - 1,
+            prompt: Prompt::Text(String::new()),
+            prompt_ids: vec![prompt],
+            sampling_ids: vec![prompt],
+            chosen_ids: chosen.map(|id| vec![id]),
+            negative_ids: negative.map(|id| vec![id]),
+            kl_ids: None,
+        }
+    }
+
+    #[test]
+    fn each_oddity_is_told_once_with_its_first_line_and_their_number() {
+        let all = [
+            example(1, 1, Some(5), Some(6)),
+            example(2, 1, Some(7), Some(7)),
+            example(3, 2, Some(8), Some(8)),
+            example(4, 1, Some(5), Some(6)),
+            example(5, 1, None, Some(5)),
+        ];
+        let found = remarks("a.jsonl", &all, &tokenizer());
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(
+            found[0].starts_with("a.jsonl:2: the chosen answer is the rejected one, in 2 of 5 rows"),
+            "{found:?}"
+        );
+        assert!(found[1].starts_with("a.jsonl:4: repeats an earlier row, as 1 of 5"), "{found:?}");
+        assert!(
+            found[2].starts_with("a.jsonl:5: flags an answer that line 4 calls good; there are 1"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn rows_without_oddities_are_passed_over() {
+        // The same answer to two prompts, and the same prompt with two answers.
+        let all = [example(1, 1, None, Some(5)), example(2, 2, Some(5), None), example(3, 1, None, Some(6))];
+        assert_eq!(remarks("a.jsonl", &all, &tokenizer()), [""; 0]);
+    }
+
+    #[test]
+    fn control_tokens_of_the_texts_are_told() {
+        // <s> twice, and </s> before the end.
+        let twice = Example { prompt_ids: vec![1, 1, 9], ..example(1, 0, None, Some(9)) };
+        let early = Example { negative_ids: Some(vec![9, 2, 2]), ..example(2, 9, None, None) };
+        let found = token_remarks("a.jsonl", &[twice, early], &tokenizer());
+        assert!(found[0].starts_with("a.jsonl:1: the prompt begins with <s> twice"), "{found:?}");
+        assert!(
+            found[1].starts_with("a.jsonl:2: </s>, which ends an answer, stands within one"),
+            "{found:?}"
+        );
+        let once = Example { prompt_ids: vec![1, 9, 9], ..example(1, 0, Some(9), Some(9)) };
+        assert_eq!(token_remarks("a.jsonl", &[once], &tokenizer()), [""; 0]);
+    }
+}
