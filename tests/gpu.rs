@@ -110,7 +110,7 @@ macro_rules! tests {
 }
 
 tests! {
-    matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone,
+    matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone, matmul_long_sums,
     attention_forward, attention_backward, attention_over_a_cache, attention_windows, attention_capped,
     rms_norm_forward, rms_norm_backward, rms_norm_many_rows, layer_norm, head_norm, column_sum,
     ema, activation, soft_cap, dropout, dropout_many_groups, rope, fma_peak,

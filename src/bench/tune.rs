@@ -3,7 +3,7 @@
 use super::{Runs, matmul, median};
 use crate::Result;
 use crate::gpu::{Choice, DType, Gpu, Tuning};
-use crate::kernels::matmul::{Dims, Form, TOKEN_CLASSES, class};
+use crate::kernels::matmul::{Dims, Form, TERMS, TOKEN_CLASSES, class};
 use crate::model::DecoderConfig;
 
 /// A product to be measured.
@@ -37,7 +37,7 @@ pub fn products(config: &DecoderConfig, dtype: DType) -> Vec<Product> {
             all.push(Product { form: Form::Nt, dtype, dims: Dims { m: tokens, n, k } });
             // Decoding has no backward pass.
             if tokens >= HEAD_ROWS {
-                all.push(Product { form: Form::Nn, dtype, dims: Dims { m: tokens, n: k, k: n } });
+                all.push(Product { form: Form::Nn, dtype, dims: Dims { m: tokens, n: k, k: n.min(TERMS) } });
                 if dtype == DType::F32 {
                     all.push(Product { form: Form::Tn, dtype, dims: Dims { m: n, n: k, k: tokens } });
                 }

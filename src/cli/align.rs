@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::engine;
-use super::output::{Output, bytes, table};
+use super::output::{Output, bytes, count, table};
 use super::plan::{self, Planned};
+use super::progress::seconds;
 use super::record::Recorder;
 use super::saver::{Disk, Saver, origin, settings_sum};
 use crate::config::{Layer, PartialConfig, ReferenceSource, RunConfig};
-use crate::data::LengthCounts;
+use crate::data::{LengthCounts, clock};
 use crate::error::{Error, Result};
 use crate::files::checkpoint::{self, Origin};
 use crate::files::{self, AdapterFiles, Model, ModelFiles, RunFolder, Source, write_whole};
@@ -343,7 +344,9 @@ impl Begin<'_> {
         write("summary.json", &json)?;
         folder.keep();
         checkpoint::remove_all(folder.path())?;
-        output.result(summary.table(path), &summary)
+        output.result(summary.table(path), &summary)?;
+        output.note(next_steps(config));
+        Ok(())
     }
 }
 
@@ -361,6 +364,8 @@ struct Summary {
     num_tokens: usize,
     tokens_per_second: f64,
     seconds: f64,
+    /// When it ended, in UTC.
+    finished: Option<String>,
     adapter: String,
     trainable_parameters: usize,
     memory_planned: u64,
@@ -385,6 +390,7 @@ impl Summary {
             num_tokens: outcome.num_tokens,
             tokens_per_second: outcome.num_tokens as f64 / outcome.train_seconds.max(1e-9),
             seconds: started.elapsed().as_secs_f64(),
+            finished: clock::now().and_then(|now| clock::strftime("%Y-%m-%dT%H:%M:%SZ", now).ok()),
             adapter: gpu.summary().name.clone(),
             trainable_parameters: outcome.decoder.layout().count(),
             memory_planned: planned,
@@ -424,13 +430,68 @@ impl Summary {
         let checks = self.checks.as_ref().map(|checks| format!("{checks}\n")).unwrap_or_default();
         format!(
             "{held_out}ended after step {}: {}; kept the state of step {}\n\
-             {anchors}{:.0} tokens/s in training, {} of GPU memory at the most\n{checks}{} holds the result",
+             {anchors}{} tokens trained on, {:.0} a second; {} in all, {} of GPU memory at the most\n{checks}{} holds the result",
             self.steps,
             self.reason_text,
             self.kept_step,
+            count(self.num_tokens),
             self.tokens_per_second,
+            seconds(Duration::from_secs_f64(self.seconds)),
             bytes(self.memory_peak),
             folder.display(),
         )
+    }
+}
+
+/// What to do with a run's result, as commands to paste.
+fn next_steps(config: &RunConfig) -> String {
+    let run = &config.output.output_dir;
+    let base = quoted(&config.model.model);
+    let model = match config.lora.enabled {
+        true => format!("--model {base} --adapter {}", quoted(run.join("adapter").display())),
+        false => format!("--model {}", quoted(run.join("model").display())),
+    };
+    let held_out = config.data.eval.as_ref().map_or("HELD-OUT.jsonl".into(), |path| quoted(path.display()));
+    let run = quoted(run.display());
+    let rows = [
+        (format!("aweigh generate {model}"), "talk to it"),
+        (
+            format!("aweigh eval base {run} --model {base} --data {held_out}"),
+            "compare it with the model as it was",
+        ),
+        (format!("aweigh report {run}"), "see the run as a page"),
+        (
+            format!("aweigh export {model} --output MODEL"),
+            "a plain model directory, or with an ending .gguf a file",
+        ),
+    ];
+    let wide = rows.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
+    let rows = rows.iter().map(|(command, what)| format!("\n  {command:<wide$}  # {what}"));
+    format!("next:{}", rows.collect::<String>())
+}
+
+/// A word as a shell takes it.
+fn quoted(word: impl std::fmt::Display) -> String {
+    let word = word.to_string();
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=@%+,\\".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word } else { format!("\"{word}\"") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_next_can_be_pasted() {
+        let mut config = RunConfig::default();
+        (config.model.model, config.output.output_dir) = ("owner/name".into(), "my run".into());
+        let text = next_steps(&config);
+        assert!(text.contains("aweigh generate --model owner/name --adapter \"my run/adapter\""), "{text}");
+        assert!(
+            text.contains("aweigh eval base \"my run\" --model owner/name --data HELD-OUT.jsonl"),
+            "{text}"
+        );
+        config.lora.enabled = false;
+        assert!(next_steps(&config).contains("aweigh export --model \"my run/model\" --output MODEL"));
     }
 }

@@ -11,7 +11,7 @@ use super::engine;
 use super::interrupt;
 use super::meters::{Meter, Spec};
 use super::output::{Output, table};
-use super::progress::Unit as Counted;
+use super::progress::{Course, Unit as Counted};
 use crate::data::packing::Group;
 use crate::data::{ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Prompt, Row, build_examples};
 use crate::error::{Error, Result};
@@ -221,11 +221,20 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     // By candidate, then by set.
     let mut all: Vec<Vec<Drawn>> = Vec::new();
+    let rows: usize = sets.iter().map(|set| set.rows.len()).sum();
+    let wanted = candidates.len() * rows * args.num_samples;
+    let mut course = Course::new(candidates.len() * sets.len(), wanted, args.sampling.max_new_tokens);
     for candidate in &candidates {
-        all.push(answer(&args, &gpu, candidate, &base, &sets, output)?);
+        all.push(answer(&args, &gpu, candidate, &base, &sets, &mut course, output)?);
     }
     against_base(&args, &gpu, &candidates, &base, &mut all)?;
     let mut reports = Vec::new();
+    let answered: usize = all.iter().flatten().map(|drawn| drawn.answers.texts.len()).sum();
+    let mut progress = output.progress("judging", (answered * meters.len()) as u64, Counted::Items);
+    let mut judged = |answers: usize, _| {
+        progress.advance(answers as u64, 0);
+        interrupt::check()
+    };
     for (s, set) in sets.iter().enumerate() {
         let mut of_set: Vec<Answers> = all.iter().map(|drawn| drawn[s].answers.clone()).collect();
         let rows: Vec<usize> = all[0][s].rows.clone();
@@ -236,11 +245,12 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
                 .zip(&answers.texts)
                 .map(|(&i, text)| (&set.rows[rows[i]].prompt, text.as_str()))
                 .collect();
-            answers.harms =
-                meters.iter().map(|meter| meter.score(&gpu, &pairs)).collect::<Result<Vec<_>>>()?;
+            let score = |meter: &Meter| meter.score(&gpu, &pairs, &mut judged);
+            answers.harms = meters.iter().map(score).collect::<Result<Vec<_>>>()?;
         }
         reports.push(SetReport::new(set, &rows, &of_set, &specs));
     }
+    progress.finish();
     let report = Report {
         model: args.model.clone(),
         gpu: gpu.summary().name.clone(),
@@ -313,6 +323,7 @@ fn answer(
     candidate: &Candidate,
     base: &Model,
     sets: &[Set],
+    course: &mut Course,
     output: &Output,
 ) -> Result<Vec<Drawn>> {
     let tokenizer = candidate.tokenizer(base)?;
@@ -330,8 +341,8 @@ fn answer(
             let place = format!("{}:{}: prompt and answer", set.origin, example.line);
             decoder.check_context(&place, example.prompt_ids.len() + longest)?;
         }
-        let what = format!("{}: {}", candidate.name, set.name);
-        all.push(answer_set(args, gpu, &decoder, &tokenizer, &examples, &what, output)?);
+        let what = format!("{}: {} ({})", candidate.name, set.name, course.next_part());
+        all.push(answer_set(args, gpu, &decoder, &tokenizer, &examples, (&what, course), output)?);
     }
     Ok(all)
 }
@@ -342,7 +353,7 @@ fn answer_set(
     decoder: &Decoder,
     tokenizer: &ChatTokenizer,
     examples: &[Example],
-    what: &str,
+    (what, course): (&str, &mut Course),
     output: &Output,
 ) -> Result<Drawn> {
     let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
@@ -354,6 +365,7 @@ fn answer_set(
         .collect();
     let mut progress = output.progress(what, (examples.len() * args.num_samples) as u64, Counted::Items);
     let mut advance = |answers: usize, tokens: usize| {
+        progress.left(course.drew(answers, tokens));
         progress.advance(answers as u64, tokens as u64);
         interrupt::check()
     };

@@ -7,7 +7,6 @@ use std::str::FromStr;
 use pollster::block_on;
 use serde_json::Value;
 
-use super::interrupt;
 use crate::data::{ChatTokenizer, Completion, Prompt};
 use crate::error::{Error, Result};
 use crate::eval::helpdesk;
@@ -124,11 +123,30 @@ impl Meter {
         })
     }
 
-    /// How bad each answer is.
+    /// How bad each answer is; `progress` is told how many are judged.
     ///
     /// # Errors
     /// What the device, the command or the endpoint reports.
-    pub fn score(&self, gpu: &Gpu, answers: &[(&Prompt, &str)]) -> Result<Vec<f64>> {
+    pub fn score(
+        &self,
+        gpu: &Gpu,
+        answers: &[(&Prompt, &str)],
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        let found = self.judge(gpu, answers, progress)?;
+        match self {
+            Self::Http(_) | Self::Judge(_) => {}
+            _ => progress(answers.len(), 0)?,
+        }
+        Ok(found)
+    }
+
+    fn judge(
+        &self,
+        gpu: &Gpu,
+        answers: &[(&Prompt, &str)],
+        progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Vec<f64>> {
         let given = || answers.iter().map(|&(prompt, answer)| Answer { prompt, answer });
         let helpdesk = |bad: fn(&helpdesk::Verdict) -> bool| {
             let one = |&(prompt, answer): &(&Prompt, &str)| {
@@ -145,7 +163,8 @@ impl Meter {
             Self::Lexicon(list) => Ok(answers.iter().map(|(_, answer)| list.score(answer)).collect()),
             Self::Command(line) => command(line, &given().collect::<Vec<_>>()),
             Self::Http(grader) => {
-                given().map(|answer| interrupt::check().and_then(|()| grader.grade(&answer))).collect()
+                let one = |answer| grader.grade(&answer).and_then(|harm| progress(1, 0).map(|()| harm));
+                given().map(one).collect()
             }
             Self::Hostile => helpdesk(|verdict| verdict.hostile),
             Self::OffTopic => helpdesk(|verdict| !verdict.on_topic),
@@ -161,7 +180,7 @@ impl Meter {
                 };
                 let texts = answers.iter().map(text).collect::<Result<Vec<_>>>()?;
                 let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-                block_on(probabilities(gpu, decoder, &texts, BUDGET, &mut |_, _| interrupt::check()))
+                block_on(probabilities(gpu, decoder, &texts, BUDGET, progress))
             }
         }
     }

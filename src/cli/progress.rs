@@ -1,11 +1,14 @@
 //! Progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
 
 use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::output::to_stderr;
+use crate::train::{Forecast, Work, expected_length};
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +38,20 @@ pub struct Progress {
     words: String,
     start: Instant,
     last_line: Option<Instant>,
+    /// Milliseconds that the whole command is estimated to take more, where somebody has told; the bar reads them too.
+    left: Arc<AtomicU64>,
 }
+
+/// That nobody has told.
+const UNTOLD: u64 = u64::MAX;
 
 impl Progress {
     /// `shown` false counts in silence; `terminal` chooses the bar.
     pub(super) fn new(label: &str, total: u64, unit: Unit, shown: bool, terminal: bool) -> Self {
+        let left = Arc::new(AtomicU64::new(UNTOLD));
         let bar = (shown && terminal).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            bar.set_style(style(unit));
+            bar.set_style(style(unit, left.clone()));
             bar.set_prefix(label.to_owned());
             bar.enable_steady_tick(Duration::from_millis(500));
             bar
@@ -57,7 +66,13 @@ impl Progress {
             words: String::new(),
             start: Instant::now(),
             last_line: None,
+            left,
         }
+    }
+
+    /// The whole command, and not only what is counted here, is estimated to take so much longer.
+    pub fn left(&mut self, time: Duration) {
+        self.left.store(time.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// `count` more are done, which took `tokens` tokens (0 where tokens mean nothing).
@@ -68,7 +83,9 @@ impl Progress {
             bar.set_message(self.message());
             bar.set_position(self.position);
         }
-        if self.lines && self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+        // The last one is finish's to say.
+        let more = self.position < self.total;
+        if self.lines && more && self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
             self.last_line = Some(Instant::now());
             to_stderr(self.line());
         }
@@ -124,13 +141,15 @@ impl Progress {
     fn line(&self) -> String {
         let left = self.total.saturating_sub(self.position) as f64;
         let per_item = self.start.elapsed().as_secs_f64() / self.position.max(1) as f64;
-        match self.position {
-            0 => self.line_without_time(),
-            _ => format!(
+        let told = self.left.load(Ordering::Relaxed);
+        match (told, self.position) {
+            (UNTOLD, 0) => self.line_without_time(),
+            (UNTOLD, _) => format!(
                 "{}  {} left",
                 self.line_without_time(),
                 seconds(Duration::from_secs_f64(left * per_item))
             ),
+            _ => format!("{}  {}", self.line_without_time(), in_all(told)),
         }
     }
 }
@@ -144,24 +163,64 @@ impl Drop for Progress {
 }
 
 /// indicatif's own time left follows the last few positions; a step of seconds is better served by the whole mean.
-fn style(unit: Unit) -> ProgressStyle {
+fn style(unit: Unit, told: Arc<AtomicU64>) -> ProgressStyle {
     let template = match unit {
-        Unit::Bytes => "{prefix} {wide_bar} {bytes}/{total_bytes}  {left} left  {msg}",
-        Unit::Steps | Unit::Items => "{prefix} {wide_bar} {pos}/{len}  {left} left  {msg}",
+        Unit::Bytes => "{prefix} {wide_bar} {bytes}/{total_bytes}  {left}  {msg}",
+        Unit::Steps | Unit::Items => "{prefix} {wide_bar} {pos}/{len}  {left}  {msg}",
     };
-    let left = |state: &ProgressState, out: &mut dyn Write| {
+    let left = move |state: &ProgressState, out: &mut dyn Write| {
         let (done, total) = (state.pos(), state.len().unwrap_or(0));
-        let _ = match done {
-            0 => write!(out, "?"),
-            _ => {
+        let _ = match (told.load(Ordering::Relaxed), done) {
+            (UNTOLD, 0) => write!(out, "? left"),
+            (UNTOLD, _) => {
                 let rest = state.elapsed().mul_f64(total.saturating_sub(done) as f64 / done as f64);
-                write!(out, "{}", seconds(rest))
+                write!(out, "{} left", seconds(rest))
             }
+            (told, _) => write!(out, "{}", in_all(told)),
         };
     };
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .with_key("left", left)
+}
+
+/// How far a command is with answers that it has drawn in several parts.
+pub struct Course {
+    part: usize,
+    parts: usize,
+    /// Answers to draw in all, of up to `most` tokens, and those drawn so far, with their tokens.
+    wanted: usize,
+    most: usize,
+    answers: usize,
+    tokens: usize,
+    forecast: Forecast,
+}
+
+impl Course {
+    /// Of `wanted` answers of up to `most` tokens.
+    pub fn new(parts: usize, wanted: usize, most: usize) -> Self {
+        Self { part: 0, parts, wanted, most, answers: 0, tokens: 0, forecast: Forecast::default() }
+    }
+
+    /// The part that begins, as "2 of 4".
+    pub fn next_part(&mut self) -> String {
+        self.part += 1;
+        format!("{} of {}", self.part, self.parts)
+    }
+
+    /// More is drawn; the time that is left for all.
+    pub fn drew(&mut self, answers: usize, tokens: usize) -> Duration {
+        (self.answers, self.tokens) = (self.answers + answers, self.tokens + tokens);
+        self.forecast.did(Work::Draw, tokens as f64);
+        let all = self.wanted as f64 * expected_length(self.answers, self.tokens, self.most);
+        self.forecast.set_left(Work::Draw, all - self.tokens as f64);
+        Duration::try_from_secs_f64(self.forecast.left().unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+/// What is left of the whole command, in milliseconds, as a person reads it.
+fn in_all(left: u64) -> String {
+    format!("about {} left in all", seconds(Duration::from_millis(left)))
 }
 
 /// A duration as a person reads it: `3.2 s`, `4 min 05 s`, `2 h 07 min`.
@@ -196,13 +255,15 @@ mod tests {
         let line = progress.line();
         assert!(line.starts_with("train 2/10  ") && line.contains("tokens/s  loss 0.69  "), "{line}");
         assert!(line.ends_with(" left"), "{line}");
+        progress.left(Duration::from_secs(65));
+        assert!(progress.line().ends_with("  about 1 min 05 s left in all"), "{}", progress.line());
     }
 
     #[test]
     fn both_templates_parse() {
         for template in [
-            "{prefix} {wide_bar} {bytes}/{total_bytes}  {left} left  {msg}",
-            "{prefix} {wide_bar} {pos}/{len}  {left} left  {msg}",
+            "{prefix} {wide_bar} {bytes}/{total_bytes}  {left}  {msg}",
+            "{prefix} {wide_bar} {pos}/{len}  {left}  {msg}",
         ] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }

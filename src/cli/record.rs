@@ -1,6 +1,7 @@
 //! Watches a run for the user: progress on stderr, figures and samples into the run's folder.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -158,6 +159,12 @@ impl Observer for Recorder<'_> {
         // A step is finished first, and the state kept.
         let waits = self.training && self.saver.as_ref().is_some_and(Saver::keeps);
         if waits { Ok(()) } else { interrupt::check() }
+    }
+
+    fn left(&mut self, seconds: f64) {
+        if let Some(progress) = &mut self.progress {
+            progress.left(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        }
     }
 
     fn end(&mut self) {

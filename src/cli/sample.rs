@@ -10,7 +10,7 @@ use super::args::{GpuArgs, ModelArgs, RowArgs, SamplingArgs, WeightArgs, at_leas
 use super::engine::{self, Ran};
 use super::interrupt;
 use super::output::Output;
-use super::progress::Unit;
+use super::progress::{Course, Unit};
 use crate::data::{
     ChatTokenizer, Completion, Example, ExampleOptions, LengthLimits, Needs, Prompt, build_examples,
 };
@@ -158,8 +158,11 @@ fn draw(
             index: index as u32,
         })
         .collect();
-    let mut progress = output.progress("sample", (prompts.len() * args.num_samples) as u64, Unit::Items);
+    let wanted = prompts.len() * args.num_samples;
+    let mut progress = output.progress("sample", wanted as u64, Unit::Items);
+    let mut course = Course::new(1, wanted, args.sampling.max_new_tokens);
     let mut advance = |answers: usize, tokens: usize| {
+        progress.left(course.drew(answers, tokens));
         progress.advance(answers as u64, tokens as u64);
         interrupt::check()
     };

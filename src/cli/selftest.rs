@@ -12,6 +12,7 @@ use super::output::{Output, table};
 use super::progress::{Unit, seconds};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterSummary, Gpu, Precision};
+use crate::reference::compare::take_largest_error;
 use crate::selftest::{Depth, Outcome, checks};
 
 /// Check every kernel on this GPU against a reference in double precision.
@@ -57,7 +58,9 @@ fn check(gpu: &Gpu, quick: bool, output: &Output) -> Result<Figures> {
     for check in all {
         interrupt::check()?;
         let began = Instant::now();
-        let row = CheckFigures::new(check.name, block_on(check.run(gpu, depth)), began.elapsed());
+        take_largest_error();
+        let outcome = block_on(check.run(gpu, depth));
+        let row = CheckFigures::new(check.name, outcome, began.elapsed(), take_largest_error());
         progress.note(&row.line());
         progress.advance(1, 0);
         rows.push(row);
@@ -74,17 +77,23 @@ struct CheckFigures {
     /// The shape, the element, the expected and the found value, or the device's report.
     failure: Option<String>,
     seconds: f64,
+    /// The largest error of an element, as a share of the largest element of its tensor; 0 where bits or counts are compared.
+    largest_error: f64,
 }
 
 impl CheckFigures {
-    fn new(name: &'static str, outcome: Outcome, time: Duration) -> Self {
+    fn new(name: &'static str, outcome: Outcome, time: Duration, largest_error: f64) -> Self {
         let failure = outcome.err().map(|failure| failure.0);
-        Self { name, passed: failure.is_none(), failure, seconds: time.as_secs_f64() }
+        Self { name, passed: failure.is_none(), failure, seconds: time.as_secs_f64(), largest_error }
     }
 
     fn line(&self) -> String {
         let verdict = if self.passed { "ok    " } else { "FAILED" };
-        format!("{verdict}  {}  {}", self.name, seconds(Duration::from_secs_f64(self.seconds)))
+        let error = match self.largest_error {
+            0.0 => String::new(),
+            error => format!(", errors up to {error:.0e} of the largest element"),
+        };
+        format!("{verdict}  {}  {}{error}", self.name, seconds(Duration::from_secs_f64(self.seconds)))
     }
 }
 
@@ -166,7 +175,7 @@ mod tests {
             tier: Tier::Portable,
         };
         let rows = ["one", "two"].into_iter().zip(outcomes);
-        let rows = rows.map(|(name, outcome)| CheckFigures::new(name, outcome, Duration::from_secs(2)));
+        let rows = rows.map(|(name, outcome)| CheckFigures::new(name, outcome, Duration::from_secs(2), 0.0));
         Figures::new(&gpu, true, rows.collect(), Duration::from_secs(4))
     }
 

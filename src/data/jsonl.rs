@@ -132,11 +132,7 @@ fn other_format(line: &str) -> Option<(&'static str, &'static str)> {
         let fix = "write JSONL, each row's object on one line, as `jq -c '.[]' FILE` does";
         return Some(("the beginning of a JSON list over several lines", fix));
     }
-    if line == "{"
-        || line.starts_with('{')
-            && line.ends_with([',', '{', '[', ':'])
-            && !is_object(&line[..line.len() - 1])
-    {
+    if line == "{" || line.starts_with('{') && line.ends_with(',') && !is_object(&line[..line.len() - 1]) {
         let fix = "write JSONL, each row's object on one line, as `jq -c . FILE` does";
         return Some(("the beginning of an object over several lines", fix));
     }

@@ -134,7 +134,15 @@ impl RunFolder {
         if path.join("summary.json").exists() {
             // It may have been ended while it tidied up.
             checkpoint::remove_all(path)?;
-            return Err(wrong("a finished run", "begin a new one: --config takes its config.toml"));
+            let from = match path.join("adapter").is_dir() {
+                true => format!("--adapter {}", path.join("adapter").display()),
+                false => format!("--model {}", path.join("model").display()),
+            };
+            let fix = format!(
+                "to train its result further, begin a new one: aweigh align --config {} {from} --max-steps N --output-dir NEW",
+                path.join("config.toml").display()
+            );
+            return Err(wrong("a finished run", &fix));
         }
         let lock = lock(path, flag)?;
         for folder in [path.into(), path.join("adapter"), path.join("model")] {

@@ -196,8 +196,8 @@ pub fn write_gguf(
     failed: &dyn Fn(io::Error) -> Error,
 ) -> Result<()> {
     let weights = model.weights()?;
-    let merge = Merge::new(&weights, &weights.config_of(model.decoder_config()?)?, adapter)?;
     let file = gguf::describe(model, kind)?;
+    let merge = Merge::new(&weights, &weights.config_of(model.decoder_config()?)?, adapter)?;
     gguf::write_header(out, &file.metadata, &file.tensors).map_err(failed)?;
     for (described, source) in file.tensors.iter().zip(&file.sources) {
         let values = match source {

@@ -153,7 +153,7 @@ impl Output {
 }
 
 /// What a sum of `n` terms may be off by, as a share of the sum of their sizes. Errors mostly cancel; but of many small terms that are
-/// added to a large one, as softmax's to a one-hot, each is rounded the same way: 1.2e-4 was seen with n = 49,152.
+/// added to a large one, as softmax's to a one-hot, each is rounded the same way.
 pub(super) fn of_sum(n: usize) -> f64 {
     let n = n as f64;
     UNIT * (8.0 + 4.0 * n.sqrt() + n / 4.0)

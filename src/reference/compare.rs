@@ -1,5 +1,17 @@
 //! The one comparison between a device's f32 values and this module's f64 ones.
 
+use std::cell::Cell;
+
+thread_local! {
+    static LARGEST: Cell<f64> = const { Cell::new(0.0) };
+}
+
+/// The largest error that this thread's comparisons have seen since the last call, as a share of the largest element that was expected
+/// beside it.
+pub fn take_largest_error() -> f64 {
+    LARGEST.take()
+}
+
 /// Compares element by element: |found - expected| <= abs + eps·|expected|.
 ///
 /// `abs` and `eps` are set once per data type, not per test. The error names the worst element (index, expected,
@@ -20,6 +32,10 @@ pub fn compare_with(
     if found.len() != expected.len() {
         return Err(format!("lengths differ: expected {}, found {}", expected.len(), found.len()));
     }
+    let largest = expected.iter().map(|e| e.abs()).filter(|e| e.is_finite()).fold(0.0, f64::max);
+    let errors = found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e).abs()).filter(|e| e.is_finite());
+    let share = errors.fold(0.0, f64::max) / largest.max(f64::MIN_POSITIVE);
+    LARGEST.set(LARGEST.get().max(if largest > 0.0 { share } else { 0.0 }));
     let mut off = 0usize;
     let mut worst: Option<(usize, f64)> = None;
     for (i, (&f, &e)) in found.iter().zip(expected).enumerate() {
@@ -67,6 +83,14 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn the_largest_error_is_kept_until_it_is_taken() {
+        take_largest_error();
+        assert_eq!(compare(&[1.0, 4.5], &[1.0, 4.0], 1.0, 0.0), Ok(()));
+        assert_eq!(compare(&[1.0], &[1.0], 1.0, 0.0), Ok(()));
+        assert_eq!([take_largest_error(), take_largest_error()], [0.125, 0.0]);
     }
 
     #[test]

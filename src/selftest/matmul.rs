@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::bench::{Output, bits, floats, spread, values, weights};
 use super::{Check, Depth, Outcome, check, equal};
-use crate::gpu::{DType, Gpu, Recorder, Tensor};
+use crate::gpu::{DType, Gpu, Precision, Recorder, Tensor};
 use crate::kernels::Mat;
 use crate::kernels::matmul::{Dims, Epilogue, Family, Form, Product};
 use crate::reference;
@@ -17,6 +17,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("matmul_packed_is_exact", packed_is_exact),
         check!("matmul_quantised", quantised),
         check!("matmul_rows_alone", rows_alone),
+        check!("matmul_long_sums", long_sums),
     ]
 }
 
@@ -302,6 +303,37 @@ async fn quantised(gpu: &Gpu, depth: Depth) -> Outcome {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Sums over a vocabulary, of terms such as a softmax less a one-hot has: many small ones of one sign, and a large one. As the head's way
+/// back computes them, whole; an output may be off by a hundred-thousandth of its terms' sizes.
+async fn long_sums(gpu: &Gpu, _: Depth) -> Outcome {
+    if gpu.precision() == Precision::F16 {
+        // Terms so small are no numbers of f16.
+        return Ok(());
+    }
+    let (m, n, k) = (3, 8, 49_152);
+    let term =
+        |i: usize| if i.is_multiple_of(k) { -1.0 } else { (1.0 + (i % 7) as f64 / 7.0) / (1.43 * k as f64) };
+    let small = |i: usize| 1.0 + (i % 11) as f64 / 100.0;
+    for form in [Form::Nn, Form::Tn] {
+        // The rows of x, which TN has as columns.
+        let x: Vec<f64> =
+            (0..m * k).map(|i| if form == Form::Nn { term(i) } else { term(i / m + i % m * k) }).collect();
+        let [x, w] = [x, (0..k * n).map(small).collect()]
+            .map(|all| all.iter().map(|&v| f64::from(v as f32)).collect::<Vec<_>>());
+        let params = reference::matmul::Params { m, n, k, alpha: 1.0 };
+        let expected = match form {
+            Form::Nn => reference::matmul::nn(params, &x, &w, None),
+            _ => reference::matmul::tn(params, &x, &w, None),
+        };
+        let (x, w, y) = (floats(gpu, &x)?, floats(gpu, &w)?, Output::fresh(gpu, m * n)?);
+        let mut rec = Recorder::new(gpu);
+        Product::plain(form, &x, &w, &y.tensor, Dims { m, n, k }).record(&mut rec)?;
+        rec.submit();
+        y.expect(gpu, format!("{form:?} m={m} n={n} k={k}"), &expected).await?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::anchors::{Anchor, AnchorCounts, Pool};
 use super::evaluate::HeldOut;
+use super::forecast::{Forecast, Work};
 use super::metrics::Metrics;
 use super::observer::Observer;
 use super::reach::Reach;
@@ -86,6 +87,7 @@ pub(super) struct Run<'a> {
     pub(super) counts: AnchorCounts,
     pub(super) ends: Vec<u32>,
     pub(super) observer: &'a mut dyn Observer,
+    pub(super) forecast: Forecast,
 }
 
 /// Trains `setup.decoder` as `config` says.
@@ -192,6 +194,7 @@ impl<'a> Run<'a> {
             counts: AnchorCounts::default(),
             ends,
             observer,
+            forecast: Forecast::default(),
         })
     }
 
@@ -199,7 +202,7 @@ impl<'a> Run<'a> {
         self.config.method.method
     }
 
-    fn has_reference(&self) -> bool {
+    pub(super) fn has_reference(&self) -> bool {
         loss_of(self.config).method.has_reference()
     }
 
@@ -215,8 +218,10 @@ impl<'a> Run<'a> {
                 check_context(self.trainer.decoder.config(), self.config, example, held_out, &place)?;
             }
         }
+        self.expect(0, true).apply(&mut self.forecast, self.config.anchors.max_new_tokens as f64);
         if self.method().is_of_negatives() {
             self.draw_offline().await?;
+            self.expect(0, true).apply(&mut self.forecast, 0.0);
         }
         if !self.has_reference() {
             return Ok(());
@@ -259,7 +264,7 @@ impl<'a> Run<'a> {
         // Between steps the trainer has its workspace, and the groups are few.
         let between = if report { None } else { self.reach.following };
         let Some(capacity) = between.or(self.reach.scoring) else { return Ok(Vec::new()) };
-        let Self { gpu, trainer, train, pools, observer, .. } = self;
+        let Self { gpu, trainer, train, pools, observer, forecast, .. } = self;
         let (gpu, decoder) = (*gpu, &trainer.decoder);
         let groups: Vec<Group> = examples
             .iter()
@@ -269,7 +274,10 @@ impl<'a> Run<'a> {
             })
             .collect();
         let mut count = |items, tokens| match report {
-            true => observer.advance(items, tokens),
+            true => {
+                tell(&mut **observer, forecast, Work::Score, tokens);
+                observer.advance(items, tokens)
+            }
             false => observer.advance(0, 0),
         };
         let minus = self.negative.pass(decoder);
@@ -290,11 +298,14 @@ impl<'a> Run<'a> {
         self.trainer.put_away().await?;
         let budget = self.reach.score_budget;
         let method = (self.method(), loss_of(self.config));
-        let Self { gpu, trainer, observer, held_out, reach, .. } = self;
+        let Self { gpu, trainer, observer, held_out, reach, forecast, .. } = self;
         let Some(capacity) = reach.held_out else { return Ok(Metrics::default()) };
         let mut metrics = Metrics::default();
         metrics.push("global_step", step as f64);
-        let mut alive = |_, _| observer.advance(0, 0);
+        let mut alive = |_, tokens| {
+            tell(&mut **observer, forecast, Work::Score, tokens);
+            observer.advance(0, 0)
+        };
         let found = held_out.evaluate(gpu, &trainer.decoder, method, (budget, capacity), &mut alive).await?;
         metrics.0.extend(found.0);
         observer.evaluated(&metrics)?;
@@ -304,6 +315,14 @@ impl<'a> Run<'a> {
         }
         self.observer.state(step, &self.trainer.decoder)?;
         Ok(metrics)
+    }
+}
+
+/// Counts work that was done, and tells how long the rest will take.
+pub(super) fn tell(observer: &mut dyn Observer, forecast: &mut Forecast, work: Work, tokens: usize) {
+    forecast.did(work, tokens as f64);
+    if let Some(seconds) = forecast.left() {
+        observer.left(seconds);
     }
 }
 

@@ -1,8 +1,9 @@
 //! When a run draws its anchors: all that are missing before the first step, and those that grew old on the way.
 
-use super::align::Run;
+use super::align::{Run, tell};
 use super::anchors::{self, AnchorCounts, Draw, Pool, Sampler};
 use super::evaluate::{HeldOut, eval_anchors};
+use super::forecast::{Expected, Growing, Work, expected_length};
 use super::state::drawn;
 use crate::config::{OnlineSampler, Takes};
 use crate::data::Example;
@@ -31,8 +32,10 @@ impl Run<'_> {
             + lacking(&self.held_out.pools, &missing[1], wanted[1]);
         if total > 0 {
             self.observer.begin("sampling anchors", total);
+            let expected = self.expect(0, true);
+            let mut drawn_so_far = (0, 0);
             for ((missing, k), held_out) in missing.iter().zip(wanted).zip([false, true]) {
-                self.draw_missing(held_out, missing, k).await?;
+                self.draw_missing(held_out, missing, k, (&expected, &mut drawn_so_far)).await?;
             }
             self.observer.end();
         }
@@ -55,9 +58,16 @@ impl Run<'_> {
     }
 
     /// Draws these prompts' anchors. What is drawn stays, also where that fails; the observer is given it whenever it wants it.
-    async fn draw_missing(&mut self, held_out: bool, missing: &[usize], k: usize) -> Result<()> {
+    async fn draw_missing(
+        &mut self,
+        held_out: bool,
+        missing: &[usize],
+        k: usize,
+        (expected, drawn_so_far): (&Expected, &mut (usize, usize)),
+    ) -> Result<()> {
         let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
-        let Self { room, gpu, trainer, negative, train, pools, kept, counts, observer, .. } = self;
+        let Self { room, gpu, config, trainer, negative, train, pools, kept, counts, observer, .. } = self;
+        let forecast = &mut self.forecast;
         let HeldOut { examples, pools: eval_pools, kept: eval_kept, .. } = &mut self.held_out;
         let decoder = &trainer.decoder;
         let sampler = Sampler { room: *room, gpu, decoder, pass: negative.pass(decoder), settings };
@@ -70,7 +80,15 @@ impl Run<'_> {
         let draw =
             |&i: &usize| Draw { pool: i, index: (first + i) as u32, prompt: &examples[i].sampling_ids };
         let draws: Vec<Draw> = missing.iter().map(draw).collect();
+        let most = config.anchors.max_new_tokens;
         let mut each = |answers, tokens, own: &[Pool], counts: &AnchorCounts| {
+            (drawn_so_far.0, drawn_so_far.1) = (drawn_so_far.0 + answers, drawn_so_far.1 + tokens);
+            // Time first, then what that leaves.
+            forecast.did(Work::Draw, tokens as f64);
+            let length = expected_length(drawn_so_far.0, drawn_so_far.1, most);
+            let all = Growing { tokens: -(drawn_so_far.1 as f64), ..expected.draw };
+            Expected { draw: all, ..*expected }.apply(forecast, length);
+            tell(&mut **observer, forecast, Work::Draw, 0);
             observer.advance(answers, tokens)?;
             if !observer.wants_anchors() {
                 return Ok(());
@@ -181,7 +199,11 @@ impl Run<'_> {
             .collect();
         let room = self.reach.completion_room(self.gpu, decoder.config(), config);
         let observer = &mut *self.observer;
-        let alive = &mut |_, _| observer.advance(0, 0);
+        let forecast = &mut self.forecast;
+        let alive = &mut |_, tokens| {
+            tell(&mut *observer, forecast, Work::Answer, tokens);
+            observer.advance(0, 0)
+        };
         let drawn =
             sample::generate_in(room, self.gpu, decoder, decoder.policy(), &requests, &settings, alive)
                 .await?;

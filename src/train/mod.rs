@@ -7,6 +7,7 @@ mod collapse;
 mod draws;
 mod evaluate;
 mod flight;
+mod forecast;
 mod metrics;
 mod observer;
 mod order;
@@ -22,6 +23,7 @@ mod stop;
 
 pub use align::{Outcome, Setup, align};
 pub use anchors::{Anchor, AnchorCounts, Pool, settings as sampling_settings};
+pub use forecast::{Forecast, Work, expected_length};
 pub use metrics::Metrics;
 pub use observer::{Observer, Unwatched};
 pub use plan::{Change, Phase, Plan, fit};

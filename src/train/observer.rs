@@ -20,6 +20,10 @@ pub trait Observer {
         let _ = (items, tokens);
         Ok(())
     }
+    /// The whole run, all its phases that are left, is estimated to take so many seconds more; told before `advance`.
+    fn left(&mut self, seconds: f64) {
+        let _ = seconds;
+    }
     /// The phase is over.
     fn end(&mut self) {}
     /// A prompt's anchors are drawn; `reference` holds their log-probs under r− as it now is, and the negative's under r+.

@@ -8,7 +8,9 @@ use rand_chacha::ChaCha8Rng;
 /// does: as in transformers' Trainer, its last step is smaller where the step size does not divide the number of examples.
 pub(super) struct Order {
     count: usize,
-    step_size: usize,
+    /// Examples of a batch, and batches of a step.
+    batch: usize,
+    accumulation: usize,
     seed: u32,
     shuffle: bool,
     epoch: u64,
@@ -16,20 +18,25 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// An order of `count` examples, at least one, in steps of up to `step_size`.
-    pub fn new(count: usize, step_size: usize, seed: u32, shuffle: bool) -> Self {
-        Self { count, step_size, seed, shuffle, epoch: 0, left: Vec::new() }
+    /// An order of `count` examples, at least one, in batches of up to `batch`, so many to a step.
+    pub fn new(count: usize, (batch, accumulation): (usize, usize), seed: u32, shuffle: bool) -> Self {
+        Self { count, batch, accumulation, seed, shuffle, epoch: 0, left: Vec::new() }
+    }
+
+    /// Batches in an epoch.
+    fn batches(&self) -> usize {
+        self.count.div_ceil(self.batch)
     }
 
     /// Steps in an epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        self.count.div_ceil(self.step_size)
+        self.batches().div_ceil(self.accumulation)
     }
 
-    /// Passes over the data after so many steps.
+    /// Passes over the data after so many steps, counted in batches, as transformers counts them.
     pub fn epochs(&self, steps: usize) -> f64 {
         let (whole, rest) = (steps / self.steps_per_epoch(), steps % self.steps_per_epoch());
-        whole as f64 + (rest * self.step_size) as f64 / self.count as f64
+        whole as f64 + (rest * self.accumulation) as f64 / self.batches() as f64
     }
 
     /// The next step's examples.
@@ -43,7 +50,7 @@ impl Order {
             }
             self.epoch += 1;
         }
-        let stay = self.left.len().saturating_sub(self.step_size);
+        let stay = self.left.len().saturating_sub(self.batch * self.accumulation);
         self.left.drain(stay..).rev().collect()
     }
 }
@@ -55,7 +62,7 @@ mod tests {
     #[test]
     fn every_epoch_sees_every_example_once_and_ends_where_the_data_does() {
         for shuffle in [false, true] {
-            let mut order = Order::new(5, 2, 1, shuffle);
+            let mut order = Order::new(5, (1, 2), 1, shuffle);
             let mut epoch = || [order.next(), order.next(), order.next()];
             let (first, second) = (epoch(), epoch());
             assert_eq!(first == second, !shuffle);
@@ -66,15 +73,17 @@ mod tests {
                 assert_eq!(seen, [0, 1, 2, 3, 4]);
             }
         }
-        let mut order = Order::new(3, 8, 1, false);
+        let mut order = Order::new(3, (8, 1), 1, false);
         assert_eq!([order.next(), order.next()], [[0, 1, 2], [0, 1, 2]]);
     }
 
     #[test]
-    fn epochs_are_shares_of_the_data() {
-        let order = Order::new(5, 4, 1, true);
+    fn epochs_are_counted_in_batches() {
+        let order = Order::new(5, (4, 1), 1, true);
         assert_eq!(order.steps_per_epoch(), 2);
-        assert_eq!([0, 1, 2, 3, 4].map(|steps| order.epochs(steps)), [0.0, 0.8, 1.0, 1.8, 2.0]);
-        assert_eq!(Order::new(3, 8, 1, true).epochs(2), 2.0);
+        assert_eq!([0, 1, 2, 3, 4].map(|steps| order.epochs(steps)), [0.0, 0.5, 1.0, 1.5, 2.0]);
+        let order = Order::new(9, (2, 2), 1, true);
+        assert_eq!([1, 2, 3, 4].map(|steps| order.epochs(steps)), [0.4, 0.8, 1.0, 1.4]);
+        assert_eq!(Order::new(3, (8, 1), 1, true).epochs(2), 2.0);
     }
 }

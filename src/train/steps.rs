@@ -2,16 +2,21 @@
 
 use std::time::Instant;
 
-use super::align::{Outcome, Run, group};
+use super::align::{Outcome, Run, group, tell};
+use super::anchors::Pool;
 use super::best::Best;
 use super::collapse::Collapse;
+use super::evaluate::eval_anchors;
 use super::flight::{Flight, Landed, Micro, Sums, land_all};
+use super::forecast::{Expected, Growing, Work};
 use super::metrics::{Metrics, mean};
 use super::order::Order;
+use super::responses::{held_out_responses, loss_responses};
 use super::state::State;
 use super::step::{MicroBatch, Scored};
 use super::stop::{StopReason, StopRule};
-use crate::config::Method;
+use crate::config::{Method, Takes};
+use crate::data::Example;
 use crate::data::packing::{Group, split};
 use crate::optim::Schedule;
 use crate::{Error, Result};
@@ -32,7 +37,6 @@ impl<'a> Run<'a> {
     /// All steps, or those that are left after `resume`.
     pub(super) async fn train(mut self, resume: Option<&State>) -> Result<Outcome> {
         let t = &self.config.train;
-        let groups = t.per_device_train_batch_size * t.gradient_accumulation_steps;
         let mut course = Course {
             step: 0,
             rule: StopRule::new(self.config.stop.clone()),
@@ -44,9 +48,8 @@ impl<'a> Run<'a> {
         if let Some(state) = resume {
             self.restore(state, &mut course)?;
         }
-        let mut order = Order::new(self.train.len(), groups, t.seed, t.shuffle);
-        let of_epochs = (t.num_train_epochs * order.steps_per_epoch() as f64).ceil().max(1.0);
-        let total = t.max_steps.unwrap_or(of_epochs as usize);
+        let (mut order, total) = self.order();
+        self.expect(course.step, false).apply(&mut self.forecast, 0.0);
         let warmup =
             if t.warmup_steps > 0 { t.warmup_steps } else { (t.warmup_ratio * total as f64).ceil() as usize };
         let schedule = Schedule { kind: t.lr_scheduler_type, peak: t.learning_rate, warmup, total };
@@ -88,6 +91,59 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// The order of the examples, and the number of steps.
+    fn order(&self) -> (Order, usize) {
+        let t = &self.config.train;
+        let batches = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
+        let order = Order::new(self.train.len(), batches, t.seed, t.shuffle);
+        let of_epochs = (t.num_train_epochs * order.steps_per_epoch() as f64).ceil().max(1.0);
+        let total = t.max_steps.unwrap_or(of_epochs as usize);
+        (order, total)
+    }
+
+    /// What is left of the run after so many steps, the stop rule aside; before the first one with what comes before it.
+    pub(super) fn expect(&self, done: usize, before: bool) -> Expected {
+        let (config, method) = (self.config, self.method());
+        let k = if method.takes() == Takes::Anchors { config.method.num_samples } else { 0 };
+        let of = |examples: &[Example], pools: &[Pool], k: usize, held_out: bool| {
+            let mut sum = Growing::default();
+            let mut lacking = 0;
+            for (example, pool) in examples.iter().zip(pools) {
+                let responses = match held_out {
+                    true => held_out_responses(method, example, pool.ids()),
+                    false => loss_responses(method, example, pool.ids()),
+                };
+                let own: usize = responses.iter().map(|ids| ids.len()).sum();
+                let missing = if pool.lacks(k) { k - pool.anchors.len() } else { 0 };
+                lacking += missing;
+                sum.tokens += (example.prompt_ids.len() + own) as f64;
+                sum.answers += missing as f64;
+            }
+            (sum, lacking as f64)
+        };
+        let (train, to_draw) = of(&self.train, &self.pools, k, false);
+        let eval_k = if method.is_of_negatives() { eval_anchors(config) } else { 0 };
+        let (held_out, to_watch) = of(&self.held_out.examples, &self.held_out.pools, eval_k, true);
+        let (order, total) = self.order();
+        let steps = total.saturating_sub(done) as f64;
+        let every = config.stop.eval_steps;
+        let evaluations = (total.div_ceil(every).saturating_sub(done / every) + usize::from(before)) as f64;
+        let answers = config.output.num_completions.min(self.held_out.examples.len()) as f64 * evaluations;
+        // About as long as anchors are, where they are known.
+        let lengths = || self.pools.iter().flat_map(Pool::ids).map(<[u32]>::len);
+        let mean = match lengths().count() {
+            0 => config.anchors.max_new_tokens as f64,
+            count => lengths().sum::<usize>() as f64 / count as f64,
+        };
+        let references = if before && self.has_reference() { train } else { Growing::default() };
+        Expected {
+            draw: Growing { tokens: 0.0, answers: if before { to_draw + to_watch } else { 0.0 } },
+            score: held_out.times(evaluations).plus(references),
+            train: train.times(steps / order.steps_per_epoch() as f64),
+            answer: Growing { tokens: answers * mean, answers: 0.0 },
+        }
+    }
+
     /// Gives the observer the state. Nothing may be in flight.
     async fn keep_state(&mut self, course: &Course) -> Result<()> {
         let state = self.state(course).await?;
@@ -118,6 +174,7 @@ impl<'a> Run<'a> {
             for landed in land_all(due, &mut last).await? {
                 let metrics = course.sums.add(self.method(), &landed);
                 self.observer.step(&metrics)?;
+                tell(&mut *self.observer, &mut self.forecast, Work::Train, landed.tokens);
                 self.observer.advance(1, landed.tokens)?;
                 if landed.is_finite() {
                     if let Some(text) = course.collapse.see(&metrics, self.config.stop.max_kl) {

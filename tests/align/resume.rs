@@ -179,6 +179,7 @@ fn drawing(k: usize, rows: usize) {
     let mut state = watched.taken.last().expect("a state").clone();
     let mut record: serde_json::Value = serde_json::from_slice(&state.record).expect("JSON");
     record["pools"][2]["anchors"] = serde_json::json!([]);
+    record["pools"][2]["rounds"] = 4.into();
     state.record = serde_json::to_vec(&record).expect("JSON");
     let (outcome, seen) = go(Setup { resume: Some(state), ..setup() }, Watcher::default());
     outcome.expect("a run");

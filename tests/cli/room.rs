@@ -108,7 +108,14 @@ impl Room {
         let output = command.output().unwrap();
         let (stdout, stderr) = texts(&output);
         assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
-        assert_eq!(stdout, "", "{command:?}");
+        if format!("{command:?}").contains("\"--json\"") {
+            let error: Value = serde_json::from_str(&stdout).unwrap();
+            assert_eq!(error["error"]["exit_code"], 2, "{command:?}: {stdout}");
+            let message = error["error"]["message"].as_str().unwrap();
+            assert!(stderr.contains(message), "{command:?}: {stdout}");
+        } else {
+            assert_eq!(stdout, "", "{command:?}");
+        }
         assert_eq!(
             stderr.lines().filter(|line| line.starts_with("error: ")).count(),
             1,

@@ -139,10 +139,78 @@ struct Row {
     rate: String,
     ended: String,
     kept: String,
-    held_out: Vec<(String, String, String)>,
+    held_out: Vec<HeldOut>,
+    time: String,
     speed: String,
     memory: Vec<(String, String, f64)>,
     memory_peak: String,
+}
+
+/// A held-out figure before and after a run.
+#[derive(Serialize)]
+struct HeldOut {
+    name: String,
+    before: String,
+    after: String,
+    /// With its sign.
+    difference: String,
+    /// "better", "worse", or nothing where a change is neither.
+    verdict: &'static str,
+}
+
+/// Whether more of a held-out figure is better; `None` of those that are neither good nor bad by themselves.
+fn more_is_better(name: &str) -> Option<bool> {
+    let good = [
+        "rewards/margins",
+        "rewards/accuracies",
+        "rewards/anchor",
+        "rewards/chosen",
+        "logps/anchor",
+        "logps/chosen",
+    ];
+    let bad = [
+        "loss",
+        "nll_loss",
+        "perplexity",
+        "rewards/negative",
+        "rewards/rejected",
+        "logps/negative",
+        "logps/rejected",
+    ];
+    match name.replace("_per_token", "").as_str() {
+        name if good.contains(&name) => Some(true),
+        name if bad.contains(&name) => Some(false),
+        _ => None,
+    }
+}
+
+impl HeldOut {
+    fn new(name: &str, before: &Value, after: &Value) -> Self {
+        // To four places: what is less is rounding.
+        let rounded = |value: f64| (value * 1e4).round() / 1e4;
+        let numbers = before.as_f64().zip(after.as_f64()).map(|(b, a)| (rounded(b), rounded(a)));
+        let text = |value: &Value| value.as_f64().map_or("-".into(), |value| short(rounded(value)));
+        let difference = numbers.map(|(before, after)| rounded(after - before));
+        let name = name.trim_start_matches("eval_");
+        let verdict = match (difference.filter(|d| *d != 0.0), more_is_better(name)) {
+            (Some(difference), Some(more)) if (difference > 0.0) == more => "better",
+            (Some(_), Some(_)) => "worse",
+            _ => "",
+        };
+        let difference =
+            difference.map_or("-".into(), |d| format!("{}{}", if d > 0.0 { "+" } else { "" }, short(d)));
+        Self { name: name.into(), before: text(before), after: text(after), difference, verdict }
+    }
+}
+
+/// Seconds as a person reads them.
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    }
 }
 
 fn bytes(value: f64) -> String {
@@ -166,15 +234,15 @@ fn row(run: &Run) -> Row {
         .map(|(purpose, value)| (purpose, bytes(value), 100.0 * value / peak.max(1.0)))
         .collect();
     memory.sort_by(|a, b| b.2.total_cmp(&a.2));
-    let before = summary["before"].as_object();
-    let held_out =
-        before.into_iter().flatten().filter(|(name, _)| *name != "global_step").map(|(name, value)| {
-            // To four places: what is less is rounding.
-            let rounded = |value: f64| short((value * 1e4).round() / 1e4);
-            let text = |value: &Value| value.as_f64().map_or("-".into(), rounded);
-            let label = name.trim_start_matches("eval_").to_string();
-            (label, text(value), text(&summary["after"][name]))
-        });
+    let before =
+        summary["before"].as_object().into_iter().flatten().filter(|(name, _)| *name != "global_step");
+    let held_out = before.map(|(name, value)| HeldOut::new(name, value, &summary["after"][name]));
+    let took = number("seconds").map(duration);
+    let finished = summary["finished"].as_str().map(|time| time.replace('T', " ").replace('Z', " UTC"));
+    let time = match (took, finished) {
+        (Some(took), Some(finished)) => format!("{took}, finished {finished}"),
+        (took, finished) => took.or(finished).unwrap_or("-".into()),
+    };
     Row {
         name: run.name.clone(),
         method: run.setting("method", "method"),
@@ -186,6 +254,7 @@ fn row(run: &Run) -> Row {
         },
         kept: number("kept_step").map_or("-".into(), |step| format!("step {step}")),
         held_out: held_out.collect(),
+        time,
         speed: number("tokens_per_second").map_or("-".into(), |rate| format!("{rate:.0} tokens/s")),
         memory,
         memory_peak: if peak > 0.0 { bytes(peak) } else { "-".into() },

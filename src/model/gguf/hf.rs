@@ -278,6 +278,55 @@ mod tests {
         assert!(scaling(1.1).unwrap_err().expected.contains("rope_freqs.weight"));
     }
 
+    /// A file of these metadata, beside a small Llama's own.
+    fn file(more: &[(&str, Value)]) -> Gguf<'static> {
+        let own = [
+            ("general.architecture", Value::String("llama".into())),
+            ("llama.attention.head_count", Value::U32(2)),
+            ("llama.embedding_length", Value::U32(8)),
+            ("llama.feed_forward_length", Value::U32(8)),
+            ("llama.block_count", Value::U32(1)),
+            ("llama.context_length", Value::U32(32)),
+        ];
+        let metadata = own.iter().chain(more).map(|(key, value)| (key.to_string(), value.clone())).collect();
+        let tensor = TensorInfo { kind: Kind::F32, shape: vec![4, 8], bytes: &[] };
+        Gguf { metadata, tensors: [("token_embd.weight".to_string(), tensor)].into() }
+    }
+
+    #[test]
+    fn files_that_are_no_whole_dense_model_are_named() {
+        for (key, value, found, fix) in [
+            ("split.count", Value::U16(3), "a part of 3 of a split one", "llama-gguf-split --merge"),
+            ("general.type", Value::String("adapter".into()), "one of type \"adapter\"", "--adapter"),
+            ("llama.expert_count", Value::U32(8), "a mixture of 8 experts", "a dense model"),
+            ("llama.rope.scaling.type", Value::String("yarn".into()), "\"yarn\"", "Hugging Face directory"),
+        ] {
+            let damage = file(&[(key, value)]).config().unwrap_err();
+            assert!(damage.found == found && damage.fix.contains(fix), "{damage:?}");
+        }
+        let mut biased = file(&[]);
+        let bias = TensorInfo { kind: Kind::F32, shape: vec![8], bytes: &[] };
+        biased.tensors.insert("blk.0.attn_q.bias".into(), bias);
+        assert_eq!(biased.config().unwrap_err().found, "tensor blk.0.attn_q.bias");
+    }
+
+    #[test]
+    fn linear_scaling_is_read_from_all_its_keys() {
+        let rope = |more: &[(&str, Value)]| file(more).config().unwrap()["rope_scaling"].clone();
+        let linear = json!({"rope_type": "linear", "factor": 4.0});
+        assert_eq!(rope(&[("llama.rope.scale_linear", Value::F32(4.0))]), linear);
+        assert_eq!(rope(&[("llama.rope.scaling.factor", Value::F32(4.0))]), linear);
+        let named = ("llama.rope.scaling.type", Value::String("linear".into()));
+        assert_eq!(rope(&[named, ("llama.rope.scaling.factor", Value::F32(4.0))]), linear);
+        for none in [
+            &[][..],
+            &[("llama.rope.scaling.factor", Value::F32(1.0))],
+            &[("llama.rope.scale_linear", Value::F32(0.0))],
+        ] {
+            assert_eq!(rope(none), Json::Null);
+        }
+    }
+
     #[test]
     fn rows_go_back_to_halves() {
         // Two heads of four rows of one byte: neighbours 0 and 1 are the first of each half.
