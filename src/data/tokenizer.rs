@@ -229,9 +229,8 @@ impl ChatTokenizer {
         // A frame that closes a text: nothing follows an end, and here the answer does.
         if !prompt.is_conversational() && ids.last().is_some_and(|last| self.end_tokens.contains(last)) {
             let bare = self.encode_text(&text, false)?;
-            if bare.last() != ids.last() {
-                ids.pop();
-            }
+            let behind = (0..ids.len()).find(|&n| ids[..ids.len() - n].ends_with(&bare)).unwrap_or(0);
+            ids.truncate(ids.len() - behind);
         }
         Ok(ids)
     }
@@ -276,9 +275,14 @@ impl ChatTokenizer {
             _ => Message::new("assistant", answer),
         });
         let rendered = self.require_template()?.render(&whole, false)?;
-        let Some(suffix) = rendered.strip_prefix(before) else {
+        let same = rendered.chars().zip(before.chars()).take_while(|(a, b)| a == b);
+        let same: usize = same.map(|(a, _)| a.len_utf8()).sum();
+        let (suffix, open) = (&rendered[same..], &before[same..]);
+        // An answer that brings a thought of its own does not get the empty one that others get.
+        let bare = |body: &str| body.trim() == answer.trim();
+        if !open.trim().is_empty() && !suffix.strip_suffix(&self.turn.tail).is_some_and(bare) {
             return Ok(format!("{}{answer}{}", self.turn.lead, self.turn.text));
-        };
+        }
         if let Some(body) = suffix.strip_suffix(&self.turn.tail) {
             return Ok(format!("{body}{}", self.turn.text));
         }

@@ -116,7 +116,7 @@ fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
-/// `eos_token_id`: absent, null, one id, or a list of ids.
+/// `eos_token_id`: absent, null, -1, one id, or a list of ids.
 fn eos_ids(place: &str, map: &Map<String, Value>) -> Result<Vec<u32>> {
     let wrong = |found: &Value| {
         Error::input(
@@ -127,11 +127,14 @@ fn eos_ids(place: &str, map: &Map<String, Value>) -> Result<Vec<u32>> {
         )
     };
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(value));
-    match map.get("eos_token_id") {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-        Some(value) => Ok(vec![id(value)?]),
-    }
+    // Old configurations write -1 for none.
+    let is_one = |value: &&Value| !value.is_null() && value.as_i64() != Some(-1);
+    let all = match map.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.as_slice(),
+        Some(value) => std::slice::from_ref(value),
+        None => &[],
+    };
+    all.iter().filter(is_one).map(id).collect()
 }
 
 /// `chat_template`: absent, null, one text, or a list (or map) of named texts, of which `default` is taken.
@@ -189,6 +192,7 @@ mod tests {
         assert_eq!(read.eos_ids, [9]);
         assert_eq!(facts("{}", r#"{"eos_token_id": [3, 4]}"#).unwrap().eos_ids, [3, 4, 9]);
         assert_eq!(facts("{}", r#"{"eos_token_id": 5}"#).unwrap().eos_ids, [5, 9]);
+        assert_eq!(facts("{}", r#"{"eos_token_id": [null, 4, -1]}"#).unwrap().eos_ids, [4, 9]);
         let error = facts("{}", r#"{"eos_token_id": "x"}"#).unwrap_err().to_string();
         assert!(error.contains("m/generation_config.json: eos_token_id"), "{error}");
     }

@@ -97,6 +97,75 @@ fn an_answer_survives_a_template_that_rewrites_the_prompt_once_answered() {
     }
 }
 
+/// The generation prompt opens a thought, and answers without one get an empty one.
+#[test]
+fn a_thought_is_closed_once() {
+    let template = "{% for m in messages %}{% if m.role == 'assistant' %}[a]{% if '!' in m.content %}{{ m.content }}{% else %}?\n!\n{{ m.content }}\
+                    {% endif %}</s>{% else %}[u]{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}[a]?\n{% endif %}";
+    let chat = tokenizer(Some(template));
+    assert!(chat.remarks().is_empty());
+    for (said, learned) in
+        [("hi", "!\nhi"), ("so\n!\nhi", "so\n!\nhi"), ("?so!hi", "so!hi"), ("?\nso!hi", "so!hi")]
+    {
+        let answer = chat.encode_completion(&ask("hi"), &Completion::assistant(said)).unwrap();
+        assert_eq!(answer, [ids(learned), vec![2]].concat(), "{said}");
+    }
+}
+
+#[test]
+fn plain_added_tokens_end_no_turn() {
+    let mut files = letters(Some(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n</s>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    ));
+    let mut json: serde_json::Value = serde_json::from_slice(&files.tokenizer).unwrap();
+    let id = ids("\n")[0];
+    let line = serde_json::json!({"id": id, "content": "\n", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": false});
+    json["added_tokens"].as_array_mut().unwrap().push(line);
+    files.tokenizer = json.to_string().into_bytes();
+    let chat = ChatTokenizer::from_bytes(&files).unwrap();
+    assert_eq!(chat.end_tokens(), [2]);
+}
+
+#[test]
+fn a_frame_that_ends_a_text_does_not_end_a_prompt() {
+    let mut files = letters(None);
+    let mut json: serde_json::Value = serde_json::from_slice(&files.tokenizer).unwrap();
+    let end = serde_json::json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+    json["post_processor"]["single"].as_array_mut().unwrap().push(end);
+    json["post_processor"]["special_tokens"]["</s>"] =
+        serde_json::json!({"id": "</s>", "ids": [2], "tokens": ["</s>"]});
+    files.tokenizer = json.to_string().into_bytes();
+    let framed = ChatTokenizer::from_bytes(&files).unwrap();
+    assert_eq!(
+        framed.encode_prompt(&Prompt::Text("one".into()), None).unwrap(),
+        [vec![1], ids("one")].concat()
+    );
+    // What the text itself ends with stays.
+    assert_eq!(
+        framed.encode_prompt(&Prompt::Text("one</s>".into()), None).unwrap(),
+        [vec![1], ids("one"), vec![2]].concat()
+    );
+}
+
+#[test]
+fn what_is_odd_about_a_tokenizer_is_told() {
+    let remarks = |template: &str, config: &str| {
+        let mut files = letters(Some(template));
+        files.tokenizer_config = Some(config.into());
+        ChatTokenizer::from_bytes(&files).unwrap().remarks().join(" ")
+    };
+    let plain = r#"{"eos_token": "</s>"}"#;
+    let open = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}</s>{% endfor %}";
+    assert!(remarks(open, plain).contains("has no generation prompt"));
+    let whole = format!("{open}{{% if add_generation_prompt %}}[a]{{% endif %}}");
+    assert_eq!(remarks(&whole, plain), "");
+    let added = r#"{"eos_token": "</s>", "added_tokens_decoder": {"2": {"content": "</s>"}, "9": {"content": "<|im_end|>"}}}"#;
+    assert!(
+        remarks(&whole, added).contains("token 9 is \"<|im_end|>\", and tokenizer.json has no such token")
+    );
+}
+
 #[test]
 fn a_missing_template_says_what_to_do() {
     let error = tokenizer(None).encode_prompt(&ask("hi"), None).unwrap_err().to_string();

@@ -202,8 +202,14 @@ impl ModelFiles {
     pub fn open(directory: &Path, flag: &str) -> Result<Self> {
         need_folder(directory, flag, "a model's directory, a GGUF file, or tiny")?;
         let needed = |file: &str| need_file(directory, flag, file).and_then(|path| super::read(&path, flag));
-        let template = optional(directory, flag, "chat_template.jinja")?;
-        let template_place = directory.join("chat_template.jinja");
+        let template = match directory.join("chat_template.jinja") {
+            place if place.is_file() => Some(super::read_text(&place, flag)?),
+            // Of a processor, beside a tokenizer without one.
+            _ => optional(directory, flag, "chat_template.json")?.and_then(|bytes| {
+                let json: Value = serde_json::from_slice(&bytes).ok()?;
+                json["chat_template"].as_str().map(str::to_owned)
+            }),
+        };
         Ok(Self {
             name: directory.display().to_string(),
             directory: directory.to_path_buf(),
@@ -212,7 +218,7 @@ impl ModelFiles {
             tokenizer_config: optional(directory, flag, "tokenizer_config.json")?,
             special_tokens_map: optional(directory, flag, "special_tokens_map.json")?,
             generation_config: optional(directory, flag, "generation_config.json")?,
-            chat_template: template.map(|_| super::read_text(&template_place, flag)).transpose()?,
+            chat_template: template,
             weights: weights(directory, flag)?,
         })
     }

@@ -45,10 +45,10 @@ END = "<end>"
 FAILED = []
 
 
-def run(*arguments, fails=False):
+def run(*arguments, may_fail=False):
     environment = {**os.environ, "XDG_RUNTIME_DIR": tempfile.gettempdir()}
     done = subprocess.run([AWEIGH, *map(str, arguments)], capture_output=True, text=True, env=environment)
-    if (done.returncode != 0) != fails:
+    if done.returncode != 0 and not may_fail:
         raise SystemExit(f"aweigh {' '.join(map(str, arguments))}: {done.stderr}")
     return done
 
@@ -231,7 +231,13 @@ def gguf(name, base, vocab, room, expected, scaled):
     data.write_text('{"prompt": "Hi there", "completion": "Go on, then"}\n{"prompt": "A", "completion": "b c d"}\n')
     scores = []
     for place in (letters, file):
-        done = run("score", "--model", place, "--data", data, "-q")
+        done = run("score", "--model", place, "--data", data, "-q", may_fail=place == file)
+        if "rope_freqs" in done.stderr:
+            # What the frequencies are divided by is in the file, and not what that was made from: aweigh knows Llama 3's own.
+            print(f"{name:28} gguf, read again       refused: rope_freqs of another scaling than Llama 3's")
+            return
+        if done.returncode != 0:
+            raise SystemExit(done.stderr)
         scores.append([json.loads(line)["logp"] for line in done.stdout.splitlines()])
     report(name, "gguf, read again", error_of(scores[1], scores[0]))
     # transformers reads no scaled rotary positions from GGUF files, and no Mistral's windows.

@@ -111,14 +111,6 @@ impl Gguf<'_> {
         // A factor without a type is linear to llama.cpp; old files have it under another name.
         let factor = self.f64(&key("rope.scaling.factor")).or(self.f64(&key("rope.scale_linear")));
         let factor = factor.filter(|factor| kind == "linear" && *factor != 0.0 && *factor != 1.0);
-        let biased =
-            |name: &&String| name.ends_with(".bias") && (arch != "qwen2" || !name.contains(".attn_"));
-        if let Some(name) = self.tensors.keys().find(biased) {
-            return Err(Damage::unsupported(
-                format!("no biases in a model of {arch}"),
-                format!("tensor {name}"),
-            ));
-        }
         let tensor = self.tensors.get("token_embd.weight");
         let vocab = tensor.and_then(|t| t.shape.first()).copied();
         let vocab = vocab.ok_or_else(|| Damage::new("tensor token_embd.weight", "none"))?;
@@ -154,7 +146,14 @@ impl Gguf<'_> {
             map.insert("rope_scaling".into(), json!({"rope_type": "linear", "factor": factor}));
         }
         self.add_scaling(map)?;
+        self.add_biases(arch, map)?;
         if let Some(window) = self.u64(&key("attention.sliding_window")).filter(|_| arch == "llama") {
+            if map.contains_key("attention_bias") || map["model_type"] != "llama" {
+                return Err(Damage::unsupported(
+                    "no sliding window in a model with biases",
+                    window.to_string(),
+                ));
+            }
             // Only Mistral has one among what is called llama.
             map.insert("architectures".into(), json!(["MistralForCausalLM"]));
             map.insert("model_type".into(), json!("mistral"));
@@ -166,6 +165,34 @@ impl Gguf<'_> {
             }
         }
         Ok(config)
+    }
+
+    /// What has biases is told by the tensors alone. Llamas have them on all of attention's layers and on all of the MLP's, or on queries,
+    /// keys and values alone, which makes them a Qwen 2.
+    fn add_biases(&self, arch: &str, config: &mut Map<String, Json>) -> Result<(), Damage> {
+        let has = |part: &str| self.tensors.contains_key(&format!("blk.0.{part}.bias"));
+        let groups =
+            [&["attn_q", "attn_k", "attn_v"][..], &["attn_output"], &["ffn_gate", "ffn_up", "ffn_down"]];
+        let all = groups.map(|group| group.iter().all(|part| has(part)));
+        let some = groups.iter().zip(all).any(|(group, all)| !all && group.iter().any(|part| has(part)));
+        match (arch, all) {
+            _ if some => {}
+            (_, [false, false, false]) | ("qwen2", [true, false, false]) => return Ok(()),
+            ("llama", [attention, output, mlp]) if attention == output => {
+                config.insert("attention_bias".into(), attention.into());
+                config.insert("mlp_bias".into(), mlp.into());
+                return Ok(());
+            }
+            ("llama", [true, false, false]) => {
+                config.insert("architectures".into(), json!(["Qwen2ForCausalLM"]));
+                config.insert("model_type".into(), json!("qwen2"));
+                return Ok(());
+            }
+            _ => {}
+        }
+        let found = self.tensors.keys().find(|name| name.starts_with("blk.0.") && name.ends_with(".bias"));
+        let found = found.map_or("others".into(), |name| format!("{name}, among others"));
+        Err(Damage::unsupported("biases of all of attention's or the MLP's layers, or of none", found))
     }
 
     /// Llama 3's scaling of rotary frequencies is stored as what each is divided by. What it was made with is not: the values that all its
@@ -304,10 +331,27 @@ mod tests {
             let damage = file(&[(key, value)]).config().unwrap_err();
             assert!(damage.found == found && damage.fix.contains(fix), "{damage:?}");
         }
-        let mut biased = file(&[]);
-        let bias = TensorInfo { kind: Kind::F32, shape: vec![8], bytes: &[] };
-        biased.tensors.insert("blk.0.attn_q.bias".into(), bias);
-        assert_eq!(biased.config().unwrap_err().found, "tensor blk.0.attn_q.bias");
+    }
+
+    #[test]
+    fn biases_are_told_by_the_tensors() {
+        let with = |parts: &[&str]| {
+            let mut file = file(&[]);
+            for part in parts {
+                let bias = TensorInfo { kind: Kind::F32, shape: vec![8], bytes: &[] };
+                file.tensors.insert(format!("blk.0.{part}.bias"), bias);
+            }
+            file.config()
+        };
+        let qkv = ["attn_q", "attn_k", "attn_v"];
+        assert_eq!(with(&[]).unwrap()["attention_bias"], Json::Null);
+        assert_eq!(with(&qkv).unwrap()["architectures"][0], "Qwen2ForCausalLM");
+        let all =
+            with(&["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]).unwrap();
+        assert_eq!((&all["attention_bias"], &all["mlp_bias"]), (&json!(true), &json!(true)));
+        for odd in [&qkv[..1], &["attn_output"], &["ffn_up"]] {
+            assert!(with(odd).unwrap_err().found.contains(odd[0]));
+        }
     }
 
     #[test]
