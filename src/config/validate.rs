@@ -71,30 +71,26 @@ pub(super) fn check(config: &RunConfig, places: &BTreeMap<String, String>) -> Re
 fn required(config: &RunConfig) -> Result<()> {
     let all = [
         (
-            "--model",
-            "model.model",
-            "a model (a directory, a GGUF file, a name on the Hub, or tiny)",
             config.model.model.is_empty(),
+            "--model (model.model)",
+            "a model (a directory, a GGUF file, a name on the Hub, or tiny)",
         ),
-        ("--train", "data.train", "a JSONL file of examples", config.data.train.as_os_str().is_empty()),
+        (config.data.train.as_os_str().is_empty(), "--train (data.train)", "a JSONL file of examples"),
         (
-            "--output-dir",
-            "output.output_dir",
-            "a folder for the run",
             config.output.output_dir.as_os_str().is_empty(),
+            "--output-dir (output.output_dir)",
+            "a folder for the run",
         ),
     ];
-    let missing: Vec<_> = all.into_iter().filter(|(.., missing)| *missing).collect();
-    if missing.is_empty() {
+    let missing = all.into_iter().filter(|(missing, ..)| *missing);
+    let (places, expected): (Vec<&str>, Vec<&str>) =
+        missing.map(|(_, place, expected)| (place, expected)).unzip();
+    if places.is_empty() {
         return Ok(());
     }
-    let list = |part: &dyn Fn(&(&str, &str, &str, bool)) -> String| {
-        missing.iter().map(part).collect::<Vec<_>>().join(", ")
-    };
-    let places = list(&|(flag, key, ..)| format!("{flag} ({key})"));
-    let expected = list(&|(_, _, expected, _)| expected.to_string());
-    let found = if missing.len() == 1 { "nothing" } else { "none of them" };
-    Err(Error::input(places, expected, found, "add these flags, or give their keys in a file with --config"))
+    let found = if places.len() == 1 { "nothing" } else { "none of them" };
+    let fix = "add these flags, or give their keys in a file with --config";
+    Err(Error::input(places.join(", "), expected.join(", "), found, fix))
 }
 
 fn data(config: &RunConfig, places: &Places) -> Result<()> {

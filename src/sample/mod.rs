@@ -63,6 +63,9 @@ pub(crate) struct Looked<'a> {
 
 type Look<'a> = &'a mut dyn FnMut(Looked) -> Result<()>;
 
+/// The same of one wave: answers, tokens, all rows, and those that are done with their answers.
+type WaveLook<'a> = &'a mut dyn FnMut(usize, usize, &[Row], Vec<(&Row, Answer)>) -> Result<()>;
+
 /// Draws answers for all requests. Returned in the requests' order, samples in theirs.
 ///
 /// # Errors
@@ -307,7 +310,7 @@ impl Wave {
         pass: Pass<'_>,
         wave: &[(usize, Request<'_>)],
         settings: &Settings,
-        look: &mut dyn FnMut(usize, usize, &[Row], Vec<(&Row, Answer)>) -> Result<()>,
+        look: WaveLook<'_>,
     ) -> Result<()> {
         let mut rec = Recorder::new(gpu);
         let vocab = decoder.config().vocab;

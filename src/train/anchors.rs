@@ -114,6 +114,9 @@ pub(super) struct Draw<'a> {
     pub prompt: &'a [u32],
 }
 
+/// Told answers and tokens since its last call, and the pools and counts as they are.
+pub(super) type Drawing<'a> = &'a mut dyn FnMut(usize, usize, &[Pool], &AnchorCounts) -> Result<()>;
+
 /// What draws: the model, and in which buffers.
 pub(super) struct Sampler<'a> {
     pub room: Room,
@@ -132,7 +135,7 @@ impl Sampler<'_> {
         draws: &[Draw<'d>],
         k: usize,
         counts: &mut AnchorCounts,
-        each: &mut dyn FnMut(usize, usize, &[Pool], &AnchorCounts) -> Result<()>,
+        each: Drawing<'_>,
     ) -> Result<()> {
         for draw in draws {
             let pool = &mut pools[draw.pool];

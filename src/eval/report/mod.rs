@@ -189,7 +189,11 @@ impl HeldOut {
         // To four places: what is less is rounding.
         let rounded = |value: f64| (value * 1e4).round() / 1e4;
         let numbers = before.as_f64().zip(after.as_f64()).map(|(b, a)| (rounded(b), rounded(a)));
-        let text = |value: &Value| value.as_f64().map_or("-".into(), |value| short(rounded(value)));
+        let text = |value: &Value| match value.as_f64() {
+            None => "-".into(),
+            Some(value) if value.abs() >= 100.0 => format!("{value:.1}"),
+            Some(value) => short(rounded(value)),
+        };
         let difference = numbers.map(|(before, after)| rounded(after - before));
         let name = name.trim_start_matches("eval_");
         let verdict = match (difference.filter(|d| *d != 0.0), more_is_better(name)) {
@@ -411,6 +415,7 @@ mod tests {
             metrics: (0..steps).map(line).collect(),
             completions: [0, 5, 10, 15].map(completion).into(),
             summary: json!({"steps": 15, "kept_step": 10, "reason_text": "why", "memory_peak": 4e6, "memory_peaks": {"weights": 3e6},
+                "seconds": 245.0, "finished": "2026-11-28T18:42:43Z",
                 "before": {"eval_perplexity": 2.0, "global_step": 0}, "after": {"eval_perplexity": 1.5}}),
             config: "[method]\nmethod = \"d2o\"\n[model]\nmodel = \"tiny\"\n".into(),
         }
@@ -428,6 +433,9 @@ mod tests {
             "Gradient norm",
             "d2o",
             "after step 15: why",
+            "4 min 05 s, finished 2026-11-28 18:42:43 UTC",
+            "class=\"number better\">-0.5<small>better</small>",
+            "class=\"grid-of alone\"",
             "step 10, kept",
             "ask &lt;b&gt;",
             "answer 15",
@@ -443,6 +451,18 @@ mod tests {
             assert!(!page.contains(outside), "{outside}");
         }
         assert!(!page.contains("Margins"), "a chart without a line");
+    }
+
+    #[test]
+    fn changes_are_good_or_bad_by_what_they_are_of() {
+        let verdict =
+            |name: &str, before: f64, after: f64| HeldOut::new(name, &json!(before), &json!(after)).verdict;
+        assert_eq!(verdict("eval_perplexity", 2.0, 2.5), "worse");
+        assert_eq!(verdict("eval_rewards/negative", 0.0, -0.5), "better");
+        assert_eq!(verdict("eval_logps_per_token/anchor", -2.0, -2.1), "worse");
+        // Neither good nor bad by itself; and no change but for rounding.
+        assert_eq!([verdict("eval_entropy", 2.0, 1.0), verdict("eval_loss", 0.5, 0.500_04)], ["", ""]);
+        assert_eq!(HeldOut::new("eval_loss", &json!(1.0), &Value::Null).difference, "-");
     }
 
     #[test]
