@@ -1,7 +1,8 @@
 //! The `aweigh` program: logging, the command line, exit codes.
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use aweigh::cli::Cli;
@@ -24,10 +25,7 @@ fn main() -> ExitCode {
             if json && error.exit_code() != 0 {
                 let message = error.render().to_string();
                 let message = message.trim_start_matches("error: ").trim_end();
-                println!(
-                    "{}",
-                    serde_json::json!({ "error": { "message": message, "exit_code": error.exit_code() } })
-                );
+                say(serde_json::json!({ "error": { "message": message, "exit_code": error.exit_code() } }));
             }
             error.exit()
         }
@@ -38,12 +36,17 @@ fn main() -> ExitCode {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             if json {
-                println!("{}", error.to_json());
+                say(error.to_json());
             }
             eprintln!("error: {error}");
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Prints a line. That nobody reads it any more is no error: the exit code tells the same.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Mesa's layer that chooses a default GPU asks Wayland for it, and where there is no session that prints errors of its own. Aweigh chooses
@@ -55,10 +58,10 @@ fn without_device_select() {
     }
 }
 
-/// A negative number as the parser knows numbers, without an exponent: it takes `-3e-5` for a flag.
+/// A negative number with an exponent as the parser knows numbers, without one: it takes `-3e-5` for a flag.
 fn plain_number(argument: OsString) -> OsString {
-    let number =
-        argument.to_str().filter(|text| text.starts_with('-')).and_then(|text| text.parse::<f64>().ok());
+    let text = argument.to_str().filter(|text| text.starts_with('-') && text.contains(['e', 'E']));
+    let number = text.and_then(|text| text.parse::<f64>().ok());
     match number {
         Some(number) if number.is_finite() => number.to_string().into(),
         _ => argument,

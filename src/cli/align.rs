@@ -167,9 +167,9 @@ impl Files {
             eval: source(&config.data.eval, "--eval")?,
             samples: source(&config.anchors.samples_file, "--samples-file")?,
             adapter: adapter.map(|path| engine::adapter(path, "--adapter", &model, output)).transpose()?,
+            positive: checkpoint(config, &config.reference.positive, "--reference-positive", &model, output)?,
+            negative: checkpoint(config, &config.reference.negative, "--reference-negative", &model, output)?,
             model,
-            positive: checkpoint(config, &config.reference.positive, "--reference-positive")?,
-            negative: checkpoint(config, &config.reference.negative, "--reference-negative")?,
         })
     }
 
@@ -204,10 +204,16 @@ impl Files {
     }
 }
 
-fn checkpoint(config: &RunConfig, source: &ReferenceSource, flag: &str) -> Result<Option<CheckpointFiles>> {
+fn checkpoint(
+    config: &RunConfig,
+    source: &ReferenceSource,
+    flag: &str,
+    model: &Model,
+    output: &Output,
+) -> Result<Option<CheckpointFiles>> {
     let ReferenceSource::Checkpoint(path) = source else { return Ok(None) };
     Ok(Some(if config.lora.enabled {
-        CheckpointFiles::Adapter(AdapterFiles::open(path, flag)?)
+        CheckpointFiles::Adapter(engine::adapter(path, flag, model, output)?)
     } else {
         CheckpointFiles::Model(ModelFiles::open(path, flag)?.into())
     }))
@@ -323,7 +329,7 @@ impl Begin<'_> {
         let start = engine::Start { gpu, options, setup: prepared.setup, state };
         let trained = match engine::trained(start, config, &mut recorder, &again) {
             Err(Error::Interrupted) if recorder.last_state().is_none() => {
-                output.note("stopped before a prompt had all its anchors: there is nothing to go on with");
+                output.note("stopped before there was anything to keep: no prompt has all its anchors, and no step is done");
                 return Err(Error::Interrupted);
             }
             ended => ended?,
@@ -447,8 +453,11 @@ impl Summary {
 fn next_steps(config: &RunConfig) -> String {
     let run = &config.output.output_dir;
     let base = quoted(&config.model.model);
+    let template = config.model.chat_template.as_ref();
+    let template =
+        template.map(|path| format!(" --chat-template {}", quoted(path.display()))).unwrap_or_default();
     let model = match config.lora.enabled {
-        true => format!("--model {base} --adapter {}", quoted(run.join("adapter").display())),
+        true => format!("--model {base}{template} --adapter {}", quoted(run.join("adapter").display())),
         false => format!("--model {}", quoted(run.join("model").display())),
     };
     let held_out = config.data.eval.as_ref().map_or("HELD-OUT.jsonl".into(), |path| quoted(path.display()));
@@ -473,8 +482,12 @@ fn next_steps(config: &RunConfig) -> String {
 /// A word as a shell takes it.
 fn quoted(word: impl std::fmt::Display) -> String {
     let word = word.to_string();
-    let plain = |c: char| c.is_alphanumeric() || "-_./:=@%+,\\".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word } else { format!("\"{word}\"") }
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=@%+,".contains(c) || (cfg!(windows) && c == '\\');
+    match word.chars().all(plain) && !word.is_empty() {
+        true => word,
+        false if cfg!(windows) => format!("\"{word}\""),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
 }
 
 #[cfg(test)]
@@ -486,12 +499,12 @@ mod tests {
         let mut config = RunConfig::default();
         (config.model.model, config.output.output_dir) = ("owner/name".into(), "my run".into());
         let text = next_steps(&config);
-        assert!(text.contains("aweigh generate --model owner/name --adapter \"my run/adapter\""), "{text}");
+        assert!(text.contains("aweigh generate --model owner/name --adapter 'my run/adapter'"), "{text}");
         assert!(
-            text.contains("aweigh eval base \"my run\" --model owner/name --data HELD-OUT.jsonl"),
+            text.contains("aweigh eval base 'my run' --model owner/name --data HELD-OUT.jsonl"),
             "{text}"
         );
         config.lora.enabled = false;
-        assert!(next_steps(&config).contains("aweigh export --model \"my run/model\" --output MODEL"));
+        assert!(next_steps(&config).contains("aweigh export --model 'my run/model' --output MODEL"));
     }
 }

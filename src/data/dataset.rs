@@ -104,16 +104,37 @@ pub fn parse_jsonl(bytes: &[u8], origin: &str) -> Result<Parsed> {
 
 /// A prompt or answer of no words: blank, an empty list, or a list that ends in a blank message.
 fn has_empty_text(map: &Map<String, Value>) -> bool {
-    let blank = |value: &Value| match value {
+    let content = |content: &Value| match content {
         Value::String(text) => text.trim().is_empty(),
-        Value::Array(list) => list.last().is_none_or(|last| {
-            last.get("content").and_then(Value::as_str).is_some_and(|c| c.trim().is_empty())
-        }),
+        Value::Array(parts) => {
+            parts.iter().all(|part| part["text"].as_str().is_some_and(|t| t.trim().is_empty()))
+        }
         _ => false,
     };
+    let message = |message: &Value| {
+        message.get("content").is_some_and(content) && !message.as_object().is_some_and(has_calls)
+    };
+    let blank = |value: &Value| match value {
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(list) => list.last().is_none_or(message),
+        _ => false,
+    };
+    // A conversation's question stands before its answer.
+    let asked = map.get("messages").and_then(Value::as_array).and_then(|list| match &list[..] {
+        [.., asked, last] if last["role"] == "assistant" => Some(asked),
+        _ => None,
+    });
     ["prompt", "completion", "chosen", "rejected", "messages"]
         .iter()
         .any(|key| map.get(*key).is_some_and(blank))
+        || asked.is_some_and(message)
+}
+
+/// Whether a message calls tools.
+fn has_calls(message: &Map<String, Value>) -> bool {
+    ["tool_calls", "function_call"]
+        .iter()
+        .any(|key| message.get(*key).is_some_and(|calls| !is_nothing(calls)))
 }
 
 /// The rows whose field `name` (a string, number or boolean beside TRL's keys, such as `split`) equals `value`.
@@ -380,7 +401,9 @@ impl Fields<'_> {
             }
             _ => return Err(self.mixed(name)),
         };
-        if answer.text().trim().is_empty() { Err(self.empty(name)) } else { Ok(answer) }
+        let calls = |message: &Message| has_calls(&message.others);
+        let calls = matches!(&answer, Completion::Messages(own) if own.iter().any(calls));
+        if answer.text().trim().is_empty() && !calls { Err(self.empty(name)) } else { Ok(answer) }
     }
 
     /// Takes the field `name` out: a string or a list of messages.
@@ -401,7 +424,10 @@ impl Fields<'_> {
         let Value::Object(mut fields) = item else {
             return Err(self.wrong(&name, "a message {\"role\": ..., \"content\": ...}", kind(&item)));
         };
+        // A call of a tool is said without words, and its content left out or null.
+        let calls = has_calls(&fields);
         let mut text = |key: &str| match fields.remove(key) {
+            None | Some(Value::Null) if calls && key == "content" => Ok(String::new()),
             Some(Value::String(text)) => Ok(text),
             Some(Value::Array(parts)) if key == "content" => self.joined(&format!("{name}.{key}"), &parts),
             Some(Value::Null) => {

@@ -182,6 +182,12 @@ fn empty_rows_are_left_out_and_told() {
     assert_eq!(parsed.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 4]);
     assert_eq!(parsed.empty_lines, [2, 3]);
     assert!(parsed.remarks("d.jsonl")[0].starts_with("d.jsonl:2: left out"));
+    let more = r#"{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "x"}]}
+{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": " "}]}]}
+{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [{"name": "w"}]}]}
+{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"name": "w"}]}]}"#;
+    let parsed = parse_jsonl(more.as_bytes(), "d.jsonl").unwrap();
+    assert_eq!((parsed.empty_lines, parsed.rows.len()), (vec![1, 2], 2));
     let none = message(r#"{"prompt": "Q", "completion": ""}"#);
     assert!(none.contains("at least one row, found 1 whose prompt or answer is empty"), "{none}");
 }

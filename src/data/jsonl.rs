@@ -109,7 +109,7 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
             "write one {\"prompt\": ..., ...} object per line (JSONL), not one list of all rows",
         )),
         Err(error) => {
-            if let Some((found, fix)) = other_format(text.trim()) {
+            if let Some((found, fix)) = other_format(text, &error) {
                 return Err(Error::input(place, "one JSON object on the line", found, fix));
             }
             // serde_json counts lines within the text it was given: always 1 here.
@@ -126,13 +126,15 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
 }
 
 /// What a line that is no JSON comes from, where that can be told: the format, and how to make JSONL of it.
-fn other_format(line: &str) -> Option<(&'static str, &'static str)> {
+/// `error` is what serde_json says of the text.
+fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, &'static str)> {
+    let line = text.trim();
     let is_object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).is_ok();
     if line.starts_with('[') {
         let fix = "write JSONL, each row's object on one line, as `jq -c '.[]' FILE` does";
         return Some(("the beginning of a JSON list over several lines", fix));
     }
-    if line == "{" || line.starts_with('{') && line.ends_with(',') && !is_object(&line[..line.len() - 1]) {
+    if line == "{" || error.is_eof() && line.starts_with('{') && line.ends_with(',') {
         let fix = "write JSONL, each row's object on one line, as `jq -c . FILE` does";
         return Some(("the beginning of an object over several lines", fix));
     }
@@ -148,20 +150,23 @@ fn other_format(line: &str) -> Option<(&'static str, &'static str)> {
             "leave the semicolons at the ends of lines out",
         ));
     }
-    let number = |name: &str| line.contains(&format!(": {name}")) || line.contains(&format!(":{name}"));
-    if ["NaN", "Infinity", "-Infinity"].into_iter().any(number) {
+    // The column is of the sign's next byte where there is a sign.
+    let stands =
+        |at: usize| (at + 1..=at + 2).contains(&error.column()) && text[..at].trim_end().ends_with(':');
+    let names = ["NaN", "Infinity", "-Infinity"];
+    if names.into_iter().any(|name| text.match_indices(name).any(|(at, _)| stands(at))) {
         return Some((
             "a NaN or an infinity, which JSON has not",
             "write null in its place, or leave the key out",
         ));
     }
-    if line.contains(['\r']) {
+    if line.contains('\r') && line.split('\r').all(is_object) {
         return Some((
             "lines that end in carriage returns alone",
             "end lines with line feeds, as `tr '\\r' '\\n'` makes them",
         ));
     }
-    let words = !line.starts_with(['{', '}', ']', '"']);
+    let words = !line.starts_with(['{', '}', ']']);
     let known =
         ["prompt", "completion", "chosen", "rejected", "label", "messages", "text", "question", "answer"];
     let names = |separator| {
@@ -247,6 +252,8 @@ mod tests {
             (b"{\"prompt\": \"a\"},\n{}", "found an object with a comma behind it"),
             (b"prompt,completion,label\nHi,there,1", "found what looks like the header of a CSV file"),
             (b"id\tprompt\tcompletion", "found what looks like the header of a CSV file"),
+            (b"\"prompt\",\"completion\"", "found what looks like the header of a CSV file"),
+            (b"{\"a\":-Infinity}", "found a NaN or an infinity"),
             (b"{\"prompt\": \"a\", \"score\": NaN}", "found a NaN or an infinity"),
             (b"{\"prompt\": \"a\"}\r{\"prompt\": \"b\"}\r", "found lines that end in carriage returns alone"),
             (b"PAR1\x15\x04", "found a Parquet file"),
@@ -255,7 +262,15 @@ mod tests {
             let message = message(text);
             assert!(message.contains(found) && message.contains("what to do: "), "{message}");
         }
-        assert!(message(b"hello, world").contains("invalid JSON"));
+        for plain in [
+            &b"hello, world"[..],
+            b"{\"prompt\": \"a\" \"completion\": \"b\"},",
+            b"{\"prompt\": \"Note: NaN\" \"a\": 1}",
+            b"{\"prompt\": \"a\rb\"}",
+        ] {
+            let message = message(plain);
+            assert!(message.contains("invalid JSON at column"), "{message}");
+        }
         let mut damaged = gzip(&b"{\"abc\": 123}\n".repeat(50));
         damaged.truncate(damaged.len() - 12);
         assert!(message(&damaged).contains("damaged"));

@@ -68,12 +68,17 @@ fn repeated(origin: &str, examples: &[Example]) -> Option<String> {
     ))
 }
 
-/// Answers to a prompt that are good in one row and flagged in another.
+/// Answers to a prompt that are good in one row and flagged in another. An answer that is the better one of one pair and the worse one of
+/// another is none: a ranking of three answers has one. Two pairs contradict each other where one is the other turned round.
 fn contradicting(origin: &str, examples: &[Example]) -> Option<String> {
-    let good = examples.iter().filter_map(|e| Some(((&e.prompt_ids, e.chosen_ids.as_ref()?), e.line)));
-    let good: HashMap<_, usize> = good.collect();
+    let good: HashMap<_, usize> = examples
+        .iter()
+        .filter(|e| e.chosen_ids.is_some())
+        .map(|e| ((&e.prompt_ids, &e.chosen_ids, &e.negative_ids), e.line))
+        .collect();
     let other = |e: &Example| {
-        let line = *good.get(&(&e.prompt_ids, e.negative_ids.as_ref()?))?;
+        e.negative_ids.as_ref()?;
+        let line = *good.get(&(&e.prompt_ids, &e.negative_ids, &e.chosen_ids))?;
         (line != e.line).then_some((e.line, line))
     };
     let mut all = examples.iter().filter_map(other);
@@ -114,16 +119,21 @@ mod tests {
             example(3, 2, Some(8), Some(8)),
             example(4, 1, Some(5), Some(6)),
             example(5, 1, None, Some(5)),
+            // A ranking: 6 is worse than 5, and better than 9.
+            example(6, 1, Some(6), Some(9)),
+            // Line 4 turned round, and an answer alone that line 5 flags.
+            example(7, 1, Some(6), Some(5)),
+            example(8, 1, Some(5), None),
         ];
         let found = remarks("a.jsonl", &all, &tokenizer());
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(
-            found[0].starts_with("a.jsonl:2: the chosen answer is the rejected one, in 2 of 5 rows"),
+            found[0].starts_with("a.jsonl:2: the chosen answer is the rejected one, in 2 of 8 rows"),
             "{found:?}"
         );
-        assert!(found[1].starts_with("a.jsonl:4: repeats an earlier row, as 1 of 5"), "{found:?}");
+        assert!(found[1].starts_with("a.jsonl:4: repeats an earlier row, as 1 of 8"), "{found:?}");
         assert!(
-            found[2].starts_with("a.jsonl:5: flags an answer that line 4 calls good; there are 1"),
+            found[2].starts_with("a.jsonl:1: flags an answer that line 7 calls good; there are 4"),
             "{found:?}"
         );
     }

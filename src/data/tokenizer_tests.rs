@@ -115,16 +115,20 @@ fn a_thought_is_closed_once() {
 #[test]
 fn plain_added_tokens_end_no_turn() {
     let mut files = letters(Some(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n</s>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}[end]\n</s>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
     ));
     let mut json: serde_json::Value = serde_json::from_slice(&files.tokenizer).unwrap();
-    let id = ids("\n")[0];
-    let line = serde_json::json!({"id": id, "content": "\n", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+    let id = 4 + super::super::testing::ALPHABET.len();
+    json["model"]["vocab"]["[end]"] = id.into();
+    let line = serde_json::json!({"id": id, "content": "[end]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
         "special": false});
     json["added_tokens"].as_array_mut().unwrap().push(line);
     files.tokenizer = json.to_string().into_bytes();
     let chat = ChatTokenizer::from_bytes(&files).unwrap();
     assert_eq!(chat.end_tokens(), [2]);
+    // Where no special one is there, it does: some tokenizers call their end of a turn no special token.
+    files.chat_template = files.chat_template.map(|template| template.replace("</s>", ""));
+    assert_eq!(ChatTokenizer::from_bytes(&files).unwrap().end_tokens(), [id as u32, 2]);
 }
 
 #[test]

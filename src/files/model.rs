@@ -121,21 +121,28 @@ impl Model {
         }
     }
 
-    /// Whether it may be the model that somebody else calls `other`, by their names: a part of one is a part of the other. Folders are
-    /// named as people like, so only names without anything in common tell models apart.
+    /// Whether it may be the model that somebody else calls `other`. Folders are named as people like: only names with a version or a size
+    /// in them, of which none is a part of the other, tell two models apart.
     pub fn may_be(&self, other: &str) -> bool {
-        let letters =
-            |text: &str| text.to_lowercase().chars().filter(char::is_ascii_alphanumeric).collect::<String>();
-        let parts = |name: &str| -> Vec<String> {
-            name.split(['/', '\\']).map(letters).filter(|part| part.len() > 2).collect()
+        let last = |name: &str| {
+            let last = name
+                .trim_end_matches(['/', '\\'])
+                .rsplit(['/', '\\'])
+                .next()
+                .unwrap_or_default()
+                .to_lowercase();
+            last.chars().filter(char::is_ascii_alphanumeric).collect::<String>()
         };
         let bytes = self.bytes();
         let config: Value = serde_json::from_slice(bytes.config).unwrap_or_default();
         let origin = config["_name_or_path"].as_str().unwrap_or_default();
-        let own = [parts(bytes.name), parts(origin)].concat();
-        let others = parts(other);
-        let common = |a: &String, b: &String| a.contains(b.as_str()) || b.contains(a.as_str());
-        others.is_empty() || own.is_empty() || own.iter().any(|a| others.iter().any(|b| common(a, b)))
+        let says = |name: &String| {
+            name.chars().any(|c| c.is_ascii_digit()) && name.chars().any(|c| c.is_ascii_alphabetic())
+        };
+        let own: Vec<String> = [last(bytes.name), last(origin)].into_iter().filter(says).collect();
+        let other = last(other);
+        let related = |name: &String| name.contains(&other) || other.contains(name.as_str());
+        own.is_empty() || !says(&other) || own.iter().any(related)
     }
 
     fn of(source: Source) -> Self {
@@ -412,7 +419,7 @@ pub(super) fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std:
         ),
         (file == "config.json" && has("model"), "a run's folder", "give the folder model in it"),
         (
-            file == "model.safetensors" && has("pytorch_model.bin"),
+            file == "model.safetensors" && (has("pytorch_model.bin") || has("pytorch_model.bin.index.json")),
             "pytorch_model.bin, a pickle",
             "save the model again as safetensors: a pickle can hold programs, and is not opened",
         ),
@@ -502,10 +509,27 @@ mod tests {
     }
 
     #[test]
-    fn names_of_one_model_have_something_in_common() {
-        let tiny = Model::tiny();
-        assert!(["tiny", "./tiny", "org/Tiny-Llama", ""].iter().all(|other| tiny.may_be(other)));
-        assert!(!tiny.may_be("org/SmolLM2-135M"));
+    fn names_with_sizes_tell_models_apart() {
+        let room = tempfile::tempdir().unwrap();
+        let folder = room.path().join("SmolLM2-135M-Instruct");
+        Model::tiny()
+            .write_companions(
+                {
+                    std::fs::create_dir(&folder).unwrap();
+                    &folder
+                },
+                None,
+                None,
+            )
+            .unwrap();
+        std::fs::write(folder.join("model.safetensors"), "x").unwrap();
+        let model = Model::open(&folder.display().to_string(), false).unwrap();
+        for other in ["HuggingFaceTB/SmolLM2-135M-Instruct", "./smollm2-135m/", "model", "../base", ""] {
+            assert!(model.may_be(other), "{other}");
+        }
+        assert!(!model.may_be("org/Qwen2-0.5B") && !model.may_be("SmolLM2-360M"));
+        // A folder's name that says nothing of a model.
+        assert!(Model::tiny().may_be("org/Qwen2-0.5B"));
     }
 
     #[test]

@@ -94,19 +94,16 @@ impl Blocks {
         all
     }
 
-    /// The first element whose scale is no finite number.
+    /// The first element of the first block of which a scale or a minimum is no finite number. Never of [`DType::Nf4`], which is made here,
+    /// of values that are finite.
     pub fn first_not_finite(&self) -> Option<usize> {
-        let (halves, each) = match self.dtype {
-            DType::Q4 | DType::Q8 => (&self.scales, 16),
-            DType::Nf4 => (&self.scales, 32),
-            // Of Q6_K every second pair of bytes is empty.
-            _ => (&self.supers, 128),
+        // Blocks have two halves each; of Q6_K the second one is empty.
+        let (halves, elements) = match self.dtype {
+            DType::Q4 | DType::Q8 => (&self.scales, 32),
+            _ => (&self.supers, 256),
         };
-        let mut halves = halves.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]));
-        // A scale and a minimum have their block's elements in common.
-        halves
-            .position(|half| !half.is_finite())
-            .map(|at| if each == 32 { 32 * at } else { at / 2 * 2 * each })
+        let odd = halves.chunks_exact(2).position(|b| !f16::from_le_bytes([b[0], b[1]]).is_finite())?;
+        Some(odd / 2 * elements)
     }
 
     /// The elements as f32, with the arithmetic of ggml and of the kernels.

@@ -34,6 +34,23 @@ impl Loss {
         preference::forward(rec, self.method, batch, count, self.terms(kl), divisor)
     }
 
+    /// What log-ratios are multiplied with to become rewards, at the most, and whether they are means over an answer's tokens.
+    pub fn reward_scale(&self) -> (f64, bool) {
+        let (weight, per_token) = match self.method {
+            Method::D2o { alpha, beta } => (alpha.max(beta), false),
+            Method::Dpo { beta, .. }
+            | Method::Hinge { beta }
+            | Method::Kto { beta, .. }
+            | Method::Npo { beta } => (beta, false),
+            Method::Ipo { beta }
+            | Method::Simpo { beta, .. }
+            | Method::Orpo { beta }
+            | Method::Simnpo { beta, .. } => (beta, true),
+            Method::Slic { .. } | Method::Ga | Method::Ul | Method::Sft => (1.0, false),
+        };
+        (weight, per_token || self.length_normalize)
+    }
+
     /// What the formula is told beside its sequences.
     pub fn terms(&self, kl: f64) -> Terms {
         Terms { length_normalize: self.length_normalize, kl }

@@ -23,9 +23,9 @@ pub struct LoraSpec {
     /// The adapter's output is scaled by lora_alpha / r.
     pub lora_alpha: f64,
     /// Ranks of single layers: regular expressions for the end of a layer's name; the first that matches counts.
-    pub rank_pattern: Vec<(String, usize)>,
+    pub rank_pattern: Vec<Pattern<usize>>,
     /// The same for lora_alpha.
-    pub alpha_pattern: Vec<(String, f64)>,
+    pub alpha_pattern: Vec<Pattern<f64>>,
     /// Whether the scale is lora_alpha / √r instead (Kalajdzievski, 2312.03732).
     pub use_rslora: bool,
     /// Share of an adapter's inputs dropped in training.
@@ -34,6 +34,34 @@ pub struct LoraSpec {
     pub target_modules: TargetModules,
     /// Whether the base model stores its matrices as (inputs, outputs), as GPT-2 does. A fresh adapter takes its model's.
     pub fan_in_fan_out: bool,
+}
+
+/// A regular expression for names of layers, and what it sets there.
+#[derive(Debug, Clone)]
+pub struct Pattern<T> {
+    text: String,
+    expression: Regex,
+    value: T,
+}
+
+impl<T: PartialEq> PartialEq for Pattern<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text && self.value == other.value
+    }
+}
+
+impl<T> Pattern<T> {
+    /// PEFT's meaning of a pattern: it matches a whole name, or its end after a dot.
+    fn all(written: Ordered<T>, origin: &str, fix: &str) -> Result<Vec<Self>> {
+        let one = |(text, value): (String, T)| match Regex::new(&format!(r"^(.*\.)?({text})$")) {
+            Ok(expression) => Ok(Self { text, expression, value }),
+            Err(error) => {
+                let expected = "regular expressions in rank_pattern and alpha_pattern";
+                Err(Error::input(origin, expected, format!("{text:?}: {error}"), fix))
+            }
+        };
+        written.0.into_iter().map(one).collect()
+    }
 }
 
 impl Default for LoraSpec {
@@ -115,7 +143,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
 const CHANGES_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// Keys of PEFT that say how an adapter was made or is to be trained, and change nothing of what its tensors compute.
-const OF_THE_MAKING: [&str; 15] = [
+const OF_THE_MAKING: [&str; 16] = [
+    "velora_config",
     "auto_mapping",
     "revision",
     "peft_version",
@@ -223,8 +252,8 @@ impl<'a> Adapter<'a> {
         let mut spec = LoraSpec {
             r: peft.r.unwrap_or(usual.r),
             lora_alpha: peft.lora_alpha.unwrap_or(usual.lora_alpha),
-            rank_pattern: peft.rank_pattern.unwrap_or_default().0,
-            alpha_pattern: peft.alpha_pattern.unwrap_or_default().0,
+            rank_pattern: Pattern::all(peft.rank_pattern.unwrap_or_default(), origin, fix)?,
+            alpha_pattern: Pattern::all(peft.alpha_pattern.unwrap_or_default(), origin, fix)?,
             use_rslora: peft.use_rslora == Some(true),
             lora_dropout: peft.lora_dropout.unwrap_or_default(),
             target_modules: TargetModules::AllLinear,
@@ -254,6 +283,10 @@ fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
         return Ok(());
     };
     let fix = match ["embed", "lm_head", "wte", "embed_out"].iter().any(|part| odd.contains(part)) {
+        true if odd.contains(".base_layer.") => {
+            "it is the base model's own, which PEFT saves beside LoRA on it: save the adapter with save_embedding_layers=False, or merge it \
+             with PEFT first"
+        }
         true => {
             "the adapter changes the embedding or the head (tokens were added, or they were trained too): merge it with PEFT first, and give \
                  the merged model"
@@ -275,34 +308,26 @@ impl Adapter<'_> {
     }
 }
 
-/// PEFT's meaning of a pattern: it matches a whole name, or its end after a dot.
-fn expression(pattern: &str) -> Result<Regex, regex::Error> {
-    Regex::new(&format!(r"^(.*\.)?({pattern})$"))
+/// The value of the first pattern that matches the layer `module`.
+fn first_match<T: Copy>(patterns: &[Pattern<T>], module: &str) -> Option<T> {
+    patterns.iter().find(|pattern| pattern.expression.is_match(module)).map(|pattern| pattern.value)
 }
 
-/// The value of the first pattern that matches the layer `module`.
-fn first_match<T: Copy>(patterns: &[(String, T)], module: &str) -> Option<T> {
-    let matches = |pattern: &str| expression(pattern).is_ok_and(|expression| expression.is_match(module));
-    patterns.iter().find(|(pattern, _)| matches(pattern)).map(|(_, value)| *value)
+/// Patterns as they are written.
+fn written<T: Copy>(patterns: &[Pattern<T>]) -> Option<Ordered<T>> {
+    Some(Ordered(patterns.iter().map(|pattern| (pattern.text.clone(), pattern.value)).collect()))
 }
 
 impl LoraSpec {
     /// Fails where a number or a pattern is out of range.
     fn check(&self, origin: &str, fix: &str) -> Result<()> {
-        let ranks = self.rank_pattern.iter().map(|(_, r)| *r).chain([self.r]).min();
-        let alphas = self.alpha_pattern.iter().map(|(_, alpha)| *alpha).chain([self.lora_alpha]);
+        let ranks = self.rank_pattern.iter().map(|pattern| pattern.value).chain([self.r]).min();
+        let alphas = self.alpha_pattern.iter().map(|pattern| pattern.value).chain([self.lora_alpha]);
         if ranks == Some(0) || !alphas.sum::<f64>().is_finite() || !(0.0..1.0).contains(&self.lora_dropout) {
             let Self { r, lora_alpha, lora_dropout, .. } = self;
             let found = format!("r {r}, lora_alpha {lora_alpha}, lora_dropout {lora_dropout}, and patterns");
             let expected = "r >= 1, a finite lora_alpha, lora_dropout in [0, 1)";
             return Err(Error::input(origin, expected, found, fix));
-        }
-        let ranks = self.rank_pattern.iter().map(|(pattern, _)| pattern);
-        for pattern in ranks.chain(self.alpha_pattern.iter().map(|(pattern, _)| pattern)) {
-            if let Err(error) = expression(pattern) {
-                let expected = "regular expressions in rank_pattern and alpha_pattern";
-                return Err(Error::input(origin, expected, format!("{pattern:?}: {error}"), fix));
-            }
         }
         Ok(())
     }
@@ -314,7 +339,7 @@ impl LoraSpec {
 
     /// The largest rank of any layer.
     pub fn largest_rank(&self) -> usize {
-        self.rank_pattern.iter().map(|(_, rank)| *rank).chain([self.r]).max().unwrap_or(self.r)
+        self.rank_pattern.iter().map(|pattern| pattern.value).chain([self.r]).max().unwrap_or(self.r)
     }
 
     /// The factor on the output of the adapter on the layer `module`: lora_alpha / r, of rsLoRA lora_alpha / √r.
@@ -348,8 +373,8 @@ impl LoraSpec {
             use_dora: Some(false),
             inference_mode: Some(true),
             modules_to_save: judge.then(|| HEADS.map(String::from).into()),
-            rank_pattern: Some(Ordered(self.rank_pattern.clone())),
-            alpha_pattern: Some(Ordered(self.alpha_pattern.clone())),
+            rank_pattern: written(&self.rank_pattern),
+            alpha_pattern: written(&self.alpha_pattern),
             lora_bias: Some(false),
             init_lora_weights: None,
             others: Map::new(),
@@ -481,10 +506,9 @@ mod tests {
         assert_eq!(spec.largest_rank(), 16);
         let written = spec.to_peft_json("base", &["q_proj".into()], false);
         let read: PeftConfig = serde_json::from_str(&written).unwrap();
-        assert_eq!(
-            (read.rank_pattern.unwrap().0, read.alpha_pattern.unwrap().0),
-            (spec.rank_pattern, spec.alpha_pattern)
-        );
+        let again = Pattern::all(read.rank_pattern.unwrap(), "config", "").unwrap();
+        assert_eq!(again, spec.rank_pattern);
+        assert_eq!(Pattern::all(read.alpha_pattern.unwrap(), "config", "").unwrap(), spec.alpha_pattern);
         assert_eq!(read.use_rslora, Some(true));
         assert!(refusal(r#","rank_pattern":{"(":4}"#).unwrap().contains("regular expressions"));
         assert!(refusal(r#","rank_pattern":{"q":0}"#).unwrap().contains("r >= 1"));

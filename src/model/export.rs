@@ -149,7 +149,8 @@ pub fn merged(
     let config = base.config_of(config.clone())?;
     let merge = Merge::new(base, &config, adapter)?;
     let head = format!("{}.weight", config.names.head);
-    let read = config.tensors().into_iter().map(|(name, _)| name).chain([head]);
+    let judge = "score.weight".to_string();
+    let read = config.tensors().into_iter().map(|(name, _)| name).chain([head, judge]);
     let read: HashSet<String> = read.filter_map(|name| base.find(&name).map(str::to_owned)).collect();
     let mut out: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for name in base.names() {

@@ -185,12 +185,12 @@ impl<'a> Weights<'a> {
                 }
                 continue;
             }
-            if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 2]) {
-                let fix =
-                    "save the model again as safetensors: a pickle can hold programs, and is not opened";
-                return Err(Error::input(file, "a safetensors file", "a pickle of PyTorch", fix));
-            }
             let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
+                if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 2]) {
+                    let fix =
+                        "save the model again as safetensors: a pickle can hold programs, and is not opened";
+                    return Error::input(file, "a safetensors file", "a pickle of PyTorch", fix);
+                }
                 let expected = "a whole safetensors file";
                 Error::input(
                     file,

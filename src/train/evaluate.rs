@@ -79,8 +79,11 @@ impl HeldOut {
                 reference: then[..parts.own].iter().map(|r| r.token_logps.clone()).collect(),
             })
             .collect();
-        let mut metrics =
-            if observed.is_empty() { Metrics::default() } else { of_groups("eval_", method, &observed) };
+        let mut metrics = if observed.is_empty() {
+            Metrics::default()
+        } else {
+            of_groups("eval_", (method, loss), &observed)
+        };
         metrics.0.extend(kl.map(|kl| ("eval_kl".into(), kl)));
         let tokens = |of: &dyn Fn(&HeldOutParts) -> std::ops::Range<usize>| -> Vec<(f32, f32)> {
             let responses =

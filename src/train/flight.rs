@@ -6,6 +6,7 @@ use super::metrics::{Metrics, Observed, of_groups};
 use super::step::{GroupOutcome, Pending};
 use crate::Result;
 use crate::config::Method;
+use crate::loss::Loss;
 
 /// A step on its way.
 pub(super) struct Flight<'g> {
@@ -110,11 +111,11 @@ pub(super) struct Sums {
 
 impl Sums {
     /// Adds a step; returns what is logged of it.
-    pub fn add(&mut self, method: Method, landed: &Landed) -> Metrics {
+    pub fn add(&mut self, of: (Method, Loss), landed: &Landed) -> Metrics {
         self.steps = landed.step + 1;
         self.num_tokens += landed.tokens;
         self.train_seconds += landed.seconds;
-        let mut metrics = of_groups("", method, &landed.observed);
+        let mut metrics = of_groups("", of, &landed.observed);
         metrics.0.extend(landed.kl.map(|kl| ("kl".into(), kl)));
         metrics.push("grad_norm", f64::from(landed.norm));
         metrics.push("learning_rate", landed.rate);

@@ -7,6 +7,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::step::{GroupOutcome, Scored};
 use crate::config::{Method, Takes};
+use crate::loss::Loss;
 use crate::reference::preference::{log_odds, softplus};
 
 /// Named figures in a fixed order; a JSON object when serialised.
@@ -100,7 +101,7 @@ impl Observed {
 }
 
 /// The figures of a set of groups: a step's, or with the prefix `eval_` a held-out set's. Names are TRL's, and means over the groups.
-pub(super) fn of_groups(prefix: &str, method: Method, groups: &[Observed]) -> Metrics {
+pub(super) fn of_groups(prefix: &str, (method, loss): (Method, Loss), groups: &[Observed]) -> Metrics {
     let mut metrics = Metrics::default();
     let mut push = |name: &str, value: f64| metrics.push(format!("{prefix}{name}"), value);
     let over = |f: &dyn Fn(&GroupOutcome) -> f64| mean(groups.iter().map(|g| f(&g.outcome)));
@@ -124,7 +125,7 @@ pub(super) fn of_groups(prefix: &str, method: Method, groups: &[Observed]) -> Me
             _ => {}
         }
         if matches!(takes, Takes::Anchors | Takes::Pair) {
-            push("rewards/accuracies", over(&|o| f64::from(u8::from(o.is_won()))));
+            push("rewards/accuracies", over(&|o| f64::from(u8::from(o.is_won(loss)))));
         }
     }
     for (side, name) in sides(method).into_iter().enumerate() {

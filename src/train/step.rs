@@ -41,11 +41,14 @@ impl GroupOutcome {
         self.rewards[0] - self.rewards[1]
     }
 
-    /// Whether the margin is above 0, by more than what f32 makes of log-probs of this size: before the first step policy and reference
-    /// differ by rounding alone.
-    pub fn is_won(&self) -> bool {
-        let size = self.responses.iter().map(|response| response.logp.abs()).fold(0.0, f32::max);
-        self.margin() > ROUNDING * size
+    /// Whether the margin of `loss` is above 0, by more than what f32 makes of log-probs of this size: before the first step policy and
+    /// reference differ by rounding alone.
+    pub fn is_won(&self, loss: Loss) -> bool {
+        let (weight, per_token) = loss.reward_scale();
+        let size =
+            |r: &Scored| r.logp.abs() / if per_token { r.token_logps.len().max(1) as f32 } else { 1.0 };
+        let largest = self.responses.iter().map(size).fold(0.0, f32::max);
+        self.margin() > ROUNDING * weight as f32 * largest
     }
 }
 
@@ -248,5 +251,24 @@ impl<'g> Trainer<'g> {
         rec.submit();
         let clip = self.optimizer.clip().read_f32(self.gpu);
         Ok(Box::pin(async move { Ok(clip.await?[0]) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::Method;
+
+    #[test]
+    fn rounding_wins_no_margin() {
+        let won = |margin: f32, logp: f32, length_normalize: bool| {
+            let responses = vec![Scored { token_logps: vec![logp / 100.0; 100], logp, entropy: 0.0 }];
+            let outcome = GroupOutcome { loss: 0.0, rewards: [margin, 0.0], responses };
+            outcome.is_won(Loss { method: Method::D2o { alpha: 0.1, beta: 0.01 }, length_normalize })
+        };
+        // A millionth of 1,000 nats, times alpha.
+        assert!(!won(1e-5, -1000.0, false) && won(1e-3, -1000.0, false));
+        assert!(won(1e-5, -1000.0, true), "of a mean over 100 tokens it is far less");
+        assert!(!won(0.0, 0.0, false) && !won(-1.0, -1000.0, false));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::align::{Outcome, Run, group, tell};
+use super::align::{Outcome, Run, group, loss_of, tell};
 use super::anchors::Pool;
 use super::best::Best;
 use super::collapse::Collapse;
@@ -172,7 +172,7 @@ impl<'a> Run<'a> {
                 due.extend(flying.take());
             }
             for landed in land_all(due, &mut last).await? {
-                let metrics = course.sums.add(self.method(), &landed);
+                let metrics = course.sums.add((self.method(), loss_of(self.config)), &landed);
                 self.observer.step(&metrics)?;
                 tell(&mut *self.observer, &mut self.forecast, Work::Train, landed.tokens);
                 self.observer.advance(1, landed.tokens)?;

@@ -226,8 +226,24 @@ fn adapters_say_what_they_are_for() {
         "\"base_model_name_or_path\": \"org/SmolLM2-135M\", \"supernova_size\": 3",
     );
     let told = texts(&room.run(&score)).1;
-    assert!(told.contains("it was made for org/SmolLM2-135M; on model it may do something else"), "{told}");
+    assert!(!told.contains("it was made for"), "a folder's name that tells nothing: {told}");
     assert!(told.contains("keys that are not known, and have no effect here: supernova_size"), "{told}");
+    fs::rename(room.path("model"), room.path("qwen2-0.5b")).unwrap();
+    let told = texts(&room.run(&[
+        "score",
+        "--model",
+        "qwen2-0.5b",
+        "--data",
+        "answers.jsonl",
+        "--adapter",
+        "run/adapter",
+    ]))
+    .1;
+    fs::rename(room.path("qwen2-0.5b"), room.path("model")).unwrap();
+    assert!(
+        told.contains("it was made for org/SmolLM2-135M; on qwen2-0.5b it may do something else"),
+        "{told}"
+    );
     room.edit(file, "\"supernova_size\": 3", "\"alora_invocation_tokens\": [4, 7]");
     for command in [&score[..], &["export", "--model", "model", "--adapter", "run/adapter", "--output", "e"]]
     {
@@ -295,7 +311,7 @@ fn odd_rows_are_told_before_the_run() {
     let pair = |chosen: &str, rejected: &str| {
         json!({"prompt": "a", "chosen": chosen, "rejected": rejected}).to_string()
     };
-    room.write("same.jsonl", [pair("b", "b"), pair("c", "d"), pair("c", "d"), pair("d", "e")].join("\n"));
+    room.write("same.jsonl", [pair("b", "b"), pair("c", "d"), pair("c", "d"), pair("d", "c")].join("\n"));
     let told = |more: &[&str]| {
         let line = [
             "align",

@@ -13,8 +13,14 @@ static GEMMA: Names = Names {
 
 /// What both have: norms by 1 + w, also of outputs; a scaled embedding, which is the head too; GELU by tanh.
 fn gemma(json: &Json, architecture: &'static str, positions: usize) -> Result<DecoderConfig> {
-    let usual =
-        llama::Usual { head_dim: Some(256), positions, tied: true, one_rope: false, ..llama::Usual::LLAMA };
+    let usual = llama::Usual {
+        head_dim: Some(256),
+        kv_heads: Some(4),
+        positions,
+        tied: true,
+        one_rope: false,
+        ..llama::Usual::LLAMA
+    };
     let config = llama::with(json, architecture, usual)?;
     if json.flag("use_bidirectional_attention", false)? {
         let fix = "use a causal language model";

@@ -11,6 +11,7 @@ static PHI3: Names = Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_pr
 #[derive(Clone, Copy)]
 pub struct Usual {
     pub head_dim: Option<usize>,
+    pub kv_heads: Option<usize>,
     pub theta: f64,
     pub eps: f64,
     pub positions: usize,
@@ -20,12 +21,20 @@ pub struct Usual {
 }
 
 impl Usual {
-    pub const LLAMA: Self =
-        Self { head_dim: None, theta: 10_000.0, eps: 1e-6, positions: 2048, tied: false, one_rope: true };
-    const MISTRAL: Self = Self { positions: 131_072, ..Self::LLAMA };
-    const QWEN2: Self = Self { positions: 32_768, ..Self::LLAMA };
+    pub const LLAMA: Self = Self {
+        head_dim: None,
+        kv_heads: None,
+        theta: 10_000.0,
+        eps: 1e-6,
+        positions: 2048,
+        tied: false,
+        one_rope: true,
+    };
+    const MISTRAL: Self = Self { kv_heads: Some(8), positions: 131_072, ..Self::LLAMA };
+    const QWEN2: Self = Self { kv_heads: Some(32), positions: 32_768, ..Self::LLAMA };
     const QWEN3: Self = Self { head_dim: Some(128), ..Self::QWEN2 };
-    const SMOLLM3: Self = Self { theta: 2e6, positions: 32_768, tied: true, ..Self::LLAMA };
+    const SMOLLM3: Self =
+        Self { kv_heads: Some(4), theta: 2e6, positions: 32_768, tied: true, ..Self::LLAMA };
     const PHI3: Self = Self { eps: 1e-5, positions: 4096, ..Self::LLAMA };
 }
 
@@ -39,6 +48,12 @@ pub fn with(json: &Json, architecture: &'static str, usual: Usual) -> Result<Dec
     let width = json.need_size("hidden_size")?;
     let heads = json.need_size("num_attention_heads")?;
     let head_dim = json.size("head_dim")?.or(usual.head_dim).unwrap_or(width / heads.max(1));
+    // Null is one for each head.
+    let kv_heads = match json.object.contains_key("num_key_value_heads") {
+        true => json.size("num_key_value_heads")?,
+        false => usual.kv_heads,
+    };
+    let kv_heads = kv_heads.unwrap_or(heads);
     let attention_bias = json.flag("attention_bias", false)?;
     Ok(DecoderConfig {
         architecture,
@@ -48,7 +63,7 @@ pub fn with(json: &Json, architecture: &'static str, usual: Usual) -> Result<Dec
         width,
         blocks: json.blocks(json.need_size("num_hidden_layers")?, None, |_| false)?,
         heads,
-        kv_heads: json.size("num_key_value_heads")?.unwrap_or(heads),
+        kv_heads,
         head_dim,
         inner: json.need_size("intermediate_size")?,
         norm: NormKind::Rms { shift: 0.0 },
@@ -73,19 +88,24 @@ pub fn with(json: &Json, architecture: &'static str, usual: Usual) -> Result<Dec
     })
 }
 
+/// The sliding window: 4096 where nothing is said, and none where null is.
+fn window(json: &Json) -> Result<Option<usize>> {
+    match json.object.contains_key("sliding_window") {
+        true => json.size("sliding_window"),
+        false => Ok(Some(4096)),
+    }
+}
+
 /// Mistral: a sliding window in all layers, of 4096 where nothing is said; null is none.
 pub fn mistral(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
-    let window = match json.object.contains_key("sliding_window") {
-        true => json.size("sliding_window")?,
-        false => Some(4096),
-    };
+    let window = window(json)?;
     let config = with(json, architecture, Usual::MISTRAL)?;
     Ok(DecoderConfig { blocks: json.blocks(config.layers(), window, |_| true)?, ..config })
 }
 
 /// The window of the layers from `max_window_layers` on, where it is used at all.
 fn qwen_blocks(json: &Json, count: usize) -> Result<Vec<BlockConfig>> {
-    let window = json.size("sliding_window")?;
+    let window = window(json)?;
     let window = if json.flag("use_sliding_window", false)? { window } else { None };
     let full = json.size("max_window_layers")?.unwrap_or(28);
     json.blocks(count, window, |index| index >= full)

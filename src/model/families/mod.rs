@@ -223,7 +223,7 @@ mod tests {
         let config = |extra: &str| {
             let json = format!(
                 r#"{{"model_type": "gemma2", "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-                    "head_dim": 16, "intermediate_size": 8{extra}}}"#
+                    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 8{extra}}}"#
             );
             DecoderConfig::parse(json.as_bytes(), "config.json")
         };

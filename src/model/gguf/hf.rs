@@ -226,7 +226,7 @@ impl Gguf<'_> {
         Ok(())
     }
 
-    /// Its tensors by Hugging Face's names. Those that no model has, such as `rope_freqs`, are left out.
+    /// Its tensors by Hugging Face's names; `rope_freqs`, which becomes a setting, is left out.
     ///
     /// # Errors
     /// As [`Gguf::companions`].
@@ -234,7 +234,7 @@ impl Gguf<'_> {
         let (arch, _, _, reordered) = self.architecture()?;
         let heads = self.need(&format!("{arch}.attention.head_count"))? as usize;
         let kv_heads = self.u64(&format!("{arch}.attention.head_count_kv")).map_or(heads, |n| n as usize);
-        let named = |name: &String| match name.as_str() {
+        let known = |name: &str| match name {
             "token_embd.weight" => Some(("model.embed_tokens.weight".to_string(), None)),
             "output_norm.weight" => Some(("model.norm.weight".into(), None)),
             "output.weight" => Some(("lm_head.weight".into(), None)),
@@ -252,8 +252,9 @@ impl Gguf<'_> {
             }
         };
         let all = self.tensors.keys().filter_map(|name| {
-            let (hf, reordered) = named(name)?;
-            Some(Named { name, hf, reordered })
+            // What has no place in a model keeps its name, for those who ask what is not read.
+            let (hf, reordered) = known(name).unwrap_or_else(|| (name.clone(), None));
+            (name != "rope_freqs.weight").then_some(Named { name, hf, reordered })
         });
         Ok(all.collect())
     }
