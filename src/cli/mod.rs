@@ -40,7 +40,7 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Print the command's figures as one JSON object on stdout; everything else goes to stderr
+    /// Print the command's figures, or its error, as one JSON object on stdout; everything else goes to stderr
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub json: bool,
     /// No progress and no notes on stderr; warnings and errors stay

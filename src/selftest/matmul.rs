@@ -307,8 +307,8 @@ async fn quantised(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Sums over a vocabulary, of terms such as a softmax less a one-hot has: many small ones of one sign, and a large one. As the head's way
-/// back computes them, whole; an output may be off by a hundred-thousandth of its terms' sizes.
+/// Sums over a vocabulary of many small terms and a large one, all of one sign: added up one after the other all are
+/// rounded the same way, and the check fails. As the head's way back computes them, whole.
 async fn long_sums(gpu: &Gpu, _: Depth) -> Outcome {
     if gpu.precision() == Precision::F16 {
         // Terms so small are no numbers of f16.
@@ -316,7 +316,7 @@ async fn long_sums(gpu: &Gpu, _: Depth) -> Outcome {
     }
     let (m, n, k) = (3, 8, 49_152);
     let term =
-        |i: usize| if i.is_multiple_of(k) { -1.0 } else { (1.0 + (i % 7) as f64 / 7.0) / (1.43 * k as f64) };
+        |i: usize| if i.is_multiple_of(k) { 1.0 } else { (1.0 + (i % 7) as f64 / 7.0) / (1.43 * k as f64) };
     let small = |i: usize| 1.0 + (i % 11) as f64 / 100.0;
     for form in [Form::Nn, Form::Tn] {
         // The rows of x, which TN has as columns.
