@@ -8,6 +8,7 @@ mod common;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use aweigh::data::{
     ChatTokenizer, ExampleOptions, Group, LengthLimits, Message, Needs, Prompt, build_examples, parse_jsonl,
@@ -41,8 +42,13 @@ fn shared_data() -> Option<PathBuf> {
     path.is_dir().then_some(path)
 }
 
-/// SmolLM2's folder, made if need be, or None (said on stderr).
+/// SmolLM2's folder, made if need be, or None (said on stderr). Made once: the tests run at the same time.
 fn smollm2(data: &Path) -> Option<PathBuf> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    FOLDER.get_or_init(|| find_or_make(data)).clone()
+}
+
+fn find_or_make(data: &Path) -> Option<PathBuf> {
     let named = std::env::var_os("AWEIGH_SMOLLM2");
     let path = named.as_ref().map_or_else(|| root().join("../models/smollm2/hf"), PathBuf::from);
     if path.is_dir() {
