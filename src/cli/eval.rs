@@ -363,10 +363,10 @@ fn answer_set(
         .iter()
         .map(|(index, prompt)| Request { prompt, first_sample: 0, samples: args.num_samples, index: *index })
         .collect();
-    let mut progress = output.progress(what, (examples.len() * args.num_samples) as u64, Counted::Items);
+    let mut progress =
+        output.progress(what, (examples.len() * args.num_samples) as u64, Counted::Items).told();
     let mut advance = |answers: usize, tokens: usize| {
-        progress.left(course.drew(answers, tokens));
-        progress.advance(answers as u64, tokens as u64);
+        course.drew(answers, tokens, &mut progress);
         interrupt::check()
     };
     let pass = decoder.policy();

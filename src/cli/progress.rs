@@ -38,17 +38,19 @@ pub struct Progress {
     words: String,
     start: Instant,
     last_line: Option<Instant>,
-    /// Milliseconds that the whole command is estimated to take more, where somebody has told; the bar reads them too.
+    /// Milliseconds that the whole command is estimated to take more, or one of the two below; the bar reads it too.
     left: Arc<AtomicU64>,
 }
 
-/// That nobody has told.
-const UNTOLD: u64 = u64::MAX;
+/// Nobody will tell: what is left of this count follows from its own mean.
+const OWN_MEAN: u64 = u64::MAX;
+/// Somebody will, and has not yet.
+const NOT_YET: u64 = u64::MAX - 1;
 
 impl Progress {
     /// `shown` false counts in silence; `terminal` chooses the bar.
     pub(super) fn new(label: &str, total: u64, unit: Unit, shown: bool, terminal: bool) -> Self {
-        let left = Arc::new(AtomicU64::new(UNTOLD));
+        let left = Arc::new(AtomicU64::new(OWN_MEAN));
         let bar = (shown && terminal).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             bar.set_style(style(unit, left.clone()));
@@ -70,8 +72,15 @@ impl Progress {
         }
     }
 
-    /// The whole command, and not only what is counted here, is estimated to take so much longer.
-    pub fn left(&mut self, time: Duration) {
+    /// Shows what [`Progress::left`] tells, and no time before it has.
+    pub fn told(self) -> Self {
+        self.left.store(NOT_YET, Ordering::Relaxed);
+        self
+    }
+
+    /// The whole command, and not only what is counted here, is estimated to take `seconds` longer.
+    pub fn left(&mut self, seconds: f64) {
+        let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         self.left.store(time.as_millis() as u64, Ordering::Relaxed);
     }
 
@@ -139,18 +148,9 @@ impl Progress {
     }
 
     fn line(&self) -> String {
-        let left = self.total.saturating_sub(self.position) as f64;
-        let per_item = self.start.elapsed().as_secs_f64() / self.position.max(1) as f64;
         let told = self.left.load(Ordering::Relaxed);
-        match (told, self.position) {
-            (UNTOLD, 0) => self.line_without_time(),
-            (UNTOLD, _) => format!(
-                "{}  {} left",
-                self.line_without_time(),
-                seconds(Duration::from_secs_f64(left * per_item))
-            ),
-            _ => format!("{}  {}", self.line_without_time(), in_all(told)),
-        }
+        let left = left(told, self.start.elapsed(), self.position, self.total);
+        format!("{}  {left}", self.line_without_time()).trim_end().to_owned()
     }
 }
 
@@ -169,15 +169,8 @@ fn style(unit: Unit, told: Arc<AtomicU64>) -> ProgressStyle {
         Unit::Steps | Unit::Items => "{prefix} {wide_bar} {pos}/{len}  {left}  {msg}",
     };
     let left = move |state: &ProgressState, out: &mut dyn Write| {
-        let (done, total) = (state.pos(), state.len().unwrap_or(0));
-        let _ = match (told.load(Ordering::Relaxed), done) {
-            (UNTOLD, 0) => write!(out, "? left"),
-            (UNTOLD, _) => {
-                let rest = state.elapsed().mul_f64(total.saturating_sub(done) as f64 / done as f64);
-                write!(out, "{} left", seconds(rest))
-            }
-            (told, _) => write!(out, "{}", in_all(told)),
-        };
+        let told = told.load(Ordering::Relaxed);
+        let _ = out.write_str(&left(told, state.elapsed(), state.pos(), state.len().unwrap_or(0)));
     };
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -208,19 +201,29 @@ impl Course {
         format!("{} of {}", self.part, self.parts)
     }
 
-    /// More is drawn; the time that is left for all.
-    pub fn drew(&mut self, answers: usize, tokens: usize) -> Duration {
+    /// More is drawn: counts it, and tells `progress` the time that is left for all.
+    pub fn drew(&mut self, answers: usize, tokens: usize, progress: &mut Progress) {
         (self.answers, self.tokens) = (self.answers + answers, self.tokens + tokens);
         self.forecast.did(Work::Draw, tokens as f64);
         let all = self.wanted as f64 * expected_length(self.answers, self.tokens, self.most);
         self.forecast.set_left(Work::Draw, all - self.tokens as f64);
-        Duration::try_from_secs_f64(self.forecast.left().unwrap_or_default()).unwrap_or_default()
+        if let Some(seconds) = self.forecast.left() {
+            progress.left(seconds);
+        }
+        progress.advance(answers as u64, tokens as u64);
     }
 }
 
-/// What is left of the whole command, in milliseconds, as a person reads it.
-fn in_all(left: u64) -> String {
-    format!("about {} left in all", seconds(Duration::from_millis(left)))
+/// The time left as a person reads it; empty while there is nothing to say.
+fn left(told: u64, elapsed: Duration, done: u64, total: u64) -> String {
+    match (told, done) {
+        (NOT_YET, _) | (OWN_MEAN, 0) => String::new(),
+        (OWN_MEAN, _) => {
+            let rest = elapsed.mul_f64(total.saturating_sub(done) as f64 / done as f64);
+            format!("{} left", seconds(rest))
+        }
+        _ => format!("about {} left in all", seconds(Duration::from_millis(told))),
+    }
 }
 
 /// A duration as a person reads it: `3.2 s`, `4 min 05 s`, `2 h 07 min`.
@@ -255,7 +258,9 @@ mod tests {
         let line = progress.line();
         assert!(line.starts_with("train 2/10  ") && line.contains("tokens/s  loss 0.69  "), "{line}");
         assert!(line.ends_with(" left"), "{line}");
-        progress.left(Duration::from_secs(65));
+        let mut progress = progress.told();
+        assert!(progress.line().ends_with("loss 0.69"), "{}", progress.line());
+        progress.left(65.0);
         assert!(progress.line().ends_with("  about 1 min 05 s left in all"), "{}", progress.line());
     }
 

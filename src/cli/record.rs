@@ -1,7 +1,6 @@
 //! Watches a run for the user: progress on stderr, figures and samples into the run's folder.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -149,7 +148,7 @@ impl Observer for Recorder<'_> {
     fn begin(&mut self, what: &str, total: usize) {
         self.training = what == "training";
         let unit = if self.training { Unit::Steps } else { Unit::Items };
-        self.progress = Some(self.output.progress(what, total as u64, unit));
+        self.progress = Some(self.output.progress(what, total as u64, unit).told());
     }
 
     fn advance(&mut self, items: usize, tokens: usize) -> Result<()> {
@@ -163,7 +162,7 @@ impl Observer for Recorder<'_> {
 
     fn left(&mut self, seconds: f64) {
         if let Some(progress) = &mut self.progress {
-            progress.left(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+            progress.left(seconds);
         }
     }
 

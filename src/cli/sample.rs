@@ -159,11 +159,10 @@ fn draw(
         })
         .collect();
     let wanted = prompts.len() * args.num_samples;
-    let mut progress = output.progress("sample", wanted as u64, Unit::Items);
+    let mut progress = output.progress("sample", wanted as u64, Unit::Items).told();
     let mut course = Course::new(1, wanted, args.sampling.max_new_tokens);
     let mut advance = |answers: usize, tokens: usize| {
-        progress.left(course.drew(answers, tokens));
-        progress.advance(answers as u64, tokens as u64);
+        course.drew(answers, tokens, &mut progress);
         interrupt::check()
     };
     let answers =

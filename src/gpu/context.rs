@@ -343,7 +343,7 @@ impl Gpu {
         self.queue.on_submitted_work_done(move || {
             let _ = sender.send(());
         });
-        self.wake_poller();
+        self.poller.wait_for(None);
         let _ = receiver.await;
         self.check("waiting for the device")
     }
@@ -390,7 +390,12 @@ impl Gpu {
 
     /// Submits recorded commands with their parameter blocks, and learns from how long their estimated cost,
     /// `operations`, took.
-    pub(super) fn submit(&self, encoder: wgpu::CommandEncoder, uniforms: &[u8], operations: f64) {
+    pub(super) fn submit(
+        &self,
+        encoder: wgpu::CommandEncoder,
+        uniforms: &[u8],
+        operations: f64,
+    ) -> wgpu::SubmissionIndex {
         if self.faults.loses_device() {
             // As a driver's reset: what is on its way is never done.
             locked(&self.reports).lost.get_or_insert("on purpose (AWEIGH_FAULTS)".into());
@@ -418,14 +423,16 @@ impl Gpu {
                     (0.5 * (pace.budget + fits)).clamp(pace.budget * 0.5, pace.budget * 2.0).max(1e7);
                 pace.last_done = Some(now);
             });
-            self.wake_poller();
+            self.wait_for(&index);
             if self.background {
-                // Nothing waits behind it, so that the GPU is free while this sleeps. A lost device is told of by the next readback.
-                let _ =
-                    self.device.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
+                // Nothing waits behind it, so that the GPU is free while this sleeps. The next readback tells of a
+                // lost device.
+                let submission_index = Some(index.clone());
+                let _ = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
                 std::thread::sleep(Duration::from_secs_f64(BACKGROUND_SECONDS / 2.0));
             }
         }
+        index
     }
 
     /// Estimated operations that one submit may hold.
@@ -433,9 +440,9 @@ impl Gpu {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner).budget
     }
 
-    /// Has callbacks of finished work delivered, on the poller's thread.
-    pub(super) fn wake_poller(&self) {
-        self.poller.wake();
+    /// Has the callbacks of a submit delivered as soon as it is done, on the poller's thread.
+    pub(super) fn wait_for(&self, submit: &wgpu::SubmissionIndex) {
+        self.poller.wait_for(Some(submit.clone()));
     }
 }
 
@@ -449,8 +456,11 @@ impl Deref for Gpu {
 }
 
 /// A thread that waits for the device, so that no caller has to: readbacks are plain futures.
+///
+/// It waits for one submit after the other. Were it to wait for all of them at once, what the first one computed would
+/// be read when the last one is done, and the host would have nothing to record for that long.
 struct Poller {
-    requests: Option<mpsc::Sender<()>>,
+    requests: Option<mpsc::Sender<Option<wgpu::SubmissionIndex>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -458,10 +468,8 @@ impl Poller {
     fn new(device: wgpu::Device) -> Self {
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            while receiver.recv().is_ok() {
-                // One wait serves all requests so far.
-                while receiver.try_recv().is_ok() {}
-                if let Err(error) = device.poll(wgpu::PollType::wait_indefinitely()) {
+            for submission_index in receiver {
+                if let Err(error) = device.poll(wgpu::PollType::Wait { submission_index, timeout: None }) {
                     log::warn!("waiting for the device: {error}");
                 }
             }
@@ -469,9 +477,10 @@ impl Poller {
         Self { requests: Some(sender), thread: Some(thread) }
     }
 
-    fn wake(&self) {
+    /// Waits for a submit, or for all so far.
+    fn wait_for(&self, submit: Option<wgpu::SubmissionIndex>) {
         if let Some(requests) = &self.requests {
-            let _ = requests.send(());
+            let _ = requests.send(submit);
         }
     }
 }

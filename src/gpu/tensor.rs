@@ -266,11 +266,11 @@ impl Tensor {
         if let Ok(staging) = &staging {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(self.buffer(), start, staging, 0, size);
-            gpu.submit(encoder, &[], 0.0);
+            let submit = gpu.submit(encoder, &[], 0.0);
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 let _ = sender.send(result);
             });
-            gpu.wake_poller();
+            gpu.wait_for(&submit);
         }
         async move {
             let staging = staging?;

@@ -1,5 +1,5 @@
-//! How long work will still take, over all of its phases: what is left of each kind of it, at the speed that was measured of that kind, or
-//! guessed from one that was.
+//! How long work will still take, over all of its phases: what is left of each kind of it, at the speed that was
+//! measured of that kind, or guessed from one that was.
 
 use std::time::Instant;
 
@@ -44,14 +44,10 @@ impl Part {
         let (units, seconds) = (self.done - self.first.0, self.seconds - self.first.1);
         (units > 0.0).then(|| seconds / units)
     }
-
-    /// The same of the first piece, while there is no other.
-    fn first_rate(&self) -> Option<f64> {
-        (self.done > 0.0).then(|| self.seconds / self.done)
-    }
 }
 
-/// Work that grows with the length of answers that are not drawn yet: tokens without them, and how often such an answer is in it.
+/// Work that grows with the length of answers that are not drawn yet: tokens without them, and how often such an
+/// answer is in it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Growing {
     pub tokens: f64,
@@ -117,14 +113,12 @@ impl Forecast {
         self.last = now;
     }
 
-    /// Seconds to the end; `None` before anything was done.
+    /// Seconds to the end; `None` before a second piece of any kind is done, as the first one's time says little.
     pub fn left(&self) -> Option<f64> {
         // The kind that took the longest stands for those that nothing is known of.
-        let longest = |rate: fn(&Part) -> Option<f64>| {
-            let rates = (0..4).filter_map(|i| Some((i, rate(&self.parts[i])?)));
-            rates.max_by(|a, b| self.parts[a.0].seconds.total_cmp(&self.parts[b.0].seconds))
-        };
-        let (known, rate) = longest(Part::rate).or_else(|| longest(Part::first_rate))?;
+        let rates = (0..4).filter_map(|i| Some((i, self.parts[i].rate()?)));
+        let (known, rate) =
+            rates.max_by(|a, b| self.parts[a.0].seconds.total_cmp(&self.parts[b.0].seconds))?;
         let of = |i: usize| {
             let part = &self.parts[i];
             part.left * part.rate().unwrap_or(rate * COSTS[i] / COSTS[known])
@@ -133,8 +127,8 @@ impl Forecast {
     }
 }
 
-/// How long answers get, from those that are being drawn: of `answers` finished ones and `tokens` drawn so far, where none gets longer than
-/// `most`. Every token may be the last with the same chance, which is estimated from both.
+/// How long answers get, from those that are being drawn: of `answers` finished ones and `tokens` drawn so far,
+/// where none gets longer than `most`. Every token may be the last with the same chance, which is estimated from both.
 pub fn expected_length(answers: usize, tokens: usize, most: usize) -> f64 {
     let most = most as f64;
     let chance = answers as f64 / tokens.max(1) as f64;
@@ -168,7 +162,7 @@ mod tests {
     fn the_first_piece_of_a_kind_does_not_count_once_there_is_another() {
         let mut part = Part { left: 10.0, ..Part::default() };
         part.add(1.0, 100.0);
-        assert_eq!((part.rate(), part.first_rate()), (None, Some(100.0)));
+        assert_eq!(part.rate(), None);
         part.add(2.0, 4.0);
         assert_eq!((part.rate(), part.left), (Some(2.0), 7.0));
     }
@@ -179,6 +173,7 @@ mod tests {
         forecast.set_left(Work::Train, 10.0);
         forecast.did(Work::Train, 4.0);
         assert_eq!((forecast.parts[2].left, forecast.parts[2].done), (6.0, 4.0));
+        assert_eq!(forecast.left(), None);
         forecast.did(Work::Train, 40.0);
         assert_eq!(forecast.left(), Some(0.0));
     }

@@ -18,6 +18,7 @@ use super::stop::{StopReason, StopRule};
 use crate::config::{Method, Takes};
 use crate::data::Example;
 use crate::data::packing::{Group, split};
+use crate::gpu::Tier;
 use crate::optim::Schedule;
 use crate::{Error, Result};
 
@@ -159,11 +160,16 @@ impl<'a> Run<'a> {
         watched: bool,
     ) -> Result<StopReason> {
         let (mut flying, mut last) = (None, None);
+        // A submit to a software adapter returns when it is done, so that a step's time passes before it is on its way.
+        let done_at_once = self.gpu.tier() == Tier::Software;
         for step in course.step..total {
             let batch = order.next();
             self.refresh_anchors(step, &batch).await?;
             let done = step + 1;
             let submitted = self.submit(step, &batch, schedule.rate(step), order.epochs(done)).await?;
+            if done_at_once {
+                self.forecast.did(Work::Train, submitted.tokens as f64);
+            }
             let judged = watched && (done % self.config.stop.eval_steps == 0 || done == total);
             let wanted = done < total && self.observer.wants_state(done);
             // A step is looked at when the next is on its way, or when the state after it is needed.
@@ -174,7 +180,8 @@ impl<'a> Run<'a> {
             for landed in land_all(due, &mut last).await? {
                 let metrics = course.sums.add((self.method(), loss_of(self.config)), &landed);
                 self.observer.step(&metrics)?;
-                tell(&mut *self.observer, &mut self.forecast, Work::Train, landed.tokens);
+                let newly = if done_at_once { 0 } else { landed.tokens };
+                tell(&mut *self.observer, &mut self.forecast, Work::Train, newly);
                 self.observer.advance(1, landed.tokens)?;
                 if landed.is_finite() {
                     if let Some(text) = course.collapse.see(&metrics, self.config.stop.max_kl) {
