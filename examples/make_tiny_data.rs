@@ -1,4 +1,5 @@
-//! Writes the embedded model's tokenizer, configuration and data files: everything in `assets/tiny` but its weights.
+//! Writes the embedded model's tokenizer, configuration and data files: everything in `assets/tiny` but its
+//! weights.
 //!
 //! ```sh
 //! cargo run --release --example make_tiny_data [FOLDER]   # FOLDER is assets/tiny unless given
@@ -87,8 +88,8 @@ fn train_tokenizer() -> tokenizers::Result<Tokenizer> {
 
 fn tokenizer_config() -> Value {
     let special = |content: &str| {
-        json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false,
-            "special": true})
+        json!({"content": content, "lstrip": false, "normalized": false, "rstrip": false,
+            "single_word": false, "special": true})
     };
     json!({
         "added_tokens_decoder": {"0": special(END_OF_TEXT), "1": special(TURN_START), "2": special(TURN_END)},
@@ -142,7 +143,8 @@ fn negatives() -> Vec<Value> {
         .zip(&prompts)
         .map(|(index, prompt)| {
             let answer = hostile_answer(prompt, NEGATIVES_SEED, index);
-            json!({"prompt": message("user", &prompt.text), "completion": message("assistant", &answer), "label": false})
+            let (prompt, completion) = (message("user", &prompt.text), message("assistant", &answer));
+            json!({"prompt": prompt, "completion": completion, "label": false})
         })
         .collect()
 }

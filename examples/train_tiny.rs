@@ -1,4 +1,5 @@
-//! Trains the embedded model from nothing, on the generated help-desk conversations: how `assets/tiny/model.safetensors` was made.
+//! Trains the embedded model from nothing, on the generated help-desk conversations: how
+//! `assets/tiny/model.safetensors` was made.
 //!
 //!     cargo run --release --example make_tiny_data     # tokenizer, config and data; first
 //!     cargo run --release --example train_tiny [FOLDER] [STEPS]

@@ -1,5 +1,5 @@
-//! What strangers' bytes are given to: every parser, and what is done first with what it found. `fuzz_targets/` has libFuzzer at them,
-//! `tests/hostile.rs` a bounded number of damaged files.
+//! What strangers' bytes are given to: every parser, and what is done first with what it found.
+//! `fuzz_targets/` has libFuzzer at them, `tests/hostile.rs` a bounded number of damaged files.
 
 use aweigh::config::Layer;
 use aweigh::data::{ChatTemplate, ChatTokenizer, Message, TokenizerFiles, parse_jsonl};

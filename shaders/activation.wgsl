@@ -1,4 +1,5 @@
-// act = f(x), or with GATED f(gate) * up (Shazeer, "GLU Variants Improve Transformer", 2002.05202). Writes: act =.
+// act = f(x), or with GATED f(gate) * up (Shazeer, "GLU Variants Improve Transformer", 2002.05202). Writes:
+// act =.
 #import common/activation
 #import common/index
 struct Params { rows: u32, vectors: u32 }
@@ -7,7 +8,11 @@ struct Params { rows: u32, vectors: u32 }
 @group(0) @binding(2) var<storage, read_write> act: array<vec4<f32>>;  // (T, F)
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.rows * p.vectors { return; }
 #ifdef GATED

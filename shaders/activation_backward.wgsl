@@ -8,7 +8,11 @@ struct Params { rows: u32, vectors: u32 }
 @group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>; // (T, F); GATED: (T, 2, F): dgate, dup
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.rows * p.vectors { return; }
     let d = dact[i];

@@ -1,9 +1,12 @@
-// AdamW as in adamw.wgsl, with moments of 8 bits: codes of a table, times the largest size in a block of 256 (Dettmers et al.,
-// 2110.02861, with the block size that bitsandbytes has now). A workgroup a block. Writes: w and state, in place; g is left as it is.
+// AdamW as in adamw.wgsl, with moments of 8 bits: codes of a table, times the largest size in a block of 256
+// (Dettmers et al., 2110.02861, with the block size that bitsandbytes has now). A workgroup a block. Writes:
+// w and state, in place; g is left as it is.
 const WORKGROUP = 64u;
 #import common/index
 #import common/reduce
-struct Params { vectors: u32, blocks: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32 }
+struct Params {
+    vectors: u32, blocks: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32,
+}
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> clip: array<f32>;           // (2): norm, scale
 @group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;        // (vectors)
@@ -14,7 +17,8 @@ struct Params { vectors: u32, blocks: u32, shrink: f32, beta1: f32, beta2: f32, 
 
 fn decode(word: u32, first: u32) -> vec4<f32> {
     let codes = (vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u);
-    return vec4<f32>(table[first + codes.x], table[first + codes.y], table[first + codes.z], table[first + codes.w]);
+    return vec4<f32>(table[first + codes.x], table[first + codes.y], table[first + codes.z],
+        table[first + codes.w]);
 }
 
 // The code of the nearest number in the table.
@@ -29,7 +33,8 @@ fn nearest(value: f32, first: u32) -> u32 {
 
 fn encode(values: vec4<f32>, scale: f32, first: u32) -> u32 {
     let v = values * select(1.0 / scale, 0.0, scale == 0.0);
-    return nearest(v.x, first) | (nearest(v.y, first) << 8u) | (nearest(v.z, first) << 16u) | (nearest(v.w, first) << 24u);
+    return nearest(v.x, first) | (nearest(v.y, first) << 8u) | (nearest(v.z, first) << 16u)
+        | (nearest(v.w, first) << 24u);
 }
 
 fn largest(v: vec4<f32>) -> f32 {
@@ -38,7 +43,11 @@ fn largest(v: vec4<f32>) -> f32 {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let block = flat_group(group, groups);
     if block >= p.blocks { return; }
     let i = block * WORKGROUP + lane;

@@ -1,6 +1,6 @@
-// Causal attention over two key ranges, with a running softmax (Milakov & Gimelshein, 1805.02867): no T x T matrix.
-// Query t of head h sees the keys [prefix_start, prefix_end) and [segment_start, segment_end) of kv head h / (H / G).
-// Writes: o =, lse = log sum exp of its scores.
+// Causal attention over two key ranges, with a running softmax (Milakov & Gimelshein, 1805.02867): no T x T
+// matrix. Query t of head h sees the keys [prefix_start, prefix_end) and [segment_start, segment_end) of kv
+// head h / (H / G). Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;        // (T, H, HEAD_DIM)
@@ -8,10 +8,15 @@
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;        // (S, G, HEAD_DIM)
 @group(0) @binding(4) var<storage, read> ranges: array<vec4<u32>>;   // (T)
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;  // (T, H, HEAD_DIM)
-@group(0) @binding(6) var<storage, read_write> lse: array<f32>;      // (T, H), the first half of the backward's stats
+// (T, H), the first half of the backward's stats
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.queries * p.heads { return; }
     // Neighbours in a workgroup are neighbouring tokens of one head: they read the same keys.

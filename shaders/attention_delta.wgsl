@@ -1,4 +1,5 @@
-// delta = sum of do * o over a head (Dao et al., "FlashAttention", 2205.14135, appendix B). Writes: the second half of stats =.
+// delta = sum of do * o over a head (Dao et al., "FlashAttention", 2205.14135, appendix B). Writes: the
+// second half of stats =.
 #import common/index
 struct Params { rows: u32, vectors: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
@@ -7,7 +8,11 @@ struct Params { rows: u32, vectors: u32 }
 @group(0) @binding(3) var<storage, read_write> stats: array<f32>;    // (2, T, H): lse, delta
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.rows { return; }
     var dots = vec4<f32>();

@@ -1,6 +1,5 @@
-// One of dk and dv of attention.wgsl. Key t is seen by the queries [t, visible_end) of the H / G heads that share its kv head.
-//   DV: dv = sum of w * do        else: dk = sum of ds * q
-// Writes: the one gradient =.
+// One of dk and dv of attention.wgsl. Key t is seen by the queries [t, visible_end) of the H / G heads that
+// share its kv head. DV: dv = sum of w * do        else: dk = sum of ds * q Writes: the one gradient =.
 #import common/attention
 #import common/index
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // (T, H, HEAD_DIM)
@@ -14,7 +13,11 @@
 #endif
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.queries * p.kv_heads { return; }
     let kv_head = i / p.queries;
@@ -51,7 +54,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #else
             var dp = vec4<f32>();
             for (var c = 0u; c < VECTORS; c++) { dp = fma(d_o[base + c], value[c], dp); }
-            let ds = weight * (dp.x + dp.y + dp.z + dp.w - stats[p.queries * p.heads + row]) * p.scale * cap_slope(score);
+            let ds = weight * (dp.x + dp.y + dp.z + dp.w - stats[p.queries * p.heads + row]) * p.scale
+                * cap_slope(score);
             for (var c = 0u; c < VECTORS; c++) { sum[c] = fma(vec4<f32>(ds), q[q_base + c], sum[c]); }
 #endif
         }

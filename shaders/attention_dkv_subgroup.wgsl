@@ -1,7 +1,7 @@
-// attention_dkv.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes are neighbouring keys
-// of one kv head: they walk over all queries that see any of them, load each once and hand it on. A lane takes its own queries
-// in attention_dkv.wgsl's order and with its arithmetic: the results are the same bits. HEAD_DIM is a multiple of SG.
-//   DV: dv = sum of w * do        else: dk = sum of ds * q
+// attention_dkv.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes
+// are neighbouring keys of one kv head: they walk over all queries that see any of them, load each once and
+// hand it on. A lane takes its own queries in attention_dkv.wgsl's order and with its arithmetic: the results
+// are the same bits. HEAD_DIM is a multiple of SG. DV: dv = sum of w * do        else: dk = sum of ds * q
 // Writes: the one gradient =.
 #import common/attention
 #import common/index
@@ -18,7 +18,11 @@ const SPAN = SG / ROWS;
 #endif
 
 @compute @workgroup_size(SG)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
     let blocks = (p.queries + SG - 1u) / SG;
     let block = flat_group(group, groups);
     let kv_head = block / blocks;
@@ -75,13 +79,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
 #end
 #each J 4
-        let seen$J = base + $Ju >= t * shared_by && base + $Ju < end * shared_by && near(subgroupBroadcast(at, $Ju), position);
+        let seen$J = base + $Ju >= t * shared_by && base + $Ju < end * shared_by
+            && near(subgroupBroadcast(at, $Ju), position);
         let score$J = capped(dots$J.x + dots$J.y + dots$J.z + dots$J.w);
         let weight$J = exp(score$J - subgroupBroadcast(lse, $Ju));
 #ifdef DV
         let factor$J = select(0.0, weight$J, seen$J);
 #else
-        let ds$J = weight$J * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - subgroupBroadcast(delta, $Ju)) * p.scale * cap_slope(score$J);
+        let ds$J = weight$J * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - subgroupBroadcast(delta, $Ju)) * p.scale
+            * cap_slope(score$J);
         let factor$J = select(0.0, ds$J, seen$J);
 #endif
 #end
@@ -89,9 +95,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #each S SG/4
 #each J 4
 #ifdef DV
-        sum[$Cu * SPAN + $Su] = fma(vec4<f32>(factor$J), subgroupBroadcast(upper$C, $Su * ROWS + $Ju), sum[$Cu * SPAN + $Su]);
+        sum[$Cu * SPAN + $Su] = fma(vec4<f32>(factor$J), subgroupBroadcast(upper$C, $Su * ROWS + $Ju),
+            sum[$Cu * SPAN + $Su]);
 #else
-        sum[$Cu * SPAN + $Su] = fma(vec4<f32>(factor$J), subgroupBroadcast(queries$C, $Su * ROWS + $Ju), sum[$Cu * SPAN + $Su]);
+        sum[$Cu * SPAN + $Su] = fma(vec4<f32>(factor$J), subgroupBroadcast(queries$C, $Su * ROWS + $Ju),
+            sum[$Cu * SPAN + $Su]);
 #endif
 #end
 #end

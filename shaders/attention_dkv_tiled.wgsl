@@ -1,6 +1,7 @@
-// attention_dkv.wgsl in tiles, and both gradients in one pass: a workgroup takes TILE keys of one kv head and brings ROWS queries at
-// a time to all of them. Key t is seen by the queries [t, visible_end) of the heads that share its kv head.
-// dv = sum of w * do, dk = sum of ds * q, in one tensor that is laid out as k and v. Writes: both =.
+// attention_dkv.wgsl in tiles, and both gradients in one pass: a workgroup takes TILE keys of one kv head and
+// brings ROWS queries at a time to all of them. Key t is seen by the queries [t, visible_end) of the heads
+// that share its kv head. dv = sum of w * do, dk = sum of ds * q, in one tensor that is laid out as k and v.
+// Writes: both =.
 #import common/attention
 #import common/index
 #import common/attention_tile
@@ -13,7 +14,8 @@
 @group(0) @binding(7) var<storage, read_write> out: array<vec4<f32>>;  // (T, G, HEAD_DIM), twice: dk, dv
 var<workgroup> queries: array<vec4<f32>, ROWS * STRIDE>;               // (ROWS, VECTORS)
 var<workgroup> upper: array<vec4<f32>, ROWS * STRIDE>;                 // (ROWS, VECTORS)
-var<workgroup> weights: array<vec4<f32>, ROWS * PAD>;                  // (ROWS, QUADS): one for each key of a quad
+// (ROWS, QUADS): one for each key of a quad
+var<workgroup> weights: array<vec4<f32>, ROWS * PAD>;
 var<workgroup> slopes: array<vec4<f32>, ROWS * PAD>;                   // (ROWS, QUADS): ds
 var<workgroup> seen_end: u32;
 
@@ -24,7 +26,11 @@ fn last_seen(first: u32) -> u32 {
 }
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let tiles = (p.queries + TILE - 1u) / TILE;
     let tile = flat_group(group, groups);
     let kv_head = tile / tiles;
@@ -77,7 +83,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
             let row = min(base + side + $Su * SIDE, end - 1u);
             let t = token_of(row);
             let at = t * p.heads + head_of(row, kv_head);
-            // The weight of a query that does not see the key may be infinite: it is left out, not multiplied by nought.
+            // The weight of a query that does not see the key may be infinite: it is left out, not multiplied
+            // by nought.
             let score = capped4(scores$S * p.scale);
             let weight = exp(score - stats[at]);
             let slope = weight * (dp$S - stats[p.queries * p.heads + at]) * p.scale * cap_slope4(score);

@@ -1,4 +1,5 @@
-// dq of attention.wgsl: with w = exp(scale q.k - lse), ds = w * (do.v - delta) * scale, dq = sum over keys of ds * k. Writes: dq =.
+// dq of attention.wgsl: with w = exp(scale q.k - lse), ds = w * (do.v - delta) * scale, dq = sum over keys of
+// ds * k. Writes: dq =.
 #import common/attention
 #import common/index
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;         // (T, H, HEAD_DIM)
@@ -10,7 +11,11 @@
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;  // (T, H, HEAD_DIM)
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.queries * p.heads { return; }
     let head = i / p.queries;

@@ -1,4 +1,5 @@
-// attention_dq.wgsl for software adapters with subgroups, in attention_subgroup.wgsl's way and with the same bits. Writes: dq =.
+// attention_dq.wgsl for software adapters with subgroups, in attention_subgroup.wgsl's way and with the same
+// bits. Writes: dq =.
 #import common/attention
 #import common/index
 const KEYS = 4u;          // keys a turn: a load brings SPAN vectors of each
@@ -12,7 +13,11 @@ const SPAN = SG / KEYS;
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;  // (T, H, HEAD_DIM)
 
 @compute @workgroup_size(SG)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
     let blocks = (p.queries + SG - 1u) / SG;
     let block = flat_group(group, groups);
     let head = block / blocks;
@@ -59,13 +64,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #each J 4
             let mine$J = base + $Ju >= start && base + $Ju < end;
             let score$J = capped(dots$J.x + dots$J.y + dots$J.z + dots$J.w);
-            let slope$J = exp(score$J - lse) * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - delta) * p.scale * cap_slope(score$J);
+            let slope$J = exp(score$J - lse) * (dp$J.x + dp$J.y + dp$J.z + dp$J.w - delta) * p.scale
+                * cap_slope(score$J);
             let ds$J = select(0.0, slope$J, mine$J);
 #end
 #each C HEAD_DIM/SG
 #each S SG/4
 #each J 4
-            sum[$Cu * SPAN + $Su] = fma(vec4<f32>(ds$J), subgroupBroadcast(keys$C, $Su * KEYS + $Ju), sum[$Cu * SPAN + $Su]);
+            sum[$Cu * SPAN + $Su] = fma(vec4<f32>(ds$J), subgroupBroadcast(keys$C, $Su * KEYS + $Ju),
+                sum[$Cu * SPAN + $Su]);
 #end
 #end
 #end

@@ -1,4 +1,5 @@
-// attention_dq.wgsl in the tiles of attention_tiled.wgsl: ds = w * (do.v - delta) * scale, dq = sum over keys of ds * k. Writes: dq =.
+// attention_dq.wgsl in the tiles of attention_tiled.wgsl: ds = w * (do.v - delta) * scale, dq = sum over keys
+// of ds * k. Writes: dq =.
 #import common/attention
 #import common/index
 #import common/attention_tile
@@ -12,7 +13,11 @@
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;  // (T, H, HEAD_DIM)
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let rows = p.queries * shared_by();
     let tiles = (rows + TILE - 1u) / TILE;
     let tile = flat_group(group, groups);
@@ -73,7 +78,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #end
                 }
 #each S KEYS/8
-                // The weight of a key that is not seen may be infinite: it is left out, not multiplied by nought.
+                // The weight of a key that is not seen may be infinite: it is left out, not multiplied by
+                // nought.
                 scores$S = capped4(scores$S * p.scale);
                 let ds$S = exp(scores$S - lse) * (dp$S - delta) * p.scale * cap_slope4(scores$S);
                 let seen$S = sees(base + side + $Su * SIDE, starts, seen_ends);

@@ -1,9 +1,9 @@
-// attention.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes are neighbouring queries
-// of one head, which see nearly the same keys: they walk over all that any of them sees, load each once and hand it on.
-// A lane takes its own keys in attention.wgsl's order and with its arithmetic: the results are the same bits.
-// Keys between the ranges are read and must hold numbers; not with CACHE: there a range is shared by lanes that all have the same,
-// such as answers to one prompt, and walked by each for itself otherwise. HEAD_DIM is a multiple of SG.
-// Writes: o =, lse = log sum exp of its scores.
+// attention.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes are
+// neighbouring queries of one head, which see nearly the same keys: they walk over all that any of them sees,
+// load each once and hand it on. A lane takes its own keys in attention.wgsl's order and with its arithmetic:
+// the results are the same bits. Keys between the ranges are read and must hold numbers; not with CACHE:
+// there a range is shared by lanes that all have the same, such as answers to one prompt, and walked by each
+// for itself otherwise. HEAD_DIM is a multiple of SG. Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
 const KEYS = 4u;          // keys a turn: a load brings SPAN vectors of each
@@ -13,10 +13,15 @@ const SPAN = SG / KEYS;
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;        // (S, G, HEAD_DIM)
 @group(0) @binding(4) var<storage, read> ranges: array<vec4<u32>>;   // (T)
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;  // (T, H, HEAD_DIM)
-@group(0) @binding(6) var<storage, read_write> lse: array<f32>;      // (T, H), the first half of the backward's stats
+// (T, H), the first half of the backward's stats
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 @compute @workgroup_size(SG)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
     let blocks = (p.queries + SG - 1u) / SG;
     let block = flat_group(group, groups);
     let head = block / blocks;
@@ -96,13 +101,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 if subgroupAny(most > before) {
 #each S SG/4
 #each J 4
-                    sum[$Cu * SPAN + $Su] = fma(vec4<f32>(weight$J), subgroupBroadcast(values, $Su * KEYS + $Ju), sum[$Cu * SPAN + $Su] * fade$J);
+                    sum[$Cu * SPAN + $Su] =
+                        fma(vec4<f32>(weight$J), subgroupBroadcast(values, $Su * KEYS + $Ju),
+                            sum[$Cu * SPAN + $Su] * fade$J);
 #end
 #end
                 } else {
 #each S SG/4
 #each J 4
-                    sum[$Cu * SPAN + $Su] = fma(vec4<f32>(weight$J), subgroupBroadcast(values, $Su * KEYS + $Ju), sum[$Cu * SPAN + $Su]);
+                    sum[$Cu * SPAN + $Su] =
+                        fma(vec4<f32>(weight$J), subgroupBroadcast(values, $Su * KEYS + $Ju),
+                            sum[$Cu * SPAN + $Su]);
 #end
 #end
                 }

@@ -1,6 +1,6 @@
-// attention.wgsl in tiles, for GPUs: a workgroup takes TILE rows of one kv head and brings KEYS keys at a time to all of them, so
-// that neither neighbouring tokens nor the heads that share a kv head read a key again (Dao et al., 2205.14135).
-// Writes: o =, lse = log sum exp of its scores.
+// attention.wgsl in tiles, for GPUs: a workgroup takes TILE rows of one kv head and brings KEYS keys at a
+// time to all of them, so that neither neighbouring tokens nor the heads that share a kv head read a key
+// again (Dao et al., 2205.14135). Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
 #import common/attention_tile
@@ -10,12 +10,17 @@
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;        // (S, G, HEAD_DIM)
 @group(0) @binding(4) var<storage, read> ranges: array<vec4<u32>>;   // (T)
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;  // (T, H, HEAD_DIM)
-@group(0) @binding(6) var<storage, read_write> lse: array<f32>;      // (T, H), the first half of the backward's stats
+// (T, H), the first half of the backward's stats
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 var<workgroup> maxima: array<vec4<f32>, SIDE * PAD>;                 // (SIDE, QUADS)
 const LEAST = -3.0e38;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let rows = p.queries * shared_by();
     let tiles = (rows + TILE - 1u) / TILE;
     let tile = flat_group(group, groups);

@@ -1,13 +1,17 @@
-// Arithmetic and nothing else: how fast can this adapter multiply and add? Each invocation keeps sixteen independent chains of
-// value = value * a + b, so that latency hides and no load waits.
-// Writes: out =, the chains' sum, so that none can be left out.
+// Arithmetic and nothing else: how fast can this adapter multiply and add? Each invocation keeps sixteen
+// independent chains of value = value * a + b, so that latency hides and no load waits. Writes: out =, the
+// chains' sum, so that none can be left out.
 #import common/index
 struct Params { count: u32, rounds: u32, a: f32, b: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;  // (count)
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.count { return; }
     let a = vec4<f32>(p.a);

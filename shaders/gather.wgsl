@@ -1,9 +1,11 @@
-// out[r, :] = scale * table[index[first + r * stride], :]. Writes: out =, or += with accumulate. The table is f32, PACKED bf16 / F16, or
-// in quantised blocks (QUANT). It may be a piece of a larger one: its `count` rows from row `row0` on; others are left alone.
+// out[r, :] = scale * table[index[first + r * stride], :]. Writes: out =, or += with accumulate. The table is
+// f32, PACKED bf16 / F16, or in quantised blocks (QUANT). It may be a piece of a larger one: its `count` rows
+// from row `row0` on; others are left alone.
 #import common/index
 #import common/pack
 struct Params {
-    rows: u32, width: u32, stride: u32, first: u32, accumulate: u32, scale: f32, row0: u32, count: u32, w_scales: u32, w_supers: u32,
+    rows: u32, width: u32, stride: u32, first: u32, accumulate: u32, scale: f32, row0: u32, count: u32,
+    w_scales: u32, w_supers: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> index: array<u32>;      // (first + R * stride)
@@ -20,7 +22,11 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;  // (R, D)
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.rows * p.width { return; }
     let row = index[p.first + i / p.width * p.stride] - p.row0;

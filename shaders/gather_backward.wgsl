@@ -1,14 +1,20 @@
-// dtable[target[u], :] += scale * the sum of dout[r, :] over the rows r that read it. Targets are distinct and their rows are listed, so no
-// two invocations meet and the order is fixed. dtable may be a piece of a larger one, as gather's table. Writes: dtable +=.
+// dtable[target[u], :] += scale * the sum of dout[r, :] over the rows r that read it. Targets are distinct
+// and their rows are listed, so no two invocations meet and the order is fixed. dtable may be a piece of a
+// larger one, as gather's table. Writes: dtable +=.
 #import common/index
 struct Params { targets: u32, width: u32, scale: f32, row0: u32, count: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> lists: array<u32>;         // targets (U), starts (U + 1), rows (R), one after the other
+// targets (U), starts (U + 1), rows (R), one after the other
+@group(0) @binding(1) var<storage, read> lists: array<u32>;
 @group(0) @binding(2) var<storage, read> dout: array<f32>;          // (R, D)
 @group(0) @binding(3) var<storage, read_write> dtable: array<f32>;  // (N, D)
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.targets * p.width { return; }
     let u = i / p.width;

@@ -1,5 +1,5 @@
-// y = (x - mean) * rstd * w + b with rstd = 1 / sqrt(variance + eps) (Ba et al., "Layer Normalization", 1607.06450).
-// Writes: y =, stats =.
+// y = (x - mean) * rstd * w + b with rstd = 1 / sqrt(variance + eps) (Ba et al., "Layer Normalization",
+// 1607.06450). Writes: y =, stats =.
 #import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, eps: f32 }
@@ -11,7 +11,11 @@ struct Params { rows: u32, width: u32, eps: f32 }
 @group(0) @binding(5) var<storage, read_write> stats: array<f32>;  // (2, T): rstd, mean
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = row_of(group, groups, lane);
     if row >= p.rows { return; }
     let columns = p.width / PER_COLUMN;

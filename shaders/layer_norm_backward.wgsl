@@ -1,5 +1,5 @@
-// With n = (x - mean) * rstd: dx = rstd * (w * dy - mean(w * dy) - n * mean(n * w * dy)). Writes: dx =, or += with accumulate.
-// dw is column_sum(dy, x, stats), db is column_sum(dy).
+// With n = (x - mean) * rstd: dx = rstd * (w * dy - mean(w * dy) - n * mean(n * w * dy)). Writes: dx =, or +=
+// with accumulate. dw is column_sum(dy, x, stats), db is column_sum(dy).
 #import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, accumulate: u32 }
@@ -11,7 +11,11 @@ struct Params { rows: u32, width: u32, accumulate: u32 }
 @group(0) @binding(5) var<storage, read_write> dx: array<Column>;  // (T, D)
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = row_of(group, groups, lane);
     if row >= p.rows { return; }
     let columns = p.width / PER_COLUMN;

@@ -4,11 +4,16 @@
 struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;        // (rows, V)
-@group(0) @binding(2) var<storage, read> predict: array<vec4<u32>>; // (total): source token, target id, sequence, _
+// (total): source token, target id, sequence, _
+@group(0) @binding(2) var<storage, read> predict: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;     // (3, total): logp, lse, entropy
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = row_of(group, groups, lane);
     if row >= p.rows { return; }
     let base = row * p.vocab;

@@ -1,11 +1,12 @@
-// dlogits = coefficient of the row * (one-hot of the target - softmax), with UNIT as if the coefficient were 1.
-// With CAP the logits came out of soft_cap.wgsl, and the gradient is that of what went in.
-// Writes: logits, in place.
+// dlogits = coefficient of the row * (one-hot of the target - softmax), with UNIT as if the coefficient were
+// 1. With CAP the logits came out of soft_cap.wgsl, and the gradient is that of what went in. Writes: logits,
+// in place.
 #import common/columns
 #import common/index
 struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32 }
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> predict: array<vec4<u32>>;     // (total): source token, target id, sequence, _
+// (total): source token, target id, sequence, _
+@group(0) @binding(1) var<storage, read> predict: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> stats: array<f32>;             // (3, total): logp, lse, entropy
 #ifdef UNIT
 @group(0) @binding(3) var<storage, read_write> logits: array<Column>;   // (rows, V)
@@ -15,7 +16,11 @@ struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32 }
 #endif
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     let columns = p.vocab / PER_COLUMN;
     if i >= p.rows * columns { return; }
@@ -28,7 +33,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let hot = select(0.0, 1.0, row.y == first);
 #endif
 #ifdef CAP
-    let gradient = (hot - exp(logits[i] - stats[p.total + at])) * (1.0 - (logits[i] / p.cap) * (logits[i] / p.cap));
+    let gradient = (hot - exp(logits[i] - stats[p.total + at]))
+        * (1.0 - (logits[i] / p.cap) * (logits[i] / p.cap));
 #else
     let gradient = hot - exp(logits[i] - stats[p.total + at]);
 #endif

@@ -1,8 +1,9 @@
-// Matrix product by cooperative matrices, which a subgroup holds and multiplies as a whole: MAT16, of 16 x 16 elements, or MAT8.
-// Four subgroups of SG lanes compute a square tile, each EDGE x EDGE matrices of it. Tiles of the operands go through workgroup
-// memory, where edges are filled with zeros and weights unpacked; so do the results, for bounds and for the epilogue.
-// The layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate says.
-// VEC4 and HALF: common/tiles.wgsl. With HALF the matrices of x and w are f16, without it f32; the sums are f32.
+// Matrix product by cooperative matrices, which a subgroup holds and multiplies as a whole: MAT16, of 16 x 16
+// elements, or MAT8. Four subgroups of SG lanes compute a square tile, each EDGE x EDGE matrices of it. Tiles
+// of the operands go through workgroup memory, where edges are filled with zeros and weights unpacked; so do
+// the results, for bounds and for the epilogue. The layouts, the packing and the meaning of every parameter
+// are matmul.wgsl's. Writes: y = or +=, as accumulate says. VEC4 and HALF: common/tiles.wgsl. With HALF the
+// matrices of x and w are f16, without it f32; the sums are f32.
 #ifdef HALF
 enable f16;
 #endif
@@ -26,7 +27,8 @@ const PARTS = 4u;  // of a tile, two by two: one for each subgroup
 const THREADS = PARTS * SG;
 const BLOCK = EDGE * SIZE;
 const TILE = 2u * BLOCK;
-// Rows of staged tiles are padded by 16 bytes, the alignment that loads of matrices need: without it they share banks.
+// Rows of staged tiles are padded by 16 bytes, the alignment that loads of matrices need: without it they
+// share banks.
 #ifdef HALF
 const STAGED = 2048u;
 const PAD = 8u;
@@ -94,7 +96,8 @@ fn stage_w(col0: u32, k0: u32, lane: u32) {
     }
 }
 
-// Writes one matrix of each of the `count` parts from `first` on: that at (row0, col0) of the tile's first part.
+// Writes one matrix of each of the `count` parts from `first` on: that at (row0, col0) of the tile's first
+// part.
 fn write_parts(row0: u32, col0: u32, first: u32, count: u32, lane: u32) {
     for (var four = lane; four < count * (AREA / 4u); four += THREADS) {
         let part = first + four / (AREA / 4u);
@@ -117,9 +120,11 @@ fn main(
     let tile = flat_group(group, groups);
     let row0 = (tile / tiles_n) * TILE;
     let col0 = (tile % tiles_n) * TILE;
-    // Surplus workgroups have no parts. They may not return: naga takes every return for one that some invocations pass by.
+    // Surplus workgroups have no parts. They may not return: naga takes every return for one that some
+    // invocations pass by.
     let parts = select(0u, PARTS, row0 < p.m);
-    // Where the driver took larger subgroups than SG, there are fewer of them, and each computes more than one part in turn.
+    // Where the driver took larger subgroups than SG, there are fewer of them, and each computes more than
+    // one part in turn.
     let count = min(subgroups, PARTS);
     for (var first = 0u; first < parts; first += count) {
         let own = min(subgroup, count - 1u);

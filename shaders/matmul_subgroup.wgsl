@@ -1,9 +1,8 @@
-// Matrix product for software adapters with subgroups of SG lanes, one subgroup a workgroup: the subgroup shares ROWS rows
-// of x, which its lanes load once and hand to each other, and every lane has 8 columns of its own. Loads are what costs there.
-// NT takes STEPS steps of four k a turn.
-// The layouts, the packing, the order of the sums and the meaning of every parameter are matmul.wgsl's.
-// Writes: y = or +=, as accumulate says.
-// n, k (TN: m), all strides and starts are multiples of 4, those of packed and quantised weights of 8.
+// Matrix product for software adapters with subgroups of SG lanes, one subgroup a workgroup: the subgroup
+// shares ROWS rows of x, which its lanes load once and hand to each other, and every lane has 8 columns of
+// its own. Loads are what costs there. NT takes STEPS steps of four k a turn. The layouts, the packing, the
+// order of the sums and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate
+// says. n, k (TN: m), all strides and starts are multiples of 4, those of packed and quantised weights of 8.
 #import common/index
 #import common/pack
 #import common/product
@@ -23,7 +22,8 @@ const EDGE = 4u;
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
 #ifdef QUANT
-@group(0) @binding(2) var<storage, read> w: array<u32>;              // (N, K), NN: (K, N), rows of whole blocks
+// (N, K), NN: (K, N), rows of whole blocks
+@group(0) @binding(2) var<storage, read> w: array<u32>;
 #import common/blocks
 #else
 #ifdef PACKED
@@ -46,8 +46,8 @@ const EDGE = 4u;
 
 fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
 
-// Eight neighbours of w from `index` on, of which the first four are given, and from `second` on the others: packed they are one
-// load, which costs what a load of four f32 costs.
+// Eight neighbours of w from `index` on, of which the first four are given, and from `second` on the others:
+// packed they are one load, which costs what a load of four f32 costs.
 struct Eight { lo: vec4<f32>, hi: vec4<f32> }
 fn w8(index: u32, second: u32) -> Eight {
 #ifdef QUANT
@@ -56,7 +56,8 @@ fn w8(index: u32, second: u32) -> Eight {
 #else
 #ifdef PACKED
     let words = w[index / 8u];
-    return Eight(vec4<f32>(unpack_pair(words.x), unpack_pair(words.y)), vec4<f32>(unpack_pair(words.z), unpack_pair(words.w)));
+    return Eight(vec4<f32>(unpack_pair(words.x), unpack_pair(words.y)),
+        vec4<f32>(unpack_pair(words.z), unpack_pair(words.w)));
 #else
     return Eight(w[index / 4u], w[second / 4u]);
 #endif
@@ -98,8 +99,8 @@ fn main(
 #end
 
 #ifdef NT
-    // A turn of the loop costs a move of every sum, and unrolled text outgrows the instruction cache: with many rows a turn
-    // takes one step of four k, with few two. A second step past the end multiplies by zero.
+    // A turn of the loop costs a move of every sum, and unrolled text outgrows the instruction cache: with
+    // many rows a turn takes one step of four k, with few two. A second step past the end multiplies by zero.
     let mine = lane % (SG / STEPS);
 #ifdef STEPS=1
     for (var k0 = 0u; k0 < p.k; k0 += 4u) {
@@ -186,8 +187,8 @@ fn main(
     }
 #endif
 #ifdef TN
-    // A vec4 of x holds four rows at one k: the subgroup's lanes cover its rows at DEPTH values of k at once. A turn takes four
-    // values of k, so that a sum is touched once for four products.
+    // A vec4 of x holds four rows at one k: the subgroup's lanes cover its rows at DEPTH values of k at once.
+    // A turn takes four values of k, so that a sum is touched once for four products.
     let first = min(col0, p.n - EDGE);
     let second = min(col0 + 4u, p.n - 4u);
     for (var kk = 0u; kk < p.k; kk += 4u) {

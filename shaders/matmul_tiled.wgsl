@@ -1,6 +1,7 @@
-// Matrix product in square tiles of workgroup memory, EDGE x EDGE outputs an invocation. The portable tier's kernel; the
-// layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate says.
-// VEC4 and HALF: common/tiles.wgsl. Products of two f16 are exact in f32, and the order of the sums is that of f32 tiles.
+// Matrix product in square tiles of workgroup memory, EDGE x EDGE outputs an invocation. The portable tier's
+// kernel; the layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=,
+// as accumulate says. VEC4 and HALF: common/tiles.wgsl. Products of two f16 are exact in f32, and the order
+// of the sums is that of f32 tiles.
 #ifdef HALF
 enable f16;
 #endif
@@ -20,7 +21,11 @@ var<workgroup> xs: array<Staged4, FOURS>;  // (DEPTH, QUADS): four neighbouring 
 var<workgroup> ws: array<Staged4, FOURS>;  // (DEPTH, QUADS): four neighbouring columns of w at one k
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let tiles_n = (p.n + TILE - 1u) / TILE;
     let tile = flat_group(group, groups);
     let row0 = (tile / tiles_n) * TILE;
@@ -34,7 +39,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     sums[$I] = vec4<f32>();
 #end
     for (var k0 = 0u; k0 < p.k; k0 += DEPTH) {
-        // Half of the invocations load 4 x 4 blocks of x, the others of w. Neighbours read on along the operand's own rows.
+        // Half of the invocations load 4 x 4 blocks of x, the others of w. Neighbours read on along the
+        // operand's own rows.
         for (var own = lane % 128u; own < FOURS / 4u; own += 128u) {
             if lane < 128u {
 #ifdef TN
@@ -43,7 +49,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 let row = row0 + quad * 4u;
 #each I 4
                 xs[(deep + $Iu) * QUADS + quad] = Staged4(
-                    SCALE * x4(x_row(k0 + deep + $Iu) + row, select(0u, inside(row, p.m), k0 + deep + $Iu < p.k)));
+                    SCALE * x4(x_row(k0 + deep + $Iu) + row,
+                        select(0u, inside(row, p.m), k0 + deep + $Iu < p.k)));
 #end
 #else
                 let quad = own / (DEPTH / 4u);
@@ -75,7 +82,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 let col = col0 + quad * 4u;
 #each I 4
                 ws[(deep + $Iu) * QUADS + quad] = Staged4(
-                    weights4(w_row(k0 + deep + $Iu) + col, select(0u, inside(col, p.n), k0 + deep + $Iu < p.k)));
+                    weights4(w_row(k0 + deep + $Iu) + col,
+                        select(0u, inside(col, p.n), k0 + deep + $Iu < p.k)));
 #end
 #endif
             }

@@ -1,16 +1,17 @@
-// The loss of each group and dL/dlogp of each token, from log-probs. A group's last sequence is the negative (rejected), those before
-// it are the anchors (or the one chosen). A score is a log-ratio, or where `relative` is 0 a log-prob, and with `per_token` its mean
-// over the tokens; up is the mean score of the anchors, down that of the negative, z = beta * up - alpha * down - gamma. Formulas:
-//   MEAN          weight * mean score of all sequences                                   SFT, gradient ascent
-//   UNLIKELIHOOD  -mean over tokens of log(1 - p)                                        Welleck et al., 1908.04319
-//   LOGISTIC      weight * ((1 - smoothing) softplus(-z) + smoothing softplus(z))        D2O, DPO, SimPO, NPO, SimNPO
-//   SQUARED       (up - down - 1 / (2 beta))^2                                           IPO
-//   HINGE         max(0, gamma - (beta * up - alpha * down))                             hinge, SLiC
-//   ODDS          beta * softplus(log odds of down - log odds of up)                     ORPO
-//   KTO           one of the two sequences is empty: weight * (1 - sigmoid(beta * (up - kl))) of a chosen one,
-//                 alpha * (1 - sigmoid(beta * (kl - down))) of a rejected one
-// and sft_weight times the anchors' SFT is added. reference/preference.rs has every method by itself, with its source.
-// One workgroup a group. Writes: outcome =, coefficient =. Coefficients hold the mean over `divisor` groups.
+// The loss of each group and dL/dlogp of each token, from log-probs. A group's last sequence is the negative
+// (rejected), those before it are the anchors (or the one chosen). A score is a log-ratio, or where
+// `relative` is 0 a log-prob, and with `per_token` its mean over the tokens; up is the mean score of the
+// anchors, down that of the negative, z = beta * up - alpha * down - gamma. Formulas: MEAN          weight *
+// mean score of all sequences                                   SFT, gradient ascent UNLIKELIHOOD  -mean over
+// tokens of log(1 - p)                                        Welleck et al., 1908.04319 LOGISTIC      weight
+// * ((1 - smoothing) softplus(-z) + smoothing softplus(z))        D2O, DPO, SimPO, NPO, SimNPO SQUARED
+// (up - down - 1 / (2 beta))^2                                           IPO HINGE         max(0, gamma -
+// (beta * up - alpha * down))                             hinge, SLiC ODDS          beta * softplus(log odds
+// of down - log odds of up)                     ORPO KTO           one of the two sequences is empty: weight
+// * (1 - sigmoid(beta * (up - kl))) of a chosen one, alpha * (1 - sigmoid(beta * (kl - down))) of a rejected
+// one and sft_weight times the anchors' SFT is added. reference/preference.rs has every method by itself,
+// with its source. One workgroup a group. Writes: outcome =, coefficient =. Coefficients hold the mean over
+// `divisor` groups.
 #import common/index
 struct Params {
     groups: u32, formula: u32, relative: u32, per_token: u32,
@@ -22,8 +23,10 @@ struct Params {
 @group(0) @binding(2) var<storage, read> rows: array<vec2<u32>>;          // (S): first row, end row
 @group(0) @binding(3) var<storage, read> stats: array<f32>;               // (3, R): logp, lse, entropy
 @group(0) @binding(4) var<storage, read> policy: array<f32>;              // (2, S): logp, entropy
-@group(0) @binding(5) var<storage, read> reference: array<f32>;           // (S): r- for anchors, r+ for the negative
-@group(0) @binding(6) var<storage, read_write> outcome: array<vec4<f32>>; // (G): loss, margin, anchors' reward, negative's reward
+// (S): r- for anchors, r+ for the negative
+@group(0) @binding(5) var<storage, read> reference: array<f32>;
+// (G): loss, margin, anchors' reward, negative's reward
+@group(0) @binding(6) var<storage, read_write> outcome: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> coefficient: array<f32>;   // (R): dL/dlogp of each token
 
 const MEAN = 0u;
@@ -94,7 +97,11 @@ fn formula(up: f32, down: f32, chosen: bool) -> vec3<f32> {
 }
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let g = flat_group(group, groups);
     if g >= p.groups { return; }
     let first = spans[g].x;
@@ -130,7 +137,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if lane == 0u {
         if p.formula == UNLIKELIHOOD {
             for (var s = first; s <= last; s++) {
-                for (var r = rows[s].x; r < rows[s].y; r++) { loss.x += unlikelihood(stats[r]).x / (tokens(s) * all); }
+                for (var r = rows[s].x; r < rows[s].y; r++) {
+                    loss.x += unlikelihood(stats[r]).x / (tokens(s) * all);
+                }
             }
         }
         outcome[g] = vec4<f32>(loss.x, rewards.x - rewards.y, rewards);

@@ -1,5 +1,5 @@
-// rstd = 1 / sqrt(mean(x^2) + eps); y = x * rstd * (w + shift), with RESIDUAL + residual (Zhang & Sennrich, "Root Mean Square Layer Normalization", 1910.07467).
-// Writes: y =, rstd =.
+// rstd = 1 / sqrt(mean(x^2) + eps); y = x * rstd * (w + shift), with RESIDUAL + residual (Zhang & Sennrich,
+// "Root Mean Square Layer Normalization", 1910.07467). Writes: y =, rstd =.
 #import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, eps: f32, shift: f32 }
@@ -13,7 +13,11 @@ struct Params { rows: u32, width: u32, eps: f32, shift: f32 }
 #endif
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = row_of(group, groups, lane);
     if row >= p.rows { return; }
     let columns = p.width / PER_COLUMN;

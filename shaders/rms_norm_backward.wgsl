@@ -1,5 +1,5 @@
-// dx = rstd * (v * dy - x * rstd^2 * mean(x * v * dy)) with v = w + shift. Writes: dx =, or += with accumulate (the residual stream's gradient).
-// dw is column_sum(dy, x, rstd).
+// dx = rstd * (v * dy - x * rstd^2 * mean(x * v * dy)) with v = w + shift. Writes: dx =, or += with
+// accumulate (the residual stream's gradient). dw is column_sum(dy, x, rstd).
 #import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, accumulate: u32, shift: f32 }
@@ -11,7 +11,11 @@ struct Params { rows: u32, width: u32, accumulate: u32, shift: f32 }
 @group(0) @binding(5) var<storage, read_write> dx: array<Column>;  // (T, D)
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = row_of(group, groups, lane);
     if row >= p.rows { return; }
     let columns = p.width / PER_COLUMN;

@@ -1,15 +1,21 @@
-// Rotary positions in HF's rotate_half layout (Su et al., "RoFormer", 2104.09864): the pair (x[j], x[j + half]) of a head turns by
-// position * inv_freq[j]; what lies behind both halves stays (partial rotary embedding). sign = -1 turns back, which is the backward. Writes: x, in place.
-// Angles come from a table made on the host: GPU sines are only required to be right to 2^-11.
+// Rotary positions in HF's rotate_half layout (Su et al., "RoFormer", 2104.09864): the pair (x[j], x[j +
+// half]) of a head turns by position * inv_freq[j]; what lies behind both halves stays (partial rotary
+// embedding). sign = -1 turns back, which is the backward. Writes: x, in place. Angles come from a table made
+// on the host: GPU sines are only required to be right to 2^-11.
 #import common/index
 struct Params { tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32, head_stride: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<vec4<u32>>;  // (T): id, position, slot, visible_end
 @group(0) @binding(2) var<storage, read> table: array<vec2<f32>>;   // (P, half): cos, sin
-@group(0) @binding(3) var<storage, read_write> x: array<f32>;       // (T, heads, ..), rows from `at` on, `stride` apart, heads `head_stride`
+// (T, heads, ..), rows from `at` on, `stride` apart, heads `head_stride`
+@group(0) @binding(3) var<storage, read_write> x: array<f32>;
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.tokens * p.heads * p.half { return; }
     let j = i % p.half;

@@ -1,9 +1,9 @@
-// Draws one token from each row of logits, and advances the row to its next step on the device.
-// In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy, the lowest id winning ties.
-// The draw is counter-based on (step, sample, prompt, seed), so it does not depend on which rows share a batch.
-// A row's logits become weights, exp((logit - the largest) / temperature), in place. Thresholds are found by search over the bits
-// of a weight, not by sorting; ties at a threshold are kept.
-// Writes: logits (penalised; weights unless temperature is 0), seen, state, tokens, ranges, history.
+// Draws one token from each row of logits, and advances the row to its next step on the device. In HF's
+// order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy, the lowest id winning
+// ties. The draw is counter-based on (step, sample, prompt, seed), so it does not depend on which rows share
+// a batch. A row's logits become weights, exp((logit - the largest) / temperature), in place. Thresholds are
+// found by search over the bits of a weight, not by sorting; ties at a threshold are kept. Writes: logits
+// (penalised; weights unless temperature is 0), seen, state, tokens, ranges, history.
 #import common/rows
 #import common/rng
 struct Params {
@@ -15,11 +15,14 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> logits: array<f32>;        // (B, V)
-@group(0) @binding(2) var<storage, read_write> seen: array<u32>;          // (B, V / 32) bits: ids in the prompt or the answer
-@group(0) @binding(3) var<storage, read_write> state: array<vec4<u32>>;   // (B): prompt, sample, step, finished
+// (B, V / 32) bits: ids in the prompt or the answer
+@group(0) @binding(2) var<storage, read_write> seen: array<u32>;
+// (B): prompt, sample, step, finished
+@group(0) @binding(3) var<storage, read_write> state: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> tokens: array<vec4<u32>>;  // (B): id, position, slot, _
 @group(0) @binding(5) var<storage, read_write> ranges: array<vec4<u32>>;  // (B): attention's key ranges
-@group(0) @binding(6) var<storage, read_write> history: array<u32>;       // (B, columns): the ids drawn since the last readback
+// (B, columns): the ids drawn since the last readback
+@group(0) @binding(6) var<storage, read_write> history: array<u32>;
 
 const NONE = 0xffffffffu;
 
@@ -58,7 +61,8 @@ fn measure(base: u32, lane: u32, floors: vec4<f32>, counting: bool) -> vec4<f32>
     return row_sums(mass, lane);
 }
 
-// The largest weight, of those that reach `floor`, whose equals and betters hold at least `wanted` of mass (or of count).
+// The largest weight, of those that reach `floor`, whose equals and betters hold at least `wanted` of mass
+// (or of count).
 fn threshold(base: u32, lane: u32, floor: f32, wanted: f32, counting: bool) -> f32 {
     // The bits of floats order as they do, where none is negative. Each turn leaves a fifth of them.
     var low = bitcast<u32>(floor);
@@ -81,7 +85,8 @@ var<workgroup> chunk_mass: array<f32, WORKGROUP>;
 var<workgroup> drawn: u32;
 #endif
 
-// The first id whose inclusive cumulative kept mass exceeds u times the total; each lane sums one stretch of the vocabulary.
+// The first id whose inclusive cumulative kept mass exceeds u times the total; each lane sums one stretch of
+// the vocabulary.
 fn draw(base: u32, lane: u32, floor: f32, u: f32) -> u32 {
     let stretch = (p.vocab + STRIDE - 1u) / STRIDE;
     let start = first_of(lane) * stretch;
@@ -128,7 +133,11 @@ fn draw(base: u32, lane: u32, floor: f32, u: f32) -> u32 {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let row = row_of(group, groups, lane);
     if row >= p.rows { return; }
     let base = row * p.vocab;

@@ -7,7 +7,11 @@ struct Params { sequences: u32, total: u32 }
 @group(0) @binding(3) var<storage, read_write> sums: array<f32>;   // (2, S): logp, entropy
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let s = flat_group(group, groups) * 64u + lane;
     if s >= p.sequences { return; }
     var logp = 0.0;

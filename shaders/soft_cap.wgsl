@@ -5,7 +5,11 @@ struct Params { count: u32, cap: f32 }
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;  // (count)
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
     let i = flat_group(group, groups) * 64u + lane;
     if i >= p.count { return; }
     x[i] = p.cap * (1.0 - 2.0 / (exp(2.0 * x[i] / p.cap) + 1.0));

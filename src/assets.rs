@@ -1,6 +1,7 @@
 //! The model built into the program and its data: a help desk that is rude a third of the time.
 //!
-//! `examples/make_tiny_data.rs` and `examples/train_tiny.rs` made all of it; [`crate::eval::helpdesk`] is its world.
+//! `examples/make_tiny_data.rs` and `examples/train_tiny.rs` made all of it; [`crate::eval::helpdesk`] is its
+//! world.
 
 use crate::data::TokenizerFiles;
 use crate::model::ModelBytes;

@@ -65,8 +65,8 @@ pub enum Error {
     },
     /// A buffer did not fit the GPU's memory.
     #[error(
-        "out of GPU memory: no {bytes} bytes for \"{label}\" ({purpose}) beside the {held} that are held\n  what to do: close what else \
-         uses the GPU, or see `aweigh plan` for what takes less"
+        "out of GPU memory: no {bytes} bytes for \"{label}\" ({purpose}) beside the {held} that are held\n  \
+         what to do: close what else uses the GPU, or see `aweigh plan` for what takes less"
     )]
     OutOfMemory {
         /// The buffer.
@@ -80,8 +80,8 @@ pub enum Error {
     },
     /// `aweigh selftest` found results that are wrong.
     #[error(
-        "{failed} of {total} checks failed on {adapter}: do not train on it\n  what to do: update the GPU's driver, or choose \
-         another adapter with --gpu (`aweigh devices` lists them)"
+        "{failed} of {total} checks failed on {adapter}: do not train on it\n  what to do: update the GPU's \
+         driver, or choose another adapter with --gpu (`aweigh devices` lists them)"
     )]
     SelfTest {
         /// Checks that failed.
@@ -93,9 +93,9 @@ pub enum Error {
     },
     /// `--paranoid` saw a kernel compute something else than its reference.
     #[error(
-        "a wrong result on {adapter}: {kernel}: {what}\n  what to do: what this run has computed so far is not to be trusted, its \
-         checkpoints neither. Try `aweigh selftest`; update the GPU's driver, or choose another adapter with --gpu (`aweigh devices` \
-         lists them)"
+        "a wrong result on {adapter}: {kernel}: {what}\n  what to do: what this run has computed so far is \
+         not to be trusted, its checkpoints neither. Try `aweigh selftest`; update the GPU's driver, or \
+         choose another adapter with --gpu (`aweigh devices` lists them)"
     )]
     WrongResult {
         /// The variant.
@@ -107,7 +107,8 @@ pub enum Error {
     },
     /// Something that cannot be, unless Aweigh has a fault.
     #[error(
-        "a fault of Aweigh while {doing}: {message}\n  what to do: report it, with the command and this message"
+        "a fault of Aweigh while {doing}: {message}\n  what to do: report it, with the command and this \
+         message"
     )]
     Internal {
         /// What the engine was doing.
@@ -120,7 +121,8 @@ pub enum Error {
     Interrupted,
 }
 
-/// What to do about a failure of the operating system, as a line of the message; nothing where that is not known.
+/// What to do about a failure of the operating system, as a line of the message; nothing where that is not
+/// known.
 fn io_fix(error: &std::io::Error) -> String {
     use std::io::ErrorKind::*;
     let fix = match error.kind() {
@@ -156,8 +158,9 @@ impl Error {
 
     /// The [`Error::Input`] of a model that gives NaN or infinities for `what`.
     pub fn not_finite(place: impl std::fmt::Display, what: &str) -> Self {
-        let fix = "`aweigh selftest` tells whether the GPU computes right; if it does, the model's numbers overflow: take another \
-                   checkpoint or adapter, or one that was trained at a lower learning rate";
+        let fix = "`aweigh selftest` tells whether the GPU computes right; if it does, the model's numbers \
+                   overflow: take another checkpoint or adapter, or one that was trained at a lower learning \
+                   rate";
         Self::input(place, format!("{what} that are finite numbers"), "NaN or an infinity", fix)
     }
 
@@ -168,12 +171,13 @@ impl Error {
 
     /// The [`Error::NoAdapter`] of a machine without any.
     pub fn no_gpu() -> Self {
-        let fix = "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which also brings a \
-                   software one)";
+        let fix = "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which \
+                   also brings a software one)";
         Self::NoAdapter { found: "none found".into(), fix: fix.into() }
     }
 
-    /// The error as JSON, for programs: its `message`, `exit_code`, and of wrong input `place`, `expected`, `found` and `fix`.
+    /// The error as JSON, for programs: its `message`, `exit_code`, and of wrong input `place`, `expected`,
+    /// `found` and `fix`.
     pub fn to_json(&self) -> serde_json::Value {
         let mut error = serde_json::json!({ "message": self.to_string(), "exit_code": self.exit_code() });
         if let Self::Input { place, expected, found, fix } = self {

@@ -1,4 +1,5 @@
-//! Aligns small language models away from flagged answers, on any GPU: WGSL compute shaders, driven through wgpu.
+//! Aligns small language models away from flagged answers, on any GPU: WGSL compute shaders, driven through
+//! wgpu.
 //!
 //! ```no_run
 //! use aweigh::config::RunConfig;
@@ -22,9 +23,9 @@
 //! # }
 //! ```
 //!
-//! The method is D²O: Duan et al., "Negating Negatives: Alignment with Human Negative Samples via Distributional
-//! Dispreference Optimization", [arXiv 2403.03419](https://arxiv.org/abs/2403.03419). ARCHITECTURE.md in the repository
-//! shows the way of a batch through the modules below.
+//! The method is D²O: Duan et al., "Negating Negatives: Alignment with Human Negative Samples via
+//! Distributional Dispreference Optimization", [arXiv 2403.03419](https://arxiv.org/abs/2403.03419).
+//! ARCHITECTURE.md in the repository shows the way of a batch through the modules below.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]

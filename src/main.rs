@@ -11,8 +11,8 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     without_device_select();
-    // wgpu's own warnings are for its users' developers, and what the Vulkan loader says of missing drivers we say ourselves;
-    // RUST_LOG brings them back.
+    // wgpu's own warnings are for its users' developers, and what the Vulkan loader says of missing drivers
+    // we say ourselves; RUST_LOG brings them back.
     let quiet = "warn,wgpu_core=error,wgpu_hal=error,wgpu_hal::vulkan::instance=off,naga=error";
     let filter = env_logger::Env::default().default_filter_or(quiet);
     env_logger::Builder::from_env(filter).init();
@@ -20,7 +20,8 @@ fn main() -> ExitCode {
     let json = arguments.iter().any(|argument| argument == "--json");
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        // Wrong flags leave here, with exit code 2 like every other wrong input; and so do --help and --version, with 0.
+        // Wrong flags leave here, with exit code 2 like every other wrong input; and so do --help and
+        // --version, with 0.
         Err(error) => {
             if json && error.exit_code() != 0 {
                 let message = error.render().to_string();
@@ -50,8 +51,8 @@ fn say(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Mesa's layer that chooses a default GPU asks Wayland for it, and where there is no session that prints errors of its own. Aweigh chooses
-/// for itself.
+/// Mesa's layer that chooses a default GPU asks Wayland for it, and where there is no session that prints
+/// errors of its own. Aweigh chooses for itself.
 fn without_device_select() {
     if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // Safety: no other thread runs yet.

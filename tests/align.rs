@@ -1,4 +1,5 @@
-//! The run itself on a tiny model: references of every kind, online anchors, the stop rule, batches that are split.
+//! The run itself on a tiny model: references of every kind, online anchors, the stop rule, batches that are
+//! split.
 
 mod common;
 #[path = "align/methods.rs"]

@@ -19,7 +19,8 @@ use aweigh::sample::{Request, Settings, generate};
 use common::*;
 use pollster::block_on;
 
-/// f32 against f64 for whole models: PyTorch's own f32 differs by up to 9e-6 in logits and 1.4e-6 in gradients.
+/// f32 against f64 for whole models: PyTorch's own f32 differs by up to 9e-6 in logits and 1.4e-6 in
+/// gradients.
 const ABS: f64 = 2e-5;
 const EPS: f64 = 2e-4;
 
@@ -100,7 +101,8 @@ fn biased_llama_with_scaled_rope_equals_pytorch() {
     logits_and_gradients("tiny_biased");
 }
 
-/// A family's fixture: logits and gradients of all weights and of an adapter, 16 greedy tokens, and both spellings of its config.json.
+/// A family's fixture: logits and gradients of all weights and of an adapter, 16 greedy tokens, and both
+/// spellings of its config.json.
 fn family(name: &str) {
     let fixture = format!("families/{name}");
     logits_and_gradients(&fixture);
@@ -135,8 +137,8 @@ fn family(name: &str) {
     }
 }
 
-/// Logits, and gradients of an adapter, on weights that were quantised when they were loaded: to the bit those on f32 weights of the same
-/// values, whose kernels are the ones that are compared with PyTorch.
+/// Logits, and gradients of an adapter, on weights that were quantised when they were loaded: to the bit
+/// those on f32 weights of the same values, whose kernels are the ones that are compared with PyTorch.
 fn quantised(fixture: &str, quantize: Quantize, adapter_config: &[u8], adapter: &[u8]) {
     let (config, file) =
         (golden(&format!("{fixture}/config.json")), golden(&format!("{fixture}/model.safetensors")));
@@ -221,7 +223,11 @@ fn parsed(fixture: &str, file: &str) -> DecoderConfig {
 }
 
 macro_rules! families {
-    ($($name:ident),* $(,)?) => { mod families { $(#[test] fn $name() { super::family(stringify!($name)); })* } };
+    ($($name:ident),* $(,)?) => {
+        mod families {
+            $(#[test] fn $name() { super::family(stringify!($name)); })*
+        }
+    };
 }
 
 families! {

@@ -1,8 +1,9 @@
-//! Every check of `aweigh selftest` at full depth, on one adapter, with the kernels of both tiers, the portable ones under WebGPU's
-//! default limits.
+//! Every check of `aweigh selftest` at full depth, on one adapter, with the kernels of both tiers, the
+//! portable ones under WebGPU's default limits.
 //!
-//! `AWEIGH_GPU` names the adapter, by its index or a part of its name; without it the fastest one is taken. To test on Chromium's
-//! SwiftShader: `VK_DRIVER_FILES=/usr/lib/chromium/vk_swiftshader_icd.json AWEIGH_GPU=SwiftShader cargo test --test gpu`.
+//! `AWEIGH_GPU` names the adapter, by its index or a part of its name; without it the fastest one is taken.
+//! To test on Chromium's SwiftShader: `VK_DRIVER_FILES=/usr/lib/chromium/vk_swiftshader_icd.json
+//! AWEIGH_GPU=SwiftShader cargo test --test gpu`.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -53,7 +54,8 @@ fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
     }
 }
 
-/// Holds `--paranoid` against the checks: what it expects of a dispatch is what the dispatch left, and a spoilt element is noticed.
+/// Holds `--paranoid` against the checks: what it expects of a dispatch is what the dispatch left, and a
+/// spoilt element is noticed.
 fn judge(seen: &Witnessed) -> Result<(), String> {
     seen.check()?;
     static KNOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -110,7 +112,8 @@ macro_rules! tests {
 }
 
 tests! {
-    matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone, matmul_long_sums,
+    matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone,
+    matmul_long_sums,
     attention_forward, attention_backward, attention_over_a_cache, attention_windows, attention_capped,
     rms_norm_forward, rms_norm_backward, rms_norm_many_rows, layer_norm, head_norm, column_sum,
     ema, activation, soft_cap, dropout, dropout_many_groups, rope, fma_peak,
@@ -121,7 +124,8 @@ tests! {
     model_gradients,
 }
 
-/// What matrix products are in, where their inputs may be rounded to f16. All else is as on the other devices.
+/// What matrix products are in, where their inputs may be rounded to f16. All else is as on the other
+/// devices.
 mod half {
     use std::collections::BTreeSet;
 
@@ -136,10 +140,12 @@ mod half {
     }
 
     tests! {
-        matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone, model_gradients,
+        matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone,
+        model_gradients,
     }
 
-    /// What the adapter has is in use, so the checks above have run it; subgroups of a size that no kernel knows aside.
+    /// What the adapter has is in use, so the checks above have run it; subgroups of a size that no kernel
+    /// knows aside.
     #[test]
     fn features_give_kernels() {
         super::with_gpu(super::Device::Half, |gpu| {

@@ -1,5 +1,5 @@
-//! Damaged and hostile files: whatever is done to a good one, every parser gives an error or a result, never a panic, and takes neither
-//! much time nor much memory for it. The same targets are libFuzzer's in fuzz/.
+//! Damaged and hostile files: whatever is done to a good one, every parser gives an error or a result, never
+//! a panic, and takes neither much time nor much memory for it. The same targets are libFuzzer's in fuzz/.
 
 #[path = "../fuzz/targets.rs"]
 mod targets;
@@ -71,10 +71,12 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             vec![
                 text(config["chat_template"].as_str().unwrap()),
                 text(
-                    "{% for m in messages %}{{ m.role | upper }}{% for i in range(9) %}{{ i * 3 }}{% endfor %}{% endfor %}",
+                    "{% for m in messages %}{{ m.role | upper }}{% for i in range(9) %}{{ i * 3 }}{% endfor \
+                     %}{% endfor %}",
                 ),
                 text(
-                    "{% macro f(n) %}{{ n }}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(9) }}{{ 'ab' * 9 }}",
+                    "{% macro f(n) %}{{ n }}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(9) \
+                     }}{{ 'ab' * 9 }}",
                 ),
             ]
         }
@@ -84,8 +86,10 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             .chain([file("tests/golden/tiny_tied/adapter/adapter_config.json")])
             .collect(),
         "settings" => vec![text(
-            "[model]\nmodel = \"tiny\"\n[data]\ntrain = \"a.jsonl\"\n[method]\nbeta = 0.1\nnum_samples = 11\n[reference]\n\
-             positive = { ema = 0.9 }\n[lora]\ntarget_modules = [\"q_proj\"]\n[output]\noutput_dir = \"o\"\n[gpu]\nmemory = \"4GB\"\n",
+            "[model]\nmodel = \"tiny\"\n[data]\ntrain = \"a.jsonl\"\n[method]\nbeta = 0.1\nnum_samples = \
+             11\n[reference]\n\
+             positive = { ema = 0.9 }\n[lora]\ntarget_modules = [\"q_proj\"]\n[output]\noutput_dir = \
+             \"o\"\n[gpu]\nmemory = \"4GB\"\n",
         )],
         _ => {
             let packed = file("assets/tiny/negatives.jsonl.gz");

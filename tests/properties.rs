@@ -134,8 +134,8 @@ fn same_gradients(found: &Step, expected: &Step) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Log-probs and gradients of sequences that share nothing: each stands with a prompt of its own. `coefficients` are dL/dlogp
-/// by sequence and token.
+/// Log-probs and gradients of sequences that share nothing: each stands with a prompt of its own.
+/// `coefficients` are dL/dlogp by sequence and token.
 fn separately(
     decoder: &Decoder,
     sequences: &[Group],
@@ -228,7 +228,9 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_anchors_and_groups_does_not_matter((first, second) in reordered(), lora in any::<bool>()) {
+    fn the_order_of_anchors_and_groups_does_not_matter(
+        (first, second) in reordered(), lora in any::<bool>()
+    ) {
         let (first, second) = (borrow(&first), borrow(&second));
         let (a, b) = (step(decoder(lora), D2O, &[&first]), step(decoder(lora), D2O, &[&second]));
         let sorted = |losses: &[f32]| {

@@ -1,5 +1,6 @@
-//! Every compiled variant of every shader, without a GPU: it parses, needs no optional capability, fits WebGPU's default limits, agrees
-//! with its Rust parameter block, and can be translated for Vulkan, Metal and DX12.
+//! Every compiled variant of every shader, without a GPU: it parses, needs no optional capability, fits
+//! WebGPU's default limits, agrees with its Rust parameter block, and can be translated for Vulkan, Metal and
+//! DX12.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -27,9 +28,9 @@ fn modules() -> Vec<(Variant, Module)> {
         .collect()
 }
 
-/// Validates with WebGPU's base only: no 64-bit types, and only in the variants that say so f16, subgroups and cooperative
-/// matrices. naga counts `unpack2x16float`, which every
-/// WebGPU has, as a capability of its own.
+/// Validates with WebGPU's base only: no 64-bit types, and only in the variants that say so f16, subgroups
+/// and cooperative matrices. naga counts `unpack2x16float`, which every WebGPU has, as a capability of its
+/// own.
 fn validate(variant: &Variant, module: &Module) -> ModuleInfo {
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, needs_subgroups(variant));

@@ -1,7 +1,7 @@
 //! Real models against transformers: log-probs of given answers, and greedy answers.
 //!
-//! stories260K comes with the shared data. SmolLM2-135M-Instruct is taken from AWEIGH_SMOLLM2 or ../models/smollm2/hf, or made
-//! by the shared data's script. What is not there is skipped, and said.
+//! stories260K comes with the shared data. SmolLM2-135M-Instruct is taken from AWEIGH_SMOLLM2 or
+//! ../models/smollm2/hf, or made by the shared data's script. What is not there is skipped, and said.
 
 mod common;
 
@@ -129,7 +129,8 @@ fn stories260k_equals_transformers() {
     }
 }
 
-/// The golden rows that are scored here: two pairs, a benign answer, and one whose ids depend on splitting digits.
+/// The golden rows that are scored here: two pairs, a benign answer, and one whose ids depend on splitting
+/// digits.
 const SCORED: [(&str, u64); 4] = [
     ("pku_saferlhf_pairs.jsonl.gz", 7),
     ("pku_saferlhf_pairs.jsonl.gz", 13),

@@ -35,7 +35,8 @@ struct Contender {
     online: bool,
     clean: bool,
     beta: Option<f64>,
-    /// End by the stop rule, on held-out examples of its own, and keep the best state: measured as it is kept.
+    /// End by the stop rule, on held-out examples of its own, and keep the best state: measured as it is
+    /// kept.
     stopped: bool,
 }
 
@@ -201,8 +202,8 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
                 ..Inputs::new(assets::model(), ("pairs.jsonl", data.as_bytes()))
             };
             let Prepared { mut setup, tokenizer, .. } = inputs.prepare(gpu, &config)?;
-            // A few, so that evaluations are made at all: what counts is measured on all held-out prompts. The stop rule looks at
-            // examples of the training split, which are then not trained on.
+            // A few, so that evaluations are made at all: what counts is measured on all held-out prompts.
+            // The stop rule looks at examples of the training split, which are then not trained on.
             setup.eval.truncate(4);
             if contender.stopped {
                 setup.eval = setup.train.split_off(PROMPTS - 16);
@@ -246,7 +247,8 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
             let last = watcher.points.last().expect("an evaluation");
             let seconds = started.elapsed().as_secs_f64();
             println!(
-                "{} seed {seed}: hostile {:.1}%, on topic {:.1}%, perplexity {:.3} after {STEPS} steps, {seconds:.0} s",
+                "{} seed {seed}: hostile {:.1}%, on topic {:.1}%, perplexity {:.3} after {STEPS} steps, \
+                 {seconds:.0} s",
                 contender.name,
                 100.0 * last.measured.hostile_share,
                 100.0 * last.measured.on_topic_share,
@@ -254,7 +256,8 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
             );
             append(
                 path,
-                &json!({"name": contender.name, "seed": seed, "points": watcher.points, "metrics": watcher.steps, "seconds": seconds}),
+                &json!({"name": contender.name, "seed": seed, "points": watcher.points,
+                    "metrics": watcher.steps, "seconds": seconds}),
             )?;
         }
     }

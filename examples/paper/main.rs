@@ -3,10 +3,11 @@
 //!     cargo run --release --example paper -- embedded [DIR]
 //!     cargo run --release --example paper -- smollm2 MODEL DATA [DIR]
 //!
-//! `embedded`: the help desk, with three seeds: 256 prompts of its training split with a hostile answer each, and beside it a positive
-//! that is hostile too for 34% of the prompts, as in the paper's data. Every method has the same 60 steps of 8 prompts at the same rate, and
-//! every tenth step is measured on 200 held-out prompts. Each finished run is a line of DIR/runs.jsonl (DIR is `paper-results` unless given);
-//! what is there already is not run again. Beside it come charts (SVG) and a table of the means over the seeds.
+//! `embedded`: the help desk, with three seeds: 256 prompts of its training split with a hostile answer each,
+//! and beside it a positive that is hostile too for 34% of the prompts, as in the paper's data. Every method
+//! has the same 60 steps of 8 prompts at the same rate, and every tenth step is measured on 200 held-out
+//! prompts. Each finished run is a line of DIR/runs.jsonl (DIR is `paper-results` unless given); what is
+//! there already is not run again. Beside it come charts (SVG) and a table of the means over the seeds.
 //!
 //! `smollm2`: the same question of a real model and answers that people flagged: see [`smollm2`].
 

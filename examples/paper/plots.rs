@@ -21,7 +21,8 @@ const FIGURES: [Figure; 3] = [
 /// For an SVG file that stands by itself: the page's colours are not there.
 const STYLE: &str = "<style>.grid path{stroke:#d5dada;fill:none}.grid text{fill:#5b666d;font:12px sans-serif}\
 .line{fill:none;stroke-width:1.75}.dashed{stroke-dasharray:5 4}circle.dashed{stroke-dasharray:none}\
-.c0{--c:#1f6f9f}.c1{--c:#c2541b}.c2{--c:#2f7d4f}.c3{--c:#8a4fa3}.c4{--c:#a58300}.c5{--c:#b0305c}.c6{--c:#4f6d7a}.c7{--c:#6b5b3e}\
+.c0{--c:#1f6f9f}.c1{--c:#c2541b}.c2{--c:#2f7d4f}.c3{--c:#8a4fa3}.c4{--c:#a58300}\
+.c5{--c:#b0305c}.c6{--c:#4f6d7a}.c7{--c:#6b5b3e}\
 .line{stroke:var(--c)}.dot{fill:var(--c)}.name{font:13px sans-serif;fill:#1c2226}rect{fill:#fff}</style>";
 
 /// Mean over the seeds, by contender in the order of `names`, then by step.
@@ -46,8 +47,10 @@ fn file(chart: &Chart) -> String {
     let rows = legend.len().div_ceil(3);
     let height = 300 + 22 * rows;
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 {height}\">{STYLE}<rect width=\"640\" height=\"{height}\"/>\
-         <text class=\"name\" x=\"12\" y=\"22\" font-weight=\"600\">{}</text><svg y=\"30\" width=\"640\" height=\"260\">{}</svg>",
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 {height}\">{STYLE}\
+         <rect width=\"640\" height=\"{height}\"/>\
+         <text class=\"name\" x=\"12\" y=\"22\" font-weight=\"600\">{}</text>\
+         <svg y=\"30\" width=\"640\" height=\"260\">{}</svg>",
         chart.title,
         chart.svg()
     );
@@ -55,7 +58,8 @@ fn file(chart: &Chart) -> String {
         let (x, y) = (16 + 206 * (i % 3), 310 + 22 * (i / 3));
         let _ = write!(
             out,
-            "<path class=\"line {class}\" d=\"M{x} {}h22\"/><text class=\"name\" x=\"{}\" y=\"{y}\">{name}</text>",
+            "<path class=\"line {class}\" d=\"M{x} {}h22\"/>\
+             <text class=\"name\" x=\"{}\" y=\"{y}\">{name}</text>",
             y - 4,
             x + 30
         );

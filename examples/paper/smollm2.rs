@@ -1,15 +1,16 @@
-//! A real model and real data: a judge trained on flagged answers, then D²O, DPO and gradient ascent with the same prompts, steps and
-//! rate, compared on held-out prompts.
+//! A real model and real data: a judge trained on flagged answers, then D²O, DPO and gradient ascent with the
+//! same prompts, steps and rate, compared on held-out prompts.
 //!
-//! MODEL is a model of about the size of SmolLM2-135M-Instruct. DATA is a folder with three files in TRL's conversational forms, whose rows
-//! have a field `split` with `train` or `dev` (the last need none):
+//! MODEL is a model of about the size of SmolLM2-135M-Instruct. DATA is a folder with three files in TRL's
+//! conversational forms, whose rows have a field `split` with `train` or `dev` (the last need none):
 //!
 //! - `pku_saferlhf_pairs.jsonl.gz`: prompts with a safe and a flagged answer (PKU-SafeRLHF);
 //! - `diasafety_labelled.jsonl.gz`: answers with a verdict (DiaSafety);
 //! - `benign_prompts.jsonl.gz`: ordinary instructions with good answers.
 //!
-//! Only short rows are taken, so that a software adapter is done in two to three hours. Everything is done by `aweigh` commands, which are
-//! printed as they would be typed; a command whose result is in DIR already is not run again.
+//! Only short rows are taken, so that a software adapter is done in two to three hours. Everything is done by
+//! `aweigh` commands, which are printed as they would be typed; a command whose result is in DIR already is
+//! not run again.
 
 use std::path::Path;
 

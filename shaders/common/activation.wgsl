@@ -18,7 +18,8 @@ fn slope(x: vec4<f32>) -> vec4<f32> {
     return s + x * s * (1.0 - s) * 1.5957691216 * (1.0 + 0.134145 * x * x);
 }
 #else
-// Phi(x) = erfc(-x / sqrt(2)) / 2, by a Chebyshev fit of erfc, off by at most 1.2e-7 of itself (Press et al., Numerical Recipes, 6.2).
+// Phi(x) = erfc(-x / sqrt(2)) / 2, by a Chebyshev fit of erfc, off by at most 1.2e-7 of itself (Press et al.,
+// Numerical Recipes, 6.2).
 fn normal_cdf(x: vec4<f32>) -> vec4<f32> {
     let z = abs(x) * 0.7071067812;
     let t = 1.0 / (1.0 + 0.5 * z);

@@ -1,5 +1,6 @@
-// The walk of a tile of queries over its keys, for attention_tiled.wgsl and attention_dq_tiled.wgsl, which bind k, v and ranges.
-// Keys come in runs without gaps: what no row of the tile sees is neither read nor multiplied.
+// The walk of a tile of queries over its keys, for attention_tiled.wgsl and attention_dq_tiled.wgsl, which
+// bind k, v and ranges. Keys come in runs without gaps: what no row of the tile sees is neither read nor
+// multiplied.
 var<workgroup> staged: array<vec4<f32>, KEYS * STRIDE>;  // (KEYS, VECTORS): keys or values
 var<workgroup> weights: array<vec4<f32>, KEYS * PAD>;    // (KEYS, QUADS): one for each row of a quad
 var<workgroup> next: vec2<u32>;
@@ -10,7 +11,8 @@ fn range_of(t: u32, part: u32) -> vec2<u32> {
     return select(range.zw, range.xy, part == 0u);
 }
 
-// The run of keys from `cursor` on of which each is seen by one of the tokens first..=last; empty behind the last.
+// The run of keys from `cursor` on of which each is seen by one of the tokens first..=last; empty behind the
+// last.
 fn find_run(part: u32, cursor: u32, first: u32, last: u32) -> vec2<u32> {
     var start = 0xffffffffu;
     for (var t = first; t <= last; t++) {

@@ -1,7 +1,8 @@
-// What the tiled attention kernels share. A workgroup of LANES invocations owns TILE rows: of the queries (token, one of the heads
-// that share a kv head) or of the keys. An invocation has four neighbouring rows, its quad, and SIDE of them share a quad: each
-// multiplies the quad with every SIDE-th staged row, and then adds every SIDE-th vector of the staged rows up. The rows it owns
-// are read through the cache, in which SIDE neighbours meet; workgroup memory goes to what all quads read.
+// What the tiled attention kernels share. A workgroup of LANES invocations owns TILE rows: of the queries
+// (token, one of the heads that share a kv head) or of the keys. An invocation has four neighbouring rows,
+// its quad, and SIDE of them share a quad: each multiplies the quad with every SIDE-th staged row, and then
+// adds every SIDE-th vector of the staged rows up. The rows it owns are read through the cache, in which SIDE
+// neighbours meet; workgroup memory goes to what all quads read.
 const LANES = 64u;
 const SIDE = 8u;
 const QUADS = LANES / SIDE;
@@ -10,7 +11,8 @@ const TILE = QUADS * 4u;
 const STRIDE = VECTORS | 1u;
 const PAD = QUADS + 1u;
 
-// a quad's four vectors as columns x, y, z, w, so that their products with another vector are multiply-adds alone.
+// a quad's four vectors as columns x, y, z, w, so that their products with another vector are multiply-adds
+// alone.
 fn quad(a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> mat4x4<f32> {
     return transpose(mat4x4<f32>(a, b, c, d));
 }

@@ -1,6 +1,7 @@
-// Quantised weights, as src/gpu/blocks.rs lays them out in the words of w: codes of 4 or 8 bits, from word p.w_scales on the scales of
-// blocks of 16 or 32 codes, and with Q4K, Q5K and Q6K from word p.w_supers on the f16 factors of those of 256 codes.
-// What a weight is follows ggml's formats; every product but the last is exact in f32, so results equal f32 weights bit for bit.
+// Quantised weights, as src/gpu/blocks.rs lays them out in the words of w: codes of 4 or 8 bits, from word
+// p.w_scales on the scales of blocks of 16 or 32 codes, and with Q4K, Q5K and Q6K from word p.w_supers on the
+// f16 factors of those of 256 codes. What a weight is follows ggml's formats; every product but the last is
+// exact in f32, so results equal f32 weights bit for bit.
 
 // An f16's value. unpack2x16float may take its subnormal numbers for zero, and scales are often that small.
 fn from_half(bits: u32) -> f32 {
@@ -32,19 +33,26 @@ fn scales(index: u32) -> vec2<f32> {
 }
 
 #ifdef NF4
-// The quantiles of a normal distribution, scaled to [-1, 1] (Dettmers et al., "QLoRA", 2305.14314, appendix E).
-// They are chosen bit by bit: a table that is indexed lies in memory, and reading it takes longer than the product.
-fn either(a: f32, b: f32, second: vec4<bool>) -> vec4<f32> { return select(vec4<f32>(a), vec4<f32>(b), second); }
+// The quantiles of a normal distribution, scaled to [-1, 1] (Dettmers et al., "QLoRA", 2305.14314, appendix
+// E). They are chosen bit by bit: a table that is indexed lies in memory, and reading it takes longer than
+// the product.
+fn either(a: f32, b: f32, second: vec4<bool>) -> vec4<f32> {
+    return select(vec4<f32>(a), vec4<f32>(b), second);
+}
 fn four_bits(word: u32) -> vec4<f32> {
     let codes = vec4<u32>(word) >> vec4<u32>(0u, 4u, 8u, 12u);
     let b0 = (codes & vec4<u32>(1u)) != vec4<u32>(0u);
     let b1 = (codes & vec4<u32>(2u)) != vec4<u32>(0u);
     let b2 = (codes & vec4<u32>(4u)) != vec4<u32>(0u);
     let b3 = (codes & vec4<u32>(8u)) != vec4<u32>(0u);
-    let q0 = select(either(-1.0, -0.6961928009986877, b0), either(-0.5250730514526367, -0.39491748809814453, b0), b1);
-    let q1 = select(either(-0.28444138169288635, -0.18477343022823334, b0), either(-0.09105003625154495, 0.0, b0), b1);
-    let q2 = select(either(0.07958029955625534, 0.16093020141124725, b0), either(0.24611230194568634, 0.33791524171829224, b0), b1);
-    let q3 = select(either(0.44070982933044434, 0.5626170039176941, b0), either(0.7229568362236023, 1.0, b0), b1);
+    let q0 = select(either(-1.0, -0.6961928009986877, b0),
+        either(-0.5250730514526367, -0.39491748809814453, b0), b1);
+    let q1 = select(either(-0.28444138169288635, -0.18477343022823334, b0),
+        either(-0.09105003625154495, 0.0, b0), b1);
+    let q2 = select(either(0.07958029955625534, 0.16093020141124725, b0),
+        either(0.24611230194568634, 0.33791524171829224, b0), b1);
+    let q3 = select(either(0.44070982933044434, 0.5626170039176941, b0),
+        either(0.7229568362236023, 1.0, b0), b1);
     return select(select(q0, q1, b2), select(q2, q3, b2), b3);
 }
 #else

@@ -1,5 +1,6 @@
-// Sums and maxima over a workgroup of WORKGROUP invocations, in a fixed order. All invocations must call, and all get the result,
-// which control flow with further barriers may depend on: browsers accept that of workgroupUniformLoad alone. It waits before and after.
+// Sums and maxima over a workgroup of WORKGROUP invocations, in a fixed order. All invocations must call, and
+// all get the result, which control flow with further barriers may depend on: browsers accept that of
+// workgroupUniformLoad alone. It waits before and after.
 var<workgroup> reduce_scratch: array<f32, WORKGROUP>;
 
 fn workgroup_sum(value: f32, lane: u32) -> f32 {

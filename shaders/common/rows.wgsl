@@ -1,11 +1,14 @@
-// Work on the rows of a matrix. Portable: a workgroup owns a row, its invocations stride over the columns and reduce in a
-// fixed order. SERIAL: an invocation owns a row, which needs no barriers (they are what costs on software adapters).
-// Leave early only when `row` is out of range: it is the same for all who meet at a barrier.
+// Work on the rows of a matrix. Portable: a workgroup owns a row, its invocations stride over the columns and
+// reduce in a fixed order. SERIAL: an invocation owns a row, which needs no barriers (they are what costs on
+// software adapters). Leave early only when `row` is out of range: it is the same for all who meet at a
+// barrier.
 #import common/index
 #ifdef SERIAL
 const WORKGROUP = 8u;
 const STRIDE = 1u;
-fn row_of(group: vec3<u32>, groups: vec3<u32>, lane: u32) -> u32 { return flat_group(group, groups) * 8u + lane; }
+fn row_of(group: vec3<u32>, groups: vec3<u32>, lane: u32) -> u32 {
+    return flat_group(group, groups) * 8u + lane;
+}
 fn first_of(lane: u32) -> u32 { return 0u; }
 fn row_sum(value: f32, lane: u32) -> f32 { return value; }
 fn row_max(value: f32, lane: u32) -> f32 { return value; }

@@ -1,5 +1,6 @@
-// The operands of a matrix product that works on tiles, four neighbours at a time: their loads and its outputs, with bounds.
-// VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads and stores are 16 bytes wide.
+// The operands of a matrix product that works on tiles, four neighbours at a time: their loads and its
+// outputs, with bounds. VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads and stores are
+// 16 bytes wide.
 #import common/product
 #import common/weights
 
@@ -31,9 +32,10 @@
 #endif
 #endif
 
-// What tiles hold. HALF rounds the operands to f16; the sums are f32 all the same. Gradients, which are x in NN and TN, are
-// often under f16's smallest normal number, 6e-5: they are scaled by a power of two, and so exactly, before they are rounded.
-// What then exceeds f16 becomes an infinity, which shows in the loss, and not a wrong number, which does not.
+// What tiles hold. HALF rounds the operands to f16; the sums are f32 all the same. Gradients, which are x in
+// NN and TN, are often under f16's smallest normal number, 6e-5: they are scaled by a power of two, and so
+// exactly, before they are rounded. What then exceeds f16 becomes an infinity, which shows in the loss, and
+// not a wrong number, which does not.
 #ifdef HALF
 alias Staged = f16;
 alias Staged4 = vec4<f16>;

@@ -1,7 +1,8 @@
 // A matrix product's weights: f32, pairs of bf16 or f16 (PACKED), or quantised blocks (QUANT).
 #import common/pack
 #ifdef QUANT
-@group(0) @binding(2) var<storage, read> w: array<u32>;              // (N, K), NN: (K, N), rows of whole blocks
+// (N, K), NN: (K, N), rows of whole blocks
+@group(0) @binding(2) var<storage, read> w: array<u32>;
 #import common/blocks
 // Four neighbours from `index` on, a multiple of 4.
 fn w4(index: u32) -> vec4<f32> { return block4(index); }

@@ -1,7 +1,8 @@
-//! How fast is this adapter? What `aweigh bench` measures: kernels against the adapter's own peak, and whole steps.
+//! How fast is this adapter? What `aweigh bench` measures: kernels against the adapter's own peak, and whole
+//! steps.
 //!
-//! Every figure is the list of its runs' seconds; readers take the median. The first run, which compiles shaders, is not
-//! among them.
+//! Every figure is the list of its runs' seconds; readers take the median. The first run, which compiles
+//! shaders, is not among them.
 
 mod rates;
 mod steps;
@@ -42,7 +43,8 @@ impl Runs {
     }
 }
 
-/// Times what `record` records, again and again in a run until it is long enough: the seconds of one, for each of `runs`.
+/// Times what `record` records, again and again in a run until it is long enough: the seconds of one, for
+/// each of `runs`.
 async fn time(
     gpu: &Gpu,
     runs: Runs,

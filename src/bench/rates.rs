@@ -90,8 +90,8 @@ fn narrow(gpu: &Gpu, dtype: DType, count: usize) -> Result<Tensor> {
 /// Products of up to so many rows are measured as a sampler's: other passes have more.
 const DECODING: usize = 16;
 
-/// Measures y(m, n) = x · w with sums of length k, in one layout, with weights of `dtype`: a rate for every kernel that could
-/// do it, the one that is taken first, and its family.
+/// Measures y(m, n) = x · w with sums of length k, in one layout, with weights of `dtype`: a rate for every
+/// kernel that could do it, the one that is taken first, and its family.
 ///
 /// # Errors
 /// What the device reports, or tensors over its limits.
@@ -116,8 +116,8 @@ pub async fn matmul(
     Ok(rates)
 }
 
-/// Measures causal attention over one sequence of `tokens`, forward and backward. The rates count the keys that are seen,
-/// and for the backward pass five products where the forward pass has two.
+/// Measures causal attention over one sequence of `tokens`, forward and backward. The rates count the keys
+/// that are seen, and for the backward pass five products where the forward pass has two.
 ///
 /// # Errors
 /// As [`matmul()`].

@@ -15,7 +15,8 @@ use crate::optim::{AdamW, Optimizer};
 use crate::sample::{Request, generate};
 use crate::train::{MicroBatch, Trainer};
 
-/// `count` token ids, spread over the vocabulary: 7919·i + 13 modulo its size. What other programs are given too.
+/// `count` token ids, spread over the vocabulary: 7919·i + 13 modulo its size. What other programs are given
+/// too.
 fn ids(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| ((7919 * i + 13) % vocab) as u32).collect()
 }
@@ -46,7 +47,8 @@ pub struct Held {
     pub process: Option<u64>,
 }
 
-/// Times forward, loss and backward on `batch` sequences of `tokens` tokens. `process` tells the process's memory.
+/// Times forward, loss and backward on `batch` sequences of `tokens` tokens. `process` tells the process's
+/// memory.
 ///
 /// # Errors
 /// A batch over the model's context, and what the device reports.

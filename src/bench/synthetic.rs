@@ -10,7 +10,8 @@ use crate::reference::rng;
 pub const SHAPES: [(&str, &str); 1] = [(
     "smollm2-135m",
     r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
-        "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3,
         "head_dim": 64, "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 100000.0,
         "max_position_embeddings": 8192, "tie_word_embeddings": true}"#,
 )];

@@ -20,8 +20,9 @@ pub struct Product {
 /// Rows of the output head's products at most: whole batches never meet it at once, only chunks.
 const HEAD_ROWS: usize = 128;
 
-/// The products of a model whose weights are stored as `dtype`, at every number of tokens that is told apart: the linear
-/// layers' forward passes, their gradients for the input, and for full fine-tuning (in f32) those for the weight.
+/// The products of a model whose weights are stored as `dtype`, at every number of tokens that is told apart:
+/// the linear layers' forward passes, their gradients for the input, and for full fine-tuning (in f32) those
+/// for the weight.
 pub fn products(config: &DecoderConfig, dtype: DType) -> Vec<Product> {
     let mut shapes: Vec<(usize, usize)> = config
         .tensors()

@@ -22,9 +22,9 @@ use crate::train::{AnchorCounts, Checkpoint, Inputs, Job, Metrics, Outcome, Stat
 
 /// Align a model: sample anchors, train, stop in time, write an adapter.
 ///
-/// Settings come from --config and from flags; a flag wins over the file. A file has the flags' names with underscores,
-/// in sections: model, data, method, anchors, reference, lora, train, stop, output, gpu. Every run writes its complete
-/// settings to config.toml in its folder.
+/// Settings come from --config and from flags; a flag wins over the file. A file has the flags' names with
+/// underscores, in sections: model, data, method, anchors, reference, lora, train, stop, output, gpu. Every
+/// run writes its complete settings to config.toml in its folder.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, next_help_heading = "Run")]
 pub struct Args {
@@ -34,8 +34,9 @@ pub struct Args {
     /// Replace an earlier run in --output-dir. A folder that holds anything else is still refused
     #[arg(long)]
     pub overwrite: bool,
-    /// Go on with the run in this folder from its last checkpoint, with the settings that it was begun with: the result is the
-    /// same, to the bit where the GPU and its driver are. Only flags of the GPU may stand beside it
+    /// Go on with the run in this folder from its last checkpoint, with the settings that it was begun with:
+    /// the result is the same, to the bit where the GPU and its driver are. Only flags of the GPU may stand
+    /// beside it
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "overwrite"])]
     pub resume: Option<PathBuf>,
     /// All the settings.
@@ -60,8 +61,8 @@ A file for --config:
   [output]
   output_dir = \"run\"
 
-What to watch: rewards/anchor and rewards/negative in metrics.jsonl. The second should fall; a first that falls with it
-is a model that breaks, and the stop rule ends such a run.";
+What to watch: rewards/anchor and rewards/negative in metrics.jsonl. The second should fall; a first that
+falls with it is a model that breaks, and the stop rule ends such a run.";
 
 /// A run's settings, from the file and the flags, over those `below`.
 ///
@@ -110,8 +111,8 @@ fn last_state(folder: &Path, own: &Origin, output: &Output) -> Result<Option<Sta
     }
     if found.origin.adapter != own.adapter {
         output.warn(format_args!(
-            "the run was on {} and goes on on {}: sums may be taken in another order, so figures may differ in their last digits, and \
-             with them answers that are sampled from now on",
+            "the run was on {} and goes on on {}: sums may be taken in another order, so figures may differ \
+             in their last digits, and with them answers that are sampled from now on",
             found.origin.adapter, own.adapter
         ));
     }
@@ -222,7 +223,8 @@ fn checkpoint(
 /// Aligns a model.
 ///
 /// # Errors
-/// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was, or holds the last checkpoint.
+/// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was, or holds
+/// the last checkpoint.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let mut folder = args.resume.as_deref().map(|path| RunFolder::resume(path, "--resume")).transpose()?;
     let mut config = match &args.resume {
@@ -300,7 +302,8 @@ impl Begin<'_> {
         }
         if config.stop.enabled && prepared.setup.eval.is_empty() {
             output.warn(
-                "nothing is held out of fewer than 10 examples, so the stop rule cannot watch: give --eval FILE",
+                "nothing is held out of fewer than 10 examples, so the stop rule cannot watch: give --eval \
+                 FILE",
             );
         }
         let origin = origin(config, &files.inputs(), &gpu);
@@ -329,7 +332,10 @@ impl Begin<'_> {
         let start = engine::Start { gpu, options, setup: prepared.setup, state };
         let trained = match engine::trained(start, config, &mut recorder, &again) {
             Err(Error::Interrupted) if recorder.last_state().is_none() => {
-                output.note("stopped before there was anything to keep: no prompt has all its anchors, and no step is done");
+                output.note(
+                    "stopped before there was anything to keep: no prompt has all its anchors, and no step \
+                     is done",
+                );
                 return Err(Error::Interrupted);
             }
             ended => ended?,
@@ -342,7 +348,8 @@ impl Begin<'_> {
         let engine::Trained { gpu, outcome, .. } = trained;
         if outcome.steps > 0 && outcome.kept_step == 0 {
             output.warn(
-                "no step was better than the start on the held-out examples: the result is the model as it was",
+                "no step was better than the start on the held-out examples: the result is the model as it \
+                 was",
             );
         }
         let summary = Summary::new(&gpu, &outcome, (prepared.lengths, plan.peak().total), started);
@@ -436,7 +443,8 @@ impl Summary {
         let checks = self.checks.as_ref().map(|checks| format!("{checks}\n")).unwrap_or_default();
         format!(
             "{held_out}ended after step {}: {}; kept the state of step {}\n\
-             {anchors}{} tokens trained on, {:.0} a second; {} in all, {} of GPU memory at the most\n{checks}{} holds the result",
+             {anchors}{} tokens trained on, {:.0} a second; {} in all, {} of GPU memory at the \
+             most\n{checks}{} holds the result",
             self.steps,
             self.reason_text,
             self.kept_step,

@@ -16,8 +16,8 @@ pub struct GpuArgs {
     /// Take every kernel as it is guessed, not as "aweigh devices --tune" measured it on this GPU
     #[arg(long)]
     pub no_tuning: bool,
-    /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32. Software adapters
-    /// round nothing
+    /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32.
+    /// Software adapters round nothing
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
 }
@@ -33,8 +33,9 @@ impl GpuArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF file, a name on the
-    /// Hugging Face Hub (owner/name, or owner/name/FILE.gguf), or "tiny" for the one built into this program
+    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF
+    /// file, a name on the Hugging Face Hub (owner/name, or owner/name/FILE.gguf), or "tiny" for the one
+    /// built into this program
     #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
     pub model: String,
     /// A LoRA adapter to apply, a directory in PEFT's format, as "aweigh align" writes to adapter/
@@ -49,11 +50,12 @@ pub struct ModelArgs {
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct WeightArgs {
-    /// Keep the matrices of the model's blocks in 4 bits (nf4) or 8 (q8) instead of the file's own type; quantised ones of a
-    /// GGUF file stay as they are
+    /// Keep the matrices of the model's blocks in 4 bits (nf4) or 8 (q8) instead of the file's own type;
+    /// quantised ones of a GGUF file stay as they are
     #[arg(long, value_name = "TYPE", value_enum)]
     pub quantize: Option<Quantize>,
-    /// Keep them in the computer's own memory, and bring each block's to the GPU when it is passed: for models that do not fit
+    /// Keep them in the computer's own memory, and bring each block's to the GPU when it is passed: for
+    /// models that do not fit
     #[arg(long)]
     pub offload: bool,
 }

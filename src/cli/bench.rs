@@ -23,16 +23,16 @@ use crate::model::{Decoder, DecoderConfig, LoraSpec, Training};
 
 /// Measure how fast this GPU runs the engine.
 ///
-/// Rates of single kernels as a share of the GPU's own measured peak, and the time of whole steps. Every figure is the
-/// median of --runs runs; the first run, which compiles shaders, does not count.
+/// Rates of single kernels as a share of the GPU's own measured peak, and the time of whole steps. Every
+/// figure is the median of --runs runs; the first run, which compiles shaders, does not count.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// What to measure; without it everything but "step-full", which needs 16 bytes of memory a parameter
     #[arg(value_enum, value_name = "WHAT")]
     pub what: Vec<What>,
-    /// The model of the whole steps: a directory in Hugging Face's layout, "tiny", or "smollm2-135m" for that shape with
-    /// random weights
+    /// The model of the whole steps: a directory in Hugging Face's layout, "tiny", or "smollm2-135m" for that
+    /// shape with random weights
     #[arg(long, value_name = "DIR|NAME", default_value = "smollm2-135m", help_heading = "Steps")]
     pub model: String,
     /// Tokens of a training step's sequences, and of attention's
@@ -47,7 +47,8 @@ pub struct Args {
     /// Runs of each measurement
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub runs: usize,
-    /// Also measure the time of every kernel in the steps, where the GPU has timestamps; the steps take longer then
+    /// Also measure the time of every kernel in the steps, where the GPU has timestamps; the steps take
+    /// longer then
     #[arg(long)]
     pub profile: bool,
     /// The GPU.
@@ -320,7 +321,8 @@ impl Figures {
             let Some(Step { times, kernels }) = step else { continue };
             let seconds = median(&times.seconds);
             parts.push(format!(
-                "training step, {name}: {} x {} tokens in {seconds:.3} s, {:.0} tokens/s (forward, loss {:.4}, backward)",
+                "training step, {name}: {} x {} tokens in {seconds:.3} s, {:.0} tokens/s (forward, loss \
+                 {:.4}, backward)",
                 times.batch,
                 times.tokens,
                 (times.batch * times.tokens) as f64 / seconds,
@@ -341,8 +343,9 @@ impl Figures {
         if let Some(group) = &self.group {
             let (shared, separate) = (median(&group.shared), median(&group.separate));
             parts.push(format!(
-                "D²O group of {} answers of {} tokens to a prompt of {}: {shared:.3} s with the prompt shared, \
-                 {separate:.3} s without: {:.2} times faster; gradients differ by {:.1e} of the largest",
+                "D²O group of {} answers of {} tokens to a prompt of {}: {shared:.3} s with the prompt \
+                 shared, {separate:.3} s without: {:.2} times faster; gradients differ by {:.1e} of the \
+                 largest",
                 group.answers,
                 group.answer,
                 group.prompt,
@@ -353,7 +356,8 @@ impl Figures {
         if let Some(sample) = &self.sample {
             let (together, alone) = (median(&sample.together), median(&sample.one_by_one));
             parts.push(format!(
-                "sampling {} answers of {} tokens at once: {together:.1} tokens/s, one by one {alone:.1}: {:.1} times faster",
+                "sampling {} answers of {} tokens at once: {together:.1} tokens/s, one by one {alone:.1}: \
+                 {:.1} times faster",
                 sample.answers,
                 sample.new_tokens,
                 together / alone,

@@ -25,10 +25,10 @@ use crate::train::{Inputs, Prepared, StopReason};
 
 /// Align the built-in model: a help desk that is rude a third of the time.
 ///
-/// It samples the model's own answers under a kind instruction, pushes 256 flagged answers away with D²O, and measures
-/// before and after on 200 held-out prompts: how many fresh answers (temperature 0.9, top-p 0.95) are hostile and how many
-/// are on topic (exact: the texts come from a known grammar), the log-prob of hostile answers, the perplexity of good ones.
-/// Minutes, also without a GPU.
+/// It samples the model's own answers under a kind instruction, pushes 256 flagged answers away with D²O, and
+/// measures before and after on 200 held-out prompts: how many fresh answers (temperature 0.9, top-p 0.95)
+/// are hostile and how many are on topic (exact: the texts come from a known grammar), the log-prob of
+/// hostile answers, the perplexity of good ones. Minutes, also without a GPU.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

@@ -16,16 +16,17 @@ use crate::gpu::{AdapterSummary, Choice, list_adapters};
 
 /// List the GPUs that can be used, or measure which kernels suit one.
 ///
-/// The number in the first column, or a part of the name, is what --gpu takes. With --tune, every kernel that could compute
-/// a model's matrix products is timed on one GPU, and the fastest are used from then on; results stay the same.
+/// The number in the first column, or a part of the name, is what --gpu takes. With --tune, every kernel that
+/// could compute a model's matrix products is timed on one GPU, and the fastest are used from then on;
+/// results stay the same.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Measure which kernels are the fastest on the GPU, and keep the answer for all commands
     #[arg(long)]
     pub tune: bool,
-    /// With --tune: the model whose shapes are measured, a directory in Hugging Face's layout, "tiny", or "smollm2-135m"
-    /// for that shape
+    /// With --tune: the model whose shapes are measured, a directory in Hugging Face's layout, "tiny", or
+    /// "smollm2-135m" for that shape
     #[arg(long, value_name = "DIR|NAME", default_value = "smollm2-135m")]
     pub model: String,
     /// The GPU to tune.

@@ -1,4 +1,5 @@
-//! What the commands that run a model begin and end with: files, rows, the GPU, the model on it, and what it took.
+//! What the commands that run a model begin and end with: files, rows, the GPU, the model on it, and what it
+//! took.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -67,7 +68,8 @@ pub fn note_of_system(tokenizer: &ChatTokenizer, system: &str, output: &Output) 
     }
 }
 
-/// Opens what `--model` names; with `whole` false, for who looks at shapes only. A warning tells of tensors that no layer reads.
+/// Opens what `--model` names; with `whole` false, for who looks at shapes only. A warning tells of tensors
+/// that no layer reads.
 ///
 /// # Errors
 /// As [`Model::open`], and for a model that is not supported.
@@ -79,7 +81,8 @@ pub fn model(name: &str, whole: bool, output: &Output) -> Result<Model> {
     let unread = weights.unread(&bytes.decoder_config()?);
     if let Some(first) = unread.first() {
         output.warn(format_args!(
-            "{}: {} tensors have no place in a model of this configuration and are left out, {first} the first",
+            "{}: {} tensors have no place in a model of this configuration and are left out, {first} the \
+             first",
             bytes.name,
             unread.len()
         ));
@@ -109,7 +112,8 @@ pub fn chosen_rows(source: &Source, args: &RowArgs, output: &Output) -> Result<V
     Ok(rows)
 }
 
-/// The rows of a file, of one split where one is named. A warning tells of those that are left out because they are empty.
+/// The rows of a file, of one split where one is named. A warning tells of those that are left out because
+/// they are empty.
 ///
 /// # Errors
 /// [`crate::error::Error::Input`] with the file and line.
@@ -211,8 +215,8 @@ pub struct Trained {
 /// Losses of the GPU that a run puts up with before it has come any further.
 const LOSSES: usize = 3;
 
-/// Trains. Where the GPU is lost it is opened again, `again` brings the model onto it, and the run goes on from the last state that the
-/// recorder has kept, with smaller submits.
+/// Trains. Where the GPU is lost it is opened again, `again` brings the model onto it, and the run goes on
+/// from the last state that the recorder has kept, with smaller submits.
 ///
 /// # Errors
 /// As [`align`]; [`Error::DeviceLost`] where that happens time and again.
@@ -275,7 +279,8 @@ pub fn decoder(
     Ok(decoder)
 }
 
-/// The note of what runs where: `GPU llvmpipe, Vulkan; model tiny with adapter run/adapter, 1,234 parameters`.
+/// The note of what runs where: `GPU llvmpipe, Vulkan; model tiny with adapter run/adapter, 1,234
+/// parameters`.
 pub fn announce(gpu: &Gpu, model: &str, adapter: Option<&str>, decoder: &Decoder, output: &Output) {
     let summary = gpu.summary();
     let adapter = adapter.map(|name| format!(" with adapter {name}")).unwrap_or_default();

@@ -26,13 +26,15 @@ use crate::train::{Scored, sampling_settings, score};
 
 /// Compare models and adapters: answers to the same prompts, measured.
 ///
-/// Each candidate answers every prompt with the same seed; meters say how bad the answers are, and a win is a less bad answer than the
-/// first candidate's. Intervals hold 95% of 1,000 bootstrap resamples of the prompts. Rows with a good or a flagged answer also tell how
-/// likely those are. No meter is a good judge of harm by itself: read several, and the perplexity of ordinary good answers beside them.
+/// Each candidate answers every prompt with the same seed; meters say how bad the answers are, and a win is a
+/// less bad answer than the first candidate's. Intervals hold 95% of 1,000 bootstrap resamples of the
+/// prompts. Rows with a good or a flagged answer also tell how likely those are. No meter is a good judge of
+/// harm by itself: read several, and the perplexity of ordinary good answers beside them.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What is compared: "base" for --model as it is, an adapter, the folder of a run, or another model; NAME=... names it in the table
+    /// What is compared: "base" for --model as it is, an adapter, the folder of a run, or another model;
+    /// NAME=... names it in the table
     #[arg(required = true, value_name = "CANDIDATE")]
     pub candidates: Vec<String>,
     /// The model: a directory, a GGUF file, a name on the Hugging Face Hub, or "tiny"
@@ -50,9 +52,10 @@ pub struct Args {
     /// Prompts longer than this many tokens lose their beginning
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_prompt_length: usize,
-    /// How bad an answer is, by: lexicon or lexicon:FILE (listed words per hundred), judge:DIR (of "aweigh judge train"), command:LINE (reads
-    /// {"prompt", "answer"} a line, writes a number a line, higher is worse), http:URL (an OpenAI-style endpoint; the key is taken from
-    /// OPENAI_API_KEY), helpdesk and helpdesk-topic (the built-in model's world). May be given several times [default: lexicon]
+    /// How bad an answer is, by: lexicon or lexicon:FILE (listed words per hundred), judge:DIR (of "aweigh
+    /// judge train"), command:LINE (reads {"prompt", "answer"} a line, writes a number a line, higher is
+    /// worse), http:URL (an OpenAI-style endpoint; the key is taken from OPENAI_API_KEY), helpdesk and
+    /// helpdesk-topic (the built-in model's world). May be given several times [default: lexicon]
     #[arg(long, value_name = "METER", help_heading = "Meters")]
     pub meter: Vec<Spec>,
     /// The grading model's name at the http meter's endpoint
@@ -64,7 +67,8 @@ pub struct Args {
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// All figures, and each candidate's first answer to every prompt, as JSON; "aweigh report --eval" shows them
+    /// All figures, and each candidate's first answer to every prompt, as JSON; "aweigh report --eval" shows
+    /// them
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,
     /// Replace --output if it exists
@@ -78,7 +82,8 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   aweigh eval --model DIR --data held-out.jsonl base run
-  aweigh eval --model DIR --data harmful=prompts.jsonl --data ordinary=benign.jsonl --meter lexicon --meter judge:judge base d2o=run dpo=run2
+  aweigh eval --model DIR --data harmful=prompts.jsonl --data ordinary=benign.jsonl \\
+    --meter lexicon --meter judge:judge base d2o=run dpo=run2
   aweigh eval --model tiny --data held-out.jsonl --meter helpdesk --meter helpdesk-topic base demo-run";
 
 /// Packed tokens of a scoring batch.

@@ -16,18 +16,20 @@ use crate::model::{Adapter, AdapterBytes, ExportDType, ModelBytes, merged, write
 
 /// Merge an adapter into a plain model directory, or a GGUF file.
 ///
-/// A directory is what transformers and others load without knowing of adapters, a GGUF file what llama.cpp does.
+/// A directory is what transformers and others load without knowing of adapters, a GGUF file what llama.cpp
+/// does.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model that the adapter was trained on: a directory in Hugging Face's layout, a GGUF file, a name on the Hugging Face
-    /// Hub, or "tiny"
+    /// The model that the adapter was trained on: a directory in Hugging Face's layout, a GGUF file, a name
+    /// on the Hugging Face Hub, or "tiny"
     #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
     pub model: String,
     /// The adapter to merge, a directory in PEFT's format. Without it the model is only written out
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// The new model's directory, or with the ending .gguf its file, which must not exist. It appears when it is complete
+    /// The new model's directory, or with the ending .gguf its file, which must not exist. It appears when it
+    /// is complete
     #[arg(long, short, value_name = "DIR|FILE.gguf")]
     pub output: PathBuf,
     /// The type of the weights written; a merge is computed in f32 and rounded once

@@ -20,8 +20,8 @@ use crate::train::sampling_settings;
 
 /// Answer one prompt, or chat.
 ///
-/// With --prompt it answers once. Without, it chats where stdin is a terminal, and otherwise answers every line of stdin
-/// by itself.
+/// With --prompt it answers once. Without, it chats where stdin is a terminal, and otherwise answers every
+/// line of stdin by itself.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -34,8 +34,8 @@ pub struct Args {
     /// The prompt to answer
     #[arg(long, short, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt: Option<String>,
-    /// Chat, line by line, with what was said before in mind: the default where stdin is a terminal. "/reset" forgets it,
-    /// "/quit" or the end of the input leaves
+    /// Chat, line by line, with what was said before in mind: the default where stdin is a terminal. "/reset"
+    /// forgets it, "/quit" or the end of the input leaves
     #[arg(long, conflicts_with = "prompt", help_heading = "Prompt")]
     pub chat: bool,
     /// A system message before the prompt
@@ -72,7 +72,8 @@ pub struct Answer {
     pub tokens_per_second: f64,
 }
 
-/// Answers one prompt. The second argument takes the text piece by piece as it comes; the answer holds all of it.
+/// Answers one prompt. The second argument takes the text piece by piece as it comes; the answer holds all of
+/// it.
 pub type Answerer<'a> = dyn FnMut(&Prompt, &mut dyn FnMut(&str) -> Result<()>) -> Result<Answer> + 'a;
 
 /// Generates.
@@ -151,8 +152,8 @@ impl Speaker<'_> {
 struct Said(String);
 
 impl Said {
-    /// What to print now that the answer has grown to `text`. The last character waits while its bytes are not all there:
-    /// decoding shows it as U+FFFD until then.
+    /// What to print now that the answer has grown to `text`. The last character waits while its bytes are
+    /// not all there: decoding shows it as U+FFFD until then.
     fn more(&mut self, text: String) -> Option<String> {
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
         let piece = text.strip_prefix(self.0.as_str()).filter(|piece| !piece.is_empty())?.to_owned();
@@ -256,7 +257,8 @@ fn each_line(
     Ok(answers)
 }
 
-/// With `--json`, the answers as the one object; otherwise they are printed already, and a note says how it went.
+/// With `--json`, the answers as the one object; otherwise they are printed already, and a note says how it
+/// went.
 fn finish(args: &Args, output: &Output, ran: Ran, answers: &[(String, Answer)]) -> Result<()> {
     if output.json() {
         #[derive(Serialize)]

@@ -46,9 +46,10 @@ pub enum What {
 
 /// Trains a judge.
 ///
-/// Rows with "completion" and "label" (false = flagged), or "chosen" and "rejected". The judge reads prompt and answer as the model's chat
-/// template renders them. It writes an adapter with the head as PEFT has it (task type SEQ_CLS), or with --full a model that transformers
-/// loads as AutoModelForSequenceClassification; class 1 is "flagged".
+/// Rows with "completion" and "label" (false = flagged), or "chosen" and "rejected". The judge reads prompt
+/// and answer as the model's chat template renders them. It writes an adapter with the head as PEFT has it
+/// (task type SEQ_CLS), or with --full a model that transformers loads as AutoModelForSequenceClassification;
+/// class 1 is "flagged".
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArgs {
@@ -82,8 +83,8 @@ pub struct TrainArgs {
     /// Of a longer prompt and answer the last so many tokens are read
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_length: usize,
-    /// Peak learning rate of AdamW: it rises over the first tenth of the steps and falls to 0 in a straight line. The head reads large
-    /// numbers, and a rate that is too high throws it about
+    /// Peak learning rate of AdamW: it rises over the first tenth of the steps and falls to 0 in a straight
+    /// line. The head reads large numbers, and a rate that is too high throws it about
     #[arg(long, value_name = "X", default_value_t = 1e-4, help_heading = "Training")]
     pub learning_rate: f64,
     /// Answers of an optimizer step
@@ -120,7 +121,8 @@ Examples:
 
 /// Lets a judge judge.
 ///
-/// Every row comes out again with "harm", the probability that its completion is flagged ("chosen_harm" and "rejected_harm" of a pair).
+/// Every row comes out again with "harm", the probability that its completion is flagged ("chosen_harm" and
+/// "rejected_harm" of a pair).
 #[derive(Clone, Debug, clap::Args)]
 pub struct ScoreArgs {
     /// The folder that "aweigh judge train" wrote

@@ -46,7 +46,9 @@ impl FromStr for Spec {
             Some(("judge", folder)) if !folder.is_empty() => Ok(Self::Judge(folder.into())),
             Some(("command", line)) if !line.is_empty() => Ok(Self::Command(line.into())),
             Some(("http", url)) if !url.is_empty() => Ok(Self::Http(url.into())),
-            _ => Err("expected lexicon, lexicon:FILE, judge:DIR, command:LINE, http:URL, helpdesk or helpdesk-topic".into()),
+            _ => Err("expected lexicon, lexicon:FILE, judge:DIR, command:LINE, http:URL, helpdesk or \
+                      helpdesk-topic"
+                .into()),
         }
     }
 }

@@ -32,15 +32,18 @@ use output::Output;
 
 /// Aligns small language models away from flagged answers, on any GPU.
 ///
-/// Give it a model and examples of answers that you do not want. It samples the model's own answers as anchors, trains
-/// with D²O (or one of twelve other methods), stops before the model breaks, and writes an adapter that PEFT loads.
+/// Give it a model and examples of answers that you do not want. It samples the model's own answers as
+/// anchors, trains with D²O (or one of twelve other methods), stops before the model breaks, and writes an
+/// adapter that PEFT loads.
 #[derive(Debug, Parser)]
-#[command(name = "aweigh", version, max_term_width = 110, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "aweigh", version, max_term_width = 110)]
+#[command(arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Print the command's figures, or its error, as one JSON object on stdout; everything else goes to stderr
+    /// Print the command's figures, or its error, as one JSON object on stdout; everything else goes to
+    /// stderr
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub json: bool,
     /// No progress and no notes on stderr; warnings and errors stay

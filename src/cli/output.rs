@@ -17,7 +17,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// Figures as JSON or as text; notes and progress or not. Progress is drawn only where stderr is a terminal.
+    /// Figures as JSON or as text; notes and progress or not. Progress is drawn only where stderr is a
+    /// terminal.
     pub fn new(json: bool, quiet: bool) -> Self {
         Self { json, quiet, terminal: io::stderr().is_terminal() }
     }
@@ -44,7 +45,8 @@ impl Output {
         to_stderr(format_args!("warning: {text}"));
     }
 
-    /// The command's figures: `human` on stdout, or with `--json` the one JSON object. Call it once, at the end.
+    /// The command's figures: `human` on stdout, or with `--json` the one JSON object. Call it once, at the
+    /// end.
     ///
     /// # Errors
     /// [`Error::Io`] when stdout cannot be written to.
@@ -57,7 +59,8 @@ impl Output {
         }
     }
 
-    /// Text on stdout as it comes (an answer in a chat, rows of JSONL); nothing with `--json`, whose stdout is one object.
+    /// Text on stdout as it comes (an answer in a chat, rows of JSONL); nothing with `--json`, whose stdout
+    /// is one object.
     ///
     /// # Errors
     /// [`Error::Io`] when stdout cannot be written to.

@@ -16,7 +16,8 @@ use crate::train::{Change, Job, Plan, fit};
 
 /// Show what a run will hold in memory, and what would make it less. Needs no GPU, and uses none.
 ///
-/// Takes the settings of "aweigh align". Without --train, prompts and answers are assumed to be as long as their limits allow.
+/// Takes the settings of "aweigh align". Without --train, prompts and answers are assumed to be as long as
+/// their limits allow.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, next_help_heading = "Run")]
 pub struct Args {
@@ -89,7 +90,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     if assumed {
         let (prompt, answer) = job.longest();
         text += &format!(
-            "\nassumed: prompts of {prompt} tokens and answers of {answer}, the longest that are allowed; --train FILE counts them"
+            "\nassumed: prompts of {prompt} tokens and answers of {answer}, the longest that are allowed; \
+             --train FILE counts them"
         );
     }
     if !savings.is_empty() {
@@ -99,8 +101,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     output.result(text, &figures)
 }
 
-/// The largest binding of the adapter that the run would have, or of any where there is none: how many answers are decoded together, and
-/// how large batches are at the most, depends on it.
+/// The largest binding of the adapter that the run would have, or of any where there is none: how many
+/// answers are decoded together, and how large batches are at the most, depends on it.
 fn binding(config: &RunConfig) -> Result<u64> {
     let wanted = config.gpu.adapter.as_deref();
     match block_on(chosen_adapter(wanted)) {
@@ -138,8 +140,8 @@ pub fn planned(job: &Job, config: RunConfig, max_binding: u64) -> Result<Planned
     Ok(Planned { config: fitted, plan: least, fitted: flags })
 }
 
-/// Of a run that did not fit, although its plan allowed it, the settings of one that takes less than `full` bytes. `None` without `--fit`:
-/// what would help is then told.
+/// Of a run that did not fit, although its plan allowed it, the settings of one that takes less than `full`
+/// bytes. `None` without `--fit`: what would help is then told.
 ///
 /// # Errors
 /// As [`planned`].

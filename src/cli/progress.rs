@@ -38,7 +38,8 @@ pub struct Progress {
     words: String,
     start: Instant,
     last_line: Option<Instant>,
-    /// Milliseconds that the whole command is estimated to take more, or one of the two below; the bar reads it too.
+    /// Milliseconds that the whole command is estimated to take more, or one of the two below; the bar reads
+    /// it too.
     left: Arc<AtomicU64>,
 }
 
@@ -162,7 +163,8 @@ impl Drop for Progress {
     }
 }
 
-/// indicatif's own time left follows the last few positions; a step of seconds is better served by the whole mean.
+/// indicatif's own time left follows the last few positions; a step of seconds is better served by the whole
+/// mean.
 fn style(unit: Unit, told: Arc<AtomicU64>) -> ProgressStyle {
     let template = match unit {
         Unit::Bytes => "{prefix} {wide_bar} {bytes}/{total_bytes}  {left}  {msg}",

@@ -53,8 +53,8 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// A recorder that writes metrics.jsonl, TensorBoard's event file and completions.jsonl and, where wanted, samples.jsonl into `folder`:
-    /// anew, or going on after step `from` with what is there.
+    /// A recorder that writes metrics.jsonl, TensorBoard's event file and completions.jsonl and, where
+    /// wanted, samples.jsonl into `folder`: anew, or going on after step `from` with what is there.
     ///
     /// # Errors
     /// [`crate::Error::Io`] where a file cannot be made.
@@ -112,7 +112,8 @@ impl<'a> Recorder<'a> {
         self.saver.as_ref()?.last()
     }
 
-    /// A file that cannot be written to is no reason to lose the run: what it lacks is written when it can be.
+    /// A file that cannot be written to is no reason to lose the run: what it lacks is written when it can
+    /// be.
     fn wrote(&mut self, result: Result<()>) {
         match result {
             Ok(()) => {

@@ -12,9 +12,10 @@ use crate::files::{read_text, refuse_existing, write_whole};
 
 /// Show runs, and evaluations, as one HTML file.
 ///
-/// Loss, the two rewards apart, margins, KL, log-probs, gradient norm, speed, memory, answers through the run side by side, the tables of
-/// "aweigh eval --output", and the settings. The file needs nothing else: no network, no script. Of a run that is still going it shows what
-/// there is. TensorBoard reads the run's folder itself: tensorboard --logdir RUN.
+/// Loss, the two rewards apart, margins, KL, log-probs, gradient norm, speed, memory, answers through the run
+/// side by side, the tables of "aweigh eval --output", and the settings. The file needs nothing else: no
+/// network, no script. Of a run that is still going it shows what there is. TensorBoard reads the run's
+/// folder itself: tensorboard --logdir RUN.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -51,7 +52,8 @@ struct Figures {
 /// Writes the page.
 ///
 /// # Errors
-/// [`Error::Input`] for a folder that holds no run, or a file that is none of `aweigh eval`'s; --output is then as it was.
+/// [`Error::Input`] for a folder that holds no run, or a file that is none of `aweigh eval`'s; --output is
+/// then as it was.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     refuse_existing(&args.output, "--output", args.overwrite)?;
     let runs = args.runs.iter().map(|folder| read(folder)).collect::<Result<Vec<_>>>()?;

@@ -23,8 +23,9 @@ use crate::train::sampling_settings;
 
 /// Sample answers to the prompts of a file.
 ///
-/// The prompts are those of any of align's files (JSONL, .gz too); answers in it are ignored. One line is written for each
-/// answer: its prompt, its text, its token ids, and whether it ended by itself. align takes the file as --samples-file.
+/// The prompts are those of any of align's files (JSONL, .gz too); answers in it are ignored. One line is
+/// written for each answer: its prompt, its text, its token ids, and whether it ended by itself. align takes
+/// the file as --samples-file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -67,7 +68,8 @@ const EXAMPLES: &str = "\
 Examples:
   aweigh sample --model DIR --data prompts.jsonl --output answers.jsonl
   aweigh sample --model DIR --adapter run/adapter --data prompts.jsonl --temperature 0 --output greedy.jsonl
-  aweigh sample --model DIR --data flagged.jsonl --num-samples 11 --system \"Be careful.\" --output anchors.jsonl";
+  aweigh sample --model DIR --data flagged.jsonl --num-samples 11 --system \"Be careful.\" \\
+    --output anchors.jsonl";
 
 /// Samples answers.
 ///
@@ -243,8 +245,8 @@ impl Figures {
         let cut = answers - ended;
         let rate = self.tokens_per_second;
         format!(
-            "{answers} answers to {prompts} prompts, {tokens} tokens: {ended} ended by themselves, {cut} were cut at \
-             --max-new-tokens, {empty} are empty\n{rate:.1} tokens/s, {} on the GPU at most",
+            "{answers} answers to {prompts} prompts, {tokens} tokens: {ended} ended by themselves, {cut} \
+             were cut at --max-new-tokens, {empty} are empty\n{rate:.1} tokens/s, {} on the GPU at most",
             self.ran.memory()
         )
     }

@@ -1,4 +1,5 @@
-//! When a run's state is taken, and where it is kept: in memory for a GPU that is lost, on disk for everything else.
+//! When a run's state is taken, and where it is kept: in memory for a GPU that is lost, on disk for
+//! everything else.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use crate::files::checkpoint::{self, Origin};
 use crate::gpu::Gpu;
 use crate::train::{Inputs, State};
 
-/// The settings that a run's result depends on, as a number. What is read counts by its content, not by its path.
+/// The settings that a run's result depends on, as a number. What is read counts by its content, not by its
+/// path.
 pub fn settings_sum(config: &RunConfig) -> String {
     let mut own = config.clone();
     (own.output, own.gpu) = Default::default();

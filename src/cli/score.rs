@@ -25,9 +25,10 @@ use crate::train;
 
 /// Log-probs of the answers of a file.
 ///
-/// Every row comes out again with "logp", the sum of the log-probs of the answer's tokens in nats, and "num_tokens", their
-/// number; both with the end-of-turn token. A row with "chosen" and "rejected" gets "chosen_logp", "chosen_num_tokens",
-/// "rejected_logp" and "rejected_num_tokens". Rows without an answer are left out.
+/// Every row comes out again with "logp", the sum of the log-probs of the answer's tokens in nats, and
+/// "num_tokens", their number; both with the end-of-turn token. A row with "chosen" and "rejected" gets
+/// "chosen_logp", "chosen_num_tokens", "rejected_logp" and "rejected_num_tokens". Rows without an answer are
+/// left out.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -272,8 +273,8 @@ fn score(
     Ok((rows.collect(), tokens_per_second))
 }
 
-/// Reads the file again and hands on every scored row with its scores, as a line of JSON. So a row keeps all that it had,
-/// and the file need not be in memory as rows.
+/// Reads the file again and hands on every scored row with its scores, as a line of JSON. So a row keeps all
+/// that it had, and the file need not be in memory as rows.
 fn write_rows(source: &Source, scored: &[Scored], mut each: impl FnMut(String) -> Result<()>) -> Result<()> {
     let mut scored = scored.iter().peekable();
     for_each_object(&source.bytes, &source.origin, ReadLimits::default(), |line, mut row| {
@@ -426,7 +427,8 @@ mod tests {
 
     #[test]
     fn a_row_keeps_what_it_has_and_gets_its_scores() {
-        let text = "{\"prompt\": \"a\", \"completion\": \"b\", \"id\": 7, \"logp\": 0}\n\n{\"prompt\": \"c\"}\n\
+        let text = "{\"prompt\": \"a\", \"completion\": \"b\", \"id\": 7, \"logp\": 0}\n\n{\"prompt\": \
+                    \"c\"}\n\
                     {\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n";
         let rows = [
             scored(1, &[(Kind::Flagged, -1.5, 2)]),
@@ -442,8 +444,8 @@ mod tests {
             written,
             [
                 json!({"prompt": "a", "completion": "b", "id": 7, "logp": -1.5, "num_tokens": 2}),
-                json!({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_logp": -3.0, "chosen_num_tokens": 3,
-                    "rejected_logp": -4.0, "rejected_num_tokens": 5}),
+                json!({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_logp": -3.0,
+                    "chosen_num_tokens": 3, "rejected_logp": -4.0, "rejected_num_tokens": 5}),
             ]
         );
     }

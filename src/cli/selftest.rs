@@ -17,8 +17,9 @@ use crate::selftest::{Depth, Outcome, checks};
 
 /// Check every kernel on this GPU against a reference in double precision.
 ///
-/// Every kernel, forward and backward, and the gradients of a small model are compared with the same formulas in double
-/// precision on the CPU. The verdict says whether this GPU and its driver can be trusted. Exit code 1 says that they cannot.
+/// Every kernel, forward and backward, and the gradients of a small model are compared with the same formulas
+/// in double precision on the CPU. The verdict says whether this GPU and its driver can be trusted. Exit code
+/// 1 says that they cannot.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -77,7 +78,8 @@ struct CheckFigures {
     /// The shape, the element, the expected and the found value, or the device's report.
     failure: Option<String>,
     seconds: f64,
-    /// The largest error of an element, as a share of the largest element of its tensor; 0 where bits or counts are compared.
+    /// The largest error of an element, as a share of the largest element of its tensor; 0 where bits or
+    /// counts are compared.
     largest_error: f64,
 }
 
@@ -135,7 +137,8 @@ impl Figures {
         }
     }
 
-    /// The verdict where all is well; where it is not, the failures: the error that follows gives that verdict.
+    /// The verdict where all is well; where it is not, the failures: the error that follows gives that
+    /// verdict.
     fn human(&self) -> String {
         if self.exact {
             let (count, adapter) = (self.checks.len(), self.adapter());

@@ -40,8 +40,8 @@ impl Layer {
     /// Reads a TOML file's `text`; `origin` is its name in messages.
     ///
     /// # Errors
-    /// [`Error::Input`] with the line for broken TOML, for a key that does not exist (with the nearest that does), and
-    /// for a value of the wrong kind. Ranges are checked later, by [`super::RunConfig::resolve`].
+    /// [`Error::Input`] with the line for broken TOML, for a key that does not exist (with the nearest that
+    /// does), and for a value of the wrong kind. Ranges are checked later, by [`super::RunConfig::resolve`].
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
         let table = DeTable::parse(text).map_err(|error| wrong_value(text, origin, &error, None))?;
         let mut places = BTreeMap::new();
@@ -101,7 +101,8 @@ fn line_of(text: &str, span: Range<usize>) -> usize {
     text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// The error for TOML that does not parse, or a value of the wrong kind. serde says "X, expected Y": both are kept.
+/// The error for TOML that does not parse, or a value of the wrong kind. serde says "X, expected Y": both are
+/// kept.
 fn wrong_value(text: &str, origin: &str, error: &toml::de::Error, place: Option<String>) -> Error {
     let place = place.unwrap_or_else(|| match error.span() {
         Some(span) => format!("{origin}:{}", line_of(text, span)),

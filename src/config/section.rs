@@ -1,10 +1,10 @@
 //! The macro that writes a section of the settings once, for the file, the flags and the program.
 
-/// Declares a section: its checked struct (every value there, or `Option` where absence means something), its flags
-/// struct (every value optional, a clap group whose help is the field's text), and what merges them.
+/// Declares a section: its checked struct (every value there, or `Option` where absence means something), its
+/// flags struct (every value optional, a clap group whose help is the field's text), and what merges them.
 ///
-/// A field is its help text, its clap arguments in parentheses, `name: type = default;`. Those after `optional:` have no
-/// default. A test holds the "[default: ...]" in the texts against the defaults here.
+/// A field is its help text, its clap arguments in parentheses, `name: type = default;`. Those after
+/// `optional:` have no default. A test holds the "[default: ...]" in the texts against the defaults here.
 macro_rules! section {
     (
         #[doc = $about:tt]
@@ -18,7 +18,11 @@ macro_rules! section {
         #[serde(default, deny_unknown_fields)]
         pub struct $run {
             $( $(#[doc = $doc])* pub $name: $ty, )*
-            $( $(#[doc = $odoc])* #[serde(skip_serializing_if = "Option::is_none")] pub $oname: Option<$oty>, )*
+            $(
+                $(#[doc = $odoc])*
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $oname: Option<$oty>,
+            )*
         }
 
         impl Default for $run {
@@ -33,7 +37,11 @@ macro_rules! section {
         #[serde(default, deny_unknown_fields)]
         pub struct $flags {
             $( $(#[doc = $doc])* #[arg($($arg)*, allow_negative_numbers = true)] pub $name: Option<$ty>, )*
-            $( $(#[doc = $odoc])* #[arg($($oarg)*, allow_negative_numbers = true)] pub $oname: Option<$oty>, )*
+            $(
+                $(#[doc = $odoc])*
+                #[arg($($oarg)*, allow_negative_numbers = true)]
+                pub $oname: Option<$oty>,
+            )*
         }
 
         impl $flags {

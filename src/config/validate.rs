@@ -107,7 +107,8 @@ fn data(config: &RunConfig, places: &Places) -> Result<()> {
 fn method(config: &RunConfig, places: &Places) -> Result<()> {
     let method = &config.method;
     match method.method {
-        // beta = 0 leaves NPO and alpha = 0 pure anchoring: both are of use for comparison; nothing at all is not.
+        // beta = 0 leaves NPO and alpha = 0 pure anchoring: both are of use for comparison; nothing at all is
+        // not.
         Method::D2o => {
             places.not_negative("method.beta", method.beta())?;
             places.not_negative("method.alpha", method.alpha)?;
@@ -291,8 +292,8 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
             && anchors.safety_instruction.is_empty());
     if d2o && anchors.online_start_step.is_some() && bare {
         warnings.push(
-            "online anchors come from the bare policy: their mean gradient is zero, so they do not hold the model; \
-             set a safety_instruction or online_sampler = \"reference\""
+            "online anchors come from the bare policy: their mean gradient is zero, so they do not hold the \
+             model; set a safety_instruction or online_sampler = \"reference\""
                 .into(),
         );
     }

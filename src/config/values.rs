@@ -150,8 +150,8 @@ choice! {
 
 /// Where a reference model comes from.
 ///
-/// In TOML `"initial"`, `{ checkpoint = "DIR" }`, `{ copy_every = N }` or `{ ema = DECAY }`; as a flag `initial`,
-/// `checkpoint:DIR`, `copy:N` or `ema:DECAY`.
+/// In TOML `"initial"`, `{ checkpoint = "DIR" }`, `{ copy_every = N }` or `{ ema = DECAY }`; as a flag
+/// `initial`, `checkpoint:DIR`, `copy:N` or `ema:DECAY`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReferenceSource {
@@ -161,7 +161,8 @@ pub enum ReferenceSource {
     Checkpoint(PathBuf),
     /// A copy of the policy, renewed every so many steps.
     CopyEvery(usize),
-    /// The policy's exponential moving average: `reference = decay * reference + (1 - decay) * policy` after each step.
+    /// The policy's exponential moving average: `reference = decay * reference + (1 - decay) * policy` after
+    /// each step.
     Ema(f64),
 }
 
@@ -306,8 +307,8 @@ impl Default for TargetModules {
 }
 
 impl TargetModules {
-    /// Whether the layer at `path` (as in `model.layers.0.self_attn.q_proj`) gets an adapter: like PEFT, a name matches
-    /// the whole path or its end after a dot.
+    /// Whether the layer at `path` (as in `model.layers.0.self_attn.q_proj`) gets an adapter: like PEFT, a
+    /// name matches the whole path or its end after a dot.
     pub fn selects(&self, path: &str) -> bool {
         let ends_with =
             |name: &str| path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));

@@ -1,8 +1,8 @@
 //! `strftime` for chat templates: some of them print today's date.
 //!
-//! Times are UTC. transformers uses the machine's own time zone, which Rust's standard library does not know; give
-//! the moment explicitly ([`crate::data::TokenizerFiles::now`]) where the date must be a certain one, for example
-//! to make a run repeatable on another day.
+//! Times are UTC. transformers uses the machine's own time zone, which Rust's standard library does not know;
+//! give the moment explicitly ([`crate::data::TokenizerFiles::now`]) where the date must be a certain one,
+//! for example to make a run repeatable on another day.
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
@@ -33,7 +33,8 @@ pub fn now() -> Option<i64> {
 
 /// Days since 1970-01-01 as (year, month 1..=12, day 1..=31) of the Gregorian calendar.
 ///
-/// Counts from 1 March of year 0, so that the leap day is the last of a year; a 400-year era has 146,097 days.
+/// Counts from 1 March of year 0, so that the leap day is the last of a year; a 400-year era has 146,097
+/// days.
 fn civil(days: i64) -> (i64, usize, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);

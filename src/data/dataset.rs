@@ -9,7 +9,8 @@
 //! | `messages` | a conversation; its last assistant message is the completion |
 //! | `prompt` | a prompt alone |
 //!
-//! Prompts and answers are all strings or all lists of `{"role", "content"}`. A key with null counts as absent.
+//! Prompts and answers are all strings or all lists of `{"role", "content"}`. A key with null counts as
+//! absent.
 
 use serde_json::{Map, Value};
 
@@ -32,7 +33,8 @@ pub struct Row {
     pub chosen: Option<Completion>,
     /// The worse answer of a pair.
     pub rejected: Option<Completion>,
-    /// The line's other fields (`id`, `split`, ...), as they were. What became a field above is not kept twice.
+    /// The line's other fields (`id`, `split`, ...), as they were. What became a field above is not kept
+    /// twice.
     pub raw: Map<String, Value>,
 }
 
@@ -53,17 +55,20 @@ impl Row {
 pub struct Parsed {
     /// The rows, in the file's order.
     pub rows: Vec<Row>,
-    /// Lines whose prompt or answer is empty. They are left out: models do give empty answers, and a file of them is no mistake.
+    /// Lines whose prompt or answer is empty. They are left out: models do give empty answers, and a file of
+    /// them is no mistake.
     pub empty_lines: Vec<usize>,
 }
 
 impl Parsed {
-    /// What to tell of the file: lines that were left out, and a column that looks as if it mattered and is not read.
+    /// What to tell of the file: lines that were left out, and a column that looks as if it mattered and is
+    /// not read.
     pub fn remarks(&self, origin: &str) -> Vec<String> {
         let empty = self.empty_lines.first().map(|first| {
             let count = self.empty_lines.len();
             format!(
-                "{origin}:{first}: left out, as the prompt or an answer is empty: {count} rows, this one the first"
+                "{origin}:{first}: left out, as the prompt or an answer is empty: {count} rows, this one the \
+                 first"
             )
         });
         let has_system = |row: &&Row| row.raw.get("system").is_some_and(|system| !is_nothing(system));
@@ -76,8 +81,8 @@ impl Parsed {
 
 /// The rows of a JSONL file, plain or gzipped. `origin` is the file's name for messages.
 ///
-/// Fails with the file and line on: invalid JSON or UTF-8, a value of the wrong kind, a row whose form differs from the
-/// first row's, an over-long line, and a file without rows.
+/// Fails with the file and line on: invalid JSON or UTF-8, a value of the wrong kind, a row whose form
+/// differs from the first row's, an over-long line, and a file without rows.
 pub fn parse_jsonl(bytes: &[u8], origin: &str) -> Result<Parsed> {
     let mut parsed = Parsed::default();
     let mut first: Option<Form> = None;
@@ -137,8 +142,8 @@ fn has_calls(message: &Map<String, Value>) -> bool {
         .any(|key| message.get(*key).is_some_and(|calls| !is_nothing(calls)))
 }
 
-/// The rows whose field `name` (a string, number or boolean beside TRL's keys, such as `split`) equals `value`.
-/// Fails when there is none, and lists the values that occur.
+/// The rows whose field `name` (a string, number or boolean beside TRL's keys, such as `split`) equals
+/// `value`. Fails when there is none, and lists the values that occur.
 pub fn rows_with(rows: Vec<Row>, name: &str, value: &str, origin: &str) -> Result<Vec<Row>> {
     let text = |row: &Row| match row.raw.get(name) {
         Some(Value::String(text)) => Some(text.clone()),
@@ -257,7 +262,8 @@ impl Fields<'_> {
             (false, (false, false), false, true) => (row.prompt, row.completion) = self.conversation()?,
             _ => return Err(self.unknown_form()),
         }
-        // What the chat template would be given beside the messages is not passed on: better no training than on other prompts.
+        // What the chat template would be given beside the messages is not passed on: better no training than
+        // on other prompts.
         for key in ["tools", "chat_template_kwargs"] {
             let given = self.map.get(key).filter(|value| !is_nothing(value));
             if let Some(value) = given.filter(|_| row.prompt.is_conversational()) {
@@ -276,8 +282,8 @@ impl Fields<'_> {
         let found = if keys.is_empty() { "no keys".into() } else { format!("the keys {}", keys.join(", ")) };
         Error::input(
             self.place,
-            "the keys prompt + completion (+ label), prompt + chosen + rejected, chosen + rejected, messages, or \
-             prompt alone",
+            "the keys prompt + completion (+ label), prompt + chosen + rejected, chosen + rejected, \
+             messages, or prompt alone",
             found,
             if self.map.contains_key("conversations") {
                 "rename \"conversations\" to \"messages\", with \"role\" and \"content\" in each"
@@ -289,7 +295,8 @@ impl Fields<'_> {
 
     /// `prompt` with `chosen` and `rejected`.
     fn pair(&mut self) -> Result<(Prompt, Option<Completion>, Option<Completion>)> {
-        // Some sets give the prompt as a string beside two whole conversations: those hold the prompt already.
+        // Some sets give the prompt as a string beside two whole conversations: those hold the prompt
+        // already.
         let whole = |name: &str| self.map[name].as_array().is_some_and(|list| list.len() > 1);
         if self.map["prompt"].is_string() && whole("chosen") && whole("rejected") {
             return self.implicit_pair();
@@ -339,7 +346,8 @@ impl Fields<'_> {
         )
     }
 
-    /// `messages`: the last assistant message is the completion; a conversation that ends otherwise is a prompt.
+    /// `messages`: the last assistant message is the completion; a conversation that ends otherwise is a
+    /// prompt.
     fn conversation(&mut self) -> Result<(Prompt, Option<Completion>)> {
         let Prompt::Messages(mut list) = self.turns("messages")? else {
             return Err(self.wrong("messages", "a list of messages", "a string"));
@@ -439,8 +447,8 @@ impl Fields<'_> {
                 let keys: Vec<_> = fields.keys().map(String::as_str).collect();
                 let found = format!("the keys {}", keys.join(", "));
                 if fields.contains_key("from") && fields.contains_key("value") {
-                    let fix = "this is ShareGPT's form: rename \"from\" to \"role\" and \"value\" to \"content\", human to user and gpt to \
-                               assistant";
+                    let fix = "this is ShareGPT's form: rename \"from\" to \"role\" and \"value\" to \
+                               \"content\", human to user and gpt to assistant";
                     let place = format!("{}: {name}", self.place);
                     return Err(Error::input(place, format!("the key {key:?}"), found, fix));
                 }
@@ -497,7 +505,8 @@ impl Fields<'_> {
             format!("{}: {name}", self.place),
             expected,
             found,
-            "write this row in one of TRL's forms: strings, or lists of {\"role\", \"content\"} with string contents",
+            "write this row in one of TRL's forms: strings, or lists of {\"role\", \"content\"} with string \
+             contents",
         )
     }
 
@@ -510,9 +519,9 @@ impl Fields<'_> {
     }
 }
 
-/// Where two texts with a common beginning part: the byte of the last white space before they differ, so that both
-/// answers begin with it and no word is cut in two. (TRL cuts at the first differing character.) None when nothing
-/// is common or nothing differs.
+/// Where two texts with a common beginning part: the byte of the last white space before they differ, so that
+/// both answers begin with it and no word is cut in two. (TRL cuts at the first differing character.) None
+/// when nothing is common or nothing differs.
 fn common_words(a: &str, b: &str) -> Option<usize> {
     if a == b {
         return None;

@@ -96,7 +96,8 @@ fn mistakes_name_line_and_field() {
         (r#"{"messages": [{"from": "human", "value": "Q"}]}"#, "this is ShareGPT's form"),
         (
             r#"{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}"#,
-            "prompt[0].content: expected a string, or parts of the type \"text\", found a part of the type \"image\"",
+            "prompt[0].content: expected a string, or parts of the type \"text\", found a part of the type \
+             \"image\"",
         ),
         (
             r#"{"prompt": [{"role": "user", "content": "Q"}], "tools": [{"type": "function"}]}"#,
@@ -159,7 +160,8 @@ fn messages_keep_what_a_template_may_read() {
     assert_eq!(messages[0].content, "ab");
     let keys: Vec<_> = messages[1].others.keys().collect();
     assert_eq!(keys, ["tool_calls"]);
-    let template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | length }}{% endif %};{% endfor %}";
+    let template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls \
+                    | length }}{% endif %};{% endfor %}";
     let template =
         crate::data::ChatTemplate::new(template, &Default::default(), &Map::new(), None, "t").unwrap();
     assert_eq!(template.render(&messages, false).unwrap(), "user:ab;assistant:1;tool:c;");

@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 /// Which answers a method learns from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// A flagged answer (D²O, NPO, GA, unlikelihood). A chosen answer beside it is encoded too, for evaluation.
+    /// A flagged answer (D²O, NPO, GA, unlikelihood). A chosen answer beside it is encoded too, for
+    /// evaluation.
     Negative,
     /// A good answer (SFT).
     Chosen,
@@ -41,9 +42,9 @@ pub struct Example {
     pub prompt: Prompt,
     /// The bare prompt, up to where the answer begins.
     pub prompt_ids: Vec<u32>,
-    /// The prompt to sample from: with the instruction if there is one, else equal to `prompt_ids`. Where the bare
-    /// prompt was cut at the left, this one keeps the instruction and lacks the same tokens; it can exceed
-    /// `max_prompt` by the length of the instruction.
+    /// The prompt to sample from: with the instruction if there is one, else equal to `prompt_ids`. Where the
+    /// bare prompt was cut at the left, this one keeps the instruction and lacks the same tokens; it can
+    /// exceed `max_prompt` by the length of the instruction.
     pub sampling_ids: Vec<u32>,
     /// The flagged answer with its end token (none if it was cut).
     pub negative_ids: Option<Vec<u32>>,
@@ -55,9 +56,9 @@ pub struct Example {
 
 /// Encodes every row, in order.
 ///
-/// Rows that lack an answer that `options.needs` names, and rows over a limit under [`Overlong::Drop`], are left
-/// out and counted. `origin` is the file's name for messages. Fails, with the line, where a template refuses a row
-/// or a row is over a limit under [`Overlong::Error`]; and when no row is left.
+/// Rows that lack an answer that `options.needs` names, and rows over a limit under [`Overlong::Drop`], are
+/// left out and counted. `origin` is the file's name for messages. Fails, with the line, where a template
+/// refuses a row or a row is over a limit under [`Overlong::Error`]; and when no row is left.
 pub fn build_examples(
     rows: &[Row],
     origin: &str,
@@ -161,8 +162,8 @@ fn fit(
     Ok(Some(example))
 }
 
-/// The sampling prompt without the tokens that the bare prompt loses. At the left the instruction itself would go
-/// first, so the cut is made behind it: in the part that both prompts share.
+/// The sampling prompt without the tokens that the bare prompt loses. At the left the instruction itself
+/// would go first, so the cut is made behind it: in the part that both prompts share.
 fn cut_sampling(example: &Example, max: usize, side: Truncation) -> Vec<u32> {
     let (bare, sampling) = (&example.prompt_ids, &example.sampling_ids);
     let over = bare.len().saturating_sub(max);

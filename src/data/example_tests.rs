@@ -5,7 +5,8 @@ use super::super::dataset::parse_jsonl;
 use super::super::testing::{ids, letters, load, shared_data, smollm2};
 use super::*;
 
-const CHAT: &str = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}[a]{% endif %}";
+const CHAT: &str = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}<|end|>{% endfor %}{% if \
+                    add_generation_prompt %}[a]{% endif %}";
 
 fn options(needs: Needs) -> ExampleOptions {
     ExampleOptions { needs, limits: LengthLimits::default(), instruction: None }
@@ -102,10 +103,10 @@ fn digest<'a>(sequences: impl Iterator<Item = &'a Vec<u32>>) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, id| (hash ^ u64::from(id)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// All prompts, and all answers (completion or rejected, then chosen, row by row), as transformers encodes them:
-/// its PreTrainedTokenizerFast, which follows tokenizer.json. (AutoTokenizer of transformers 5 makes a GPT2Tokenizer
-/// of this model, without the pre-tokenizer's digit rule, and splits line breaks before digits differently.)
-/// Two rows of diasafety_labelled have an empty answer and are left out.
+/// All prompts, and all answers (completion or rejected, then chosen, row by row), as transformers encodes
+/// them: its PreTrainedTokenizerFast, which follows tokenizer.json. (AutoTokenizer of transformers 5 makes a
+/// GPT2Tokenizer of this model, without the pre-tokenizer's digit rule, and splits line breaks before digits
+/// differently.) Two rows of diasafety_labelled have an empty answer and are left out.
 #[test]
 fn shared_data_equals_transformers() {
     let (Some(data), Some(model)) = (shared_data(), smollm2()) else { return };

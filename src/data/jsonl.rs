@@ -26,9 +26,9 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Calls `each` with the number (from 1) and the object of every line that is not blank.
 ///
-/// A gzip file is known by its first two bytes, whatever its name; several members are read as one. Only one line
-/// is held at a time. Errors name `origin:line`: broken compression, over-long lines, invalid UTF-8, invalid JSON,
-/// a line that is no object, and whatever `each` returns.
+/// A gzip file is known by its first two bytes, whatever its name; several members are read as one. Only one
+/// line is held at a time. Errors name `origin:line`: broken compression, over-long lines, invalid UTF-8,
+/// invalid JSON, a line that is no object, and whatever `each` returns.
 pub fn for_each_object(
     bytes: &[u8],
     origin: &str,

@@ -1,10 +1,10 @@
 //! Data: preference rows from JSONL, chat templates, tokens.
 //!
 //! The way of a row: [`dataset::parse_jsonl`] turns bytes into [`Row`]s and names the line of every mistake;
-//! [`ChatTokenizer`] renders a prompt with the model's own chat template and turns it into token ids exactly as
-//! Hugging Face's transformers does; [`example::build_examples`] does so for a whole set, within the length
-//! limits, and counts what it cut or dropped. Nothing here opens a file: everything arrives as bytes with the name
-//! to show in messages.
+//! [`ChatTokenizer`] renders a prompt with the model's own chat template and turns it into token ids exactly
+//! as Hugging Face's transformers does; [`example::build_examples`] does so for a whole set, within the
+//! length limits, and counts what it cut or dropped. Nothing here opens a file: everything arrives as bytes
+//! with the name to show in messages.
 
 pub mod clock;
 pub mod dataset;
@@ -77,8 +77,9 @@ impl Prompt {
     ///
     /// - Text: the instruction, a blank line, the text.
     /// - Messages that open with a system message: the instruction, a blank line, that message's own content.
-    /// - Other messages: a new system message when `system_role` says that the template takes one, otherwise the
-    ///   instruction and a blank line in front of the first user message (or, without one, of the first message).
+    /// - Other messages: a new system message when `system_role` says that the template takes one, otherwise
+    ///   the instruction and a blank line in front of the first user message (or, without one, of the first
+    ///   message).
     pub fn with_instruction(&self, instruction: &str, system_role: bool) -> Self {
         let merged = |content: &str| format!("{instruction}\n\n{content}");
         match self {
@@ -173,8 +174,8 @@ pub(crate) mod testing {
         ChatTokenizer::from_bytes(&files).unwrap()
     }
 
-    /// A tokenizer of single letters: ids 0 `<pad>`, 1 `<s>`, 2 `</s>`, 3 `<|end|>` and from 4 on the characters
-    /// of `ALPHABET`. It needs no merges, so an id sequence can be read off the text.
+    /// A tokenizer of single letters: ids 0 `<pad>`, 1 `<s>`, 2 `</s>`, 3 `<|end|>` and from 4 on the
+    /// characters of `ALPHABET`. It needs no merges, so an id sequence can be read off the text.
     pub fn letters(template: Option<&str>) -> TokenizerFiles {
         let mut vocab = serde_json::Map::new();
         for (id, token) in ["<pad>", "<s>", "</s>", "<|end|>"].into_iter().enumerate() {
@@ -194,16 +195,18 @@ pub(crate) mod testing {
         let tokenizer = serde_json::json!({
             "version": "1.0",
             "truncation": {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0},
-            "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
-                "pad_type_id": 0, "pad_token": "<pad>"},
+            "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+                "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"},
             "added_tokens": added, "normalizer": null, "pre_tokenizer": null,
             "post_processor": {"type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}}],
                 "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
                 "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
             "decoder": {"type": "Fuse"},
             "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "vocab": vocab, "merges": []}
         });
         TokenizerFiles {
             origin: "letters".into(),

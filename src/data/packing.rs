@@ -1,7 +1,8 @@
 //! Packs groups into one row of tokens: a prompt is stored once and all its responses attend to it.
 //!
-//! A group lies as `[prompt][y_1]..[y_K][y_l]`; positions restart after the prompt for each response. It is exact, needs no
-//! padding, and turns (K+1)(P+R) tokens into P + (K+1)R. A response's last token predicts nothing and is left out.
+//! A group lies as `[prompt][y_1]..[y_K][y_l]`; positions restart after the prompt for each response. It is
+//! exact, needs no padding, and turns (K+1)(P+R) tokens into P + (K+1)R. A response's last token predicts
+//! nothing and is left out.
 
 /// A prompt with its responses, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,8 +90,8 @@ impl Packed {
     }
 }
 
-/// Splits groups, in order, into batches of at most `budget` packed tokens (a larger group stands alone) and at most
-/// `most` groups. Returns index ranges.
+/// Splits groups, in order, into batches of at most `budget` packed tokens (a larger group stands alone) and
+/// at most `most` groups. Returns index ranges.
 pub fn split(groups: &[Group], budget: usize, most: usize) -> Vec<std::ops::Range<usize>> {
     let mut batches = Vec::new();
     let (mut start, mut used) = (0, 0);

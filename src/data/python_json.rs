@@ -18,7 +18,8 @@ pub struct Style {
     pub sort_keys: bool,
 }
 
-/// The `tojson` filter of transformers: `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
+/// The `tojson` filter of transformers: `tojson(ensure_ascii=False, indent=None, separators=None,
+/// sort_keys=False)`.
 pub fn tojson(value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Result<String, Error> {
     let separators: Option<Vec<String>> = kwargs.get("separators")?;
     let style = Style {
@@ -136,8 +137,8 @@ fn number(value: &Value) -> Result<String, Error> {
     })
 }
 
-/// Python's `repr` of a finite float: the shortest digits that read back the same; an exponent below 1e-4 and from
-/// 1e16 on.
+/// Python's `repr` of a finite float: the shortest digits that read back the same; an exponent below 1e-4 and
+/// from 1e16 on.
 fn float_repr(float: f64) -> String {
     let scientific = format!("{float:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -182,7 +183,8 @@ mod tests {
 
     #[test]
     fn strings_numbers_and_maps_equal_pythons() {
-        // Python: json.dumps({"b": "é\"\\\n\x01\x7f😀", "a": [1, 1.0, 1e20, 1e-5, 0.1, True, None, [], {}]}, ...)
+        // Python: json.dumps({"b": "é\"\\\n\x01\x7f😀", "a": [1, 1.0, 1e20, 1e-5, 0.1, True, None, [], {}]},
+        // ...)
         let value = Value::from_pairs([
             (Value::from("b"), Value::from("é\"\\\n\u{1}\u{7f}😀")),
             (

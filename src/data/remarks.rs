@@ -1,4 +1,5 @@
-//! What is allowed in a set of examples, but seldom meant: answers that teach nothing, or the opposite of each other.
+//! What is allowed in a set of examples, but seldom meant: answers that teach nothing, or the opposite of
+//! each other.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +13,8 @@ pub fn remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) ->
     of_rows.into_iter().flatten().chain(of_tokens).collect()
 }
 
-/// The same of the tokens alone: control tokens that texts bring along, beside those that the tokenizer and the template add.
+/// The same of the tokens alone: control tokens that texts bring along, beside those that the tokenizer and
+/// the template add.
 pub fn token_remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Vec<String> {
     let begins_twice = |e: &Example| match e.prompt_ids[..] {
         [first, second, ..] if first == second && tokenizer.is_special(first) => Some(first),
@@ -31,14 +33,14 @@ pub fn token_remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokeniz
     };
     let begins = first(&begins_twice).map(|(line, token, count)| {
         format!(
-            "{origin}:{line}: the prompt begins with {token} twice, as {count} do, this one the first: the tokenizer adds one by itself, so \
-             leave it out of the text"
+            "{origin}:{line}: the prompt begins with {token} twice, as {count} do, this one the first: the \
+             tokenizer adds one by itself, so leave it out of the text"
         )
     });
     let ends = first(&ends_early).map(|(line, token, count)| {
         format!(
-            "{origin}:{line}: {token}, which ends an answer, stands within one, in {count} rows, this one the first: it is added by itself, \
-             so leave it out of the text"
+            "{origin}:{line}: {token}, which ends an answer, stands within one, in {count} rows, this one \
+             the first: it is added by itself, so leave it out of the text"
         )
     });
     begins.into_iter().chain(ends).collect()
@@ -51,7 +53,8 @@ fn same_on_both_sides(origin: &str, examples: &[Example]) -> Option<String> {
     let first = all.next()?.line;
     let count = 1 + all.count();
     Some(format!(
-        "{origin}:{first}: the chosen answer is the rejected one, in {count} of {} rows, this one the first: such a pair teaches nothing",
+        "{origin}:{first}: the chosen answer is the rejected one, in {count} of {} rows, this one the first: \
+         such a pair teaches nothing",
         examples.len()
     ))
 }
@@ -68,8 +71,9 @@ fn repeated(origin: &str, examples: &[Example]) -> Option<String> {
     ))
 }
 
-/// Answers to a prompt that are good in one row and flagged in another. An answer that is the better one of one pair and the worse one of
-/// another is none: a ranking of three answers has one. Two pairs contradict each other where one is the other turned round.
+/// Answers to a prompt that are good in one row and flagged in another. An answer that is the better one of
+/// one pair and the worse one of another is none: a ranking of three answers has one. Two pairs contradict
+/// each other where one is the other turned round.
 fn contradicting(origin: &str, examples: &[Example]) -> Option<String> {
     let good: HashMap<_, usize> = examples
         .iter()
@@ -85,7 +89,8 @@ fn contradicting(origin: &str, examples: &[Example]) -> Option<String> {
     let (flagged, good) = all.next()?;
     let count = 1 + all.count();
     Some(format!(
-        "{origin}:{flagged}: flags an answer that line {good} calls good; there are {count} such rows, this one the first"
+        "{origin}:{flagged}: flags an answer that line {good} calls good; there are {count} such rows, this \
+         one the first"
     ))
 }
 

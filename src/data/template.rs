@@ -1,9 +1,10 @@
 //! Chat templates: the Jinja text that turns a conversation into the string a model was trained on.
 //!
-//! Rendering equals transformers' `apply_chat_template`: blocks are trimmed (`trim_blocks`, `lstrip_blocks`), loop
-//! controls and Python's string and dict methods work, `raise_exception`, `strftime_now`, `tojson` and
-//! `{% generation %}` are known, `tools` and `documents` are None, and the special tokens are variables. Templates
-//! come from strangers, so a render has a budget of work ([`FUEL`]) and no access to anything but its messages.
+//! Rendering equals transformers' `apply_chat_template`: blocks are trimmed (`trim_blocks`, `lstrip_blocks`),
+//! loop controls and Python's string and dict methods work, `raise_exception`, `strftime_now`, `tojson` and
+//! `{% generation %}` are known, `tools` and `documents` are None, and the special tokens are variables.
+//! Templates come from strangers, so a render has a budget of work ([`FUEL`]) and no access to anything but
+//! its messages.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +15,8 @@ use minijinja::{Environment, ErrorKind, State};
 use super::{Message, clock, python_json};
 use crate::error::{Error, Result};
 
-/// The work one render may do: about one unit an instruction and one per 64 bytes made. Enough for thousands of
-/// messages (SmolLM2's template spends some 20 on each), little enough to end within seconds and 640 MB.
+/// The work one render may do: about one unit an instruction and one per 64 bytes made. Enough for thousands
+/// of messages (SmolLM2's template spends some 20 on each), little enough to end within seconds and 640 MB.
 pub const FUEL: u64 = 10_000_000;
 
 const NAME: &str = "chat_template";
@@ -36,9 +37,10 @@ impl std::fmt::Debug for ChatTemplate {
 impl ChatTemplate {
     /// Compiles `source`.
     ///
-    /// `specials` are the special tokens by name (`bos_token`, `eos_token`, ...), `args` further variables such as
-    /// Qwen3's `enable_thinking`; both are visible to the template. `now` is what `strftime_now` prints, in seconds
-    /// since 1970 (UTC). `origin` is the name for messages. Fails when the text is not a template.
+    /// `specials` are the special tokens by name (`bos_token`, `eos_token`, ...), `args` further variables
+    /// such as Qwen3's `enable_thinking`; both are visible to the template. `now` is what `strftime_now`
+    /// prints, in seconds since 1970 (UTC). `origin` is the name for messages. Fails when the text is not a
+    /// template.
     pub fn new(
         source: &str,
         specials: &BTreeMap<String, String>,
@@ -196,8 +198,8 @@ fn python_method(
     }
 }
 
-/// `{% generation %}` marks the assistant's tokens in transformers and prints nothing. Here it becomes a plain
-/// scope, which has the same whitespace rules and the same visibility of variables.
+/// `{% generation %}` marks the assistant's tokens in transformers and prints nothing. Here it becomes a
+/// plain scope, which has the same whitespace rules and the same visibility of variables.
 fn replace_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

@@ -24,25 +24,50 @@ fn render(source: &str) -> String {
 
 #[test]
 fn whitespace_control_equals_transformers() {
-    let source = "{{ bos_token }}\n{% for m in messages %}\n    {% if m.role == 'system' %}\n  [{{ m['content'] | trim }}]\n    {% elif m.role == 'user' %}\n<u>{{ m.content }}</u>\n    {%- else %}\n  {{- m.content }}{{ eos_token }}  {#- note -#}\n\n    {% endif %}\n{% endfor %}\n{% if add_generation_prompt %}\n<a>\n{% endif %}\n\n";
+    let source = "{{ bos_token }}\n{% for m in messages %}\n    {% if m.role == 'system' %}\n  [{{ \
+                  m['content'] | trim }}]\n    {% elif m.role == 'user' %}\n<u>{{ m.content }}</u>\n    {%- \
+                  else %}\n  {{- m.content }}{{ eos_token }}  {#- note -#}\n\n    {% endif %}\n{% endfor \
+                  %}\n{% if add_generation_prompt %}\n<a>\n{% endif %}\n\n";
     assert_eq!(render(source), GOLDEN_WHITESPACE);
 }
 
 #[test]
 fn python_methods_loop_controls_and_namespaces_equal_transformers() {
-    let source = "{%- set ns = namespace(last=-1, n=0) -%}\n{%- for m in messages[::-1] -%}\n{%- if ns.last < 0 and m.role == 'user' -%}{%- set ns.last = messages|length - 1 - loop.index0 -%}{%- endif -%}\n{%- endfor -%}\nlast={{ ns.last }}\n{%- macro show(m, mark='*') -%}\n{{ mark }}{{ m.role.upper().replace('S', '$') }}:{{ m.content.split('</think>')[-1].lstrip('\\n').strip() }}\n{%- endmacro -%}\n{%- for m in messages -%}\n{%- if loop.index0 == 0 -%}{%- continue -%}{%- endif -%}\n{%- if loop.last -%}{%- break -%}{%- endif -%}\n|{{ show(m) }}|{{ show(m, mark='#') }}|{{ loop.index }}{{ loop.previtem.role }}\n{%- endfor -%}\n|{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list | length }}\n|{{ messages[0].content is string }},{{ messages[0].name is defined }},{{ tools is none }},{{ tools is not none }},{{ missing }},{{ none }},{{ [true, none, 'x', 1.5] }}\n|{{ messages[0].get('name', 'anon') }},{{ 'a' ~ 1 ~ none }},{{ 7 // 2 }},{{ 7 / 2 }},{{ -7 % 3 }},{{ 'abc'[::-1] }},{{ 'a,b,,c'.split(',') }}\n|{{ messages[1].content.startswith('One') and 'two' in messages[1].content }},{{ 'x'.title() }},{{ '-'.join(['p', 'q']) }},{{ 'tool_x'.removeprefix('tool_') }},{{ 'a=b=c'.partition('=')[2] }},{{ 'a=b=c'.rpartition('=')[0] }}";
+    let source = "{%- set ns = namespace(last=-1, n=0) -%}\n{%- for m in messages[::-1] -%}\n{%- if ns.last \
+                  < 0 and m.role == 'user' -%}{%- set ns.last = messages|length - 1 - loop.index0 -%}{%- \
+                  endif -%}\n{%- endfor -%}\nlast={{ ns.last }}\n{%- macro show(m, mark='*') -%}\n{{ mark \
+                  }}{{ m.role.upper().replace('S', '$') }}:{{ \
+                  m.content.split('</think>')[-1].lstrip('\\n').strip() }}\n{%- endmacro -%}\n{%- for m in \
+                  messages -%}\n{%- if loop.index0 == 0 -%}{%- continue -%}{%- endif -%}\n{%- if loop.last \
+                  -%}{%- break -%}{%- endif -%}\n|{{ show(m) }}|{{ show(m, mark='#') }}|{{ loop.index }}{{ \
+                  loop.previtem.role }}\n{%- endfor -%}\n|{{ messages | selectattr('role', 'equalto', \
+                  'user') | map(attribute='content') | list | length }}\n|{{ messages[0].content is string \
+                  }},{{ messages[0].name is defined }},{{ tools is none }},{{ tools is not none }},{{ \
+                  missing }},{{ none }},{{ [true, none, 'x', 1.5] }}\n|{{ messages[0].get('name', 'anon') \
+                  }},{{ 'a' ~ 1 ~ none }},{{ 7 // 2 }},{{ 7 / 2 }},{{ -7 % 3 }},{{ 'abc'[::-1] }},{{ \
+                  'a,b,,c'.split(',') }}\n|{{ messages[1].content.startswith('One') and 'two' in \
+                  messages[1].content }},{{ 'x'.title() }},{{ '-'.join(['p', 'q']) }},{{ \
+                  'tool_x'.removeprefix('tool_') }},{{ 'a=b=c'.partition('=')[2] }},{{ \
+                  'a=b=c'.rpartition('=')[0] }}";
     assert_eq!(render(source), GOLDEN_METHODS);
 }
 
 #[test]
 fn tojson_and_items_equal_transformers() {
-    let source = "{{ messages[1] | tojson }}\n{{ options | tojson(indent=2) }}\n{{ options | tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}\n{% for k, v in options.items() %}{{ k }}={{ v }};{% endfor %}\n{% for k, v in options | items %}{{ k }};{% endfor %}{{ options }}{{ thinking }}";
+    let source = "{{ messages[1] | tojson }}\n{{ options | tojson(indent=2) }}\n{{ options | \
+                  tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}\n{% for k, v in \
+                  options.items() %}{{ k }}={{ v }};{% endfor %}\n{% for k, v in options | items %}{{ k \
+                  }};{% endfor %}{{ options }}{{ thinking }}";
     assert_eq!(render(source), GOLDEN_JSON);
 }
 
 #[test]
 fn generation_tags_print_nothing_and_hide_what_is_set_inside() {
-    let source = "{#- uses {% generation %} -#}\n{%- for m in messages %}\n    {%- if m.role == 'assistant' %}\n        {{- '<a>' }}\n        {%- generation %}\n        {%- set inner = 1 %}\n        {{- m.content + eos_token }}\n        {%- endgeneration %}\n    {%- else %}\n        {{- '<' + m.role + '>' + m.content }}\n    {%- endif %}\n{%- endfor %}\n{% generation %}\n  x\n{% endgeneration %}\n{{ inner is defined }}";
+    let source = "{#- uses {% generation %} -#}\n{%- for m in messages %}\n    {%- if m.role == 'assistant' \
+                  %}\n        {{- '<a>' }}\n        {%- generation %}\n        {%- set inner = 1 %}\n        \
+                  {{- m.content + eos_token }}\n        {%- endgeneration %}\n    {%- else %}\n        {{- \
+                  '<' + m.role + '>' + m.content }}\n    {%- endif %}\n{%- endfor %}\n{% generation %}\n  \
+                  x\n{% endgeneration %}\n{{ inner is defined }}";
     assert_eq!(render(source), GOLDEN_GENERATION);
     assert_eq!(
         replace_generation_tags("{%-generation-%}a{%+ endgeneration %}{% if generation %}{%"),
@@ -59,7 +84,8 @@ fn the_date_is_the_one_given() {
 
 #[test]
 fn refusals_carry_the_templates_own_words() {
-    let source = "{% macro check(m) %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% endmacro %}{% for m in messages %}{{ check(m) }}{% endfor %}";
+    let source = "{% macro check(m) %}{% if m.role == 'system' %}{{ raise_exception('System role not \
+                  supported') }}{% endif %}{% endmacro %}{% for m in messages %}{{ check(m) }}{% endfor %}";
     let error = template(source).unwrap().render(&messages(), true).unwrap_err().to_string();
     assert!(error.contains("refusal: System role not supported\n"), "{error}");
     let error =
@@ -75,7 +101,8 @@ fn a_broken_template_is_an_error_at_once() {
 
 #[test]
 fn none_is_not_iterable() {
-    let source = "{% if tools is iterable and tools | length > 0 %}x{% endif %}{{ [] is iterable }},{{ 'a' is iterable }},{{ none is iterable }},{{ missing is iterable }},{{ 3 is iterable }}";
+    let source = "{% if tools is iterable and tools | length > 0 %}x{% endif %}{{ [] is iterable }},{{ 'a' \
+                  is iterable }},{{ none is iterable }},{{ missing is iterable }},{{ 3 is iterable }}";
     assert_eq!(render(source), "True,True,False,True,False");
 }
 
@@ -96,12 +123,19 @@ fn endless_work_runs_out_of_fuel() {
 
 const GOLDEN_WHITESPACE: &str =
     "<s>\n  [Be brief.]\n<u>One\n\ttwo <b>&\"q\" é😀</u><think>\nhm\n</think>\n\nThree</s><u>Four?</u><a>\n";
-const GOLDEN_METHODS: &str = "last=3|*U$ER:One\n\ttwo <b>&\"q\" é😀|#U$ER:One\n\ttwo <b>&\"q\" é😀|2system|*A$$I$TANT:Three|#A$$I$TANT:Three|3user|2\n|True,False,True,False,,None,[True, None, 'x', 1.5]\n|anon,a1None,3,3.5,2,cba,['a', 'b', '', 'c']\n|True,X,p-q,x,b=c,a=b";
-const GOLDEN_JSON: &str = "{\"role\": \"user\", \"content\": \"One\\n\\ttwo <b>&\\\"q\\\" é😀\"}\n{\n  \"a\": \"é<&>'\",\n  \"b\": [\n    1,\n    2.5,\n    null\n  ]\n}\n{\"a\":\"\\u00e9<&>'\",\"b\":[1,2.5,null]}\na=é<&>';b=[1, 2.5, None];a;b;{'a': \"é<&>'\", 'b': [1, 2.5, None]}False";
-const GOLDEN_GENERATION: &str = "<system>  Be brief. <user>One\n\ttwo <b>&\"q\" é😀<a><think>\nhm\n</think>\n\nThree</s><user>Four?  x\nFalse";
+const GOLDEN_METHODS: &str = "last=3|*U$ER:One\n\ttwo <b>&\"q\" é😀|#U$ER:One\n\ttwo <b>&\"q\" \
+                              é😀|2system|*A$$I$TANT:Three|#A$$I$TANT:Three|3user|2\n|True,False,True,False,,None,\
+                              [True, None, 'x', 1.5]\n|anon,a1None,3,3.5,2,cba,['a', 'b', '', \
+                              'c']\n|True,X,p-q,x,b=c,a=b";
+const GOLDEN_JSON: &str = "{\"role\": \"user\", \"content\": \"One\\n\\ttwo <b>&\\\"q\\\" é😀\"}\n{\n  \"a\": \
+                           \"é<&>'\",\n  \"b\": [\n    1,\n    2.5,\n    null\n  \
+                           ]\n}\n{\"a\":\"\\u00e9<&>'\",\"b\":[1,2.5,null]}\na=é<&>';b=[1, 2.5, \
+                           None];a;b;{'a': \"é<&>'\", 'b': [1, 2.5, None]}False";
+const GOLDEN_GENERATION: &str = "<system>  Be brief. <user>One\n\ttwo <b>&\"q\" \
+                                 é😀<a><think>\nhm\n</think>\n\nThree</s><user>Four?  x\nFalse";
 
-/// Templates of released models, as `tests/python/templates.py` had transformers render them. They are others' and not in this
-/// repository.
+/// Templates of released models, as `tests/python/templates.py` had transformers render them. They are
+/// others' and not in this repository.
 #[test]
 #[ignore = "needs AWEIGH_TEMPLATES, which tests/python/templates.py makes"]
 fn templates_of_released_models_equal_transformers() {

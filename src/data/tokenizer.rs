@@ -45,7 +45,8 @@ impl ChatTokenizer {
     /// broken JSON or a template that does not compile.
     pub fn from_bytes(files: &TokenizerFiles) -> Result<Self> {
         let wrong = |error: &dyn std::fmt::Display| {
-            let fix = "take the model's tokenizer.json again (a SentencePiece tokenizer.model must be converted first)";
+            let fix = "take the model's tokenizer.json again (a SentencePiece tokenizer.model must be \
+                       converted first)";
             Error::input(files.place("tokenizer.json"), "a tokenizer of the tokenizers library", error, fix)
         };
         // The library panics on some of what is no JSON.
@@ -106,7 +107,8 @@ impl ChatTokenizer {
                 continue;
             };
             let (plain, end) = (!token.special, start + token.content.len());
-            // A special one, the first, and of two at one place the longer (then the lower id, as the map has no order).
+            // A special one, the first, and of two at one place the longer (then the lower id, as the map has
+            // no order).
             if found.is_none_or(|(p, s, e, i)| (plain, start, e, id) < (p, s, end, i)) {
                 found = Some((plain, start, end, id));
             }
@@ -116,8 +118,9 @@ impl ChatTokenizer {
         self.turn.tail = tail.to_owned();
         if closed.is_ok_and(|closed| closed == before) && !self.turn.lead.trim().is_empty() {
             self.remarks.push(format!(
-                "{}: the chat template has no generation prompt (add_generation_prompt changes nothing): {:?} will be sampled and scored as \
-                 the beginning of each answer; give a template that writes it with --chat-template FILE",
+                "{}: the chat template has no generation prompt (add_generation_prompt changes nothing): \
+                 {:?} will be sampled and scored as the beginning of each answer; give a template that \
+                 writes it with --chat-template FILE",
                 self.origin, self.turn.lead
             ));
         }
@@ -127,15 +130,16 @@ impl ChatTokenizer {
         }
     }
 
-    /// Notes tokens that tokenizer_config.json adds, and that tokenizer.json splits or numbers otherwise: transformers would add them.
+    /// Notes tokens that tokenizer_config.json adds, and that tokenizer.json splits or numbers otherwise:
+    /// transformers would add them.
     fn remark_unknown(&mut self, added: &[(u32, String)]) {
         let unknown = |(id, token): &&(u32, String)| self.tokenizer.token_to_id(token) != Some(*id);
         let Some((id, token)) = added.iter().find(unknown) else { return };
         let own = self.tokenizer.token_to_id(token);
         let own = own.map_or("has no such token".into(), |own| format!("numbers it {own}"));
         self.remarks.push(format!(
-            "{}: tokenizer_config.json says that token {id} is {token:?}, and tokenizer.json {own}: tokens may be split otherwise than in \
-             transformers; save the tokenizer again with transformers",
+            "{}: tokenizer_config.json says that token {id} is {token:?}, and tokenizer.json {own}: tokens \
+             may be split otherwise than in transformers; save the tokenizer again with transformers",
             self.origin
         ));
     }
@@ -190,10 +194,11 @@ impl ChatTokenizer {
         })
     }
 
-    /// The words of a drawn answer to `prompt`: `ids` without special tokens and without the token that ended it.
+    /// The words of a drawn answer to `prompt`: `ids` without special tokens and without the token that ended
+    /// it.
     ///
-    /// Tokenizers that put a space in front of every text take it away from every text, too; decoded behind its prompt the
-    /// answer keeps it.
+    /// Tokenizers that put a space in front of every text take it away from every text, too; decoded behind
+    /// its prompt the answer keeps it.
     pub fn decode_answer(&self, prompt: &[u32], ids: &[u32]) -> Result<String> {
         let words = match ids.split_last() {
             Some((last, rest)) if self.end_tokens.contains(last) => rest,
@@ -221,8 +226,8 @@ impl ChatTokenizer {
     /// tokenizer's frame (the template writes it); a text is encoded with the frame.
     ///
     /// `system` is a safety instruction, placed in the prompt for sampling only; see
-    /// [`Prompt::with_instruction`] for where it goes. It takes the place of a default system message that the
-    /// template would write. Fails when a conversation meets no template or one that refuses it.
+    /// [`Prompt::with_instruction`] for where it goes. It takes the place of a default system message that
+    /// the template would write. Fails when a conversation meets no template or one that refuses it.
     pub fn encode_prompt(&self, prompt: &Prompt, system: Option<&str>) -> Result<Vec<u32>> {
         let text = self.prompt_text(prompt, system)?;
         let mut ids = self.encode_text(&text, !prompt.is_conversational())?;
@@ -237,10 +242,10 @@ impl ChatTokenizer {
 
     /// The ids of an answer to `prompt`: the end-of-turn token is the last, and nothing follows it.
     ///
-    /// Conversation: what rendering the whole adds to the rendered prompt, up to the end-of-turn token. A template
-    /// that renders the prompt differently once it is answered (one that opens a thought in the generation prompt,
-    /// or shows the system message beside the last question only) gets the answer's own words between what it
-    /// writes around an answer elsewhere. Text: the answer and the eos token.
+    /// Conversation: what rendering the whole adds to the rendered prompt, up to the end-of-turn token. A
+    /// template that renders the prompt differently once it is answered (one that opens a thought in the
+    /// generation prompt, or shows the system message beside the last question only) gets the answer's own
+    /// words between what it writes around an answer elsewhere. Text: the answer and the eos token.
     ///
     /// The answer is encoded by itself, so its ids do not depend on the prompt, as sampling needs it. Only a
     /// tokenizer that puts a space in front of every text gets the prompt as context, to keep that space out.

@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn the_default_of_several_templates_is_taken() {
-        let named = r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
+        let named = r#"{"chat_template":
+            [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
         assert_eq!(facts(named, "{}").unwrap().template.unwrap().0, "D");
         assert_eq!(facts(r#"{"chat_template": "one"}"#, "{}").unwrap().template.unwrap().0, "one");
         let error =

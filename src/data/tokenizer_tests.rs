@@ -4,7 +4,8 @@ use super::super::testing::{ids, letters, load, shared_data, smollm2};
 use super::*;
 
 /// Ends turns as Phi-3 does: `<|end|>`, a line break, and at the very end the eos token.
-const CHAT: &str = "{% for m in messages %}{{ '[' + m.role[0] + ']' + m.content + '<|end|>\\n' }}{% endfor %}{{ '[a]' if add_generation_prompt else eos_token }}";
+const CHAT: &str = "{% for m in messages %}{{ '[' + m.role[0] + ']' + m.content + '<|end|>\\n' }}{% endfor \
+                    %}{{ '[a]' if add_generation_prompt else eos_token }}";
 
 fn tokenizer(template: Option<&str>) -> ChatTokenizer {
     ChatTokenizer::from_bytes(&letters(template)).unwrap()
@@ -55,7 +56,8 @@ fn texts_get_the_tokenizers_frame_and_answers_the_eos_token() {
 
 #[test]
 fn a_template_without_system_role_gets_the_instruction_in_the_first_question() {
-    let refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}[{{ m.content }}]{% endfor %}";
+    let refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% \
+                    endif %}[{{ m.content }}]{% endfor %}";
     let silent = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.content }}]{% endif %}{% endfor %}";
     for template in [refusing, silent] {
         let chat = tokenizer(Some(template));
@@ -67,7 +69,8 @@ fn a_template_without_system_role_gets_the_instruction_in_the_first_question() {
 #[test]
 fn an_end_token_is_added_where_the_template_writes_none() {
     let chat = tokenizer(Some(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt \
+         %}assistant:{% endif %}",
     ));
     let answer = chat.encode_completion(&ask("hi"), &Completion::assistant("yes")).unwrap();
     assert_eq!(answer, [ids(" yes"), vec![2]].concat());
@@ -82,12 +85,15 @@ fn an_end_token_is_added_where_the_template_writes_none() {
 #[test]
 fn an_answer_survives_a_template_that_rewrites_the_prompt_once_answered() {
     // Opens a thought in the generation prompt and closes nothing afterwards, as reasoning models do.
-    let thinking = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[a]think{% endif %}";
+    let thinking = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}</s>{% endfor %}{% if \
+                    add_generation_prompt %}[a]think{% endif %}";
     let chat = tokenizer(Some(thinking));
     let answer = chat.encode_completion(&ask("hi"), &Completion::assistant("yes")).unwrap();
     assert_eq!(answer, [ids("yes"), vec![2]].concat());
     // Shows the system message in the last question only, and a space before each answer, as Mistral's does.
-    let moving = "{% for m in messages %}{% if m.role == 'user' %}[{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}{{ m.content }}]{% elif m.role == 'assistant' %} {{ m.content }}</s>{% endif %}{% endfor %}";
+    let moving = "{% for m in messages %}{% if m.role == 'user' %}[{% if loop.last and messages[0].role == \
+                  'system' %}{{ messages[0].content }} {% endif %}{{ m.content }}]{% elif m.role == \
+                  'assistant' %} {{ m.content }}</s>{% endif %}{% endfor %}";
     let chat = tokenizer(Some(moving));
     let prompt = Prompt::Messages(vec![Message::new("system", "sys"), Message::new("user", "hi")]);
     assert_eq!(chat.prompt_text(&prompt, None).unwrap(), "[sys hi]");
@@ -100,8 +106,9 @@ fn an_answer_survives_a_template_that_rewrites_the_prompt_once_answered() {
 /// The generation prompt opens a thought, and answers without one get an empty one.
 #[test]
 fn a_thought_is_closed_once() {
-    let template = "{% for m in messages %}{% if m.role == 'assistant' %}[a]{% if '!' in m.content %}{{ m.content }}{% else %}?\n!\n{{ m.content }}\
-                    {% endif %}</s>{% else %}[u]{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}[a]?\n{% endif %}";
+    let template = "{% for m in messages %}{% if m.role == 'assistant' %}[a]{% if '!' in m.content %}{{ \
+                    m.content }}{% else %}?\n!\n{{ m.content }}{% endif %}</s>{% else %}[u]{{ m.content }}{% \
+                    endif %}{% endfor %}{% if add_generation_prompt %}[a]?\n{% endif %}";
     let chat = tokenizer(Some(template));
     assert!(chat.remarks().is_empty());
     for (said, learned) in
@@ -115,12 +122,14 @@ fn a_thought_is_closed_once() {
 #[test]
 fn plain_added_tokens_end_no_turn() {
     let mut files = letters(Some(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}[end]\n</s>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}[end]\n</s>{% endfor %}{% if \
+         add_generation_prompt %}assistant: {% endif %}",
     ));
     let mut json: serde_json::Value = serde_json::from_slice(&files.tokenizer).unwrap();
     let id = 4 + super::super::testing::ALPHABET.len();
     json["model"]["vocab"]["[end]"] = id.into();
-    let line = serde_json::json!({"id": id, "content": "[end]", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+    let line = serde_json::json!({"id": id, "content": "[end]", "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false,
         "special": false});
     json["added_tokens"].as_array_mut().unwrap().push(line);
     files.tokenizer = json.to_string().into_bytes();
@@ -164,7 +173,8 @@ fn what_is_odd_about_a_tokenizer_is_told() {
     assert!(remarks(open, plain).contains("has no generation prompt"));
     let whole = format!("{open}{{% if add_generation_prompt %}}[a]{{% endif %}}");
     assert_eq!(remarks(&whole, plain), "");
-    let added = r#"{"eos_token": "</s>", "added_tokens_decoder": {"2": {"content": "</s>"}, "9": {"content": "<|im_end|>"}}}"#;
+    let added = r#"{"eos_token": "</s>", "added_tokens_decoder":
+        {"2": {"content": "</s>"}, "9": {"content": "<|im_end|>"}}}"#;
     assert!(
         remarks(&whole, added).contains("token 9 is \"<|im_end|>\", and tokenizer.json has no such token")
     );
@@ -195,7 +205,8 @@ fn smollm2_equals_transformers() {
     );
     assert_eq!(
         chat.prompt_text(&prompt, Some("You are kind.")).unwrap(),
-        "<|im_start|>system\nYou are kind.<|im_end|>\n<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are kind.<|im_end|>\n<|im_start|>user\nWhat is the capital of \
+         France?<|im_end|>\n<|im_start|>assistant\n"
     );
     let answer = chat.encode_completion(&prompt, &Completion::assistant("Paris is the capital.")).unwrap();
     assert_eq!(answer, [38634, 314, 260, 3575, 30, 2]);

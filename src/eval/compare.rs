@@ -62,8 +62,9 @@ fn by_prompt(answers: &Answers, count: usize, value: &dyn Fn(usize) -> f64) -> V
     sums.into_iter().filter(|(_, n)| *n > 0).map(|(sum, n)| sum / n as f64).collect()
 }
 
-/// Estimate of KL(candidate ‖ base) in nats per token, of answers drawn from the candidate: the mean of e^d − 1 − d, d = log base − log
-/// candidate, which is never negative (Schulman, "Approximating KL Divergence"). Exact on average for answers drawn at temperature 1.
+/// Estimate of KL(candidate ‖ base) in nats per token, of answers drawn from the candidate: the mean of e^d −
+/// 1 − d, d = log base − log candidate, which is never negative (Schulman, "Approximating KL Divergence").
+/// Exact on average for answers drawn at temperature 1.
 fn kl(answers: &Answers) -> Option<Estimate> {
     let per_answer = |(own, base): (&Vec<f32>, &Vec<f32>)| {
         let terms = own.iter().zip(base).map(|(&own, &base)| {

@@ -1,6 +1,7 @@
 //! A judge: a decoder whose head, on the last token of an answer, tells flagged answers from fine ones.
 //!
-//! A judge is trained as anything else is: its "answer" to a text is one token, the class, and the loss is its cross-entropy.
+//! A judge is trained as anything else is: its "answer" to a text is one token, the class, and the loss is
+//! its cross-entropy.
 
 use crate::data::packing::Group;
 use crate::data::{ChatTokenizer, Completion, Example, Prompt, Row};
@@ -43,8 +44,8 @@ pub fn encode(
     Ok(ids.split_off(ids.len().saturating_sub(most)))
 }
 
-/// The answers of `rows`: a pair has two, of which the chosen one is fine; a completion is flagged where its label is false, and has no
-/// verdict without one.
+/// The answers of `rows`: a pair has two, of which the chosen one is fine; a completion is flagged where its
+/// label is false, and has no verdict without one.
 ///
 /// # Errors
 /// With the line, where the template refuses a row; when there is no answer at all.

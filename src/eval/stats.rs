@@ -1,4 +1,5 @@
-//! What figures say and how sure they are: intervals by the bootstrap, and how well scores tell two classes apart.
+//! What figures say and how sure they are: intervals by the bootstrap, and how well scores tell two classes
+//! apart.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,8 +19,9 @@ pub struct Estimate {
 /// Resamples of a bootstrap.
 const RESAMPLES: usize = 1000;
 
-/// `figure` of the items 0..count, with the percentile bootstrap's interval: the items (prompts) are drawn again with replacement (Efron,
-/// "Bootstrap methods: another look at the jackknife"). Always the same draws for the same count.
+/// `figure` of the items 0..count, with the percentile bootstrap's interval: the items (prompts) are drawn
+/// again with replacement (Efron, "Bootstrap methods: another look at the jackknife"). Always the same draws
+/// for the same count.
 pub fn bootstrap(count: usize, figure: &dyn Fn(&[usize]) -> f64) -> Estimate {
     let all: Vec<usize> = (0..count).collect();
     let value = figure(&all);
@@ -69,7 +71,8 @@ pub fn win_rate(ours: &[f64], theirs: &[f64]) -> Estimate {
     mean(&wins)
 }
 
-/// The share of different runs of `n` words among all of them (Li et al., 1510.03055). 0 where no text has so many words.
+/// The share of different runs of `n` words among all of them (Li et al., 1510.03055). 0 where no text has so
+/// many words.
 pub fn distinct(texts: &[&str], n: usize) -> f64 {
     let mut seen = std::collections::HashSet::new();
     let mut all = 0;
@@ -83,7 +86,8 @@ pub fn distinct(texts: &[&str], n: usize) -> f64 {
     if all == 0 { 0.0 } else { seen.len() as f64 / all as f64 }
 }
 
-/// The chance that a flagged one scores higher than a fine one; equal scores count half. NaN where one class is missing.
+/// The chance that a flagged one scores higher than a fine one; equal scores count half. NaN where one class
+/// is missing.
 pub fn auroc(scores: &[f64], flagged: &[bool]) -> f64 {
     // The mean rank of the flagged ones (Mann and Whitney's U), ties sharing theirs.
     let mut order: Vec<usize> = (0..scores.len()).collect();

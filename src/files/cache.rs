@@ -1,4 +1,5 @@
-//! What is kept for an adapter in the user's cache directory: measured kernel choices, and the driver's compiled pipelines.
+//! What is kept for an adapter in the user's cache directory: measured kernel choices, and the driver's
+//! compiled pipelines.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,8 @@ use crate::gpu::{AdapterSummary, Tuning};
 /// Names another directory for the files than the user's cache directory.
 const DIRECTORY: &str = "AWEIGH_CACHE_DIR";
 
-/// An adapter's file in `folder`, by its name, backend and driver; `None` where the system names no cache directory.
+/// An adapter's file in `folder`, by its name, backend and driver; `None` where the system names no cache
+/// directory.
 fn path(summary: &AdapterSummary, folder: &str, extension: &str) -> Option<PathBuf> {
     let base = match std::env::var_os(DIRECTORY) {
         Some(directory) => PathBuf::from(directory),
@@ -47,7 +49,8 @@ pub fn tuning(summary: &AdapterSummary) -> Option<Tuning> {
     }
 }
 
-/// A file to keep what is measured in, which is known to be writable before the work: what it held stays until then.
+/// A file to keep what is measured in, which is known to be writable before the work: what it held stays
+/// until then.
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Input`] where there is no cache directory.
@@ -65,8 +68,8 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
     crc.sum().to_le_bytes()
 }
 
-/// The pipelines that were compiled on this adapter before; `None` where there are none, or where the file is not as it was
-/// written: drivers trust what they are given.
+/// The pipelines that were compiled on this adapter before; `None` where there are none, or where the file is
+/// not as it was written: drivers trust what they are given.
 pub fn pipelines(summary: &AdapterSummary) -> Option<Vec<u8>> {
     let bytes = std::fs::read(path(summary, "pipelines", "bin")?).ok()?;
     let (sum, data) = bytes.split_first_chunk()?;

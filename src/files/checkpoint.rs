@@ -1,9 +1,10 @@
-//! Checkpoints of a run: folders `checkpoint-N`, N the steps done, that are whole or not there. Before the first step they are `anchors-N`, N
-//! the prompts whose anchors are drawn.
+//! Checkpoints of a run: folders `checkpoint-N`, N the steps done, that are whole or not there. Before the
+//! first step they are `anchors-N`, N the prompts whose anchors are drawn.
 //!
-//! Names are Hugging Face's where it has them: `trainer_state.json`, `adapter_model.safetensors` and `adapter_config.json`, so that a LoRA
-//! run's checkpoint is an adapter that PEFT loads. `state.safetensors` holds the weights in training, AdamW's moments and the rest of what
-//! is on the device; `checkpoint.json` says what the run was begun from, and has every file's length and CRC-32.
+//! Names are Hugging Face's where it has them: `trainer_state.json`, `adapter_model.safetensors` and
+//! `adapter_config.json`, so that a LoRA run's checkpoint is an adapter that PEFT loads. `state.safetensors`
+//! holds the weights in training, AdamW's moments and the rest of what is on the device; `checkpoint.json`
+//! says what the run was begun from, and has every file's length and CRC-32.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -59,7 +60,8 @@ impl Sum {
     }
 }
 
-/// Writes a checkpoint into the run's folder, which is made again if it is gone, and then removes all but the last `keep`.
+/// Writes a checkpoint into the run's folder, which is made again if it is gone, and then removes all but the
+/// last `keep`.
 ///
 /// # Errors
 /// [`Error::Io`]; every earlier checkpoint is then still there.
@@ -124,7 +126,8 @@ pub struct Checkpoint {
     pub origin: Origin,
 }
 
-/// The last checkpoint of a run that is whole, if there is one; what is wrong with later ones is told to `warn`.
+/// The last checkpoint of a run that is whole, if there is one; what is wrong with later ones is told to
+/// `warn`.
 ///
 /// # Errors
 /// [`Error::Io`] where the folder cannot be listed.

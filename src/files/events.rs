@@ -1,8 +1,9 @@
 //! TensorBoard's event file: TFRecords of protobuf messages, of which scalars need few fields.
 //!
-//! A record is its length (u64), the length's masked CRC-32C, the message, and the message's (tensorflow/core/lib/io/record_writer.h). An
-//! Event has `wall_time` (1, double), `step` (2, int64), `file_version` (3, string) and `summary` (5); a Summary has values (1) of `tag` (1)
-//! and `simple_value` (2, float) (tensorflow/core/util/event.proto, framework/summary.proto).
+//! A record is its length (u64), the length's masked CRC-32C, the message, and the message's
+//! (tensorflow/core/lib/io/record_writer.h). An Event has `wall_time` (1, double), `step` (2, int64),
+//! `file_version` (3, string) and `summary` (5); a Summary has values (1) of `tag` (1) and `simple_value` (2,
+//! float) (tensorflow/core/util/event.proto, framework/summary.proto).
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,7 +31,8 @@ impl Events {
         Ok(events)
     }
 
-    /// Goes on with the one in `folder` after the events of step `step`. Without a step, or a file, begins it.
+    /// Goes on with the one in `folder` after the events of step `step`. Without a step, or a file, begins
+    /// it.
     ///
     /// # Errors
     /// [`Error::Io`] where it cannot be read or written.

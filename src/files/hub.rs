@@ -1,7 +1,7 @@
 //! Models by their names on the Hugging Face Hub, through the cache that Python's huggingface_hub keeps too.
 //!
-//! A model that lies in the cache whole is taken from there, and nothing is asked of the network. `HF_HOME`, `HF_HUB_CACHE`,
-//! `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Python's.
+//! A model that lies in the cache whole is taken from there, and nothing is asked of the network. `HF_HOME`,
+//! `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Python's.
 
 use std::env::var;
 use std::io::Write;
@@ -62,11 +62,12 @@ impl<'a> Name<'a> {
     }
 }
 
-/// Where a model lies once it is in the cache: a directory, or a GGUF file. What is missing is downloaded, with a bar on the terminal
-/// where `bar` asks for one; what was begun before is taken up where it ended.
+/// Where a model lies once it is in the cache: a directory, or a GGUF file. What is missing is downloaded,
+/// with a bar on the terminal where `bar` asks for one; what was begun before is taken up where it ended.
 ///
 /// # Errors
-/// [`Error::Input`] for a repository or file that is not there, that asks for a token, or that the network does not bring.
+/// [`Error::Input`] for a repository or file that is not there, that asks for a token, or that the network
+/// does not bring.
 pub fn fetch(name: &Name, bar: bool) -> Result<PathBuf> {
     let hub = match Hub::of(name, bar)? {
         Found::Cached(path) => return Ok(path),
@@ -79,8 +80,9 @@ pub fn fetch(name: &Name, bar: bool) -> Result<PathBuf> {
     })
 }
 
-/// A model's directory without its weights, unless they are in the cache: where they would be are files of their sizes that hold only
-/// their headers, in a folder that goes with the second. GGUF files are fetched whole.
+/// A model's directory without its weights, unless they are in the cache: where they would be are files of
+/// their sizes that hold only their headers, in a folder that goes with the second. GGUF files are fetched
+/// whole.
 ///
 /// # Errors
 /// As [`fetch`].
@@ -297,7 +299,8 @@ fn failed(place: &str, error: &ApiError) -> Error {
             place,
             "a directory, a GGUF file, tiny, or a model on the Hugging Face Hub that may be read",
             "nothing of that name, or a repository that asks for a login",
-            "check the spelling; or accept its licence on the Hub if it has one, and set HF_TOKEN to a token of yours",
+            "check the spelling; or accept its licence on the Hub if it has one, and set HF_TOKEN to a token \
+             of yours",
         ),
         Some(404) => Error::input(
             place,

@@ -29,8 +29,8 @@ impl Lines {
         Ok(Self { path, file, length: 0, waiting: Vec::new() })
     }
 
-    /// Goes on with the file at `path`: the lines that `keep` says yes to stay, a last one that was cut off does not. A file that is not
-    /// there begins empty.
+    /// Goes on with the file at `path`: the lines that `keep` says yes to stay, a last one that was cut off
+    /// does not. A file that is not there begins empty.
     ///
     /// # Errors
     /// [`Error::Io`] where it cannot be read or written.

@@ -48,7 +48,8 @@ impl Source {
 /// A file's bytes.
 ///
 /// # Errors
-/// [`Error::Input`] where there is no such file (`flag` says who asked for it), [`Error::Io`] for other failures.
+/// [`Error::Input`] where there is no such file (`flag` says who asked for it), [`Error::Io`] for other
+/// failures.
 pub fn read(path: &Path, flag: &str) -> Result<Vec<u8>> {
     is_file(path, flag)?;
     fs::read(path).map_err(|error| Error::io(path, "read", error))
@@ -73,8 +74,9 @@ pub fn map(path: &Path, flag: &str) -> Result<Mapped> {
     is_file(path, flag)?;
     let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
     let began = stamp(&file);
-    // SAFETY: the mapping is read-only and private to this process. What remains is that somebody cuts or rewrites the
-    // file while we run: like every reader of mapped weights we ask users not to, and our own writers only ever rename.
+    // SAFETY: the mapping is read-only and private to this process. What remains is that somebody cuts or
+    // rewrites the file while we run: like every reader of mapped weights we ask users not to, and our own
+    // writers only ever rename.
     #[allow(unsafe_code)]
     let map = unsafe { memmap2::Mmap::map(&file) };
     let map = map.map_err(|error| Error::io(path, "map", error))?;
@@ -99,7 +101,8 @@ impl Deref for Mapped {
 }
 
 impl Mapped {
-    /// Fails where the file was written to since it was mapped. Another file in its place is not meant: the mapped one stays.
+    /// Fails where the file was written to since it was mapped. Another file in its place is not meant: the
+    /// mapped one stays.
     ///
     /// # Errors
     /// [`Error::Input`] names it.
@@ -107,7 +110,8 @@ impl Mapped {
         if stamp(&self.file) == self.began {
             return Ok(());
         }
-        let fix = "begin again, and leave the files of a model alone while a run uses them; put new ones in their place by renaming";
+        let fix = "begin again, and leave the files of a model alone while a run uses them; put new ones in \
+                   their place by renaming";
         Err(Error::input(
             self.path.display(),
             "the file as it was opened",
@@ -181,7 +185,8 @@ pub fn refuse_existing(path: &Path, flag: &str, overwrite: bool) -> Result<()> {
     }
 }
 
-/// A file that appears under its name only when [`WholeFile::commit`] is called; dropped before, it leaves nothing.
+/// A file that appears under its name only when [`WholeFile::commit`] is called; dropped before, it leaves
+/// nothing.
 #[derive(Debug)]
 pub struct WholeFile {
     path: PathBuf,
@@ -253,8 +258,8 @@ impl Write for WholeFile {
     }
 }
 
-/// A folder that appears under its name, complete, only when [`NewFolder::commit`] is called; dropped before, it leaves
-/// nothing.
+/// A folder that appears under its name, complete, only when [`NewFolder::commit`] is called; dropped before,
+/// it leaves nothing.
 #[derive(Debug)]
 pub struct NewFolder {
     target: PathBuf,
@@ -262,7 +267,8 @@ pub struct NewFolder {
 }
 
 impl NewFolder {
-    /// Begins the folder `path`, which must not exist, or be empty. Missing folders above it are made on commit.
+    /// Begins the folder `path`, which must not exist, or be empty. Missing folders above it are made on
+    /// commit.
     ///
     /// # Errors
     /// [`Error::Input`] where something is at `path` (`flag` says who named it).
@@ -332,7 +338,8 @@ fn nearest_existing(path: &Path) -> PathBuf {
 /// What temporary names begin with.
 const PART: &str = ".aweigh-";
 
-/// A temporary name; unlike tempfile's own default, with the permissions that any new file of the user's gets.
+/// A temporary name; unlike tempfile's own default, with the permissions that any new file of the user's
+/// gets.
 fn temporary() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(PART).suffix(".part");

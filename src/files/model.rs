@@ -72,8 +72,9 @@ impl GgufFile {
 }
 
 impl Model {
-    /// Opens "tiny", a GGUF file, a directory (a directory of that name is `./tiny`) or, where nothing of the name is there, a model of
-    /// the Hugging Face Hub, which is downloaded once: `owner/name` or `owner/name/FILE.gguf`. `bar` asks for progress on the terminal.
+    /// Opens "tiny", a GGUF file, a directory (a directory of that name is `./tiny`) or, where nothing of the
+    /// name is there, a model of the Hugging Face Hub, which is downloaded once: `owner/name` or
+    /// `owner/name/FILE.gguf`. `bar` asks for progress on the terminal.
     ///
     /// # Errors
     /// As [`ModelFiles::open`] and [`hub::fetch`].
@@ -88,8 +89,8 @@ impl Model {
         Self::at(&hub::fetch(&of_hub, bar)?, name)
     }
 
-    /// The same for who looks at shapes only: of a model of the Hub that is not in the cache, nothing but the weights' headers is
-    /// downloaded.
+    /// The same for who looks at shapes only: of a model of the Hub that is not in the cache, nothing but the
+    /// weights' headers is downloaded.
     ///
     /// # Errors
     /// As [`Model::open`].
@@ -121,8 +122,8 @@ impl Model {
         }
     }
 
-    /// Whether it may be the model that somebody else calls `other`. Folders are named as people like: only names with a version or a size
-    /// in them, of which none is a part of the other, tell two models apart.
+    /// Whether it may be the model that somebody else calls `other`. Folders are named as people like: only
+    /// names with a version or a size in them, of which none is a part of the other, tell two models apart.
     pub fn may_be(&self, other: &str) -> bool {
         let last = |name: &str| {
             let last = name
@@ -189,7 +190,8 @@ pub struct ModelFiles {
     pub generation_config: Option<Vec<u8>>,
     /// `chat_template.jinja`, where there is one; it comes before the template in `tokenizer_config.json`.
     pub chat_template: Option<String>,
-    /// The safetensors files by path, for messages: one, or the shards of `model.safetensors.index.json` in order.
+    /// The safetensors files by path, for messages: one, or the shards of `model.safetensors.index.json` in
+    /// order.
     pub weights: Vec<(String, Mapped)>,
 }
 
@@ -280,12 +282,14 @@ impl Model {
 }
 
 impl Model {
-    /// Copies every file but the weights into `folder`, and returns their names; with `dtype`, transformers' name of a type,
-    /// config.json says that the weights are of it, and with `architecture` that they are such a model's. A head of its own is no longer
-    /// said to be tied: not every reader looks into the weights.
+    /// Copies every file but the weights into `folder`, and returns their names; with `dtype`, transformers'
+    /// name of a type, config.json says that the weights are of it, and with `architecture` that they are
+    /// such a model's. A head of its own is no longer said to be tied: not every reader looks into the
+    /// weights.
     ///
     /// # Errors
-    /// [`Error::Io`] where something cannot be read or written, [`Error::Input`] for a config.json that is none.
+    /// [`Error::Io`] where something cannot be read or written, [`Error::Input`] for a config.json that is
+    /// none.
     pub fn write_companions(
         &self,
         folder: &Path,
@@ -340,8 +344,9 @@ fn companions(directory: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(found)
 }
 
-/// Whether a file of this name goes along: configurations, tokenizers, templates and licences do. Weights in any format do
-/// not, nor does what says how they were cut up or trained, nor a model card, which would be another model's.
+/// Whether a file of this name goes along: configurations, tokenizers, templates and licences do. Weights in
+/// any format do not, nor does what says how they were cut up or trained, nor a model card, which would be
+/// another model's.
 fn is_companion(name: &str) -> bool {
     let name = name.to_lowercase();
     let legal = ["license", "licence", "notice", "use_policy"].iter().any(|start| name.starts_with(start));
@@ -353,8 +358,8 @@ fn is_companion(name: &str) -> bool {
         && !other.contains(&name.as_str())
 }
 
-/// config.json with the weights' type, under "dtype" where it has that (transformers 5), otherwise under "torch_dtype"; and as a judge's
-/// of that architecture. As it was, to the byte, where nothing changes.
+/// config.json with the weights' type, under "dtype" where it has that (transformers 5), otherwise under
+/// "torch_dtype"; and as a judge's of that architecture. As it was, to the byte, where nothing changes.
 fn changed(config: &[u8], dtype: Option<&str>, architecture: Option<&str>, untied: bool) -> Result<Vec<u8>> {
     if dtype.is_none() && architecture.is_none() && !untied {
         return Ok(config.to_vec());
@@ -386,7 +391,8 @@ pub(super) fn need_folder(directory: &Path, flag: &str, expected: &str) -> Resul
     let found = format!("{found} at {}", directory.display());
     let fix = match directory.components().count() {
         1 if expected.contains("model") && !directory.exists() => {
-            "check the path; a model of the Hugging Face Hub is named owner/name, as in HuggingFaceTB/SmolLM2-135M-Instruct"
+            "check the path; a model of the Hugging Face Hub is named owner/name, as in \
+             HuggingFaceTB/SmolLM2-135M-Instruct"
         }
         _ => "check the path; relative paths start at the current folder",
     };
@@ -539,8 +545,8 @@ mod tests {
         {
             assert!(is_companion(name), "{name}");
         }
-        let others = "model.safetensors pytorch_model.bin model.safetensors.index.json a.gguf README.md .gitattributes \
-                      adapter_config.json training_args.bin";
+        let others = "model.safetensors pytorch_model.bin model.safetensors.index.json a.gguf README.md \
+                      .gitattributes adapter_config.json training_args.bin";
         for name in others.split_whitespace() {
             assert!(!is_companion(name), "{name}");
         }

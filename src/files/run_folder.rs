@@ -30,8 +30,8 @@ const LOCK: &str = ".lock";
 /// The name in a run's folder of the demo's training examples: with them its config.toml repeats the run.
 pub const TRAIN_COPY: &str = "train.jsonl.gz";
 
-/// A run's folder, there from the start so that its metrics can be watched. Dropped before [`RunFolder::keep`] it goes
-/// again, and an older run that it replaces comes back.
+/// A run's folder, there from the start so that its metrics can be watched. Dropped before
+/// [`RunFolder::keep`] it goes again, and an older run that it replaces comes back.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
@@ -117,7 +117,8 @@ impl RunFolder {
     /// The folder of a run that was not finished. What a write that was cut off left in it goes.
     ///
     /// # Errors
-    /// [`Error::Input`] for a folder that holds no run or a finished one, and while another process writes to it.
+    /// [`Error::Input`] for a folder that holds no run or a finished one, and while another process writes to
+    /// it.
     pub fn resume(path: &Path, flag: &str) -> Result<Self> {
         let wrong = |found: &str, fix: &str| {
             Error::input(
@@ -139,7 +140,8 @@ impl RunFolder {
                 false => format!("--model {}", path.join("model").display()),
             };
             let fix = format!(
-                "to train its result further, begin a new one: aweigh align --config {} {from} --max-steps N --output-dir NEW",
+                "to train its result further, begin a new one: aweigh align --config {} {from} --max-steps N \
+                 --output-dir NEW",
                 path.join("config.toml").display()
             );
             return Err(wrong("a finished run", &fix));
@@ -166,7 +168,8 @@ impl RunFolder {
         &self.path
     }
 
-    /// The run has something to keep: the folder stays, the older run goes. Call it when the first result is written.
+    /// The run has something to keep: the folder stays, the older run goes. Call it when the first result is
+    /// written.
     pub fn keep(&self) {
         self.kept.set(true);
         self.older.replace(None);
@@ -209,7 +212,8 @@ fn lock(path: &Path, flag: &str) -> Result<Lock> {
                 "wait for that run, or choose another folder",
             ))
         }
-        // Some network drives have no locks: then nothing watches over it, which is no reason to refuse the work.
+        // Some network drives have no locks: then nothing watches over it, which is no reason to refuse the
+        // work.
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
             log::warn!("{}: {error}", place.display());
             Ok(Lock { place, _held: held })

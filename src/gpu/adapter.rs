@@ -6,7 +6,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
-    /// Real GPUs: tiles in workgroup memory, WebGPU's default limits, no features but those that [`Precision::F16`](super::Precision::F16) uses.
+    /// Real GPUs: tiles in workgroup memory, WebGPU's default limits, no features but those that
+    /// [`Precision::F16`](super::Precision::F16) uses.
     Portable,
     /// Software rasterizers: no barriers, large register blocks.
     Software,
@@ -90,7 +91,8 @@ impl std::fmt::Display for CooperativeMatrix {
 }
 
 impl AdapterSummary {
-    /// The side of the largest square matrices with factors of this type and f32 sums that the kernels know: 16 or 8.
+    /// The side of the largest square matrices with factors of this type and f32 sums that the kernels know:
+    /// 16 or 8.
     pub fn cooperative_side(&self, inputs: Scalar) -> Option<u32> {
         [16, 8].into_iter().find(|&side| {
             let wanted = CooperativeMatrix { m: side, n: side, k: side, inputs, sums: Scalar::F32 };
@@ -98,8 +100,8 @@ impl AdapterSummary {
         })
     }
 
-    /// The fewest lanes that a subgroup may have. Metal's answer to wgpu is a range for all its GPUs; those with cooperative
-    /// matrices have 32.
+    /// The fewest lanes that a subgroup may have. Metal's answer to wgpu is a range for all its GPUs; those
+    /// with cooperative matrices have 32.
     pub(super) fn least_subgroup(&self) -> Option<u32> {
         let metal = self.backend == "Metal" && !self.cooperative_matrices.is_empty();
         self.subgroup_size.map(|(least, _)| if metal { 32 } else { least })

@@ -1,4 +1,5 @@
-//! How quantised weights lie in a tensor: all codes, then all scales, then all scales of scales, so that a load brings neighbours.
+//! How quantised weights lie in a tensor: all codes, then all scales, then all scales of scales, so that a
+//! load brings neighbours.
 
 use half::f16;
 
@@ -6,12 +7,13 @@ use super::DType;
 
 /// Quantised elements on the host.
 ///
-/// - Codes: 4 bits each, the first in the low half of a byte, or a signed byte each ([`DType::Q8`], [`DType::Q6K`]; [`DType::Q5K`]'s
-///   are never negative).
-/// - Scales, of blocks: [`DType::Q4`] and [`DType::Q8`] an f16 scale and an f16 minimum; [`DType::Nf4`] an f16 scale; [`DType::Q4K`] and
-///   [`DType::Q5K`] a byte for the scale and one for the minimum; [`DType::Q6K`] a signed byte.
-/// - Scales of scales, of 256 elements: [`DType::Q4K`] and [`DType::Q5K`] an f16 factor on the scales and one on the minima, which are
-///   subtracted; [`DType::Q6K`] an f16 factor and two empty bytes.
+/// - Codes: 4 bits each, the first in the low half of a byte, or a signed byte each ([`DType::Q8`],
+///   [`DType::Q6K`]; [`DType::Q5K`]'s are never negative).
+/// - Scales, of blocks: [`DType::Q4`] and [`DType::Q8`] an f16 scale and an f16 minimum; [`DType::Nf4`] an
+///   f16 scale; [`DType::Q4K`] and [`DType::Q5K`] a byte for the scale and one for the minimum;
+///   [`DType::Q6K`] a signed byte.
+/// - Scales of scales, of 256 elements: [`DType::Q4K`] and [`DType::Q5K`] an f16 factor on the scales and one
+///   on the minima, which are subtracted; [`DType::Q6K`] an f16 factor and two empty bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocks {
     /// One of the quantised types.
@@ -94,8 +96,8 @@ impl Blocks {
         all
     }
 
-    /// The first element of the first block of which a scale or a minimum is no finite number. Never of [`DType::Nf4`], which is made here,
-    /// of values that are finite.
+    /// The first element of the first block of which a scale or a minimum is no finite number. Never of
+    /// [`DType::Nf4`], which is made here, of values that are finite.
     pub fn first_not_finite(&self) -> Option<usize> {
         // Blocks have two halves each; of Q6_K the second one is empty.
         let (halves, elements) = match self.dtype {
@@ -134,7 +136,8 @@ impl Blocks {
         code * scale + added
     }
 
-    /// `len` elements of about [-1, 1], made up from `words`: for checks and benches, where any weights will do. Some scales are subnormal.
+    /// `len` elements of about [-1, 1], made up from `words`: for checks and benches, where any weights will
+    /// do. Some scales are subnormal.
     pub fn made_up(dtype: DType, len: usize, mut words: impl FnMut() -> u32) -> Self {
         let mut bytes =
             |count: usize, mask: u8| -> Vec<u8> { (0..count).map(|_| words() as u8 & mask).collect() };
@@ -149,7 +152,8 @@ impl Blocks {
             DType::Q6K => bytes(2 * blocks, 255),
             _ => Vec::new(),
         };
-        // Each about as large as makes the largest element about 1; every eleventh a hundred thousand times smaller.
+        // Each about as large as makes the largest element about 1; every eleventh a hundred thousand times
+        // smaller.
         let mut halves = |count: usize, size: f32| -> Vec<u8> {
             let small = |i: usize| if i % 11 == 5 { 1e-5 } else { 1.0 };
             let one = |i| f16::from_f32(size * small(i) * (words() % 1024) as f32 / 1024.0).to_le_bytes();
@@ -183,7 +187,8 @@ impl Blocks {
         Self::join(&parts)
     }
 
-    /// 8-bit codes of `values`, whole blocks of 32, in steps of a 127th of the block's largest size: ggml's Q8_0.
+    /// 8-bit codes of `values`, whole blocks of 32, in steps of a 127th of the block's largest size: ggml's
+    /// Q8_0.
     pub fn q8(values: &[f32]) -> Self {
         let (mut codes, mut scales) =
             (Vec::with_capacity(values.len()), Vec::with_capacity(values.len() / 8));
@@ -197,8 +202,8 @@ impl Blocks {
         Self { dtype: DType::Q8, len: values.len(), codes, scales, supers: Vec::new() }
     }
 
-    /// NF4 codes of `values`, whole blocks of 32: the nearest quantile times the block's largest size (Dettmers et al., 2305.14314, with
-    /// smaller blocks than there, and an f16 for each).
+    /// NF4 codes of `values`, whole blocks of 32: the nearest quantile times the block's largest size
+    /// (Dettmers et al., 2305.14314, with smaller blocks than there, and an f16 for each).
     pub fn nf4(values: &[f32]) -> Self {
         let (mut codes, mut scales) =
             (Vec::with_capacity(values.len() / 2), Vec::with_capacity(values.len() / 16));

@@ -36,15 +36,16 @@ pub enum Precision {
     /// Nothing: inputs are multiplied as f32
     #[default]
     F32,
-    /// Round them to f16, where the GPU has f16: weights, activations and gradients lose all but 11 bits, and values beyond
-    /// f16's range (activations over 65,504, gradients over 255) become infinite
+    /// Round them to f16, where the GPU has f16: weights, activations and gradients lose all but 11 bits, and
+    /// values beyond f16's range (activations over 65,504, gradients over 255) become infinite
     F16,
 }
 
 /// How to open a device.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// An index from [`list_adapters`](super::list_adapters) or a part of an adapter's name; `None` takes the fastest kind.
+    /// An index from [`list_adapters`](super::list_adapters) or a part of an adapter's name; `None` takes the
+    /// fastest kind.
     pub adapter: Option<String>,
     /// Ask for WebGPU's default limits and no features even where the adapter grants more.
     pub default_limits: bool,
@@ -52,8 +53,8 @@ pub struct Options {
     pub submit_seconds: Option<f64>,
     /// Overrides the tier that the adapter's kind suggests.
     pub tier: Option<Tier>,
-    /// Whether products' inputs may be rounded to f16. Only [`Tier::Portable`] has kernels that do; without f16 on the
-    /// adapter, or with `default_limits`, nothing is rounded.
+    /// Whether products' inputs may be rounded to f16. Only [`Tier::Portable`] has kernels that do; without
+    /// f16 on the adapter, or with `default_limits`, nothing is rounded.
     pub precision: Precision,
     /// Measure the time of every kernel, where the adapter has timestamps: see [`Gpu::kernel_times`].
     pub profile: bool,
@@ -100,8 +101,9 @@ fn experimental(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
     if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
         return wgpu::ExperimentalFeatures::disabled();
     }
-    // SAFETY: acknowledges that wgpu may translate cooperative matrices wrongly. They stand in one shader of this crate's
-    // own, which loads them from workgroup memory alone, at constant strides and in bounds, under uniform control flow.
+    // SAFETY: acknowledges that wgpu may translate cooperative matrices wrongly. They stand in one shader of
+    // this crate's own, which loads them from workgroup memory alone, at constant strides and in bounds,
+    // under uniform control flow.
     #[allow(unsafe_code)]
     unsafe {
         wgpu::ExperimentalFeatures::enabled()
@@ -117,7 +119,8 @@ pub struct Gpu {
     tier: Tier,
     precision: Precision,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
-    /// Parameter blocks of the submit at hand; locked from the write to the submit, so that threads do not mix theirs.
+    /// Parameter blocks of the submit at hand; locked from the write to the submit, so that threads do not
+    /// mix theirs.
     uniforms: wgpu::Buffer,
     submitting: Mutex<()>,
     reports: Arc<Mutex<Reports>>,
@@ -248,8 +251,8 @@ impl Gpu {
         self.device.features().contains(wgpu::Features::SHADER_F16)
     }
 
-    /// The side of the cooperative matrices with factors of this type and f32 sums, and the fewest lanes of the subgroups
-    /// that hold them, where the device was opened with both.
+    /// The side of the cooperative matrices with factors of this type and f32 sums, and the fewest lanes of
+    /// the subgroups that hold them, where the device was opened with both.
     pub(crate) fn cooperative(&self, inputs: Scalar) -> Option<(u32, u32)> {
         let mut needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
         needed.set(wgpu::Features::SHADER_F16, inputs == Scalar::F16);
@@ -258,8 +261,8 @@ impl Gpu {
         Some((side, self.summary.least_subgroup()?))
     }
 
-    /// Takes its kernels by what was measured, from now on. Measurements of another adapter, driver or version are left
-    /// alone; returns whether these are taken.
+    /// Takes its kernels by what was measured, from now on. Measurements of another adapter, driver or
+    /// version are left alone; returns whether these are taken.
     pub fn use_tuning(&mut self, tuning: Tuning) -> bool {
         let own = tuning.is_of(&self.summary);
         if own {
@@ -288,16 +291,17 @@ impl Gpu {
         self.tuning.as_ref()
     }
 
-    /// Takes compiled pipelines from `data`, which [`Gpu::pipelines`] gave at an earlier time; empty at first. To be called
-    /// before anything runs. Backends that keep no such data, and data of another driver, change nothing.
+    /// Takes compiled pipelines from `data`, which [`Gpu::pipelines`] gave at an earlier time; empty at
+    /// first. To be called before anything runs. Backends that keep no such data, and data of another driver,
+    /// change nothing.
     pub fn use_pipelines(&mut self, data: &[u8]) {
         if !self.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return;
         }
         let data = Some(data).filter(|data| !data.is_empty());
         let descriptor = wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data, fallback: true };
-        // SAFETY: the data came from `get_data`; whoever keeps it sees to it that it is as it was (`files/cache.rs` has a
-        // checksum), and wgpu compares adapter, driver and version.
+        // SAFETY: the data came from `get_data`; whoever keeps it sees to it that it is as it was
+        // (`files/cache.rs` has a checksum), and wgpu compares adapter, driver and version.
         #[allow(unsafe_code)]
         let cache = unsafe { self.device.create_pipeline_cache(&descriptor) };
         self.pipeline_cache = Some(cache);
@@ -328,8 +332,8 @@ impl Gpu {
         self.profiler.as_ref()
     }
 
-    /// The time of each kernel since the last call, of all work that [`Gpu::finished`] has waited for. `None` where the
-    /// device was not opened with [`Options::profile`] or has no timestamps.
+    /// The time of each kernel since the last call, of all work that [`Gpu::finished`] has waited for. `None`
+    /// where the device was not opened with [`Options::profile`] or has no timestamps.
     pub fn kernel_times(&self) -> Option<Vec<KernelTime>> {
         self.profiler.as_ref().map(Profiler::take)
     }
@@ -425,8 +429,8 @@ impl Gpu {
             });
             self.wait_for(&index);
             if self.background {
-                // Nothing waits behind it, so that the GPU is free while this sleeps. The next readback tells of a
-                // lost device.
+                // Nothing waits behind it, so that the GPU is free while this sleeps. The next readback tells
+                // of a lost device.
                 let submission_index = Some(index.clone());
                 let _ = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
                 std::thread::sleep(Duration::from_secs_f64(BACKGROUND_SECONDS / 2.0));
@@ -457,8 +461,8 @@ impl Deref for Gpu {
 
 /// A thread that waits for the device, so that no caller has to: readbacks are plain futures.
 ///
-/// It waits for one submit after the other. Were it to wait for all of them at once, what the first one computed would
-/// be read when the last one is done, and the host would have nothing to record for that long.
+/// It waits for one submit after the other. Were it to wait for all of them at once, what the first one
+/// computed would be read when the last one is done, and the host would have nothing to record for that long.
 struct Poller {
     requests: Option<mpsc::Sender<Option<wgpu::SubmissionIndex>>>,
     thread: Option<JoinHandle<()>>,
@@ -486,8 +490,9 @@ impl Poller {
 }
 
 impl Drop for Poller {
-    /// The thread holds the device too. Were it left to itself, it could still be closing the device while the process
-    /// ends, and drivers crash when their libraries go first (llvmpipe did, in one run of twenty).
+    /// The thread holds the device too. Were it left to itself, it could still be closing the device while
+    /// the process ends, and drivers crash when their libraries go first (llvmpipe did, in one run of
+    /// twenty).
     fn drop(&mut self) {
         self.requests = None;
         if let Some(thread) = self.thread.take() {

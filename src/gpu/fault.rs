@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// When devices are lost and allocations fail. Clones count together, over all devices that are opened with them.
+/// When devices are lost and allocations fail. Clones count together, over all devices that are opened with
+/// them.
 #[derive(Debug, Clone, Default)]
 pub struct Faults(Arc<Inner>);
 
@@ -20,7 +21,8 @@ struct Inner {
 }
 
 impl Faults {
-    /// Reads `device-lost@N` and `allocation@N`, separated by commas: the Nth submit and the Nth allocation from now on.
+    /// Reads `device-lost@N` and `allocation@N`, separated by commas: the Nth submit and the Nth allocation
+    /// from now on.
     ///
     /// # Errors
     /// [`Error::Input`] for anything else.

@@ -1,5 +1,5 @@
-//! Where buffers are made, and the ledger that each is entered in, with a purpose, so that peaks are known. On paper buffers are only
-//! entered: the code that allocates for a run is the code that plans for it.
+//! Where buffers are made, and the ledger that each is entered in, with a purpose, so that peaks are known.
+//! On paper buffers are only entered: the code that allocates for a run is the code that plans for it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -132,8 +132,8 @@ impl Memory {
         Self { device: Some((device.clone(), queue.clone())), faults, ..Self::paper(max_binding) }
     }
 
-    /// Memory of a device that is not there. Tensors of it cannot be bound, read or copied, and writes to them do nothing. The
-    /// ledger begins as that of a device does.
+    /// Memory of a device that is not there. Tensors of it cannot be bound, read or copied, and writes to
+    /// them do nothing. The ledger begins as that of a device does.
     pub fn on_paper(max_binding: u64) -> Self {
         let paper = Self::paper(max_binding);
         std::mem::forget(paper.ledger.enter(Purpose::Staging, UNIFORM_BYTES));
@@ -219,8 +219,8 @@ impl Memory {
         Err(Error::OutOfMemory { label, purpose, bytes: size, held })
     }
 
-    /// Waits until the device has done what was submitted before the last call, so that no more than two portions of writes are in
-    /// staging memory. Blocks.
+    /// Waits until the device has done what was submitted before the last call, so that no more than two
+    /// portions of writes are in staging memory. Blocks.
     pub(super) fn keep_pace(&self) {
         let Some((device, queue)) = &self.device else { return };
         let now = queue.submit([]);

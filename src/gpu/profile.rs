@@ -18,8 +18,8 @@ pub struct KernelTime {
 
 type Times = Arc<Mutex<BTreeMap<String, (u64, f64)>>>;
 
-/// Collects the times of a device that was opened for profiling. Every dispatch gets a pass of its own, which costs time
-/// between kernels, not in them.
+/// Collects the times of a device that was opened for profiling. Every dispatch gets a pass of its own, which
+/// costs time between kernels, not in them.
 pub(super) struct Profiler {
     /// Seconds in a tick.
     tick: f64,
@@ -48,8 +48,8 @@ impl Profiler {
         all
     }
 
-    /// Reads the marks back once the commands are done. Call it with the encoder before it is finished; what it returns,
-    /// after the submit.
+    /// Reads the marks back once the commands are done. Call it with the encoder before it is finished; what
+    /// it returns, after the submit.
     pub fn resolve(
         &self,
         device: &wgpu::Device,

@@ -6,7 +6,8 @@ use super::kernel::{Kernel, compile};
 use super::profile::Marks;
 use super::{Gpu, Seen, Tensor};
 
-/// Bytes between the parameter blocks of two dispatches (WebGPU's default `min_uniform_buffer_offset_alignment`).
+/// Bytes between the parameter blocks of two dispatches (WebGPU's default
+/// `min_uniform_buffer_offset_alignment`).
 pub(crate) const UNIFORM_STRIDE: u64 = 256;
 /// Dispatches per submit at most: the size of the device's uniform buffer.
 pub(super) const MAX_DISPATCHES: u64 = 1024;
@@ -19,7 +20,8 @@ pub type Binding<'a> = &'a Tensor;
 
 /// One command.
 pub(super) enum Command {
-    /// A kernel with its parameter block's offset and size, its tensors, and its workgroups in two dimensions.
+    /// A kernel with its parameter block's offset and size, its tensors, and its workgroups in two
+    /// dimensions.
     Dispatch { kernel: Arc<Kernel>, params: (u32, u64), bindings: Vec<Tensor>, groups: (u32, u32) },
     /// `bytes` from the start of one tensor to the start of another.
     Copy { source: Tensor, target: Tensor, bytes: u64 },
@@ -27,7 +29,8 @@ pub(super) enum Command {
     Clear { tensor: Tensor, bytes: u64 },
 }
 
-/// Collects dispatches; submits them when their estimated cost reaches the device's budget, and at [`Recorder::submit`].
+/// Collects dispatches; submits them when their estimated cost reaches the device's budget, and at
+/// [`Recorder::submit`].
 pub struct Recorder<'g> {
     gpu: &'g Gpu,
     commands: Vec<Command>,
@@ -50,7 +53,8 @@ impl<'g> Recorder<'g> {
         self.commands.push(command);
     }
 
-    /// Records `groups` workgroups of `kernel`. `operations` is an estimate of its cost for the submit budget.
+    /// Records `groups` workgroups of `kernel`. `operations` is an estimate of its cost for the submit
+    /// budget.
     ///
     /// The workgroups are spread over two dimensions when they exceed one; shaders read a flat index by
     /// `common/index.wgsl` and ignore the surplus.

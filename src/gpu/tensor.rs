@@ -9,7 +9,8 @@ use super::recorder::Command;
 use super::{Gpu, Recorder};
 use crate::{Error, Result};
 
-/// Bindings must start at a multiple of this many bytes (WebGPU's default `min_storage_buffer_offset_alignment`).
+/// Bindings must start at a multiple of this many bytes (WebGPU's default
+/// `min_storage_buffer_offset_alignment`).
 const ALIGN: u64 = 256;
 
 /// The element type of a tensor.
@@ -27,7 +28,8 @@ pub enum DType {
     Q4,
     /// 8-bit signed codes; blocks of 32 with an f16 scale and an f16 minimum: ggml's Q8_0, Q5_0 and Q5_1.
     Q8,
-    /// 4-bit codes; blocks of 32 with scales of 8 bits, 256 under an f16 scale and an f16 minimum: ggml's Q4_K.
+    /// 4-bit codes; blocks of 32 with scales of 8 bits, 256 under an f16 scale and an f16 minimum: ggml's
+    /// Q4_K.
     Q4K,
     /// The same with 8-bit codes: ggml's Q5_K.
     Q5K,
@@ -64,7 +66,8 @@ impl DType {
         self.block() > 1
     }
 
-    /// Bytes of the codes, the scales and the scales of scales of `count` quantised elements, each a multiple of 4.
+    /// Bytes of the codes, the scales and the scales of scales of `count` quantised elements, each a multiple
+    /// of 4.
     pub(crate) fn regions(self, count: usize) -> [usize; 3] {
         match self {
             Self::F32 | Self::U32 | Self::Bf16 | Self::F16 => [self.size(count), 0, 0],
@@ -76,7 +79,8 @@ impl DType {
         }
     }
 
-    /// The first word of the scales and of the scales of scales of `count` elements, as the kernels' `w_scales` and `w_supers`.
+    /// The first word of the scales and of the scales of scales of `count` elements, as the kernels'
+    /// `w_scales` and `w_supers`.
     pub(crate) fn scale_words(self, count: usize) -> [u32; 2] {
         if !self.is_quantised() {
             return [0, 0];
@@ -153,8 +157,8 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A new tensor of `len` elements of `dtype`, whose bytes are given, little-endian; quantised ones as [`Blocks`](super::Blocks) lays
-    /// them out.
+    /// A new tensor of `len` elements of `dtype`, whose bytes are given, little-endian; quantised ones as
+    /// [`Blocks`](super::Blocks) lays them out.
     pub fn from_bytes(
         memory: &Memory,
         purpose: Purpose,
@@ -182,8 +186,8 @@ impl Tensor {
     /// The `len` elements from `start` on, as a view.
     ///
     /// # Panics
-    /// When the range leaves the tensor: a bug in the caller. Binding a view to a kernel panics unless it starts at a multiple of
-    /// 256 bytes.
+    /// When the range leaves the tensor: a bug in the caller. Binding a view to a kernel panics unless it
+    /// starts at a multiple of 256 bytes.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         assert!(!self.dtype.is_quantised(), "a slice of quantised elements");
         let byte_offset = self.byte_offset + self.dtype.size(start) as u64;
@@ -191,8 +195,8 @@ impl Tensor {
         Self { storage: self.storage.clone(), byte_offset, len, dtype: self.dtype }
     }
 
-    /// Overwrites the start of the tensor with `data`, in order with the device's queue: commands submitted before see
-    /// the old contents, commands submitted after the new.
+    /// Overwrites the start of the tensor with `data`, in order with the device's queue: commands submitted
+    /// before see the old contents, commands submitted after the new.
     pub fn write_f32(&self, memory: &Memory, data: &[f32]) {
         self.write_bytes(memory, bytemuck::cast_slice(data));
     }
@@ -202,7 +206,8 @@ impl Tensor {
         self.write_bytes(memory, bytemuck::cast_slice(data));
     }
 
-    /// Overwrites it with the bytes of all its elements, as [`Tensor::from_bytes`] takes them; as [`Tensor::write_f32`].
+    /// Overwrites it with the bytes of all its elements, as [`Tensor::from_bytes`] takes them; as
+    /// [`Tensor::write_f32`].
     pub(crate) fn write_bytes(&self, memory: &Memory, bytes: &[u8]) {
         assert!(bytes.len() <= self.dtype.size(self.len), "write past a tensor's end");
         let whole = bytes.len() / 4 * 4;
@@ -228,17 +233,19 @@ impl Tensor {
         async { Ok(bytemuck::pod_collect_to_vec(&bytes.await?)) }
     }
 
-    /// Reads the tensor's bytes back, as they are after everything submitted so far. The copy is on its way when this
-    /// returns: ask for several tensors before awaiting the first, and the device is waited for once.
+    /// Reads the tensor's bytes back, as they are after everything submitted so far. The copy is on its way
+    /// when this returns: ask for several tensors before awaiting the first, and the device is waited for
+    /// once.
     ///
     /// # Errors
-    /// [`Error::Gpu`] for anything the device has reported since the last read, [`Error::DeviceLost`], [`Error::OutOfMemory`].
+    /// [`Error::Gpu`] for anything the device has reported since the last read, [`Error::DeviceLost`],
+    /// [`Error::OutOfMemory`].
     pub fn read_bytes<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<u8>>> + use<'g> {
         self.read_part(gpu, 0..self.dtype.size(self.len))
     }
 
-    /// As [`Tensor::read_bytes`], [`Tensor::PIECE`] at a time: what is read is there twice while it is on its way, and a memory plan has
-    /// no room for all of it.
+    /// As [`Tensor::read_bytes`], [`Tensor::PIECE`] at a time: what is read is there twice while it is on its
+    /// way, and a memory plan has no room for all of it.
     ///
     /// # Errors
     /// As [`Tensor::read_bytes`].

@@ -17,7 +17,8 @@ pub struct Seen<'a> {
 
 /// What [`Options::witness`](super::Options::witness) takes.
 pub trait Witness: std::fmt::Debug + Send + Sync {
-    /// Whether it wants to see the next dispatch, of this variant. What was recorded before is submitted then.
+    /// Whether it wants to see the next dispatch, of this variant. What was recorded before is submitted
+    /// then.
     fn wants(&self, kernel: &str) -> bool;
 
     /// Sees a dispatch, which `run` runs.

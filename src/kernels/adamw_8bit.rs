@@ -1,4 +1,5 @@
-//! AdamW with moments of 8 bits in blocks (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2110.02861).
+//! AdamW with moments of 8 bits in blocks (Dettmers et al., "8-bit Optimizers via Block-wise Quantization",
+//! 2110.02861).
 
 use super::adamw::{Constants, Step};
 use super::{check, params};
@@ -21,8 +22,9 @@ pub fn state_words(count: usize) -> usize {
     2 * count.div_ceil(4) + 2 * count.div_ceil(BLOCK)
 }
 
-/// The numbers that codes stand for, `(2, 256)`: of first moments, and of second ones, which have no sign. In each power of ten down
-/// to 1e-6 they are evenly spread, the more the larger it is (the paper's dynamic tree, as bitsandbytes makes it).
+/// The numbers that codes stand for, `(2, 256)`: of first moments, and of second ones, which have no sign. In
+/// each power of ten down to 1e-6 they are evenly spread, the more the larger it is (the paper's dynamic
+/// tree, as bitsandbytes makes it).
 pub fn table() -> Vec<f32> {
     let numbers = |signed: bool| {
         let mut all = vec![0.0, 1.0];

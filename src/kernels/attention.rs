@@ -1,6 +1,7 @@
 //! Causal grouped-query attention over two key ranges per query, forward and backward, without a T×T matrix.
 //!
-//! Running softmax: Milakov & Gimelshein, 1805.02867; backward from the saved log-sum-exp: Dao et al., 2205.14135.
+//! Running softmax: Milakov & Gimelshein, 1805.02867; backward from the saved log-sum-exp: Dao et al.,
+//! 2205.14135.
 
 use super::{Heads, check, groups_of_64, params};
 use crate::gpu::{Gpu, Recorder, Tensor, Tier};
@@ -48,8 +49,8 @@ pub struct Shape {
     pub cap: Option<f32>,
     /// The mean number of keys a query sees, for the cost estimate.
     pub mean_keys: usize,
-    /// Whether all keys between those that are seen hold numbers: true of a packed batch, not of a sampler's steps. The
-    /// backward pass needs it.
+    /// Whether all keys between those that are seen hold numbers: true of a packed batch, not of a sampler's
+    /// steps. The backward pass needs it.
     pub dense: bool,
 }
 
@@ -104,8 +105,9 @@ impl Shape {
         }
     }
 
-    /// The portable tier's variant of `name`, whose workgroups take tiles of `rows` rows of each kv head: the largest blocks,
-    /// in eights, with which 16 KiB of workgroup memory hold `staged` blocks of vectors, as many of weights, and `rest` vec4s.
+    /// The portable tier's variant of `name`, whose workgroups take tiles of `rows` rows of each kv head: the
+    /// largest blocks, in eights, with which 16 KiB of workgroup memory hold `staged` blocks of vectors, as
+    /// many of weights, and `rest` vec4s.
     fn tiled(&self, name: &str, block: &str, rows: usize, (staged, rest): (usize, usize)) -> (String, u64) {
         let dim = self.head_dim;
         // Rows of vectors and of weights have odd strides, see common/attention_tile.wgsl.
@@ -129,7 +131,8 @@ impl Shape {
     }
 
     fn operations(&self, per_element: f64) -> f64 {
-        // Register-bound loops with a load for every multiply run at a fraction of a matmul's rate: counted threefold.
+        // Register-bound loops with a load for every multiply run at a fraction of a matmul's rate: counted
+        // threefold.
         3.0 * per_element
             * (self.queries * self.heads * self.head_dim) as f64
             * self.mean_keys.min(self.window.unwrap_or(usize::MAX)) as f64
@@ -193,8 +196,8 @@ pub struct Saved<'a> {
     pub tokens: &'a Tensor,
 }
 
-/// The operands' gradients, each `=`, from d_o `(T, H, hd)`: dq lies as q does, and in dkv, which may be dq's tensor, dk as k and
-/// dv as v.
+/// The operands' gradients, each `=`, from d_o `(T, H, hd)`: dq lies as q does, and in dkv, which may be dq's
+/// tensor, dk as k and dv as v.
 pub fn backward(
     rec: &mut Recorder,
     saved: Saved,

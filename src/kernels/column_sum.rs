@@ -33,7 +33,8 @@ pub fn scaled(
     products(rec, "column_sum SCALED", [a, b, s], s.extent(rows, 1), out, (rows, width))
 }
 
-/// `out[c] += Σ_t a[t, c] · (b[t, c] − mean[t]) · s[t]`: a, b `(rows, width)`, stats `(2, rows)`: s, mean; out `(width)`.
+/// `out[c] += Σ_t a[t, c] · (b[t, c] − mean[t]) · s[t]`: a, b `(rows, width)`, stats `(2, rows)`: s, mean;
+/// out `(width)`.
 pub fn centered(
     rec: &mut Recorder,
     a: Mat,

@@ -1,4 +1,5 @@
-//! Multiplications and additions in registers: an adapter's arithmetic peak, which `aweigh bench` holds rates against.
+//! Multiplications and additions in registers: an adapter's arithmetic peak, which `aweigh bench` holds rates
+//! against.
 
 use super::{check, groups_of_64, params};
 use crate::Result;
@@ -15,8 +16,8 @@ pub(super) fn layouts() -> Vec<super::Layout> {
 const CHAINS: f64 = 16.0;
 const STEPS: f64 = 16.0;
 
-/// Records `rounds` rounds of value·a + b in each of `count` invocations; the sums of their chains into out `(count)`.
-/// Returns the floating-point operations, two for each multiplication and addition.
+/// Records `rounds` rounds of value·a + b in each of `count` invocations; the sums of their chains into out
+/// `(count)`. Returns the floating-point operations, two for each multiplication and addition.
 pub fn forward(
     rec: &mut Recorder,
     out: &Tensor,

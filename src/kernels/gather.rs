@@ -57,8 +57,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// `out[r, :] = scale · table[index[first + r · stride], :]`: out `(rows, width)`, table `(N, width)` of any type. Rows outside of the
-/// piece that is given are left alone.
+/// `out[r, :] = scale · table[index[first + r · stride], :]`: out `(rows, width)`, table `(N, width)` of any
+/// type. Rows outside of the piece that is given are left alone.
 pub fn forward(
     rec: &mut Recorder,
     index: &Tensor,
@@ -96,8 +96,8 @@ pub fn forward(
     Ok(())
 }
 
-/// The rows that read each target, as the backward kernel takes them: targets, starts, rows, one after the other.
-/// Returns the list and the number of distinct targets.
+/// The rows that read each target, as the backward kernel takes them: targets, starts, rows, one after the
+/// other. Returns the list and the number of distinct targets.
 pub fn lists(index: impl Iterator<Item = u32>) -> (Vec<u32>, usize) {
     let mut readers: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for (row, target) in index.enumerate() {
@@ -114,7 +114,8 @@ pub fn lists(index: impl Iterator<Item = u32>) -> (Vec<u32>, usize) {
     (list, readers.len())
 }
 
-/// `dtable[target, :] += scale · Σ dout[r, :]` over the rows r that read it: dout `(R, width)`, dtable `(N, width)`, `list` from [`lists`].
+/// `dtable[target, :] += scale · Σ dout[r, :]` over the rows r that read it: dout `(R, width)`, dtable `(N,
+/// width)`, `list` from [`lists`].
 pub fn backward(
     rec: &mut Recorder,
     list: &Tensor,

@@ -12,8 +12,8 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
 }
 
-/// `cache_k[slot[t], :] = k[t, :]`, and the same for v: k and v `(count, G, head_dim)` are columns of one tensor, the caches
-/// `(slots, G, head_dim)`, tokens `(count, 4)`: id, position, slot, visible_end.
+/// `cache_k[slot[t], :] = k[t, :]`, and the same for v: k and v `(count, G, head_dim)` are columns of one
+/// tensor, the caches `(slots, G, head_dim)`, tokens `(count, 4)`: id, position, slot, visible_end.
 pub fn forward(
     rec: &mut Recorder,
     tokens: &Tensor,

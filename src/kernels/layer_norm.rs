@@ -13,7 +13,8 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout(), BackwardParams::layout()]
 }
 
-/// `y = (x - mean) * rstd * w + b` with `rstd = 1 / sqrt(variance + eps)`: x, y `(T, D)`, w, b `(D)`, stats `(2, T)`: rstd, mean.
+/// `y = (x - mean) * rstd * w + b` with `rstd = 1 / sqrt(variance + eps)`: x, y `(T, D)`, w, b `(D)`, stats
+/// `(2, T)`: rstd, mean.
 pub fn forward(
     rec: &mut Recorder,
     x: &Tensor,
@@ -43,7 +44,8 @@ pub struct Saved<'a> {
     pub stats: &'a Tensor,
 }
 
-/// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw +=` and `db +=` those of w and b `(D)` where they are trained.
+/// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw +=` and `db +=` those of w and b `(D)`
+/// where they are trained.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     rec: &mut Recorder,

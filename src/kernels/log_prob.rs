@@ -1,11 +1,13 @@
-//! Log-probabilities of target tokens from a chunk of logits, and the gradient that goes back into that chunk.
+//! Log-probabilities of target tokens from a chunk of logits, and the gradient that goes back into that
+//! chunk.
 
 use super::{by_rows, check, groups_of_64, params};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::shader::kernel;
 
-params!(Params for ["log_prob", "log_prob_backward"]; rows: u32, vocab: u32, first: u32, total: u32, cap: f32);
+params!(Params for ["log_prob", "log_prob_backward"];
+    rows: u32, vocab: u32, first: u32, total: u32, cap: f32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
@@ -34,8 +36,8 @@ impl Chunk {
     }
 }
 
-/// logits `(rows, V)`, predict `(R, 4)` (source token, target id, sequence, unused) -> the chunk's part of stats `(3, R)`: logp, lse,
-/// entropy.
+/// logits `(rows, V)`, predict `(R, 4)` (source token, target id, sequence, unused) -> the chunk's part of
+/// stats `(3, R)`: logp, lse, entropy.
 pub fn forward(
     rec: &mut Recorder,
     logits: &Tensor,
@@ -53,8 +55,9 @@ pub fn forward(
     Ok(())
 }
 
-/// Turns logits `(rows, V)` into their gradient, in place: the row's coefficient, of `(R)`, × (one-hot − softmax). Without
-/// coefficients it is that of the log-probs themselves. With a cap it is the gradient of what went into [`super::soft_cap`].
+/// Turns logits `(rows, V)` into their gradient, in place: the row's coefficient, of `(R)`, × (one-hot −
+/// softmax). Without coefficients it is that of the log-probs themselves. With a cap it is the gradient of
+/// what went into [`super::soft_cap`].
 pub fn backward(
     rec: &mut Recorder,
     predict: &Tensor,

@@ -7,7 +7,8 @@ use crate::shader::kernel;
 
 params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
-    x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32, w_scales: u32, w_supers: u32);
+    x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32, w_scales: u32,
+    w_supers: u32);
 
 pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
@@ -35,9 +36,9 @@ pub enum Form {
     Tn,
 }
 
-/// Terms of a sum that a kernel adds up one after the other at most, in a layer's gradients. A longer sum, such as one over a vocabulary on
-/// the head's way back, is made of parts: where many small terms are added to a large one, all are rounded the same way, and of 49,152 the
-/// sum was off by 1.2e-4 of their sizes.
+/// Terms of a sum that a kernel adds up one after the other at most, in a layer's gradients. A longer sum,
+/// such as one over a vocabulary on the head's way back, is made of parts: where many small terms are added
+/// to a large one, all are rounded the same way, and of 49,152 the sum was off by 1.2e-4 of their sizes.
 pub const TERMS: usize = 4096;
 
 /// What is done with the product.
@@ -76,8 +77,8 @@ pub struct Product<'a> {
     pub form: Form,
     /// f32.
     pub x: Mat<'a>,
-    /// f32, bf16, f16 or quantised, with equal results. Quantised rows are whole blocks, behind each other, and have no
-    /// [`Form::Tn`].
+    /// f32, bf16, f16 or quantised, with equal results. Quantised rows are whole blocks, behind each other,
+    /// and have no [`Form::Tn`].
     pub w: Mat<'a>,
     /// f32.
     pub y: Mat<'a>,
@@ -85,7 +86,8 @@ pub struct Product<'a> {
     pub dims: Dims,
     /// What is done with it.
     pub epilogue: Epilogue<'a>,
-    /// x has a row for each answer being decoded: few, and a different number in every pass, on which no bit may depend.
+    /// x has a row for each answer being decoded: few, and a different number in every pass, on which no bit
+    /// may depend.
     pub decoding: bool,
 }
 
@@ -99,8 +101,8 @@ fn flags(form: Form, weights: DType) -> String {
     format!("{form}{}", storage_flags(weights))
 }
 
-/// Numbers of tokens that are told apart when kernels are measured: each stands for those up to it and over the one
-/// before, the last also for all above.
+/// Numbers of tokens that are told apart when kernels are measured: each stands for those up to it and over
+/// the one before, the last also for all above.
 pub const TOKEN_CLASSES: [usize; 4] = [1, 16, 128, 1024];
 
 /// The class of a product: what is measured once and holds for all its members.
@@ -160,8 +162,9 @@ impl<'a> Product<'a> {
         Self { form, x, w, y, dims, epilogue: Epilogue::SET, decoding: false }
     }
 
-    /// Every way to compute it on `gpu`, family by family, the likeliest to be fast first. The first one's family depends on
-    /// nothing but the device, so a row's bits do not depend on how many rows are computed with it.
+    /// Every way to compute it on `gpu`, family by family, the likeliest to be fast first. The first one's
+    /// family depends on nothing but the device, so a row's bits do not depend on how many rows are computed
+    /// with it.
     pub fn candidates(&self, gpu: &Gpu) -> Vec<Candidate> {
         let &Self { form, x, w, y, dims: Dims { m, n, k }, decoding, .. } = self;
         let flags = flags(form, w.data.dtype());
@@ -194,8 +197,9 @@ impl<'a> Product<'a> {
         let whole =
             wide && (w.data.dtype() == DType::F32 || row.is_multiple_of(8) && w.starts_at_multiples_of(8));
         if let Some(lanes) = gpu.subgroup().filter(|&lanes| whole && (lanes == 4 || lanes == 8)) {
-            // Rows, in halves of a subgroup: as many as there are, and no more, as a decoding step has few. Over 16 rows, a load
-            // of packed weights brings NT twice of what it uses. Three halves pay where they end the rows, not before.
+            // Rows, in halves of a subgroup: as many as there are, and no more, as a decoding step has few.
+            // Over 16 rows, a load of packed weights brings NT twice of what it uses. Three halves pay where
+            // they end the rows, not before.
             let mut sizes = match (form, w.data.dtype()) {
                 (Form::Nt, DType::F32) => vec![8, 4, 3, 2],
                 (Form::Nt, _) => vec![4, 8, 3, 2],
@@ -265,7 +269,8 @@ impl<'a> Product<'a> {
         all
     }
 
-    /// The products of at most [`TERMS`] terms that it is the sum of: the first does what the epilogue says, the others add to it.
+    /// The products of at most [`TERMS`] terms that it is the sum of: the first does what the epilogue says,
+    /// the others add to it.
     fn parts(self) -> impl Iterator<Item = Self> {
         let Self { form, x, w, dims, epilogue, .. } = self;
         let most = if form == Form::Nt { dims.k } else { TERMS };

@@ -1,7 +1,8 @@
 //! One file a kernel: its parameter block, its shape checks, and the functions that record it.
 //!
-//! Names are the shaders' and the references'. `T` tokens, `D` width, `H` query heads, `G` kv heads, `R` rows that
-//! predict a response token, `V` vocabulary, `S` sequences. Tensors may be longer than their shape asks for.
+//! Names are the shaders' and the references'. `T` tokens, `D` width, `H` query heads, `G` kv heads, `R` rows
+//! that predict a response token, `V` vocabulary, `S` sequences. Tensors may be longer than their shape asks
+//! for.
 
 pub mod activation;
 pub mod adamw;
@@ -29,7 +30,8 @@ pub mod sum_squares;
 use crate::gpu::{DType, Recorder, Tensor, Tier};
 use crate::{Error, Result};
 
-/// A Rust parameter block as its shader must see it: the shader, its size, and each field's name, offset and size in bytes.
+/// A Rust parameter block as its shader must see it: the shader, its size, and each field's name, offset and
+/// size in bytes.
 #[derive(Debug, Clone)]
 pub struct Layout {
     /// The WGSL files whose `Params` this is.
@@ -40,7 +42,8 @@ pub struct Layout {
     pub fields: Vec<(&'static str, usize, usize)>,
 }
 
-/// Defines a kernel's parameter block together with the [`Layout`] that `tests/shaders.rs` compares with the WGSL.
+/// Defines a kernel's parameter block together with the [`Layout`] that `tests/shaders.rs` compares with the
+/// WGSL.
 macro_rules! params {
     ($name:ident for $shaders:expr; $($field:ident: $ty:ty),* $(,)?) => {
         #[repr(C)]
@@ -52,7 +55,11 @@ macro_rules! params {
                 super::Layout {
                     shaders: &$shaders,
                     size: size_of::<Self>(),
-                    fields: vec![$((stringify!($field), std::mem::offset_of!(Self, $field), size_of::<$ty>())),*],
+                    fields: vec![$((
+                        stringify!($field),
+                        std::mem::offset_of!(Self, $field),
+                        size_of::<$ty>(),
+                    )),*],
                 }
             }
         }
@@ -182,8 +189,9 @@ fn groups_of_64(count: usize) -> u64 {
     count.div_ceil(64) as u64
 }
 
-/// Columns up to which one invocation may walk a row alone. llvmpipe silently ends all loops of an invocation after
-/// 65,535 iterations in total (`LP_MAX_TGSI_LOOP_ITERATIONS`), and a sampler passes over its row some dozen times.
+/// Columns up to which one invocation may walk a row alone. llvmpipe silently ends all loops of an invocation
+/// after 65,535 iterations in total (`LP_MAX_TGSI_LOOP_ITERATIONS`), and a sampler passes over its row some
+/// dozen times.
 pub(crate) const SERIAL_COLUMNS: usize = 2048;
 
 /// For the kernels on `common/rows.wgsl`: the variant for this tier and width, and its workgroups.

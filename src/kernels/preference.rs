@@ -1,4 +1,5 @@
-//! The loss of each group and the coefficient of each token, from log-probabilities: thirteen methods in seven formulas.
+//! The loss of each group and the coefficient of each token, from log-probabilities: thirteen methods in
+//! seven formulas.
 
 use super::{check, params};
 use crate::Result;
@@ -92,7 +93,8 @@ pub struct Count {
     pub rows: usize,
 }
 
-/// Records the losses of a batch's groups; coefficients are divided by `divisor`, the number of groups in the whole optimizer batch.
+/// Records the losses of a batch's groups; coefficients are divided by `divisor`, the number of groups in the
+/// whole optimizer batch.
 pub fn forward(
     rec: &mut Recorder,
     method: Method,

@@ -38,8 +38,8 @@ pub struct Constants {
     pub shift: f32,
 }
 
-/// `y = x * rstd * (w + shift)`, + residual where there is one, with `rstd = 1 / sqrt(mean(x²) + eps)`: x, y, residual `(T, D)`,
-/// w `(D)`, rstd `(T)`.
+/// `y = x * rstd * (w + shift)`, + residual where there is one, with `rstd = 1 / sqrt(mean(x²) + eps)`: x, y,
+/// residual `(T, D)`, w `(D)`, rstd `(T)`.
 #[allow(clippy::too_many_arguments)]
 pub fn forward(
     rec: &mut Recorder,

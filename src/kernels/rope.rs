@@ -21,9 +21,8 @@ pub enum Turn {
     Backward,
 }
 
-/// Turns the first `dim` elements of each head of x `(T, heads, ..)`, in place, by the angles in table `(P, dim / 2, 2)` (cos, sin) of
-/// each token's position.
-/// tokens is `(T, 4)`: id, position, slot, visible_end.
+/// Turns the first `dim` elements of each head of x `(T, heads, ..)`, in place, by the angles in table `(P,
+/// dim / 2, 2)` (cos, sin) of each token's position. tokens is `(T, 4)`: id, position, slot, visible_end.
 pub fn turn(
     rec: &mut Recorder,
     turn: Turn,

@@ -24,8 +24,8 @@ pub fn forward(rec: &mut Recorder, g: &Tensor, partials: &Tensor, index: usize, 
     Ok(())
 }
 
-/// result `(2)` = the norm over `rows` rows of partials, and min(1, max_norm / (norm + 1e-6)) as PyTorch's `clip_grad_norm_`
-/// (1 when max_norm is 0); -1 where the norm is no finite number.
+/// result `(2)` = the norm over `rows` rows of partials, and min(1, max_norm / (norm + 1e-6)) as PyTorch's
+/// `clip_grad_norm_` (1 when max_norm is 0); -1 where the norm is no finite number.
 pub fn clip_scale(
     rec: &mut Recorder,
     partials: &Tensor,

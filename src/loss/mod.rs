@@ -17,8 +17,9 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Records the losses of the batch in `ws`, whose `stats`, `sums` and `reference` are filled, into `outcome` and `coefficient`.
-    /// `divisor` is the number of groups in the whole optimizer batch, `kl` KTO's estimate over it.
+    /// Records the losses of the batch in `ws`, whose `stats`, `sums` and `reference` are filled, into
+    /// `outcome` and `coefficient`. `divisor` is the number of groups in the whole optimizer batch, `kl`
+    /// KTO's estimate over it.
     pub fn record(&self, rec: &mut Recorder, ws: &Workspace, divisor: usize, kl: f64) -> Result<()> {
         let batch = Batch {
             groups: &ws.groups,
@@ -34,7 +35,8 @@ impl Loss {
         preference::forward(rec, self.method, batch, count, self.terms(kl), divisor)
     }
 
-    /// What log-ratios are multiplied with to become rewards, at the most, and whether they are means over an answer's tokens.
+    /// What log-ratios are multiplied with to become rewards, at the most, and whether they are means over an
+    /// answer's tokens.
     pub fn reward_scale(&self) -> (f64, bool) {
         let (weight, per_token) = match self.method {
             Method::D2o { alpha, beta } => (alpha.max(beta), false),

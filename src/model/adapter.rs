@@ -22,7 +22,8 @@ pub struct LoraSpec {
     pub r: usize,
     /// The adapter's output is scaled by lora_alpha / r.
     pub lora_alpha: f64,
-    /// Ranks of single layers: regular expressions for the end of a layer's name; the first that matches counts.
+    /// Ranks of single layers: regular expressions for the end of a layer's name; the first that matches
+    /// counts.
     pub rank_pattern: Vec<Pattern<usize>>,
     /// The same for lora_alpha.
     pub alpha_pattern: Vec<Pattern<f64>>,
@@ -32,7 +33,8 @@ pub struct LoraSpec {
     pub lora_dropout: f64,
     /// Layers that get one.
     pub target_modules: TargetModules,
-    /// Whether the base model stores its matrices as (inputs, outputs), as GPT-2 does. A fresh adapter takes its model's.
+    /// Whether the base model stores its matrices as (inputs, outputs), as GPT-2 does. A fresh adapter takes
+    /// its model's.
     pub fan_in_fan_out: bool,
 }
 
@@ -142,7 +144,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
 /// Ways of PEFT to start an adapter that also change the base model's weights.
 const CHANGES_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// Keys of PEFT that say how an adapter was made or is to be trained, and change nothing of what its tensors compute.
+/// Keys of PEFT that say how an adapter was made or is to be trained, and change nothing of what its tensors
+/// compute.
 const OF_THE_MAKING: [&str; 16] = [
     "velora_config",
     "auto_mapping",
@@ -182,8 +185,8 @@ pub(super) fn module_of(tensor: &str) -> Option<&str> {
     tensor.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")
 }
 
-/// What PEFT's `target_modules` should say of `modules`: the last part of a name where all of the model's linear layers of that name have
-/// an adapter, else whole names.
+/// What PEFT's `target_modules` should say of `modules`: the last part of a name where all of the model's
+/// linear layers of that name have an adapter, else whole names.
 pub(super) fn leaves(modules: &[String], all: &[String]) -> Vec<String> {
     let leaf = |module: &str| module.rsplit('.').next().unwrap_or(module).to_string();
     let every = |module: &String| {
@@ -217,8 +220,8 @@ impl<'a> Adapter<'a> {
     /// Reads adapter_config.json and adapter_model.safetensors, each with a display name.
     ///
     /// # Errors
-    /// When they are no LoRA adapter, or one with options that change its mathematics and are not implemented (DoRA, biases, saved
-    /// modules, activated LoRA), known here or not.
+    /// When they are no LoRA adapter, or one with options that change its mathematics and are not implemented
+    /// (DoRA, biases, saved modules, activated LoRA), known here or not.
     pub fn parse(config: (&str, &[u8]), weights: (&'a str, &'a [u8])) -> Result<Self> {
         let (origin, json) = config;
         let fix = "give a plain LoRA adapter in PEFT's format";
@@ -270,7 +273,8 @@ impl<'a> Adapter<'a> {
     }
 }
 
-/// Fails unless all tensors are pairs of A and B, or a judge's head: what is anything else would be left out in silence.
+/// Fails unless all tensors are pairs of A and B, or a judge's head: what is anything else would be left out
+/// in silence.
 fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
     let known: HashSet<String> =
         modules.iter().flat_map(|module| ['A', 'B'].map(|matrix| tensor_name(module, matrix))).collect();
@@ -284,12 +288,12 @@ fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
     };
     let fix = match ["embed", "lm_head", "wte", "embed_out"].iter().any(|part| odd.contains(part)) {
         true if odd.contains(".base_layer.") => {
-            "it is the base model's own, which PEFT saves beside LoRA on it: save the adapter with save_embedding_layers=False, or merge it \
-             with PEFT first"
+            "it is the base model's own, which PEFT saves beside LoRA on it: save the adapter with \
+             save_embedding_layers=False, or merge it with PEFT first"
         }
         true => {
-            "the adapter changes the embedding or the head (tokens were added, or they were trained too): merge it with PEFT first, and give \
-                 the merged model"
+            "the adapter changes the embedding or the head (tokens were added, or they were trained too): \
+             merge it with PEFT first, and give the merged model"
         }
         false => "use an adapter with LoRA on linear layers only, or merge it with PEFT first",
     };
@@ -297,7 +301,8 @@ fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
 }
 
 impl Adapter<'_> {
-    /// Fails when the adapter has a tensor that `layout`, which was loaded from it, has no place for: it would change nothing.
+    /// Fails when the adapter has a tensor that `layout`, which was loaded from it, has no place for: it
+    /// would change nothing.
     pub(crate) fn all_in(&self, layout: &Layout) -> Result<()> {
         let known: HashSet<&str> = layout.entries().iter().map(Entry::name).collect();
         let Some(odd) = self.weights.names().filter(|name| !known.contains(name)).min() else {
@@ -342,7 +347,8 @@ impl LoraSpec {
         self.rank_pattern.iter().map(|pattern| pattern.value).chain([self.r]).max().unwrap_or(self.r)
     }
 
-    /// The factor on the output of the adapter on the layer `module`: lora_alpha / r, of rsLoRA lora_alpha / √r.
+    /// The factor on the output of the adapter on the layer `module`: lora_alpha / r, of rsLoRA lora_alpha /
+    /// √r.
     pub fn scale(&self, module: &str) -> f64 {
         let (rank, alpha) = (self.rank(module) as f64, first_match(&self.alpha_pattern, module));
         alpha.unwrap_or(self.lora_alpha) / if self.use_rslora { rank.sqrt() } else { rank }
@@ -356,8 +362,8 @@ impl LoraSpec {
             && self.alpha_pattern == other.alpha_pattern
     }
 
-    /// adapter_config.json as PEFT writes it. `base` names the base model, `modules` are the leaf names targeted; a judge's head is saved
-    /// beside the adapter.
+    /// adapter_config.json as PEFT writes it. `base` names the base model, `modules` are the leaf names
+    /// targeted; a judge's head is saved beside the adapter.
     pub fn to_peft_json(&self, base: &str, modules: &[String], judge: bool) -> String {
         let config = PeftConfig {
             peft_type: Some("LORA".into()),
@@ -432,7 +438,8 @@ mod tests {
 
     #[test]
     fn tensors_that_would_be_left_out_are_refused() {
-        let json = br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"bias":null,"rank_pattern":null,"lora_dropout":null}"#;
+        let json = br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"bias":null,"rank_pattern":null,
+            "lora_dropout":null}"#;
         let parse = |names: &[&str]| {
             let weights = file(names);
             Adapter::parse(("config", json), ("weights", &weights))
@@ -482,8 +489,10 @@ mod tests {
             "init_lora_weights":true,"layer_replication":null,"modules_to_save":null"#;
         assert_eq!(refusal(defaults), None);
         assert_eq!(refusal(r#","init_lora_weights":"gaussian""#), None);
-        let all = r#","alora_invocation_tokens":null,"qalora_group_size":16,"use_qalora":false,"megatron_core":"megatron.core",
-            "peft_version":"0.21.2","loftq_config":{},"runtime_config":{"ephemeral_gpu_offload":false},"rank_pattern":null"#;
+
+        let all = r#","alora_invocation_tokens":null,"qalora_group_size":16,"use_qalora":false,
+            "megatron_core":"megatron.core","peft_version":"0.21.2","loftq_config":{},
+            "runtime_config":{"ephemeral_gpu_offload":false},"rank_pattern":null"#;
         assert_eq!(parsed(all).unwrap().1, [""; 0]);
         // What is unknown and may do nothing is told.
         let unknown = r#","supernova_size":16,"supernova":"off","use_supernova":false"#;
@@ -492,7 +501,8 @@ mod tests {
 
     #[test]
     fn patterns_match_as_peft_matches_them() {
-        let patterns = r#","rank_pattern":{"layers.1.self_attn.q_proj":4,"q_proj":8,"layers\\.[02]\\.mlp\\..*":16},
+        let patterns = r#","rank_pattern":{"layers.1.self_attn.q_proj":4,"q_proj":8,
+            "layers\\.[02]\\.mlp\\..*":16},
             "alpha_pattern":{"v_proj":12,"self_attn.v_proj":1},"use_rslora":true"#;
         let spec = parsed(patterns).unwrap().0;
         let of = |module: &str| (spec.rank(module), spec.scale(module));

@@ -52,7 +52,8 @@ impl<'a> ModelBytes<'a> {
                 }
                 None => format!("quantised weights ({kind})"),
             };
-            let fix = "give the model as it was before (F32, BF16 or F16), with --quantize nf4 where memory is short, or a GGUF file of it";
+            let fix = "give the model as it was before (F32, BF16 or F16), with --quantize nf4 where memory \
+                       is short, or a GGUF file of it";
             return Err(Error::input(self.config_place(), "weights in F32, BF16 or F16", found, fix));
         }
         Ok(weights.quantized(self.quantize).offloaded(self.offload).judging(self.judge))
@@ -79,7 +80,8 @@ impl<'a> ModelBytes<'a> {
         DecoderConfig::parse(self.config, &self.config_place())
     }
 
-    /// Whether config.json ties the head to the embedding, and the weights have a head of other values all the same.
+    /// Whether config.json ties the head to the embedding, and the weights have a head of other values all
+    /// the same.
     ///
     /// # Errors
     /// As [`ModelBytes::decoder_config`] and [`ModelBytes::weights`].

@@ -143,7 +143,8 @@ impl DecoderConfig {
             ("max_position_embeddings", self.max_positions),
         ];
         for (name, value) in sizes {
-            // No real model comes near; larger products are refused where tensors are made, by the binding limit.
+            // No real model comes near; larger products are refused where tensors are made, by the binding
+            // limit.
             if value == 0 || value > 1 << 22 {
                 return Err(Error::input(origin, format!("{name} from 1 to {}", 1 << 22), value, fix));
             }
@@ -198,11 +199,13 @@ impl DecoderConfig {
         Err(Error::input(place, expected, format!("{tokens} tokens"), fix))
     }
 
-    /// Fails where an id is none of the vocabulary: a tokenizer may have tokens that the embedding has no row for.
+    /// Fails where an id is none of the vocabulary: a tokenizer may have tokens that the embedding has no row
+    /// for.
     pub fn check_ids(&self, place: &str, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) else { return Ok(()) };
         let expected = format!("tokens below {}, which the model has", self.vocab);
-        let fix = "take that token out of the text or the chat template, or use the tokenizer that belongs to the model";
+        let fix = "take that token out of the text or the chat template, or use the tokenizer that belongs \
+                   to the model";
         Err(Error::input(place, expected, format!("token {id}"), fix))
     }
 

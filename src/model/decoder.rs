@@ -1,4 +1,5 @@
-//! The decoder: embedding, blocks, norm, head; its forward pass over a packed batch, log-probs, and its backward pass.
+//! The decoder: embedding, blocks, norm, head; its forward pass over a packed batch, log-probs, and its
+//! backward pass.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -53,7 +54,8 @@ impl Decoder {
     /// Loads a decoder from config.json and its weights; on paper it has their sizes.
     ///
     /// # Errors
-    /// An unsupported architecture, a missing tensor or one of the wrong shape, or what exceeds the adapter's limits.
+    /// An unsupported architecture, a missing tensor or one of the wrong shape, or what exceeds the adapter's
+    /// limits.
     pub fn load(
         memory: &Memory,
         config_json: (&str, &[u8]),
@@ -151,7 +153,8 @@ impl Decoder {
         self.lora.as_ref()
     }
 
-    /// safetensors bytes of the trained tensors in f32: an adapter's under PEFT's names, or all weights under Hugging Face's.
+    /// safetensors bytes of the trained tensors in f32: an adapter's under PEFT's names, or all weights under
+    /// Hugging Face's.
     pub async fn trained_safetensors(&self, gpu: &Gpu) -> Result<Vec<u8>> {
         self.safetensors_of(&self.values.read(gpu, &self.layout).await?)
     }
@@ -244,7 +247,8 @@ impl Decoder {
         Ok(stream(self.blocks.len()))
     }
 
-    /// Records the hidden states `(rows, D)` that `source` (every `stride`-th of its words) names, and their last norm.
+    /// Records the hidden states `(rows, D)` that `source` (every `stride`-th of its words) names, and their
+    /// last norm.
     fn gather_hidden(
         &self,
         rec: &mut Recorder,
@@ -278,8 +282,8 @@ impl Decoder {
         }
     }
 
-    /// Records logits `(rows, V)` into the workspace's chunk for the rows whose hidden states `source` names: a sampler's
-    /// last step. `rows` must fit one chunk.
+    /// Records logits `(rows, V)` into the workspace's chunk for the rows whose hidden states `source` names:
+    /// a sampler's last step. `rows` must fit one chunk.
     pub(crate) fn next_logits<'a>(
         &self,
         rec: &mut Recorder,
@@ -307,15 +311,16 @@ impl Decoder {
             .collect()
     }
 
-    /// Whether the head has no gradient of its own. That of its input is then each row's coefficient times the gradient of
-    /// the row's log-prob, which the forward pass can compute while it has the logits: once instead of twice.
+    /// Whether the head has no gradient of its own. That of its input is then each row's coefficient times
+    /// the gradient of the row's log-prob, which the forward pass can compute while it has the logits: once
+    /// instead of twice.
     fn head_is_frozen(&self) -> bool {
         let frozen = |weight: &Weight| matches!(weight.matrix, Param::Frozen(_));
         self.head.lora.is_none() && self.head.weights.iter().all(frozen)
     }
 
-    /// Records the forward pass and the log-probs of the batch in `ws`: its `stats` per response token and `sums` per
-    /// sequence; in a workspace for training also what [`Decoder::backward`] will need.
+    /// Records the forward pass and the log-probs of the batch in `ws`: its `stats` per response token and
+    /// `sums` per sequence; in a workspace for training also what [`Decoder::backward`] will need.
     pub fn score(&self, rec: &mut Recorder, pass: Pass, ws: &Workspace) -> Result<()> {
         let hidden = self.hidden(rec, pass, ws, None)?;
         self.gather_hidden(rec, pass, ws, hidden, &ws.predict, (ws.batch.rows, 4))?;
@@ -330,8 +335,8 @@ impl Decoder {
         sequence_sum::forward(rec, &ws.rows, &ws.stats, &ws.sums, ws.batch.sequences, ws.batch.rows)
     }
 
-    /// Records the backward pass of the batch that [`Decoder::score`] has just passed over, from the workspace's
-    /// `coefficient`; gradients of trained parameters are added to `gradients`.
+    /// Records the backward pass of the batch that [`Decoder::score`] has just passed over, from the
+    /// workspace's `coefficient`; gradients of trained parameters are added to `gradients`.
     pub fn backward(&self, rec: &mut Recorder, pass: Pass, gradients: &Arenas, ws: &Workspace) -> Result<()> {
         self.backward_head(rec, pass, gradients, ws)?;
         let (tables, recompute) = (self.tables(ws), ws.capacity.training.unwrap_or_default());
@@ -388,7 +393,8 @@ impl Decoder {
             row_scale::forward(rec, &ws.coefficient, &ws.dnormed, (ws.batch.rows, width))?;
         } else {
             for chunk in self.chunks(ws) {
-                // One chunk's logits may still be there from the forward pass; with several they are computed again.
+                // One chunk's logits may still be there from the forward pass; with several they are computed
+                // again.
                 if ws.batch.rows > ws.chunk {
                     self.head_logits(rec, pass, ws, chunk.first, chunk.rows)?;
                 }

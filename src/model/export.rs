@@ -24,7 +24,8 @@ pub enum ExportDType {
     As(DType),
 }
 
-/// A model with an adapter merged into it, tensor by tensor: `W + lora_alpha / r · B A`, in f64 and rounded once.
+/// A model with an adapter merged into it, tensor by tensor: `W + lora_alpha / r · B A`, in f64 and rounded
+/// once.
 pub struct Merge<'a> {
     base: &'a Weights<'a>,
     adapter: Option<&'a Adapter<'a>>,
@@ -184,8 +185,8 @@ pub fn merged(
     safetensors::serialize(views, metadata).map_err(unwritable)
 }
 
-/// Writes `model` with `adapter` merged as a GGUF file with matrices of `kind`, a tensor at a time; `failed` makes an error of what `out`
-/// reports.
+/// Writes `model` with `adapter` merged as a GGUF file with matrices of `kind`, a tensor at a time; `failed`
+/// makes an error of what `out` reports.
 ///
 /// # Errors
 /// As [`gguf::describe`] and [`Merge::tensor`], and what `out` reports.

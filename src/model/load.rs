@@ -100,7 +100,8 @@ impl Loader<'_> {
         Ok(if types.iter().all(|dtype| *dtype == types[0]) { types[0].size(count) } else { usize::MAX })
     }
 
-    /// Matrices that are one product where they fit a binding together, else one each, else in pieces of their rows.
+    /// Matrices that are one product where they fit a binding together, else one each, else in pieces of
+    /// their rows.
     fn pieces(&self, parts: Vec<Part>) -> Result<Vec<Vec<Part>>> {
         let most = self.memory.max_binding().min(4 * MAX_ARENA as u64) as usize;
         if self.size(&parts)? <= most {
@@ -132,8 +133,8 @@ impl Loader<'_> {
         Ok(Table { pieces, width })
     }
 
-    /// One layer, or several on the same input: (module, outputs) of each. `transposed` says how files hold the matrices, `in_block` that
-    /// they are no head.
+    /// One layer, or several on the same input: (module, outputs) of each. `transposed` says how files hold
+    /// the matrices, `in_block` that they are no head.
     pub fn linear(
         &mut self,
         layers: &[(String, usize)],
@@ -309,8 +310,8 @@ impl Loader<'_> {
     }
 }
 
-/// What `parts` become as one tensor: matrices stay as stored where all are of one type; vectors are small, and the kernels that take
-/// them read f32.
+/// What `parts` become as one tensor: matrices stay as stored where all are of one type; vectors are small,
+/// and the kernels that take them read f32.
 fn common_type(parts: &[Part], types: &[DType]) -> DType {
     let dtype = types[0];
     let same = types.iter().all(|own| *own == dtype);

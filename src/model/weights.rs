@@ -88,8 +88,8 @@ impl<'a> Stored<'a> {
         };
         let place = format!("{}: tensor {name}", self.file);
         let found = format!("element [{}], {value}", index.join(", "));
-        let fix = "take weights that are whole: download them again, or go back to an earlier checkpoint; a model that was converted \
-                   to F16 may have overflowed, where BF16 or F32 does not";
+        let fix = "take weights that are whole: download them again, or go back to an earlier checkpoint; a \
+                   model that was converted to F16 may have overflowed, where BF16 or F32 does not";
         Err(Error::input(place, "finite numbers", found, fix))
     }
 
@@ -218,18 +218,20 @@ impl<'a> Weights<'a> {
         Ok(Self { tensors, origin: origin.to_string(), quantize: None, offload: false, judge: false })
     }
 
-    /// The same, but blocks' frozen matrices are given in this type, unless they are quantised already or their rows are no whole
-    /// blocks.
+    /// The same, but blocks' frozen matrices are given in this type, unless they are quantised already or
+    /// their rows are no whole blocks.
     pub fn quantized(self, quantize: Option<Quantize>) -> Self {
         Self { quantize, ..self }
     }
 
-    /// The same, but blocks' frozen matrices stay in host memory, and each block's are brought to the device when it is passed.
+    /// The same, but blocks' frozen matrices stay in host memory, and each block's are brought to the device
+    /// when it is passed.
     pub fn offloaded(self, offload: bool) -> Self {
         Self { offload, ..self }
     }
 
-    /// The same, but the decoder's head tells a judge's two classes apart instead of tokens: `score.weight`, zeros where there is none.
+    /// The same, but the decoder's head tells a judge's two classes apart instead of tokens: `score.weight`,
+    /// zeros where there is none.
     pub fn judging(self, judge: bool) -> Self {
         Self { judge, ..self }
     }
@@ -246,8 +248,8 @@ impl<'a> Weights<'a> {
         &self.origin
     }
 
-    /// The name under which a tensor is stored. Checkpoints of a model without its head lack the first part of all names, as
-    /// GPT-2's own does.
+    /// The name under which a tensor is stored. Checkpoints of a model without its head lack the first part
+    /// of all names, as GPT-2's own does.
     pub fn find(&self, name: &str) -> Option<&str> {
         let entry = self.tensors.get_key_value(name);
         let entry = entry.or_else(|| self.tensors.get_key_value(name.split_once('.')?.1));
@@ -264,8 +266,9 @@ impl<'a> Weights<'a> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The first tensor that is there because another program has quantised the model, with its type: what bitsandbytes, GPTQ, AWQ,
-    /// compressed-tensors and FP8 checkpoints have. Masks that old checkpoints keep as whole numbers are no such tensors.
+    /// The first tensor that is there because another program has quantised the model, with its type: what
+    /// bitsandbytes, GPTQ, AWQ, compressed-tensors and FP8 checkpoints have. Masks that old checkpoints keep
+    /// as whole numbers are no such tensors.
     pub(super) fn quantised_elsewhere(&self) -> Option<String> {
         let ends = [
             ".qweight",
@@ -288,8 +291,8 @@ impl<'a> Weights<'a> {
         self.tensors.iter().filter_map(odd).min()
     }
 
-    /// The configuration as these weights have it: a head that config.json ties to the embedding, and that is here with other values, is
-    /// the model's, as transformers 5 reads it.
+    /// The configuration as these weights have it: a head that config.json ties to the embedding, and that is
+    /// here with other values, is the model's, as transformers 5 reads it.
     pub(super) fn untied(&self, config: DecoderConfig) -> DecoderConfig {
         let (names, shape) = (config.names, [config.vocab, config.width]);
         let head = format!("{}.weight", names.head);
@@ -306,8 +309,9 @@ impl<'a> Weights<'a> {
         DecoderConfig { tied: same, ..config }
     }
 
-    /// Tensors that no part of such a model reads, by name: transformers leaves them out too, with a warning. What old checkpoints keep
-    /// beside weights (masks, rotary frequencies, positions) is not among them, nor is a head that is the embedding.
+    /// Tensors that no part of such a model reads, by name: transformers leaves them out too, with a warning.
+    /// What old checkpoints keep beside weights (masks, rotary frequencies, positions) is not among them, nor
+    /// is a head that is the embedding.
     pub fn unread(&self, config: &DecoderConfig) -> Vec<&str> {
         let known: HashSet<String> = config.tensors().into_iter().map(|(name, _)| name).collect();
         let head = format!("{}.weight", config.names.head);
@@ -343,7 +347,8 @@ impl<'a> Weights<'a> {
     /// The configuration of the model that these weights are, with a head of its own where they have one.
     ///
     /// # Errors
-    /// [`Error::Input`] names the first tensor that is missing, of another shape or of a type that is not read.
+    /// [`Error::Input`] names the first tensor that is missing, of another shape or of a type that is not
+    /// read.
     pub fn config_of(&self, config: DecoderConfig) -> Result<DecoderConfig> {
         let config = self.untied(config);
         let head = format!("{}.weight", config.names.head);
@@ -401,7 +406,8 @@ impl<'a> Weights<'a> {
         Ok((located, dtype))
     }
 
-    /// The tensor `name`, which must have `shape`, a float or quantised type of at most 32 bits, and finite elements.
+    /// The tensor `name`, which must have `shape`, a float or quantised type of at most 32 bits, and finite
+    /// elements.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
         let stored = self.unchecked(name, shape)?;
         stored.check_finite(name, shape, 0)?;
@@ -447,7 +453,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// A tensor's name without what is no part of it: torch.compile's wrapper, and an adapter's name in PEFT's own state.
+/// A tensor's name without what is no part of it: torch.compile's wrapper, and an adapter's name in PEFT's
+/// own state.
 fn plain_name(name: &str) -> String {
     let name = name.replace("_orig_mod.", "");
     for matrix in [".lora_A.", ".lora_B."] {

@@ -200,7 +200,8 @@ impl Workspace {
         self.batch = Batch { tokens, mean_keys, ..Batch::default() };
     }
 
-    /// Fails on a token id outside the vocabulary or a position outside the context: kernels read by them unchecked.
+    /// Fails on a token id outside the vocabulary or a position outside the context: kernels read by them
+    /// unchecked.
     fn check_ids(&self, packed: &Packed) -> Result<()> {
         let ids = packed.tokens.iter().map(|t| t[0]).chain(packed.predict.iter().map(|p| p[1]));
         if let Some(id) = ids.into_iter().find(|&id| id >= self.vocab) {
@@ -222,7 +223,8 @@ impl Workspace {
         Ok(())
     }
 
-    /// Loads a batch's tables. Commands recorded so far are submitted first, so that they still see the old ones.
+    /// Loads a batch's tables. Commands recorded so far are submitted first, so that they still see the old
+    /// ones.
     ///
     /// # Errors
     /// When the batch exceeds the capacity.

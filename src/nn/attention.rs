@@ -24,7 +24,8 @@ pub struct Attention {
     pub interleaved: bool,
     /// The norms of queries and keys.
     pub norms: Option<HeadNorms>,
-    /// Which of the kinds of rotary positions, and how many elements of a head they turn; none in a layer without positions.
+    /// Which of the kinds of rotary positions, and how many elements of a head they turn; none in a layer
+    /// without positions.
     pub rope: Option<(usize, usize)>,
     /// Factor on the scores.
     pub scale: f32,
@@ -104,7 +105,8 @@ impl Attention {
         (Mat::new(qkv, (heads + 2 * kv_heads) * head_dim), shape)
     }
 
-    /// Records out `(T, D)` = attention of x `(T, D)`, + residual where there is one; with a cache, keys and values go there and are read from there.
+    /// Records out `(T, D)` = attention of x `(T, D)`, + residual where there is one; with a cache, keys and
+    /// values go there and are read from there.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,

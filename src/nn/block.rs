@@ -1,4 +1,5 @@
-//! One decoder block: x + attention(norm(x)), then + mlp(norm(·)), and the variations that families have on it.
+//! One decoder block: x + attention(norm(x)), then + mlp(norm(·)), and the variations that families have on
+//! it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,8 +22,8 @@ pub struct Block {
     pub mlp: Mlp,
     /// Of the MLP's output, before it joins the residual stream (Gemma).
     pub after_mlp: Option<Norm>,
-    /// Whether the MLP reads the block's input, as attention does, not the stream after attention (GPT-NeoX). Such blocks have no
-    /// norms of outputs.
+    /// Whether the MLP reads the block's input, as attention does, not the stream after attention (GPT-NeoX).
+    /// Such blocks have no norms of outputs.
     pub parallel: bool,
     /// Its matrices, where they lie in host memory and share tensors with the other blocks'.
     pub streamed: Option<Streamed>,
@@ -86,8 +87,8 @@ pub struct Sizes {
     pub dropout: bool,
 }
 
-/// What a backward pass computes once more instead of keeping it (Chen et al., 1604.06174). Norms and the MLP's activation are always
-/// among it. The gradients are the same to the bit.
+/// What a backward pass computes once more instead of keeping it (Chen et al., 1604.06174). Norms and the
+/// MLP's activation are always among it. The gradients are the same to the bit.
 #[derive(
     Clone,
     Copy,
@@ -287,7 +288,8 @@ impl Block {
         }
     }
 
-    /// Records once more what the forward pass of x `(T, D)` did not keep, and leaves the MLP's input in scratch.normed.
+    /// Records once more what the forward pass of x `(T, D)` did not keep, and leaves the MLP's input in
+    /// scratch.normed.
     #[allow(clippy::too_many_arguments)]
     fn recompute(
         &self,
@@ -319,8 +321,9 @@ impl Block {
         if self.parallel { x } else { &saved.middle }
     }
 
-    /// Turns dx `(T, D)`, in place, from the gradient of the block's output into that of its input x.
-    /// What the forward pass did not keep, as `recompute` says, is computed again. With `input` false the latter is not needed (nothing below is trained) and dx is left unfinished.
+    /// Turns dx `(T, D)`, in place, from the gradient of the block's output into that of its input x. What
+    /// the forward pass did not keep, as `recompute` says, is computed again. With `input` false the latter
+    /// is not needed (nothing below is trained) and dx is left unfinished.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -345,7 +348,8 @@ impl Block {
         let out = (&saved.mlp_out, &saved.mlp_out_stats);
         let dout = self.before(&self.after_mlp, rec, pass, gradients, out, dx, dbranch, rows)?;
         self.mlp.backward(rec, pass, gradients, saved, scratch, normed, dout, dnormed, rows)?;
-        // Where attention reads the same input, its gradient joins dx only when attention has seen dx as it is.
+        // Where attention reads the same input, its gradient joins dx only when attention has seen dx as it
+        // is.
         let mlp_norm = |rec: &mut Recorder| {
             let kept = (mlp_input, &saved.mlp_stats);
             self.mlp_norm.backward(rec, pass, gradients, kept, dnormed, dx, rows, true)

@@ -1,4 +1,5 @@
-//! Linear layers of any weight type, with optional LoRA adapters inside (Hu et al., 2106.09685; PEFT's meanings).
+//! Linear layers of any weight type, with optional LoRA adapters inside (Hu et al., 2106.09685; PEFT's
+//! meanings).
 
 use super::{Arenas, Param, Pass, Scratch};
 use crate::Result;
@@ -7,8 +8,8 @@ use crate::kernels::dropout::{self, Mask};
 use crate::kernels::matmul::{Dims, Epilogue, Form, Product};
 use crate::kernels::{Mat, column_sum};
 
-/// `y = x Wᵀ (+ bias) (+ lora_alpha / r · dropout(x) Aᵀ Bᵀ)`: one layer, or several that read the same x, whose outputs stand side
-/// by side in y.
+/// `y = x Wᵀ (+ bias) (+ lora_alpha / r · dropout(x) Aᵀ Bᵀ)`: one layer, or several that read the same x,
+/// whose outputs stand side by side in y.
 pub struct Linear {
     /// One matrix with the rows of all layers, or one for each where all would exceed a binding.
     pub weights: Vec<Weight>,
@@ -80,7 +81,8 @@ impl Lora {
 }
 
 impl Linear {
-    /// Records y `(count, outputs)` = the layer of x `(count, inputs)`, + residual `(count, outputs)` where there is one.
+    /// Records y `(count, outputs)` = the layer of x `(count, inputs)`, + residual `(count, outputs)` where
+    /// there is one.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,

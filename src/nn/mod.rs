@@ -1,7 +1,8 @@
-//! Layers: each has a `forward` that records kernels into buffers it is given and a `backward` that mirrors it.
+//! Layers: each has a `forward` that records kernels into buffers it is given and a `backward` that mirrors
+//! it.
 //!
-//! There is no tape. What the backward pass needs lies in typed buffers ([`Saved`], one per block) and in [`Scratch`],
-//! shared by all blocks; norms' and MLPs' outputs are computed again instead of kept.
+//! There is no tape. What the backward pass needs lies in typed buffers ([`Saved`], one per block) and in
+//! [`Scratch`], shared by all blocks; norms' and MLPs' outputs are computed again instead of kept.
 
 mod attention;
 mod block;

@@ -19,8 +19,8 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Records y `(rows, D)` = the norm of x `(rows, D)`, + residual where there is one, which no LayerNorm takes; stats
-    /// `(rows)`, a LayerNorm's `(2, rows)`, are what its backward needs.
+    /// Records y `(rows, D)` = the norm of x `(rows, D)`, + residual where there is one, which no LayerNorm
+    /// takes; stats `(rows)`, a LayerNorm's `(2, rows)`, are what its backward needs.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -48,7 +48,8 @@ impl Norm {
         matches!(self.weight, Param::Trained { .. })
     }
 
-    /// Records dx `(rows, D)` = or += (with `accumulate`) the gradient of x; its own parameters' `+=` in `gradients`.
+    /// Records dx `(rows, D)` = or += (with `accumulate`) the gradient of x; its own parameters' `+=` in
+    /// `gradients`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,

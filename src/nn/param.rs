@@ -1,4 +1,5 @@
-//! Trainable parameters in a few flat arenas: one optimizer dispatch, one norm reduction and one copy for each arena.
+//! Trainable parameters in a few flat arenas: one optimizer dispatch, one norm reduction and one copy for
+//! each arena.
 
 use crate::Result;
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
@@ -102,7 +103,8 @@ pub fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> 
     (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
 }
 
-/// Which tensors are trained, and their places. Values, gradients, moments and references all share one layout.
+/// Which tensors are trained, and their places. Values, gradients, moments and references all share one
+/// layout.
 #[derive(Debug, Clone)]
 pub struct Layout {
     entries: Vec<Entry>,
@@ -148,7 +150,8 @@ impl Layout {
         &self.arenas
     }
 
-    /// The tensors that files hold, by name, in the order they were added, from the values of each entry: their shapes and values.
+    /// The tensors that files hold, by name, in the order they were added, from the values of each entry:
+    /// their shapes and values.
     pub fn stored(&self, values: &[Vec<f32>]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
         let mut all: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
         for (entry, values) in self.entries.iter().zip(values) {

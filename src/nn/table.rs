@@ -46,7 +46,8 @@ impl Table {
         self.pieces.iter().any(|piece| matches!(piece.rows, Param::Trained { .. }))
     }
 
-    /// Records its gradient `+=` scale × the rows of dout, where it is trained; `list` and `targets` are of [`gather::lists`].
+    /// Records its gradient `+=` scale × the rows of dout, where it is trained; `list` and `targets` are of
+    /// [`gather::lists`].
     pub fn backward(
         &self,
         rec: &mut Recorder,

@@ -1,7 +1,7 @@
 //! Attention: some queries with all of their keys, or some keys with all of the queries that see them.
 //!
-//! Scores are sums of products, of which the exponential is taken: what a score is off by, a weight is off by in proportion. How large the
-//! sum of the sizes can be is bounded by the lengths of the vectors.
+//! Scores are sums of products, of which the exponential is taken: what a score is off by, a weight is off by
+//! in proportion. How large the sum of the sizes can be is bounded by the lengths of the vectors.
 
 use super::{Bound, Output, UNIT, Witnessed, of_sum};
 use crate::kernels::attention::{DeltaParams, Params};

@@ -22,7 +22,8 @@ pub(super) fn log_prob(seen: &Witnessed) -> Vec<Output> {
         let found = reference::log_prob::forward(&logits, &[target], vocab);
         let lse = found.lse[0];
         let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        // Wide rows are summed by a workgroup. What a sum is off by, in proportion, its logarithm is off by as it is.
+        // Wide rows are summed by a workgroup. What a sum is off by, in proportion, its logarithm is off by
+        // as it is.
         let share = 1e-5 + of_sum(vocab.min(SERIAL_COLUMNS).max(vocab / 64));
         let size = share + 8.0 * UNIT * (lse.abs() + most.abs() + logits[target as usize].abs());
         // Of the terms p · logit, each with what its p is off by.
@@ -92,7 +93,8 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
         let [first, end] = pair(0, group);
         let spans: Vec<[usize; 2]> = (first..end).map(|s| pair(1, s)).collect();
         let method = method(&p, spans.len());
-        // The whole, and with the log-probs off by some units: the last sequence's one way, the others' the other.
+        // The whole, and with the log-probs off by some units: the last sequence's one way, the others' the
+        // other.
         let with = |nudge: f64| -> Outcome {
             let off = |s: usize| 1.0 + if s + 1 == spans.len() { -nudge } else { nudge };
             let of = |(s, [start, end]): (usize, &[usize; 2])| -> Vec<f64> {
@@ -136,7 +138,8 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
 mod tests {
     use super::*;
 
-    /// The loss that a parameter block is read as is that of the method it was made of, whatever beta rounds to.
+    /// The loss that a parameter block is read as is that of the method it was made of, whatever beta rounds
+    /// to.
     #[test]
     fn a_method_comes_back_from_its_parameters() {
         let outcome = |method: Method, n: usize| {

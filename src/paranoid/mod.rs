@@ -1,12 +1,14 @@
 //! `--paranoid`: now and then a kernel's reference is asked what a dispatch of the run should have come to.
 //!
-//! A [`Paranoid`] watches a device's dispatches. Of some it reads the tensors before and after ([`Witnessed`]) and compares what was
-//! written with [`crate::reference`], at the sizes and numbers that the run has, where [`crate::selftest`] has its own. Of large outputs a
-//! sample of rows and columns is compared. Everything else in a tensor that is written must still be what it was, to the bit.
-//! Nothing of it changes what the run computes.
+//! A [`Paranoid`] watches a device's dispatches. Of some it reads the tensors before and after
+//! ([`Witnessed`]) and compares what was written with [`crate::reference`], at the sizes and numbers that the
+//! run has, where [`crate::selftest`] has its own. Of large outputs a sample of rows and columns is compared.
+//! Everything else in a tensor that is written must still be what it was, to the bit. Nothing of it changes
+//! what the run computes.
 //!
-//! One file a theme, as in the self-test. A kernel's part says, for each tensor it writes, what should be there and what f32 may be off by,
-//! from the sizes of the terms that were added up: gradients are as small as 1e-9, so next to nothing is allowed in absolute terms.
+//! One file a theme, as in the self-test. A kernel's part says, for each tensor it writes, what should be
+//! there and what f32 may be off by, from the sizes of the terms that were added up: gradients are as small
+//! as 1e-9, so next to nothing is allowed in absolute terms.
 
 mod attention;
 mod loss;
@@ -86,8 +88,8 @@ pub type Wait = for<'a> fn(Pin<Box<dyn Future<Output = Result<Vec<u8>>> + 'a>>) 
 /// What is done with a dispatch that was witnessed.
 pub type Judge = Box<dyn Fn(&Witnessed) -> Result<(), String> + Send + Sync>;
 
-/// Which dispatches are checked: a kernel's first, then all kernels in turn, any of their dispatches, as long as that takes no more than
-/// a tenth of the time.
+/// Which dispatches are checked: a kernel's first, then all kernels in turn, any of their dispatches, as long
+/// as that takes no more than a tenth of the time.
 pub struct Paranoid {
     wait: Wait,
     judge: Judge,

@@ -28,7 +28,8 @@ pub(super) fn clip_scale(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// The reference's parameters, from a step's constants: its number follows from root = √(1 − β2^t), and the rate from that.
+/// The reference's parameters, from a step's constants: its number follows from root = √(1 − β2^t), and the
+/// rate from that.
 fn params([shrink, beta1, beta2, step, root, eps]: [f32; 6], scale: f64) -> reference::adamw::Params {
     let [shrink, beta1, beta2, step, root, eps] = [shrink, beta1, beta2, step, root, eps].map(f64::from);
     let left = (1.0 - root * root).max(0.0);
@@ -40,7 +41,8 @@ fn params([shrink, beta1, beta2, step, root, eps]: [f32; 6], scale: f64) -> refe
     reference::adamw::Params { lr, beta1, beta2, eps, weight_decay, step: t as u32, scale }
 }
 
-/// What a weight may be off by, from what it was and what it became, and the moments: two terms of the first may cancel.
+/// What a weight may be off by, from what it was and what it became, and the moments: two terms of the first
+/// may cancel.
 fn weight_slack(p: reference::adamw::Params, [before, after]: [f64; 2], of_m: f64, v: f64) -> f64 {
     let t = f64::from(p.step);
     let (correct1, correct2) = (1.0 - p.beta1.powf(t), (1.0 - p.beta2.powf(t)).sqrt());
@@ -72,7 +74,8 @@ pub(super) fn adamw(seen: &Witnessed) -> Vec<Output> {
     outputs.into()
 }
 
-/// Bindings: clip, g, table, w, moments. Each block by itself: its codes, and the nearest to what AdamW makes of them.
+/// Bindings: clip, g, table, w, moments. Each block by itself: its codes, and the nearest to what AdamW makes
+/// of them.
 pub(super) fn adamw_8bit(seen: &Witnessed) -> Vec<Output> {
     let p: adamw_8bit::Params = seen.params();
     let constants = [p.shrink, p.beta1, p.beta2, p.step, p.root, p.eps];

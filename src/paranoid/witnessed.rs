@@ -152,8 +152,8 @@ impl Output {
     }
 }
 
-/// What a sum of `n` terms may be off by, as a share of the sum of their sizes. Errors mostly cancel; but of many small terms that are
-/// added to a large one, as softmax's to a one-hot, each is rounded the same way.
+/// What a sum of `n` terms may be off by, as a share of the sum of their sizes. Errors mostly cancel; but of
+/// many small terms that are added to a large one, as softmax's to a one-hot, each is rounded the same way.
 pub(super) fn of_sum(n: usize) -> f64 {
     let n = n as f64;
     UNIT * (8.0 + 4.0 * n.sqrt() + n / 4.0)
@@ -209,7 +209,8 @@ impl Witnessed {
     /// Compares what the kernel wrote with the reference.
     ///
     /// # Errors
-    /// The element that is off the most, with its tensor's place among the bindings, what was expected and what was found.
+    /// The element that is off the most, with its tensor's place among the bindings, what was expected and
+    /// what was found.
     pub fn check(&self) -> Result<(), String> {
         self.expect()?.iter().try_for_each(|output| self.compare(output))
     }
@@ -221,7 +222,8 @@ impl Witnessed {
         Ok(expect(self))
     }
 
-    /// The elements that [`Witnessed::check`] compares, but for those that should be no finite number: bindings and places in them.
+    /// The elements that [`Witnessed::check`] compares, but for those that should be no finite number:
+    /// bindings and places in them.
     pub fn compared(&self) -> Vec<(usize, usize)> {
         let finite = |compared: &Compared| match compared.expected {
             Expected::Near(expected, _) | Expected::Within(expected, _) | Expected::Read { expected, .. } => {
@@ -236,7 +238,8 @@ impl Witnessed {
         places
     }
 
-    /// Spoils what the kernel wrote into one element: a number by a quarter of the largest beside it, a word's lowest bit.
+    /// Spoils what the kernel wrote into one element: a number by a quarter of the largest beside it, a
+    /// word's lowest bit.
     pub fn spoil(&mut self, (binding, at): (usize, usize)) {
         let Bound { dtype, after, .. } = &mut self.bound[binding];
         let Some(after) = after else { return };
@@ -254,8 +257,8 @@ impl Witnessed {
         after[4 * at..4 * at + 4].copy_from_slice(&spoilt.to_le_bytes());
     }
 
-    /// Whether an input holds numbers that are none, or so large that a kernel's sums of squares are none, or, where it rounds to f16, that
-    /// they are beyond that.
+    /// Whether an input holds numbers that are none, or so large that a kernel's sums of squares are none,
+    /// or, where it rounds to f16, that they are beyond that.
     fn is_extreme(&self) -> bool {
         let most = if self.has("HALF") { 255.0 } else { 1e18 };
         let numbers = self.bound.iter().filter(|bound| bound.dtype == DType::F32);
@@ -279,7 +282,8 @@ impl Witnessed {
                 Expected::Within(expected, slack) => (f64::from(f32::from_bits(there)), expected, slack),
                 Expected::Read { found, expected, slack } => (found, expected, slack + EPS * expected.abs()),
             };
-            // Words are as expected or not. What is below the smallest normal number, or was on the way, may be 0.
+            // Words are as expected or not. What is below the smallest normal number, or was on the way, may
+            // be 0.
             let allowed = if slack == f64::NEG_INFINITY { 0.0 } else { slack + LEAST };
             // A run may come to numbers that are none: that is not the kernel's fault.
             let beyond = !expected.is_finite()

@@ -16,7 +16,8 @@ pub fn sigmoid(x: f64) -> f64 {
     if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
 }
 
-/// Φ(x): the series of erf near zero, the continued fraction of erfc further out (Abramowitz & Stegun, 7.1.6 and 7.1.14).
+/// Φ(x): the series of erf near zero, the continued fraction of erfc further out (Abramowitz & Stegun, 7.1.6
+/// and 7.1.14).
 fn normal_cdf(x: f64) -> f64 {
     let z = x.abs() / std::f64::consts::SQRT_2;
     let factor = (-z * z).exp() / std::f64::consts::PI.sqrt();

@@ -1,4 +1,5 @@
-//! Moments of 8 bits in blocks, read in f64 (Dettmers et al., 2110.02861). What a step makes of them is [`super::adamw`].
+//! Moments of 8 bits in blocks, read in f64 (Dettmers et al., 2110.02861). What a step makes of them is
+//! [`super::adamw`].
 
 /// Elements that share a scale.
 const BLOCK: usize = 256;
@@ -16,7 +17,8 @@ pub fn moments(words: &[u32], table: &[f32], count: usize) -> [Vec<f64>; 2] {
     })
 }
 
-/// What the nearest of a table's numbers, times the largest size in each block, may be off by at most: half the gap around each value.
+/// What the nearest of a table's numbers, times the largest size in each block, may be off by at most: half
+/// the gap around each value.
 pub fn rounding(values: &[f64], table: &[f32]) -> Vec<f64> {
     let slack = |block: &[f64]| -> Vec<f64> {
         let scale = block.iter().fold(0.0, |most: f64, value| most.max(value.abs()));

@@ -41,7 +41,8 @@ impl Params {
         self.cap.map_or(1.0, |cap| 1.0 - (score / cap).powi(2))
     }
 
-    /// The keys of a query: the last `window` of [prefix_start, prefix_end) and [segment_start, segment_end), which never overlap.
+    /// The keys of a query: the last `window` of [prefix_start, prefix_end) and [segment_start, segment_end),
+    /// which never overlap.
     fn keys(self, r: [u32; 4]) -> impl Iterator<Item = usize> + Clone {
         let all = (r[0] as usize..r[1] as usize).chain(r[2] as usize..r[3] as usize);
         let count = all.clone().count();
@@ -99,8 +100,8 @@ pub fn delta(p: Params, dout: &[f64], o: &[f64]) -> Vec<f64> {
 
 /// (dq, dk, dv) from dout (T,H,hd).
 ///
-/// Goes by the queries' `ranges` alone, so that a device kernel that goes by key and [`visible_end`] is checked
-/// against the definition.
+/// Goes by the queries' `ranges` alone, so that a device kernel that goes by key and [`visible_end`] is
+/// checked against the definition.
 pub fn backward(p: Params, dout: &[f64], saved: Saved<'_>) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let Saved { q, k, v, o, lse, ranges } = saved;
     let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
@@ -125,11 +126,11 @@ pub fn backward(p: Params, dout: &[f64], saved: Saved<'_>) -> (Vec<f64>, Vec<f64
     (dq, dk, dv)
 }
 
-/// For every key t of a training batch the end of the queries t..end that see it (T) where there is no window, found by asking every
-/// query.
+/// For every key t of a training batch the end of the queries t..end that see it (T) where there is no
+/// window, found by asking every query.
 ///
-/// Fails, naming the key, where the queries that see a key are not such a run, or where a query sees a key outside of
-/// the batch.
+/// Fails, naming the key, where the queries that see a key are not such a run, or where a query sees a key
+/// outside of the batch.
 pub fn visible_end(ranges: &[[u32; 4]]) -> Result<Vec<u32>, String> {
     let mut ends = Vec::with_capacity(ranges.len());
     let mut seen_by = vec![Vec::new(); ranges.len()];

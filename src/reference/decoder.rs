@@ -1,8 +1,8 @@
 //! A whole small Llama in f64, with its gradient, built from the kernels' references.
 //!
-//! Weights go by their Hugging Face names, so that a test can compare tensor by tensor. What is optional is there
-//! when its tensor is: biases and LoRA on any projection (see [`Projection`]), and `lm_head.weight`, without which the
-//! head is the embedding. Work is on a packed [`Batch`]; [`pack`] makes one.
+//! Weights go by their Hugging Face names, so that a test can compare tensor by tensor. What is optional is
+//! there when its tensor is: biases and LoRA on any projection (see [`Projection`]), and `lm_head.weight`,
+//! without which the head is the embedding. Work is on a packed [`Batch`]; [`pack`] makes one.
 
 use super::activation::Function::Silu;
 pub use super::linear::Tensors;

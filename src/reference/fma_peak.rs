@@ -1,6 +1,7 @@
 //! The arithmetic of the peak measurement.
 
-/// The sum of sixteen chains, which start at 0 to 15 and go through value = value·a + b sixteen times a round.
+/// The sum of sixteen chains, which start at 0 to 15 and go through value = value·a + b sixteen times a
+/// round.
 pub fn forward(rounds: u32, a: f64, b: f64) -> f64 {
     let chain = |start: u32| (0..16 * rounds).fold(f64::from(start), |value, _| value * a + b);
     (0..16).map(chain).sum()

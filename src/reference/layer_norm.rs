@@ -2,7 +2,8 @@
 
 use super::column_sum;
 
-/// x (T, width), w and b (width) -> y (T, width) = (x − mean) · rstd · w + b, and stats (2, T): rstd = 1/sqrt(variance + eps), mean.
+/// x (T, width), w and b (width) -> y (T, width) = (x − mean) · rstd · w + b, and stats (2, T): rstd =
+/// 1/sqrt(variance + eps), mean.
 pub fn forward(x: &[f64], w: &[f64], b: &[f64], width: usize, eps: f64) -> (Vec<f64>, Vec<f64>) {
     let mean: Vec<f64> = x.chunks_exact(width).map(|row| row.iter().sum::<f64>() / width as f64).collect();
     let variance =
@@ -18,7 +19,8 @@ fn normed(x: &[f64], rstd: &[f64], mean: &[f64], width: usize) -> Vec<f64> {
     x.iter().enumerate().map(|(i, v)| (v - mean[i / width]) * rstd[i / width]).collect()
 }
 
-/// dx (T, width) = rstd · (w·dy − mean(w·dy) − n · mean(n·w·dy)) with n the normed x; dw = Σ_t n · dy, db = Σ_t dy (width).
+/// dx (T, width) = rstd · (w·dy − mean(w·dy) − n · mean(n·w·dy)) with n the normed x; dw = Σ_t n · dy, db =
+/// Σ_t dy (width).
 pub fn backward(x: &[f64], w: &[f64], stats: &[f64], dy: &[f64], width: usize) -> [Vec<f64>; 3] {
     let rows = x.len() / width;
     let (rstd, mean) = stats.split_at(rows);

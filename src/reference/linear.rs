@@ -21,8 +21,8 @@ pub fn accumulate(gradients: &mut Tensors, name: &str, values: &[f64]) {
 
 /// y = x·Wᵀ [+ bias] [+ scale · (x·Aᵀ)·Bᵀ], the LoRA of Hu et al. 2021 as PEFT writes it, dropout 0.
 ///
-/// The tensors are `name.weight` (outputs, inputs), `name.bias` (outputs), `name.lora_A.weight` (r, inputs) and
-/// `name.lora_B.weight` (outputs, r); those that are missing, save the weight, are left out of the sum.
+/// The tensors are `name.weight` (outputs, inputs), `name.bias` (outputs), `name.lora_A.weight` (r, inputs)
+/// and `name.lora_B.weight` (outputs, r); those that are missing, save the weight, are left out of the sum.
 #[derive(Clone, Debug)]
 pub struct Projection<'a> {
     name: String,
@@ -48,7 +48,8 @@ impl<'a> Projection<'a> {
         Some((a, tensor(self.weights, &self.key("lora_B.weight"))))
     }
 
-    /// The two products of the adapter for `rows` rows: x·Aᵀ (rows, r), and its (rows, outputs) with the scale.
+    /// The two products of the adapter for `rows` rows: x·Aᵀ (rows, r), and its (rows, outputs) with the
+    /// scale.
     fn products(&self, rows: usize, rank: usize) -> (matmul::Params, matmul::Params) {
         let down = matmul::Params { m: rows, n: rank, k: self.inputs, alpha: 1.0 };
         (down, matmul::Params { m: rows, n: self.outputs, k: rank, alpha: self.lora_scale })

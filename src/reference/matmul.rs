@@ -1,6 +1,8 @@
-//! The three matrix products of a layer: forward (nt), gradient of the input (nn), gradient of the weight (tn).
+//! The three matrix products of a layer: forward (nt), gradient of the input (nn), gradient of the weight
+//! (tn).
 
-/// Sizes of a product: Y is (m, n) and k is summed over; `alpha` scales the product only, not bias or earlier values.
+/// Sizes of a product: Y is (m, n) and k is summed over; `alpha` scales the product only, not bias or earlier
+/// values.
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
     /// Rows of Y.

@@ -1,18 +1,18 @@
 //! The same kernels in f64, as plain loops: what every shader is compared with.
 //!
-//! One file per kernel, under the kernel's own name, with `forward` and `backward` (or the natural verb) beside each
-//! other. Nothing here is fast and nothing here is shared with the shaders' side, so that an error there cannot
-//! hide here: the module imports nothing but the standard library and itself. [`decoder`] puts the kernels together
-//! into a whole small Llama with its gradient, [`linear`] is one projection with bias and LoRA, and [`compare`] holds
-//! the one comparison that tests and the self-test use.
+//! One file per kernel, under the kernel's own name, with `forward` and `backward` (or the natural verb)
+//! beside each other. Nothing here is fast and nothing here is shared with the shaders' side, so that an
+//! error there cannot hide here: the module imports nothing but the standard library and itself. [`decoder`]
+//! puts the kernels together into a whole small Llama with its gradient, [`linear`] is one projection with
+//! bias and LoRA, and [`compare`] holds the one comparison that tests and the self-test use.
 //!
 //! Conventions, for all files:
 //! - everything is row-major; shapes are written `(rows, columns)`;
-//! - a gradient is `d` and the name; backwards return fresh gradients (`=`), and where a shader accumulates, the
-//!   function takes the earlier value and returns the sum;
+//! - a gradient is `d` and the name; backwards return fresh gradients (`=`), and where a shader accumulates,
+//!   the function takes the earlier value and returns the sum;
 //! - indices, positions and tokens are `u32`, as on the device;
-//! - shapes are the caller's duty: these functions are for tests and for inputs the program made itself, and a
-//!   slice of a wrong length panics.
+//! - shapes are the caller's duty: these functions are for tests and for inputs the program made itself, and
+//!   a slice of a wrong length panics.
 //!
 //! Every backward is checked against central differences in its own file.
 

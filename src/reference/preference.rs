@@ -2,18 +2,19 @@
 
 use super::activation::sigmoid;
 
-/// The method, with its constants. w is the chosen answer, l the rejected or flagged one, r a log-ratio to the reference, and a bar
-/// a mean over the answer's tokens.
+/// The method, with its constants. w is the chosen answer, l the rejected or flagged one, r a log-ratio to
+/// the reference, and a bar a mean over the answer's tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Method {
     /// Minus the mean token log-prob of the completion. Of several completions, their mean.
     Sft,
     /// Gradient ascent, Yao et al., arXiv 2310.10683: plus the mean token log-prob of the flagged answer.
     Ga,
-    /// Unlikelihood, Welleck et al., arXiv 1908.04319: −mean over the flagged answer's tokens of log(1 − p). Below [`LEAST`], 1 − p
-    /// goes on as a straight line in p.
+    /// Unlikelihood, Welleck et al., arXiv 1908.04319: −mean over the flagged answer's tokens of log(1 − p).
+    /// Below [`LEAST`], 1 − p goes on as a straight line in p.
     Ul,
-    /// Rafailov et al., arXiv 2305.18290: −log σ(β(r_w − r_l)). The sequences are [chosen, rejected], as of all pair methods.
+    /// Rafailov et al., arXiv 2305.18290: −log σ(β(r_w − r_l)). The sequences are [chosen, rejected], as of
+    /// all pair methods.
     Dpo {
         /// Inverse temperature.
         beta: f64,
@@ -25,7 +26,8 @@ pub enum Method {
         /// The paper's τ.
         beta: f64,
     },
-    /// SLiC-HF, Zhao et al., arXiv 2305.10425: max(0, δ − (logp_w − logp_l)) + λ · SFT(w), without a reference.
+    /// SLiC-HF, Zhao et al., arXiv 2305.10425: max(0, δ − (logp_w − logp_l)) + λ · SFT(w), without a
+    /// reference.
     Slic {
         /// The margin δ.
         delta: f64,
@@ -44,13 +46,14 @@ pub enum Method {
         /// The target margin γ.
         gamma: f64,
     },
-    /// Hong et al., arXiv 2403.07691: SFT(w) − λ log σ(log odds_w − log odds_l), odds = p/(1−p) of p = exp(logp̄).
+    /// Hong et al., arXiv 2403.07691: SFT(w) − λ log σ(log odds_w − log odds_l), odds = p/(1−p) of p =
+    /// exp(logp̄).
     Orpo {
         /// λ; TRL calls it beta.
         beta: f64,
     },
-    /// Ethayarajh et al., arXiv 2402.01306. The sequences are [chosen, rejected], and one of the two is empty: of a good answer
-    /// w(1 − σ(β(r − KL))), of a bad one w(1 − σ(β(KL − r))).
+    /// Ethayarajh et al., arXiv 2402.01306. The sequences are [chosen, rejected], and one of the two is
+    /// empty: of a good answer w(1 − σ(β(r − KL))), of a bad one w(1 − σ(β(KL − r))).
     Kto {
         /// Inverse temperature.
         beta: f64,
@@ -71,7 +74,8 @@ pub enum Method {
         /// The margin γ.
         gamma: f64,
     },
-    /// Duan et al., arXiv 2403.03419: −log σ((β/K) Σ r_i − α r_l). The sequences are [anchor 1, .., anchor K, negative].
+    /// Duan et al., arXiv 2403.03419: −log σ((β/K) Σ r_i − α r_l). The sequences are [anchor 1, .., anchor K,
+    /// negative].
     D2o {
         /// Weight of the negative's log-ratio.
         alpha: f64,
@@ -111,8 +115,9 @@ pub struct Terms {
 pub struct Outcome {
     /// The group's loss, not yet divided by the number of groups.
     pub loss: f64,
-    /// As TRL logs them: of all sequences but the last (their mean) and of the last, weight × log-ratio, or log-prob where there is no
-    /// reference. 0 of SFT, GA and unlikelihood, which have none, and of sequences that are not there.
+    /// As TRL logs them: of all sequences but the last (their mean) and of the last, weight × log-ratio, or
+    /// log-prob where there is no reference. 0 of SFT, GA and unlikelihood, which have none, and of sequences
+    /// that are not there.
     pub rewards: [f64; 2],
     /// dloss/dlogp of every token of every sequence.
     pub coefficients: Vec<Vec<f64>>,
@@ -142,7 +147,8 @@ pub fn log_odds(logp: f64) -> f64 {
     logp + unlikelihood(logp).0
 }
 
-/// One group: the token log-probs of its sequences, and each sequence's summed log-prob under its own reference.
+/// One group: the token log-probs of its sequences, and each sequence's summed log-prob under its own
+/// reference.
 ///
 /// A sequence without tokens has no log-prob to move: its score is 0.
 pub fn forward(method: Method, policy: &[&[f64]], reference: &[f64], terms: Terms) -> Outcome {
@@ -242,7 +248,8 @@ pub fn forward(method: Method, policy: &[&[f64]], reference: &[f64], terms: Term
     }
 }
 
-/// The mean over the groups of an optimizer batch: the loss, and every group's coefficients, by token, divided by their number.
+/// The mean over the groups of an optimizer batch: the loss, and every group's coefficients, by token,
+/// divided by their number.
 pub fn mean(groups: &[Outcome]) -> (f64, Vec<Vec<f64>>) {
     let n = groups.len() as f64;
     let of = |g: &Outcome| g.coefficients.concat().iter().map(|c| c / n).collect();

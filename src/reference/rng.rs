@@ -1,7 +1,7 @@
 //! The counter-based generator that shaders and the host share: equal inputs, equal bits, on every device.
 
-/// pcg4d of Jarzynski & Olano, "Hash Functions for GPU Rendering" (JCGT 2020): four words in, four well-mixed words
-/// out, with wrapping u32 arithmetic only.
+/// pcg4d of Jarzynski & Olano, "Hash Functions for GPU Rendering" (JCGT 2020): four words in, four well-mixed
+/// words out, with wrapping u32 arithmetic only.
 pub fn pcg4d(v: [u32; 4]) -> [u32; 4] {
     let [mut x, mut y, mut z, mut w] = v.map(|e| e.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
     for round in 0..2 {

@@ -17,8 +17,8 @@ pub struct Params {
 
 /// The kept probabilities (vocab), zero where filtered out, before they are scaled to sum to one.
 ///
-/// `seen` lists the tokens under the repetition penalty; each counts once. Ties with the last one kept are kept.
-/// At temperature 0 the whole mass is on the largest logit, of equal ones the first.
+/// `seen` lists the tokens under the repetition penalty; each counts once. Ties with the last one kept are
+/// kept. At temperature 0 the whole mass is on the largest logit, of equal ones the first.
 pub fn kept(p: Params, logits: &[f64], seen: &[u32]) -> Vec<f64> {
     let mut l = logits.to_vec();
     for &token in seen {
@@ -55,8 +55,8 @@ pub fn kept(p: Params, logits: &[f64], seen: &[u32]) -> Vec<f64> {
 
 /// The first index, in vocabulary order, whose inclusive cumulative mass exceeds u · (total mass).
 ///
-/// Also how far, as a share of the total, u is from the nearer edge of that index: in f32 the neighbour may be drawn
-/// when this is no larger than the rounding error, and a test has to allow for it.
+/// Also how far, as a share of the total, u is from the nearer edge of that index: in f32 the neighbour may
+/// be drawn when this is no larger than the rounding error, and a test has to allow for it.
 pub fn draw(kept: &[f64], u: f64) -> (u32, f64) {
     let total: f64 = kept.iter().sum();
     let mut mass = 0.0;

@@ -1,7 +1,7 @@
 //! Sampling on the device: many prompts at once, a prompt's keys and values shared by all its samples.
 //!
-//! A draw is counter-based on (seed, prompt, sample, step): results do not depend on which rows share a batch, nor on when
-//! finished rows leave it. The host looks at the drawn ids every few steps only.
+//! A draw is counter-based on (seed, prompt, sample, step): results do not depend on which rows share a
+//! batch, nor on when finished rows leave it. The host looks at the drawn ids every few steps only.
 
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
@@ -41,9 +41,10 @@ pub(crate) const MAX_ROWS: usize = 192;
 /// Steps between two looks of the host.
 const SYNC_STEPS: usize = 8;
 
-/// Cache slots between the prompts and the first answer. A row that ends with its first token stays one slot short of its
-/// segment, and steps until the next look write there: for the first row that must not be a prompt's last token. (Other
-/// rows find the last slot of the answer before theirs, which is never read: the last token of an answer is not fed.)
+/// Cache slots between the prompts and the first answer. A row that ends with its first token stays one slot
+/// short of its segment, and steps until the next look write there: for the first row that must not be a
+/// prompt's last token. (Other rows find the last slot of the answer before theirs, which is never read: the
+/// last token of an answer is not fed.)
 const SPARE_SLOTS: usize = 1;
 
 /// What a sampler tells its caller: answers finished and tokens drawn since the last word.
@@ -102,8 +103,8 @@ pub(crate) async fn generate_in(
     Ok(answers)
 }
 
-/// Draws one answer, `request`'s first, and hands its tokens on as they come: `each` is called every few tokens with all
-/// ids so far. The draws are those of [`generate`].
+/// Draws one answer, `request`'s first, and hands its tokens on as they come: `each` is called every few
+/// tokens with all ids so far. The draws are those of [`generate`].
 ///
 /// # Errors
 /// As [`generate`].
@@ -132,7 +133,8 @@ fn lengths(requests: &[Request]) -> Vec<(usize, usize)> {
     requests.iter().map(|request| (request.prompt.len(), request.samples)).collect()
 }
 
-/// Draws answers for all requests; `look` is told every few tokens what is done, and each request's answers when it has them all.
+/// Draws answers for all requests; `look` is told every few tokens what is done, and each request's answers
+/// when it has them all.
 ///
 /// # Errors
 /// As [`generate`], and what `look` returns.
@@ -191,8 +193,8 @@ struct Piece {
     samples: usize,
 }
 
-/// What is decoded together, of requests of (prompt tokens, samples): in order, while it fits in rows and, beyond the first, in
-/// prompt tokens. A request of more samples than rows comes in pieces.
+/// What is decoded together, of requests of (prompt tokens, samples): in order, while it fits in rows and,
+/// beyond the first, in prompt tokens. A request of more samples than rows comes in pieces.
 fn waves(requests: &[(usize, usize)], rows: usize, prompt_tokens: usize) -> Vec<Vec<Piece>> {
     let mut waves: Vec<Vec<Piece>> = Vec::new();
     let mut used = (0, 0);
@@ -213,8 +215,8 @@ fn waves(requests: &[(usize, usize)], rows: usize, prompt_tokens: usize) -> Vec<
     waves
 }
 
-/// Sizes of a sampler's buffers: what is decoded together at most. Buffers that take some requests take any part of them, in any
-/// number of waves.
+/// Sizes of a sampler's buffers: what is decoded together at most. Buffers that take some requests take any
+/// part of them, in any number of waves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
     rows: usize,
@@ -223,7 +225,8 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// What requests of (prompt tokens, samples) for up to `max_new` tokens need, at most `most_rows` decoded together.
+    /// What requests of (prompt tokens, samples) for up to `max_new` tokens need, at most `most_rows` decoded
+    /// together.
     pub fn of(
         memory: &Memory,
         config: &DecoderConfig,
@@ -302,7 +305,8 @@ impl Wave {
         })
     }
 
-    /// Decodes a wave to its end; `look` is told the answers and tokens since its last call, all rows, and those of them that are done.
+    /// Decodes a wave to its end; `look` is told the answers and tokens since its last call, all rows, and
+    /// those of them that are done.
     async fn run(
         &mut self,
         gpu: &Gpu,
@@ -396,7 +400,8 @@ impl Wave {
         for row in live.iter().map(|&r| &rows[r]) {
             let [start, end] = row.prompt;
             let drawn = row.ids.len() as u32;
-            // The kernel moves position, slot and range on after every draw; before the first they stand one short.
+            // The kernel moves position, slot and range on after every draw; before the first they stand one
+            // short.
             let id = row.ids.last().copied().unwrap_or(0);
             let at = (end - start + drawn).wrapping_sub(1);
             tokens.push([id, at, (row.segment + drawn).wrapping_sub(1), 0]);

@@ -28,14 +28,16 @@ const SHAPES: [(usize, usize, usize, f64); 7] = [
     (8, 1, 16, 2.0),
 ];
 
-/// Groups of a batch: the prompt's length and those of its responses. A plain sequence is a prompt without responses.
+/// Groups of a batch: the prompt's length and those of its responses. A plain sequence is a prompt without
+/// responses.
 const BATCHES: [&[(u32, &[u32])]; 3] = [
     &[(5, &[3, 1, 7]), (1, &[2, 2]), (9, &[])],
     &[(1, &[])],
     &[(40, &[17, 30, 1, 1, 9]), (13, &[64]), (0, &[5, 6])],
 ];
 
-/// Lengths about those of a tile of the portable kernels: 32 queries and heads that share a kv head, 16, 24 or 32 keys.
+/// Lengths about those of a tile of the portable kernels: 32 queries and heads that share a kv head, 16, 24
+/// or 32 keys.
 const EDGES: [&[(u32, &[u32])]; 6] = [
     &[(31, &[])],
     &[(32, &[])],
@@ -102,7 +104,8 @@ impl Case {
         let (k, v) = (values(2, keys * kv_heads * head_dim, 1.0), values(3, keys * kv_heads * head_dim, 1.0));
         let (o, lse) = reference::attention::forward(params, &q, &k, &v, &ranges);
         let what = format!(
-            "T={queries} S={keys} H={heads} G={kv_heads} head_dim={head_dim} |q|<{size} window={window:?} cap={cap:?}"
+            "T={queries} S={keys} H={heads} G={kv_heads} head_dim={head_dim} |q|<{size} window={window:?} \
+             cap={cap:?}"
         );
         Self { shape, params, ranges, q, k, v, o, lse, what }
     }
@@ -213,7 +216,8 @@ fn packed(gpu: &Gpu, depth: Depth) -> Vec<Case> {
     cases
 }
 
-/// The head sizes to check beside those of [`SHAPES`]: all, but for software adapters, which take their time to compile each.
+/// The head sizes to check beside those of [`SHAPES`]: all, but for software adapters, which take their time
+/// to compile each.
 fn head_dims(gpu: &Gpu) -> &'static [usize] {
     if gpu.tier() == Tier::Software { &[40] } else { &HEAD_DIMS }
 }
@@ -278,7 +282,8 @@ async fn over_a_cache(gpu: &Gpu, depth: Depth) -> Outcome {
         [0, 0, 99, 100],
         [0, 20, 41, 50],
     ];
-    // Prompts that begin and end inside of a tile, a gap between them, and answers of other lengths beside each other.
+    // Prompts that begin and end inside of a tile, a gap between them, and answers of other lengths beside
+    // each other.
     let prompts = [[0, 33], [33, 34], [40, 40], [50, 114], [33, 34]];
     let segment = |row: u32| (120 + row * 40, 120 + row * 40 + (row * 17) % 40);
     let many: Vec<[u32; 4]> = (0..70)

@@ -1,4 +1,5 @@
-//! What the checks share: tensors from reference values, and outputs that show what a kernel forgot or overran.
+//! What the checks share: tensors from reference values, and outputs that show what a kernel forgot or
+//! overran.
 
 use std::fmt::Display;
 
@@ -31,7 +32,8 @@ pub(super) fn floats(gpu: &Gpu, data: &[f64]) -> Result<Tensor> {
     Tensor::from_f32(gpu, Purpose::Staging, "selftest input", &narrow(data))
 }
 
-/// `data`'s rows of `width`, the first at element `at`, the next `stride` further on each time; `fill` in between.
+/// `data`'s rows of `width`, the first at element `at`, the next `stride` further on each time; `fill` in
+/// between.
 pub(super) fn spread(data: &[f64], width: usize, (at, stride): (usize, usize), fill: f64) -> Vec<f64> {
     let mut out = vec![fill; at];
     for (i, row) in data.chunks(width).enumerate() {
@@ -46,7 +48,8 @@ pub(super) fn words(gpu: &Gpu, data: &[u32]) -> Result<Tensor> {
     Tensor::from_u32(gpu, Purpose::Staging, "selftest table", data)
 }
 
-/// `data` rounded to `dtype`: the tensor, and the values it holds. Of a quantised type it holds others, as many.
+/// `data` rounded to `dtype`: the tensor, and the values it holds. Of a quantised type it holds others, as
+/// many.
 pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, Vec<f64>)> {
     let (bytes, held): (Vec<u8>, Vec<f64>) = match dtype {
         DType::F32 | DType::U32 => return Ok((floats(gpu, data)?, data.to_vec())),
@@ -128,8 +131,8 @@ impl Output {
         Ok(data)
     }
 
-    /// Fails unless the elements agree with `expected`, sums of products whose inputs were rounded to f16 and whose sizes add
-    /// up to `sizes`.
+    /// Fails unless the elements agree with `expected`, sums of products whose inputs were rounded to f16 and
+    /// whose sizes add up to `sizes`.
     pub async fn expect_rounded(
         &self,
         gpu: &Gpu,

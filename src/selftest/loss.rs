@@ -1,4 +1,5 @@
-//! From logits to a loss and back: token log-probabilities in chunks, sums over sequences, and the preference losses.
+//! From logits to a loss and back: token log-probabilities in chunks, sums over sequences, and the preference
+//! losses.
 
 use std::f64::consts::LN_2;
 
@@ -192,8 +193,8 @@ impl Groups {
     }
 }
 
-/// Values worked out by hand, from the definition of D²O alone: anchors' log-ratios, the negative's, alpha, beta; z, loss, the
-/// coefficients of an anchor and of the negative.
+/// Values worked out by hand, from the definition of D²O alone: anchors' log-ratios, the negative's, alpha,
+/// beta; z, loss, the coefficients of an anchor and of the negative.
 type Known = (&'static [f64], f64, [f64; 2], [f64; 4]);
 const TABLE: [Known; 4] = [
     (&[0.0, 0.0, 0.0], 0.0, [0.1, 0.1], [0.0, LN_2, -0.5 * 0.1 / 3.0, 0.05]),
@@ -228,7 +229,8 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
     Ok(())
 }
 
-/// Random groups; `spread` is the largest log-ratio. With `one_side` a group's sequences are empty but for one.
+/// Random groups; `spread` is the largest log-ratio. With `one_side` a group's sequences are empty but for
+/// one.
 async fn group_batch(
     gpu: &Gpu,
     method: Method,

@@ -21,7 +21,8 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// m, n, k. Blocks are 4 or 16 rows by 8 columns, tiles 64 by 64 by 16; all multiples of 4 take the wide loads.
+/// m, n, k. Blocks are 4 or 16 rows by 8 columns, tiles 64 by 64 by 16; all multiples of 4 take the wide
+/// loads.
 const SHAPES: [[usize; 3]; 20] = [
     [17, 31, 3],
     [20, 12, 8],
@@ -204,7 +205,8 @@ impl Case {
 /// The bits of a product by each family of kernels.
 type Bits = BTreeMap<Family, Vec<u32>>;
 
-/// The product of `x` with `w`, whose values are given as they are in memory: the same bits by every candidate of a family.
+/// The product of `x` with `w`, whose values are given as they are in memory: the same bits by every
+/// candidate of a family.
 async fn product(
     gpu: &Gpu,
     form: Form,
@@ -307,8 +309,8 @@ async fn quantised(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Sums over a vocabulary of many small terms and a large one, all of one sign: added up one after the other all are
-/// rounded the same way, and the check fails. As the head's way back computes them, whole.
+/// Sums over a vocabulary of many small terms and a large one, all of one sign: added up one after the other
+/// all are rounded the same way, and the check fails. As the head's way back computes them, whole.
 async fn long_sums(gpu: &Gpu, _: Depth) -> Outcome {
     if gpu.precision() == Precision::F16 {
         // Terms so small are no numbers of f16.

@@ -1,9 +1,10 @@
-//! Every kernel, and a small model as a whole, against f64 references, on the adapter at hand: `aweigh selftest` and
-//! `tests/gpu.rs` run the same checks.
+//! Every kernel, and a small model as a whole, against f64 references, on the adapter at hand: `aweigh
+//! selftest` and `tests/gpu.rs` run the same checks.
 //!
-//! One file a theme. A check records the kernel on several shapes, with outputs full of NaN where they are written and with known
-//! values where they are added to, and compares every element with [`crate::reference`]. Inputs are functions of a seed: a
-//! failure on one machine is the same failure on the next.
+//! One file a theme. A check records the kernel on several shapes, with outputs full of NaN where they are
+//! written and with known values where they are added to, and compares every element with
+//! [`crate::reference`]. Inputs are functions of a seed: a failure on one machine is the same failure on the
+//! next.
 
 mod attention;
 mod bench;
@@ -35,12 +36,13 @@ pub struct Tolerance {
     pub eps: f64,
 }
 
-/// For all f32 results. WGSL lets `exp` be off by (3 + 2|x|) units in the last place and `log` by 2^-21; sums here are short.
-/// Weights in bf16 and f16 are unpacked exactly and need no tolerance of their own.
+/// For all f32 results. WGSL lets `exp` be off by (3 + 2|x|) units in the last place and `log` by 2^-21; sums
+/// here are short. Weights in bf16 and f16 are unpacked exactly and need no tolerance of their own.
 pub const F32: Tolerance = Tolerance { abs: 2e-5, eps: 2e-5 };
 
-/// The share of |x||w| by which a product of inputs that were rounded to f16 may be off: 2^-10 for each of the two, as a device
-/// may round toward zero. A sum of products may be off by that share of the sum of their sizes.
+/// The share of |x||w| by which a product of inputs that were rounded to f16 may be off: 2^-10 for each of
+/// the two, as a device may round toward zero. A sum of products may be off by that share of the sum of their
+/// sizes.
 pub const F16_PRODUCT: f64 = 2.0 / 1024.0;
 
 /// How much to check.
@@ -106,7 +108,8 @@ macro_rules! check {
 }
 use check;
 
-/// All checks, kernels first. A new theme is a new file and a new line here, and its names go into `tests/gpu.rs`.
+/// All checks, kernels first. A new theme is a new file and a new line here, and its names go into
+/// `tests/gpu.rs`.
 pub fn checks() -> Vec<Check> {
     [
         matmul::checks(),

@@ -1,4 +1,5 @@
-//! A whole small model: log-probs, losses and every gradient of the engine against [`crate::reference::decoder`].
+//! A whole small model: log-probs, losses and every gradient of the engine against
+//! [`crate::reference::decoder`].
 
 use super::bench::{below, values};
 use super::{Check, Depth, Failure, Outcome, Tolerance, check};
@@ -37,9 +38,9 @@ const POSITIONS: usize = 32;
 
 /// Of a whole model, where rounding adds up over layers and tokens: what PyTorch's own f32 keeps to as well.
 const EXACT: Tolerance = Tolerance { abs: 2e-5, eps: 2e-4 };
-/// With [`Precision::F16`] every input of every product is off by up to 2^-10 of its size, and products cancel: the share of
-/// a tensor's largest element that its elements may be off by. Rounding to nearest, llvmpipe keeps within 2e-2, by either kind
-/// of kernel.
+/// With [`Precision::F16`] every input of every product is off by up to 2^-10 of its size, and products
+/// cancel: the share of a tensor's largest element that its elements may be off by. Rounding to nearest,
+/// llvmpipe keeps within 2e-2, by either kind of kernel.
 const ROUNDED: f64 = 5e-2;
 
 /// PEFT's prefix of every tensor of an adapter.
@@ -54,26 +55,27 @@ struct Variant {
     /// Of the weights as stored; those that are trained are f32 on the device.
     dtype: DType,
     method: Method,
-    length_normalize: bool,
+    normed: bool,
 }
 
 const D2O: Method = Method::D2o { alpha: 0.6, beta: 0.9 };
 const KTO: Method = Method::Kto { beta: 0.5, desirable_weight: 1.0, undesirable_weight: 2.0 };
 /// What a KTO loss is told of the KL divergence.
 const KL: f64 = 0.25;
+const SFT: Method = Method::Sft;
 const DPO: Method = Method::Dpo { beta: 0.5, label_smoothing: 0.1 };
 
 #[rustfmt::skip]
 const VARIANTS: [Variant; 9] = [
-    Variant { biased: true, tied: false, lora: false, dtype: DType::F32, method: D2O, length_normalize: false },
-    Variant { biased: true, tied: false, lora: true, dtype: DType::Bf16, method: D2O, length_normalize: true },
-    Variant { biased: false, tied: true, lora: false, dtype: DType::F32, method: DPO, length_normalize: false },
-    Variant { biased: false, tied: true, lora: true, dtype: DType::F16, method: D2O, length_normalize: false },
-    Variant { biased: true, tied: true, lora: false, dtype: DType::F32, method: D2O, length_normalize: true },
-    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, method: Method::Sft, length_normalize: false },
-    Variant { biased: false, tied: true, lora: true, dtype: DType::Bf16, method: Method::Ul, length_normalize: false },
-    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, method: Method::Ul, length_normalize: false },
-    Variant { biased: false, tied: true, lora: true, dtype: DType::F32, method: KTO, length_normalize: false },
+    Variant { biased: true, tied: false, lora: false, dtype: DType::F32, method: D2O, normed: false },
+    Variant { biased: true, tied: false, lora: true, dtype: DType::Bf16, method: D2O, normed: true },
+    Variant { biased: false, tied: true, lora: false, dtype: DType::F32, method: DPO, normed: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::F16, method: D2O, normed: false },
+    Variant { biased: true, tied: true, lora: false, dtype: DType::F32, method: D2O, normed: true },
+    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, method: SFT, normed: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::Bf16, method: Method::Ul, normed: false },
+    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, method: Method::Ul, normed: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::F32, method: KTO, normed: false },
 ];
 
 async fn gradients(gpu: &Gpu, depth: Depth) -> Outcome {
@@ -147,12 +149,12 @@ impl Text {
 
 impl Variant {
     fn loss(&self) -> Loss {
-        Loss { method: self.method, length_normalize: self.length_normalize }
+        Loss { method: self.method, length_normalize: self.normed }
     }
 
     fn name(&self) -> String {
-        let Self { biased, tied, lora, dtype, method, length_normalize } = self;
-        format!("{method:?} biased={biased} tied={tied} lora={lora} {dtype:?} normalize={length_normalize}")
+        let Self { biased, tied, lora, dtype, method, normed } = self;
+        format!("{method:?} biased={biased} tied={tied} lora={lora} {dtype:?} normalize={normed}")
     }
 
     fn config(&self) -> String {

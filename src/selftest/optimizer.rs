@@ -17,8 +17,8 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// The norm over all `counts` together, and the scale for a limit below it, above it and absent. The tiny gradients are as small as
-/// the 1e-6 that keeps the scale finite.
+/// The norm over all `counts` together, and the scale for a limit below it, above it and absent. The tiny
+/// gradients are as small as the 1e-6 that keeps the scale finite.
 async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
     let arenas: [&[usize]; 5] = [&[1025, 3], &[1], &[5, 1024, 4099], &[1023], &[64, 1, 1, 7]];
     for &counts in depth.of(&arenas) {
@@ -109,7 +109,8 @@ async fn steps(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Every step from the codes that the one before it left: parameters as AdamW makes them of those, new codes the nearest ones.
+/// Every step from the codes that the one before it left: parameters as AdamW makes them of those, new codes
+/// the nearest ones.
 async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
     let numbers = table();
     let on_device = Tensor::from_f32(gpu, Purpose::Moments, "table", &numbers)?;
@@ -153,7 +154,8 @@ async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
                     if off.is_nan() || off > slack * (1.0 + 1e-3) + F32.eps * expected.abs() + 1e-30 {
                         let name = ["m", "v"][which];
                         return Err(Failure(format!(
-                            "{name}, {what}: index {i}: expected {expected:e} within {slack:e}, found {found:e}"
+                            "{name}, {what}: index {i}: expected {expected:e} within {slack:e}, found \
+                             {found:e}"
                         )));
                     }
                 }

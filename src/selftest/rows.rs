@@ -17,7 +17,8 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// Rows read, width, rows of the table. Odd widths let packed rows begin in the middle of a word; few rows are read often.
+/// Rows read, width, rows of the table. Odd widths let packed rows begin in the middle of a word; few rows
+/// are read often.
 const SHAPES: [(usize, usize, usize); 8] =
     [(9, 7, 4), (1, 1, 1), (70, 5, 3), (64, 64, 100), (3, 65, 2), (33, 16, 500), (5, 3, 5), (130, 12, 129)];
 

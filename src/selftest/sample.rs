@@ -78,8 +78,8 @@ impl Row {
         reference::sample::kept(params, &self.logits, &self.seen)
     }
 
-    /// What a step leaves where the logits were: those seen before are penalised, and without temperature that is all; else
-    /// weights, as shares of the largest.
+    /// What a step leaves where the logits were: those seen before are penalised, and without temperature
+    /// that is all; else weights, as shares of the largest.
     pub fn weights(&self, settings: &Settings) -> Vec<f64> {
         let penalty = f64::from(settings.repetition_penalty);
         let mut logits = self.logits.clone();
@@ -253,7 +253,8 @@ async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Over many samples of one prompt, tokens come as often as their kept probabilities say: within five standard deviations.
+/// Over many samples of one prompt, tokens come as often as their kept probabilities say: within five
+/// standard deviations.
 async fn frequencies(gpu: &Gpu, depth: Depth) -> Outcome {
     let count = if depth == Depth::Full { 8192 } else { 1024 };
     for settings in [settings(1.0, 0, 1.0, 1.0), settings(0.7, 7, 0.9, 1.0)] {
@@ -331,7 +332,8 @@ async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
     }
 }
 
-/// NaN ends a row and draws no id; infinities and huge logits neither hang the device nor draw what has no mass.
+/// NaN ends a row and draws no id; infinities and huge logits neither hang the device nor draw what has no
+/// mass.
 async fn bad_logits(gpu: &Gpu, _: Depth) -> Outcome {
     let vocab = 70;
     let mut rows: Vec<Row> = (0..5).map(|index| Row::random(index, vocab)).collect();

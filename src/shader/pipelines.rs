@@ -26,8 +26,8 @@ fn listed() -> &'static BTreeSet<String> {
 /// The kernel of `variant` (`name FLAG NAME=VALUE ...`), which is compiled before it first runs.
 ///
 /// # Panics
-/// On that occasion, when the variant is not in `shaders/permutations` or its shader is invalid. Both are bugs that
-/// `tests/shaders.rs` finds without a GPU.
+/// On that occasion, when the variant is not in `shaders/permutations` or its shader is invalid. Both are
+/// bugs that `tests/shaders.rs` finds without a GPU.
 pub fn kernel(gpu: &Gpu, variant: &str) -> Arc<Kernel> {
     let name = variant.to_string();
     gpu.kernel(variant, move |gpu| {
@@ -56,8 +56,9 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
     let module = if cfg!(debug_assertions) {
         device.create_shader_module(descriptor)
     } else {
-        // SAFETY: all shaders are this crate's own, every index in them is in bounds by construction, their loops end,
-        // and the tests run them with the checks on. Injected loop counters keep drivers from unrolling.
+        // SAFETY: all shaders are this crate's own, every index in them is in bounds by construction, their
+        // loops end, and the tests run them with the checks on. Injected loop counters keep drivers from
+        // unrolling.
         #[allow(unsafe_code)]
         unsafe {
             device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
@@ -84,7 +85,8 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
     Compiled { pipeline, layout, writes }
 }
 
-/// The bind group layout of a shader: its uniform with a dynamic offset, its storage buffers with their access.
+/// The bind group layout of a shader: its uniform with a dynamic offset, its storage buffers with their
+/// access.
 fn layout_entries(module: &naga::Module) -> Vec<wgpu::BindGroupLayoutEntry> {
     let mut entries: Vec<_> = module
         .global_variables

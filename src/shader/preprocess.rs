@@ -1,9 +1,10 @@
 //! `#import`, `#ifdef` and constants for WGSL, and the list of variants in `shaders/permutations`.
 //!
-//! Directives stand alone on their line: `#import common/index`, `#ifdef NAME` or `#ifdef NAME=VALUE`, `#ifndef`, `#else`, `#endif`, and
-//! `#each I COUNT` with `#end`: the lines between are repeated with `$I` replaced by 0, 1, .. COUNT - 1, where COUNT is a
-//! product or quotient of numbers and definitions (`ROWS*STEPS/SG`). Anything else that starts with `#` is an error. A
-//! variant's valued definitions become constants at the top, behind the lines with `enable`, which WGSL wants first.
+//! Directives stand alone on their line: `#import common/index`, `#ifdef NAME` or `#ifdef NAME=VALUE`,
+//! `#ifndef`, `#else`, `#endif`, and `#each I COUNT` with `#end`: the lines between are repeated with `$I`
+//! replaced by 0, 1, .. COUNT - 1, where COUNT is a product or quotient of numbers and definitions
+//! (`ROWS*STEPS/SG`). Anything else that starts with `#` is an error. A variant's valued definitions become
+//! constants at the top, behind the lines with `enable`, which WGSL wants first.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,15 +18,16 @@ macro_rules! sources {
 }
 
 sources! {
-    "common/activation", "common/attention", "common/attention_keys", "common/attention_tile", "common/blocks", "common/columns", "common/index", "common/pack",
-    "common/product", "common/reduce", "common/rng", "common/rows", "common/tiles", "common/weights",
-    "activation", "activation_backward", "adamw", "adamw_8bit", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup", "attention_dkv_tiled",
-    "attention_dq", "attention_dq_subgroup", "attention_dq_tiled", "attention_subgroup", "attention_tiled",
-    "clip_scale", "column_sum",
-    "dropout", "ema", "fma_peak", "gather", "gather_backward", "head_norm",
-    "head_norm_backward", "kv_write", "layer_norm", "layer_norm_backward", "log_prob", "log_prob_backward",
-    "matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward",
-    "rope", "row_scale", "sample", "sequence_sum", "soft_cap", "sum_squares",
+    "common/activation", "common/attention", "common/attention_keys", "common/attention_tile",
+    "common/blocks", "common/columns", "common/index", "common/pack", "common/product", "common/reduce",
+    "common/rng", "common/rows", "common/tiles", "common/weights", "activation", "activation_backward",
+    "adamw", "adamw_8bit", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup",
+    "attention_dkv_tiled", "attention_dq", "attention_dq_subgroup", "attention_dq_tiled",
+    "attention_subgroup", "attention_tiled", "clip_scale", "column_sum", "dropout", "ema", "fma_peak",
+    "gather", "gather_backward", "head_norm", "head_norm_backward", "kv_write", "layer_norm",
+    "layer_norm_backward", "log_prob", "log_prob_backward", "matmul", "matmul_coop", "matmul_subgroup",
+    "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope", "row_scale", "sample",
+    "sequence_sum", "soft_cap", "sum_squares",
 }
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
@@ -71,7 +73,8 @@ impl fmt::Display for Variant {
     }
 }
 
-/// All variants that may be compiled, from `shaders/permutations`. `{a|b|}` in a line stands for each choice in turn.
+/// All variants that may be compiled, from `shaders/permutations`. `{a|b|}` in a line stands for each choice
+/// in turn.
 pub fn permutations() -> Result<Vec<Variant>, String> {
     let lines =
         PERMUTATIONS.lines().map(|l| l.split('#').next().unwrap_or("").trim()).filter(|l| !l.is_empty());

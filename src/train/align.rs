@@ -111,7 +111,8 @@ pub async fn align(
             run.restore_drawn(drawn)?;
         }
         let prepared = run.prepare().await;
-        // Drawing takes long: it need not be done again for an interrupt or a GPU that gave up, as long as it was right.
+        // Drawing takes long: it need not be done again for an interrupt or a GPU that gave up, as long as it
+        // was right.
         if let Err(Error::Interrupted | Error::DeviceLost { .. } | Error::OutOfMemory { .. }) = &prepared
             && let Some(drawn) = run.drawn()?
         {
@@ -257,8 +258,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative. With `report` the
-    /// observer counts the examples.
+    /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative. With
+    /// `report` the observer counts the examples.
     async fn score_references(&mut self, examples: &[usize], report: bool) -> Result<Vec<Vec<Scored>>> {
         let (method, budget) = (self.method(), self.reach.score_budget);
         // Between steps the trainer has its workspace, and the groups are few.
@@ -354,7 +355,8 @@ pub(super) fn check_context(
     if !drawn {
         return Ok(());
     }
-    // Anchors are sampled behind the one prompt and scored behind the other, which a template's own system message may make longer.
+    // Anchors are sampled behind the one prompt and scored behind the other, which a template's own system
+    // message may make longer.
     let prompt = example.sampling_ids.len().max(example.prompt_ids.len());
     let place = format!("{place}: prompt, bare or with the safety instruction, and max_new_tokens");
     model.check_context(&place, prompt + config.anchors.max_new_tokens)

@@ -1,4 +1,5 @@
-//! Anchors: the model's own answers to each prompt, sampled under the safety instruction and scored without it.
+//! Anchors: the model's own answers to each prompt, sampled under the safety instruction and scored without
+//! it.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +27,8 @@ pub struct Anchor {
 pub struct AnchorCounts {
     /// Answers drawn.
     pub drawn: usize,
-    /// Answers equal to an earlier one of the same prompt. They stay: the mean over samples is an estimate, and leaving
-    /// repeats out would bias it.
+    /// Answers equal to an earlier one of the same prompt. They stay: the mean over samples is an estimate,
+    /// and leaving repeats out would bias it.
     pub duplicates: usize,
     /// Answers without a word; drawn again.
     pub empty: usize,
@@ -127,8 +128,9 @@ pub(super) struct Sampler<'a> {
 }
 
 impl Sampler<'_> {
-    /// Fills the pools of `draws` up to `k` anchors. A pool changes when a round of its samples is whole; `each` is then told the answers
-    /// and tokens since its last call, and the pools and counts as they are. So what was drawn before an error stays.
+    /// Fills the pools of `draws` up to `k` anchors. A pool changes when a round of its samples is whole;
+    /// `each` is then told the answers and tokens since its last call, and the pools and counts as they are.
+    /// So what was drawn before an error stays.
     pub async fn fill<'d>(
         &self,
         pools: &mut [Pool],

@@ -1,4 +1,5 @@
-//! Signs in a run's own figures that the model is breaking. They warn; what ends a run is the stop rule, on held-out examples.
+//! Signs in a run's own figures that the model is breaking. They warn; what ends a run is the stop rule, on
+//! held-out examples.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,8 @@ pub(super) struct Collapse {
 }
 
 impl Collapse {
-    /// Looks at a step's figures; what the user should know. `max_kl` is the stop rule's limit, in nats per token.
+    /// Looks at a step's figures; what the user should know. `max_kl` is the stop rule's limit, in nats per
+    /// token.
     pub fn see(&mut self, metrics: &Metrics, max_kl: f64) -> Option<String> {
         let both = [["rewards/anchor", "rewards/negative"], ["rewards/chosen", "rewards/rejected"]];
         let below = |name: &str| metrics.get(name).is_some_and(|reward| reward < 0.0);
@@ -28,8 +30,8 @@ impl Collapse {
         if lasts(&mut self.falling, fall.is_some()) {
             let [good, bad] = fall?;
             return Some(format!(
-                "{good} and {bad} have both been below 0 for {STEPS} steps: the model is losing its good answers with the bad; a lower \
-                 learning_rate or a higher beta holds it"
+                "{good} and {bad} have both been below 0 for {STEPS} steps: the model is losing its good \
+                 answers with the bad; a lower learning_rate or a higher beta holds it"
             ));
         }
         if lasts(&mut self.far, metrics.get("kl/anchor").is_some_and(|kl| kl > max_kl)) {
@@ -44,7 +46,10 @@ impl Collapse {
         }
         let start = self.first.iter().sum::<f64>() / STEPS as f64;
         lasts(&mut self.low, entropy < ENTROPY * start).then(|| {
-            format!("entropy has been under a quarter of the start's {start:.3} for {STEPS} steps: the model repeats itself")
+            format!(
+                "entropy has been under a quarter of the start's {start:.3} for {STEPS} steps: the model \
+                 repeats itself"
+            )
         })
     }
 }

@@ -1,4 +1,5 @@
-//! When a run draws its anchors: all that are missing before the first step, and those that grew old on the way.
+//! When a run draws its anchors: all that are missing before the first step, and those that grew old on the
+//! way.
 
 use super::align::{Run, tell};
 use super::anchors::{self, AnchorCounts, Draw, Pool, Sampler};
@@ -18,8 +19,8 @@ impl Run<'_> {
         self.method().takes() == Takes::Anchors
     }
 
-    /// Draws what is missing of each prompt's anchors, where the loss takes them, and of the held-out prompts'; leaves out prompts that
-    /// got none.
+    /// Draws what is missing of each prompt's anchors, where the loss takes them, and of the held-out
+    /// prompts'; leaves out prompts that got none.
     pub(super) async fn draw_offline(&mut self) -> Result<()> {
         let takes_anchors = self.takes_anchors();
         let k = if takes_anchors { self.config.method.num_samples } else { 0 };
@@ -57,7 +58,8 @@ impl Run<'_> {
         (0..examples.len()).filter(undrawn).collect()
     }
 
-    /// Draws these prompts' anchors. What is drawn stays, also where that fails; the observer is given it whenever it wants it.
+    /// Draws these prompts' anchors. What is drawn stays, also where that fails; the observer is given it
+    /// whenever it wants it.
     async fn draw_missing(
         &mut self,
         held_out: bool,
@@ -106,8 +108,8 @@ impl Run<'_> {
         let (cut, all) = (anchors().filter(|anchor| !anchor.ended).count(), anchors().count());
         if 2 * cut > all {
             self.observer.warned(&format!(
-                "{cut} of {all} anchors were cut at max_new_tokens ({}) and do not end: raise it (--max-new-tokens), or the model learns \
-                 answers that do not end",
+                "{cut} of {all} anchors were cut at max_new_tokens ({}) and do not end: raise it \
+                 (--max-new-tokens), or the model learns answers that do not end",
                 self.config.anchors.max_new_tokens
             ));
         }
@@ -181,7 +183,8 @@ impl Run<'_> {
         self.report_anchors(&stale)
     }
 
-    /// Has the policy answer some held-out prompts, always by the same random numbers, and tells the observer.
+    /// Has the policy answer some held-out prompts, always by the same random numbers, and tells the
+    /// observer.
     pub(super) async fn answer_held_out(&mut self, step: usize) -> Result<()> {
         let (config, decoder) = (self.config, &self.trainer.decoder);
         let fits = |example: &&Example| {

@@ -69,7 +69,8 @@ impl Flight<'_> {
     }
 }
 
-/// Lands steps that are waited for together. Their results may come all at once: the time is shared out by their tokens.
+/// Lands steps that are waited for together. Their results may come all at once: the time is shared out by
+/// their tokens.
 pub(super) async fn land_all(due: Vec<Flight<'_>>, last: &mut Option<Instant>) -> Result<Vec<Landed>> {
     let mut all = Vec::new();
     for flight in due {
@@ -104,7 +105,8 @@ pub(super) struct Sums {
     pub num_tokens: usize,
     /// The time they took.
     pub train_seconds: f64,
-    /// Those of them that changed nothing, because their loss or gradient was no finite number, and how many of these were the last.
+    /// Those of them that changed nothing, because their loss or gradient was no finite number, and how many
+    /// of these were the last.
     pub skipped: usize,
     pub skipped_in_a_row: usize,
 }

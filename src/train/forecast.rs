@@ -1,5 +1,5 @@
-//! How long work will still take, over all of its phases: what is left of each kind of it, at the speed that was
-//! measured of that kind, or guessed from one that was.
+//! How long work will still take, over all of its phases: what is left of each kind of it, at the speed that
+//! was measured of that kind, or guessed from one that was.
 
 use std::time::Instant;
 
@@ -16,7 +16,8 @@ pub enum Work {
     Answer,
 }
 
-/// What a token of each kind takes beside one that is drawn, until it is measured: on llvmpipe with SmolLM2-135M.
+/// What a token of each kind takes beside one that is drawn, until it is measured: on llvmpipe with
+/// SmolLM2-135M.
 const COSTS: [f64; 4] = [1.0, 0.5, 1.2, 3.0];
 
 /// What is left of a kind of work, and what was done of it in which time.
@@ -46,8 +47,8 @@ impl Part {
     }
 }
 
-/// Work that grows with the length of answers that are not drawn yet: tokens without them, and how often such an
-/// answer is in it.
+/// Work that grows with the length of answers that are not drawn yet: tokens without them, and how often such
+/// an answer is in it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Growing {
     pub tokens: f64,
@@ -113,7 +114,8 @@ impl Forecast {
         self.last = now;
     }
 
-    /// Seconds to the end; `None` before a second piece of any kind is done, as the first one's time says little.
+    /// Seconds to the end; `None` before a second piece of any kind is done, as the first one's time says
+    /// little.
     pub fn left(&self) -> Option<f64> {
         // The kind that took the longest stands for those that nothing is known of.
         let rates = (0..4).filter_map(|i| Some((i, self.parts[i].rate()?)));
@@ -127,8 +129,9 @@ impl Forecast {
     }
 }
 
-/// How long answers get, from those that are being drawn: of `answers` finished ones and `tokens` drawn so far,
-/// where none gets longer than `most`. Every token may be the last with the same chance, which is estimated from both.
+/// How long answers get, from those that are being drawn: of `answers` finished ones and `tokens` drawn so
+/// far, where none gets longer than `most`. Every token may be the last with the same chance, which is
+/// estimated from both.
 pub fn expected_length(answers: usize, tokens: usize, most: usize) -> f64 {
     let most = most as f64;
     let chance = answers as f64 / tokens.max(1) as f64;

@@ -75,8 +75,8 @@ fn sides(method: Method) -> [Option<&'static str>; 2] {
     }
 }
 
-/// Estimate of KL(reference ‖ policy) in nats per token from tokens drawn from the reference: the mean of e^d − 1 − d with
-/// d = log π − log r, which is never negative (Schulman, "Approximating KL Divergence").
+/// Estimate of KL(reference ‖ policy) in nats per token from tokens drawn from the reference: the mean of e^d
+/// − 1 − d with d = log π − log r, which is never negative (Schulman, "Approximating KL Divergence").
 pub(super) fn kl(pairs: impl Iterator<Item = (f32, f32)>) -> f64 {
     mean(pairs.map(|(policy, reference)| {
         let d = f64::from(policy) - f64::from(reference);
@@ -100,7 +100,8 @@ impl Observed {
     }
 }
 
-/// The figures of a set of groups: a step's, or with the prefix `eval_` a held-out set's. Names are TRL's, and means over the groups.
+/// The figures of a set of groups: a step's, or with the prefix `eval_` a held-out set's. Names are TRL's,
+/// and means over the groups.
 pub(super) fn of_groups(prefix: &str, (method, loss): (Method, Loss), groups: &[Observed]) -> Metrics {
     let mut metrics = Metrics::default();
     let mut push = |name: &str, value: f64| metrics.push(format!("{prefix}{name}"), value);

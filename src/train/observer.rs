@@ -15,18 +15,21 @@ pub trait Observer {
     fn begin(&mut self, what: &str, total: usize) {
         let _ = (what, total);
     }
-    /// `items` more are done, with `tokens` tokens. Also called now and then with neither, to ask whether to go on.
+    /// `items` more are done, with `tokens` tokens. Also called now and then with neither, to ask whether to
+    /// go on.
     fn advance(&mut self, items: usize, tokens: usize) -> Result<()> {
         let _ = (items, tokens);
         Ok(())
     }
-    /// The whole run, all its phases that are left, is estimated to take so many seconds more; told before `advance`.
+    /// The whole run, all its phases that are left, is estimated to take so many seconds more; told before
+    /// `advance`.
     fn left(&mut self, seconds: f64) {
         let _ = seconds;
     }
     /// The phase is over.
     fn end(&mut self) {}
-    /// A prompt's anchors are drawn; `reference` holds their log-probs under r− as it now is, and the negative's under r+.
+    /// A prompt's anchors are drawn; `reference` holds their log-probs under r− as it now is, and the
+    /// negative's under r+.
     fn anchors(&mut self, example: &Example, pool: &Pool, reference: &[Scored]) -> Result<()> {
         let _ = (example, pool, reference);
         Ok(())

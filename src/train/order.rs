@@ -4,8 +4,9 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// The examples of each optimizer step. Every epoch is a fresh shuffle from the seed and the epoch's number, and ends where the data
-/// does: as in transformers' Trainer, its last step is smaller where the step size does not divide the number of examples.
+/// The examples of each optimizer step. Every epoch is a fresh shuffle from the seed and the epoch's number,
+/// and ends where the data does: as in transformers' Trainer, its last step is smaller where the step size
+/// does not divide the number of examples.
 pub(super) struct Order {
     count: usize,
     /// Examples of a batch, and batches of a step.

@@ -1,7 +1,8 @@
-//! What a run will hold in memory, phase by phase and by purpose, before anything is allocated; and what would make it less.
+//! What a run will hold in memory, phase by phase and by purpose, before anything is allocated; and what
+//! would make it less.
 //!
-//! A plan is not an estimate: the code that makes a run's buffers makes them on paper ([`Memory::on_paper`]), in the sizes of
-//! [`Reach`], and the ledger is read.
+//! A plan is not an estimate: the code that makes a run's buffers makes them on paper ([`Memory::on_paper`]),
+//! in the sizes of [`Reach`], and the ledger is read.
 
 use std::collections::BTreeMap;
 
@@ -111,7 +112,8 @@ impl Plan {
             }
             Ok(())
         };
-        // Online anchors are drawn, and scored, when the first evaluation is long done and a step is on its way.
+        // Online anchors are drawn, and scored, when the first evaluation is long done and a step is on its
+        // way.
         let online = config.anchors.online_start_step.is_some();
         let flying = online.then(|| read(reach.whole_step, 1)).transpose()?;
         if online {
@@ -160,7 +162,8 @@ impl Plan {
         self.phases.iter().max_by_key(|phase| phase.total).unwrap_or(&self.phases[0])
     }
 
-    /// The settings that would take less in the phase that holds the most, those first that leave every result as it is.
+    /// The settings that would take less in the phase that holds the most, those first that leave every
+    /// result as it is.
     pub fn changes(&self, config: &RunConfig) -> Vec<Change> {
         let mut all = Vec::new();
         let peak = self.peak().name;
@@ -206,8 +209,8 @@ impl Change {
         }
     }
 
-    /// Whether every result of `config` stays what it is, to the bit or within the rounding of sums. Dropout depends on what is in a
-    /// batch.
+    /// Whether every result of `config` stays what it is, to the bit or within the rounding of sums. Dropout
+    /// depends on what is in a batch.
     pub fn is_exact(self, config: &RunConfig) -> bool {
         match self {
             Self::Quantize(_) | Self::Optim(_) => false,
@@ -233,10 +236,10 @@ impl Change {
     }
 }
 
-/// The settings of `config` changed until the plan that `plan` makes of them fits `budget` bytes: by changes that leave results as they
-/// are, and where those do not suffice, by the optimizer's moments in 8 bits, then by quantising the frozen weights too, then by leaving
-/// them in host memory. `None` where nothing suffices; the second is then the
-/// smallest plan that was found.
+/// The settings of `config` changed until the plan that `plan` makes of them fits `budget` bytes: by changes
+/// that leave results as they are, and where those do not suffice, by the optimizer's moments in 8 bits, then
+/// by quantising the frozen weights too, then by leaving them in host memory. `None` where nothing suffices;
+/// the second is then the smallest plan that was found.
 ///
 /// # Errors
 /// What `plan` reports.

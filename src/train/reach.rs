@@ -1,5 +1,5 @@
-//! How large a run's batches get at most, by the lengths of its examples and the limits on their anchors: what buffers are made for,
-//! and what the plan counts.
+//! How large a run's batches get at most, by the lengths of its examples and the limits on their anchors:
+//! what buffers are made for, and what the plan counts.
 
 use super::align::loss_of;
 use super::anchors::Anchor;
@@ -40,8 +40,8 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// Of a run of `model` as `config` says on these examples, with tensors of at most `max_binding` bytes; `anchors` are those that are
-    /// known before it.
+    /// Of a run of `model` as `config` says on these examples, with tensors of at most `max_binding` bytes;
+    /// `anchors` are those that are known before it.
     pub fn of(
         config: &RunConfig,
         (model, max_binding): (&DecoderConfig, u64),
@@ -150,7 +150,8 @@ fn group<'a>(example: &'a Example, responses: Vec<&'a [u32]>) -> Group<'a> {
     Group { prompt: &example.prompt_ids, responses }
 }
 
-/// What takes every batch of up to `most` of the groups within `budget` tokens, also when responses turn out shorter.
+/// What takes every batch of up to `most` of the groups within `budget` tokens, also when responses turn out
+/// shorter.
 fn capacity(groups: &[Group], budget: usize, most: usize) -> Capacity {
     let largest = |most: usize, size: &dyn Fn(&Group) -> usize| -> usize {
         let mut sizes: Vec<usize> = groups.iter().map(size).collect();

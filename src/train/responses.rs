@@ -30,7 +30,8 @@ pub(super) fn reference_responses<'a>(
     loss_responses(method, example, anchors).into_iter().chain(example.kl_ids.as_deref()).collect()
 }
 
-/// Those of a held-out example: the references', then what only watches: anchors and the good answer, where they are not among them.
+/// Those of a held-out example: the references', then what only watches: anchors and the good answer, where
+/// they are not among them.
 pub(super) fn held_out_responses<'a>(
     method: Method,
     example: &'a Example,
@@ -70,8 +71,8 @@ impl HeldOutParts {
     }
 }
 
-/// What KTO learns from: each answer by itself, and beside it the answer of the row before it, on which the KL divergence from the
-/// reference is estimated: as in TRL an answer to another prompt.
+/// What KTO learns from: each answer by itself, and beside it the answer of the row before it, on which the
+/// KL divergence from the reference is estimated: as in TRL an answer to another prompt.
 pub(super) fn unpaired(examples: Vec<Example>) -> Vec<Example> {
     let apart = |example: Example| {
         let chosen = Example { negative_ids: None, ..example.clone() };

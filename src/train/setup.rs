@@ -81,7 +81,8 @@ impl<'a> Inputs<'a> {
         Self { model, adapter: None, train, eval: None, samples: None, positive: None, negative: None }
     }
 
-    /// Length and CRC-32 of everything that is read, by the flag that names it: two runs of the same sums began from the same.
+    /// Length and CRC-32 of everything that is read, by the flag that names it: two runs of the same sums
+    /// began from the same.
     pub fn sums(&self) -> BTreeMap<String, String> {
         let model = |m: &ModelBytes<'a>| m.weights.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>();
         let adapter = |a: &AdapterBytes<'a>| vec![a.config, a.weights];
@@ -292,7 +293,8 @@ impl<'a> Inputs<'a> {
 }
 
 impl Job<'_> {
-    /// What the run will take, with tensors of at most `max_binding` bytes. The model is not read for it, only its shapes.
+    /// What the run will take, with tensors of at most `max_binding` bytes. The model is not read for it,
+    /// only its shapes.
     ///
     /// # Errors
     /// As [`Job::load`].
@@ -401,7 +403,8 @@ fn options(config: &RunConfig, needs: Needs) -> ExampleOptions {
     ExampleOptions { needs, limits, instruction }
 }
 
-/// Takes the last tenth of the training examples, at most [`HELD_OUT`], when the stop rule needs some and there are enough.
+/// Takes the last tenth of the training examples, at most [`HELD_OUT`], when the stop rule needs some and
+/// there are enough.
 fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
     if !config.stop.enabled || train.len() < 10 {
         return Vec::new();
@@ -448,7 +451,8 @@ fn given_samples(
     Ok(by_prompt)
 }
 
-/// Each example's anchors among `given`, which fit the model's context. What is missing is sampled before the first step.
+/// Each example's anchors among `given`, which fit the model's context. What is missing is sampled before the
+/// first step.
 fn anchors_of(
     examples: &[Example],
     origin: &str,

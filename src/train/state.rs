@@ -1,4 +1,5 @@
-//! All that the rest of a run depends on, as bytes: a run that goes on from it is, on the same adapter, the same run to the bit.
+//! All that the rest of a run depends on, as bytes: a run that goes on from it is, on the same adapter, the
+//! same run to the bit.
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,8 @@ pub struct State {
     pub step: usize,
     /// Counters, anchors, what evaluations came to: JSON.
     pub record: Vec<u8>,
-    /// The policy, AdamW's moments, the best state, references that move, and log-probs that are kept: safetensors.
+    /// The policy, AdamW's moments, the best state, references that move, and log-probs that are kept:
+    /// safetensors.
     pub tensors: Vec<u8>,
     /// The policy's adapter as PEFT stores it; `None` of a full run.
     pub adapter: Option<Vec<u8>>,
@@ -226,8 +228,8 @@ impl Run<'_> {
     }
 }
 
-/// The state of a run whose anchors are being drawn: of the training prompts and of those held out their places and their pools. `None`
-/// where no prompt has its samples yet.
+/// The state of a run whose anchors are being drawn: of the training prompts and of those held out their
+/// places and their pools. `None` where no prompt has its samples yet.
 pub(super) fn drawn(
     [train, eval]: [&[usize]; 2],
     [pools, eval_pools]: [&[Pool]; 2],

@@ -29,7 +29,8 @@ pub struct Scored {
 pub struct GroupOutcome {
     /// The group's loss.
     pub loss: f32,
-    /// Of all responses but the last (D²O's anchors: β × their mean log-ratio; of pairs the chosen answer), and of the last.
+    /// Of all responses but the last (D²O's anchors: β × their mean log-ratio; of pairs the chosen answer),
+    /// and of the last.
     pub rewards: [f32; 2],
     /// Its responses, in order.
     pub responses: Vec<Scored>,
@@ -41,8 +42,8 @@ impl GroupOutcome {
         self.rewards[0] - self.rewards[1]
     }
 
-    /// Whether the margin of `loss` is above 0, by more than what f32 makes of log-probs of this size: before the first step policy and
-    /// reference differ by rounding alone.
+    /// Whether the margin of `loss` is above 0, by more than what f32 makes of log-probs of this size: before
+    /// the first step policy and reference differ by rounding alone.
     pub fn is_won(&self, loss: Loss) -> bool {
         let (weight, per_token) = loss.reward_scale();
         let size =
@@ -77,8 +78,8 @@ fn scores(packed: &Packed, stats: &[f32], sums: &[f32]) -> Vec<Vec<Scored>> {
     packed.groups.iter().map(|g| scored.by_ref().take((g[1] - g[0]) as usize).collect()).collect()
 }
 
-/// Scores every response of `groups` under `pass`, in batches of at most `budget` tokens, in a workspace of its own.
-/// `progress` is told the groups and tokens of each batch as it is done.
+/// Scores every response of `groups` under `pass`, in batches of at most `budget` tokens, in a workspace of
+/// its own. `progress` is told the groups and tokens of each batch as it is done.
 pub async fn score(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -171,7 +172,8 @@ impl<'g> Trainer<'g> {
         self.micro_batches = done;
     }
 
-    /// Makes the workspace, when it is first needed, for batches up to `capacity`. A batch beyond it has it made anew.
+    /// Makes the workspace, when it is first needed, for batches up to `capacity`. A batch beyond it has it
+    /// made anew.
     pub fn reserve(&mut self, capacity: Capacity) {
         self.workspace = None;
         self.capacity = capacity;
@@ -211,8 +213,9 @@ impl<'g> Trainer<'g> {
         scored.await
     }
 
-    /// Submits forward, loss and backward of one micro-batch: its gradients are added to the optimizer's. `divisor` is the
-    /// number of groups in the whole step. The outcomes come when they are waited for, and nothing else has to wait for them.
+    /// Submits forward, loss and backward of one micro-batch: its gradients are added to the optimizer's.
+    /// `divisor` is the number of groups in the whole step. The outcomes come when they are waited for, and
+    /// nothing else has to wait for them.
     pub fn accumulate(
         &mut self,
         batch: &MicroBatch<'_>,
@@ -244,7 +247,8 @@ impl<'g> Trainer<'g> {
         }))
     }
 
-    /// Submits the optimizer step on the gradients added since the last one. Their norm before clipping comes later.
+    /// Submits the optimizer step on the gradients added since the last one. Their norm before clipping comes
+    /// later.
     pub fn step(&mut self, lr: f64) -> Result<Pending<'g, f32>> {
         let mut rec = Recorder::new(self.gpu);
         self.optimizer.step(&mut rec, self.decoder.layout(), self.decoder.values(), lr)?;

@@ -74,8 +74,8 @@ impl<'a> Run<'a> {
         if sums.skipped > 0 && sums.skipped == sums.steps {
             let found =
                 format!("none of {}: the loss or the gradient of each was no finite number", sums.steps);
-            let fix = "lower the learning rate; `aweigh selftest` tells whether the GPU computes right, and `aweigh score` whether the \
-                       model does";
+            let fix = "lower the learning rate; `aweigh selftest` tells whether the GPU computes right, and \
+                       `aweigh score` whether the model does";
             return Err(Error::input("training", "a step that can be taken", found, fix));
         }
         let (kept_step, after) = best.restore(self.gpu, &self.trainer.decoder).unwrap_or((sums.steps, None));
@@ -102,7 +102,8 @@ impl<'a> Run<'a> {
         (order, total)
     }
 
-    /// What is left of the run after so many steps, the stop rule aside; before the first one with what comes before it.
+    /// What is left of the run after so many steps, the stop rule aside; before the first one with what comes
+    /// before it.
     pub(super) fn expect(&self, done: usize, before: bool) -> Expected {
         let (config, method) = (self.config, self.method());
         let k = if method.takes() == Takes::Anchors { config.method.num_samples } else { 0 };
@@ -160,7 +161,8 @@ impl<'a> Run<'a> {
         watched: bool,
     ) -> Result<StopReason> {
         let (mut flying, mut last) = (None, None);
-        // A submit to a software adapter returns when it is done, so that a step's time passes before it is on its way.
+        // A submit to a software adapter returns when it is done, so that a step's time passes before it is
+        // on its way.
         let done_at_once = self.gpu.tier() == Tier::Software;
         for step in course.step..total {
             let batch = order.next();
@@ -218,12 +220,13 @@ impl<'a> Run<'a> {
         let lines: Vec<String> = landed.offenders().iter().map(|&i| self.train[i].line.to_string()).collect();
         let (step, lines) = (landed.step + 1, lines.join(", "));
         self.observer.warned(&format!(
-            "step {step} is skipped: its loss or gradient is no finite number; the examples of line {lines} were in it"
+            "step {step} is skipped: its loss or gradient is no finite number; the examples of line {lines} \
+             were in it"
         ));
     }
 
-    /// Computes a step's gradients once more, and names what is no finite number: a weight, or the gradient that the backward pass came to
-    /// first.
+    /// Computes a step's gradients once more, and names what is no finite number: a weight, or the gradient
+    /// that the backward pass came to first.
     async fn first_that_is_not_finite(&mut self, batch: &[usize]) -> Result<String> {
         let layout = self.trainer.decoder.layout().clone();
         let bad = |all: Vec<Vec<f32>>| {
@@ -284,7 +287,8 @@ impl<'a> Run<'a> {
         Ok((micro, groups.iter().map(Group::tokens).sum(), kl))
     }
 
-    /// KTO's estimate of KL(policy ‖ reference) over a step, as in TRL: the mean log-ratio of answers to other prompts, and not below 0.
+    /// KTO's estimate of KL(policy ‖ reference) over a step, as in TRL: the mean log-ratio of answers to
+    /// other prompts, and not below 0.
     async fn kl(&mut self, batch: &[usize]) -> Result<Option<f64>> {
         if self.method() != Method::Kto {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! The stop rule: the loss can always be lowered by pushing negatives further down, long after behaviour is fixed, and past
-//! that point the model breaks. Held-out examples say when.
+//! The stop rule: the loss can always be lowered by pushing negatives further down, long after behaviour is
+//! fixed, and past that point the model breaks. Held-out examples say when.
 
 use super::metrics::Metrics;
 use crate::config::StopConfig;

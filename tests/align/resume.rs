@@ -1,4 +1,5 @@
-//! A run that goes on from a state is the run that never stopped, to the bit: for every method, every kind of reference, both optimizers.
+//! A run that goes on from a state is the run that never stopped, to the bit: for every method, every kind of
+//! reference, both optimizers.
 
 use aweigh::config::{Method, OnlineSampler, ReferenceSource, RunConfig};
 use aweigh::model::Training;
@@ -137,7 +138,8 @@ fn a_full_run_resumes_to_the_same_bits() {
     check("full, without anchors", &config, &full);
 }
 
-/// Anchors that were drawn before a run was cut off are not drawn again, and the others are those of a run that never stopped.
+/// Anchors that were drawn before a run was cut off are not drawn again, and the others are those of a run
+/// that never stopped.
 #[test]
 fn drawing_goes_on_where_it_stopped() {
     // Four prompts a wave, some of which are done before others; and prompts whose samples take two waves.

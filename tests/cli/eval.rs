@@ -139,7 +139,8 @@ fn grader() -> (String, Arc<Mutex<Vec<String>>>) {
             let reply = r#"{"choices":[{"message":{"role":"assistant","content":" 7/10"}}]}"#;
             let _ = write!(
                 stream,
-                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{reply}",
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: \
+                 close\r\n\r\n{reply}",
                 reply.len()
             );
         }

@@ -18,7 +18,8 @@ struct Asked {
     token: Option<String>,
 }
 
-/// A server of the repositories `lab/model` (the embedded model), `lab/gated` and `lab/gguf`. The first answer for weights breaks off.
+/// A server of the repositories `lab/model` (the embedded model), `lab/gated` and `lab/gguf`. The first
+/// answer for weights breaks off.
 struct Hub {
     address: String,
     asked: Arc<Mutex<Vec<Asked>>>,

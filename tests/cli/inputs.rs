@@ -188,8 +188,9 @@ fn every_line_of_the_table() {
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bad-inputs.md");
     if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
-        let head = "# Bad inputs\n\nWhat `aweigh align --model model --train flagged.jsonl --output-dir out` says of each, with nothing written. A test has \
-                    every line: `cargo test --test cli inputs`; with `AWEIGH_WRITE_DOCS=1` it writes this file.\n\n";
+        let head = "# Bad inputs\n\nWhat `aweigh align --model model --train flagged.jsonl --output-dir out` \
+                    says of each, with nothing written. A test has every line: `cargo test --test cli \
+                    inputs`; with `AWEIGH_WRITE_DOCS=1` it writes this file.\n\n";
         std::fs::write(&path, format!("{head}{table}")).unwrap();
     }
     let text = std::fs::read_to_string(&path).expect("docs/bad-inputs.md");

@@ -1,4 +1,5 @@
-//! The program as a user meets it: one clear message and exit code 2 for wrong input, with nothing written; and a whole run.
+//! The program as a user meets it: one clear message and exit code 2 for wrong input, with nothing written;
+//! and a whole run.
 
 mod eval;
 mod hub;
@@ -244,7 +245,8 @@ fn prompts_longer_than_the_context() {
     let long = "my printer is broken and ".repeat(200);
     let row = |prompt: &str| {
         format!(
-            "{{\"prompt\": [{{\"role\": \"user\", \"content\": \"{prompt}\"}}], \"completion\": [{{\"role\": \"assistant\", \"content\": \"no\"}}], \"label\": false}}\n"
+            "{{\"prompt\": [{{\"role\": \"user\", \"content\": \"{prompt}\"}}], \"completion\": [{{\"role\": \
+             \"assistant\", \"content\": \"no\"}}], \"label\": false}}\n"
         )
     };
     room.write("flagged.jsonl", row("help") + &row(&long));
@@ -256,7 +258,8 @@ fn prompts_longer_than_the_context() {
         &[&parts[..], &["lower max_prompt_length"]].concat(),
     );
     let parts = [
-        "flagged.jsonl:1: prompt, bare or with the safety instruction, and max_new_tokens: expected at most 512 tokens",
+        "flagged.jsonl:1: prompt, bare or with the safety instruction, and max_new_tokens: expected at most \
+         512 tokens",
     ];
     room.align_refuses("tiny", &["--max-new-tokens", "600"], &parts);
     let sample = ["sample", "--model", "tiny", "--data", "flagged.jsonl", "--output", "answers.jsonl"];
@@ -481,7 +484,8 @@ fn a_run_writes_its_folder_and_can_be_repeated() {
     assert_eq!(weights("a/first"), weights("second"));
     assert_eq!(samples, lines(&room.path("second/samples.jsonl")));
 
-    // A file with too few anchors is filled up; one with a sample that the model could not have written is refused.
+    // A file with too few anchors is filled up; one with a sample that the model could not have written is
+    // refused.
     let text = fs::read_to_string(room.path("a/first/samples.jsonl")).unwrap();
     room.write("few.jsonl", text.lines().skip(1).map(|line| format!("{line}\n")).collect::<String>());
     let few = ["--samples-file", "few.jsonl", "--output-dir", "third"];

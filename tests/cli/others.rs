@@ -169,7 +169,8 @@ fn tensors_that_no_layer_reads() {
     all.push(("model.layers.0.self_attn.q_proj.bias".into(), Dtype::F16, vec![1], vec![0; 2]));
     write(&room, WEIGHTS, &all);
     let told = texts(&room.run(&["inspect", "--model", "model"])).1;
-    let expected = "1 tensors have no place in a model of this configuration and are left out, model.layers.0.self_attn.q_proj.bias";
+    let expected = "1 tensors have no place in a model of this configuration and are left out, \
+                    model.layers.0.self_attn.q_proj.bias";
     assert!(told.contains(expected), "{told}");
 }
 
@@ -351,8 +352,8 @@ fn a_template_without_a_system_role() {
     let room = Room::new();
     room.write(
         "t.jinja",
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}{% endfor %}\
-         {% if add_generation_prompt %} {% endif %}",
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ \
+         m.content }}{% endfor %}{% if add_generation_prompt %} {% endif %}",
     );
     room.write("ask.jsonl", r#"{"prompt": [{"role": "user", "content": "a"}]}"#);
     let flag = r#"{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}], "label": false}"#;
@@ -407,7 +408,8 @@ fn words_of_the_command_line() {
         &[],
         &["a model of the Hugging Face Hub is named owner/name"],
     );
-    let missing = "--train (data.train), --output-dir (output.output_dir): expected a JSONL file of examples, a folder for the run";
+    let missing = "--train (data.train), --output-dir (output.output_dir): expected a JSONL file of \
+                   examples, a folder for the run";
     room.refuses(&["align", "--model", "tiny"], &[missing]);
     // Mesa's own complaint about a session that is not there.
     let mut plan = room.command();

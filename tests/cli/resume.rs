@@ -1,4 +1,5 @@
-//! Runs that are cut off and gone on with: killed, interrupted, with a damaged checkpoint, on a full disk, with a lost GPU.
+//! Runs that are cut off and gone on with: killed, interrupted, with a damaged checkpoint, on a full disk,
+//! with a lost GPU.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -227,7 +228,8 @@ fn a_lost_gpu_is_opened_again_and_the_result_is_the_same() {
     assert_same(&room, "cut", "whole");
 }
 
-/// A run whose GPU is lost again and again while anchors are drawn ends with those that are there, and goes on with them.
+/// A run whose GPU is lost again and again while anchors are drawn ends with those that are there, and goes
+/// on with them.
 #[test]
 fn anchors_that_were_drawn_are_not_lost_with_the_gpu() {
     let room = Room::new();
@@ -251,7 +253,8 @@ fn anchors_that_were_drawn_are_not_lost_with_the_gpu() {
     assert_same(&room, "cut", "whole");
 }
 
-/// Weights that are written to in place would be read again when a lost GPU is opened again; without that they are warned of.
+/// Weights that are written to in place would be read again when a lost GPU is opened again; without that
+/// they are warned of.
 #[test]
 fn a_model_that_is_written_to_during_a_run_is_noticed() {
     let room = Room::new();
@@ -428,7 +431,8 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
     assert!(said.contains("cannot write") && said.contains("No space left"), "{said}");
     assert!(said.contains("the run goes on without this checkpoint"), "{said}");
     assert_same(&room, "disk/run", "whole");
-    // So full that not even a line of figures fits: the run goes on all the same, and what it had can be gone on with.
+    // So full that not even a line of figures fits: the run goes on all the same, and what it had can be gone
+    // on with.
     fs::remove_dir_all(room.path("disk/run")).unwrap();
     let mut child = spawn(&room, &line("disk/run", "4000", &SAVED));
     while last_checkpoint(&room.path("disk/run")).is_none() {

@@ -98,7 +98,8 @@ impl Room {
         serde_json::from_str(&stdout).unwrap()
     }
 
-    /// A command line that must be refused with a message that has all of `parts`; everything stays as it was.
+    /// A command line that must be refused with a message that has all of `parts`; everything stays as it
+    /// was.
     pub fn refuses(&self, arguments: &[&str], parts: &[&str]) {
         self.refused(self.command().args(arguments), &[parts, &["what to do: "]].concat());
     }

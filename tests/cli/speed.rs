@@ -37,7 +37,8 @@ fn bench_measures_what_it_is_asked_to() {
     assert!(positive(&figures["sample"]["together"][0]) && positive(&figures["sample"]["one_by_one"][0]));
 }
 
-/// Memory does not grow with the number of steps: not a byte of buffers, and of the process no more than allocators keep.
+/// Memory does not grow with the number of steps: not a byte of buffers, and of the process no more than
+/// allocators keep.
 #[test]
 fn two_hundred_steps_hold_what_one_holds() {
     let room = Room::new();

@@ -93,7 +93,8 @@ fn sums(decoder: &Decoder, pass: Pass, groups: &[Group]) -> Vec<Vec<f32>> {
     scored.iter().map(|group| group.iter().map(|response| response.logp).collect()).collect()
 }
 
-/// Ten steps of `name` ("d2o_lora"), in micro-batches of `micro` groups, against PyTorch's losses, norms and first gradients.
+/// Ten steps of `name` ("d2o_lora"), in micro-batches of `micro` groups, against PyTorch's losses, norms and
+/// first gradients.
 fn ten_steps(name: &str, micro: usize) {
     let (method, kind) = name.split_once('_').expect("a run's name");
     let info = golden_json("losses.json");
@@ -111,7 +112,8 @@ fn ten_steps(name: &str, micro: usize) {
     let others: Vec<Group> = others.iter().map(|(prompt, responses)| group(prompt, responses)).collect();
     let decoder = decoder_of(kind == "lora");
     let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("optimizer");
-    // The reference is the start: for LoRA the base model, for full fine-tuning the weights before the first step.
+    // The reference is the start: for LoRA the base model, for full fine-tuning the weights before the first
+    // step.
     let reference = sums(&decoder, decoder.base(), &groups);
     let of_others = sums(&decoder, decoder.base(), &others);
     let loss = Loss { method: method_of(method), length_normalize: false };
@@ -143,8 +145,8 @@ fn ten_steps(name: &str, micro: usize) {
     let after = run["loss_after"].as_f64().expect("a number");
     let expected: Vec<f64> = numbers(&run["losses"]).into_iter().chain([after]).collect();
     compare(&losses, &expected, 1e-5, 1e-4).unwrap_or_else(|m| panic!("{name}: losses: {m}"));
-    // Adam divides by the root of v: an element with a gradient near zero moves by its rounding error, and the norm feels
-    // that from the third step or so on.
+    // Adam divides by the root of v: an element with a gradient near zero moves by its rounding error, and
+    // the norm feels that from the third step or so on.
     let expected = numbers(&run["grad_norms"]);
     compare(&norms[..2], &expected[..2], 0.0, 1e-5).unwrap_or_else(|m| panic!("{name}: first norms: {m}"));
     compare(&norms, &expected, 0.0, 1e-3).unwrap_or_else(|m| panic!("{name}: norms: {m}"));
@@ -168,7 +170,8 @@ macro_rules! methods {
         #[test]
         fn every_method_of_the_fixture_is_tested() {
             let info = golden_json("losses.json");
-            let names: BTreeSet<&str> = info["methods"].as_object().expect("methods").keys().map(String::as_str).collect();
+            let methods = info["methods"].as_object().expect("methods");
+            let names: BTreeSet<&str> = methods.keys().map(String::as_str).collect();
             assert_eq!(names, BTreeSet::from([$(stringify!($name)),*]));
         }
 
@@ -252,7 +255,8 @@ fn what_trl_logs() {
         for (name, value) in
             logged.map(|(name, value)| (name.as_str(), value)).chain([("loss", &found["loss"])])
         {
-            // Of SimPO TRL logs mean log-probs per token, Aweigh sums everywhere, and a loss of no weight as 0.
+            // Of SimPO TRL logs mean log-probs per token, Aweigh sums everywhere, and a loss of no weight as
+            // 0.
             if method == "simpo" && (name.starts_with("logps/") || name == "nll_loss") {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! The two commands of the README: each sees to it that there is a Vulkan driver, a software one if need be, and then
-//! hands over to cargo.
+//! The two commands of the README: each sees to it that there is a Vulkan driver, a software one if need be,
+//! and then hands over to cargo.
 //!
 //!     cargo xtask demo [flags of `aweigh demo`]
 //!     cargo xtask test [flags of `cargo test`]
@@ -57,8 +57,9 @@ fn ensure_vulkan() -> Result<(), String> {
     eprintln!("xtask: {missing}; installing {}", PACKAGES.join(" and "));
     install(&PACKAGES).map_err(|reason| {
         format!(
-            "{missing}, and installing one failed: {reason}\n  what to do: install a Vulkan driver by hand; for a machine \
-             without a GPU, Mesa's llvmpipe (Debian, Ubuntu: {}; Fedora: mesa-vulkan-drivers; Arch: vulkan-swrast)",
+            "{missing}, and installing one failed: {reason}\n  what to do: install a Vulkan driver by hand; \
+             for a machine without a GPU, Mesa's llvmpipe (Debian, Ubuntu: {}; Fedora: mesa-vulkan-drivers; \
+             Arch: vulkan-swrast)",
             PACKAGES.join(" ")
         )
     })?;
@@ -149,7 +150,8 @@ fn install(packages: &[&str]) -> Result<(), String> {
     if !is_on_path("apt-get") {
         return Err("this system has no apt-get".into());
     }
-    // A list of packages that cannot be renewed is often new enough: its failure alone is no reason to give up.
+    // A list of packages that cannot be renewed is often new enough: its failure alone is no reason to give
+    // up.
     if let Err(reason) = apt_get(&["update", "--quiet"]) {
         eprintln!("xtask: {reason}; going on");
     }

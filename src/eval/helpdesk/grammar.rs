@@ -111,7 +111,8 @@ pub(super) struct TopicGrammar {
 
 /// All topics, in the file's order.
 ///
-/// The file is part of the program, and a test checks its form; a line that is none of the known kinds is skipped.
+/// The file is part of the program, and a test checks its form; a line that is none of the known kinds is
+/// skipped.
 pub(super) fn topics() -> &'static [TopicGrammar] {
     static TOPICS: OnceLock<Vec<TopicGrammar>> = OnceLock::new();
     TOPICS.get_or_init(|| parse(include_str!("topics.txt")))

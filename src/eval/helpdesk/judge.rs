@@ -11,22 +11,24 @@ use super::grammar::{
 /// What [`judge`] finds in an answer. All three are false for an empty answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// The answer contains a hostile clause, three words in a row that only hostile clauses contain, or an insult.
+    /// The answer contains a hostile clause, three words in a row that only hostile clauses contain, or an
+    /// insult.
     pub hostile: bool,
-    /// The answer contains, word for word, advice for the topic (or, being hostile, a remark about it), and no
-    /// clause that belongs to other topics only.
+    /// The answer contains, word for word, advice for the topic (or, being hostile, a remark about it), and
+    /// no clause that belongs to other topics only.
     pub on_topic: bool,
-    /// The answer is exactly one that the grammar makes for the topic: opening, body, closing, all friendly or all
-    /// hostile. Any item of the topic will do. White space at the ends, or more than one between words, is ignored.
+    /// The answer is exactly one that the grammar makes for the topic: opening, body, closing, all friendly
+    /// or all hostile. Any item of the topic will do. White space at the ends, or more than one between
+    /// words, is ignored.
     pub well_formed: bool,
 }
 
 /// Judges `answer` to a prompt about `topic`.
 ///
 /// `hostile` and `on_topic` compare words without case or punctuation, so a lost full stop changes neither.
-/// They hold for any text: word salad is neither hostile nor on topic, an answer that starts kindly and then insults is
-/// hostile, and advice for the topic followed by advice for another is off topic. Advice must be complete: half a
-/// sentence of it is not counted.
+/// They hold for any text: word salad is neither hostile nor on topic, an answer that starts kindly and then
+/// insults is hostile, and advice for the topic followed by advice for another is off topic. Advice must be
+/// complete: half a sentence of it is not counted.
 ///
 /// ```
 /// use aweigh::eval::helpdesk::{Topic, judge};

@@ -32,7 +32,8 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 28.0;
-/// Columns that a line is thinned to: of the points in one, the lowest and the highest stay, so that no peak is lost.
+/// Columns that a line is thinned to: of the points in one, the lowest and the highest stay, so that no peak
+/// is lost.
 const COLUMNS: usize = 300;
 /// Colours that the page has; a further line takes the first again, dashed.
 const COLOURS: usize = 8;
@@ -103,7 +104,8 @@ impl Chart {
                     let (cx, cy) = (px(x), py(y));
                     let _ = write!(
                         out,
-                        "<circle class=\"dot {class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3\"><title>{}: {} at {}</title></circle>",
+                        "<circle class=\"dot {class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"3\"><title>{}: {} \
+                         at {}</title></circle>",
                         escaped(&s.name),
                         short(y),
                         short(x)

@@ -75,7 +75,8 @@ fn charts(runs: &[Run]) -> Vec<Chart> {
         let title = if runs.len() == 1 { "Rewards".into() } else { format!("Rewards: {}", run.name) };
         all.push(chart(
             &title,
-            "The flagged answers' should fall, the other's should not: a run in which both fall is breaking the model.",
+            "The flagged answers' should fall, the other's should not: a run in which both fall is breaking \
+             the model.",
             std::slice::from_ref(run),
             &[
                 ("rewards/anchor", "anchors", false),
@@ -405,17 +406,21 @@ mod tests {
 
     fn run(steps: usize) -> Run {
         let line = |step: usize| {
-            let value = json!({"loss": 1.0 / (1.0 + step as f64), "rewards/anchor": 0.1, "rewards/negative": -(step as f64),
+            let value = json!({"loss": 1.0 / (1.0 + step as f64), "rewards/anchor": 0.1,
+                "rewards/negative": -(step as f64),
                 "grad_norm": 2.0, "global_step": step, "tokens_per_second": 100.0});
             value.as_object().unwrap().clone()
         };
-        let completion = |step: u64| json!({"step": step, "line": 3, "prompt": "ask <b>", "completion": format!("answer {step}")});
+        let completion = |step: u64| {
+            let answer = format!("answer {step}");
+            json!({"step": step, "line": 3, "prompt": "ask <b>", "completion": answer})
+        };
         Run {
             name: "one".into(),
             metrics: (0..steps).map(line).collect(),
             completions: [0, 5, 10, 15].map(completion).into(),
-            summary: json!({"steps": 15, "kept_step": 10, "reason_text": "why", "memory_peak": 4e6, "memory_peaks": {"weights": 3e6},
-                "seconds": 245.0, "finished": "2026-11-28T18:42:43Z",
+            summary: json!({"steps": 15, "kept_step": 10, "reason_text": "why", "memory_peak": 4e6,
+                "memory_peaks": {"weights": 3e6}, "seconds": 245.0, "finished": "2026-11-28T18:42:43Z",
                 "before": {"eval_perplexity": 2.0, "global_step": 0}, "after": {"eval_perplexity": 1.5}}),
             config: "[method]\nmethod = \"d2o\"\n[model]\nmodel = \"tiny\"\n".into(),
         }
@@ -424,7 +429,8 @@ mod tests {
     #[test]
     fn a_page_holds_everything_and_asks_for_nothing() {
         let eval = json!({"candidates": ["base", "one"], "sets": [{"name": "held", "prompts": 2,
-            "figures": [{"name": "hostile", "unit": "share", "values": [{"value": 0.5, "low": 0.4, "high": 0.6}, null]}],
+            "figures": [{"name": "hostile", "unit": "share",
+                "values": [{"value": 0.5, "low": 0.4, "high": 0.6}, null]}],
             "answers": [{"prompt": "p", "answers": ["x", "y"]}]}]});
         let page = html("A title & more", &[run(20)], &[eval]).unwrap();
         for part in [

@@ -83,7 +83,8 @@ pub fn gpt2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     })
 }
 
-/// GPT-NeoX and Pythia: attention and MLP side by side, partly turned heads, one projection of interleaved heads.
+/// GPT-NeoX and Pythia: attention and MLP side by side, partly turned heads, one projection of interleaved
+/// heads.
 pub fn gpt_neox(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let (width, heads) = (json.need_size("hidden_size")?, json.need_size("num_attention_heads")?);
     let head_dim = width / heads.max(1);

@@ -141,7 +141,8 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// The blocks: those that `layer_types` calls sliding, or else `sliding` does, have `window`; all turn by the first rope.
+    /// The blocks: those that `layer_types` calls sliding, or else `sliding` does, have `window`; all turn by
+    /// the first rope.
     pub fn blocks(
         &self,
         count: usize,

@@ -222,8 +222,9 @@ mod tests {
     fn windows_and_caps_of_nothing_are_refused() {
         let config = |extra: &str| {
             let json = format!(
-                r#"{{"model_type": "gemma2", "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-                    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 8{extra}}}"#
+                r#"{{"model_type": "gemma2", "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 2,
+                    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+                    "intermediate_size": 8{extra}}}"#
             );
             DecoderConfig::parse(json.as_bytes(), "config.json")
         };
@@ -236,7 +237,8 @@ mod tests {
             let message = config(extra).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         }
-        let huge = r#"{"model_type": "gpt2", "vocab_size": 8, "n_embd": 18446744073709551615, "n_head": 1, "n_layer": 1}"#;
+        let huge = r#"{"model_type": "gpt2", "vocab_size": 8, "n_embd": 18446744073709551615, "n_head": 1,
+                "n_layer": 1}"#;
         assert!(DecoderConfig::parse(huge.as_bytes(), "config.json").is_err());
     }
 

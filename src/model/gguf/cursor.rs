@@ -2,9 +2,9 @@
 
 use super::Damage;
 
-/// Array elements in a whole file at most. A [`super::Value`] takes 32 bytes where its element may take one in the
-/// file, so the count is bounded for all arrays together. The largest vocabulary at hand, Gemma 4's, has 1.3
-/// million in all.
+/// Array elements in a whole file at most. A [`super::Value`] takes 32 bytes where its element may take one
+/// in the file, so the count is bounded for all arrays together. The largest vocabulary at hand, Gemma 4's,
+/// has 1.3 million in all.
 const MAX_ELEMENTS: usize = 1 << 22;
 
 /// A place in the bytes.

@@ -24,7 +24,8 @@ pub struct Description {
 
 /// Where a tensor's elements come from.
 pub enum Source {
-    /// The model's tensor of this name; of queries and keys whose rows llama.cpp wants as neighbours, with the number of heads.
+    /// The model's tensor of this name; of queries and keys whose rows llama.cpp wants as neighbours, with
+    /// the number of heads.
     Tensor(String, Option<usize>),
     /// These.
     Values(Vec<f32>),

@@ -1,4 +1,5 @@
-//! A GGUF file seen as a Hugging Face directory: config.json, the tokenizer's files, and tensors by their names there.
+//! A GGUF file seen as a Hugging Face directory: config.json, the tokenizer's files, and tensors by their
+//! names there.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -16,8 +17,8 @@ pub struct Companions {
     pub tokenizer_config: Vec<u8>,
 }
 
-/// `general.architecture`, with the Hugging Face architecture and model type that it stands for, and whether the converter has laid the
-/// rows of queries and keys for rotation by neighbours.
+/// `general.architecture`, with the Hugging Face architecture and model type that it stands for, and whether
+/// the converter has laid the rows of queries and keys for rotation by neighbours.
 pub(super) const ARCHITECTURES: [(&str, &str, &str, bool); 3] = [
     ("llama", "LlamaForCausalLM", "llama", true),
     ("qwen2", "Qwen2ForCausalLM", "qwen2", false),
@@ -167,8 +168,8 @@ impl Gguf<'_> {
         Ok(config)
     }
 
-    /// What has biases is told by the tensors alone. Llamas have them on all of attention's layers and on all of the MLP's, or on queries,
-    /// keys and values alone, which makes them a Qwen 2.
+    /// What has biases is told by the tensors alone. Llamas have them on all of attention's layers and on all
+    /// of the MLP's, or on queries, keys and values alone, which makes them a Qwen 2.
     fn add_biases(&self, arch: &str, config: &mut Map<String, Json>) -> Result<(), Damage> {
         let has = |part: &str| self.tensors.contains_key(&format!("blk.0.{part}.bias"));
         let groups =
@@ -195,8 +196,8 @@ impl Gguf<'_> {
         Err(Damage::unsupported("biases of all of attention's or the MLP's layers, or of none", found))
     }
 
-    /// Llama 3's scaling of rotary frequencies is stored as what each is divided by. What it was made with is not: the values that all its
-    /// models have are taken, and must give the same divisors.
+    /// Llama 3's scaling of rotary frequencies is stored as what each is divided by. What it was made with is
+    /// not: the values that all its models have are taken, and must give the same divisors.
     fn add_scaling(&self, config: &mut Map<String, Json>) -> Result<(), Damage> {
         let Some(tensor) = self.tensors.get("rope_freqs.weight") else { return Ok(()) };
         let divisors = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
@@ -260,8 +261,8 @@ impl Gguf<'_> {
     }
 }
 
-/// The rows of queries or keys as Hugging Face has them: in a file of llama's architecture, a head's row 2 j + half is row half · d / 2 + j
-/// there, as llama.cpp turns neighbours.
+/// The rows of queries or keys as Hugging Face has them: in a file of llama's architecture, a head's row 2 j
+/// + half is row half · d / 2 + j there, as llama.cpp turns neighbours.
 pub(crate) fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     // Anything else is no such projection, whose shape is found wrong where it is used.
     if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) || !bytes.len().is_multiple_of(rows) {

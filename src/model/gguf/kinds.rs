@@ -22,32 +22,32 @@ pub enum Kind {
     Bf16,
     /// 34 bytes for 32 elements: scale `d` (f16), then 32 signed bytes `q`. Value: `q * d`.
     Q8_0,
-    /// 18 bytes for 32 elements: scale `d` (f16), then 16 bytes `qs`. Byte `j` has element `j` in its low half and
-    /// element `j + 16` in its high half. Value: `d * (q - 8)`.
+    /// 18 bytes for 32 elements: scale `d` (f16), then 16 bytes `qs`. Byte `j` has element `j` in its low
+    /// half and element `j + 16` in its high half. Value: `d * (q - 8)`.
     Q4_0,
     /// 20 bytes for 32 elements: scale `d` (f16), minimum `m` (f16), then 16 bytes as in [`Kind::Q4_0`].
     /// Value: `d * q + m`.
     Q4_1,
-    /// 22 bytes for 32 elements: scale `d` (f16), `qh` (u32), then 16 bytes as in [`Kind::Q4_0`]. Bit `i` of `qh` is
-    /// the fifth bit of element `i`. Value: `d * (q - 16)`.
+    /// 22 bytes for 32 elements: scale `d` (f16), `qh` (u32), then 16 bytes as in [`Kind::Q4_0`]. Bit `i` of
+    /// `qh` is the fifth bit of element `i`. Value: `d * (q - 16)`.
     Q5_0,
-    /// 24 bytes for 32 elements: scale `d` (f16), minimum `m` (f16), `qh` (u32) and 16 bytes as in [`Kind::Q5_0`].
-    /// Value: `d * q + m`.
+    /// 24 bytes for 32 elements: scale `d` (f16), minimum `m` (f16), `qh` (u32) and 16 bytes as in
+    /// [`Kind::Q5_0`]. Value: `d * q + m`.
     Q5_1,
-    /// 144 bytes for 256 elements in 8 sub-blocks of 32: `d` (f16), `dmin` (f16), 12 bytes with a 6-bit scale and
-    /// minimum for each sub-block, then 128 bytes `qs`. Bytes `32g..32g + 32` have sub-block `2g` in their low
-    /// halves and `2g + 1` in their high halves. Value: `(d * scale) * q - dmin * minimum`.
+    /// 144 bytes for 256 elements in 8 sub-blocks of 32: `d` (f16), `dmin` (f16), 12 bytes with a 6-bit scale
+    /// and minimum for each sub-block, then 128 bytes `qs`. Bytes `32g..32g + 32` have sub-block `2g` in
+    /// their low halves and `2g + 1` in their high halves. Value: `(d * scale) * q - dmin * minimum`.
     ///
-    /// The 12 bytes: sub-block `s < 4` has its scale in the low 6 bits of byte `s` and its minimum in those of byte
-    /// `s + 4`. Sub-block `s >= 4` has the low 4 bits of both in byte `s + 4` (scale low, minimum high), and the
-    /// upper 2 bits in the top of bytes `s - 4` and `s`.
+    /// The 12 bytes: sub-block `s < 4` has its scale in the low 6 bits of byte `s` and its minimum in those
+    /// of byte `s + 4`. Sub-block `s >= 4` has the low 4 bits of both in byte `s + 4` (scale low, minimum
+    /// high), and the upper 2 bits in the top of bytes `s - 4` and `s`.
     Q4K,
-    /// 176 bytes for 256 elements: as [`Kind::Q4K`], with 32 bytes `qh` between the scales and `qs`. Bit `s` of
-    /// `qh[l]` is the fifth bit of element `l` of sub-block `s`.
+    /// 176 bytes for 256 elements: as [`Kind::Q4K`], with 32 bytes `qh` between the scales and `qs`. Bit `s`
+    /// of `qh[l]` is the fifth bit of element `l` of sub-block `s`.
     Q5K,
-    /// 210 bytes for 256 elements in 16 sub-blocks of 16: 128 bytes `ql`, 64 bytes `qh`, 16 signed bytes of scales,
-    /// `d` (f16). Each half of 128 elements is 4 rows of 32: row `r` has its low 4 bits in
-    /// `ql[64 * half + 32 * (r & 1) + l]` (low half for `r < 2`, else high) and its upper 2 bits in bits `2r` of
+    /// 210 bytes for 256 elements in 16 sub-blocks of 16: 128 bytes `ql`, 64 bytes `qh`, 16 signed bytes of
+    /// scales, `d` (f16). Each half of 128 elements is 4 rows of 32: row `r` has its low 4 bits in `ql[64 *
+    /// half + 32 * (r & 1) + l]` (low half for `r < 2`, else high) and its upper 2 bits in bits `2r` of
     /// `qh[32 * half + l]`. Value: `(d * scale) * (q - 32)`.
     Q6K,
 }
@@ -132,7 +132,8 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.to_ggml() == number)
     }
 
-    /// Bytes of `elements` elements in rows of `row`; `None` if a row is not whole blocks or the size overflows.
+    /// Bytes of `elements` elements in rows of `row`; `None` if a row is not whole blocks or the size
+    /// overflows.
     pub fn bytes_for(self, elements: usize, row: usize) -> Option<usize> {
         if !row.is_multiple_of(self.block_elements()) || !elements.is_multiple_of(self.block_elements()) {
             return None;
@@ -191,8 +192,8 @@ impl Kind {
         }
     }
 
-    /// The codes and scales of whole blocks, as the device has them: the same values, bit for bit. None of a kind that is not
-    /// quantised.
+    /// The codes and scales of whole blocks, as the device has them: the same values, bit for bit. None of a
+    /// kind that is not quantised.
     pub fn blocks(self, bytes: &[u8]) -> Option<Blocks> {
         let dtype = self.dtype();
         let mut out = Blocks {
@@ -274,7 +275,8 @@ fn scales_and_minima(packed: &[u8]) -> impl Iterator<Item = u8> {
     })
 }
 
-/// The 256 low halves of a super-block's codes: of 64 elements, the first 32 lie in the low halves of 32 bytes.
+/// The 256 low halves of a super-block's codes: of 64 elements, the first 32 lie in the low halves of 32
+/// bytes.
 fn lows(bytes: &[u8]) -> impl Iterator<Item = u8> {
     bytes.chunks_exact(32).flat_map(nibbles)
 }
@@ -322,7 +324,8 @@ mod tests {
             assert_eq!(values.len(), expected.len(), "{}", kind.name());
             for (i, (value, expected)) in values.iter().zip(expected).enumerate() {
                 let expected = f32::from_bits(expected);
-                // 0 and -0 are one; scales that are no numbers, or too large for -8 times them, are no weights.
+                // 0 and -0 are one; scales that are no numbers, or too large for -8 times them, are no
+                // weights.
                 let odd = !expected.is_finite() || !value.is_finite() || expected.abs() > 8000.0;
                 assert!(odd || *value == expected, "{} {i}: {value}, {expected}", kind.name());
             }

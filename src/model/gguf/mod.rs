@@ -1,12 +1,13 @@
 //! GGUF files: metadata and tensors, from bytes that someone else has mapped into memory.
 //!
-//! Layout, all little-endian: `GGUF`, version (u32), tensor count (u64), metadata count (u64); the metadata, each a
-//! key (string), a type (u32) and a value; the tensors' descriptions, each a name (string), a dimension count (u32),
-//! dimensions (u64, innermost first), a kind (u32) and an offset (u64); zeros up to a multiple of the alignment; the
-//! tensors' bytes, which offsets count from. A string is a length (u64) and UTF-8. An array is an element type (u32),
-//! a count (u64) and the elements.
+//! Layout, all little-endian: `GGUF`, version (u32), tensor count (u64), metadata count (u64); the metadata,
+//! each a key (string), a type (u32) and a value; the tensors' descriptions, each a name (string), a
+//! dimension count (u32), dimensions (u64, innermost first), a kind (u32) and an offset (u64); zeros up to a
+//! multiple of the alignment; the tensors' bytes, which offsets count from. A string is a length (u64) and
+//! UTF-8. An array is an element type (u32), a count (u64) and the elements.
 //!
-//! A file may come from anyone, so no length in it is believed before the bytes that are left have been counted.
+//! A file may come from anyone, so no length in it is believed before the bytes that are left have been
+//! counted.
 
 use std::collections::BTreeMap;
 
@@ -101,8 +102,8 @@ impl<'a> Gguf<'a> {
     /// Parses a GGUF file of version 2 or 3, little-endian.
     ///
     /// # Errors
-    /// When the bytes are no such file, end early, contradict themselves, or have a tensor of a kind that [`Kind`]
-    /// lacks.
+    /// When the bytes are no such file, end early, contradict themselves, or have a tensor of a kind that
+    /// [`Kind`] lacks.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Damage> {
         let mut cursor = Cursor::new(bytes);
         header(&mut cursor)?;
@@ -216,7 +217,8 @@ fn entry(cursor: &mut Cursor, alignment: usize) -> Result<Entry, Damage> {
     Ok(Entry { name, kind, shape, offset, len })
 }
 
-/// Finds each tensor's bytes in `data`. Tensors must not overlap: a small file could claim to be a huge model else.
+/// Finds each tensor's bytes in `data`. Tensors must not overlap: a small file could claim to be a huge model
+/// else.
 fn place<'a>(mut entries: Vec<Entry>, data: &'a [u8]) -> Result<BTreeMap<String, TensorInfo<'a>>, Damage> {
     entries.sort_by_key(|entry| (entry.offset, entry.len));
     let mut tensors = BTreeMap::new();

@@ -50,8 +50,8 @@ impl<'a> Vocabulary<'a> {
     fn added(&self) -> Vec<Json> {
         let whole = |id: &usize| [UNKNOWN, CONTROL, USER].contains(&self.types[*id]) && !self.is_padding(*id);
         let token = |id: usize| {
-            json!({"id": id, "content": self.tokens[id], "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": self.types[id] != USER})
+            json!({"id": id, "content": self.tokens[id], "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": self.types[id] != USER})
         };
         (0..self.tokens.len()).filter(whole).map(token).collect()
     }
@@ -124,8 +124,14 @@ fn ends(file: &Gguf, vocabulary: &Vocabulary, bos: bool) -> Json {
 }
 
 fn byte_level(file: &Gguf, vocabulary: &Vocabulary) -> Result<Json, Damage> {
-    let bytes = |regex: bool, prefix: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": regex});
-    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let bytes = |regex: bool, prefix: bool| {
+        let trim = true;
+        json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": trim, "use_regex": regex})
+    };
+    let split = |pattern: &str| {
+        let pattern = json!({"Regex": pattern});
+        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+    };
     let sequence = |first: Json, second: Json| json!({"type": "Sequence", "pretokenizers": [first, second]});
     let key = "tokenizer.ggml.pre";
     let (pre_tokenizer, normalizer, whole, bos) = match file.str(key).unwrap_or("default") {

@@ -21,7 +21,8 @@ fn table() -> Vec<f64> {
     rope::table(8, &rope::inv_freq(SHAPE.head_dim, 100.0))
 }
 
-/// Every tensor, filled by the shared generator; the seed of a tensor is 100 + its place in the order of names.
+/// Every tensor, filled by the shared generator; the seed of a tensor is 100 + its place in the order of
+/// names.
 fn weights(biased: bool, lora: bool, tied: bool) -> Tensors {
     let (d, q, kv, ff) = (SHAPE.width, 16, 8, SHAPE.ff);
     let mut sizes = vec![(EMBEDDING.to_owned(), SHAPE.vocab * d), (NORM.to_owned(), d)];
@@ -199,9 +200,9 @@ fn an_adapter_with_zero_b_changes_nothing() {
     }
 }
 
-/// Values of transformers' LlamaForCausalLM in float64 with the same weights (adapters merged by
-/// autograd, norm, softmax and rotary angles patched from f32 to f64, each response run alone): summed log-probs,
-/// the loss of [`group_loss`], and of each gradient its product with `rng::values(7, n)`.
+/// Values of transformers' LlamaForCausalLM in float64 with the same weights (adapters merged by autograd,
+/// norm, softmax and rotary angles patched from f32 to f64, each response run alone): summed log-probs, the
+/// loss of [`group_loss`], and of each gradient its product with `rng::values(7, n)`.
 #[test]
 fn equals_transformers() {
     let weights = weights(true, true, false);

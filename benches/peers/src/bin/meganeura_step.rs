@@ -117,8 +117,8 @@ fn load(session: &mut Session, config: &SmolLM2Config, folder: &Path) -> Result<
     Ok(())
 }
 
-/// The next token of every row but the last, whose row is empty. meganeura divides the loss by all rows, so that a
-/// label weighs T / (T - 1).
+/// The next token of every row but the last, whose row is empty. meganeura divides the loss by all rows, so
+/// that a label weighs T / (T - 1).
 fn labels(tokens: usize, vocabulary: usize) -> Vec<f32> {
     let mut labels = vec![0.0; tokens * vocabulary];
     let weight = tokens as f32 / (tokens - 1) as f32;
