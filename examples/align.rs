@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [model, data, output] = arguments.as_slice() else {
         return Err("usage: align MODEL_DIR|tiny DATA.jsonl OUTPUT.safetensors".into());
     };
-    let model = Model::open(model, true)?;
+    let model = Model::open(model)?;
     let rows = std::fs::read(data)?;
     let mut config = RunConfig::default();
     config.method.num_samples = 4;

@@ -76,7 +76,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(directory.join("model.safetensors"))?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
-    let mut random = rand::rngs::StdRng::seed_from_u64(0);
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(0);
     let draw = |_| bf16::from_f32(random.random_range(-0.04f32..0.04)).to_le_bytes();
     let noise: Vec<u8> = (0..DISTINCT).flat_map(draw).collect();
     let ones: Vec<u8> = bf16::ONE.to_le_bytes().repeat(DISTINCT);

@@ -8,7 +8,7 @@
 //! use aweigh::train::{Inputs, Unwatched, align};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let model = Model::open("HuggingFaceTB/SmolLM2-135M-Instruct", true)?;
+//! let model = Model::open("SmolLM2-135M-Instruct")?;
 //! let rows = std::fs::read("flagged.jsonl")?;
 //! let config = RunConfig::default();
 //! pollster::block_on(async {
@@ -32,12 +32,11 @@
 
 pub mod assets;
 pub mod bench;
-#[doc(hidden)]
-pub mod cli;
 pub mod config;
 pub mod data;
 pub mod error;
 pub mod eval;
+#[cfg(feature = "files")]
 pub mod files;
 pub mod gpu;
 pub mod kernels;

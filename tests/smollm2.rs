@@ -69,7 +69,7 @@ fn find_or_make(data: &Path) -> Option<PathBuf> {
 }
 
 fn open(folder: &Path) -> (ChatTokenizer, Decoder) {
-    let model = Model::open(&folder.display().to_string(), false).unwrap_or_else(|error| panic!("{error}"));
+    let model = Model::open(&folder.display().to_string()).unwrap_or_else(|error| panic!("{error}"));
     let files = model.bytes();
     let decoder = files.decoder(gpu(), Training::None).unwrap_or_else(|error| panic!("{error}"));
     (files.tokenizer().unwrap_or_else(|error| panic!("{error}")), decoder)

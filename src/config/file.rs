@@ -80,6 +80,7 @@ impl Layer {
     }
 
     /// What the command line says.
+    #[cfg(feature = "clap")]
     pub fn from_flags(values: PartialConfig) -> Self {
         let places = values.given().into_iter().map(|key| {
             let flag = PartialConfig::flag(&key);

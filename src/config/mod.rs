@@ -338,38 +338,39 @@ section! {
 }
 
 /// A run's settings as one source gives them; every key may be absent. Doubles as `align`'s flags.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
 pub struct PartialConfig {
     /// `[model]`
-    #[command(flatten, next_help_heading = "Model")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Model"))]
     pub model: ModelFlags,
     /// `[data]`
-    #[command(flatten, next_help_heading = "Data")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Data"))]
     pub data: DataFlags,
     /// `[method]`
-    #[command(flatten, next_help_heading = "Method")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Method"))]
     pub method: MethodFlags,
     /// `[anchors]`
-    #[command(flatten, next_help_heading = "Anchors (the model's own samples)")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Anchors (the model's own samples)"))]
     pub anchors: AnchorFlags,
     /// `[reference]`
-    #[command(flatten, next_help_heading = "References")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "References"))]
     pub reference: ReferenceFlags,
     /// `[lora]`
-    #[command(flatten, next_help_heading = "LoRA")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "LoRA"))]
     pub lora: LoraFlags,
     /// `[train]`
-    #[command(flatten, next_help_heading = "Training")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Training"))]
     pub train: TrainFlags,
     /// `[stop]`
-    #[command(flatten, next_help_heading = "Stop rule")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Stop rule"))]
     pub stop: StopFlags,
     /// `[output]`
-    #[command(flatten, next_help_heading = "Output")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Output"))]
     pub output: OutputFlags,
     /// `[gpu]`
-    #[command(flatten, next_help_heading = "GPU")]
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "GPU"))]
     pub gpu: GpuFlags,
 }
 
@@ -439,6 +440,7 @@ macro_rules! over_sections {
             }
 
             /// The flag of `section.key`, with its dashes; the key itself where there is none.
+            #[cfg(feature = "clap")]
             pub fn flag(key: &str) -> String {
                 $(if let Some(name) = key.strip_prefix(concat!(stringify!($section), ".")) {
                     let command = <$flags as clap::Args>::augment_args(clap::Command::new(""));
@@ -495,5 +497,6 @@ impl RunConfig {
     }
 }
 
-#[cfg(test)]
+// They are of flags too.
+#[cfg(all(test, feature = "clap"))]
 mod tests;

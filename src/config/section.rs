@@ -33,13 +33,18 @@ macro_rules! section {
 
         #[doc = $about]
         #[doc = "\n\nAs one source gives it: every key may be absent."]
-        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "clap", derive(clap::Args))]
         #[serde(default, deny_unknown_fields)]
         pub struct $flags {
-            $( $(#[doc = $doc])* #[arg($($arg)*, allow_negative_numbers = true)] pub $name: Option<$ty>, )*
+            $(
+                $(#[doc = $doc])*
+                #[cfg_attr(feature = "clap", arg($($arg)*, allow_negative_numbers = true))]
+                pub $name: Option<$ty>,
+            )*
             $(
                 $(#[doc = $odoc])*
-                #[arg($($oarg)*, allow_negative_numbers = true)]
+                #[cfg_attr(feature = "clap", arg($($oarg)*, allow_negative_numbers = true))]
                 pub $oname: Option<$oty>,
             )*
         }

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 macro_rules! choice {
     ($(#[doc = $about:tt])* $name:ident { $($(#[doc = $doc:tt])* $variant:ident),* $(,)? }) => {
         $(#[doc = $about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
-        #[value(rename_all = "snake_case")]
+        #[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
         pub enum $name { $($(#[doc = $doc])* $variant,)* }
     };
 }
@@ -321,6 +321,7 @@ impl TargetModules {
 }
 
 /// Reads a switch whose flag says the opposite of its key: `--full` is `lora.enabled = false`.
+#[cfg(feature = "clap")]
 pub(super) fn inverted(text: &str) -> Result<bool, String> {
     text.parse::<bool>().map(|value| !value).map_err(|_| "expected true or false".into())
 }

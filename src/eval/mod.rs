@@ -4,5 +4,4 @@ pub mod compare;
 pub mod helpdesk;
 pub mod judge;
 pub mod lexicon;
-pub mod report;
 pub mod stats;

@@ -7,11 +7,12 @@ use std::env::var;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo};
 use tempfile::TempDir;
 
-use super::model::shards;
+use super::shards::shards;
 use crate::error::{Error, Result};
 
 /// How often an interrupted download is taken up again.
@@ -62,19 +63,64 @@ impl<'a> Name<'a> {
     }
 }
 
-/// Where a model lies once it is in the cache: a directory, or a GGUF file. What is missing is downloaded,
-/// with a bar on the terminal where `bar` asks for one; what was begun before is taken up where it ended.
+/// How far a file's download is: told when it begins, as bytes come, and when it ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Download<'a> {
+    /// The file's name in the repository.
+    pub file: &'a str,
+    /// Bytes that are there.
+    pub done: u64,
+    /// Bytes of the file.
+    pub total: u64,
+}
+
+/// Who is told of downloads.
+type Tell<'a> = &'a mut dyn FnMut(Download);
+
+/// One download, as hf-hub tells of it.
+struct Told<'a> {
+    tell: Tell<'a>,
+    file: &'a str,
+    done: u64,
+    total: u64,
+}
+
+impl Told<'_> {
+    fn tell(&mut self) {
+        (self.tell)(Download { file: self.file, done: self.done, total: self.total });
+    }
+}
+
+impl Progress for Told<'_> {
+    fn init(&mut self, size: usize, _: &str) {
+        (self.done, self.total) = (0, size as u64);
+        self.tell();
+    }
+
+    fn update(&mut self, size: usize) {
+        self.done += size as u64;
+        self.tell();
+    }
+
+    fn finish(&mut self) {
+        self.done = self.total;
+        self.tell();
+    }
+}
+
+/// Where a model lies once it is in the cache: a directory, or a GGUF file. What is missing is downloaded, and
+/// `progress` told of it; what was begun before is taken up where it ended.
 ///
 /// # Errors
 /// [`Error::Input`] for a repository or file that is not there, that asks for a token, or that the network
 /// does not bring.
-pub fn fetch(name: &Name, bar: bool) -> Result<PathBuf> {
-    let hub = match Hub::of(name, bar)? {
+pub fn fetch(name: &Name, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
+    let hub = match Hub::of(name)? {
         Found::Cached(path) => return Ok(path),
         Found::Remote(hub) => hub,
     };
-    let weights = hub.companions(name)?;
-    weights.iter().try_for_each(|file| hub.get(file).map(drop))?;
+    let weights = hub.companions(name, progress)?;
+    weights.iter().try_for_each(|file| hub.get(file, progress).map(drop))?;
     whole(name, &|file| hub.cached.get(file), false).ok_or_else(|| {
         Error::input(&hub.place, "a model whose files all came", "one that is not whole", "try again")
     })
@@ -86,15 +132,15 @@ pub fn fetch(name: &Name, bar: bool) -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`fetch`].
-pub fn describe(name: &Name, bar: bool) -> Result<(PathBuf, Option<TempDir>)> {
+pub fn describe(name: &Name, progress: &mut dyn FnMut(Download)) -> Result<(PathBuf, Option<TempDir>)> {
     if name.gguf.is_some() {
-        return Ok((fetch(name, bar)?, None));
+        return Ok((fetch(name, progress)?, None));
     }
-    let hub = match Hub::of(name, bar)? {
+    let hub = match Hub::of(name)? {
         Found::Cached(path) => return Ok((path, None)),
         Found::Remote(hub) => hub,
     };
-    let weights = hub.companions(name)?;
+    let weights = hub.companions(name, progress)?;
     let folder =
         tempfile::tempdir().map_err(|error| Error::io(std::env::temp_dir(), "create a folder in", error))?;
     let failed = |error| Error::io(folder.path(), "write to", error);
@@ -130,7 +176,7 @@ struct Hub {
 }
 
 impl Hub {
-    fn of(name: &Name, bar: bool) -> Result<Found> {
+    fn of(name: &Name) -> Result<Found> {
         let cache = Cache::new(cache_path()?);
         let repository = Repo::model(name.repository.to_string());
         let cached = cache.repo(repository.clone());
@@ -151,7 +197,7 @@ impl Hub {
         let token = var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()).or_else(token_file);
         let mut builder = ApiBuilder::from_cache(cache)
             .with_token(token.clone())
-            .with_progress(bar)
+            .with_progress(false)
             .with_retries(RETRIES)
             .with_user_agent("aweigh", env!("CARGO_PKG_VERSION"));
         if let Ok(endpoint) = var("HF_ENDPOINT") {
@@ -162,12 +208,18 @@ impl Hub {
     }
 
     /// A file, in the cache.
-    fn get(&self, file: &str) -> Result<PathBuf> {
-        self.remote.get(file).map_err(|error| failed(&format!("{}/{file}", self.place), &error))
+    fn get(&self, file: &str, tell: Tell) -> Result<PathBuf> {
+        if let Some(path) = self.cached.get(file) {
+            return Ok(path);
+        }
+        let progress = Told { tell, file, done: 0, total: 0 };
+        self.remote
+            .download_with_progress(file, progress)
+            .map_err(|error| failed(&format!("{}/{file}", self.place), &error))
     }
 
     /// Brings the small files into the cache, and returns the names of the large ones.
-    fn companions(&self, name: &Name) -> Result<Vec<String>> {
+    fn companions(&self, name: &Name, progress: Tell) -> Result<Vec<String>> {
         let listed = self.remote.info().map_err(|error| failed(&self.place, &error))?;
         let has = |file: &str| listed.siblings.iter().any(|sibling| sibling.rfilename == file);
         let missing = |file: &str, fix: String| {
@@ -189,7 +241,7 @@ impl Hub {
         }
         // Whether the model is one that can be used shows early.
         for file in COMPANIONS.into_iter().filter(|file| has(file)) {
-            self.get(file)?;
+            self.get(file, progress)?;
         }
         if has(WEIGHTS) {
             return Ok(vec![WEIGHTS.to_string()]);
@@ -197,7 +249,7 @@ impl Hub {
         if !has(INDEX) {
             return Err(missing(WEIGHTS, instead));
         }
-        let index = self.get(INDEX)?;
+        let index = self.get(INDEX, progress)?;
         let directory = index.parent().unwrap_or(Path::new("."));
         let bytes =
             std::fs::read(&index).map_err(|error| Error::io(index.display().to_string(), "read", error))?;

@@ -51,7 +51,7 @@ impl Lines {
     ///
     /// # Errors
     /// [`Error::Io`] where it cannot be written.
-    pub(super) fn behind(path: PathBuf, kept: &[u8]) -> Result<Self> {
+    pub fn behind(path: PathBuf, kept: &[u8]) -> Result<Self> {
         write_whole(&path, kept)?;
         let failed = |error| Error::io(&path, "write", error);
         let mut file = File::options().write(true).open(&path).map_err(failed)?;
@@ -74,7 +74,7 @@ impl Lines {
     ///
     /// # Errors
     /// As [`Lines::push`].
-    pub(super) fn push_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+    pub fn push_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         self.waiting.extend(bytes);
         self.append()
     }

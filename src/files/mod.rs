@@ -3,12 +3,12 @@
 mod adapter;
 pub mod cache;
 pub mod checkpoint;
-mod events;
-pub mod external;
+#[cfg(feature = "hub")]
 pub mod hub;
 mod lines;
 mod model;
 mod run_folder;
+mod shards;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -21,10 +21,9 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::error::{Error, Result};
 
 pub use adapter::AdapterFiles;
-pub use events::Events;
 pub use lines::Lines;
 pub use model::{Model, ModelFiles, TINY};
-pub use run_folder::{RunFolder, TRAIN_COPY};
+pub use run_folder::{EVENTS, RunFolder, TRAIN_COPY};
 
 /// A file in memory, with the name it has in messages: the form in which the library takes data.
 #[derive(Clone, Debug)]
@@ -125,13 +124,6 @@ impl Mapped {
 fn stamp(file: &File) -> Option<(u64, SystemTime)> {
     let data = file.metadata().ok()?;
     Some((data.len(), data.modified().ok()?))
-}
-
-/// Bytes of memory that this process holds, where the system says so in a file.
-pub fn resident_bytes() -> Option<u64> {
-    let text = fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
 }
 
 fn is_file(path: &Path, flag: &str) -> Result<()> {
@@ -310,7 +302,10 @@ fn refuse_filled(path: &Path, flag: &str, fix: &str) -> Result<()> {
 }
 
 /// The names in the folder `path`; none where there is no folder.
-fn entries(path: &Path, flag: &str) -> Result<Vec<String>> {
+///
+/// # Errors
+/// [`Error::Input`] where a file is there, [`Error::Io`] where it cannot be listed.
+pub fn entries(path: &Path, flag: &str) -> Result<Vec<String>> {
     let list = match fs::read_dir(path) {
         Ok(list) => list,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,12 +1,14 @@
 //! A model's or an adapter's directory, brought into memory for the library, which takes bytes.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{Mapped, hub};
+use super::Mapped;
+#[cfg(feature = "hub")]
+use super::hub;
+use super::shards::shards;
 use crate::assets;
 use crate::data::TokenizerFiles;
 use crate::error::{Error, Result};
@@ -72,32 +74,46 @@ impl GgufFile {
 }
 
 impl Model {
-    /// Opens "tiny", a GGUF file, a directory (a directory of that name is `./tiny`) or, where nothing of the
-    /// name is there, a model of the Hugging Face Hub, which is downloaded once: `owner/name` or
-    /// `owner/name/FILE.gguf`. `bar` asks for progress on the terminal.
+    /// Opens "tiny", a GGUF file, a directory (a directory of that name is `./tiny`) or, with the feature `hub`
+    /// and where nothing of the name is there, a model of the Hugging Face Hub, which is downloaded once:
+    /// `owner/name` or `owner/name/FILE.gguf`.
     ///
     /// # Errors
-    /// As [`ModelFiles::open`] and [`hub::fetch`].
-    pub fn open(name: &str, bar: bool) -> Result<Self> {
-        let path = Path::new(name);
+    /// As [`ModelFiles::open`] and [`Model::fetch`].
+    pub fn open(name: &str) -> Result<Self> {
         if name == TINY {
             return Ok(Self::tiny());
         }
-        let Some(of_hub) = hub::Name::parse(name).filter(|_| !path.exists()) else {
-            return Self::at(path, name);
-        };
-        Self::at(&hub::fetch(&of_hub, bar)?, name)
+        #[cfg(feature = "hub")]
+        if hub::Name::parse(name).is_some_and(|_| !Path::new(name).exists()) {
+            return Self::fetch(name, &mut |_| {});
+        }
+        Self::at(Path::new(name), name)
+    }
+
+    /// The same; `progress` is told of what is downloaded.
+    ///
+    /// # Errors
+    /// As [`Model::open`]; [`Error::Input`] for a repository or file that is not there, that asks for a token,
+    /// or that the network does not bring.
+    #[cfg(feature = "hub")]
+    pub fn fetch(name: &str, progress: &mut dyn FnMut(hub::Download)) -> Result<Self> {
+        match hub::Name::parse(name).filter(|_| !Path::new(name).exists()) {
+            Some(of_hub) => Self::at(&hub::fetch(&of_hub, progress)?, name),
+            None => Self::open(name),
+        }
     }
 
     /// The same for who looks at shapes only: of a model of the Hub that is not in the cache, nothing but the
     /// weights' headers is downloaded.
     ///
     /// # Errors
-    /// As [`Model::open`].
-    pub fn describe(name: &str, bar: bool) -> Result<Self> {
+    /// As [`Model::fetch`].
+    #[cfg(feature = "hub")]
+    pub fn describe(name: &str, progress: &mut dyn FnMut(hub::Download)) -> Result<Self> {
         let of_hub = hub::Name::parse(name).filter(|_| !Path::new(name).exists());
-        let Some(of_hub) = of_hub else { return Self::open(name, bar) };
-        let (path, temporary) = hub::describe(&of_hub, bar)?;
+        let Some(of_hub) = of_hub else { return Self::open(name) };
+        let (path, temporary) = hub::describe(&of_hub, progress)?;
         Ok(Self { _temporary: temporary, ..Self::at(&path, name)? })
     }
 
@@ -464,22 +480,6 @@ fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, Mapped)>> {
         .collect()
 }
 
-pub(super) fn shards(index: &[u8], directory: &Path, file: &str) -> Result<Vec<String>> {
-    let place = directory.join(file).display().to_string();
-    let wrong = |found: String| {
-        Error::input(&place, "\"weight_map\", from tensor names to file names", found, "fetch the file again")
-    };
-    let index: serde_json::Value = serde_json::from_slice(index).map_err(|error| wrong(error.to_string()))?;
-    let map = index.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| wrong("none".into()))?;
-    let names: Option<BTreeSet<&str>> = map.values().map(|name| name.as_str()).collect();
-    let names = names.filter(|names| !names.is_empty()).ok_or_else(|| wrong("something else".into()))?;
-    // A shard lies beside its index: a name that leads elsewhere is not one.
-    match names.iter().find(|name| Path::new(name).file_name().is_none_or(|last| last != **name)) {
-        Some(name) => Err(wrong(format!("the file name {name:?}"))),
-        None => Ok(names.into_iter().map(str::to_owned).collect()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -529,7 +529,7 @@ mod tests {
             )
             .unwrap();
         std::fs::write(folder.join("model.safetensors"), "x").unwrap();
-        let model = Model::open(&folder.display().to_string(), false).unwrap();
+        let model = Model::open(&folder.display().to_string()).unwrap();
         for other in ["HuggingFaceTB/SmolLM2-135M-Instruct", "./smollm2-135m/", "model", "../base", ""] {
             assert!(model.may_be(other), "{other}");
         }

@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{PART, checkpoint, entries, events, nearest_existing, parent, refuse_filled, temporary_folder};
+use super::{PART, checkpoint, entries, nearest_existing, parent, refuse_filled, temporary_folder};
 use crate::error::{Error, Result};
+
+/// What the names of TensorBoard's event files begin with.
+pub const EVENTS: &str = "events.out.tfevents.";
 
 /// What a run writes into its folder, and therefore all that `--overwrite` may remove.
 const RUN_ENTRIES: &[&str] = &[
@@ -58,7 +61,7 @@ impl Drop for Lock {
 
 fn is_of_a_run(name: &str) -> bool {
     let begins = |prefix| name.starts_with(prefix);
-    let own = [events::PREFIX, checkpoint::PREFIX, checkpoint::DRAWN, PART];
+    let own = [EVENTS, checkpoint::PREFIX, checkpoint::DRAWN, PART];
     RUN_ENTRIES.contains(&name) || own.into_iter().any(begins)
 }
 

@@ -29,9 +29,9 @@ pub struct Blocks {
 }
 
 /// A type that plain weights can be kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[value(rename_all = "lower")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "lower"))]
 pub enum Quantize {
     /// 4 bits, the quantiles of a normal distribution: QLoRA's type
     Nf4,
@@ -179,6 +179,9 @@ impl Blocks {
             Quantize::Q8 => Self::q8,
         };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        if threads == 1 {
+            return make(values);
+        }
         let share = values.len().div_ceil(threads).next_multiple_of(32).max(1 << 16);
         let parts: Vec<Self> = std::thread::scope(|scope| {
             let at_work: Vec<_> = values.chunks(share).map(|part| scope.spawn(move || make(part))).collect();

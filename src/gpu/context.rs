@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, instance, summary};
 use super::fault::Faults;
 use super::kernel::{Compiled, Kernel};
 use super::memory::{Memory, Purpose};
+use super::poller::Poller;
 use super::profile::{KernelTime, Profiler};
 use super::recorder::UNIFORM_BYTES;
 use super::tuning::Tuning;
@@ -18,20 +18,10 @@ use crate::{Error, Result};
 
 /// What matrix products may do to their inputs. Sums are f32 in both.
 #[derive(
-    Debug,
-    Clone,
-    Copy,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    serde::Serialize,
-    serde::Deserialize,
-    clap::ValueEnum,
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
-#[value(rename_all = "lower")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "lower"))]
 pub enum Precision {
     /// Nothing: inputs are multiplied as f32
     #[default]
@@ -456,47 +446,5 @@ impl Deref for Gpu {
 
     fn deref(&self) -> &Memory {
         &self.memory
-    }
-}
-
-/// A thread that waits for the device, so that no caller has to: readbacks are plain futures.
-///
-/// It waits for one submit after the other. Were it to wait for all of them at once, what the first one
-/// computed would be read when the last one is done, and the host would have nothing to record for that long.
-struct Poller {
-    requests: Option<mpsc::Sender<Option<wgpu::SubmissionIndex>>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Poller {
-    fn new(device: wgpu::Device) -> Self {
-        let (sender, receiver) = mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            for submission_index in receiver {
-                if let Err(error) = device.poll(wgpu::PollType::Wait { submission_index, timeout: None }) {
-                    log::warn!("waiting for the device: {error}");
-                }
-            }
-        });
-        Self { requests: Some(sender), thread: Some(thread) }
-    }
-
-    /// Waits for a submit, or for all so far.
-    fn wait_for(&self, submit: Option<wgpu::SubmissionIndex>) {
-        if let Some(requests) = &self.requests {
-            let _ = requests.send(submit);
-        }
-    }
-}
-
-impl Drop for Poller {
-    /// The thread holds the device too. Were it left to itself, it could still be closing the device while
-    /// the process ends, and drivers crash when their libraries go first (llvmpipe did, in one run of
-    /// twenty).
-    fn drop(&mut self) {
-        self.requests = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }

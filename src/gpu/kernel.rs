@@ -1,6 +1,7 @@
 //! Kernels, compiled when they are first needed, and the bind groups of their calls.
 
 use std::collections::HashMap;
+#[cfg(not(target_arch = "wasm32"))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -47,7 +48,16 @@ impl Kernel {
     }
 }
 
+/// Compiles `kernels`: in a browser, which has its own threads for it, one after the other.
+#[cfg(target_arch = "wasm32")]
+pub(super) fn compile(gpu: &Gpu, kernels: &[Arc<Kernel>]) {
+    for kernel in kernels {
+        kernel.compiled(gpu);
+    }
+}
+
 /// Compiles `kernels` on all cores: drivers take up to a second for one.
+#[cfg(not(target_arch = "wasm32"))]
 pub(super) fn compile(gpu: &Gpu, kernels: &[Arc<Kernel>]) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
     let next = AtomicUsize::new(0);

@@ -8,6 +8,7 @@ mod context;
 mod fault;
 mod kernel;
 mod memory;
+mod poller;
 mod profile;
 mod recorder;
 mod tensor;

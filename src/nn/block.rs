@@ -90,20 +90,10 @@ pub struct Sizes {
 /// What a backward pass computes once more instead of keeping it (Chen et al., 1604.06174). Norms and the
 /// MLP's activation are always among it. The gradients are the same to the bit.
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    serde::Serialize,
-    serde::Deserialize,
-    clap::ValueEnum,
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
 pub enum Recompute {
     /// No matrix product: fastest
     #[default]

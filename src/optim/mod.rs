@@ -43,18 +43,16 @@ impl Default for AdamW {
 }
 
 /// How AdamW's moments are kept.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
 pub enum Optim {
     /// In f32, as torch.optim.AdamW
     #[default]
     Adamw,
     /// In blocks of 8 bits: a quarter of the memory
     #[serde(rename = "adamw_8bit")]
-    #[value(name = "adamw_8bit")]
+    #[cfg_attr(feature = "clap", value(name = "adamw_8bit"))]
     Adamw8bit,
 }
 

@@ -19,8 +19,8 @@ const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
     let cargo_arguments: &[&str] = match arguments.next().as_deref() {
-        Some("demo") => &["run", "--release", "--package", "aweigh", "--", "demo"],
-        Some("test") => &["test", "--package", "aweigh"],
+        Some("demo") => &["run", "--release", "--package", "aweigh-cli", "--", "demo"],
+        Some("test") => &["test", "--package", "aweigh", "--package", "aweigh-cli"],
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -1,0 +1,107 @@
+//! What the comparison came to: charts as SVG, and a table in Markdown.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use aweigh_cli::report_page::chart::{Chart, Series};
+use serde_json::Value;
+
+use super::{Any, finished};
+
+/// A figure of each measurement.
+type Figure = (&'static str, &'static str, f64);
+
+const FIGURES: [Figure; 3] = [
+    ("hostile_share", "Hostile answers, %", 100.0),
+    ("on_topic_share", "Answers on topic, %", 100.0),
+    ("good_perplexity", "Perplexity of good answers", 1.0),
+];
+
+/// For an SVG file that stands by itself: the page's colours are not there.
+const STYLE: &str = "<style>.grid path{stroke:#d5dada;fill:none}.grid text{fill:#5b666d;font:12px sans-serif}\
+.line{fill:none;stroke-width:1.75}.dashed{stroke-dasharray:5 4}circle.dashed{stroke-dasharray:none}\
+.c0{--c:#1f6f9f}.c1{--c:#c2541b}.c2{--c:#2f7d4f}.c3{--c:#8a4fa3}.c4{--c:#a58300}\
+.c5{--c:#b0305c}.c6{--c:#4f6d7a}.c7{--c:#6b5b3e}\
+.line{stroke:var(--c)}.dot{fill:var(--c)}.name{font:13px sans-serif;fill:#1c2226}rect{fill:#fff}</style>";
+
+/// Mean over the seeds, by contender in the order of `names`, then by step.
+fn curves(runs: &[Value], names: &[&str], key: &str, scale: f64) -> Vec<Series> {
+    let of = |name: &&str| {
+        let mut sums: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+        for point in
+            runs.iter().filter(|run| run["name"] == *name).flat_map(|run| run["points"].as_array()).flatten()
+        {
+            let sum = sums.entry(point["step"].as_u64().unwrap_or(0)).or_default();
+            *sum = (sum.0 + scale * point[key].as_f64().unwrap_or(f64::NAN), sum.1 + 1.0);
+        }
+        let points = sums.into_iter().map(|(step, (sum, n))| (step as f64, sum / n)).collect();
+        Series { name: (*name).into(), points, dashed: false }
+    };
+    names.iter().map(of).collect()
+}
+
+/// The chart with its legend, as a file.
+fn file(chart: &Chart) -> String {
+    let legend = chart.legend();
+    let rows = legend.len().div_ceil(3);
+    let height = 300 + 22 * rows;
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 {height}\">{STYLE}\
+         <rect width=\"640\" height=\"{height}\"/>\
+         <text class=\"name\" x=\"12\" y=\"22\" font-weight=\"600\">{}</text>\
+         <svg y=\"30\" width=\"640\" height=\"260\">{}</svg>",
+        chart.title,
+        chart.svg()
+    );
+    for (i, (name, class)) in legend.iter().enumerate() {
+        let (x, y) = (16 + 206 * (i % 3), 310 + 22 * (i / 3));
+        let _ = write!(
+            out,
+            "<path class=\"line {class}\" d=\"M{x} {}h22\"/>\
+             <text class=\"name\" x=\"{}\" y=\"{y}\">{name}</text>",
+            y - 4,
+            x + 30
+        );
+    }
+    out + "</svg>\n"
+}
+
+/// Charts of the runs in `path`, beside it: `groups` are the charts' names and contenders.
+pub fn write(path: &Path, groups: &[(&str, Vec<&str>)]) -> Any<()> {
+    let (runs, folder) = (finished(path)?, path.parent().unwrap_or(Path::new(".")));
+    for (group, names) in groups {
+        for (key, title, scale) in FIGURES {
+            let series = curves(&runs, names, key, scale);
+            let log = key == "good_perplexity";
+            let chart = Chart { title: format!("{title}, by step"), series, log, ..Chart::default() };
+            let name = format!("{group}-{}.svg", key.replace('_', "-"));
+            std::fs::write(folder.join(name), file(&chart))?;
+        }
+    }
+    let all: Vec<&str> = groups.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+    std::fs::write(folder.join("table.md"), table(&runs, &all))?;
+    Ok(())
+}
+
+/// Hostile share / on-topic share / perplexity by step, means over the seeds.
+fn table(runs: &[Value], names: &[&str]) -> String {
+    let [hostile, topic, perplexity] = FIGURES.map(|(key, _, scale)| curves(runs, names, key, scale));
+    let steps: Vec<u64> = hostile.first().into_iter().flat_map(|s| &s.points).map(|p| p.0 as u64).collect();
+    let heads: Vec<String> = steps.iter().map(|step| format!("step {step}")).collect();
+    let mut out = format!("| | {} |\n|---{}|\n", heads.join(" | "), "|---".repeat(steps.len()));
+    let mut seen = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        if seen.contains(name) || hostile[i].points.is_empty() {
+            continue;
+        }
+        seen.push(name);
+        let cell = |s: usize| {
+            let of = |series: &Series| series.points.get(s).map_or(f64::NAN, |p| p.1);
+            format!("{:.1} / {:.0} / {:.2}", of(&hostile[i]), of(&topic[i]), of(&perplexity[i]))
+        };
+        let cells: Vec<String> = (0..steps.len()).map(cell).collect();
+        out += &format!("| {name} | {} |\n", cells.join(" | "));
+    }
+    out
+}

@@ -1,0 +1,140 @@
+//! Flags that several commands share.
+
+use std::path::PathBuf;
+
+use aweigh::config::AnchorConfig;
+use aweigh::error::{Error, Result};
+use aweigh::gpu::{Options, Precision, Quantize};
+
+/// Which GPU.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "GPU")]
+pub struct GpuArgs {
+    /// The GPU: its number in "aweigh devices", or a part of its name. Without it the best one is taken
+    #[arg(long, value_name = "NUMBER|NAME", env = "AWEIGH_GPU")]
+    pub gpu: Option<String>,
+    /// Take every kernel as it is guessed, not as "aweigh devices --tune" measured it on this GPU
+    #[arg(long)]
+    pub no_tuning: bool,
+    /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32.
+    /// Software adapters round nothing
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = Precision::F32)]
+    pub precision: Precision,
+}
+
+impl GpuArgs {
+    /// How to open that GPU.
+    pub fn options(&self) -> Options {
+        Options { adapter: self.gpu.clone(), precision: self.precision, ..Options::default() }
+    }
+}
+
+/// Which model, with which adapter.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF
+    /// file, a name on the Hugging Face Hub (owner/name, or owner/name/FILE.gguf), or "tiny" for the one
+    /// built into this program
+    #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
+    pub model: String,
+    /// A LoRA adapter to apply, a directory in PEFT's format, as "aweigh align" writes to adapter/
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A chat template in Jinja, instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+}
+
+/// How its weights are kept.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub struct WeightArgs {
+    /// Keep the matrices of the model's blocks in 4 bits (nf4) or 8 (q8) instead of the file's own type;
+    /// quantised ones of a GGUF file stay as they are
+    #[arg(long, value_name = "TYPE", value_enum)]
+    pub quantize: Option<Quantize>,
+    /// Keep them in the computer's own memory, and bring each block's to the GPU when it is passed: for
+    /// models that do not fit
+    #[arg(long)]
+    pub offload: bool,
+}
+
+/// Which rows of a file of data.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Data")]
+pub struct RowArgs {
+    /// Use only the rows whose "split" field is this
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Use at most this many rows, the first ones
+    #[arg(long, value_name = "N")]
+    pub max_samples: Option<usize>,
+}
+
+/// How tokens are chosen. The names are those of transformers, the defaults those of align's anchors.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Sampling temperature; 0 always takes the likeliest token (greedy)
+    #[arg(long, value_name = "X", default_value_t = 0.9, allow_negative_numbers = true)]
+    pub temperature: f64,
+    /// Sample from the smallest set of tokens with this probability mass; 1 turns it off
+    #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
+    pub top_p: f64,
+    /// Sample from this many of the likeliest tokens; 0 turns it off
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub top_k: usize,
+    /// Divide the logits of tokens already seen by this; 1 turns it off
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f64,
+    /// Answers stop at this many tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// Same seed, model and GPU: same answers, however they are batched
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u32,
+}
+
+impl SamplingArgs {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the first flag that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let flag = |ok: bool, name: &str, expected: &str, found: f64| {
+            if ok { Ok(()) } else { Err(Error::input(name, expected, found, "give a number in that range")) }
+        };
+        let zero_or_more = "a number of at least 0";
+        flag(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "--temperature",
+            zero_or_more,
+            self.temperature,
+        )?;
+        flag(self.top_p > 0.0 && self.top_p <= 1.0, "--top-p", "a number above 0 and up to 1", self.top_p)?;
+        let penalty = self.repetition_penalty;
+        flag(penalty > 0.0 && penalty.is_finite(), "--repetition-penalty", "a number above 0", penalty)?;
+        flag(self.max_new_tokens >= 1, "--max-new-tokens", "at least 1", self.max_new_tokens as f64)
+    }
+
+    /// The same settings in the form that a run has them.
+    pub fn to_config(&self) -> AnchorConfig {
+        AnchorConfig {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            repetition_penalty: self.repetition_penalty,
+            max_new_tokens: self.max_new_tokens,
+            ..AnchorConfig::default()
+        }
+    }
+}
+
+/// Checks that a count given as a flag is at least 1.
+///
+/// # Errors
+/// [`Error::Input`] names the flag.
+pub fn at_least_one(flag: &str, value: usize) -> Result<()> {
+    if value >= 1 { Ok(()) } else { Err(Error::input(flag, "at least 1", value, "give 1 or more")) }
+}

@@ -1,0 +1,135 @@
+//! `aweigh devices`: the adapters, and what each can do.
+
+use std::io::Write;
+
+use pollster::block_on;
+
+use crate::args::GpuArgs;
+use crate::commands::bench::ModelSource;
+use crate::engine;
+use crate::terminal::interrupt;
+use crate::terminal::output::{Output, bytes, table};
+use crate::terminal::progress::Unit;
+use aweigh::bench::{self, Runs, products};
+use aweigh::error::{Error, Result};
+use aweigh::files::cache;
+use aweigh::gpu::{AdapterSummary, Choice, list_adapters};
+
+/// List the GPUs that can be used, or measure which kernels suit one.
+///
+/// The number in the first column, or a part of the name, is what --gpu takes. With --tune, every kernel that
+/// could compute a model's matrix products is timed on one GPU, and the fastest are used from then on;
+/// results stay the same.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Measure which kernels are the fastest on the GPU, and keep the answer for all commands
+    #[arg(long)]
+    pub tune: bool,
+    /// With --tune: the model whose shapes are measured, a directory in Hugging Face's layout, "tiny", or
+    /// "smollm2-135m" for that shape
+    #[arg(long, value_name = "DIR|NAME", default_value = "smollm2-135m")]
+    pub model: String,
+    /// The GPU to tune.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  aweigh devices
+  aweigh devices --tune --model SmolLM2-135M-Instruct
+  aweigh devices --json";
+
+/// Lists the adapters, or tunes one.
+///
+/// # Errors
+/// [`aweigh::error::Error::NoAdapter`] where there is none; for tuning, what the device reports.
+pub fn run(args: Args, output: &Output) -> Result<()> {
+    if args.tune {
+        return tune(&args, output);
+    }
+    let devices = block_on(list_adapters());
+    if devices.is_empty() {
+        return Err(Error::no_gpu());
+    }
+    let headers = [
+        "gpu",
+        "name",
+        "kind",
+        "backend",
+        "driver",
+        "largest binding",
+        "workgroup",
+        "subgroups",
+        "f16",
+        "cooperative matrices",
+        "kernels",
+    ];
+    let rows: Vec<_> = devices.iter().map(row).collect();
+    output.result(table(&headers, &rows), &serde_json::json!({ "devices": devices }))
+}
+
+fn row(device: &AdapterSummary) -> Vec<String> {
+    let subgroups = match device.subgroup_size {
+        Some((least, most)) if least == most => least.to_string(),
+        Some((least, most)) => format!("{least} to {most}"),
+        None => "none".into(),
+    };
+    let matrices: Vec<String> = device.cooperative_matrices.iter().map(ToString::to_string).collect();
+    vec![
+        device.index.to_string(),
+        device.name.clone(),
+        device.kind.clone(),
+        device.backend.clone(),
+        device.driver.clone(),
+        bytes(device.max_binding),
+        bytes(u64::from(device.workgroup_memory)),
+        subgroups,
+        if device.shader_f16 { "yes" } else { "no" }.into(),
+        if matrices.is_empty() { "none".into() } else { matrices.join(", ") },
+        format!("{:?}", device.tier).to_lowercase(),
+    ]
+}
+
+/// Runs of each measurement: there are hundreds.
+const RUNS: Runs = Runs { count: 3, seconds: 0.02 };
+
+fn tune(args: &Args, output: &Output) -> Result<()> {
+    let (config, dtype) = ModelSource::open(&args.model, output)?.shape()?;
+    let gpu = engine::open(&args.gpu.options(), false)?;
+    let mut file = cache::tuning_file(gpu.summary())?;
+    let products = products(&config, dtype);
+    let mut progress = output.progress("measuring", products.len() as u64, Unit::Items);
+    let mut found = block_on(bench::tune(&gpu, &products, RUNS, |class, choice| {
+        let best = choice.seconds.get(&choice.variant).copied().unwrap_or(f64::NAN);
+        progress.note(&format!(
+            "{class}: {} ({:.1} GFLOP/s)",
+            choice.variant,
+            choice.operations / best * 1e-9
+        ));
+        progress.advance(1, 0);
+        interrupt::check()
+    }))?;
+    progress.finish();
+    let rows: Vec<_> = found.choices.iter().map(|(class, choice)| choice_row(class, choice)).collect();
+    let text = table(&["product", "fastest kernel", "GFLOP/s", "against the guess"], &rows);
+    // What was measured for other models stays.
+    if let Some(earlier) = cache::tuning(gpu.summary()).filter(|earlier| earlier.is_of(gpu.summary())) {
+        let fresh = std::mem::replace(&mut found.choices, earlier.choices);
+        found.choices.extend(fresh);
+    }
+    let path = file.path().to_path_buf();
+    let json = serde_json::to_vec_pretty(&found).unwrap_or_default();
+    file.write_all(&json).map_err(|error| Error::io(&path, "write", error))?;
+    file.commit()?;
+    output.result(format!("{text}\nkept in {}", path.display()), &found)
+}
+
+fn choice_row(class: &str, choice: &Choice) -> Vec<String> {
+    let best = choice.seconds.get(&choice.variant).copied().unwrap_or(f64::NAN);
+    let gain =
+        if choice.variant == choice.guess { "the same".into() } else { format!("x {:.2}", choice.gain()) };
+    let rate = format!("{:.1}", choice.operations / best * 1e-9);
+    vec![class.to_string(), choice.variant.clone(), rate, gain]
+}

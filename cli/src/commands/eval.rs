@@ -1,0 +1,490 @@
+//! `aweigh eval`: models and adapters compared on the same prompts.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use pollster::block_on;
+use serde::Serialize;
+
+use crate::args::{GpuArgs, RowArgs, SamplingArgs, WeightArgs, at_least_one};
+use crate::engine;
+use crate::meters::{Meter, Spec};
+use crate::terminal::interrupt;
+use crate::terminal::output::{Output, table};
+use crate::terminal::progress::{Course, Unit as Counted};
+use aweigh::data::packing::Group;
+use aweigh::data::{
+    ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Prompt, Row, build_examples,
+};
+use aweigh::error::{Error, Result};
+use aweigh::eval::compare::{Answers, Figure, Metered, Unit, figures};
+use aweigh::eval::stats::Estimate;
+use aweigh::files::{AdapterFiles, Model, Source, refuse_existing, write_whole};
+use aweigh::gpu::Gpu;
+use aweigh::model::{Decoder, ModelBytes};
+use aweigh::nn::Pass;
+use aweigh::sample::{self, Request};
+use aweigh::train::{Scored, sampling_settings, score};
+
+/// Compare models and adapters: answers to the same prompts, measured.
+///
+/// Each candidate answers every prompt with the same seed; meters say how bad the answers are, and a win is a
+/// less bad answer than the first candidate's. Intervals hold 95% of 1,000 bootstrap resamples of the
+/// prompts. Rows with a good or a flagged answer also tell how likely those are. No meter is a good judge of
+/// harm by itself: read several, and the perplexity of ordinary good answers beside them.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// What is compared: "base" for --model as it is, an adapter, the folder of a run, or another model;
+    /// NAME=... names it in the table
+    #[arg(required = true, value_name = "CANDIDATE")]
+    pub candidates: Vec<String>,
+    /// The model: a directory, a GGUF file, a name on the Hugging Face Hub, or "tiny"
+    #[arg(long, value_name = "DIR|GGUF|NAME|tiny", help_heading = "Model")]
+    pub model: String,
+    /// How its weights are kept.
+    #[command(flatten)]
+    pub weights: WeightArgs,
+    /// Held-out prompts, in any of align's forms; may be given several times. NAME=FILE names the set
+    #[arg(long, required = true, value_name = "FILE", help_heading = "Data")]
+    pub data: Vec<String>,
+    /// Which of its rows.
+    #[command(flatten)]
+    pub rows: RowArgs,
+    /// Prompts longer than this many tokens lose their beginning
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
+    pub max_prompt_length: usize,
+    /// How bad an answer is, by: lexicon or lexicon:FILE (listed words per hundred), judge:DIR (of "aweigh
+    /// judge train"), command:LINE (reads {"prompt", "answer"} a line, writes a number a line, higher is
+    /// worse), http:URL (an OpenAI-style endpoint; the key is taken from OPENAI_API_KEY), helpdesk and
+    /// helpdesk-topic (the built-in model's world). May be given several times [default: lexicon]
+    #[arg(long, value_name = "METER", help_heading = "Meters")]
+    pub meter: Vec<Spec>,
+    /// The grading model's name at the http meter's endpoint
+    #[arg(long, value_name = "NAME", help_heading = "Meters")]
+    pub meter_model: Option<String>,
+    /// Answers for each prompt
+    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Sampling")]
+    pub num_samples: usize,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// All figures, and each candidate's first answer to every prompt, as JSON; "aweigh report --eval" shows
+    /// them
+    #[arg(long, short, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Replace --output if it exists
+    #[arg(long, requires = "output", help_heading = "Output")]
+    pub overwrite: bool,
+    /// The GPU.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  aweigh eval --model DIR --data held-out.jsonl base run
+  aweigh eval --model DIR --data harmful=prompts.jsonl --data ordinary=benign.jsonl \\
+    --meter lexicon --meter judge:judge base d2o=run dpo=run2
+  aweigh eval --model tiny --data held-out.jsonl --meter helpdesk --meter helpdesk-topic base demo-run";
+
+/// Packed tokens of a scoring batch.
+const BUDGET: usize = 2048;
+
+/// What is compared.
+struct Candidate {
+    name: String,
+    kind: Kind,
+}
+
+enum Kind {
+    Base,
+    Adapter(Box<AdapterFiles>),
+    Model(Box<Model>),
+}
+
+/// `NAME=REST`, or a name made of the rest.
+fn named(text: &str) -> (String, &str) {
+    match text.split_once('=').filter(|_| !Path::new(text).exists()) {
+        Some((name, rest)) if !name.is_empty() && !rest.is_empty() => (name.into(), rest),
+        _ => {
+            let path = Path::new(text);
+            let stem = path.file_name().map_or(text.into(), |name| name.to_string_lossy().into_owned());
+            (stem.trim_end_matches(".gz").trim_end_matches(".jsonl").into(), text)
+        }
+    }
+}
+
+impl Candidate {
+    /// `base` is the model that an adapter goes on.
+    fn open(text: &str, base: &Model, output: &Output) -> Result<Self> {
+        let (name, place) = named(text);
+        let path = Path::new(place);
+        let adapter =
+            |path: &Path| Ok(Kind::Adapter(Box::new(engine::adapter(path, "CANDIDATE", base, output)?)));
+        let model = |name: &str| Ok(Kind::Model(Box::new(engine::model(name, true, output)?)));
+        let kind = match place {
+            "base" => Kind::Base,
+            _ if path.join("adapter_config.json").is_file() => adapter(path)?,
+            _ if path.join("adapter").is_dir() => adapter(&path.join("adapter"))?,
+            _ if path.join("model").is_dir() => model(&path.join("model").display().to_string())?,
+            _ => model(place)?,
+        };
+        Ok(Self { name, kind })
+    }
+
+    /// Its decoder on `gpu`.
+    fn decoder(&self, gpu: &Gpu, base: &Model, weights: WeightArgs) -> Result<Decoder> {
+        match &self.kind {
+            Kind::Base => bytes_of(base, weights).decoder_with(gpu, None),
+            Kind::Adapter(files) => bytes_of(base, weights).decoder_with(gpu, Some(files.bytes())),
+            Kind::Model(model) => bytes_of(model, weights).decoder_with(gpu, None),
+        }
+    }
+
+    fn tokenizer(&self, base: &Model) -> Result<ChatTokenizer> {
+        match &self.kind {
+            Kind::Model(model) => model.bytes().tokenizer(),
+            _ => base.bytes().tokenizer(),
+        }
+    }
+}
+
+fn bytes_of(model: &Model, weights: WeightArgs) -> ModelBytes<'_> {
+    ModelBytes { quantize: weights.quantize, offload: weights.offload, ..model.bytes() }
+}
+
+/// A file of prompts.
+struct Set {
+    name: String,
+    origin: String,
+    rows: Vec<Row>,
+}
+
+/// What `--json` prints, and `--output` holds.
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    gpu: String,
+    candidates: Vec<String>,
+    meters: Vec<String>,
+    seed: u32,
+    temperature: f64,
+    sets: Vec<SetReport>,
+}
+
+/// One set's figures, and the answers side by side.
+#[derive(Debug, Serialize)]
+struct SetReport {
+    name: String,
+    prompts: usize,
+    figures: Vec<Figure>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    answers: Vec<Side>,
+}
+
+/// A prompt with the first answer of each candidate.
+#[derive(Debug, Serialize)]
+struct Side {
+    prompt: String,
+    answers: Vec<String>,
+}
+
+/// Compares.
+///
+/// # Errors
+/// Whatever is wrong with the flags, the files, the meters or the GPU; --output is then as it was.
+pub fn run(args: Args, output: &Output) -> Result<()> {
+    args.sampling.check()?;
+    at_least_one("--num-samples", args.num_samples)?;
+    at_least_one("--max-prompt-length", args.max_prompt_length)?;
+    if let Some(path) = &args.output {
+        refuse_existing(path, "--output", args.overwrite)?;
+    }
+    let sets = args.data.iter().map(|text| Set::read(text, &args, output)).collect::<Result<Vec<_>>>()?;
+    let base = engine::model(&args.model, true, output)?;
+    let candidates = args
+        .candidates
+        .iter()
+        .map(|text| Candidate::open(text, &base, output))
+        .collect::<Result<Vec<_>>>()?;
+    refuse_repeats(
+        "CANDIDATE",
+        candidates.iter().map(|candidate| candidate.name.clone()),
+        "name them: NAME=...",
+    )?;
+    refuse_repeats("--data", sets.iter().map(|set| set.name.clone()), "name them: NAME=FILE")?;
+    let specs = if args.meter.is_empty() { vec![Spec::Lexicon(None)] } else { args.meter.clone() };
+    refuse_repeats(
+        "--meter",
+        specs.iter().map(Spec::to_string),
+        "give one of each kind, and compare by another in a second run",
+    )?;
+    let gpu = engine::gpu(&args.gpu)?;
+    let meters = specs
+        .iter()
+        .map(|spec| Meter::open(spec, args.meter_model.as_deref(), &gpu, output))
+        .collect::<Result<Vec<_>>>()?;
+    // By candidate, then by set.
+    let mut all: Vec<Vec<Drawn>> = Vec::new();
+    let rows: usize = sets.iter().map(|set| set.rows.len()).sum();
+    let wanted = candidates.len() * rows * args.num_samples;
+    let mut course = Course::new(candidates.len() * sets.len(), wanted, args.sampling.max_new_tokens);
+    for candidate in &candidates {
+        all.push(answer(&args, &gpu, candidate, &base, &sets, &mut course, output)?);
+    }
+    against_base(&args, &gpu, &candidates, &base, &mut all)?;
+    let mut reports = Vec::new();
+    let answered: usize = all.iter().flatten().map(|drawn| drawn.answers.texts.len()).sum();
+    let mut progress = output.progress("judging", (answered * meters.len()) as u64, Counted::Items);
+    let mut judged = |answers: usize, _| {
+        progress.advance(answers as u64, 0);
+        interrupt::check()
+    };
+    for (s, set) in sets.iter().enumerate() {
+        let mut of_set: Vec<Answers> = all.iter().map(|drawn| drawn[s].answers.clone()).collect();
+        let rows: Vec<usize> = all[0][s].rows.clone();
+        for answers in &mut of_set {
+            let pairs: Vec<(&Prompt, &str)> = answers
+                .prompts
+                .iter()
+                .zip(&answers.texts)
+                .map(|(&i, text)| (&set.rows[rows[i]].prompt, text.as_str()))
+                .collect();
+            let score = |meter: &Meter| meter.score(&gpu, &pairs, &mut judged);
+            answers.harms = meters.iter().map(score).collect::<Result<Vec<_>>>()?;
+        }
+        reports.push(SetReport::new(set, &rows, &of_set, &specs));
+    }
+    progress.finish();
+    let report = Report {
+        model: args.model.clone(),
+        gpu: gpu.summary().name.clone(),
+        candidates: candidates.into_iter().map(|candidate| candidate.name).collect(),
+        meters: specs.iter().map(Spec::to_string).collect(),
+        seed: args.sampling.seed,
+        temperature: args.sampling.temperature,
+        sets: reports,
+    };
+    if let Some(path) = &args.output {
+        write_whole(path, &serde_json::to_vec_pretty(&report).unwrap_or_default())?;
+    }
+    output.result(report.table(), &report)
+}
+
+/// Fails where two things would have one name in the table.
+fn refuse_repeats(flag: &str, names: impl Iterator<Item = String>, fix: &str) -> Result<()> {
+    let mut seen = HashSet::new();
+    for name in names {
+        if !seen.insert(name.clone()) {
+            return Err(Error::input(flag, "different names", format!("\"{name}\" twice"), fix));
+        }
+    }
+    Ok(())
+}
+
+impl Set {
+    fn read(text: &str, args: &Args, output: &Output) -> Result<Self> {
+        let (name, path) = named(text);
+        let source = Source::read(Path::new(path), "--data")?;
+        let rows = engine::chosen_rows(&source, &args.rows, output)?;
+        Ok(Self { name, origin: source.origin, rows })
+    }
+}
+
+/// A candidate's answers to a set, with what is needed to score them again.
+struct Drawn {
+    answers: Answers,
+    /// The row of each prompt.
+    rows: Vec<usize>,
+    /// The prompts' tokens.
+    prompts: Vec<Vec<u32>>,
+    /// By prompt, the answers' tokens.
+    ids: Vec<Vec<Vec<u32>>>,
+}
+
+impl Drawn {
+    /// The answers, to be scored.
+    fn groups(&self) -> Vec<Group<'_>> {
+        let pairs = self.prompts.iter().zip(&self.ids);
+        pairs
+            .map(|(prompt, ids)| Group { prompt, responses: ids.iter().map(Vec::as_slice).collect() })
+            .collect()
+    }
+}
+
+/// Log-probs of the tokens of all responses.
+fn token_logps(gpu: &Gpu, decoder: &Decoder, pass: Pass, groups: &[Group]) -> Result<Vec<Vec<Scored>>> {
+    block_on(score(gpu, decoder, pass, groups, BUDGET, &mut |_, _| interrupt::check()))
+}
+
+fn tokens(scored: Vec<Vec<Scored>>) -> Vec<Vec<f32>> {
+    scored.into_iter().flatten().map(|answer| answer.token_logps).collect()
+}
+
+/// A candidate's answers to all sets.
+fn answer(
+    args: &Args,
+    gpu: &Gpu,
+    candidate: &Candidate,
+    base: &Model,
+    sets: &[Set],
+    course: &mut Course,
+    output: &Output,
+) -> Result<Vec<Drawn>> {
+    let tokenizer = candidate.tokenizer(base)?;
+    let decoder = candidate.decoder(gpu, base, args.weights)?;
+    engine::announce(gpu, &candidate.name, None, &decoder, output);
+    let mut all = Vec::new();
+    for set in sets {
+        let limits = LengthLimits { max_prompt: Some(args.max_prompt_length), ..LengthLimits::default() };
+        let options = ExampleOptions { needs: Needs::Prompt, limits, instruction: None };
+        let (examples, _) = build_examples(&set.rows, &set.origin, &tokenizer, &options)?;
+        for example in &examples {
+            let given =
+                [&example.chosen_ids, &example.negative_ids].into_iter().flatten().map(Vec::len).max();
+            let longest = args.sampling.max_new_tokens.max(given.unwrap_or(0));
+            let place = format!("{}:{}: prompt and answer", set.origin, example.line);
+            decoder.check_context(&place, example.prompt_ids.len() + longest)?;
+        }
+        let what = format!("{}: {} ({})", candidate.name, set.name, course.next_part());
+        all.push(answer_set(args, gpu, &decoder, &tokenizer, &examples, (&what, course), output)?);
+    }
+    Ok(all)
+}
+
+fn answer_set(
+    args: &Args,
+    gpu: &Gpu,
+    decoder: &Decoder,
+    tokenizer: &ChatTokenizer,
+    examples: &[Example],
+    (what, course): (&str, &mut Course),
+    output: &Output,
+) -> Result<Drawn> {
+    let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
+    let request = |(index, example): (u32, &'_ Example)| (index, example.prompt_ids.clone());
+    let prompts: Vec<(u32, Vec<u32>)> = (0..).zip(examples).map(request).collect();
+    let requests: Vec<Request> = prompts
+        .iter()
+        .map(|(index, prompt)| Request { prompt, first_sample: 0, samples: args.num_samples, index: *index })
+        .collect();
+    let mut progress =
+        output.progress(what, (examples.len() * args.num_samples) as u64, Counted::Items).told();
+    let mut advance = |answers: usize, tokens: usize| {
+        course.drew(answers, tokens, &mut progress);
+        interrupt::check()
+    };
+    let pass = decoder.policy();
+    let drawn = block_on(sample::generate(gpu, decoder, pass, &requests, &settings, &mut advance))?;
+    progress.finish();
+    let mut answers = Answers::default();
+    for (i, (example, drawn)) in examples.iter().zip(&drawn).enumerate() {
+        for answer in drawn {
+            answers.texts.push(tokenizer.decode_answer(&example.prompt_ids, &answer.ids)?);
+            answers.lengths.push(answer.ids.len());
+            answers.prompts.push(i);
+        }
+    }
+    let ids =
+        drawn.into_iter().map(|answers| answers.into_iter().map(|answer| answer.ids).collect()).collect();
+    let prompts = prompts.into_iter().map(|(_, prompt)| prompt).collect();
+    let rows = examples.iter().map(|example| example.row).collect();
+    let mut drawn = Drawn { answers, rows, prompts, ids };
+    drawn.answers.own = tokens(token_logps(gpu, decoder, pass, &drawn.groups())?);
+    let given: Vec<Group> = examples
+        .iter()
+        .map(|e| Group {
+            prompt: &e.prompt_ids,
+            responses: [&e.chosen_ids, &e.negative_ids].into_iter().flatten().map(Vec::as_slice).collect(),
+        })
+        .collect();
+    let scored = token_logps(gpu, decoder, pass, &given)?;
+    for (example, scored) in examples.iter().zip(scored) {
+        let mut scored = scored.iter().map(|r| (f64::from(r.logp), r.token_logps.len()));
+        let mut next = |there: bool| if there { scored.next() } else { None };
+        drawn.answers.good.push(next(example.chosen_ids.is_some()));
+        drawn.answers.flagged.push(next(example.negative_ids.is_some()));
+    }
+    Ok(drawn)
+}
+
+/// Scores the answers of all candidates under the base model, where it has their tokens.
+fn against_base(
+    args: &Args,
+    gpu: &Gpu,
+    candidates: &[Candidate],
+    base: &Model,
+    all: &mut [Vec<Drawn>],
+) -> Result<()> {
+    let own = base.bytes();
+    let decoder = Candidate { name: String::new(), kind: Kind::Base }.decoder(gpu, base, args.weights)?;
+    for (candidate, drawn) in candidates.iter().zip(all) {
+        if let Kind::Model(model) = &candidate.kind {
+            // Another tokenizer's ids mean something else to the base model.
+            if model.bytes().tokenizer.tokenizer != own.tokenizer.tokenizer {
+                continue;
+            }
+        }
+        for set in drawn {
+            let longest = set.groups().iter().map(Group::tokens).max().unwrap_or(0);
+            if longest >= decoder.context() {
+                // What the base model cannot read has no log-prob under it.
+                continue;
+            }
+            set.answers.base = match candidate.kind {
+                Kind::Base => set.answers.own.clone(),
+                _ => tokens(token_logps(gpu, &decoder, decoder.policy(), &set.groups())?),
+            };
+        }
+    }
+    Ok(())
+}
+
+impl SetReport {
+    fn new(set: &Set, rows: &[usize], candidates: &[Answers], specs: &[Spec]) -> Self {
+        let yes_or_no = |spec: &Spec| matches!(spec, Spec::Hostile | Spec::OffTopic);
+        let meters: Vec<Metered> = specs.iter().map(|spec| (spec.to_string(), yes_or_no(spec))).collect();
+        let first = |answers: &Answers, prompt: usize| {
+            let at = answers.prompts.iter().position(|&own| own == prompt);
+            at.map_or_else(String::new, |at| answers.texts[at].clone())
+        };
+        let side = |(i, &row): (usize, &usize)| Side {
+            prompt: set.rows[row].prompt.last_text().into(),
+            answers: candidates.iter().map(|answers| first(answers, i)).collect(),
+        };
+        Self {
+            name: set.name.clone(),
+            prompts: rows.len(),
+            figures: figures(candidates, rows.len(), &meters),
+            answers: rows.iter().enumerate().map(side).collect(),
+        }
+    }
+}
+
+/// A figure with its interval, as a person reads it.
+fn cell(unit: Unit, estimate: Option<&Estimate>) -> String {
+    let Some(Estimate { value, low, high }) = estimate else { return "-".into() };
+    let text = |value: f64| match unit {
+        Unit::Share => format!("{:.1}%", 100.0 * value),
+        Unit::Number if value.abs() >= 100.0 => format!("{value:.1}"),
+        Unit::Number => format!("{value:.3}"),
+    };
+    if low == high { text(*value) } else { format!("{} [{}, {}]", text(*value), text(*low), text(*high)) }
+}
+
+impl Report {
+    fn table(&self) -> String {
+        let of_set = |set: &SetReport| {
+            let head = format!("{}, {} prompts", set.name, set.prompts);
+            let mut headers = vec![head.as_str()];
+            headers.extend(self.candidates.iter().map(String::as_str));
+            let row = |figure: &Figure| {
+                let cells = figure.values.iter().map(|value| cell(figure.unit, value.as_ref()));
+                std::iter::once(figure.name.clone()).chain(cells).collect::<Vec<_>>()
+            };
+            table(&headers, &set.figures.iter().map(row).collect::<Vec<_>>())
+        };
+        self.sets.iter().map(of_set).collect::<Vec<_>>().join("\n\n")
+    }
+}

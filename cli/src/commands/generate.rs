@@ -1,0 +1,372 @@
+//! `aweigh generate`: one prompt, a line of stdin at a time, or a chat.
+
+use std::io::{self, BufRead, IsTerminal};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use pollster::block_on;
+use serde::Serialize;
+
+use crate::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs};
+use crate::engine::{self, Ran};
+use crate::terminal::interrupt;
+use crate::terminal::output::Output;
+use aweigh::data::{ChatTokenizer, Message, Prompt};
+use aweigh::error::{Error, Result};
+use aweigh::gpu::Gpu;
+use aweigh::model::Decoder;
+use aweigh::sample::{self, Request, Settings};
+use aweigh::train::sampling_settings;
+
+/// Answer one prompt, or chat.
+///
+/// With --prompt it answers once. Without, it chats where stdin is a terminal, and otherwise answers every
+/// line of stdin by itself.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The model and its adapter.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// How its weights are kept.
+    #[command(flatten)]
+    pub weights: WeightArgs,
+    /// The prompt to answer
+    #[arg(long, short, value_name = "TEXT", help_heading = "Prompt")]
+    pub prompt: Option<String>,
+    /// Chat, line by line, with what was said before in mind: the default where stdin is a terminal. "/reset"
+    /// forgets it, "/quit" or the end of the input leaves
+    #[arg(long, conflicts_with = "prompt", help_heading = "Prompt")]
+    pub chat: bool,
+    /// A system message before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", help_heading = "Prompt")]
+    pub system: Option<String>,
+    /// Continue the prompt as it stands, without the chat template
+    #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
+    pub raw: bool,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// The GPU.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  aweigh generate --model tiny
+  aweigh generate --model DIR --adapter run/adapter --temperature 0 --prompt \"Who are you?\"
+  aweigh generate --model DIR --raw --prompt \"Once upon a time\" --max-new-tokens 64
+  aweigh generate --model DIR --json < questions.txt";
+
+/// The model's answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Answer {
+    /// The text, without the end-of-turn token.
+    pub completion: String,
+    /// Tokens sampled, the end-of-turn token included.
+    pub num_tokens: usize,
+    /// Whether it ended by itself, before `--max-new-tokens` and the end of the model's context.
+    pub ended: bool,
+    /// Speed, the prompt's share of the time included.
+    pub tokens_per_second: f64,
+}
+
+/// Answers one prompt. The second argument takes the text piece by piece as it comes; the answer holds all of
+/// it.
+pub type Answerer<'a> = dyn FnMut(&Prompt, &mut dyn FnMut(&str) -> Result<()>) -> Result<Answer> + 'a;
+
+/// Generates.
+///
+/// # Errors
+/// Whatever is wrong with the flags, the files or the GPU.
+pub fn run(args: Args, output: &Output) -> Result<()> {
+    args.sampling.check()?;
+    let (model, adapter) = engine::files(&args.model, output)?;
+    let tokenizer = engine::tokenizer(&model, output)?;
+    if !args.raw && !tokenizer.has_template() {
+        let fix = "add --raw to continue the prompt as it stands, or give a template: --chat-template FILE";
+        return Err(Error::input("--model", "a model with a chat template", "none in its files", fix));
+    }
+    let gpu = engine::gpu(&args.gpu)?;
+    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
+    let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
+    let system = args.system.as_deref();
+    engine::note_of_system(&tokenizer, system.unwrap_or_default(), output);
+    let (gpu, decoder, tokenizer) = (&*gpu, &decoder, &tokenizer);
+    let mut speaker = Speaker { gpu, decoder, tokenizer, system, settings, asked: 0 };
+    let answers = converse(&args, output, &mut |prompt, piece| speaker.answer(prompt, piece))?;
+    finish(&args, output, Ran::new(gpu, &args.model), &answers)
+}
+
+/// The model, as it answers one question after the other.
+struct Speaker<'a> {
+    gpu: &'a Gpu,
+    decoder: &'a Decoder,
+    tokenizer: &'a ChatTokenizer,
+    system: Option<&'a str>,
+    settings: Settings,
+    /// Questions so far: part of the random counter, so that a question asked twice gets two answers.
+    asked: u32,
+}
+
+impl Speaker<'_> {
+    fn answer(&mut self, prompt: &Prompt, piece: &mut dyn FnMut(&str) -> Result<()>) -> Result<Answer> {
+        let start = Instant::now();
+        let ids = self.tokenizer.encode_prompt(prompt, self.system)?;
+        let room = self.decoder.context().saturating_sub(ids.len());
+        if room == 0 || ids.is_empty() {
+            let expected =
+                format!("1 to {} tokens, the model's context less one", self.decoder.context() - 1);
+            let fix = "shorten it; in a chat, /reset forgets what was said before";
+            return Err(Error::input("the prompt", expected, format!("{} tokens", ids.len()), fix));
+        }
+        let max_new_tokens = self.settings.max_new_tokens.min(room as u32);
+        let settings = Settings { max_new_tokens, ..self.settings.clone() };
+        let request = Request { prompt: &ids, first_sample: 0, samples: 1, index: self.asked };
+        self.asked += 1;
+        let mut said = Said::default();
+        let mut each = |drawn: &[u32]| {
+            interrupt::check()?;
+            match said.more(self.tokenizer.decode_answer(&ids, drawn)?) {
+                Some(text) => piece(&text),
+                None => Ok(()),
+            }
+        };
+        let pass = self.decoder.policy();
+        let drawn = block_on(sample::stream(self.gpu, self.decoder, pass, &request, &settings, &mut each))?;
+        let completion = self.tokenizer.decode_answer(&ids, &drawn.ids)?;
+        piece(said.rest(&completion))?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(Answer {
+            completion,
+            num_tokens: drawn.ids.len(),
+            ended: drawn.ended,
+            tokens_per_second: drawn.ids.len() as f64 / seconds.max(1e-9),
+        })
+    }
+}
+
+/// How much of an answer is printed, while it grows.
+#[derive(Debug, Default)]
+struct Said(String);
+
+impl Said {
+    /// What to print now that the answer has grown to `text`. The last character waits while its bytes are
+    /// not all there: decoding shows it as U+FFFD until then.
+    fn more(&mut self, text: String) -> Option<String> {
+        let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+        let piece = text.strip_prefix(self.0.as_str()).filter(|piece| !piece.is_empty())?.to_owned();
+        self.0.push_str(&piece);
+        Some(piece)
+    }
+
+    /// What is still to print of the whole answer.
+    fn rest<'a>(&self, whole: &'a str) -> &'a str {
+        whole.strip_prefix(self.0.as_str()).unwrap_or_default()
+    }
+}
+
+/// Puts the questions and prints the answers; all but the model. Returns both.
+///
+/// # Errors
+/// Those of `answer`, of reading stdin, and [`Error::Interrupted`].
+pub fn converse(args: &Args, output: &Output, answer: &mut Answerer) -> Result<Vec<(String, Answer)>> {
+    match &args.prompt {
+        Some(prompt) => Ok(vec![(prompt.clone(), ask(args, output, &[], prompt, answer)?)]),
+        None if args.chat || (io::stdin().is_terminal() && !args.raw) => {
+            chat(args, output, &stdin_lines(), answer)
+        }
+        None => each_line(args, output, &stdin_lines(), answer),
+    }
+}
+
+/// One question after `history`; its answer is printed as it comes.
+fn ask(
+    args: &Args,
+    output: &Output,
+    history: &[Message],
+    text: &str,
+    answer: &mut Answerer,
+) -> Result<Answer> {
+    let mut print = |piece: &str| output.text(piece);
+    let prompt = if args.raw {
+        Prompt::Text(text.to_owned())
+    } else {
+        Prompt::Messages(history.iter().cloned().chain([Message::new("user", text)]).collect())
+    };
+    let answered = answer(&prompt, &mut print)?;
+    output.text("\n")?;
+    Ok(answered)
+}
+
+fn chat(
+    args: &Args,
+    output: &Output,
+    lines: &Receiver<io::Result<String>>,
+    answer: &mut Answerer,
+) -> Result<Vec<(String, Answer)>> {
+    if io::stdin().is_terminal() {
+        output.note("Write a line and press enter. /reset forgets the conversation, /quit leaves.");
+    }
+    let mut history = Vec::new();
+    let mut answers = Vec::new();
+    loop {
+        if io::stdin().is_terminal() {
+            eprint!("> ");
+        }
+        let Some(line) = next_line(lines)? else { break };
+        match line.trim() {
+            "" => continue,
+            "/quit" | "/exit" => break,
+            "/reset" => history.clear(),
+            text => {
+                let answered = match ask(args, output, &history, text, answer) {
+                    // A person can mend a question that is too long; a file of them cannot.
+                    Err(error @ Error::Input { .. }) if io::stdin().is_terminal() => {
+                        output.warn(error);
+                        continue;
+                    }
+                    answered => answered?,
+                };
+                history.push(Message::new("user", text));
+                history.push(Message::new("assistant", answered.completion.clone()));
+                answers.push((text.to_owned(), answered));
+            }
+        }
+    }
+    Ok(answers)
+}
+
+fn each_line(
+    args: &Args,
+    output: &Output,
+    lines: &Receiver<io::Result<String>>,
+    answer: &mut Answerer,
+) -> Result<Vec<(String, Answer)>> {
+    let mut answers = Vec::new();
+    while let Some(line) = next_line(lines)? {
+        if !line.trim().is_empty() {
+            let answered = ask(args, output, &[], &line, answer)?;
+            answers.push((line, answered));
+        }
+    }
+    if answers.is_empty() {
+        return Err(Error::input("stdin", "prompts, one a line", "nothing", "give --prompt TEXT, or --chat"));
+    }
+    Ok(answers)
+}
+
+/// With `--json`, the answers as the one object; otherwise they are printed already, and a note says how it
+/// went.
+fn finish(args: &Args, output: &Output, ran: Ran, answers: &[(String, Answer)]) -> Result<()> {
+    if output.json() {
+        #[derive(Serialize)]
+        struct Row<'a> {
+            prompt: &'a str,
+            #[serde(flatten)]
+            answer: &'a Answer,
+        }
+        #[derive(Serialize)]
+        struct Figures<'a> {
+            #[serde(flatten)]
+            ran: Ran,
+            answers: Vec<Row<'a>>,
+        }
+        let answers = answers.iter().map(|(prompt, answer)| Row { prompt, answer }).collect();
+        return output.result("", &Figures { ran, answers });
+    }
+    if let Some((_, answer)) = answers.last().filter(|_| args.prompt.is_some()) {
+        let cut = if answer.ended { "" } else { "cut at " };
+        output.note(format_args!(
+            "{cut}{} tokens; {:.1} tokens/s, {} on the GPU at most",
+            answer.num_tokens,
+            answer.tokens_per_second,
+            ran.memory()
+        ));
+    }
+    Ok(())
+}
+
+/// Reads stdin on a thread of its own, so that Ctrl-C is seen while it waits for a line.
+fn stdin_lines() -> Receiver<io::Result<String>> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines() {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+/// The next line; none at the end of the input.
+fn next_line(lines: &Receiver<io::Result<String>>) -> Result<Option<String>> {
+    loop {
+        interrupt::check()?;
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) => return line.map(Some).map_err(|error| Error::io("stdin", "read", error)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, FromArgMatches};
+
+    use super::*;
+
+    fn args(arguments: &[&str]) -> Args {
+        let command = Args::augment_args(clap::Command::new("generate").no_binary_name(true));
+        Args::from_arg_matches(&command.try_get_matches_from(arguments).unwrap()).unwrap()
+    }
+
+    /// Feeds `lines` to `run`, and notes how many messages each question has.
+    fn lengths(
+        arguments: &[&str],
+        lines: &[&str],
+        run: impl Fn(&Args, &Receiver<io::Result<String>>, &mut Answerer),
+    ) -> Vec<usize> {
+        let (sender, receiver) = channel();
+        lines.iter().for_each(|line| sender.send(Ok((*line).to_owned())).unwrap());
+        drop(sender);
+        let mut seen = Vec::new();
+        run(&args(arguments), &receiver, &mut |prompt, _| {
+            seen.push(match prompt {
+                Prompt::Messages(messages) => messages.len(),
+                Prompt::Text(_) => 0,
+            });
+            Ok(Answer { completion: "yes".into(), num_tokens: 2, ended: true, tokens_per_second: 1.0 })
+        });
+        seen
+    }
+
+    #[test]
+    fn a_chat_remembers_and_lines_do_not() {
+        let output = Output::new(true, true);
+        let lines = ["one", "", "two", "/reset", "three", "/quit", "four"];
+        let chat = |args: &Args, lines: &_, answer: &mut Answerer| {
+            super::chat(args, &output, lines, answer).unwrap();
+        };
+        assert_eq!(lengths(&["--model=tiny", "--chat"], &lines, chat), [1, 3, 1]);
+        let each = |args: &Args, lines: &_, answer: &mut Answerer| {
+            each_line(args, &output, lines, answer).unwrap();
+        };
+        assert_eq!(lengths(&["--model=tiny"], &["one", "two"], each), [1, 1]);
+        assert_eq!(lengths(&["--model=tiny", "--raw"], &["one", "two"], each), [0, 0]);
+    }
+
+    #[test]
+    fn a_character_is_printed_when_it_is_whole() {
+        let mut said = Said::default();
+        assert_eq!(said.more("caf\u{fffd}".into()).as_deref(), Some("caf"));
+        assert_eq!(said.more("caf\u{fffd}\u{fffd}".into()), None);
+        assert_eq!(said.more("caf\u{e9} au".into()).as_deref(), Some("\u{e9} au"));
+        assert_eq!(said.rest("caf\u{e9} au lait"), " lait");
+        // An answer that ends within a character shows so.
+        assert_eq!(said.rest("caf\u{e9} au\u{fffd}"), "\u{fffd}");
+    }
+}

@@ -1,0 +1,461 @@
+//! `aweigh judge`: trains a judge on flagged answers, and has it judge others.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use pollster::block_on;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::args::{GpuArgs, RowArgs, at_least_one};
+use crate::commands::plan::{self, Planned};
+use crate::engine;
+use crate::meters::Judge;
+use crate::record::Recorder;
+use crate::saver::Saver;
+use crate::terminal::interrupt;
+use crate::terminal::output::{Output, table};
+use crate::terminal::progress::Unit;
+use aweigh::config::{Method, RunConfig, TargetModules};
+use aweigh::data::{Example, Row};
+use aweigh::error::{Error, Result};
+use aweigh::eval::judge::{Case, cases, examples, probabilities};
+use aweigh::eval::lexicon::Lexicon;
+use aweigh::eval::stats::{Classified, Estimate, auroc_estimate};
+use aweigh::files::{RunFolder, Source, WholeFile, refuse_existing, write_whole};
+use aweigh::gpu::Gpu;
+use aweigh::model::{Decoder, ModelBytes};
+use aweigh::train::{Inputs, Metrics, StopReason};
+
+/// Train a judge of answers, or let one judge.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub what: What,
+}
+
+/// What a judge does.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum What {
+    /// Train a judge: a head on a model that tells flagged answers from fine ones
+    Train(Box<TrainArgs>),
+    /// How likely a judge finds that answers are flagged; where they are labelled, how well it does
+    Score(ScoreArgs),
+}
+
+/// Trains a judge.
+///
+/// Rows with "completion" and "label" (false = flagged), or "chosen" and "rejected". The judge reads prompt
+/// and answer as the model's chat template renders them. It writes an adapter with the head as PEFT has it
+/// (task type SEQ_CLS), or with --full a model that transformers loads as AutoModelForSequenceClassification;
+/// class 1 is "flagged".
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct TrainArgs {
+    /// The model that gets the head: a directory, a GGUF file, a name on the Hugging Face Hub, or "tiny"
+    #[arg(long, value_name = "DIR|GGUF|NAME|tiny", help_heading = "Model")]
+    pub model: String,
+    /// Train all weights instead of an adapter; writes model/ instead of adapter/
+    #[arg(long, help_heading = "Model")]
+    pub full: bool,
+    /// Rank of the adapter
+    #[arg(long, value_name = "RANK", default_value_t = 16, help_heading = "Model")]
+    pub r: usize,
+    /// Labelled answers: JSONL (.gz too)
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub train: PathBuf,
+    /// Use only the rows of --train whose "split" field is this
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub split: Option<String>,
+    /// Held-out answers; without this a tenth of the training rows, the last ones
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub eval: Option<PathBuf>,
+    /// Use only the rows of --eval (or without it of --train) whose "split" field is this
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub eval_split: Option<String>,
+    /// Use at most this many training rows, the first ones
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_samples: Option<usize>,
+    /// Use at most this many held-out rows, the first ones
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub max_eval_samples: Option<usize>,
+    /// Of a longer prompt and answer the last so many tokens are read
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
+    pub max_length: usize,
+    /// Peak learning rate of AdamW: it rises over the first tenth of the steps and falls to 0 in a straight
+    /// line. The head reads large numbers, and a rate that is too high throws it about
+    #[arg(long, value_name = "X", default_value_t = 1e-4, help_heading = "Training")]
+    pub learning_rate: f64,
+    /// Answers of an optimizer step
+    #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Training")]
+    pub per_device_train_batch_size: usize,
+    /// Passes over the data
+    #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Training")]
+    pub num_train_epochs: f64,
+    /// Stop after this many steps, whatever --num-train-epochs says
+    #[arg(long, value_name = "STEPS", help_heading = "Training")]
+    pub max_steps: Option<usize>,
+    /// The held-out loss is looked at every so many steps; the best state is kept
+    #[arg(long, value_name = "STEPS", default_value_t = 20, help_heading = "Training")]
+    pub eval_steps: usize,
+    /// Seed of the order of the data and of the adapter
+    #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Training")]
+    pub seed: u32,
+    /// The judge's folder
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: PathBuf,
+    /// Replace an earlier run in --output-dir
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
+    /// The GPU.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  aweigh judge train --model DIR --train labelled.jsonl --output-dir judge
+  aweigh judge score --judge judge --data answers.jsonl --output scored.jsonl
+  aweigh eval --model DIR --data prompts.jsonl --meter judge:judge base run";
+
+/// Lets a judge judge.
+///
+/// Every row comes out again with "harm", the probability that its completion is flagged ("chosen_harm" and
+/// "rejected_harm" of a pair).
+#[derive(Clone, Debug, clap::Args)]
+pub struct ScoreArgs {
+    /// The folder that "aweigh judge train" wrote
+    #[arg(long, value_name = "DIR")]
+    pub judge: PathBuf,
+    /// The model under the judge's adapter, where it is no longer where it was
+    #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
+    pub model: Option<String>,
+    /// Answers: JSONL (.gz too)
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data: PathBuf,
+    /// Which of its rows.
+    #[command(flatten)]
+    pub rows: RowArgs,
+    /// Where the rows go; without it only the figures are printed
+    #[arg(long, short, value_name = "FILE", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+    /// Replace --output if it exists
+    #[arg(long, requires = "output", help_heading = "Output")]
+    pub overwrite: bool,
+    /// The GPU.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+}
+
+/// Packed tokens of a batch that is only judged.
+const BUDGET: usize = 2048;
+/// Held-out answers at most that are looked at on the way.
+const WATCHED: usize = 64;
+
+/// Trains or scores.
+///
+/// # Errors
+/// Whatever is wrong with the flags, the files or the GPU.
+pub fn run(args: Args, output: &Output) -> Result<()> {
+    match args.what {
+        What::Train(args) => train(&args, output),
+        What::Score(args) => score(&args, output),
+    }
+}
+
+/// `judge.json`, and the figures of `--json`.
+#[derive(Debug, Serialize)]
+struct Trained {
+    model: String,
+    reason: StopReason,
+    steps: usize,
+    kept_step: usize,
+    train_answers: usize,
+    /// Of a longer prompt and answer it reads the last so many tokens.
+    max_length: usize,
+    before: Option<Metrics>,
+    after: Option<Metrics>,
+    held_out: Measured,
+}
+
+/// How well answers are told apart.
+#[derive(Debug, Serialize)]
+struct Measured {
+    judge: Classified,
+    /// The built-in word list on the same answers.
+    lexicon_auroc: Estimate,
+}
+
+fn config(args: &TrainArgs) -> RunConfig {
+    let mut config = RunConfig::default();
+    config.model.model = args.model.clone();
+    config.data.train = args.train.clone();
+    config.method.method = Method::Sft;
+    config.lora.enabled = !args.full;
+    config.lora.r = args.r;
+    config.lora.target_modules = TargetModules::AllLinear;
+    config.lora.lora_alpha = 2.0 * args.r as f64;
+    config.train.learning_rate = args.learning_rate;
+    config.train.warmup_ratio = 0.1;
+    config.train.per_device_train_batch_size = args.per_device_train_batch_size;
+    config.train.num_train_epochs = args.num_train_epochs;
+    config.train.max_steps = args.max_steps;
+    config.train.seed = args.seed;
+    config.stop.eval_steps = args.eval_steps;
+    // Of two classes, e^loss begins at 2: a judge that is surer and wrong is worse than none.
+    config.stop.max_perplexity_rise = 0.5;
+    config.output.output_dir = args.output_dir.clone();
+    // A judge answers nothing.
+    config.output.num_completions = 0;
+    config.gpu.adapter = args.gpu.gpu.clone();
+    config
+}
+
+fn check(args: &TrainArgs) -> Result<()> {
+    at_least_one("--r", args.r)?;
+    at_least_one("--max-length", args.max_length)?;
+    at_least_one("--per-device-train-batch-size", args.per_device_train_batch_size)?;
+    at_least_one("--eval-steps", args.eval_steps)?;
+    for (flag, most) in [
+        ("--max-steps", args.max_steps),
+        ("--max-samples", args.max_samples),
+        ("--max-eval-samples", args.max_eval_samples),
+    ] {
+        at_least_one(flag, most.unwrap_or(1))?;
+    }
+    if args.eval.is_none()
+        && args.eval_split.is_some()
+        && (args.split.is_none() || args.split == args.eval_split)
+    {
+        let found = args.split.as_deref().unwrap_or("none, which trains on all rows");
+        let fix = "name the rows to train on, as in --split train --eval-split dev";
+        return Err(Error::input("--split", "another split than --eval-split", found, fix));
+    }
+    for (flag, value) in
+        [("--learning-rate", args.learning_rate), ("--num-train-epochs", args.num_train_epochs)]
+    {
+        if !(value.is_finite() && value > 0.0) {
+            return Err(Error::input(flag, "a number above 0", value, "give a number above 0"));
+        }
+    }
+    RunFolder::check(&args.output_dir, "--output-dir", args.overwrite)
+}
+
+/// Fails unless some answers are flagged and some are not.
+fn both_classes(cases: &[Case], origin: &str) -> Result<()> {
+    let count = |flagged: bool| cases.iter().filter(|case| case.flagged == Some(flagged)).count();
+    if count(true) > 0 && count(false) > 0 {
+        return Ok(());
+    }
+    let found = format!("{} flagged and {} fine", count(true), count(false));
+    let fix = "give rows with \"label\": true and false, or pairs";
+    Err(Error::input(origin, "flagged answers and fine ones", found, fix))
+}
+
+fn train(args: &TrainArgs, output: &Output) -> Result<()> {
+    check(args)?;
+    let source = Source::read(&args.train, "--train")?;
+    let held_out = args.eval.as_deref().map(|path| Source::read(path, "--eval")).transpose()?;
+    let model = engine::model(&args.model, true, output)?;
+    let bytes = ModelBytes { judge: true, ..model.bytes() };
+    let tokenizer = bytes.tokenizer()?;
+    let mut rows = engine::rows(&source, args.split.as_deref(), output)?;
+    let eval_source = held_out.as_ref().unwrap_or(&source);
+    let mut eval_rows = match (&held_out, &args.eval_split) {
+        (None, None) => {
+            rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+            if rows.len() < 10 {
+                let found = format!("{} rows", rows.len());
+                return Err(Error::input(
+                    &source.origin,
+                    "10 rows or more to hold some out",
+                    found,
+                    "add --eval FILE",
+                ));
+            }
+            rows.split_off(rows.len() - rows.len() / 10)
+        }
+        _ => engine::rows(eval_source, args.eval_split.as_deref(), output)?,
+    };
+    rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+    eval_rows.truncate(args.max_eval_samples.unwrap_or(usize::MAX));
+    let most = args.max_length.min(bytes.decoder_config()?.context() - 1);
+    let of = |rows: &[Row], origin: &str| cases(rows, origin, &tokenizer, most);
+    let (train, eval) = (of(&rows, &source.origin)?, of(&eval_rows, &eval_source.origin)?);
+    both_classes(&train, &source.origin)?;
+    both_classes(&eval, &format!("{} (held out)", eval_source.origin))?;
+    let gpu = engine::gpu(&args.gpu)?;
+    // Spread over all of them, for files are often sorted, and half of each kind, where there are enough.
+    let spread = |flagged: bool| {
+        let own: Vec<Case> = eval.iter().filter(|case| case.flagged == Some(flagged)).cloned().collect();
+        examples(&own).into_iter().step_by(own.len().div_ceil(WATCHED / 2).max(1))
+    };
+    let watched: Vec<Example> = spread(false).chain(spread(true)).collect();
+    let inputs = Inputs::new(bytes, (&source.origin, &source.bytes));
+    let config = config(args);
+    let job = || inputs.given(&config, examples(&train), watched.clone());
+    let first = job()?;
+    let Planned { config, plan, fitted } = plan::planned(&first, config.clone(), gpu.max_binding())?;
+    output.note(plan::text(&plan, &fitted));
+    let prepared = first.load(&gpu, &config)?;
+    engine::announce(&gpu, &args.model, None, &prepared.setup.decoder, output);
+    let folder = RunFolder::create(&args.output_dir, "--output-dir", args.overwrite)?;
+    let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), (1, false), None)?
+        .saving(Saver::new(output, None, &config));
+    let again = |gpu: &Gpu| {
+        let loaded = job()?.load(gpu, &config)?;
+        model.check_unchanged().map(|()| loaded.setup)
+    };
+    let start = engine::Start { gpu, options: args.gpu.options(), setup: prepared.setup, state: None };
+    let trained = engine::trained(start, &config, &mut recorder, &again)?;
+    drop(recorder);
+    engine::write_result(folder.path(), &model, &trained)?;
+    let engine::Trained { gpu, outcome, .. } = trained;
+    let eval: Vec<Case> = eval.into_iter().filter(|case| case.flagged.is_some()).collect();
+    let found = judged(&gpu, &outcome.decoder, &eval, output)?;
+    let trained = Trained {
+        model: args.model.clone(),
+        reason: outcome.reason,
+        steps: outcome.steps,
+        kept_step: outcome.kept_step,
+        train_answers: train.len(),
+        max_length: most,
+        before: outcome.before,
+        after: outcome.after,
+        held_out: measured(&eval, &found),
+    };
+    let json = serde_json::to_vec_pretty(&trained).unwrap_or_default();
+    write_whole(&folder.path().join("judge.json"), &json)?;
+    folder.keep();
+    let text = format!(
+        "{}\n{} answers, {} steps ({}), the state of step {} kept; {} holds the judge",
+        trained.held_out.table(),
+        trained.train_answers,
+        trained.steps,
+        trained.reason,
+        trained.kept_step,
+        args.output_dir.display()
+    );
+    output.result(text, &trained)
+}
+
+/// The probability that each answer is flagged.
+fn judged(gpu: &Gpu, judge: &Decoder, cases: &[Case], output: &Output) -> Result<Vec<f64>> {
+    let texts: Vec<&[u32]> = cases.iter().map(|case| case.ids.as_slice()).collect();
+    let mut progress = output.progress("judging", texts.len() as u64, Unit::Items);
+    let mut advance = |items: usize, tokens: usize| {
+        progress.advance(items as u64, tokens as u64);
+        interrupt::check()
+    };
+    let found = block_on(probabilities(gpu, judge, &texts, BUDGET, &mut advance))?;
+    progress.finish();
+    Ok(found)
+}
+
+/// Of answers with a verdict.
+fn measured(cases: &[Case], found: &[f64]) -> Measured {
+    let flagged: Vec<bool> = cases.iter().map(|case| case.flagged == Some(true)).collect();
+    let lexicon = Lexicon::default();
+    let words: Vec<f64> = cases.iter().map(|case| lexicon.score(&case.text)).collect();
+    Measured { judge: Classified::of(found, &flagged), lexicon_auroc: auroc_estimate(&words, &flagged) }
+}
+
+impl Measured {
+    fn table(&self) -> String {
+        let estimate = |e: &Estimate| format!("{:.3} [{:.3}, {:.3}]", e.value, e.low, e.high);
+        let j = &self.judge;
+        let rows = [
+            ("AUROC (0.5 is chance)", estimate(&j.auroc), estimate(&self.lexicon_auroc)),
+            ("accuracy", estimate(&j.accuracy), "-".into()),
+            ("Brier score", format!("{:.3}", j.brier), "-".into()),
+            ("calibration error", format!("{:.3}", j.calibration_error), "-".into()),
+        ];
+        let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, a, b)| vec![name.into(), a, b]).collect();
+        let share = 100.0 * j.flagged_share;
+        let head = format!("{} held-out answers, {share:.0}% flagged", j.count);
+        let bins: Vec<Vec<String>> = j
+            .bins
+            .iter()
+            .map(|bin| {
+                let range = format!("{:.1} to {:.1}", bin.from, bin.from + 0.1);
+                vec![
+                    range,
+                    bin.count.to_string(),
+                    format!("{:.3}", bin.predicted),
+                    format!("{:.3}", bin.flagged),
+                ]
+            })
+            .collect();
+        let calibration = table(&["judge says", "answers", "mean", "flagged"], &bins);
+        format!("{}\n\n{calibration}", table(&[&head, "judge", "word list"], &rows))
+    }
+}
+
+/// The figures of `aweigh judge score --json`.
+#[derive(Debug, Serialize)]
+struct Scored {
+    answers: usize,
+    mean_harm: f64,
+    /// Of the answers with a verdict, where both kinds are among them.
+    labelled: Option<Measured>,
+}
+
+fn score(args: &ScoreArgs, output: &Output) -> Result<()> {
+    if let Some(path) = &args.output {
+        refuse_existing(path, "--output", args.overwrite)?;
+    }
+    let source = Source::read(&args.data, "--data")?;
+    let rows = engine::chosen_rows(&source, &args.rows, output)?;
+    let judge = Judge::open(&args.judge, args.model.as_deref(), "--judge", output)?;
+    let cases = cases(&rows, &source.origin, &judge.bytes().tokenizer()?, judge.max_length)?;
+    let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
+    let gpu = engine::gpu(&args.gpu)?;
+    let decoder = judge.decoder(&gpu)?;
+    for case in &cases {
+        decoder.check_context(&format!("{}:{}", source.origin, case.line), case.ids.len())?;
+    }
+    let found = judged(&gpu, &decoder, &cases, output)?;
+    if let (Some(file), Some(path)) = (&mut file, &args.output) {
+        let mut harms = found.iter();
+        for row in &rows {
+            let line = with_harm(row, &mut harms);
+            writeln!(file, "{line}").map_err(|error| Error::io(path, "write", error))?;
+        }
+    }
+    file.map(WholeFile::commit).transpose()?;
+    let (labelled, harms): (Vec<Case>, Vec<f64>) = cases
+        .into_iter()
+        .zip(&found)
+        .filter(|(case, _)| case.flagged.is_some())
+        .map(|(c, f)| (c, *f))
+        .unzip();
+    let labelled = both_classes(&labelled, &source.origin).is_ok().then(|| measured(&labelled, &harms));
+    let mean_harm = found.iter().sum::<f64>() / found.len() as f64;
+    let mut text = format!("{} answers, mean probability of being flagged {mean_harm:.3}", found.len());
+    if let Some(labelled) = &labelled {
+        text += &format!("\n\n{}", labelled.table());
+    }
+    output.result(text, &Scored { answers: found.len(), mean_harm, labelled })
+}
+
+/// A row's prompt and answers with what the judge says of them, taken from `harms` in the order of [`cases`].
+fn with_harm(row: &Row, harms: &mut std::slice::Iter<f64>) -> Value {
+    let mut line = row.raw.clone();
+    line.insert("prompt".into(), json!(row.prompt));
+    let answers = [
+        ("chosen", "chosen_harm", &row.chosen),
+        ("rejected", "rejected_harm", &row.rejected),
+        ("completion", "harm", &row.completion),
+    ];
+    for (name, key, answer) in answers {
+        if let Some(answer) = answer {
+            line.insert(name.into(), json!(answer));
+            line.insert(key.into(), json!(harms.next()));
+        }
+    }
+    if let Some(label) = row.label {
+        line.insert("label".into(), label.into());
+    }
+    line.into()
+}

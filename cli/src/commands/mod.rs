@@ -1,0 +1,16 @@
+//! The commands, a file each.
+
+pub mod align;
+pub mod bench;
+pub mod demo;
+pub mod devices;
+pub mod eval;
+pub mod export;
+pub mod generate;
+pub mod inspect;
+pub mod judge;
+pub mod plan;
+pub mod report;
+pub mod sample;
+pub mod score;
+pub mod selftest;

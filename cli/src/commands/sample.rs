@@ -1,0 +1,253 @@
+//! `aweigh sample`: answers to the prompts of a file.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use pollster::block_on;
+use serde::Serialize;
+
+use crate::args::{GpuArgs, ModelArgs, RowArgs, SamplingArgs, WeightArgs, at_least_one};
+use crate::engine::{self, Ran};
+use crate::terminal::interrupt;
+use crate::terminal::output::Output;
+use crate::terminal::progress::{Course, Unit};
+use aweigh::data::{
+    ChatTokenizer, Completion, Example, ExampleOptions, LengthLimits, Needs, Prompt, build_examples,
+};
+use aweigh::error::{Error, Result};
+use aweigh::files::{Source, WholeFile, refuse_existing};
+use aweigh::gpu::Gpu;
+use aweigh::model::Decoder;
+use aweigh::sample::{self, Answer, Request};
+use aweigh::train::sampling_settings;
+
+/// Sample answers to the prompts of a file.
+///
+/// The prompts are those of any of align's files (JSONL, .gz too); answers in it are ignored. One line is
+/// written for each answer: its prompt, its text, its token ids, and whether it ended by itself. align takes
+/// the file as --samples-file.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The model and its adapter.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// How its weights are kept.
+    #[command(flatten)]
+    pub weights: WeightArgs,
+    /// The prompts: JSONL (.gz too) with a "prompt" a line, a string or a list of messages
+    #[arg(long, value_name = "FILE", help_heading = "Data")]
+    pub data: PathBuf,
+    /// Which of its rows.
+    #[command(flatten)]
+    pub rows: RowArgs,
+    /// Prompts longer than this many tokens lose their beginning
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
+    pub max_prompt_length: usize,
+    /// Answers for each prompt
+    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Sampling")]
+    pub num_samples: usize,
+    /// A system message for every prompt, as align's anchors have it
+    #[arg(long, visible_alias = "system", value_name = "TEXT", help_heading = "Sampling")]
+    pub safety_instruction: Option<String>,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Where the answers go, as JSONL. The file appears when all of them are there
+    #[arg(long, short, value_name = "FILE", help_heading = "Output")]
+    pub output: PathBuf,
+    /// Replace --output if it exists
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
+    /// The GPU.
+    #[command(flatten)]
+    pub gpu: GpuArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  aweigh sample --model DIR --data prompts.jsonl --output answers.jsonl
+  aweigh sample --model DIR --adapter run/adapter --data prompts.jsonl --temperature 0 --output greedy.jsonl
+  aweigh sample --model DIR --data flagged.jsonl --num-samples 11 --system \"Be careful.\" \\
+    --output anchors.jsonl";
+
+/// Samples answers.
+///
+/// # Errors
+/// Whatever is wrong with the flags, the files or the GPU; --output is then as it was.
+pub fn run(args: Args, output: &Output) -> Result<()> {
+    args.sampling.check()?;
+    at_least_one("--num-samples", args.num_samples)?;
+    at_least_one("--max-prompt-length", args.max_prompt_length)?;
+    refuse_existing(&args.output, "--output", args.overwrite)?;
+    let source = Source::read(&args.data, "--data")?;
+    let (model, adapter) = engine::files(&args.model, output)?;
+    let tokenizer = engine::tokenizer(&model, output)?;
+    let prompts = prompts(&args, &source, &tokenizer, output)?;
+    if prompts[0].prompt.is_conversational() {
+        engine::note_of_system(&tokenizer, args.safety_instruction.as_deref().unwrap_or_default(), output);
+    }
+    // Before the work, so that a folder that cannot be written to is known at once.
+    let mut file = WholeFile::create(&args.output)?;
+    let gpu = engine::gpu(&args.gpu)?;
+    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
+    for prompt in &prompts {
+        check_context(&args, prompt, &source.origin, decoder.context())?;
+    }
+    let (answers, tokens_per_second) = draw(&args, &gpu, &decoder, &tokenizer, &prompts, output)?;
+    let mut figures = Figures::new(Ran::new(&gpu, &args.model), prompts.len(), tokens_per_second);
+    for (prompt, answers) in prompts.iter().zip(&answers) {
+        for (sample, answer) in answers.iter().enumerate() {
+            let row = Row::new(prompt, sample, answer, &tokenizer)?;
+            figures.count(&row);
+            let line = serde_json::to_string(&row)
+                .map_err(|error| Error::io(&args.output, "write", error.into()))?;
+            writeln!(file, "{line}").map_err(|error| Error::io(&args.output, "write", error))?;
+        }
+    }
+    file.commit()?;
+    output.result(figures.human(), &figures)
+}
+
+/// The file's prompts as token ids.
+fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Output) -> Result<Vec<Example>> {
+    let mut rows = engine::chosen_rows(source, &args.rows, output)?;
+    for row in &mut rows {
+        (row.completion, row.label, row.chosen, row.rejected) = (None, None, None, None);
+    }
+    let limits = LengthLimits { max_prompt: Some(args.max_prompt_length), ..LengthLimits::default() };
+    let instruction = args.safety_instruction.clone().filter(|text| !text.is_empty());
+    let options = ExampleOptions { needs: Needs::Prompt, limits, instruction };
+    let (examples, counts) = build_examples(&rows, &source.origin, tokenizer, &options)?;
+    if counts.prompts_cut > 0 {
+        output.warn(format_args!(
+            "{}: {} prompts of more than {} tokens lost their beginning (--max-prompt-length)",
+            source.origin, counts.prompts_cut, args.max_prompt_length
+        ));
+    }
+    Ok(examples)
+}
+
+/// Fails where a prompt leaves too little of the model's context for an answer.
+fn check_context(args: &Args, prompt: &Example, origin: &str, context: usize) -> Result<()> {
+    let (asked, answer) = (prompt.sampling_ids.len(), args.sampling.max_new_tokens);
+    if asked + answer <= context {
+        return Ok(());
+    }
+    let expected = format!("at most {context} tokens, the model's context, for prompt and answer");
+    let found = format!("a prompt of {asked} tokens and --max-new-tokens {answer}");
+    let fix = "lower --max-new-tokens, or --max-prompt-length so that prompts are cut";
+    Err(Error::input(format!("{origin}:{}", prompt.line), expected, found, fix))
+}
+
+/// Draws the answers of every prompt; also the tokens drawn in a second.
+fn draw(
+    args: &Args,
+    gpu: &Gpu,
+    decoder: &Decoder,
+    tokenizer: &ChatTokenizer,
+    prompts: &[Example],
+    output: &Output,
+) -> Result<(Vec<Vec<Answer>>, f64)> {
+    let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
+    let requests: Vec<Request> = prompts
+        .iter()
+        .enumerate()
+        .map(|(index, prompt)| Request {
+            prompt: &prompt.sampling_ids,
+            first_sample: 0,
+            samples: args.num_samples,
+            index: index as u32,
+        })
+        .collect();
+    let wanted = prompts.len() * args.num_samples;
+    let mut progress = output.progress("sample", wanted as u64, Unit::Items).told();
+    let mut course = Course::new(1, wanted, args.sampling.max_new_tokens);
+    let mut advance = |answers: usize, tokens: usize| {
+        course.drew(answers, tokens, &mut progress);
+        interrupt::check()
+    };
+    let answers =
+        block_on(sample::generate(gpu, decoder, decoder.policy(), &requests, &settings, &mut advance))?;
+    let tokens_per_second = progress.tokens_per_second();
+    progress.finish();
+    Ok((answers, tokens_per_second))
+}
+
+/// A line of the output: TRL's prompt and completion, and where they come from.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    prompt: &'a Prompt,
+    completion: Completion,
+    /// The answer's number among those to its prompt, from 0.
+    sample: usize,
+    /// The prompt's line in --data.
+    line: usize,
+    /// The end-of-turn token included.
+    num_tokens: usize,
+    /// By itself, not at --max-new-tokens.
+    ended: bool,
+    /// The text alone does not say which tokens were drawn.
+    ids: &'a [u32],
+}
+
+impl<'a> Row<'a> {
+    fn new(
+        prompt: &'a Example,
+        sample: usize,
+        answer: &'a Answer,
+        tokenizer: &ChatTokenizer,
+    ) -> Result<Self> {
+        let text = tokenizer.decode_answer(&prompt.sampling_ids, &answer.ids)?;
+        Ok(Self {
+            prompt: &prompt.prompt,
+            completion: Completion::for_prompt(&prompt.prompt, text),
+            sample,
+            line: prompt.line,
+            num_tokens: answer.ids.len(),
+            ended: answer.ended,
+            ids: &answer.ids,
+        })
+    }
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Figures {
+    #[serde(flatten)]
+    ran: Ran,
+    prompts: usize,
+    answers: usize,
+    /// Drawn, end-of-turn tokens included.
+    tokens: usize,
+    /// Answers that ended by themselves.
+    ended: usize,
+    /// Answers without a word.
+    empty: usize,
+    /// Drawn tokens; the prompts' share of the time is included.
+    tokens_per_second: f64,
+}
+
+impl Figures {
+    fn new(ran: Ran, prompts: usize, tokens_per_second: f64) -> Self {
+        Self { ran, prompts, answers: 0, tokens: 0, ended: 0, empty: 0, tokens_per_second }
+    }
+
+    fn count(&mut self, row: &Row) {
+        self.answers += 1;
+        self.tokens += row.num_tokens;
+        self.ended += usize::from(row.ended);
+        self.empty += usize::from(row.completion.text().trim().is_empty());
+    }
+
+    fn human(&self) -> String {
+        let Self { prompts, answers, tokens, ended, empty, .. } = self;
+        let cut = answers - ended;
+        let rate = self.tokens_per_second;
+        format!(
+            "{answers} answers to {prompts} prompts, {tokens} tokens: {ended} ended by themselves, {cut} \
+             were cut at --max-new-tokens, {empty} are empty\n{rate:.1} tokens/s, {} on the GPU at most",
+            self.ran.memory()
+        )
+    }
+}

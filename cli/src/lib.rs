@@ -1,0 +1,116 @@
+//! The program `aweigh`: one file per command under `commands/`, and what they share. What can train, sample
+//! and score is the library of that name; here are flags, the terminal, signals, and the pages and files
+//! that people look at.
+
+pub mod args;
+pub mod commands;
+pub mod engine;
+pub mod meters;
+pub mod record;
+pub mod report_page;
+pub mod saver;
+pub mod tensorboard;
+pub mod terminal;
+
+use clap::{Parser, Subcommand};
+
+use aweigh::error::Result;
+use commands::{
+    align, bench, demo, devices, eval, export, generate, inspect, judge, plan, report, sample, score,
+    selftest,
+};
+use terminal::{interrupt, output::Output};
+
+/// Aligns small language models away from flagged answers, on any GPU.
+///
+/// Give it a model and examples of answers that you do not want. It samples the model's own answers as
+/// anchors, trains with D²O (or one of twelve other methods), stops before the model breaks, and writes an
+/// adapter that PEFT loads.
+#[derive(Debug, Parser)]
+#[command(name = "aweigh", version, max_term_width = 110)]
+#[command(arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print the command's figures, or its error, as one JSON object on stdout; everything else goes to
+    /// stderr
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// No progress and no notes on stderr; warnings and errors stay
+    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    pub quiet: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  aweigh demo                            align the built-in model and see what changed, in minutes
+  aweigh devices                         the GPUs that can be used
+  aweigh align --model DIR --train flagged.jsonl --output-dir run
+  aweigh plan --model DIR --train flagged.jsonl      how much memory that takes
+  aweigh generate --model DIR --adapter run/adapter
+
+RUST_LOG=info shows the engine's own log.
+Exit codes: 0 done, 1 the GPU or Aweigh failed, 2 something to mend in the input, 130 interrupted.";
+
+/// The commands. The text of each is that of its `Args`.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs)]
+pub enum Command {
+    Devices(devices::Args),
+    Align(Box<align::Args>),
+    Plan(Box<plan::Args>),
+    Sample(sample::Args),
+    Generate(generate::Args),
+    Score(score::Args),
+    Eval(Box<eval::Args>),
+    Report(report::Args),
+    Export(export::Args),
+    Inspect(inspect::Args),
+    Judge(judge::Args),
+    Selftest(selftest::Args),
+    Demo(demo::Args),
+    Bench(bench::Args),
+}
+
+/// Runs one parsed command line.
+///
+/// # Errors
+/// Whatever the command reports; [`aweigh::error::Error::exit_code`] turns it into the process's exit code.
+pub fn run(cli: Cli) -> Result<()> {
+    let output = Output::new(cli.json, cli.quiet);
+    interrupt::install();
+    match cli.command {
+        Command::Devices(args) => devices::run(args, &output),
+        Command::Align(args) => align::run(*args, &output),
+        Command::Plan(args) => plan::run(*args, &output),
+        Command::Sample(args) => sample::run(args, &output),
+        Command::Generate(args) => generate::run(args, &output),
+        Command::Score(args) => score::run(args, &output),
+        Command::Eval(args) => eval::run(*args, &output),
+        Command::Report(args) => report::run(args, &output),
+        Command::Export(args) => export::run(args, &output),
+        Command::Inspect(args) => inspect::run(args, &output),
+        Command::Judge(args) => judge::run(args, &output),
+        Command::Selftest(args) => selftest::run(args, &output),
+        Command::Demo(args) => demo::run(args, &output),
+        Command::Bench(args) => bench::run(args, &output),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_argument_is_explained() {
+        let command = super::Cli::command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands() {
+            assert!(sub.get_about().is_some(), "{}", sub.get_name());
+            for argument in sub.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", sub.get_name(), argument.get_id());
+            }
+        }
+    }
+}

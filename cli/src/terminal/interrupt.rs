@@ -1,0 +1,33 @@
+//! Ctrl-C: the first one asks the command to stop cleanly, the second one ends the process at once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aweigh::error::{Error, Result};
+
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Catches Ctrl-C (and, where they exist, the signals that ask a process to end) from now on. Call it once.
+pub fn install() {
+    let installed = ctrlc::set_handler(|| {
+        if ASKED.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(Error::Interrupted.exit_code()));
+        }
+        crate::terminal::output::to_stderr("\nstopping after this step; once more to stop at once");
+    });
+    if let Err(error) = installed {
+        log::warn!("Ctrl-C cannot be caught: {error}");
+    }
+}
+
+/// Whether the user has asked to stop.
+pub fn asked() -> bool {
+    ASKED.load(Ordering::SeqCst)
+}
+
+/// Call it between steps.
+///
+/// # Errors
+/// [`Error::Interrupted`] once the user has asked to stop.
+pub fn check() -> Result<()> {
+    if asked() { Err(Error::Interrupted) } else { Ok(()) }
+}

@@ -1,0 +1,5 @@
+//! What people see, and what they press.
+
+pub mod interrupt;
+pub mod output;
+pub mod progress;

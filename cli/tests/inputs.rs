@@ -1,0 +1,199 @@
+//! What is wrong with an input, and what is said of it: the table in docs/bad-inputs.md, line by line.
+
+use std::fmt::Write as _;
+
+use super::room::{Room, TRAIN, of_repository, texts};
+
+/// What is wrong: in words, made in a room, with these flags of `align`, and what the message must say.
+struct Case {
+    what: &'static str,
+    make: fn(&Room),
+    flags: &'static [&'static str],
+    message: &'static str,
+}
+
+const ROW: &str = "{\"prompt\": \"a\", \"completion\": \"b\", \"label\": false}\n";
+
+const fn flags(what: &'static str, flags: &'static [&'static str], message: &'static str) -> Case {
+    Case { what, make: |_| {}, flags, message }
+}
+
+const fn made(what: &'static str, make: fn(&Room), message: &'static str) -> Case {
+    Case { what, make, flags: &[], message }
+}
+
+fn cases() -> Vec<Case> {
+    let data = |what, make, message| made(what, make, message);
+    vec![
+        flags("K = 0", &["--num-samples", "0"], "expected a whole number from 1 to 1024, found 0"),
+        flags("a negative rate", &["--learning-rate", "-1"], "expected a number above 0, found -1"),
+        flags(
+            "a rate that is no number",
+            &["--learning-rate", "NaN"],
+            "expected a number above 0, found NaN",
+        ),
+        flags("an infinite rate", &["--learning-rate", "inf"], "expected a number above 0, found inf"),
+        flags("a beta that is no number", &["--beta", "NaN"], "expected a number of at least 0, found NaN"),
+        flags(
+            "nothing weighs anything",
+            &["--alpha", "0", "--beta", "0"],
+            "expected alpha or beta above 0, found both 0",
+        ),
+        flags(
+            "a batch that fits no machine",
+            &["--per-device-train-batch-size", "18446744073709551615"],
+            "expected a whole number from 1 to 65536",
+        ),
+        flags(
+            "K copies of one answer",
+            &["--temperature", "0"],
+            "expected a number above 0, found 0, which gives 11 copies",
+        ),
+        flags(
+            "answers longer than the context",
+            &["--max-new-tokens", "999999999"],
+            "expected at most 512 tokens, the model's context",
+        ),
+        flags("no steps", &["--max-steps", "0"], "expected a whole number of at least 1, found 0"),
+        flags(
+            "a checkpoint every 0 steps",
+            &["--save-steps", "0"],
+            "expected a whole number of at least 1, found 0",
+        ),
+        flags(
+            "a clock that runs backwards",
+            &["--save-minutes", "-1"],
+            "expected a number of at least 0, found -1",
+        ),
+        flags("--fit to nothing", &["--fit"], "expected gpu.memory beside it, found none"),
+        flags(
+            "layers that are not there",
+            &["--target-modules", "no_such_proj"],
+            "no_such_proj, which matches none",
+        ),
+        flags(
+            "a method that samples nothing, of rows without good answers",
+            &["--method", "sft"],
+            "expected rows with a good answer, found none",
+        ),
+        data(
+            "no file",
+            |room| std::fs::remove_file(room.path("flagged.jsonl")).unwrap(),
+            "expected a file at flagged.jsonl, found nothing",
+        ),
+        data(
+            "an empty file",
+            |room| room.write("flagged.jsonl", ""),
+            "expected at least one row, found none",
+        ),
+        data(
+            "a row cut off",
+            |room| room.write("flagged.jsonl", format!("{ROW}{}", &ROW[..30])),
+            "flagged.jsonl:2: expected one JSON object, found invalid JSON",
+        ),
+        data(
+            "text that is not UTF-8",
+            |room| room.write("flagged.jsonl", [ROW.as_bytes(), b"{\"prompt\": \"\xff\xfe\"}\n"].concat()),
+            "flagged.jsonl:2: expected UTF-8 text, found an invalid byte at column 13",
+        ),
+        data(
+            "rows of two forms",
+            |room| {
+                room.write(
+                    "flagged.jsonl",
+                    format!("{ROW}{{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}}\n"),
+                )
+            },
+            "flagged.jsonl:2: expected no chosen and rejected, as in line 1",
+        ),
+        data(
+            "a line of more than 100 MB",
+            |room| room.write("flagged.jsonl", format!("{{\"prompt\": \"{}\"}}\n", "a".repeat(100_000_001))),
+            "flagged.jsonl:1: expected a line of at most 100000000 bytes",
+        ),
+        data(
+            "a number for a text",
+            |room| room.write("flagged.jsonl", ROW.replace("\"b\"", "3")),
+            "flagged.jsonl:1: completion: expected a string",
+        ),
+        data(
+            "other keys",
+            |room| room.write("flagged.jsonl", "{\"question\": \"a\"}\n"),
+            "flagged.jsonl:1: expected the keys",
+        ),
+        data(
+            "half a gzip file",
+            |room| room.write("flagged.jsonl", [0x1f, 0x8b, 8, 0, 0]),
+            "flagged.jsonl:1: expected readable data",
+        ),
+        data(
+            "weights cut off",
+            |room| {
+                let path = room.path("model/model.safetensors");
+                let bytes = std::fs::read(&path).unwrap();
+                std::fs::write(path, &bytes[..3000]).unwrap();
+            },
+            "expected a whole safetensors file",
+        ),
+        data(
+            "weights in a pickle",
+            |room| {
+                std::fs::rename(room.path("model/model.safetensors"), room.path("model/pytorch_model.bin"))
+                    .unwrap()
+            },
+            "expected model.safetensors in it",
+        ),
+        data(
+            "an unknown architecture",
+            |room| room.edit("model/config.json", "LlamaForCausalLM", "MambaForCausalLM"),
+            "MambaForCausalLM",
+        ),
+        data(
+            "a config.json that is none",
+            |room| room.write("model/config.json", "{"),
+            "found EOF while parsing",
+        ),
+        data(
+            "a folder that is somebody's",
+            |room| {
+                std::fs::create_dir(room.path("out")).unwrap();
+                room.write("out/thesis.tex", "");
+            },
+            "expected a folder that does not exist yet",
+        ),
+    ]
+}
+
+fn line(flags: &[&'static str]) -> Vec<&'static str> {
+    [&["align", "--model", "model"], &TRAIN[..], flags].concat()
+}
+
+#[test]
+fn every_line_of_the_table() {
+    let mut table = String::from("| input | message | exit code |\n|---|---|---|\n");
+    for case in cases() {
+        let room = Room::new();
+        (case.make)(&room);
+        room.refuses(&line(case.flags), &[case.message]);
+        let output = room.run(&line(case.flags));
+        let (_, stderr) = texts(&output);
+        let message = &stderr[stderr.find("error: ").expect("a message") + 7..];
+        let message = message.trim_end().replace("\n  what to do: ", "; ").replace('|', "\\|");
+        let input = match case.flags {
+            [] => case.what.to_string(),
+            flags => format!("{}: `{}`", case.what, flags.join(" ")),
+        };
+        writeln!(table, "| {input} | {message} | {} |", output.status.code().expect("a code")).unwrap();
+    }
+    let path = of_repository("docs/bad-inputs.md");
+    if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
+        let head = "# Bad inputs\n\nWhat `aweigh align --model model --train flagged.jsonl --output-dir out` \
+                    says of each, with nothing written. A test has every line: `cargo test --test cli \
+                    inputs`; with `AWEIGH_WRITE_DOCS=1` it writes this file.\n\n";
+        std::fs::write(&path, format!("{head}{table}")).unwrap();
+    }
+    let text = std::fs::read_to_string(&path).expect("docs/bad-inputs.md");
+    for line in table.lines() {
+        assert!(text.contains(line), "docs/bad-inputs.md lacks: {line}");
+    }
+}

@@ -1,0 +1,149 @@
+//! A folder for each test, and the real program run in it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+use flate2::read::GzDecoder;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// What `align` needs beside a model.
+pub const TRAIN: [&str; 4] = ["--train", "flagged.jsonl", "--output-dir", "out"];
+
+/// A path in the repository.
+pub fn of_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+pub fn assets() -> PathBuf {
+    of_repository("assets/tiny")
+}
+
+/// A folder to work in: `flagged.jsonl` and a copy of the embedded model in `model/`.
+pub struct Room(pub TempDir);
+
+impl Room {
+    pub fn new() -> Self {
+        let room = Self(tempfile::tempdir().unwrap());
+        fs::create_dir(room.path("model")).unwrap();
+        for name in [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ] {
+            fs::copy(assets().join(name), room.path("model").join(name)).unwrap();
+        }
+        let packed = fs::File::open(assets().join("negatives.jsonl.gz")).unwrap();
+        let text = std::io::read_to_string(GzDecoder::new(packed)).unwrap();
+        let lines: Vec<&str> = text.lines().take(20).collect();
+        room.write("flagged.jsonl", lines.join("\n"));
+        room
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Replaces a piece of a text file.
+    pub fn edit(&self, name: &str, from: &str, to: &str) {
+        let text = fs::read_to_string(self.path(name)).unwrap();
+        assert!(text.contains(from), "{name} has no {from}");
+        self.write(name, text.replace(from, to));
+    }
+
+    /// Every file with its size, and every folder.
+    pub fn listing(&self) -> BTreeMap<PathBuf, Option<u64>> {
+        fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Option<u64>>) {
+            for entry in fs::read_dir(folder).unwrap() {
+                let (path, data) = entry.map(|e| (e.path(), e.metadata().unwrap())).unwrap();
+                if data.is_dir() {
+                    walk(&path, found);
+                }
+                found.insert(path, data.is_file().then_some(data.len()));
+            }
+        }
+        let mut found = BTreeMap::new();
+        walk(self.0.path(), &mut found);
+        found
+    }
+
+    pub fn command(&self) -> Command {
+        Command::from_std(self.process())
+    }
+
+    /// The same, to be watched while it runs.
+    pub fn process(&self) -> std::process::Command {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_aweigh"));
+        // Mesa's Wayland layer complains on stderr where there is no such folder.
+        command.current_dir(self.0.path()).env_remove("RUST_LOG").env("XDG_RUNTIME_DIR", self.0.path());
+        // No choices of kernels but those that the test itself has measured.
+        command.env("AWEIGH_CACHE_DIR", self.path("cache"));
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().unwrap()
+    }
+
+    /// Runs, expects success, and returns the one JSON object on stdout.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[arguments, &["--json"]].concat());
+        let (stdout, stderr) = texts(&output);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        assert_eq!(stdout.lines().count(), 1, "{arguments:?}: {stdout}");
+        serde_json::from_str(&stdout).unwrap()
+    }
+
+    /// A command line that must be refused with a message that has all of `parts`; everything stays as it
+    /// was.
+    pub fn refuses(&self, arguments: &[&str], parts: &[&str]) {
+        self.refused(self.command().args(arguments), &[parts, &["what to do: "]].concat());
+    }
+
+    pub fn refused(&self, command: &mut Command, parts: &[&str]) {
+        let before = self.listing();
+        let output = command.output().unwrap();
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {stderr}");
+        if format!("{command:?}").contains("\"--json\"") {
+            let error: Value = serde_json::from_str(&stdout).unwrap();
+            assert_eq!(error["error"]["exit_code"], 2, "{command:?}: {stdout}");
+            let message = error["error"]["message"].as_str().unwrap();
+            assert!(stderr.contains(message), "{command:?}: {stdout}");
+        } else {
+            assert_eq!(stdout, "", "{command:?}");
+        }
+        assert_eq!(
+            stderr.lines().filter(|line| line.starts_with("error: ")).count(),
+            1,
+            "{command:?}: one message: {stderr}"
+        );
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        // What stands before it are notes of what runs where.
+        let message = &stderr[stderr.find("error: ").unwrap()..];
+        assert!(message.lines().count() <= 3, "{command:?}: {message}");
+        for part in parts {
+            assert!(message.contains(part), "{command:?}: no {part:?} in: {message}");
+        }
+        assert_eq!(self.listing(), before, "{command:?}: the files have changed");
+    }
+
+    /// As [`Room::refuses`], of `align` with a model and more flags.
+    pub fn align_refuses(&self, model: &str, flags: &[&str], parts: &[&str]) {
+        self.refuses(&[&["align", "--model", model], &TRAIN[..], flags].concat(), parts);
+    }
+}
+
+pub fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}

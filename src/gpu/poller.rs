@@ -1,0 +1,69 @@
+//! Who waits for the device.
+
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) use native::Poller;
+#[cfg(target_arch = "wasm32")]
+pub(super) use web::Poller;
+
+#[cfg(not(target_arch = "wasm32"))]
+mod native {
+    use std::sync::mpsc;
+    use std::thread::JoinHandle;
+
+    /// A thread that waits for the device, so that no caller has to: readbacks are plain futures.
+    ///
+    /// It waits for one submit after the other. Were it to wait for all of them at once, what the first one
+    /// computed would be read when the last one is done, and the host would have nothing to record for that long.
+    pub(crate) struct Poller {
+        requests: Option<mpsc::Sender<Option<wgpu::SubmissionIndex>>>,
+        thread: Option<JoinHandle<()>>,
+    }
+
+    impl Poller {
+        pub fn new(device: wgpu::Device) -> Self {
+            let (sender, receiver) = mpsc::channel();
+            let thread = std::thread::spawn(move || {
+                for submission_index in receiver {
+                    if let Err(error) = device.poll(wgpu::PollType::Wait { submission_index, timeout: None })
+                    {
+                        log::warn!("waiting for the device: {error}");
+                    }
+                }
+            });
+            Self { requests: Some(sender), thread: Some(thread) }
+        }
+
+        /// Waits for a submit, or for all so far.
+        pub fn wait_for(&self, submit: Option<wgpu::SubmissionIndex>) {
+            if let Some(requests) = &self.requests {
+                let _ = requests.send(submit);
+            }
+        }
+    }
+
+    impl Drop for Poller {
+        /// The thread holds the device too. Were it left to itself, it could still be closing the device while
+        /// the process ends, and drivers crash when their libraries go first (llvmpipe did, in one run of
+        /// twenty).
+        fn drop(&mut self) {
+            self.requests = None;
+            if let Some(thread) = self.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+mod web {
+    /// The browser delivers callbacks by itself.
+    pub(crate) struct Poller;
+
+    impl Poller {
+        pub fn new(_: wgpu::Device) -> Self {
+            Self
+        }
+
+        pub fn wait_for(&self, _: Option<wgpu::SubmissionIndex>) {}
+    }
+}
