@@ -8,12 +8,13 @@ use aweigh::data::packing::Group;
 use aweigh::data::{ChatTokenizer, Completion, Message, Prompt, TokenizerFiles};
 use aweigh::eval::helpdesk::{self, Split};
 use aweigh::gpu::{DType, Gpu, Options};
-use aweigh::loss::{Loss, Method};
+use aweigh::loss::{Formula, Loss};
 use aweigh::model::{Decoder, ExportDType, Training, Weights, merged, serialize};
 use aweigh::nn::Decay;
 use aweigh::optim::{AdamW, Optimizer, Schedule};
-use aweigh::reference::rng;
-use aweigh::train::{MicroBatch, Trainer, score};
+use aweigh::rng;
+use aweigh::score::score;
+use aweigh::train::{MicroBatch, Trainer};
 
 const BATCH: usize = 48;
 const SEED: u32 = 7;
@@ -101,10 +102,10 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
         ..AdamW::default()
     };
     let optimizer = Optimizer::new(&gpu, decoder.layout(), settings)?;
-    let loss = Loss { method: Method::Sft, length_normalize: false };
+    let loss = Loss { formula: Formula::Sft, length_normalize: false };
     let mut trainer = Trainer::new(&gpu, decoder, optimizer, loss, SEED);
     let schedule =
-        Schedule { kind: aweigh::config::LrScheduler::Cosine, peak: 3e-3, warmup: 40, total: steps };
+        Schedule { kind: aweigh::optim::LrScheduler::Cosine, peak: 3e-3, warmup: 40, total: steps };
     let held_out = (0..200).map(|i| {
         let prompt = helpdesk::Prompt::generate(Split::HeldOut, None, SEED, i);
         encode(&tokenizer, None, &prompt.text, &helpdesk::good_answer(&prompt, SEED, i))

@@ -1,6 +1,8 @@
 // Causal attention over two key ranges, with a running softmax (Milakov & Gimelshein, 1805.02867): no T x T
-// matrix. Query t of head h sees the keys [prefix_start, prefix_end) and [segment_start, segment_end) of kv
-// head h / (H / G). Writes: o =, lse = log sum exp of its scores.
+// matrix.
+// Query t of head h sees the keys [prefix_start, prefix_end) and [segment_start, segment_end) of kv head h /
+// (H / G).
+// Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;        // (T, H, HEAD_DIM)

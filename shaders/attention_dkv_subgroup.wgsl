@@ -1,7 +1,8 @@
 // attention_dkv.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes
 // are neighbouring keys of one kv head: they walk over all queries that see any of them, load each once and
 // hand it on. A lane takes its own queries in attention_dkv.wgsl's order and with its arithmetic: the results
-// are the same bits. HEAD_DIM is a multiple of SG. DV: dv = sum of w * do        else: dk = sum of ds * q
+// are the same bits. HEAD_DIM is a multiple of SG.
+//   DV: dv = sum of w * do        else: dk = sum of ds * q
 // Writes: the one gradient =.
 #import common/attention
 #import common/index

@@ -1,7 +1,7 @@
 // attention_dkv.wgsl in tiles, and both gradients in one pass: a workgroup takes TILE keys of one kv head and
 // brings ROWS queries at a time to all of them. Key t is seen by the queries [t, visible_end) of the heads
-// that share its kv head. dv = sum of w * do, dk = sum of ds * q, in one tensor that is laid out as k and v.
-// Writes: both =.
+// that share its kv head.
+// dv = sum of w * do, dk = sum of ds * q, in one tensor that is laid out as k and v. Writes: both =.
 #import common/attention
 #import common/index
 #import common/attention_tile

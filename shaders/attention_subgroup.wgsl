@@ -1,9 +1,11 @@
 // attention.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes are
 // neighbouring queries of one head, which see nearly the same keys: they walk over all that any of them sees,
-// load each once and hand it on. A lane takes its own keys in attention.wgsl's order and with its arithmetic:
-// the results are the same bits. Keys between the ranges are read and must hold numbers; not with CACHE:
-// there a range is shared by lanes that all have the same, such as answers to one prompt, and walked by each
-// for itself otherwise. HEAD_DIM is a multiple of SG. Writes: o =, lse = log sum exp of its scores.
+// load each once and hand it on.
+// A lane takes its own keys in attention.wgsl's order and with its arithmetic: the results are the same bits.
+// Keys between the ranges are read and must hold numbers; not with CACHE: there a range is shared by lanes
+// that all have the same, such as answers to one prompt, and walked by each for itself otherwise. HEAD_DIM is
+// a multiple of SG.
+// Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
 const KEYS = 4u;          // keys a turn: a load brings SPAN vectors of each

@@ -1,6 +1,7 @@
 // attention.wgsl in tiles, for GPUs: a workgroup takes TILE rows of one kv head and brings KEYS keys at a
 // time to all of them, so that neither neighbouring tokens nor the heads that share a kv head read a key
-// again (Dao et al., 2205.14135). Writes: o =, lse = log sum exp of its scores.
+// again (Dao et al., 2205.14135).
+// Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
 #import common/attention_tile

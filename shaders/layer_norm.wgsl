@@ -1,5 +1,6 @@
 // y = (x - mean) * rstd * w + b with rstd = 1 / sqrt(variance + eps) (Ba et al., "Layer Normalization",
-// 1607.06450). Writes: y =, stats =.
+// 1607.06450).
+// Writes: y =, stats =.
 #import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, eps: f32 }

@@ -1,5 +1,6 @@
 // With n = (x - mean) * rstd: dx = rstd * (w * dy - mean(w * dy) - n * mean(n * w * dy)). Writes: dx =, or +=
-// with accumulate. dw is column_sum(dy, x, stats), db is column_sum(dy).
+// with accumulate.
+// dw is column_sum(dy, x, stats), db is column_sum(dy).
 #import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, accumulate: u32 }

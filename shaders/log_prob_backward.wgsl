@@ -1,6 +1,7 @@
 // dlogits = coefficient of the row * (one-hot of the target - softmax), with UNIT as if the coefficient were
-// 1. With CAP the logits came out of soft_cap.wgsl, and the gradient is that of what went in. Writes: logits,
-// in place.
+// 1.
+// With CAP the logits came out of soft_cap.wgsl, and the gradient is that of what went in.
+// Writes: logits, in place.
 #import common/columns
 #import common/index
 struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32 }

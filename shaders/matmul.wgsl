@@ -1,9 +1,10 @@
 // Matrix product without workgroup memory: every invocation keeps ROWS x 8 outputs in registers. The software
-// tier's kernel. NT: y(M,N) = alpha * x(M,K) w(N,K)^T     NN: y = alpha * x(M,K) w(K,N)     TN: y = alpha *
-// x(K,M)^T w(K,N) + bias(N) with BIAS, + residual(M,N) with RESIDUAL, + y with accumulate. w:
-// common/weights.wgsl. Writes: y = or +=, as accumulate says. Every output sums over k in ascending order
-// whatever ROWS is, so that a row's result does not depend on how many rows there are. VEC4: n, k (TN: m),
-// all strides and starts are multiples of 4; loads are 16 bytes wide.
+// tier's kernel.
+//   NT: y(M,N) = alpha * x(M,K) w(N,K)^T  NN: y = alpha * x(M,K) w(K,N)  TN: y = alpha * x(K,M)^T w(K,N)
+//   + bias(N) with BIAS, + residual(M,N) with RESIDUAL, + y with accumulate. w: common/weights.wgsl.
+// Writes: y = or +=, as accumulate says. Every output sums over k in ascending order whatever ROWS is, so
+// that a row's result does not depend on how many rows there are.
+// VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads are 16 bytes wide.
 #import common/index
 #import common/product
 #import common/weights

@@ -1,9 +1,12 @@
 // Matrix product by cooperative matrices, which a subgroup holds and multiplies as a whole: MAT16, of 16 x 16
-// elements, or MAT8. Four subgroups of SG lanes compute a square tile, each EDGE x EDGE matrices of it. Tiles
-// of the operands go through workgroup memory, where edges are filled with zeros and weights unpacked; so do
-// the results, for bounds and for the epilogue. The layouts, the packing and the meaning of every parameter
-// are matmul.wgsl's. Writes: y = or +=, as accumulate says. VEC4 and HALF: common/tiles.wgsl. With HALF the
-// matrices of x and w are f16, without it f32; the sums are f32.
+// elements, or MAT8.
+// Four subgroups of SG lanes compute a square tile, each EDGE x EDGE matrices of it. Tiles of the operands go
+// through workgroup memory, where edges are filled with zeros and weights unpacked; so do the results, for
+// bounds and for the epilogue.
+// The layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as
+// accumulate says.
+// VEC4 and HALF: common/tiles.wgsl. With HALF the matrices of x and w are f16, without it f32; the sums are
+// f32.
 #ifdef HALF
 enable f16;
 #endif

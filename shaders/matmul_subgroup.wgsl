@@ -1,8 +1,10 @@
 // Matrix product for software adapters with subgroups of SG lanes, one subgroup a workgroup: the subgroup
 // shares ROWS rows of x, which its lanes load once and hand to each other, and every lane has 8 columns of
-// its own. Loads are what costs there. NT takes STEPS steps of four k a turn. The layouts, the packing, the
-// order of the sums and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate
-// says. n, k (TN: m), all strides and starts are multiples of 4, those of packed and quantised weights of 8.
+// its own. Loads are what costs there.
+// NT takes STEPS steps of four k a turn.
+// The layouts, the packing, the order of the sums and the meaning of every parameter are matmul.wgsl's.
+// Writes: y = or +=, as accumulate says.
+// n, k (TN: m), all strides and starts are multiples of 4, those of packed and quantised weights of 8.
 #import common/index
 #import common/pack
 #import common/product

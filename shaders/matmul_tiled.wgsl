@@ -1,7 +1,8 @@
 // Matrix product in square tiles of workgroup memory, EDGE x EDGE outputs an invocation. The portable tier's
 // kernel; the layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=,
-// as accumulate says. VEC4 and HALF: common/tiles.wgsl. Products of two f16 are exact in f32, and the order
-// of the sums is that of f32 tiles.
+// as accumulate says.
+// VEC4 and HALF: common/tiles.wgsl. Products of two f16 are exact in f32, and the order of the sums is that
+// of f32 tiles.
 #ifdef HALF
 enable f16;
 #endif

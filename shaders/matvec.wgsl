@@ -1,9 +1,10 @@
 // Matrix product of few rows, as decoding has: y(M,N) = alpha * x(M,K) w(N,K)^T, every weight loaded once for
-// ROWS rows of x. A workgroup has 8 columns. Sixteen invocations share a column's sum, each with every
-// sixteenth vec4 of k, so that a weight's row is read in whole cache lines; then their parts are added in
-// order. The sum of an output does not depend on ROWS or M. The packing and the meaning of every parameter
-// are matmul.wgsl's. Writes: y = or +=, as accumulate says. k, the strides and the starts of x and w are
-// multiples of 4.
+// ROWS rows of x.
+// A workgroup has 8 columns. Sixteen invocations share a column's sum, each with every sixteenth vec4 of k,
+// so that a weight's row is read in whole cache lines; then their parts are added in order. The sum of an
+// output does not depend on ROWS or M.
+// The packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate says.
+// k, the strides and the starts of x and w are multiples of 4.
 #import common/index
 #import common/product
 #import common/weights

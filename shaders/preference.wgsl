@@ -1,17 +1,20 @@
 // The loss of each group and dL/dlogp of each token, from log-probs. A group's last sequence is the negative
 // (rejected), those before it are the anchors (or the one chosen). A score is a log-ratio, or where
 // `relative` is 0 a log-prob, and with `per_token` its mean over the tokens; up is the mean score of the
-// anchors, down that of the negative, z = beta * up - alpha * down - gamma. Formulas: MEAN          weight *
-// mean score of all sequences                                   SFT, gradient ascent UNLIKELIHOOD  -mean over
-// tokens of log(1 - p)                                        Welleck et al., 1908.04319 LOGISTIC      weight
-// * ((1 - smoothing) softplus(-z) + smoothing softplus(z))        D2O, DPO, SimPO, NPO, SimNPO SQUARED
-// (up - down - 1 / (2 beta))^2                                           IPO HINGE         max(0, gamma -
-// (beta * up - alpha * down))                             hinge, SLiC ODDS          beta * softplus(log odds
-// of down - log odds of up)                     ORPO KTO           one of the two sequences is empty: weight
-// * (1 - sigmoid(beta * (up - kl))) of a chosen one, alpha * (1 - sigmoid(beta * (kl - down))) of a rejected
-// one and sft_weight times the anchors' SFT is added. reference/preference.rs has every method by itself,
-// with its source. One workgroup a group. Writes: outcome =, coefficient =. Coefficients hold the mean over
-// `divisor` groups.
+// anchors, down that of the negative, z = beta * up - alpha * down - gamma. Formulas:
+//   MEAN          weight * mean score of all sequences                     SFT, gradient ascent
+//   UNLIKELIHOOD  -mean over tokens of log(1 - p)                          Welleck et al., 1908.04319
+//   LOGISTIC      weight * ((1 - smoothing) softplus(-z)
+//                 + smoothing softplus(z))                                 D2O, DPO, SimPO, NPO, SimNPO
+//   SQUARED       (up - down - 1 / (2 beta))^2                             IPO
+//   HINGE         max(0, gamma - (beta * up - alpha * down))               hinge, SLiC
+//   ODDS          beta * softplus(log odds of down - log odds of up)       ORPO
+//   KTO           one of the two sequences is empty:
+//                 weight * (1 - sigmoid(beta * (up - kl))) of a chosen one,
+//                 alpha * (1 - sigmoid(beta * (kl - down))) of a rejected one
+// and sft_weight times the anchors' SFT is added. loss/formula.rs has every method by itself, with
+// its source.
+// One workgroup a group. Writes: outcome =, coefficient =. Coefficients hold the mean over `divisor` groups.
 #import common/index
 struct Params {
     groups: u32, formula: u32, relative: u32, per_token: u32,

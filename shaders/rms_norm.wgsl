@@ -1,5 +1,6 @@
 // rstd = 1 / sqrt(mean(x^2) + eps); y = x * rstd * (w + shift), with RESIDUAL + residual (Zhang & Sennrich,
-// "Root Mean Square Layer Normalization", 1910.07467). Writes: y =, rstd =.
+// "Root Mean Square Layer Normalization", 1910.07467).
+// Writes: y =, rstd =.
 #import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, eps: f32, shift: f32 }

@@ -1,5 +1,6 @@
 // dx = rstd * (v * dy - x * rstd^2 * mean(x * v * dy)) with v = w + shift. Writes: dx =, or += with
-// accumulate (the residual stream's gradient). dw is column_sum(dy, x, rstd).
+// accumulate (the residual stream's gradient).
+// dw is column_sum(dy, x, rstd).
 #import common/columns
 #import common/rows
 struct Params { rows: u32, width: u32, accumulate: u32, shift: f32 }

@@ -1,9 +1,11 @@
-// Draws one token from each row of logits, and advances the row to its next step on the device. In HF's
-// order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy, the lowest id winning
-// ties. The draw is counter-based on (step, sample, prompt, seed), so it does not depend on which rows share
-// a batch. A row's logits become weights, exp((logit - the largest) / temperature), in place. Thresholds are
-// found by search over the bits of a weight, not by sorting; ties at a threshold are kept. Writes: logits
-// (penalised; weights unless temperature is 0), seen, state, tokens, ranges, history.
+// Draws one token from each row of logits, and advances the row to its next step on the device.
+// In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy, the lowest id
+// winning ties.
+// The draw is counter-based on (step, sample, prompt, seed), so it does not depend on which rows share a
+// batch.
+// A row's logits become weights, exp((logit - the largest) / temperature), in place. Thresholds are found by
+// search over the bits of a weight, not by sorting; ties at a threshold are kept.
+// Writes: logits (penalised; weights unless temperature is 0), seen, state, tokens, ranges, history.
 #import common/rows
 #import common/rng
 struct Params {

@@ -7,18 +7,19 @@ mod methods;
 #[path = "align/resume.rs"]
 mod resume;
 
-use aweigh::config::{
-    AnchorConfig, LrScheduler, Method, OnlineSampler, ReferenceSource, RunConfig, TargetModules, TrainConfig,
-};
+use aweigh::config::{AnchorConfig, OnlineSampler, ReferenceSource, RunConfig, TrainConfig};
 use aweigh::data::packing::Group;
 use aweigh::data::{Example, Prompt};
 use aweigh::gpu::{Purpose, Recorder};
+use aweigh::loss::Method;
+use aweigh::model::TargetModules;
 use aweigh::model::{Decoder, LoraSpec, Training};
 use aweigh::nn::{Arenas, Pass};
+use aweigh::optim::LrScheduler;
+use aweigh::sample::settings as sampling_settings;
 use aweigh::sample::{Request, generate};
-use aweigh::train::{
-    Metrics, Observer, Outcome, Pool, Scored, Setup, State, StopReason, align, sampling_settings, score,
-};
+use aweigh::score::{Scored, score};
+use aweigh::train::{Metrics, Observer, Outcome, Pool, Setup, State, StopReason, align};
 use aweigh::{Error, Result};
 use common::*;
 use pollster::block_on;

@@ -7,7 +7,7 @@ mod losses;
 
 use aweigh::data::packing::{Group, Packed};
 use aweigh::gpu::{Quantize, Recorder};
-use aweigh::loss::{Loss, Method};
+use aweigh::loss::{Formula, Loss};
 use aweigh::model::gguf::{Gguf, Kind};
 use aweigh::model::{
     Adapter, Capacity, Decoder, DecoderConfig, ModelBytes, Training, Weights, Workspace, serialize,
@@ -79,8 +79,8 @@ fn pass(decoder: &Decoder, packed: &Packed, recompute: Recompute) -> (Workspace,
     let mut rec = Recorder::new(gpu());
     ws.load(&mut rec, packed).expect("fits");
     decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
-    let loss = Loss { method: Method::Sft, length_normalize: false };
-    loss.record(&mut rec, &ws, 1, 0.0).expect("loss");
+    let loss = Loss { formula: Formula::Sft, length_normalize: false };
+    ws.loss(&mut rec, loss, 1, 0.0).expect("loss");
     decoder.backward(&mut rec, decoder.policy(), &gradients, &ws).expect("backward");
     rec.submit();
     (ws, gradients)

@@ -12,7 +12,7 @@ use aweigh::gpu::{AdapterSummary, Gpu, Options, Precision, Purpose, Recorder, Sc
 use aweigh::kernels::ema;
 use aweigh::paranoid::{Paranoid, Witnessed};
 use aweigh::reference;
-use aweigh::reference::rng::values;
+use aweigh::rng::values;
 use aweigh::selftest::{Depth, agree, checks};
 
 /// Which device a test runs on.
@@ -131,7 +131,7 @@ mod half {
 
     use aweigh::gpu::{Purpose, Scalar, Tensor};
     use aweigh::kernels::matmul::{Dims, Family, Form, Product};
-    use aweigh::reference::rng::values;
+    use aweigh::rng::values;
 
     macro_rules! tests {
         ($($name:ident),* $(,)?) => {

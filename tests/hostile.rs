@@ -11,7 +11,7 @@ use std::panic::catch_unwind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aweigh::reference::rng::pcg4d;
+use aweigh::rng::pcg4d;
 use flate2::read::GzDecoder;
 
 /// Files made of each good one.

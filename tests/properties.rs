@@ -2,17 +2,18 @@
 
 mod common;
 
-use aweigh::config::TargetModules;
 use aweigh::data::packing::{Group, Packed};
 use aweigh::gpu::{Purpose, Recorder};
-use aweigh::loss::{Loss, Method};
+use aweigh::loss::formula;
+use aweigh::loss::{Formula, Loss};
+use aweigh::model::TargetModules;
 use aweigh::model::{Adapter, Capacity, Decoder, LoraSpec, Training};
 use aweigh::nn::{Arenas, Recompute};
 use aweigh::optim::{AdamW, Optimizer};
 use aweigh::reference::compare::compare;
-use aweigh::reference::preference;
 use aweigh::sample::{Answer, Request, Settings, generate};
-use aweigh::train::{MicroBatch, Trainer, score};
+use aweigh::score::score;
+use aweigh::train::{MicroBatch, Trainer};
 use common::*;
 use pollster::block_on;
 use proptest::prelude::*;
@@ -21,23 +22,23 @@ use proptest::prelude::*;
 const ABS: f64 = 5e-6;
 const EPS: f64 = 1e-4;
 
-const D2O: Method = Method::D2o { alpha: 0.6, beta: 0.9 };
+const D2O: Formula = Formula::D2o { alpha: 0.6, beta: 0.9 };
 /// What KTO is told of the KL divergence.
 const KL: f64 = 0.4;
-const METHODS: [Method; 13] = [
+const FORMULAS: [Formula; 13] = [
     D2O,
-    Method::Dpo { beta: 0.3, label_smoothing: 0.1 },
-    Method::Ipo { beta: 0.2 },
-    Method::Hinge { beta: 0.1 },
-    Method::Slic { delta: 60.0, sft_weight: 0.5 },
-    Method::Simpo { beta: 2.0, gamma: 1.0 },
-    Method::Orpo { beta: 0.3 },
-    Method::Kto { beta: 0.3, desirable_weight: 1.0, undesirable_weight: 1.5 },
-    Method::Npo { beta: 0.3 },
-    Method::Simnpo { beta: 2.5, gamma: 0.1 },
-    Method::Ga,
-    Method::Ul,
-    Method::Sft,
+    Formula::Dpo { beta: 0.3, label_smoothing: 0.1 },
+    Formula::Ipo { beta: 0.2 },
+    Formula::Hinge { beta: 0.1 },
+    Formula::Slic { delta: 60.0, sft_weight: 0.5 },
+    Formula::Simpo { beta: 2.0, gamma: 1.0 },
+    Formula::Orpo { beta: 0.3 },
+    Formula::Kto { beta: 0.3, desirable_weight: 1.0, undesirable_weight: 1.5 },
+    Formula::Npo { beta: 0.3 },
+    Formula::Simnpo { beta: 2.5, gamma: 0.1 },
+    Formula::Ga,
+    Formula::Ul,
+    Formula::Sft,
 ];
 const VOCAB: u32 = 67;
 
@@ -70,7 +71,7 @@ fn fresh(seed: u32, lora_dropout: f64) -> Decoder {
     load("tiny_tied", Training::Lora(spec, seed))
 }
 
-fn trainer(decoder: Decoder, method: Method, seed: u32) -> Trainer<'static> {
+fn trainer(decoder: Decoder, formula: Formula, seed: u32) -> Trainer<'static> {
     let settings = AdamW {
         adam_beta1: 0.9,
         adam_beta2: 0.999,
@@ -80,7 +81,7 @@ fn trainer(decoder: Decoder, method: Method, seed: u32) -> Trainer<'static> {
         ..AdamW::default()
     };
     let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("an optimizer");
-    Trainer::new(gpu(), decoder, optimizer, Loss { method, length_normalize: false }, seed)
+    Trainer::new(gpu(), decoder, optimizer, Loss { formula, length_normalize: false }, seed)
 }
 
 /// Made-up reference log-probs: near those of even guesses, a function of the response alone, and of none 0.
@@ -104,8 +105,8 @@ struct Step {
 }
 
 /// The gradients of `micro_batches` together.
-fn step(decoder: Decoder, method: Method, micro_batches: &[&[Group]]) -> Step {
-    let mut trainer = trainer(decoder, method, 0);
+fn step(decoder: Decoder, formula: Formula, micro_batches: &[&[Group]]) -> Step {
+    let mut trainer = trainer(decoder, formula, 0);
     let count = micro_batches.iter().map(|groups| groups.len()).sum();
     let (mut losses, mut logps) = (Vec::new(), Vec::new());
     for groups in micro_batches {
@@ -207,16 +208,16 @@ proptest! {
         let none: Vec<Vec<f64>> = sequences.iter().map(|s| vec![0.0; s.rows()]).collect();
         let (tokens, _) = separately(&model, &sequences, &none);
         let mut first = 0;
-        let outcomes: Vec<preference::Outcome> = groups.iter().map(|group| {
+        let outcomes: Vec<formula::Outcome> = groups.iter().map(|group| {
             let own = first..first + group.responses.len();
             first = own.end;
             let reference: Vec<f64> = group.responses.iter().map(|r| f64::from(reference(r))).collect();
             let policy: Vec<&[f64]> = tokens[own].iter().map(Vec::as_slice).collect();
-            preference::forward(D2O, &policy, &reference, preference::Terms::default())
+            formula::forward(D2O, &policy, &reference, formula::Terms::default())
         }).collect();
         let losses: Vec<f32> = outcomes.iter().map(|outcome| outcome.loss as f32).collect();
         near("losses", &packed.losses, &losses)?;
-        let of_sequence = |o: &preference::Outcome| -> Vec<Vec<f64>> {
+        let of_sequence = |o: &formula::Outcome| -> Vec<Vec<f64>> {
             let share = |c: &Vec<f64>| c.iter().map(|c| c / outcomes.len() as f64).collect();
             o.coefficients.iter().map(share).collect()
         };
@@ -260,16 +261,16 @@ proptest! {
 #[test]
 fn accumulation_equals_the_large_batch() {
     let info = golden_json("losses.json");
-    let batch = |method: Method| -> Owned {
+    let batch = |formula: Formula| -> Owned {
         let groups = info["batch"].as_array().expect("groups").iter();
-        let responses = |(i, group): (usize, &serde_json::Value)| match method {
-            Method::Sft => vec![common::ids(&group["chosen"])],
-            Method::Ga | Method::Ul | Method::Npo { .. } | Method::Simnpo { .. } => {
+        let responses = |(i, group): (usize, &serde_json::Value)| match formula {
+            Formula::Sft => vec![common::ids(&group["chosen"])],
+            Formula::Ga | Formula::Ul | Formula::Npo { .. } | Formula::Simnpo { .. } => {
                 vec![common::ids(&group["negative"])]
             }
-            Method::Kto { .. } if i % 2 == 0 => vec![common::ids(&group["chosen"]), Vec::new()],
-            Method::Kto { .. } => vec![Vec::new(), common::ids(&group["negative"])],
-            Method::D2o { .. } => {
+            Formula::Kto { .. } if i % 2 == 0 => vec![common::ids(&group["chosen"]), Vec::new()],
+            Formula::Kto { .. } => vec![Vec::new(), common::ids(&group["negative"])],
+            Formula::D2o { .. } => {
                 let anchors = group["anchors"].as_array().expect("anchors").iter().map(common::ids);
                 anchors.chain([common::ids(&group["negative"])]).collect()
             }
@@ -278,18 +279,18 @@ fn accumulation_equals_the_large_batch() {
         let groups = groups.enumerate();
         groups.map(|(i, group)| (common::ids(&group["prompt"]), responses((i, group)))).collect()
     };
-    for method in METHODS {
-        let owned = batch(method);
+    for formula in FORMULAS {
+        let owned = batch(formula);
         let groups = borrow(&owned);
         for lora in [false, true] {
-            let whole = step(decoder(lora), method, &[&groups]);
+            let whole = step(decoder(lora), formula, &[&groups]);
             for micro in [1, 3] {
                 let parts: Vec<&[Group]> = groups.chunks(micro).collect();
-                let found = step(decoder(lora), method, &parts);
+                let found = step(decoder(lora), formula, &parts);
                 let check = near("losses", &found.losses, &whole.losses);
                 check
                     .and_then(|()| same_gradients(&found, &whole))
-                    .unwrap_or_else(|error| panic!("{method:?} lora={lora} micro={micro}: {error}"));
+                    .unwrap_or_else(|error| panic!("{formula:?} lora={lora} micro={micro}: {error}"));
             }
         }
     }

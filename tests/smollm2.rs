@@ -17,7 +17,7 @@ use aweigh::files::{Model, Source};
 use aweigh::model::{Decoder, Training};
 use aweigh::reference::compare::compare;
 use aweigh::sample::{self, Request, Settings};
-use aweigh::train::{Scored, score};
+use aweigh::score::{Scored, score};
 use common::*;
 use pollster::block_on;
 

@@ -13,7 +13,8 @@ use aweigh::data::{ChatTokenizer, Completion, Example};
 use aweigh::error::Result;
 use aweigh::files::Lines;
 use aweigh::sample::Answer;
-use aweigh::train::{Metrics, Observer, Pool, Scored, State};
+use aweigh::score::Scored;
+use aweigh::train::{Metrics, Observer, Pool, State};
 
 /// The observer of `align` and `demo`.
 pub struct Recorder<'a> {

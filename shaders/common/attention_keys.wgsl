@@ -1,6 +1,6 @@
 // The walk of a tile of queries over its keys, for attention_tiled.wgsl and attention_dq_tiled.wgsl, which
-// bind k, v and ranges. Keys come in runs without gaps: what no row of the tile sees is neither read nor
-// multiplied.
+// bind k, v and ranges.
+// Keys come in runs without gaps: what no row of the tile sees is neither read nor multiplied.
 var<workgroup> staged: array<vec4<f32>, KEYS * STRIDE>;  // (KEYS, VECTORS): keys or values
 var<workgroup> weights: array<vec4<f32>, KEYS * PAD>;    // (KEYS, QUADS): one for each row of a quad
 var<workgroup> next: vec2<u32>;

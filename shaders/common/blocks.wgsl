@@ -1,7 +1,8 @@
 // Quantised weights, as src/gpu/blocks.rs lays them out in the words of w: codes of 4 or 8 bits, from word
 // p.w_scales on the scales of blocks of 16 or 32 codes, and with Q4K, Q5K and Q6K from word p.w_supers on the
-// f16 factors of those of 256 codes. What a weight is follows ggml's formats; every product but the last is
-// exact in f32, so results equal f32 weights bit for bit.
+// f16 factors of those of 256 codes.
+// What a weight is follows ggml's formats; every product but the last is exact in f32, so results equal f32
+// weights bit for bit.
 
 // An f16's value. unpack2x16float may take its subnormal numbers for zero, and scales are often that small.
 fn from_half(bits: u32) -> f32 {

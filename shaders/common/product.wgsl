@@ -1,5 +1,6 @@
 // A matrix product's sizes and where its operands lie: row i of an operand starts at its `at` + i * its
-// `stride`, in elements. w_scales, w_supers: see common/blocks.wgsl.
+// `stride`, in elements.
+// w_scales, w_supers: see common/blocks.wgsl.
 struct Params {
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
     x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32, w_scales: u32,

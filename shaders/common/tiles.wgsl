@@ -1,6 +1,6 @@
 // The operands of a matrix product that works on tiles, four neighbours at a time: their loads and its
-// outputs, with bounds. VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads and stores are
-// 16 bytes wide.
+// outputs, with bounds.
+// VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads and stores are 16 bytes wide.
 #import common/product
 #import common/weights
 

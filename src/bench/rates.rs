@@ -9,7 +9,7 @@ use crate::kernels::Heads;
 use crate::kernels::attention::{self, Operands, Saved, Shape};
 use crate::kernels::fma_peak;
 use crate::kernels::matmul::{Dims, Family, Form, Product};
-use crate::reference::rng;
+use crate::rng;
 
 /// The adapter's arithmetic peak in f32, as measured.
 #[derive(Debug, Clone, Serialize)]

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{Gpu, Purpose, Recorder};
 use crate::kernels::sample::Settings;
-use crate::loss::{Loss, Method};
+use crate::loss::{Formula, Loss};
 use crate::model::{Capacity, Decoder, Workspace};
 use crate::nn::{Arenas, Recompute};
 use crate::optim::{AdamW, Optimizer};
@@ -63,7 +63,7 @@ pub async fn step(
     let ids = ids(tokens, decoder.config().vocab);
     let trainable_parameters = decoder.layout().count();
     let optimizer = Optimizer::new(gpu, decoder.layout(), AdamW::default())?;
-    let loss = Loss { method: Method::Sft, length_normalize: false };
+    let loss = Loss { formula: Formula::Sft, length_normalize: false };
     let mut trainer = Trainer::new(gpu, decoder, optimizer, loss, 0);
     let group = Group { prompt: &ids[..1], responses: vec![&ids[1..]] };
     let micro = MicroBatch { groups: vec![group; batch], reference: Vec::new(), kl: 0.0 };

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::gpu::Gpu;
 use crate::model::{Decoder, DecoderConfig, Training, Weights, serialize};
 use crate::nn::Decay;
-use crate::reference::rng;
+use crate::rng;
 
 /// The shapes that [`Synthetic::named`] makes, and their config.json.
 pub const SHAPES: [(&str, &str); 1] = [(

@@ -17,18 +17,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Precision, Quantize};
+use crate::loss::{Formula, Loss, Method};
+use crate::model::TargetModules;
 use crate::nn::Recompute;
-use crate::optim::Optim;
+use crate::optim::{LrScheduler, Optim};
 
 pub use file::Layer;
-pub use values::{
-    LrScheduler, MemorySize, Method, OnlineSampler, Overlong, ReferenceSource, Takes, TargetModules,
-    TruncationSide,
-};
+pub use values::{MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
 
 /// The instruction that anchors are sampled under when none is given.
 pub const SAFETY_INSTRUCTION: &str =
     "You are a careful, honest assistant. Refuse harmful requests briefly and offer a safe alternative.";
+
+/// Answers that are decoded together, at the most.
+pub const MAX_NUM_SEQS: usize = 192;
 
 section! {
     /// `[model]`: what is trained.
@@ -135,7 +137,7 @@ section! {
     /// Anchors stop at this many tokens; one that is cut there has no end-of-turn token [default: 128]
     (long, value_name = "N") max_new_tokens: usize = 128;
     /// Answers that are decoded together, at most. Fewer take less memory and more time [default: 192]
-    (long, value_name = "N") max_num_seqs: usize = crate::sample::MAX_ROWS;
+    (long, value_name = "N") max_num_seqs: usize = MAX_NUM_SEQS;
     /// With --online-start-step: a prompt's anchors are sampled anew when they are this many steps old
     /// [default: 10]
     (long, value_name = "STEPS") refresh_every: usize = 10;
@@ -466,6 +468,28 @@ impl MethodConfig {
     /// [`gamma`](Self::gamma), or the method's usual one.
     pub fn gamma(&self) -> f64 {
         self.gamma.or(self.method.default_gamma()).unwrap_or_default()
+    }
+
+    /// The method with its constants.
+    pub fn loss(&self) -> Loss {
+        let (alpha, beta, gamma) = (self.alpha, self.beta(), self.gamma());
+        let (desirable_weight, undesirable_weight) = (self.desirable_weight, self.undesirable_weight);
+        let formula = match self.method {
+            Method::D2o => Formula::D2o { alpha, beta },
+            Method::Dpo => Formula::Dpo { beta, label_smoothing: self.label_smoothing },
+            Method::Ipo => Formula::Ipo { beta },
+            Method::Hinge => Formula::Hinge { beta },
+            Method::Slic => Formula::Slic { delta: self.delta, sft_weight: self.sft_weight },
+            Method::Simpo => Formula::Simpo { beta, gamma },
+            Method::Orpo => Formula::Orpo { beta },
+            Method::Kto => Formula::Kto { beta, desirable_weight, undesirable_weight },
+            Method::Npo => Formula::Npo { beta },
+            Method::Simnpo => Formula::Simnpo { beta, gamma },
+            Method::Ga => Formula::Ga,
+            Method::Ul => Formula::Ul,
+            Method::Sft => Formula::Sft,
+        };
+        Loss { formula, length_normalize: self.length_normalize }
     }
 }
 

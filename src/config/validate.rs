@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::{LrScheduler, Method, MethodConfig, OnlineSampler, ReferenceSource, RunConfig, TargetModules};
+use super::{MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RunConfig};
 use crate::error::{Error, Result};
-use crate::sample::MAX_ROWS;
+use crate::loss::Method;
+use crate::model::TargetModules;
+use crate::optim::LrScheduler;
 
 /// Where each setting was written, by `section.key`.
 struct Places<'a>(&'a BTreeMap<String, String>);
@@ -167,7 +169,7 @@ fn anchors(config: &RunConfig, places: &Places) -> Result<()> {
     let many = anchors.max_num_seqs;
     places.that(
         "anchors.max_num_seqs",
-        (1..=MAX_ROWS).contains(&many),
+        (1..=MAX_NUM_SEQS).contains(&many),
         range,
         many,
         "leave it out for 192",

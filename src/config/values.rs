@@ -17,90 +17,6 @@ macro_rules! choice {
 }
 
 choice! {
-    /// The loss.
-    Method {
-        /// D²O: a flagged answer against the model's own samples
-        D2o,
-        /// DPO: a flagged answer against a chosen one
-        Dpo,
-        /// IPO: DPO with a squared loss on mean log-ratios
-        Ipo,
-        /// DPO's log-ratios in a hinge
-        Hinge,
-        /// SLiC-HF: a hinge on log-probs, and imitation of the chosen answer
-        Slic,
-        /// SimPO: DPO on mean log-probs with a margin, without a reference
-        Simpo,
-        /// ORPO: imitation of the chosen answer, and its odds against the flagged one's
-        Orpo,
-        /// KTO: good and flagged answers that need not be pairs
-        Kto,
-        /// NPO: flagged answers alone, held back by a reference
-        Npo,
-        /// SimNPO: NPO on mean log-probs, without a reference
-        Simnpo,
-        /// Gradient ascent: flagged answers alone, without any hold
-        Ga,
-        /// Unlikelihood: flagged answers' tokens, one by one
-        Ul,
-        /// Supervised fine-tuning on the chosen answers
-        Sft,
-    }
-}
-
-/// The answers that a method's loss takes of an example.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Takes {
-    /// The model's own samples and the flagged answer.
-    Anchors,
-    /// The flagged answer.
-    Negative,
-    /// The chosen and the flagged answer.
-    Pair,
-    /// The chosen answer.
-    Chosen,
-    /// A chosen or a flagged answer.
-    Either,
-}
-
-impl Method {
-    /// What its loss takes.
-    pub fn takes(self) -> Takes {
-        match self {
-            Self::D2o => Takes::Anchors,
-            Self::Npo | Self::Simnpo | Self::Ga | Self::Ul => Takes::Negative,
-            Self::Dpo | Self::Ipo | Self::Hinge | Self::Slic | Self::Simpo | Self::Orpo => Takes::Pair,
-            Self::Sft => Takes::Chosen,
-            Self::Kto => Takes::Either,
-        }
-    }
-
-    /// Whether it learns from flagged answers alone: good ones, where they are given, only watch.
-    pub fn is_of_negatives(self) -> bool {
-        matches!(self.takes(), Takes::Anchors | Takes::Negative)
-    }
-
-    /// Its usual beta; `None` where it has none.
-    pub fn default_beta(self) -> Option<f64> {
-        match self {
-            Self::Sft | Self::Ga | Self::Ul | Self::Slic => None,
-            Self::Simpo => Some(2.0),
-            Self::Simnpo => Some(2.5),
-            _ => Some(0.1),
-        }
-    }
-
-    /// Its usual gamma; `None` where it has none.
-    pub fn default_gamma(self) -> Option<f64> {
-        match self {
-            Self::Simpo => Some(1.0),
-            Self::Simnpo => Some(0.0),
-            _ => None,
-        }
-    }
-}
-
-choice! {
     /// The side on which a long prompt is cut.
     TruncationSide {
         /// The beginning goes
@@ -131,20 +47,6 @@ choice! {
         Policy,
         /// The model in training, with the safety instruction
         PolicyWithInstruction,
-    }
-}
-
-choice! {
-    /// The course of the learning rate, with transformers' names and meaning.
-    LrScheduler {
-        /// Warm-up, then down to 0 in a straight line
-        Linear,
-        /// Warm-up, then down to 0 along half a cosine
-        Cosine,
-        /// The same rate from the first step to the last
-        Constant,
-        /// Warm-up, then the same rate to the last step
-        ConstantWithWarmup,
     }
 }
 
@@ -250,73 +152,6 @@ impl From<MemorySize> for String {
 impl std::fmt::Display for MemorySize {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)
-    }
-}
-
-/// Which linear layers get an adapter, with PEFT's meaning.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "TargetModulesForm", into = "TargetModulesForm")]
-pub enum TargetModules {
-    /// Every linear layer but the output head.
-    AllLinear,
-    /// The layers with one of these names.
-    Names(Vec<String>),
-}
-
-/// How [`TargetModules`] is written: a list, or one text.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged, expecting = "a list of names, or \"all-linear\"")]
-enum TargetModulesForm {
-    Text(String),
-    List(Vec<String>),
-}
-
-impl From<TargetModulesForm> for TargetModules {
-    fn from(form: TargetModulesForm) -> Self {
-        match form {
-            TargetModulesForm::Text(text) => Self::from(text.as_str()),
-            TargetModulesForm::List(names) => Self::Names(names),
-        }
-    }
-}
-
-impl From<TargetModules> for TargetModulesForm {
-    fn from(modules: TargetModules) -> Self {
-        match modules {
-            TargetModules::AllLinear => Self::Text("all-linear".into()),
-            TargetModules::Names(names) => Self::List(names),
-        }
-    }
-}
-
-impl From<&str> for TargetModules {
-    /// "all-linear", or names with commas between them.
-    fn from(text: &str) -> Self {
-        match text {
-            "all-linear" => Self::AllLinear,
-            names => Self::Names(names.split(',').map(|name| name.trim().to_owned()).collect()),
-        }
-    }
-}
-
-impl Default for TargetModules {
-    /// The seven projections of a Llama block.
-    fn default() -> Self {
-        Self::from("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj")
-    }
-}
-
-impl TargetModules {
-    /// Whether the layer at `path` (as in `model.layers.0.self_attn.q_proj`) gets an adapter: like PEFT, a
-    /// name matches the whole path or its end after a dot.
-    pub fn selects(&self, path: &str) -> bool {
-        let ends_with =
-            |name: &str| path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        match self {
-            // The output head, by either of its names.
-            Self::AllLinear => !ends_with("lm_head") && !ends_with("embed_out"),
-            Self::Names(names) => names.iter().any(|name| ends_with(name)),
-        }
     }
 }
 

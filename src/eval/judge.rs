@@ -8,7 +8,7 @@ use crate::data::{ChatTokenizer, Completion, Example, Prompt, Row};
 use crate::gpu::Gpu;
 use crate::model::Decoder;
 use crate::sample::Progress;
-use crate::train::score;
+use crate::score::score;
 use crate::{Error, Result};
 
 /// The class of an answer that nobody flagged.

@@ -1,6 +1,6 @@
 //! The device: adapter choice, tensors, command recording and the memory ledger.
 //!
-//! Only this module and [`crate::shader`] name `wgpu`.
+//! Only this module names `wgpu`.
 
 mod adapter;
 mod blocks;
@@ -8,6 +8,7 @@ mod context;
 mod fault;
 mod kernel;
 mod memory;
+mod pipelines;
 mod poller;
 mod profile;
 mod recorder;
@@ -22,6 +23,7 @@ pub use fault::Faults;
 pub(crate) use kernel::Compiled;
 pub use kernel::Kernel;
 pub use memory::{DEFAULT_BINDING, Ledger, Memory, Purpose, Usage};
+pub use pipelines::kernel;
 pub use profile::KernelTime;
 pub use recorder::{Binding, Recorder};
 pub use tensor::{DType, Tensor};

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::recorder::MAX_DISPATCHES;
+/// Dispatches per submit at most: the size of the device's uniform buffer.
+pub(super) const MAX_DISPATCHES: u64 = 1024;
 
 /// What all dispatches of one kernel took.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]

@@ -3,14 +3,12 @@
 use std::sync::Arc;
 
 use super::kernel::{Kernel, compile};
-use super::profile::Marks;
+use super::profile::{MAX_DISPATCHES, Marks};
 use super::{Gpu, Seen, Tensor};
 
 /// Bytes between the parameter blocks of two dispatches (WebGPU's default
 /// `min_uniform_buffer_offset_alignment`).
 pub(crate) const UNIFORM_STRIDE: u64 = 256;
-/// Dispatches per submit at most: the size of the device's uniform buffer.
-pub(super) const MAX_DISPATCHES: u64 = 1024;
 pub(super) const UNIFORM_BYTES: u64 = UNIFORM_STRIDE * MAX_DISPATCHES;
 /// WebGPU's default `max_compute_workgroups_per_dimension`.
 const MAX_GROUPS: u64 = 65_535;

@@ -2,8 +2,8 @@
 
 use super::{check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["activation", "activation_backward"]; rows: u32, vectors: u32);
 

@@ -2,8 +2,8 @@
 
 use super::{check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["adamw"];
     vectors: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32);

@@ -4,8 +4,8 @@
 use super::adamw::{Constants, Step};
 use super::{check, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["adamw_8bit"];
     vectors: u32, blocks: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32);

@@ -4,8 +4,8 @@
 //! 2205.14135.
 
 use super::{Heads, check, groups_of_64, params};
+use crate::gpu::kernel;
 use crate::gpu::{Gpu, Recorder, Tensor, Tier};
-use crate::shader::kernel;
 use crate::{Error, Result};
 
 params!(Params for [

@@ -2,8 +2,8 @@
 
 use super::{Mat, check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["column_sum"]; rows: u32, width: u32, at: u32, stride: u32,
     b_at: u32, b_stride: u32, s_at: u32, s_stride: u32);

@@ -2,8 +2,8 @@
 
 use super::{check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["dropout"]; count: u32, stream: u32, step: u32, seed: u32, p: f32, scale: f32);
 

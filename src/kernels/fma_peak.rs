@@ -3,8 +3,8 @@
 
 use super::{check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["fma_peak"]; count: u32, rounds: u32, a: f32, b: f32);
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{check, groups_of_64, params, storage_flags};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["gather"]; rows: u32, width: u32, stride: u32, first: u32, accumulate: u32, scale: f32,
     row0: u32, count: u32, w_scales: u32, w_supers: u32);

@@ -3,8 +3,8 @@
 use super::rms_norm::Constants;
 use super::{Mat, by_rows, check, column_sum, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["head_norm", "head_norm_backward"];
     tokens: u32, heads: u32, kv_heads: u32, width: u32, at: u32, stride: u32, eps: f32, shift: f32);

@@ -2,8 +2,8 @@
 
 use super::{Heads, check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["kv_write"]; tokens: u32, width: u32, stride: u32, k_at: u32, v_at: u32,
     head_dim: u32, head_stride: u32);

@@ -3,8 +3,8 @@
 use super::rms_norm::Shape;
 use super::{Mat, check, column_sum, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["layer_norm"]; rows: u32, width: u32, eps: f32);
 params!(BackwardParams for ["layer_norm_backward"]; rows: u32, width: u32, accumulate: u32);

@@ -3,8 +3,8 @@
 
 use super::{by_rows, check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["log_prob", "log_prob_backward"];
     rows: u32, vocab: u32, first: u32, total: u32, cap: f32);

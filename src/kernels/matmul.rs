@@ -2,8 +2,8 @@
 
 use super::{Mat, check, params, storage_flags};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{DType, Gpu, Precision, Recorder, Scalar, Tensor, Tier};
-use crate::shader::kernel;
 
 params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,

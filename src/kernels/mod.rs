@@ -51,8 +51,8 @@ macro_rules! params {
         pub(crate) struct $name { $(pub(crate) $field: $ty),* }
 
         impl $name {
-            pub(super) fn layout() -> super::Layout {
-                super::Layout {
+            pub(super) fn layout() -> $crate::kernels::Layout {
+                $crate::kernels::Layout {
                     shaders: &$shaders,
                     size: size_of::<Self>(),
                     fields: vec![$((

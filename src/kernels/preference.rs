@@ -3,10 +3,10 @@
 
 use super::{check, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
-pub use crate::reference::preference::{Method, Terms};
+use crate::loss::{Formula, Terms};
 
 params!(Params for ["preference"];
     groups: u32, formula: u32, relative: u32, per_token: u32,
@@ -17,9 +17,9 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
 }
 
-/// The formulas of `shaders/preference.wgsl`.
+/// The cases of `shaders/preference.wgsl`.
 #[derive(Clone, Copy)]
-enum Formula {
+enum Code {
     Mean,
     Unlikelihood,
     Logistic,
@@ -30,36 +30,34 @@ enum Formula {
 }
 
 impl Params {
-    /// A method's formula and constants; the rest is 0.
-    pub(crate) fn of(method: Method) -> Self {
-        let with =
-            |formula: Formula| Self { formula: formula as u32, weight: 1.0, ..bytemuck::Zeroable::zeroed() };
-        let pair =
-            |formula: Formula, beta: f64| Self { alpha: beta as f32, beta: beta as f32, ..with(formula) };
-        match method {
-            Method::Sft => Self { weight: -1.0, ..with(Formula::Mean) },
-            Method::Ga => with(Formula::Mean),
-            Method::Ul => with(Formula::Unlikelihood),
-            Method::Dpo { beta, label_smoothing } => {
-                Self { smoothing: label_smoothing as f32, ..pair(Formula::Logistic, beta) }
+    /// A formula's case and constants; the rest is 0.
+    pub(crate) fn of(formula: Formula) -> Self {
+        let with = |code: Code| Self { formula: code as u32, weight: 1.0, ..bytemuck::Zeroable::zeroed() };
+        let pair = |code: Code, beta: f64| Self { alpha: beta as f32, beta: beta as f32, ..with(code) };
+        match formula {
+            Formula::Sft => Self { weight: -1.0, ..with(Code::Mean) },
+            Formula::Ga => with(Code::Mean),
+            Formula::Ul => with(Code::Unlikelihood),
+            Formula::Dpo { beta, label_smoothing } => {
+                Self { smoothing: label_smoothing as f32, ..pair(Code::Logistic, beta) }
             }
-            Method::Ipo { beta } => pair(Formula::Squared, beta),
-            Method::Hinge { beta } => Self { gamma: 1.0, ..pair(Formula::Hinge, beta) },
-            Method::Slic { delta, sft_weight } => {
-                Self { gamma: delta as f32, sft_weight: sft_weight as f32, ..pair(Formula::Hinge, 1.0) }
+            Formula::Ipo { beta } => pair(Code::Squared, beta),
+            Formula::Hinge { beta } => Self { gamma: 1.0, ..pair(Code::Hinge, beta) },
+            Formula::Slic { delta, sft_weight } => {
+                Self { gamma: delta as f32, sft_weight: sft_weight as f32, ..pair(Code::Hinge, 1.0) }
             }
-            Method::Simpo { beta, gamma } => Self { gamma: gamma as f32, ..pair(Formula::Logistic, beta) },
-            Method::Orpo { beta } => Self { sft_weight: 1.0, ..pair(Formula::Odds, beta) },
-            Method::Kto { beta, desirable_weight, undesirable_weight } => Self {
+            Formula::Simpo { beta, gamma } => Self { gamma: gamma as f32, ..pair(Code::Logistic, beta) },
+            Formula::Orpo { beta } => Self { sft_weight: 1.0, ..pair(Code::Odds, beta) },
+            Formula::Kto { beta, desirable_weight, undesirable_weight } => Self {
                 alpha: undesirable_weight as f32,
                 weight: desirable_weight as f32,
-                ..pair(Formula::Kto, beta)
+                ..pair(Code::Kto, beta)
             },
-            Method::Npo { beta } => Self { weight: (2.0 / beta) as f32, ..pair(Formula::Logistic, beta) },
-            Method::Simnpo { beta, gamma } => {
-                Self { weight: (2.0 / beta) as f32, gamma: gamma as f32, ..pair(Formula::Logistic, beta) }
+            Formula::Npo { beta } => Self { weight: (2.0 / beta) as f32, ..pair(Code::Logistic, beta) },
+            Formula::Simnpo { beta, gamma } => {
+                Self { weight: (2.0 / beta) as f32, gamma: gamma as f32, ..pair(Code::Logistic, beta) }
             }
-            Method::D2o { alpha, beta } => Self { alpha: alpha as f32, ..pair(Formula::Logistic, beta) },
+            Formula::D2o { alpha, beta } => Self { alpha: alpha as f32, ..pair(Code::Logistic, beta) },
         }
     }
 }
@@ -97,7 +95,7 @@ pub struct Count {
 /// whole optimizer batch.
 pub fn forward(
     rec: &mut Recorder,
-    method: Method,
+    formula: Formula,
     batch: Batch,
     count: Count,
     terms: Terms,
@@ -115,11 +113,11 @@ pub fn forward(
     check("preference", &tensors)?;
     let params = Params {
         groups: count.groups as u32,
-        relative: method.has_reference().into(),
-        per_token: (terms.length_normalize || method.is_per_token()).into(),
+        relative: formula.has_reference().into(),
+        per_token: (terms.length_normalize || formula.is_per_token()).into(),
         kl: terms.kl as f32,
         divisor: divisor as f32,
-        ..Params::of(method)
+        ..Params::of(formula)
     };
     let shader = kernel(rec.gpu(), "preference");
     let bindings = tensors.map(|(_, tensor, _)| tensor);

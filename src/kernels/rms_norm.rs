@@ -2,8 +2,8 @@
 
 use super::{Mat, by_rows, check, column_sum, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["rms_norm"]; rows: u32, width: u32, eps: f32, shift: f32);
 params!(BackwardParams for ["rms_norm_backward"]; rows: u32, width: u32, accumulate: u32, shift: f32);

@@ -2,8 +2,8 @@
 
 use super::{Heads, check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["rope"]; tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32,
     head_stride: u32);

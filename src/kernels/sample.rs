@@ -1,8 +1,8 @@
 //! Draws tokens from logits on the device, in the order of Hugging Face's logits processors.
 
 use super::{by_rows, check, params};
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 use crate::{Error, Result};
 
 params!(Params for ["sample"];

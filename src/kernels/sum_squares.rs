@@ -2,8 +2,8 @@
 
 use super::{check, groups_of_64, params};
 use crate::Result;
+use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
-use crate::shader::kernel;
 
 params!(Params for ["sum_squares"]; count: u32, first: u32);
 params!(ClipParams for ["clip_scale"]; partials: u32, max_norm: f32);

@@ -10,10 +10,24 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Weights;
-use super::load::PEFT_SCORE;
-use crate::config::TargetModules;
+use crate::model::TargetModules;
 use crate::nn::{Entry, Layout};
 use crate::{Error, Result};
+
+/// PEFT's name of a classifier's head, where it is saved beside an adapter.
+pub(super) const PEFT_SCORE: &str = "base_model.model.score.weight";
+
+/// Which weights are trained.
+pub enum Training<'a> {
+    /// None: sampling and scoring.
+    None,
+    /// All of them.
+    Full,
+    /// A fresh adapter: A from Kaiming's uniform distribution (PEFT's default), B zero.
+    Lora(LoraSpec, u32),
+    /// An adapter from files.
+    Adapter(&'a Adapter<'a>),
+}
 
 /// What a LoRA adapter is; PEFT's names and meanings.
 #[derive(Debug, Clone, PartialEq)]

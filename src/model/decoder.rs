@@ -5,35 +5,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use super::adapter::{Adapter, LoraSpec, leaves, module_of};
+use super::adapter::{LoraSpec, Training, leaves, module_of};
 use super::config::{JUDGE_CLASSES, NormKind, Rope};
 use super::export::serialize;
 use super::load::Loader;
 use super::workspace::Workspace;
 use super::{Capacity, DecoderConfig, Weights};
-use crate::config::TargetModules;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
 use crate::kernels::gather::{self, Reading, Rows};
 use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::{row_scale, sequence_sum, soft_cap};
+use crate::model::TargetModules;
 use crate::nn::{
     Arenas, Block, Decay, KvCache, Layout, Linear, Norm, Param, Pass, Piece, Sizes, Streamed, Table, Tables,
     Weight,
 };
 use crate::{Error, Result};
-
-/// Which weights are trained.
-pub enum Training<'a> {
-    /// None: sampling and scoring.
-    None,
-    /// All of them.
-    Full,
-    /// A fresh adapter: A from Kaiming's uniform distribution (PEFT's default), B zero.
-    Lora(LoraSpec, u32),
-    /// An adapter from files.
-    Adapter(&'a Adapter<'a>),
-}
 
 /// A decoder on a device.
 pub struct Decoder {

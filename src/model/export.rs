@@ -7,8 +7,8 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
+use super::adapter::PEFT_SCORE;
 use super::adapter::tensor_name;
-use super::load::PEFT_SCORE;
 use super::weights::Stored;
 use super::{Adapter, DecoderConfig, ModelBytes, Weights, gguf};
 use crate::gpu::DType;
@@ -72,7 +72,7 @@ impl<'a> Merge<'a> {
         adapter: Option<&'a Adapter<'a>>,
     ) -> Result<Self> {
         let modules: &[String] = match adapter.map(|a| &a.spec.target_modules) {
-            Some(crate::config::TargetModules::Names(names)) => names,
+            Some(crate::model::TargetModules::Names(names)) => names,
             _ => &[],
         };
         if let Some(judge) = adapter.filter(|adapter| adapter.weights.has(PEFT_SCORE)) {

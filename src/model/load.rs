@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use super::DecoderConfig;
-use super::adapter::tensor_name;
+use super::adapter::{PEFT_SCORE, Training, tensor_name};
 use super::config::NormKind;
-use super::decoder::Training;
 use super::families::Projection;
 use super::weights::{Elements, Stored, Weights};
 use crate::Result;
@@ -19,12 +18,10 @@ use crate::nn::{
     Attention, Block, HeadNorms, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Norm, Param, Part, Piece,
     Streamed, Table, Weight,
 };
-use crate::reference::rng;
+use crate::rng;
 
 /// Hugging Face's name of a classifier's head.
 const SCORE: &str = "score.weight";
-/// PEFT's name of it, where it is saved beside an adapter.
-pub(super) const PEFT_SCORE: &str = "base_model.model.score.weight";
 
 /// Makes layers from weights while loading.
 pub(super) struct Loader<'a> {

@@ -2,7 +2,8 @@
 
 use crate::data::packing::Packed;
 use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};
-use crate::kernels::gather;
+use crate::kernels::{gather, preference};
+use crate::loss::Loss;
 use crate::nn::{Recompute, Saved, Scratch, Sizes};
 use crate::{Error, Result};
 
@@ -138,6 +139,27 @@ pub struct Workspace {
 }
 
 impl Workspace {
+    /// Records the losses of the batch, whose `stats`, `sums` and `reference` are filled, into `outcome` and
+    /// `coefficient`. `divisor` is the number of groups in the whole optimizer batch, `kl` KTO's estimate over
+    /// it.
+    ///
+    /// # Errors
+    /// As [`preference::forward`].
+    pub fn loss(&self, rec: &mut Recorder, loss: Loss, divisor: usize, kl: f64) -> Result<()> {
+        let batch = preference::Batch {
+            groups: &self.groups,
+            rows: &self.rows,
+            stats: &self.stats,
+            policy: &self.sums,
+            reference: &self.reference,
+            outcome: &self.outcome,
+            coefficient: &self.coefficient,
+        };
+        let (groups, sequences, rows) = (self.batch().groups, self.batch().sequences, self.batch().rows);
+        let count = preference::Count { groups, sequences, rows };
+        preference::forward(rec, loss.formula, batch, count, loss.terms(kl), divisor)
+    }
+
     /// Allocates for `capacity`.
     pub fn new(memory: &Memory, config: &DecoderConfig, sizes: Sizes, capacity: Capacity) -> Result<Self> {
         let Capacity { tokens, rows, sequences, groups, training: kept } = capacity;

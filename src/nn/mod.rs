@@ -6,6 +6,7 @@
 
 mod attention;
 mod block;
+mod buffers;
 mod linear;
 mod mlp;
 mod norm;
@@ -13,7 +14,8 @@ mod param;
 mod table;
 
 pub use attention::{Attention, HeadNorms, KvCache};
-pub use block::{Block, Recompute, Saved, Scratch, Sizes, Streamed};
+pub use block::{Block, Streamed};
+pub use buffers::{Recompute, Saved, Scratch, Sizes};
 pub use linear::{Linear, Lora, LoraPart, Weight};
 pub use mlp::Mlp;
 pub use norm::Norm;

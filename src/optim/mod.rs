@@ -2,7 +2,7 @@
 
 mod schedule;
 
-pub use schedule::Schedule;
+pub use schedule::{LrScheduler, Schedule};
 
 use crate::Result;
 use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};

@@ -1,6 +1,21 @@
 //! The course of the learning rate; names and formulas of Hugging Face's `get_scheduler`.
 
-use crate::config::LrScheduler;
+use serde::{Deserialize, Serialize};
+
+/// The course of the learning rate, with transformers' names and meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
+pub enum LrScheduler {
+    /// Warm-up, then down to 0 in a straight line
+    Linear,
+    /// Warm-up, then down to 0 along half a cosine
+    Cosine,
+    /// The same rate from the first step to the last
+    Constant,
+    /// Warm-up, then the same rate to the last step
+    ConstantWithWarmup,
+}
 
 /// A learning rate for every step.
 #[derive(Debug, Clone, Copy, PartialEq)]

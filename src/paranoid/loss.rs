@@ -2,8 +2,8 @@
 
 use super::{Output, UNIT, Witnessed, of_sum};
 use crate::kernels::{SERIAL_COLUMNS, log_prob, preference};
+use crate::loss::formula::{self, Formula, Outcome, Terms};
 use crate::reference;
-use crate::reference::preference::{Method, Outcome, Terms};
 
 /// The target of a row, counted in its chunk.
 fn target(predict: &super::Bound, p: log_prob::Params, row: usize) -> u32 {
@@ -60,25 +60,25 @@ pub(super) fn log_prob_backward(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// The method that a parameter block is of, for groups of `n` sequences.
-fn method(p: &preference::Params, n: usize) -> Method {
+/// The formula that a parameter block is of, for groups of `n` sequences.
+fn formula(p: &preference::Params, n: usize) -> Formula {
     let [alpha, beta, gamma] = [p.alpha, p.beta, p.gamma].map(f64::from);
     match (p.formula, p.relative == 1, n) {
-        (0, ..) if p.weight < 0.0 => Method::Sft,
-        (0, ..) => Method::Ga,
-        (1, ..) => Method::Ul,
-        (2, false, 1) => Method::Simnpo { beta, gamma },
-        (2, false, _) => Method::Simpo { beta, gamma },
+        (0, ..) if p.weight < 0.0 => Formula::Sft,
+        (0, ..) => Formula::Ga,
+        (1, ..) => Formula::Ul,
+        (2, false, 1) => Formula::Simnpo { beta, gamma },
+        (2, false, _) => Formula::Simpo { beta, gamma },
         // The two agree where 2 / beta is 1.
-        (2, true, 1) if p.weight != 1.0 => Method::Npo { beta },
-        (2, true, 2) if p.smoothing != 0.0 => Method::Dpo { beta, label_smoothing: f64::from(p.smoothing) },
+        (2, true, 1) if p.weight != 1.0 => Formula::Npo { beta },
+        (2, true, 2) if p.smoothing != 0.0 => Formula::Dpo { beta, label_smoothing: f64::from(p.smoothing) },
         // DPO's is that of one anchor.
-        (2, ..) => Method::D2o { alpha, beta },
-        (3, ..) => Method::Ipo { beta },
-        (4, true, _) => Method::Hinge { beta },
-        (4, ..) => Method::Slic { delta: gamma, sft_weight: f64::from(p.sft_weight) },
-        (5, ..) => Method::Orpo { beta },
-        _ => Method::Kto { beta, desirable_weight: f64::from(p.weight), undesirable_weight: alpha },
+        (2, ..) => Formula::D2o { alpha, beta },
+        (3, ..) => Formula::Ipo { beta },
+        (4, true, _) => Formula::Hinge { beta },
+        (4, ..) => Formula::Slic { delta: gamma, sft_weight: f64::from(p.sft_weight) },
+        (5, ..) => Formula::Orpo { beta },
+        _ => Formula::Kto { beta, desirable_weight: f64::from(p.weight), undesirable_weight: alpha },
     }
 }
 
@@ -92,7 +92,7 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
     for group in 0..p.groups as usize {
         let [first, end] = pair(0, group);
         let spans: Vec<[usize; 2]> = (first..end).map(|s| pair(1, s)).collect();
-        let method = method(&p, spans.len());
+        let formula = formula(&p, spans.len());
         // The whole, and with the log-probs off by some units: the last sequence's one way, the others' the
         // other.
         let with = |nudge: f64| -> Outcome {
@@ -108,7 +108,7 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
             let policy: Vec<&[f64]> = policy.iter().map(Vec::as_slice).collect();
             let reference: Vec<f64> =
                 (0..spans.len()).map(|s| seen.bound[4].at(first + s) / off(s)).collect();
-            reference::preference::forward(method, &policy, &reference, terms)
+            formula::forward(formula, &policy, &reference, terms)
         };
         let whole = with(0.0);
         let nudged = [with(1e-6), with(-1e-6)];
@@ -138,37 +138,37 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
 mod tests {
     use super::*;
 
-    /// The loss that a parameter block is read as is that of the method it was made of, whatever beta rounds
+    /// The loss that a parameter block is read as is that of the formula it was made of, whatever beta rounds
     /// to.
     #[test]
     fn a_method_comes_back_from_its_parameters() {
-        let outcome = |method: Method, n: usize| {
+        let outcome = |formula: Formula, n: usize| {
             let policy: Vec<&[f64]> = [&[-1.5, -0.5][..], &[-0.25], &[-3.0]][..n].to_vec();
             let reference = [-1.0, -1.25, -2.0];
-            reference::preference::forward(method, &policy, &reference[..n], Terms::default())
+            formula::forward(formula, &policy, &reference[..n], Terms::default())
         };
         for hundredth in 1..=300 {
             let beta = f64::from(hundredth) / 100.0;
             let methods = [
-                (Method::Sft, 1),
-                (Method::Ga, 1),
-                (Method::Ul, 1),
-                (Method::Dpo { beta, label_smoothing: 0.0 }, 2),
-                (Method::Dpo { beta, label_smoothing: 0.1 }, 2),
-                (Method::Ipo { beta }, 2),
-                (Method::Hinge { beta }, 2),
-                (Method::Slic { delta: beta, sft_weight: 0.5 }, 2),
-                (Method::Simpo { beta, gamma: 0.5 }, 2),
-                (Method::Orpo { beta }, 2),
-                (Method::Npo { beta }, 1),
-                (Method::Simnpo { beta, gamma: 0.5 }, 1),
-                (Method::D2o { alpha: 0.1, beta }, 3),
-                (Method::D2o { alpha: 0.1, beta }, 1),
+                (Formula::Sft, 1),
+                (Formula::Ga, 1),
+                (Formula::Ul, 1),
+                (Formula::Dpo { beta, label_smoothing: 0.0 }, 2),
+                (Formula::Dpo { beta, label_smoothing: 0.1 }, 2),
+                (Formula::Ipo { beta }, 2),
+                (Formula::Hinge { beta }, 2),
+                (Formula::Slic { delta: beta, sft_weight: 0.5 }, 2),
+                (Formula::Simpo { beta, gamma: 0.5 }, 2),
+                (Formula::Orpo { beta }, 2),
+                (Formula::Npo { beta }, 1),
+                (Formula::Simnpo { beta, gamma: 0.5 }, 1),
+                (Formula::D2o { alpha: 0.1, beta }, 3),
+                (Formula::D2o { alpha: 0.1, beta }, 1),
             ];
             for (of, n) in methods {
                 let params =
                     preference::Params { relative: of.has_reference().into(), ..preference::Params::of(of) };
-                let (expected, found) = (outcome(of, n), outcome(method(&params, n), n));
+                let (expected, found) = (outcome(of, n), outcome(formula(&params, n), n));
                 assert!((expected.loss - found.loss).abs() < 1e-6 * (1.0 + expected.loss.abs()), "{of:?}");
                 let slopes = |o: &Outcome| o.coefficients.concat();
                 for (a, b) in slopes(&expected).into_iter().zip(slopes(&found)) {

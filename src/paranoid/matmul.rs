@@ -3,7 +3,7 @@
 use super::{Output, UNIT, Witnessed, of_sum, strip};
 use crate::kernels::matmul::Params;
 use crate::reference::matmul::{self, nn, nt, tn};
-use crate::selftest::F16_PRODUCT;
+use crate::reference::tolerance::F16_PRODUCT;
 
 /// Rows, and columns, that are compared.
 const SIDE: usize = 24;

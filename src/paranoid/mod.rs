@@ -30,7 +30,7 @@ pub use witnessed::Witnessed;
 use witnessed::{Bound, Compared, Expected, MOST, Output, UNIT, of_sum, strip, word};
 
 use crate::gpu::{Gpu, Seen, Tensor, Witness};
-use crate::reference::rng::pcg4d;
+use crate::rng::pcg4d;
 use crate::{Error, Result};
 
 /// What a kernel's part makes of a dispatch.

@@ -1,18 +1,20 @@
 //! Drawn tokens, and what a draw does to a row.
 
 use super::{Output, UNIT, Witnessed};
-use crate::kernels::sample::{NONE, Params, Settings};
-use crate::selftest::DrawnRow as Row;
+use crate::kernels::sample::{NONE, Params};
+use crate::reference::sample::{self, Row, Settings};
 
 /// Bindings: logits, seen, state, tokens, ranges, history.
 pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
     let p: Params = seen.params();
     let [rows, vocab, words, columns] = [p.rows, p.vocab, p.seen_words, p.columns].map(|size| size as usize);
     let settings = Settings {
-        temperature: p.temperature,
-        top_k: p.top_k,
-        top_p: p.top_p,
-        repetition_penalty: p.penalty,
+        filters: sample::Params {
+            temperature: f64::from(p.temperature),
+            top_k: p.top_k as usize,
+            top_p: f64::from(p.top_p),
+            repetition_penalty: f64::from(p.penalty),
+        },
         max_new_tokens: p.max_new,
         seed: p.seed,
         ends: [p.ends, p.more_ends].concat()[..p.end_count as usize].to_vec(),
@@ -25,9 +27,10 @@ pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
     let history = seen.bound[5].after.as_deref().unwrap_or_default();
     for r in seen.pick_rows(rows, vocab) {
         let bit = |id: &u32| seen.bound[1].word(r * words + *id as usize / 32) >> (id % 32) & 1 == 1;
-        let mut row = Row::new(0, seen.bound[0].range(r * vocab, vocab));
-        row.seen = (0..vocab as u32).filter(bit).collect();
-        [row.state, row.token, row.range] = [2, 3, 4].map(|binding| seen.bound[binding].four(r));
+        let [state, token, range] = [2, 3, 4].map(|binding| seen.bound[binding].four(r));
+        let logits = seen.bound[0].range(r * vocab, vocab);
+        let row =
+            Row { logits, seen: (0..vocab as u32).filter(bit).collect(), state, token, range, drawn: NONE };
         if !row.logits.iter().all(|logit| logit.is_finite()) {
             continue;
         }

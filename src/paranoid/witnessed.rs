@@ -5,8 +5,7 @@ use std::ops::Range;
 use super::KERNELS;
 use crate::gpu::DType;
 use crate::reference::blocks;
-use crate::reference::rng::pcg4d;
-use crate::selftest::format;
+use crate::rng::pcg4d;
 
 /// Of the values that are compared, what f32 may be off by in proportion.
 pub(super) const EPS: f64 = 2e-5;
@@ -76,7 +75,9 @@ impl Bound {
             let start: usize = regions[..i].iter().sum();
             &self.before[start + from[i]..start + to[i]]
         });
-        blocks::forward(format(self.dtype), parts, end - first)[start - first..][..len].to_vec()
+        blocks::forward(blocks::Format::named(&format!("{:?}", self.dtype)), parts, end - first)
+            [start - first..][..len]
+            .to_vec()
     }
 
     /// Elements at equal distances, as they were.

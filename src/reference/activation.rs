@@ -80,8 +80,9 @@ pub fn backward(f: Function, gate: &[f64], up: Option<&[f64]>, dact: &[f64]) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     const ALL: [Function; 3] = [Function::Silu, Function::Gelu, Function::GeluTanh];
 

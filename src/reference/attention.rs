@@ -150,8 +150,9 @@ pub fn visible_end(ranges: &[[u32; 4]]) -> Result<Vec<u32>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     const P: Params = Params { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.8, window: None, cap: None };
     /// Prompt of 2, responses of 2 and 1, then a lone sequence of 2.

@@ -17,6 +17,20 @@ pub enum Format {
     Nf4,
 }
 
+impl Format {
+    /// By its name among the device's types; what is no other is NF4.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "Q4" => Self::Q4,
+            "Q8" => Self::Q8,
+            "Q4K" => Self::Q4K,
+            "Q5K" => Self::Q5K,
+            "Q6K" => Self::Q6K,
+            _ => Self::Nf4,
+        }
+    }
+}
+
 /// The sixteen quantiles of QLoRA's appendix E.
 const QUANTILES: [f64; 16] = [
     -1.0,

@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn one_spoilt_element_fails() {
-        let expected = super::super::rng::values(1, 1000);
+        let expected = crate::rng::values(1, 1000);
         let found: Vec<f32> = expected.iter().map(|&v| v as f32).collect();
         assert_eq!(compare(&found, &expected, 1e-6, 1e-5), Ok(()));
         for (i, spoil) in

@@ -1,6 +1,6 @@
 //! Dropout whose mask is a function of counters, so that the backward needs no stored mask.
 
-use super::rng;
+use crate::rng;
 
 /// What picks the mask.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +31,9 @@ pub fn backward(params: Params, dy: &[f64]) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     #[test]
     fn share_scale_and_streams() {

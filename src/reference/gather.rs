@@ -20,8 +20,9 @@ pub fn backward(dout: &[f64], index: &[u32], width: usize, dtable: &[f64]) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     #[test]
     fn gradients() {

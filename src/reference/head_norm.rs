@@ -50,7 +50,8 @@ pub fn backward(
 
 #[test]
 fn gradients() {
-    use super::{finite, rng::values};
+    use super::finite;
+    use crate::rng::values;
     let (x, q, k, c) = (values(1, 24), values(2, 4), values(3, 4), values(4, 24));
     let loss = |x: &[f64], q: &[f64], k: &[f64]| finite::dot(&c, &forward(x, [q, k], [2, 1], 4, 0.1).0);
     let (_, rstd) = forward(&x, [&q, &k], [2, 1], 4, 0.1);

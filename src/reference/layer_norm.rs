@@ -40,8 +40,9 @@ pub fn backward(x: &[f64], w: &[f64], stats: &[f64], dy: &[f64], width: usize) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     #[test]
     fn by_hand() {

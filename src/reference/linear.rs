@@ -93,8 +93,9 @@ impl<'a> Projection<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     fn tensors() -> Tensors {
         let sizes = [("weight", 12), ("bias", 4), ("lora_A.weight", 6), ("lora_B.weight", 8)];

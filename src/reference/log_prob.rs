@@ -41,8 +41,9 @@ pub fn backward(logits: &[f64], target: &[u32], lse: &[f64], coef: &[f64], vocab
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     #[test]
     fn uniform_and_large_logits() {

@@ -72,8 +72,9 @@ fn earlier(p: Params, y: Option<&[f64]>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{column_sum, finite, rng::values};
+    use super::super::{column_sum, finite};
     use super::*;
+    use crate::rng::values;
 
     #[test]
     fn layouts_by_hand() {

@@ -2,7 +2,8 @@
 //!
 //! One file per kernel, under the kernel's own name, with `forward` and `backward` (or the natural verb)
 //! beside each other. Nothing here is fast and nothing here is shared with the shaders' side, so that an
-//! error there cannot hide here: the module imports nothing but the standard library and itself. [`decoder`]
+//! error there cannot hide here: the module imports nothing but the standard library, itself and
+//! [`crate::rng`]. [`decoder`]
 //! puts the kernels together into a whole small Llama with its gradient, [`linear`] is one projection with
 //! bias and LoRA, and [`compare`] holds the one comparison that tests and the self-test use.
 //!
@@ -35,15 +36,14 @@ pub mod layer_norm;
 pub mod linear;
 pub mod log_prob;
 pub mod matmul;
-pub mod preference;
 pub mod rms_norm;
-pub mod rng;
 pub mod rope;
 pub mod row_scale;
 pub mod sample;
 pub mod sequence_sum;
 pub mod soft_cap;
 pub mod sum_squares;
+pub mod tolerance;
 
 #[cfg(test)]
 pub(crate) mod finite;

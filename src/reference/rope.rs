@@ -50,8 +50,9 @@ pub fn backward(dy: &[f64], table: &[f64], positions: &[u32], sizes: (usize, usi
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     #[test]
     fn depends_on_the_distance_alone() {

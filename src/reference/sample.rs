@@ -1,6 +1,6 @@
 //! From one row of logits to a token: the filters of Hugging Face's generation in their order, then one draw.
 
-use super::rng;
+use crate::rng;
 
 /// Settings of the filters.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,99 @@ pub fn draw(kept: &[f64], u: f64) -> (u32, f64) {
 /// `counter` is `[step, sample, prompt, seed]`.
 pub fn forward(p: Params, logits: &[f64], seen: &[u32], counter: [u32; 4]) -> u32 {
     draw(&kept(p, logits, seen), f64::from(rng::uniform(rng::pcg4d(counter)[0]))).0
+}
+
+/// Settings of a sampler.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What tokens may be drawn.
+    pub filters: Params,
+    /// An answer has no more tokens.
+    pub max_new_tokens: u32,
+    /// Part of the random counter.
+    pub seed: u32,
+    /// Tokens that end an answer.
+    pub ends: Vec<u32>,
+}
+
+/// What a row that has ended draws.
+pub const NONE: u32 = u32::MAX;
+
+/// In f32, a draw this close to an edge, as a share of the mass, may fall on either side: it is not compared.
+const EDGE: f64 = 2e-5;
+
+/// One row of a sampler before, or after, a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// `(vocab)`
+    pub logits: Vec<f64>,
+    /// Ids of the prompt and the answer so far, rising.
+    pub seen: Vec<u32>,
+    /// Prompt, sample, step, 1 where the answer has ended.
+    pub state: [u32; 4],
+    /// The last token, its position, its place in the cache.
+    pub token: [u32; 4],
+    /// The keys that it sees: the last number is the end of the answer's.
+    pub range: [u32; 4],
+    /// What this step has drawn.
+    pub drawn: u32,
+}
+
+impl Row {
+    /// As [`kept`], with top_p off by `nudge` where it filters.
+    pub fn kept(&self, settings: &Settings, nudge: f64) -> Vec<f64> {
+        let top_p = settings.filters.top_p;
+        let top_p = if top_p < 1.0 { top_p + nudge } else { top_p };
+        kept(Params { top_p, ..settings.filters }, &self.logits, &self.seen)
+    }
+
+    /// What a step leaves where the logits were: those seen before are penalised, and without temperature
+    /// that is all; else weights, as shares of the largest.
+    pub fn weights(&self, settings: &Settings) -> Vec<f64> {
+        let Params { temperature, repetition_penalty, .. } = settings.filters;
+        let mut logits = self.logits.clone();
+        for &id in &self.seen {
+            let logit = &mut logits[id as usize];
+            *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+        }
+        if temperature == 0.0 {
+            return logits;
+        }
+        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        logits.iter().map(|logit| ((logit - most) / temperature).exp()).collect()
+    }
+
+    /// The token that is drawn, `None` where rounding decides.
+    pub fn draw(&self, settings: &Settings) -> Option<u32> {
+        let set = |nudge| self.kept(settings, nudge).iter().map(|&p| p > 0.0).collect::<Vec<_>>();
+        let [prompt, sample, step, _] = self.state;
+        let u = rng::uniform(rng::pcg4d([step, sample, prompt, settings.seed])[0]);
+        let (id, edge) = draw(&self.kept(settings, 0.0), f64::from(u));
+        let clear = settings.filters.temperature == 0.0 || (edge > EDGE && set(-EDGE) == set(EDGE));
+        clear.then_some(id)
+    }
+
+    /// The row after `id` was drawn.
+    pub fn after(&self, id: u32, settings: &Settings) -> Self {
+        let mut row = self.clone();
+        let [prompt, sample, step, finished] = self.state;
+        row.drawn = if finished == 1 { NONE } else { id };
+        if finished == 1 {
+            return row;
+        }
+        let ended = settings.ends.contains(&id) || step + 1 >= settings.max_new_tokens;
+        row.state = [prompt, sample, step + 1, u32::from(ended)];
+        if ended {
+            return row;
+        }
+        if settings.filters.repetition_penalty != 1.0 && !row.seen.contains(&id) {
+            row.seen.push(id);
+            row.seen.sort_unstable();
+        }
+        row.token = [id, self.token[1] + 1, self.token[2] + 1, 0];
+        row.range[3] += 1;
+        row
+    }
 }
 
 #[cfg(test)]

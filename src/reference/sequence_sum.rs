@@ -16,8 +16,9 @@ pub fn backward(dout: &[f64], spans: &[[u32; 2]], rows: usize) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{finite, rng::values};
+    use super::super::finite;
     use super::*;
+    use crate::rng::values;
 
     #[test]
     fn gradients() {

@@ -12,7 +12,8 @@ pub fn backward(y: &[f64], dy: &[f64], cap: f64) -> Vec<f64> {
 
 #[test]
 fn gradients() {
-    use super::{finite, rng::values};
+    use super::finite;
+    use crate::rng::values;
     let (x, c) = (values(1, 9), values(2, 9));
     let dx = backward(&forward(&x, 0.5), &c, 0.5);
     finite::check("dx", &x, &dx, |x| finite::dot(&c, &forward(x, 0.5)));

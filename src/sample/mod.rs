@@ -3,6 +3,7 @@
 //! A draw is counter-based on (seed, prompt, sample, step): results do not depend on which rows share a
 //! batch, nor on when finished rows leave it. The host looks at the drawn ids every few steps only.
 
+use crate::config::{AnchorConfig, MAX_NUM_SEQS};
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
 use crate::kernels::sample::{self as kernel, NONE, Rows};
@@ -34,10 +35,21 @@ pub struct Answer {
     pub ended: bool,
 }
 
+/// The sampler's settings.
+pub fn settings(config: &AnchorConfig, seed: u32, ends: &[u32]) -> Settings {
+    Settings {
+        temperature: config.temperature as f32,
+        top_k: config.top_k as u32,
+        top_p: config.top_p as f32,
+        repetition_penalty: config.repetition_penalty as f32,
+        max_new_tokens: config.max_new_tokens as u32,
+        seed,
+        ends: ends.to_vec(),
+    }
+}
+
 /// Prompt tokens that are prefilled together, unless one prompt alone is longer.
 const PREFILL_TOKENS: usize = 1536;
-/// Answers decoded together at most, unless fewer are asked for.
-pub(crate) const MAX_ROWS: usize = 192;
 /// Steps between two looks of the host.
 const SYNC_STEPS: usize = 8;
 
@@ -80,7 +92,7 @@ pub async fn generate(
     progress: Progress<'_>,
 ) -> Result<Vec<Vec<Answer>>> {
     let room =
-        Room::of(gpu, decoder.config(), &lengths(requests), settings.max_new_tokens as usize, MAX_ROWS);
+        Room::of(gpu, decoder.config(), &lengths(requests), settings.max_new_tokens as usize, MAX_NUM_SEQS);
     generate_in(room, gpu, decoder, pass, requests, settings, progress).await
 }
 
@@ -123,7 +135,7 @@ pub async fn stream(
         looked.rows.first().map_or(Ok(()), |row| each(&row.ids))
     };
     let room =
-        Room::of(gpu, decoder.config(), &lengths(&request), settings.max_new_tokens as usize, MAX_ROWS);
+        Room::of(gpu, decoder.config(), &lengths(&request), settings.max_new_tokens as usize, MAX_NUM_SEQS);
     draw(room, gpu, decoder, pass, &request, settings, &mut look).await?;
     answer.ok_or_else(|| Error::Internal { doing: "sampling", message: "no answer came".into() })
 }

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::gpu::{Blocks, DType, Gpu, Purpose, Tensor};
 use crate::reference::blocks::{self, Format};
 use crate::reference::compare::compare_with;
-use crate::reference::rng;
+use crate::rng;
 
 /// Elements behind every output that a kernel must leave alone. Kernels on whole vec4s may fill the last one.
 const GUARD: usize = 8;
@@ -71,18 +71,6 @@ pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, 
     Ok((Tensor::from_bytes(gpu, Purpose::Staging, "selftest weights", &bytes, shape)?, held))
 }
 
-/// A quantised type, as the reference calls it.
-pub(crate) fn format(dtype: DType) -> Format {
-    match dtype {
-        DType::Q4 => Format::Q4,
-        DType::Q8 => Format::Q8,
-        DType::Q4K => Format::Q4K,
-        DType::Q5K => Format::Q5K,
-        DType::Q6K => Format::Q6K,
-        _ => Format::Nf4,
-    }
-}
-
 /// Quantised weights with any codes and scales, and what the reference makes of them.
 fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) {
     let mut count = 0;
@@ -90,7 +78,11 @@ fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) 
         count += 1;
         rng::pcg4d([count, seed, 3, 5])[0]
     });
-    let held = blocks::forward(format(dtype), [&blocks.codes, &blocks.scales, &blocks.supers], len);
+    let held = blocks::forward(
+        Format::named(&format!("{dtype:?}")),
+        [&blocks.codes, &blocks.scales, &blocks.supers],
+        len,
+    );
     // The host's own reading of blocks, which loading a model relies on.
     let read: Vec<f64> = blocks.values().into_iter().map(f64::from).collect();
     assert!(

@@ -7,8 +7,9 @@ use super::bench::{Output, below, floats, values, words};
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::log_prob::{self, Chunk};
-use crate::kernels::preference::{self, Batch, Count, Method, Terms};
+use crate::kernels::preference::{self, Batch, Count};
 use crate::kernels::{row_scale, sequence_sum};
+use crate::loss::{Formula, Terms, formula};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -145,12 +146,12 @@ struct Groups {
 
 impl Groups {
     /// The reference's outcome `(G, 4)` and coefficients `(R)`.
-    fn expected(&self, method: Method, terms: Terms, divisor: usize) -> (Vec<f64>, Vec<f64>) {
+    fn expected(&self, formula: Formula, terms: Terms, divisor: usize) -> (Vec<f64>, Vec<f64>) {
         let (mut outcome, mut coefficient) = (Vec::new(), Vec::new());
         for [start, end] in spans(&self.sizes).0 {
             let group = start as usize..end as usize;
             let policy: Vec<&[f64]> = self.tokens[group.clone()].iter().map(Vec::as_slice).collect();
-            let one = reference::preference::forward(method, &policy, &self.reference[group], terms);
+            let one = formula::forward(formula, &policy, &self.reference[group], terms);
             outcome.extend([one.loss, one.margin(), one.rewards[0], one.rewards[1]]);
             coefficient.extend(one.coefficients.concat().iter().map(|c| c / divisor as f64));
         }
@@ -161,7 +162,7 @@ impl Groups {
     async fn expect(
         &self,
         gpu: &Gpu,
-        method: Method,
+        formula: Formula,
         (terms, divisor): (Terms, usize),
         what: &str,
         (outcome, coefficient): (&[f64], &[f64]),
@@ -186,7 +187,7 @@ impl Groups {
         };
         let mut rec = Recorder::new(gpu);
         let count = Count { groups: groups.len(), sequences: rows.len(), rows: total };
-        preference::forward(&mut rec, method, batch, count, terms, divisor)?;
+        preference::forward(&mut rec, formula, batch, count, terms, divisor)?;
         rec.submit();
         outputs[0].expect(gpu, format!("outcome, {what}"), outcome).await?;
         outputs[1].expect(gpu, format!("coefficients, {what}"), coefficient).await
@@ -224,7 +225,7 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
             (0..=count).flat_map(|i| [if i == count { of_negative } else { of_anchor }; 3]).collect();
         let what = format!("anchors {anchors:?} negative {negative} alpha={alpha} beta={beta}");
         let plain = (Terms::default(), 1);
-        groups.expect(gpu, Method::D2o { alpha, beta }, plain, &what, (&outcome, &coefficient)).await?;
+        groups.expect(gpu, Formula::D2o { alpha, beta }, plain, &what, (&outcome, &coefficient)).await?;
     }
     Ok(())
 }
@@ -233,7 +234,7 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
 /// one.
 async fn group_batch(
     gpu: &Gpu,
-    method: Method,
+    formula: Formula,
     sizes: &[u32],
     (spread, one_side): (f64, bool),
     (terms, divisor): (Terms, usize),
@@ -251,9 +252,9 @@ async fn group_batch(
         |(tokens, moved): (&Vec<f64>, f64)| if tokens.is_empty() { 0.0 } else { sum(tokens) - exact(moved) };
     let reference = tokens.iter().zip(moved).map(ratio).collect();
     let groups = Groups { sizes: sizes.to_vec(), tokens, reference };
-    let (outcome, coefficient) = groups.expected(method, terms, divisor);
-    let what = format!("{method:?} groups {sizes:?} ratios<{spread} {terms:?} divisor={divisor}");
-    groups.expect(gpu, method, (terms, divisor), &what, (&outcome, &coefficient)).await
+    let (outcome, coefficient) = groups.expected(formula, terms, divisor);
+    let what = format!("{formula:?} groups {sizes:?} ratios<{spread} {terms:?} divisor={divisor}");
+    groups.expect(gpu, formula, (terms, divisor), &what, (&outcome, &coefficient)).await
 }
 
 async fn groups(gpu: &Gpu, depth: Depth) -> Outcome {
@@ -263,44 +264,44 @@ async fn groups(gpu: &Gpu, depth: Depth) -> Outcome {
     for &sizes in depth.of(&shapes) {
         for (alpha, beta) in [(0.1, 0.1), (0.2, 0.05), (0.3, 0.0)] {
             for (spread, normalize) in scales {
-                let method = Method::D2o { alpha, beta };
-                group_batch(gpu, method, sizes, (spread, false), (terms(normalize), 4)).await?;
+                let formula = Formula::D2o { alpha, beta };
+                group_batch(gpu, formula, sizes, (spread, false), (terms(normalize), 4)).await?;
             }
         }
     }
     let pairs = [
-        Method::Dpo { beta: 0.1, label_smoothing: 0.0 },
-        Method::Dpo { beta: 0.1, label_smoothing: 0.1 },
-        Method::Ipo { beta: 0.3 },
-        Method::Hinge { beta: 0.1 },
-        Method::Slic { delta: 1.0, sft_weight: 0.5 },
-        Method::Slic { delta: 90.0, sft_weight: 0.5 },
-        Method::Simpo { beta: 2.0, gamma: 1.0 },
-        Method::Orpo { beta: 0.1 },
+        Formula::Dpo { beta: 0.1, label_smoothing: 0.0 },
+        Formula::Dpo { beta: 0.1, label_smoothing: 0.1 },
+        Formula::Ipo { beta: 0.3 },
+        Formula::Hinge { beta: 0.1 },
+        Formula::Slic { delta: 1.0, sft_weight: 0.5 },
+        Formula::Slic { delta: 90.0, sft_weight: 0.5 },
+        Formula::Simpo { beta: 2.0, gamma: 1.0 },
+        Formula::Orpo { beta: 0.1 },
     ];
-    for method in pairs {
+    for formula in pairs {
         for (spread, normalize) in scales {
-            group_batch(gpu, method, &[2; 5], (spread, false), (terms(normalize), 5)).await?;
+            group_batch(gpu, formula, &[2; 5], (spread, false), (terms(normalize), 5)).await?;
         }
     }
-    let kto = Method::Kto { beta: 0.1, desirable_weight: 1.5, undesirable_weight: 0.75 };
+    let kto = Formula::Kto { beta: 0.1, desirable_weight: 1.5, undesirable_weight: 0.75 };
     for (spread, kl) in [(4.0, 0.0), (16.0, 2.5), (512.0, 1.0)] {
         let terms = Terms { length_normalize: false, kl };
         group_batch(gpu, kto, &[2; 7], (spread, true), (terms, 7)).await?;
     }
     let singles = [
-        Method::Npo { beta: 0.1 },
-        Method::Simnpo { beta: 2.5, gamma: 0.5 },
-        Method::Ga,
-        Method::Ul,
-        Method::Sft,
+        Formula::Npo { beta: 0.1 },
+        Formula::Simnpo { beta: 2.5, gamma: 0.5 },
+        Formula::Ga,
+        Formula::Ul,
+        Formula::Sft,
     ];
-    for method in singles {
+    for formula in singles {
         for (spread, normalize) in scales {
-            group_batch(gpu, method, &[1; 66], (spread, false), (terms(normalize), 3)).await?;
+            group_batch(gpu, formula, &[1; 66], (spread, false), (terms(normalize), 3)).await?;
         }
     }
-    group_batch(gpu, Method::Sft, &[1, 3, 2], (4.0, false), (terms(false), 3)).await
+    group_batch(gpu, Formula::Sft, &[1, 3, 2], (4.0, false), (terms(false), 3)).await
 }
 
 /// Unlikelihood of tokens so likely that 1 - p vanishes in f32, or nearly.
@@ -309,6 +310,6 @@ async fn likely(gpu: &Gpu, _: Depth) -> Outcome {
     let tokens = tokens.map(|logp: f64| f64::from(logp as f32)).to_vec();
     let groups = Groups { sizes: vec![1], tokens: vec![tokens], reference: vec![0.0] };
     let plain = (Terms::default(), 1);
-    let (outcome, coefficient) = groups.expected(Method::Ul, plain.0, plain.1);
-    groups.expect(gpu, Method::Ul, plain, "likely tokens", (&outcome, &coefficient)).await
+    let (outcome, coefficient) = groups.expected(Formula::Ul, plain.0, plain.1);
+    groups.expect(gpu, Formula::Ul, plain, "likely tokens", (&outcome, &coefficient)).await
 }

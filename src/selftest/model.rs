@@ -6,13 +6,13 @@ use super::{Check, Depth, Failure, Outcome, Tolerance, check};
 use crate::Result;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Precision, Purpose, Recorder};
-use crate::loss::{Loss, Method};
+use crate::loss::{Formula, Loss, formula};
 use crate::model::{
     Adapter, Capacity, Decoder, DecoderConfig, ExportDType, LoraSpec, Training, Weights, merged, serialize,
 };
 use crate::nn::{Arenas, Decay, Recompute};
 use crate::reference::decoder::{self, Model, Shape, Tensors};
-use crate::reference::{compare, preference, rope};
+use crate::reference::{compare, rope};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![check!("model_gradients", gradients)]
@@ -54,28 +54,28 @@ struct Variant {
     lora: bool,
     /// Of the weights as stored; those that are trained are f32 on the device.
     dtype: DType,
-    method: Method,
+    formula: Formula,
     normed: bool,
 }
 
-const D2O: Method = Method::D2o { alpha: 0.6, beta: 0.9 };
-const KTO: Method = Method::Kto { beta: 0.5, desirable_weight: 1.0, undesirable_weight: 2.0 };
+const D2O: Formula = Formula::D2o { alpha: 0.6, beta: 0.9 };
+const KTO: Formula = Formula::Kto { beta: 0.5, desirable_weight: 1.0, undesirable_weight: 2.0 };
 /// What a KTO loss is told of the KL divergence.
 const KL: f64 = 0.25;
-const SFT: Method = Method::Sft;
-const DPO: Method = Method::Dpo { beta: 0.5, label_smoothing: 0.1 };
+const SFT: Formula = Formula::Sft;
+const DPO: Formula = Formula::Dpo { beta: 0.5, label_smoothing: 0.1 };
 
 #[rustfmt::skip]
 const VARIANTS: [Variant; 9] = [
-    Variant { biased: true, tied: false, lora: false, dtype: DType::F32, method: D2O, normed: false },
-    Variant { biased: true, tied: false, lora: true, dtype: DType::Bf16, method: D2O, normed: true },
-    Variant { biased: false, tied: true, lora: false, dtype: DType::F32, method: DPO, normed: false },
-    Variant { biased: false, tied: true, lora: true, dtype: DType::F16, method: D2O, normed: false },
-    Variant { biased: true, tied: true, lora: false, dtype: DType::F32, method: D2O, normed: true },
-    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, method: SFT, normed: false },
-    Variant { biased: false, tied: true, lora: true, dtype: DType::Bf16, method: Method::Ul, normed: false },
-    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, method: Method::Ul, normed: false },
-    Variant { biased: false, tied: true, lora: true, dtype: DType::F32, method: KTO, normed: false },
+    Variant { biased: true, tied: false, lora: false, dtype: DType::F32, formula: D2O, normed: false },
+    Variant { biased: true, tied: false, lora: true, dtype: DType::Bf16, formula: D2O, normed: true },
+    Variant { biased: false, tied: true, lora: false, dtype: DType::F32, formula: DPO, normed: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::F16, formula: D2O, normed: false },
+    Variant { biased: true, tied: true, lora: false, dtype: DType::F32, formula: D2O, normed: true },
+    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, formula: SFT, normed: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::Bf16, formula: Formula::Ul, normed: false },
+    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, formula: Formula::Ul, normed: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::F32, formula: KTO, normed: false },
 ];
 
 async fn gradients(gpu: &Gpu, depth: Depth) -> Outcome {
@@ -113,13 +113,13 @@ struct Text {
 }
 
 impl Text {
-    fn new(method: Method) -> Self {
+    fn new(formula: Formula) -> Self {
         let ids =
             |seed: u32, n: u32| (0..n).map(|i| below(SHAPE.vocab as u32, seed, i)).collect::<Vec<u32>>();
-        let lengths: [&[u32]; 3] = match method {
-            Method::D2o { .. } => [&[5, 1, 9, 4], &[3, 7], &[2, 6, 4]],
-            Method::Kto { .. } => [&[5, 0], &[0, 7], &[6, 0]],
-            Method::Sft | Method::Ga | Method::Ul | Method::Npo { .. } | Method::Simnpo { .. } => {
+        let lengths: [&[u32]; 3] = match formula {
+            Formula::D2o { .. } => [&[5, 1, 9, 4], &[3, 7], &[2, 6, 4]],
+            Formula::Kto { .. } => [&[5, 0], &[0, 7], &[6, 0]],
+            Formula::Sft | Formula::Ga | Formula::Ul | Formula::Npo { .. } | Formula::Simnpo { .. } => {
                 [&[5], &[1], &[8]]
             }
             _ => [&[5, 9], &[1, 7], &[6, 6]],
@@ -149,12 +149,12 @@ impl Text {
 
 impl Variant {
     fn loss(&self) -> Loss {
-        Loss { method: self.method, length_normalize: self.normed }
+        Loss { formula: self.formula, length_normalize: self.normed }
     }
 
     fn name(&self) -> String {
-        let Self { biased, tied, lora, dtype, method, normed } = self;
-        format!("{method:?} biased={biased} tied={tied} lora={lora} {dtype:?} normalize={normed}")
+        let Self { biased, tied, lora, dtype, formula, normed } = self;
+        format!("{formula:?} biased={biased} tied={tied} lora={lora} {dtype:?} normalize={normed}")
     }
 
     fn config(&self) -> String {
@@ -216,7 +216,7 @@ impl Variant {
             r: RANK,
             lora_alpha: SHAPE.lora_scale * RANK as f64,
             lora_dropout: 0.0,
-            target_modules: crate::config::TargetModules::AllLinear,
+            target_modules: crate::model::TargetModules::AllLinear,
             ..LoraSpec::default()
         };
         let json = spec.to_peft_json("selftest", &["all-linear".into()], false);
@@ -228,7 +228,7 @@ impl Variant {
         if self.lora {
             tensors.extend(in_double(&adapter.weights, &adapters(), PEFT)?);
         }
-        let text = Text::new(self.method);
+        let text = Text::new(self.formula);
         let found = self.on_device(gpu, &model, &text, Recompute::None).await?;
         for recompute in [Recompute::Mlp, Recompute::Full] {
             if self.on_device(gpu, &model, &text, recompute).await? != found {
@@ -255,7 +255,7 @@ impl Variant {
         let reference: Vec<f32> = text.reference().iter().map(|&v| v as f32).collect();
         ws.reference.write_f32(gpu, &reference);
         model.score(&mut rec, model.policy(), &ws)?;
-        self.loss().record(&mut rec, &ws, groups.len(), KL)?;
+        ws.loss(&mut rec, self.loss(), groups.len(), KL)?;
         model.backward(&mut rec, model.policy(), &arenas, &ws)?;
         rec.submit();
         let logps = ws.stats.slice(0, packed.predict.len()).read_f32(gpu).await?;
@@ -283,10 +283,10 @@ impl Variant {
         let outcomes = groups.iter().map(|group| {
             let own = first..first + group.responses.len();
             first = own.end;
-            preference::forward(self.method, &tokens[own.clone()], &reference[own], self.loss().terms(KL))
+            formula::forward(self.formula, &tokens[own.clone()], &reference[own], self.loss().terms(KL))
         });
-        let outcomes: Vec<preference::Outcome> = outcomes.collect();
-        let rows = preference::mean(&outcomes).1.concat();
+        let outcomes: Vec<formula::Outcome> = outcomes.collect();
+        let rows = formula::mean(&outcomes).1.concat();
         let gradients = decoder::backward(model, &batch, &saved, &rows);
         Expected {
             logps: saved.token.logp,

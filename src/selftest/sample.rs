@@ -5,8 +5,8 @@ use std::fmt::Display;
 use super::bench::{Output, below, values, words};
 use super::{Check, Depth, Failure, Outcome, agree, check, equal};
 use crate::gpu::{Gpu, Recorder, Tensor};
-use crate::kernels::sample::{self, MAX_ENDS, NONE, Rows, Settings};
-use crate::reference;
+use crate::kernels::sample::{self, MAX_ENDS, Rows, Settings};
+use crate::reference::{self, sample::Row};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -18,112 +18,52 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// In f32, a draw this close to an edge, as a share of the mass, may fall on either side: it is not compared.
-const EDGE: f64 = 2e-5;
 /// What the history and the guards hold before.
 const UNTOUCHED: u32 = 0xabab_abab;
 /// Columns of the history, and the one that is written.
 const COLUMNS: usize = 3;
 const COLUMN: usize = 1;
 
-/// One row before, or after, a step.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Row {
-    pub logits: Vec<f64>,
-    /// Ids, rising.
-    pub seen: Vec<u32>,
-    pub state: [u32; 4],
-    pub token: [u32; 4],
-    pub range: [u32; 4],
-    history: [u32; COLUMNS],
+/// A row with these logits; the rest is made up.
+fn row(index: u32, logits: Vec<f64>) -> Row {
+    let vocab = logits.len() as u32;
+    let seen: Vec<u32> = (0..vocab).filter(|&id| below(4, 21, id + 1000 * index) == 0).collect();
+    let [prompt, sample, step] = [22, 23, 24].map(|seed| below(90, seed, index));
+    let at = below(1000, 25, index);
+    Row {
+        logits,
+        seen,
+        state: [prompt, sample, step, 0],
+        token: [1, at, 2 * at, 0],
+        range: [3, 9, 40, 40 + at],
+        drawn: UNTOUCHED,
+    }
 }
 
-impl Row {
-    /// A row with these logits; the rest is made up.
-    pub fn new(index: u32, logits: Vec<f64>) -> Self {
-        let vocab = logits.len() as u32;
-        let seen: Vec<u32> = (0..vocab).filter(|&id| below(4, 21, id + 1000 * index) == 0).collect();
-        let [prompt, sample, step] = [22, 23, 24].map(|seed| below(90, seed, index));
-        let at = below(1000, 25, index);
-        Self {
-            logits,
-            seen,
-            state: [prompt, sample, step, 0],
-            token: [1, at, 2 * at, 0],
-            range: [3, 9, 40, 40 + at],
-            history: [UNTOUCHED; COLUMNS],
-        }
-    }
+/// Logits of the kinds that `index` picks: wide, with ties, flat, one that leads by far.
+fn random(index: u32, vocab: usize) -> Row {
+    let wide = values(100 + index, vocab, 8.0);
+    let logits = match index % 4 {
+        0 => wide,
+        1 => wide.iter().map(|l| l.round() / 2.0).collect(),
+        2 => values(100 + index, vocab, 0.5),
+        _ => wide.iter().enumerate().map(|(v, l)| if v == vocab / 3 { 12.0 } else { l / 4.0 }).collect(),
+    };
+    row(index, logits)
+}
 
-    /// Logits of the kinds that `index` picks: wide, with ties, flat, one that leads by far.
-    fn random(index: u32, vocab: usize) -> Self {
-        let wide = values(100 + index, vocab, 8.0);
-        let logits = match index % 4 {
-            0 => wide,
-            1 => wide.iter().map(|l| l.round() / 2.0).collect(),
-            2 => values(100 + index, vocab, 0.5),
-            _ => wide.iter().enumerate().map(|(v, l)| if v == vocab / 3 { 12.0 } else { l / 4.0 }).collect(),
-        };
-        Self::new(index, logits)
-    }
-
-    fn kept(&self, settings: &Settings, nudge: f64) -> Vec<f64> {
-        let top_p = f64::from(settings.top_p);
-        let params = reference::sample::Params {
+/// The settings as the reference takes them.
+fn of(settings: &Settings) -> reference::sample::Settings {
+    reference::sample::Settings {
+        filters: reference::sample::Params {
             temperature: f64::from(settings.temperature),
             top_k: settings.top_k as usize,
-            top_p: if top_p < 1.0 { top_p + nudge } else { top_p },
+            top_p: f64::from(settings.top_p),
             repetition_penalty: f64::from(settings.repetition_penalty),
-        };
-        reference::sample::kept(params, &self.logits, &self.seen)
-    }
-
-    /// What a step leaves where the logits were: those seen before are penalised, and without temperature
-    /// that is all; else weights, as shares of the largest.
-    pub fn weights(&self, settings: &Settings) -> Vec<f64> {
-        let penalty = f64::from(settings.repetition_penalty);
-        let mut logits = self.logits.clone();
-        for &id in &self.seen {
-            let logit = &mut logits[id as usize];
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-        }
-        if settings.temperature == 0.0 {
-            return logits;
-        }
-        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        logits.iter().map(|logit| ((logit - most) / f64::from(settings.temperature)).exp()).collect()
-    }
-
-    /// The token that the reference draws, `None` where rounding decides.
-    pub fn draw(&self, settings: &Settings) -> Option<u32> {
-        let set = |nudge| self.kept(settings, nudge).iter().map(|&p| p > 0.0).collect::<Vec<_>>();
-        let [prompt, sample, step, _] = self.state;
-        let u = reference::rng::uniform(reference::rng::pcg4d([step, sample, prompt, settings.seed])[0]);
-        let (id, edge) = reference::sample::draw(&self.kept(settings, 0.0), f64::from(u));
-        let clear = settings.temperature == 0.0 || (edge > EDGE && set(-EDGE) == set(EDGE));
-        clear.then_some(id)
-    }
-
-    /// The row after `id` was drawn.
-    pub fn after(&self, id: u32, settings: &Settings) -> Self {
-        let mut row = self.clone();
-        let [prompt, sample, step, finished] = self.state;
-        row.history[COLUMN] = if finished == 1 { NONE } else { id };
-        if finished == 1 {
-            return row;
-        }
-        let ended = settings.ends.contains(&id) || step + 1 >= settings.max_new_tokens;
-        row.state = [prompt, sample, step + 1, u32::from(ended)];
-        if ended {
-            return row;
-        }
-        if settings.repetition_penalty != 1.0 && !row.seen.contains(&id) {
-            row.seen.push(id);
-            row.seen.sort_unstable();
-        }
-        row.token = [id, self.token[1] + 1, self.token[2] + 1, 0];
-        row.range[3] += 1;
-        row
+        },
+        max_new_tokens: settings.max_new_tokens,
+        seed: settings.seed,
+        ends: settings.ends.clone(),
     }
 }
 
@@ -154,7 +94,7 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
         guarded(gpu, rows.iter().flat_map(|row| row.state))?,
         guarded(gpu, rows.iter().flat_map(|row| row.token))?,
         guarded(gpu, rows.iter().flat_map(|row| row.range))?,
-        guarded(gpu, rows.iter().flat_map(|row| row.history))?,
+        guarded(gpu, rows.iter().flat_map(|_| [UNTOUCHED; COLUMNS]))?,
     ];
     let [seen, state, tokens, ranges, history] = &tensors;
     let mut rec = Recorder::new(gpu);
@@ -166,6 +106,9 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
     for (tensor, name) in tensors.iter().zip(["seen", "state", "tokens", "ranges", "history"]) {
         read.push(unguarded(gpu, tensor, name).await?);
     }
+    for (i, &word) in read[4].iter().enumerate().filter(|(i, _)| i % COLUMNS != COLUMN) {
+        equal(format!("history, word {i}, of another step"), &[word], &[UNTOUCHED])?;
+    }
     let four = |data: &[u32], r: usize| [data[4 * r], data[4 * r + 1], data[4 * r + 2], data[4 * r + 3]];
     let after = |r: usize| Row {
         logits: penalised[r * vocab..(r + 1) * vocab].iter().map(|&l| f64::from(l)).collect(),
@@ -175,20 +118,20 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
         state: four(&read[1], r),
         token: four(&read[2], r),
         range: four(&read[3], r),
-        history: [0, 1, 2].map(|column| read[4][r * COLUMNS + column]),
+        drawn: read[4][r * COLUMNS + COLUMN],
     };
     Ok((0..count).map(after).collect())
 }
 
 /// All but the logits, which would drown the message.
 fn same(what: impl Display, found: &Row, expected: &Row) -> Outcome {
-    let short = |row: &Row| (row.history, row.state, row.token, row.range, row.seen.clone());
+    let short = |row: &Row| (row.drawn, row.state, row.token, row.range, row.seen.clone());
     if short(found) == short(expected) {
         return Ok(());
     }
     let (found, expected) = (short(found), short(expected));
     Err(Failure(format!(
-        "{what}: (history, state, token, range, seen): expected {expected:?}, found {found:?}"
+        "{what}: (drawn, state, token, range, seen): expected {expected:?}, found {found:?}"
     )))
 }
 
@@ -224,15 +167,15 @@ async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
     for &(vocab, count) in
         depth.of(&[(33, 9), (300, 8), (7, 17), (1, 1), (2, 3), (64, 8), (65, 30), (2053, 5), (50_257, 2)])
     {
-        let rows: Vec<Row> = (0..count).map(|index| Row::random(index, vocab)).collect();
+        let rows: Vec<Row> = (0..count).map(|index| random(index, vocab)).collect();
         let (mut compared, mut close) = (0, 0);
         for settings in all_settings() {
             let found = step(gpu, &settings, &rows).await?;
             for (r, (found, row)) in found.iter().zip(&rows).enumerate() {
                 let logits: Vec<f32> = found.logits.iter().map(|&l| l as f32).collect();
                 let what = format!("weights, vocab={vocab} row {r} of {count}, {settings:?}");
-                agree(what, &logits, &row.weights(&settings))?;
-                let Some(id) = row.draw(&settings) else {
+                agree(what, &logits, &row.weights(&of(&settings)))?;
+                let Some(id) = row.draw(&of(&settings)) else {
                     close += 1;
                     continue;
                 };
@@ -240,7 +183,7 @@ async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
                 same(
                     format!("vocab={vocab} row {r} of {count}, {settings:?}"),
                     found,
-                    &row.after(id, &settings),
+                    &row.after(id, &of(&settings)),
                 )?;
             }
         }
@@ -260,13 +203,13 @@ async fn frequencies(gpu: &Gpu, depth: Depth) -> Outcome {
     for settings in [settings(1.0, 0, 1.0, 1.0), settings(0.7, 7, 0.9, 1.0)] {
         let logits = values(31, 10, 2.0);
         let rows: Vec<Row> = (0..count)
-            .map(|sample| Row { state: [3, sample, 2, 0], seen: vec![], ..Row::new(0, logits.clone()) })
+            .map(|sample| Row { state: [3, sample, 2, 0], seen: vec![], ..row(0, logits.clone()) })
             .collect();
-        let kept = rows[0].kept(&settings, 0.0);
+        let kept = rows[0].kept(&of(&settings), 0.0);
         let total: f64 = kept.iter().sum();
         let mut drawn = vec![0u32; logits.len()];
         for row in step(gpu, &settings, &rows).await? {
-            let id = row.history[COLUMN] as usize;
+            let id = row.drawn as usize;
             *drawn.get_mut(id).ok_or_else(|| Failure(format!("drew {id} of 10, {settings:?}")))? += 1;
         }
         for (id, (&drawn, kept)) in drawn.iter().zip(kept).enumerate() {
@@ -283,7 +226,7 @@ async fn frequencies(gpu: &Gpu, depth: Depth) -> Outcome {
 
 /// A row's token depends on its prompt, sample and step, not on its place or its company.
 async fn row_order(gpu: &Gpu, _: Depth) -> Outcome {
-    let rows: Vec<Row> = (0..13).map(|index| Row::random(index, 131)).collect();
+    let rows: Vec<Row> = (0..13).map(|index| random(index, 131)).collect();
     for settings in [settings(1.0, 0, 1.0, 1.0), settings(0.9, 20, 0.9, 1.2)] {
         let together = step(gpu, &settings, &rows).await?;
         let backwards: Vec<Row> = rows.iter().rev().cloned().collect();
@@ -302,7 +245,7 @@ async fn row_order(gpu: &Gpu, _: Depth) -> Outcome {
 async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
     let vocab = 40;
     let leading =
-        |index: u32, id: u32| Row::new(index, (0..vocab).map(|v| if v == id { 5.0 } else { -1.0 }).collect());
+        |index: u32, id: u32| row(index, (0..vocab).map(|v| if v == id { 5.0 } else { -1.0 }).collect());
     let ends: Vec<u32> = (0..MAX_ENDS as u32).map(|e| 3 + 4 * e).collect();
     for (temperature, count) in [(0.0, MAX_ENDS), (0.05, MAX_ENDS), (0.0, 5), (0.0, 0)] {
         let settings = Settings {
@@ -322,7 +265,7 @@ async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
         }
         let found = step(gpu, &settings, &rows).await?;
         for (id, (found, row)) in (0..vocab).zip(found.iter().zip(&rows)) {
-            same(format!("row {id}, {settings:?}"), found, &row.after(id, &settings))?;
+            same(format!("row {id}, {settings:?}"), found, &row.after(id, &of(&settings)))?;
         }
     }
     let settings = Settings { ends: vec![0; MAX_ENDS + 1], ..settings(0.0, 0, 1.0, 1.0) };
@@ -336,7 +279,7 @@ async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
 /// mass.
 async fn bad_logits(gpu: &Gpu, _: Depth) -> Outcome {
     let vocab = 70;
-    let mut rows: Vec<Row> = (0..5).map(|index| Row::random(index, vocab)).collect();
+    let mut rows: Vec<Row> = (0..5).map(|index| random(index, vocab)).collect();
     rows[0].logits.fill(f64::NAN);
     for (v, logit) in rows[1].logits.iter_mut().enumerate() {
         *logit = if v % 2 == 0 { f64::NEG_INFINITY } else { *logit };
@@ -348,7 +291,7 @@ async fn bad_logits(gpu: &Gpu, _: Depth) -> Outcome {
     for settings in all_settings() {
         let settings = Settings { repetition_penalty: 1.0, ..settings };
         let found = step(gpu, &settings, &rows).await?;
-        let ids: Vec<u32> = found.iter().map(|row| row.history[COLUMN]).collect();
+        let ids: Vec<u32> = found.iter().map(|row| row.drawn).collect();
         let fine = ids[0] >= vocab as u32
             && found[0].state[3] == 1
             && ids[1] % 2 == 1

@@ -1,7 +1,5 @@
-//! WGSL sources: preprocessing, the list of compiled variants, and pipelines made from them.
+//! WGSL sources: preprocessing, and the list of compiled variants.
 
-mod pipelines;
 mod preprocess;
 
-pub use pipelines::{kernel, parse};
-pub use preprocess::{SOURCES, Variant, permutations, source};
+pub use preprocess::{SOURCES, Variant, parse, permutations, source};

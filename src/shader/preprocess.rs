@@ -233,6 +233,15 @@ fn block(lines: &[Line]) -> Option<usize> {
     })
 }
 
+/// Parses and preprocesses a variant into a naga module.
+///
+/// # Errors
+/// A sentence with the variant and the WGSL error.
+pub fn parse(variant: &Variant) -> Result<naga::Module, String> {
+    let text = source(variant)?;
+    naga::front::wgsl::parse_str(&text).map_err(|e| format!("{variant}: {}", e.emit_to_string(&text)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

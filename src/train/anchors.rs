@@ -4,11 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::config::AnchorConfig;
 use crate::gpu::Gpu;
-use crate::kernels::sample::Settings;
 use crate::model::Decoder;
 use crate::nn::Pass;
+use crate::sample::Settings;
 use crate::sample::{self, Answer, Looked, Request, Room};
 
 /// One self-sampled answer.
@@ -91,19 +90,6 @@ impl Pool {
 const COUNTERS: u32 = 4096;
 /// How often empty samples are drawn again.
 const RETRIES: u32 = 3;
-
-/// The sampler's settings.
-pub fn settings(config: &AnchorConfig, seed: u32, ends: &[u32]) -> Settings {
-    Settings {
-        temperature: config.temperature as f32,
-        top_k: config.top_k as u32,
-        top_p: config.top_p as f32,
-        repetition_penalty: config.repetition_penalty as f32,
-        max_new_tokens: config.max_new_tokens as u32,
-        seed,
-        ends: ends.to_vec(),
-    }
-}
 
 /// A prompt whose pool is to be drawn.
 pub(super) struct Draw<'a> {

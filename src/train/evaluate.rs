@@ -3,16 +3,18 @@
 use super::anchors::Pool;
 use super::metrics::{Metrics, Observed, kl as kl_divergence, mean, of_groups};
 use super::responses::{HeldOutParts, held_out_responses};
-use super::step::{GroupOutcome, Scored, score_in};
 use super::stop::{ANCHOR_LOGP, KL, PERPLEXITY};
+use super::trainer::GroupOutcome;
 use crate::Result;
-use crate::config::{Method, RunConfig};
+use crate::config::RunConfig;
 use crate::data::Example;
 use crate::data::packing::Group;
 use crate::gpu::Gpu;
 use crate::loss::Loss;
+use crate::loss::Method;
+use crate::loss::formula;
 use crate::model::{Capacity, Decoder};
-use crate::reference::preference;
+use crate::score::{Scored, score_in};
 
 /// Anchors of a held-out prompt at most: they are scored often.
 const EVAL_ANCHORS: usize = 2;
@@ -112,13 +114,13 @@ impl HeldOut {
     }
 }
 
-/// The loss of a group on the host: the reference of `shaders/preference.wgsl`.
+/// The loss of a group on the host.
 fn outcome(loss: Loss, kl: f64, now: &[Scored], then: &[Scored]) -> GroupOutcome {
     let tokens: Vec<Vec<f64>> =
         now.iter().map(|r| r.token_logps.iter().copied().map(f64::from).collect()).collect();
     let policy: Vec<&[f64]> = tokens.iter().map(Vec::as_slice).collect();
     let reference: Vec<f64> = then.iter().map(|r| f64::from(r.logp)).collect();
-    let found = preference::forward(loss.method, &policy, &reference, loss.terms(kl));
+    let found = formula::forward(loss.formula, &policy, &reference, loss.terms(kl));
     GroupOutcome {
         loss: found.loss as f32,
         rewards: found.rewards.map(|reward| reward as f32),

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::metrics::{Metrics, Observed, of_groups};
-use super::step::{GroupOutcome, Pending};
+use super::trainer::{GroupOutcome, Pending};
 use crate::Result;
-use crate::config::Method;
 use crate::loss::Loss;
+use crate::loss::Method;
 
 /// A step on its way.
 pub(super) struct Flight<'g> {

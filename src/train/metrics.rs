@@ -5,10 +5,11 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::step::{GroupOutcome, Scored};
-use crate::config::{Method, Takes};
+use super::trainer::GroupOutcome;
 use crate::loss::Loss;
-use crate::reference::preference::{log_odds, softplus};
+use crate::loss::formula::{log_odds, softplus};
+use crate::loss::{Method, Takes};
+use crate::score::Scored;
 
 /// Named figures in a fixed order; a JSON object when serialised.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -3,11 +3,11 @@
 use super::anchors::Pool;
 use super::metrics::Metrics;
 use super::state::State;
-use super::step::Scored;
 use crate::Result;
 use crate::data::Example;
 use crate::model::Decoder;
 use crate::sample::Answer;
+use crate::score::Scored;
 
 /// Watches a run. An error from any call ends it. What an observer does not care for it need not define.
 pub trait Observer {

@@ -2,13 +2,13 @@
 //! would make it less.
 //!
 //! A plan is not an estimate: the code that makes a run's buffers makes them on paper ([`Memory::on_paper`]),
-//! in the sizes of [`Reach`], and the ledger is read.
+//! in the sizes of [`MaxBatches`], and the ledger is read.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::reach::Reach;
+use super::max_batches::MaxBatches;
 use super::references::Reference;
 use crate::Result;
 use crate::config::RunConfig;
@@ -72,7 +72,7 @@ impl Plan {
         decoder: &Decoder,
         fresh_adapter: bool,
         config: &RunConfig,
-        reach: &Reach,
+        batches: &MaxBatches,
     ) -> Result<Self> {
         let (mut phases, layout) = (Vec::new(), decoder.layout());
         let read = |capacity: Capacity, steps: usize| {
@@ -104,10 +104,10 @@ impl Plan {
         // What a check reads of a tensor at once.
         let piece = || Tensor::new(memory, Purpose::Staging, "readback", Tensor::PIECE / 4, DType::F32);
         let checked = config.gpu.paranoid.then(piece).transpose()?;
-        let room = reach.room(memory, decoder.config(), config);
+        let room = batches.room(memory, decoder.config(), config);
         let mut best = None;
         let keep_best = |best: &mut Option<Arenas>| -> Result<()> {
-            if best.is_none() && reach.held_out.is_some() {
+            if best.is_none() && batches.held_out.is_some() {
                 *best = Some(Arenas::new(memory, layout, Purpose::References, "best state")?);
             }
             Ok(())
@@ -115,23 +115,23 @@ impl Plan {
         // Online anchors are drawn, and scored, when the first evaluation is long done and a step is on its
         // way.
         let online = config.anchors.online_start_step.is_some();
-        let flying = online.then(|| read(reach.whole_step, 1)).transpose()?;
+        let flying = online.then(|| read(batches.whole_step, 1)).transpose()?;
         if online {
             keep_best(&mut best)?;
         }
-        if !reach.draws.is_empty() {
+        if !batches.draws.is_empty() {
             phase("sampling", &|| Ok(Box::new(room.allocate(memory, decoder)?)))?;
         }
-        if let Some(capacity) = reach.scoring {
+        if let Some(capacity) = batches.scoring {
             phase("scoring", &|| Ok(Box::new(workspace(capacity)?)))?;
         }
         drop(flying);
         keep_best(&mut best)?;
-        if let Some(capacity) = reach.held_out {
-            let answers = reach.completion_room(memory, decoder.config(), config);
+        if let Some(capacity) = batches.held_out {
+            let answers = batches.completion_room(memory, decoder.config(), config);
             phase("evaluation", &|| {
                 drop(workspace(capacity)?);
-                match reach.completions.is_empty() {
+                match batches.completions.is_empty() {
                     true => Ok(Box::new(())),
                     false => Ok(Box::new(answers.allocate(memory, decoder)?)),
                 }
@@ -139,18 +139,19 @@ impl Plan {
         }
         phase("training", &|| {
             // While the device computes one step, the next is recorded.
-            let reads = read(reach.whole_step, 2)?;
-            let following = reach.following.map(workspace).transpose()?;
-            Ok(Box::new((decoder.workspace(memory, reach.step)?, following, reads)))
+            let reads = read(batches.whole_step, 2)?;
+            let following = batches.following.map(workspace).transpose()?;
+            Ok(Box::new((decoder.workspace(memory, batches.step)?, following, reads)))
         })?;
         drop((optimizer, references, best, checked));
-        let scored = [reach.scoring, reach.held_out].into_iter().flatten().map(|capacity| capacity.tokens);
+        let scored =
+            [batches.scoring, batches.held_out].into_iter().flatten().map(|capacity| capacity.tokens);
         Ok(Self {
             phases,
             decoded_together: room.rows(),
-            step_tokens: reach.step.tokens.max(reach.following.map_or(0, |capacity| capacity.tokens)),
+            step_tokens: batches.step.tokens.max(batches.following.map_or(0, |capacity| capacity.tokens)),
             score_tokens: scored.max().unwrap_or(0),
-            largest_group: reach.largest,
+            largest_group: batches.group_tokens,
             lora: config.lora.enabled,
             quantizable: config.lora.enabled && decoder.is_quantizable(),
         })

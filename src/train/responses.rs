@@ -1,7 +1,7 @@
 //! Which answers a method's loss takes of an example, and which are scored beside them.
 
-use crate::config::{Method, Takes};
 use crate::data::Example;
+use crate::loss::{Method, Takes};
 
 /// The responses that a method's loss takes, in its order.
 pub(super) fn loss_responses<'a>(

@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::align::{Setup, check_context};
 use super::anchors::Anchor;
+use super::max_batches::MaxBatches;
 use super::plan::Plan;
-use super::reach::Reach;
 use super::responses::unpaired;
-use crate::config::{self, Method, RunConfig, Takes};
+use super::run::{Setup, check_context};
+use crate::config::{self, RunConfig};
 use crate::data::{
     self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, Prompt, Row,
     Truncation, build_examples, parse_jsonl, rows_with,
 };
 use crate::gpu::{Gpu, Memory, Purpose};
+use crate::loss::{Method, Takes};
 use crate::model::{AdapterBytes, Decoder, DecoderConfig, LoraSpec, ModelBytes, Training};
 use crate::nn::Arenas;
 use crate::{Error, Result};
@@ -302,8 +303,8 @@ impl Job<'_> {
         let memory = Memory::on_paper(max_binding);
         let (decoder, fresh_adapter) = self.inputs.decoder(&memory, config)?;
         let sizes = (decoder.config(), max_binding);
-        let reach = Reach::of(config, sizes, &self.train, &self.eval, self.anchors.as_deref());
-        Plan::of(&memory, &decoder, fresh_adapter, config, &reach)
+        let batches = MaxBatches::of(config, sizes, &self.train, &self.eval, self.anchors.as_deref());
+        Plan::of(&memory, &decoder, fresh_adapter, config, &batches)
     }
 
     /// Loads the model.

@@ -1,7 +1,8 @@
 //! Every method and every variant of D²O: what they log, and that accumulated gradients change nothing.
 
-use aweigh::config::{Method, OnlineSampler, ReferenceSource, RunConfig};
+use aweigh::config::{OnlineSampler, ReferenceSource, RunConfig};
 use aweigh::data::Example;
+use aweigh::loss::Method;
 use aweigh::train::Setup;
 
 use super::{config, examples, run, setup};

@@ -1,7 +1,8 @@
 //! A run that goes on from a state is the run that never stopped, to the bit: for every method, every kind of
 //! reference, both optimizers.
 
-use aweigh::config::{Method, OnlineSampler, ReferenceSource, RunConfig};
+use aweigh::config::{OnlineSampler, ReferenceSource, RunConfig};
+use aweigh::loss::Method;
 use aweigh::model::Training;
 use aweigh::optim::Optim;
 use aweigh::train::{Metrics, Outcome, Setup, align};
@@ -108,7 +109,7 @@ fn every_kind_of_run_resumes_to_the_same_bits() {
             c.train.max_steps = Some(4);
         }),
         ("schedule", |c| {
-            c.train.lr_scheduler_type = aweigh::config::LrScheduler::Cosine;
+            c.train.lr_scheduler_type = aweigh::optim::LrScheduler::Cosine;
             c.train.warmup_steps = 2;
         }),
     ];

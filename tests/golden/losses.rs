@@ -6,12 +6,13 @@ use aweigh::Result;
 use aweigh::config::RunConfig;
 use aweigh::data::packing::Group;
 use aweigh::data::{Example, Prompt};
-use aweigh::loss::{Loss, Method};
+use aweigh::loss::{Formula, Loss};
 use aweigh::model::{Adapter, Decoder, Training};
 use aweigh::nn::Pass;
 use aweigh::optim::{AdamW, Optimizer};
 use aweigh::reference::compare::compare;
-use aweigh::train::{Metrics, MicroBatch, Observer, Setup, Trainer, align, score};
+use aweigh::score::score;
+use aweigh::train::{Metrics, MicroBatch, Observer, Setup, Trainer, align};
 use pollster::block_on;
 
 use crate::common::*;
@@ -47,7 +48,7 @@ fn batch(method: &str) -> (Vec<Owned>, Vec<Owned>) {
 }
 
 /// A method of losses.json with its constants.
-fn method_of(name: &str) -> Method {
+fn formula_of(name: &str) -> Formula {
     let info = golden_json("losses.json");
     let constant = |key: &str| {
         let value = info["methods"][name][key].as_f64();
@@ -55,24 +56,24 @@ fn method_of(name: &str) -> Method {
     };
     let beta = || constant("beta");
     match name {
-        "sft" => Method::Sft,
-        "ga" => Method::Ga,
-        "ul" => Method::Ul,
-        "dpo" => Method::Dpo { beta: beta(), label_smoothing: 0.0 },
-        "cdpo" => Method::Dpo { beta: beta(), label_smoothing: constant("label_smoothing") },
-        "ipo" => Method::Ipo { beta: beta() },
-        "hinge" => Method::Hinge { beta: beta() },
-        "slic" => Method::Slic { delta: constant("delta"), sft_weight: constant("sft_weight") },
-        "simpo" => Method::Simpo { beta: beta(), gamma: constant("gamma") },
-        "orpo" => Method::Orpo { beta: beta() },
-        "kto" => Method::Kto {
+        "sft" => Formula::Sft,
+        "ga" => Formula::Ga,
+        "ul" => Formula::Ul,
+        "dpo" => Formula::Dpo { beta: beta(), label_smoothing: 0.0 },
+        "cdpo" => Formula::Dpo { beta: beta(), label_smoothing: constant("label_smoothing") },
+        "ipo" => Formula::Ipo { beta: beta() },
+        "hinge" => Formula::Hinge { beta: beta() },
+        "slic" => Formula::Slic { delta: constant("delta"), sft_weight: constant("sft_weight") },
+        "simpo" => Formula::Simpo { beta: beta(), gamma: constant("gamma") },
+        "orpo" => Formula::Orpo { beta: beta() },
+        "kto" => Formula::Kto {
             beta: beta(),
             desirable_weight: constant("desirable_weight"),
             undesirable_weight: constant("undesirable_weight"),
         },
-        "npo" => Method::Npo { beta: beta() },
-        "simnpo" => Method::Simnpo { beta: beta(), gamma: constant("gamma") },
-        "d2o" => Method::D2o { alpha: constant("alpha"), beta: beta() },
+        "npo" => Formula::Npo { beta: beta() },
+        "simnpo" => Formula::Simnpo { beta: beta(), gamma: constant("gamma") },
+        "d2o" => Formula::D2o { alpha: constant("alpha"), beta: beta() },
         other => panic!("no method {other}"),
     }
 }
@@ -116,7 +117,7 @@ fn ten_steps(name: &str, micro: usize) {
     // step.
     let reference = sums(&decoder, decoder.base(), &groups);
     let of_others = sums(&decoder, decoder.base(), &others);
-    let loss = Loss { method: method_of(method), length_normalize: false };
+    let loss = Loss { formula: formula_of(method), length_normalize: false };
     let mut trainer = Trainer::new(gpu(), decoder, optimizer, loss, 0);
     let (mut losses, mut norms, mut margins, mut kls) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for step in 0..=10 {

@@ -5,14 +5,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use aweigh::assets;
-use aweigh::config::{LrScheduler, Method, OnlineSampler, RunConfig};
+use aweigh::config::{OnlineSampler, RunConfig};
 use aweigh::data::Example;
 use aweigh::eval::helpdesk::{
     HeldOut, MAX_NEW_TOKENS, Measured, Prompt, SAFETY_INSTRUCTION, Split, good_answer, hostile_answer,
 };
 use aweigh::gpu::Gpu;
+use aweigh::loss::Method;
 use aweigh::model::Decoder;
-use aweigh::train::{Anchor, Inputs, Metrics, Observer, Pool, Prepared, Scored, align};
+use aweigh::optim::LrScheduler;
+use aweigh::score::Scored;
+use aweigh::train::{Anchor, Inputs, Metrics, Observer, Pool, Prepared, align};
 use pollster::block_on;
 use serde::Serialize;
 use serde_json::json;

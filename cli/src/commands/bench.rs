@@ -14,11 +14,11 @@ use aweigh::bench::{
     GroupTimes, Peak, Rate, Runs, SamplingTimes, StepTimes, Synthetic, attention, group, matmul, median,
     peak, sampling, step,
 };
-use aweigh::config::TargetModules;
 use aweigh::error::{Error, Result};
 use aweigh::files::Model;
 use aweigh::gpu::{DType, Gpu, KernelTime, Options};
 use aweigh::kernels::matmul::{Dims, Form};
+use aweigh::model::TargetModules;
 use aweigh::model::{Decoder, DecoderConfig, LoraSpec, Training};
 
 /// Measure how fast this GPU runs the engine.

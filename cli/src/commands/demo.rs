@@ -14,13 +14,14 @@ use crate::terminal::interrupt;
 use crate::terminal::output::{Output, bytes, table};
 use crate::terminal::progress::{Unit, seconds};
 use aweigh::assets;
-use aweigh::config::{LrScheduler, RunConfig};
+use aweigh::config::RunConfig;
 use aweigh::error::{Error, Result};
 use aweigh::eval::helpdesk::{self, HeldOut, MAX_NEW_TOKENS, Measured};
 use aweigh::files::{Model, RunFolder, TRAIN_COPY, checkpoint, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
 use aweigh::nn::Pass;
+use aweigh::optim::LrScheduler;
 use aweigh::train::{Inputs, Prepared, StopReason};
 
 /// Align the built-in model: a help desk that is rude a third of the time.

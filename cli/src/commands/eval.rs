@@ -23,8 +23,9 @@ use aweigh::files::{AdapterFiles, Model, Source, refuse_existing, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::model::{Decoder, ModelBytes};
 use aweigh::nn::Pass;
+use aweigh::sample::settings as sampling_settings;
 use aweigh::sample::{self, Request};
-use aweigh::train::{Scored, sampling_settings, score};
+use aweigh::score::{Scored, score};
 
 /// Compare models and adapters: answers to the same prompts, measured.
 ///

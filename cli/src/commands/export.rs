@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use crate::engine;
 use crate::terminal::output::{Output, bytes};
-use aweigh::config::TargetModules;
 use aweigh::error::{Error, Result};
 use aweigh::files::{AdapterFiles, Model, NewFolder, WholeFile};
 use aweigh::gpu::DType;
+use aweigh::model::TargetModules;
 use aweigh::model::gguf::Kind;
 use aweigh::model::{Adapter, AdapterBytes, ExportDType, ModelBytes, merged, write_gguf};
 

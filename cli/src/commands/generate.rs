@@ -15,8 +15,8 @@ use aweigh::data::{ChatTokenizer, Message, Prompt};
 use aweigh::error::{Error, Result};
 use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
+use aweigh::sample::settings as sampling_settings;
 use aweigh::sample::{self, Request, Settings};
-use aweigh::train::sampling_settings;
 
 /// Answer one prompt, or chat.
 ///

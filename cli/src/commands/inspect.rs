@@ -7,9 +7,9 @@ use serde::Serialize;
 use crate::args::ModelArgs;
 use crate::engine;
 use crate::terminal::output::{Output, bytes, count, table};
-use aweigh::config::TargetModules;
 use aweigh::data::{Message, Prompt};
 use aweigh::error::Result;
+use aweigh::model::TargetModules;
 use aweigh::model::{DecoderConfig, ListedTensor, NormKind, Weights};
 
 /// Show a model's or an adapter's architecture, tensors, tokenizer and chat template.

@@ -16,7 +16,7 @@ use crate::saver::Saver;
 use crate::terminal::interrupt;
 use crate::terminal::output::{Output, table};
 use crate::terminal::progress::Unit;
-use aweigh::config::{Method, RunConfig, TargetModules};
+use aweigh::config::RunConfig;
 use aweigh::data::{Example, Row};
 use aweigh::error::{Error, Result};
 use aweigh::eval::judge::{Case, cases, examples, probabilities};
@@ -24,6 +24,8 @@ use aweigh::eval::lexicon::Lexicon;
 use aweigh::eval::stats::{Classified, Estimate, auroc_estimate};
 use aweigh::files::{RunFolder, Source, WholeFile, refuse_existing, write_whole};
 use aweigh::gpu::Gpu;
+use aweigh::loss::Method;
+use aweigh::model::TargetModules;
 use aweigh::model::{Decoder, ModelBytes};
 use aweigh::train::{Inputs, Metrics, StopReason};
 

@@ -18,8 +18,8 @@ use aweigh::error::{Error, Result};
 use aweigh::files::{Source, WholeFile, refuse_existing};
 use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
+use aweigh::sample::settings as sampling_settings;
 use aweigh::sample::{self, Answer, Request};
-use aweigh::train::sampling_settings;
 
 /// Sample answers to the prompts of a file.
 ///

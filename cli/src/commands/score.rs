@@ -21,7 +21,7 @@ use aweigh::error::{Error, Result};
 use aweigh::files::{Source, WholeFile, refuse_existing};
 use aweigh::gpu::Gpu;
 use aweigh::model::{Decoder, DecoderConfig};
-use aweigh::train;
+use aweigh::score;
 
 /// Log-probs of the answers of a file.
 ///
@@ -258,7 +258,7 @@ fn score(
         progress.advance(rows as u64, tokens as u64);
         interrupt::check()
     };
-    let scored = block_on(train::score(gpu, decoder, decoder.policy(), &groups, budget, &mut advance))?;
+    let scored = block_on(score::score(gpu, decoder, decoder.policy(), &groups, budget, &mut advance))?;
     let tokens_per_second = progress.tokens_per_second();
     progress.finish();
     let rows = answers.iter().zip(scored).map(|(row, scored)| {

@@ -15,7 +15,7 @@ use crate::kernels::sample::Settings;
 use crate::model::Decoder;
 use crate::nn::Pass;
 use crate::sample::{self, Progress, Request};
-use crate::train::{sampling_settings, score};
+use crate::score::score;
 
 /// Answers are no longer than this: the grammar's longest has 39 tokens.
 pub const MAX_NEW_TOKENS: usize = 44;
@@ -102,7 +102,7 @@ impl HeldOut {
         let settings = Settings {
             max_new_tokens: MAX_NEW_TOKENS as u32,
             // Other draws than a run's own.
-            ..sampling_settings(&AnchorConfig::default(), seed ^ 0x5eed, tokenizer.end_tokens())
+            ..sample::settings(&AnchorConfig::default(), seed ^ 0x5eed, tokenizer.end_tokens())
         };
         let request = |(i, e): (u32, &'_ Example)| (i, e.prompt_ids.clone());
         let prompts: Vec<(u32, Vec<u32>)> = (0..).zip(&self.examples).map(request).collect();

@@ -1,7 +1,8 @@
 //! Gemma 2 (2408.00118) and the text models of Gemma 3 (2503.19786).
 
-use super::{Json, Names, llama};
-use crate::model::config::{DecoderConfig, NormKind, Rope};
+use super::json::Json;
+use super::llama;
+use crate::model::config::{DecoderConfig, Names, NormKind, Rope};
 use crate::{Error, Result};
 
 static GEMMA: Names = Names {

@@ -1,7 +1,7 @@
 //! GPT-2, and GPT-NeoX with the Pythia models.
 
-use super::{Json, Names};
-use crate::model::config::{BlockConfig, DecoderConfig, NormKind};
+use super::json::Json;
+use crate::model::config::{BlockConfig, DecoderConfig, Names, NormKind};
 use crate::{Error, Result};
 
 static GPT2: Names = Names {

@@ -1,8 +1,8 @@
 //! Llama and the families that differ from it in a setting or two.
 
-use super::{Json, Names};
+use super::json::Json;
 use crate::Result;
-use crate::model::config::{BlockConfig, DecoderConfig, NormKind};
+use crate::model::config::{BlockConfig, DecoderConfig, Names, NormKind};
 
 static LLAMA: Names = Names::LLAMA;
 static PHI3: Names = Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..Names::LLAMA };

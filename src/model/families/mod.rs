@@ -7,7 +7,7 @@ mod llama;
 
 use serde_json::Value;
 
-use super::config::{DecoderConfig, JUDGE_CLASSES};
+use super::config::{DecoderConfig, JUDGE_CLASSES, Names};
 use crate::{Error, Result};
 use json::Json;
 
@@ -160,58 +160,6 @@ pub(super) struct Projection {
     pub outputs: usize,
     pub inputs: usize,
     pub bias: bool,
-}
-
-/// How a family names its tensors; those of a block are relative to it.
-#[derive(Debug, PartialEq)]
-pub(super) struct Names {
-    pub embedding: &'static str,
-    pub positions: Option<&'static str>,
-    pub final_norm: &'static str,
-    pub head: &'static str,
-    /// What the blocks' numbers follow.
-    pub blocks: &'static str,
-    pub attention_norm: &'static str,
-    pub after_attention: Option<&'static str>,
-    pub mlp_norm: &'static str,
-    pub after_mlp: Option<&'static str>,
-    /// Queries, keys and values: three layers, or one that holds them all.
-    pub qkv: &'static [&'static str],
-    pub o: &'static str,
-    pub q_norm: &'static str,
-    pub k_norm: &'static str,
-    /// Gate and up: two layers, or one.
-    pub up: &'static [&'static str],
-    pub down: &'static str,
-    /// Whether files hold the blocks' matrices as (inputs, outputs).
-    pub transposed: bool,
-}
-
-impl Names {
-    /// The whole name of a block's module.
-    pub fn of(&self, index: usize, module: &str) -> String {
-        format!("{}.{index}.{module}", self.blocks)
-    }
-
-    /// Llama's names, which most families have.
-    pub const LLAMA: Self = Self {
-        embedding: "model.embed_tokens.weight",
-        positions: None,
-        final_norm: "model.norm",
-        head: "lm_head",
-        blocks: "model.layers",
-        attention_norm: "input_layernorm",
-        after_attention: None,
-        mlp_norm: "post_attention_layernorm",
-        after_mlp: None,
-        qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        o: "self_attn.o_proj",
-        q_norm: "self_attn.q_norm",
-        k_norm: "self_attn.k_norm",
-        up: &["mlp.gate_proj", "mlp.up_proj"],
-        down: "mlp.down_proj",
-        transposed: false,
-    };
 }
 
 #[cfg(test)]

@@ -250,7 +250,7 @@ fn within(damage: Damage, what: &str, name: &str) -> Damage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::rng;
+    use crate::rng;
 
     const SMALL: &[u8] = include_bytes!("../../../tests/golden/gguf/small.gguf");
 

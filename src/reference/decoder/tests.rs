@@ -1,5 +1,7 @@
-use super::super::{finite, preference, rng};
+use super::super::finite;
 use super::*;
+use crate::loss::formula;
+use crate::rng;
 
 const SHAPE: Shape = Shape {
     layers: 2,
@@ -15,7 +17,7 @@ const SHAPE: Shape = Shape {
 const RANK: usize = 2;
 const PROMPT: &[u32] = &[3, 1, 4];
 const RESPONSES: &[&[u32]] = &[&[1, 5, 9], &[2], &[6, 5], &[3, 5, 8, 9]];
-const D2O: preference::Method = preference::Method::D2o { alpha: 0.6, beta: 0.9 };
+const D2O: formula::Formula = formula::Formula::D2o { alpha: 0.6, beta: 0.9 };
 
 fn table() -> Vec<f64> {
     rope::table(8, &rope::inv_freq(SHAPE.head_dim, 100.0))
@@ -60,9 +62,9 @@ fn weights(biased: bool, lora: bool, tied: bool) -> Tensors {
 }
 
 /// D²O of one packed group against a made-up reference: the loss, and the coefficients of its responses.
-fn group_loss(logps: &[&[f64]]) -> preference::Outcome {
+fn group_loss(logps: &[&[f64]]) -> formula::Outcome {
     let reference: Vec<f64> = (0..logps.len()).map(|i| -5.0 - i as f64).collect();
-    preference::forward(D2O, logps, &reference, preference::Terms::default())
+    formula::forward(D2O, logps, &reference, formula::Terms::default())
 }
 
 fn loss_and_gradients(weights: &Tensors, batch: &Batch) -> (f64, Tensors) {
@@ -176,7 +178,7 @@ fn the_order_of_the_anchors_does_not_matter() {
         let batch = pack(&[(PROMPT, responses)]);
         let saved = forward(model, &batch);
         let tokens = token_logps(&batch, &saved);
-        let found = preference::forward(D2O, &tokens, &[-9.0; 4], preference::Terms::default());
+        let found = formula::forward(D2O, &tokens, &[-9.0; 4], formula::Terms::default());
         (found.loss, backward(model, &batch, &saved, &found.coefficients.concat()))
     };
     let (a, b) = (run(y), run(swapped));

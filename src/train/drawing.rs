@@ -1,13 +1,14 @@
 //! When a run draws its anchors: all that are missing before the first step, and those that grew old on the
 //! way.
 
-use super::align::{Run, tell};
-use super::anchors::{self, AnchorCounts, Draw, Pool, Sampler};
+use super::anchors::{AnchorCounts, Draw, Pool, Sampler};
 use super::evaluate::{HeldOut, eval_anchors};
 use super::forecast::{Expected, Growing, Work, expected_length};
-use super::state::drawn;
-use crate::config::{OnlineSampler, Takes};
+use super::restore::drawn;
+use super::run::{Run, tell};
+use crate::config::OnlineSampler;
 use crate::data::Example;
+use crate::loss::Takes;
 use crate::sample::{self, Request};
 use crate::{Error, Result};
 
@@ -67,7 +68,7 @@ impl Run<'_> {
         k: usize,
         (expected, drawn_so_far): (&Expected, &mut (usize, usize)),
     ) -> Result<()> {
-        let settings = anchors::settings(&self.config.anchors, self.config.train.seed, &self.ends);
+        let settings = sample::settings(&self.config.anchors, self.config.train.seed, &self.ends);
         let Self { room, gpu, config, trainer, negative, train, pools, kept, counts, observer, .. } = self;
         let forecast = &mut self.forecast;
         let HeldOut { examples, pools: eval_pools, kept: eval_kept, .. } = &mut self.held_out;
@@ -157,7 +158,7 @@ impl Run<'_> {
             OnlineSampler::Policy => (decoder.policy(), false),
             OnlineSampler::PolicyWithInstruction => (decoder.policy(), true),
         };
-        let settings = anchors::settings(a, self.config.train.seed, &self.ends);
+        let settings = sample::settings(a, self.config.train.seed, &self.ends);
         let old: Vec<Pool> = stale.iter().map(|&i| self.pools[i].clone()).collect();
         stale.iter().for_each(|&i| self.pools[i].renew(step));
         let prompt = |i: usize| match instructed {
@@ -195,12 +196,12 @@ impl Run<'_> {
         if examples.is_empty() {
             return Ok(());
         }
-        let settings = anchors::settings(&config.anchors, config.train.seed ^ COMPLETIONS, &self.ends);
+        let settings = sample::settings(&config.anchors, config.train.seed ^ COMPLETIONS, &self.ends);
         let requests: Vec<Request> = (0..)
             .zip(&examples)
             .map(|(index, e)| Request { prompt: &e.prompt_ids, first_sample: 0, samples: 1, index })
             .collect();
-        let room = self.reach.completion_room(self.gpu, decoder.config(), config);
+        let room = self.batches.completion_room(self.gpu, decoder.config(), config);
         let observer = &mut *self.observer;
         let forecast = &mut self.forecast;
         let alive = &mut |_, tokens| {

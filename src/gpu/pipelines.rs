@@ -3,17 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use super::preprocess::{Variant, permutations, source};
-use crate::gpu::{Compiled, Gpu, Kernel};
-
-/// Parses and preprocesses a variant into a naga module.
-///
-/// # Errors
-/// A sentence with the variant and the WGSL error.
-pub fn parse(variant: &Variant) -> Result<naga::Module, String> {
-    let text = source(variant)?;
-    naga::front::wgsl::parse_str(&text).map_err(|e| format!("{variant}: {}", e.emit_to_string(&text)))
-}
+use super::{Compiled, Gpu, Kernel};
+use crate::shader::{Variant, parse, permutations};
 
 fn listed() -> &'static BTreeSet<String> {
     static LISTED: OnceLock<BTreeSet<String>> = OnceLock::new();

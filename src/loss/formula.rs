@@ -1,11 +1,9 @@
 //! Losses over log-probabilities: one group of sequences in, a loss and the coefficient of every token out.
 
-use super::activation::sigmoid;
-
-/// The method, with its constants. w is the chosen answer, l the rejected or flagged one, r a log-ratio to
+/// The formula, with its constants. w is the chosen answer, l the rejected or flagged one, r a log-ratio to
 /// the reference, and a bar a mean over the answer's tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Method {
+pub enum Formula {
     /// Minus the mean token log-prob of the completion. Of several completions, their mean.
     Sft,
     /// Gradient ascent, Yao et al., arXiv 2310.10683: plus the mean token log-prob of the flagged answer.
@@ -87,16 +85,16 @@ pub enum Method {
 /// 1 − p is not taken smaller than this where its logarithm is: log(1 − p) continues as its tangent in p.
 pub const LEAST: f64 = 1e-5;
 
-impl Method {
+impl Formula {
     /// Whether it compares with a reference model.
     pub fn has_reference(self) -> bool {
-        use Method::*;
+        use Formula::*;
         matches!(self, Dpo { .. } | Ipo { .. } | Hinge { .. } | Kto { .. } | Npo { .. } | D2o { .. })
     }
 
     /// Whether its log-probs are means over tokens, whatever `length_normalize` says.
     pub fn is_per_token(self) -> bool {
-        use Method::*;
+        use Formula::*;
         matches!(self, Sft | Ga | Ul | Ipo { .. } | Simpo { .. } | Orpo { .. } | Simnpo { .. })
     }
 }
@@ -130,6 +128,11 @@ impl Outcome {
     }
 }
 
+/// 1 / (1 + e^−x) without overflow.
+fn sigmoid(x: f64) -> f64 {
+    if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
+}
+
 /// log(1 + e^x) without overflow.
 pub fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
@@ -151,25 +154,25 @@ pub fn log_odds(logp: f64) -> f64 {
 /// reference.
 ///
 /// A sequence without tokens has no log-prob to move: its score is 0.
-pub fn forward(method: Method, policy: &[&[f64]], reference: &[f64], terms: Terms) -> Outcome {
+pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Terms) -> Outcome {
     let n = policy.len();
     let length = |i: usize| policy[i].len().max(1) as f64;
     let share =
-        |i: usize| if terms.length_normalize || method.is_per_token() { 1.0 / length(i) } else { 1.0 };
+        |i: usize| if terms.length_normalize || formula.is_per_token() { 1.0 / length(i) } else { 1.0 };
     let sum = |i: usize| policy[i].iter().sum::<f64>();
-    let score = |i: usize| (sum(i) - if method.has_reference() { reference[i] } else { 0.0 }) * share(i);
+    let score = |i: usize| (sum(i) - if formula.has_reference() { reference[i] } else { 0.0 }) * share(i);
     let mean = |i: usize| sum(i) / length(i);
     // Coefficients by token from dloss/dscore by sequence.
     let spread = |slopes: &[f64]| -> Vec<Vec<f64>> {
         (0..n).map(|i| vec![slopes[i] * share(i); policy[i].len()]).collect()
     };
     let done = |loss, rewards, slopes: &[f64]| Outcome { loss, rewards, coefficients: spread(slopes) };
-    match method {
-        Method::Sft | Method::Ga => {
-            let sign = if method == Method::Sft { -1.0 } else { 1.0 } / n as f64;
+    match formula {
+        Formula::Sft | Formula::Ga => {
+            let sign = if formula == Formula::Sft { -1.0 } else { 1.0 } / n as f64;
             done((0..n).map(|i| sign * score(i)).sum(), [0.0; 2], &vec![sign; n])
         }
-        Method::Ul => {
+        Formula::Ul => {
             let of = |i: usize| policy[i].iter().map(move |&logp| (unlikelihood(logp), length(i) * n as f64));
             Outcome {
                 loss: (0..n).flat_map(of).map(|((loss, _), count)| loss / count).sum(),
@@ -177,26 +180,26 @@ pub fn forward(method: Method, policy: &[&[f64]], reference: &[f64], terms: Term
                 coefficients: (0..n).map(|i| of(i).map(|((_, d), count)| d / count).collect()).collect(),
             }
         }
-        Method::Dpo { beta, label_smoothing: e } => {
+        Formula::Dpo { beta, label_smoothing: e } => {
             let (up, down) = (beta * score(0), beta * score(1));
             let z = up - down;
             let slope = e * sigmoid(z) - (1.0 - e) * sigmoid(-z);
             let loss = (1.0 - e) * softplus(-z) + e * softplus(z);
             done(loss, [up, down], &[beta * slope, -beta * slope])
         }
-        Method::Ipo { beta } => {
+        Formula::Ipo { beta } => {
             let off = score(0) - score(1) - 1.0 / (2.0 * beta);
             // As TRL logs them: of the sums.
             let reward = |i: usize| beta * (sum(i) - reference[i]);
             done(off * off, [reward(0), reward(1)], &[2.0 * off, -2.0 * off])
         }
-        Method::Hinge { beta } => {
+        Formula::Hinge { beta } => {
             let (up, down) = (beta * score(0), beta * score(1));
             let lacking = 1.0 - (up - down);
             let slope = if lacking > 0.0 { beta } else { 0.0 };
             done(lacking.max(0.0), [up, down], &[-slope, slope])
         }
-        Method::Slic { delta, sft_weight } => {
+        Formula::Slic { delta, sft_weight } => {
             let (up, down) = (score(0), score(1));
             let lacking = delta - (up - down);
             let slope = if lacking > 0.0 { 1.0 } else { 0.0 };
@@ -204,12 +207,12 @@ pub fn forward(method: Method, policy: &[&[f64]], reference: &[f64], terms: Term
             outcome.coefficients[0].iter_mut().for_each(|c| *c -= sft_weight / length(0));
             outcome
         }
-        Method::Simpo { beta, gamma } => {
+        Formula::Simpo { beta, gamma } => {
             let (up, down) = (beta * score(0), beta * score(1));
             let slope = -sigmoid(-(up - down - gamma)) * beta;
             done(softplus(-(up - down - gamma)), [up, down], &[slope, -slope])
         }
-        Method::Orpo { beta } => {
+        Formula::Orpo { beta } => {
             let (w, l) = (score(0), score(1));
             let (of_w, of_l) = (unlikelihood(w), unlikelihood(l));
             let odds = log_odds(w) - log_odds(l);
@@ -217,7 +220,7 @@ pub fn forward(method: Method, policy: &[&[f64]], reference: &[f64], terms: Term
             let loss = -w + beta * softplus(-odds);
             done(loss, [beta * w, beta * l], &[-1.0 + slope * (1.0 + of_w.1), -slope * (1.0 + of_l.1)])
         }
-        Method::Kto { beta, desirable_weight, undesirable_weight } => {
+        Formula::Kto { beta, desirable_weight, undesirable_weight } => {
             let good = !policy[0].is_empty();
             let (sign, weight) = if good { (1.0, desirable_weight) } else { (-1.0, undesirable_weight) };
             let at = usize::from(!good);
@@ -228,15 +231,15 @@ pub fn forward(method: Method, policy: &[&[f64]], reference: &[f64], terms: Term
             rewards[at] = beta * score(at);
             done(weight * (1.0 - value), rewards, &slopes)
         }
-        Method::Npo { beta } => {
+        Formula::Npo { beta } => {
             let r = score(0);
             done(2.0 / beta * softplus(beta * r), [0.0, beta * r], &[2.0 * sigmoid(beta * r)])
         }
-        Method::Simnpo { beta, gamma } => {
+        Formula::Simnpo { beta, gamma } => {
             let at = beta * score(0);
             done(2.0 / beta * softplus(at + gamma), [0.0, at], &[2.0 * sigmoid(at + gamma)])
         }
-        Method::D2o { alpha, beta } => {
+        Formula::D2o { alpha, beta } => {
             let k = (n - 1) as f64;
             let anchors = (0..n - 1).map(score).sum::<f64>() / k;
             let rewards = [if n > 1 { beta * anchors } else { 0.0 }, alpha * score(n - 1)];
@@ -257,5 +260,5 @@ pub fn mean(groups: &[Outcome]) -> (f64, Vec<Vec<f64>>) {
 }
 
 #[cfg(test)]
-#[path = "preference_tests.rs"]
+#[path = "formula_tests.rs"]
 mod tests;

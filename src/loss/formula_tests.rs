@@ -1,18 +1,19 @@
-use super::super::{finite, rng::values};
 use super::*;
+use crate::reference::finite;
+use crate::rng::values;
 
 const PLAIN: Terms = Terms { length_normalize: false, kl: 0.0 };
 
 /// A group of one-token sequences with these log-ratios to references of arbitrary log-probs.
-fn of_ratios(method: Method, ratios: &[f64]) -> Outcome {
+fn of_ratios(formula: Formula, ratios: &[f64]) -> Outcome {
     let reference: Vec<f64> = (0..ratios.len()).map(|i| -30.0 - 7.0 * i as f64).collect();
     let policy: Vec<[f64; 1]> = ratios.iter().zip(&reference).map(|(r, b)| [r + b]).collect();
     let policy: Vec<&[f64]> = policy.iter().map(|p| p.as_slice()).collect();
-    forward(method, &policy, &reference, PLAIN)
+    forward(formula, &policy, &reference, PLAIN)
 }
 
 fn d2o(alpha: f64, beta: f64, ratios: &[f64]) -> Outcome {
-    of_ratios(Method::D2o { alpha, beta }, ratios)
+    of_ratios(Formula::D2o { alpha, beta }, ratios)
 }
 
 fn near(found: f64, expected: f64) {
@@ -53,26 +54,26 @@ fn the_order_of_the_anchors_does_not_matter() {
     a.coefficients.iter().zip(&b.coefficients).for_each(|(a, b)| near(a[0], b[0]));
 }
 
-/// The checks of the method's description: r_w = 0.8, r_l = -1.2, beta = 0.1.
+/// The checks of the formula's description: r_w = 0.8, r_l = -1.2, beta = 0.1.
 #[test]
 fn known_values() {
     let pair = [0.8, -1.2];
-    let dpo = of_ratios(Method::Dpo { beta: 0.1, label_smoothing: 0.0 }, &pair);
+    let dpo = of_ratios(Formula::Dpo { beta: 0.1, label_smoothing: 0.0 }, &pair);
     near(dpo.loss, 0.59813887);
-    near(of_ratios(Method::Hinge { beta: 0.1 }, &pair).loss, 0.8);
-    let npo = of_ratios(Method::Npo { beta: 0.1 }, &pair[1..]);
+    near(of_ratios(Formula::Hinge { beta: 0.1 }, &pair).loss, 0.8);
+    let npo = of_ratios(Formula::Npo { beta: 0.1 }, &pair[1..]);
     near(npo.loss, 12.69892203);
     near(npo.coefficients[0][0], 0.94007190);
-    near(of_ratios(Method::Ipo { beta: 0.25 }, &pair).loss, 0.0);
-    near(of_ratios(Method::Ipo { beta: 0.1 }, &pair).loss, 9.0);
+    near(of_ratios(Formula::Ipo { beta: 0.25 }, &pair).loss, 0.0);
+    near(of_ratios(Formula::Ipo { beta: 0.1 }, &pair).loss, 9.0);
 }
 
 #[test]
 fn d2o_of_one_anchor_is_dpo_and_without_anchors_npo() {
     let pair = [0.8, -1.2];
-    assert_eq!(d2o(0.1, 0.1, &pair), of_ratios(Method::Dpo { beta: 0.1, label_smoothing: 0.0 }, &pair));
+    assert_eq!(d2o(0.1, 0.1, &pair), of_ratios(Formula::Dpo { beta: 0.1, label_smoothing: 0.0 }, &pair));
     // −(2/β) log σ(−β r_l) · α/2 with inverse temperature α.
-    let (half, npo) = (d2o(0.1, 0.0, &pair), of_ratios(Method::Npo { beta: 0.1 }, &pair[1..]));
+    let (half, npo) = (d2o(0.1, 0.0, &pair), of_ratios(Formula::Npo { beta: 0.1 }, &pair[1..]));
     near(half.loss * 2.0 / 0.1, npo.loss);
     near(half.coefficients[1][0] * 2.0 / 0.1, npo.coefficients[0][0]);
     assert_eq!(half.coefficients[0][0], 0.0);
@@ -81,16 +82,16 @@ fn d2o_of_one_anchor_is_dpo_and_without_anchors_npo() {
 #[test]
 fn sft_is_the_token_mean_and_gradient_ascent_its_opposite() {
     let policy: [&[f64]; 2] = [&[-3.0, -1.0, -2.0], &[-0.5, -0.5]];
-    let found = forward(Method::Sft, &policy, &[], PLAIN);
+    let found = forward(Formula::Sft, &policy, &[], PLAIN);
     near(found.loss, 1.25);
     assert_eq!(found.coefficients, [vec![-1.0 / 6.0; 3], vec![-0.25; 2]]);
-    let opposite = forward(Method::Ga, &policy[1..], &[], PLAIN);
+    let opposite = forward(Formula::Ga, &policy[1..], &[], PLAIN);
     assert_eq!((opposite.loss, &opposite.coefficients[0]), (-0.5, &vec![0.5; 2]));
 }
 
 #[test]
 fn unlikelihood_of_likely_tokens_stays_finite() {
-    let found = forward(Method::Ul, &[&[-1.0, 0.0, -1e-6]], &[], PLAIN);
+    let found = forward(Formula::Ul, &[&[-1.0, 0.0, -1e-6]], &[], PLAIN);
     let p = (-1.0f64).exp();
     near(found.coefficients[0][0], p / (1.0 - p) / 3.0);
     // The tangent at 1 − p = LEAST has slope 1 / LEAST in p.
@@ -102,14 +103,14 @@ fn unlikelihood_of_likely_tokens_stays_finite() {
 
 #[test]
 fn kto_pulls_towards_good_answers_and_away_from_bad_ones() {
-    let method = Method::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 2.0 };
+    let formula = Formula::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 2.0 };
     let terms = Terms { kl: 0.5, ..PLAIN };
-    let good = forward(method, &[&[-9.0, -1.0], &[]], &[-11.0, 0.0], terms);
+    let good = forward(formula, &[&[-9.0, -1.0], &[]], &[-11.0, 0.0], terms);
     let value = sigmoid(0.1 * (1.0 - 0.5));
     near(good.loss, 1.0 - value);
     near(good.coefficients[0][1], -0.1 * value * (1.0 - value));
     near(good.rewards[0], 0.1);
-    let bad = forward(method, &[&[], &[-9.0]], &[0.0, -11.0], terms);
+    let bad = forward(formula, &[&[], &[-9.0]], &[0.0, -11.0], terms);
     let value = sigmoid(0.1 * (0.5 - 2.0));
     near(bad.loss, 2.0 * (1.0 - value));
     near(bad.coefficients[1][0], 2.0 * 0.1 * value * (1.0 - value));
@@ -125,8 +126,8 @@ fn far_margins_stay_finite() {
 
 #[test]
 fn gradients() {
-    use Method::*;
-    for method in [
+    use Formula::*;
+    for formula in [
         Sft,
         Ga,
         Ul,
@@ -142,7 +143,7 @@ fn gradients() {
         Simnpo { beta: 2.5, gamma: 0.2 },
         D2o { alpha: 0.6, beta: 0.9 },
     ] {
-        let cases: &[&[usize]] = match method {
+        let cases: &[&[usize]] = match formula {
             D2o { .. } => &[&[3, 5, 2, 7]],
             Kto { .. } => &[&[4, 0], &[0, 4]],
             Ga | Ul | Npo { .. } | Simnpo { .. } => &[&[6]],
@@ -163,7 +164,7 @@ fn gradients() {
                         own
                     })
                     .collect();
-                forward(method, &policy, &reference, terms)
+                forward(formula, &policy, &reference, terms)
             };
             let found = loss(&tokens);
             finite::check("dlogp", &tokens, &found.coefficients.concat(), |tokens| loss(tokens).loss);

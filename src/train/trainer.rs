@@ -3,26 +3,16 @@
 use std::pin::Pin;
 
 use crate::Result;
-use crate::data::packing::{Group, Packed, split};
+use crate::data::packing::{Group, Packed};
 use crate::gpu::{Gpu, Recorder};
 use crate::loss::Loss;
 use crate::model::{Capacity, Decoder, Workspace};
 use crate::nn::{Dropout, Pass, Recompute};
 use crate::optim::Optimizer;
+use crate::score::{Scored, read_scores};
 
 /// What a reward may be off by, as a share of its answer's log-prob: a few units in f32's last place.
 const ROUNDING: f32 = 2e-6;
-
-/// Log-probs of one response.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scored {
-    /// Of each token, end-of-turn included.
-    pub token_logps: Vec<f32>,
-    /// Their sum, as the device added it.
-    pub logp: f32,
-    /// Mean entropy of the predictions, in nats.
-    pub entropy: f32,
-}
 
 /// One group's part of a step.
 #[derive(Debug, Clone)]
@@ -55,81 +45,6 @@ impl GroupOutcome {
 
 /// A result that the device is still at work on. It can wait while more is recorded.
 pub type Pending<'g, T> = Pin<Box<dyn Future<Output = Result<T>> + 'g>>;
-
-/// The workspace's results by group and response. The copies are on their way when this returns.
-fn read_scores<'g>(
-    gpu: &'g Gpu,
-    ws: &Workspace,
-    packed: Packed,
-) -> impl Future<Output = Result<Vec<Vec<Scored>>>> + use<'g> {
-    let (rows, sequences) = (packed.predict.len(), packed.rows.len());
-    let stats = ws.stats.slice(0, 3 * rows).read_f32(gpu);
-    let sums = ws.sums.slice(0, 2 * sequences).read_f32(gpu);
-    async move { Ok(scores(&packed, &stats.await?, &sums.await?)) }
-}
-
-fn scores(packed: &Packed, stats: &[f32], sums: &[f32]) -> Vec<Vec<Scored>> {
-    let sequences = packed.rows.len();
-    let mut scored = packed.rows.iter().enumerate().map(|(s, span)| {
-        let (start, end) = (span[0] as usize, span[1] as usize);
-        let entropy = sums[sequences + s] / (end - start).max(1) as f32;
-        Scored { token_logps: stats[start..end].to_vec(), logp: sums[s], entropy }
-    });
-    packed.groups.iter().map(|g| scored.by_ref().take((g[1] - g[0]) as usize).collect()).collect()
-}
-
-/// Scores every response of `groups` under `pass`, in batches of at most `budget` tokens, in a workspace of
-/// its own. `progress` is told the groups and tokens of each batch as it is done.
-pub async fn score(
-    gpu: &Gpu,
-    decoder: &Decoder,
-    pass: Pass<'_>,
-    groups: &[Group<'_>],
-    budget: usize,
-    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
-) -> Result<Vec<Vec<Scored>>> {
-    let batches = batches(groups, budget);
-    let capacity = Capacity::covering(batches.iter(), None);
-    score_batches(gpu, decoder, pass, batches, capacity, progress).await
-}
-
-/// The same in a workspace of a given capacity.
-pub(super) async fn score_in(
-    gpu: &Gpu,
-    decoder: &Decoder,
-    pass: Pass<'_>,
-    groups: &[Group<'_>],
-    (budget, capacity): (usize, Capacity),
-    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
-) -> Result<Vec<Vec<Scored>>> {
-    score_batches(gpu, decoder, pass, batches(groups, budget), capacity, progress).await
-}
-
-fn batches(groups: &[Group], budget: usize) -> Vec<Packed> {
-    split(groups, budget, usize::MAX).into_iter().map(|range| Packed::new(&groups[range])).collect()
-}
-
-async fn score_batches(
-    gpu: &Gpu,
-    decoder: &Decoder,
-    pass: Pass<'_>,
-    batches: Vec<Packed>,
-    capacity: Capacity,
-    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
-) -> Result<Vec<Vec<Scored>>> {
-    let mut ws = decoder.workspace(gpu, capacity)?;
-    let mut results = Vec::new();
-    for packed in batches {
-        let mut rec = Recorder::new(gpu);
-        ws.load(&mut rec, &packed)?;
-        decoder.score(&mut rec, pass, &ws)?;
-        rec.submit();
-        let (groups, tokens) = (packed.groups.len(), packed.tokens.len());
-        results.extend(read_scores(gpu, &ws, packed).await?);
-        progress(groups, tokens)?;
-    }
-    Ok(results)
-}
 
 /// A policy in training: its optimizer and the workspace of its steps.
 pub struct Trainer<'g> {
@@ -229,7 +144,7 @@ impl<'g> Trainer<'g> {
         let dropout = Some(Dropout { step: self.micro_batches, seed: self.seed });
         let pass = Pass { dropout, ..self.decoder.policy() };
         self.decoder.score(&mut rec, pass, &ws)?;
-        self.loss.record(&mut rec, &ws, divisor, batch.kl)?;
+        ws.loss(&mut rec, self.loss, divisor, batch.kl)?;
         self.decoder.backward(&mut rec, pass, self.optimizer.gradients(), &ws)?;
         rec.submit();
         self.micro_batches += 1;
@@ -261,14 +176,14 @@ impl<'g> Trainer<'g> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::Method;
+    use crate::loss::Formula;
 
     #[test]
     fn rounding_wins_no_margin() {
         let won = |margin: f32, logp: f32, length_normalize: bool| {
             let responses = vec![Scored { token_logps: vec![logp / 100.0; 100], logp, entropy: 0.0 }];
             let outcome = GroupOutcome { loss: 0.0, rewards: [margin, 0.0], responses };
-            outcome.is_won(Loss { method: Method::D2o { alpha: 0.1, beta: 0.01 }, length_normalize })
+            outcome.is_won(Loss { formula: Formula::D2o { alpha: 0.1, beta: 0.01 }, length_normalize })
         };
         // A millionth of 1,000 nats, times alpha.
         assert!(!won(1e-5, -1000.0, false) && won(1e-3, -1000.0, false));

@@ -1,13 +1,13 @@
 //! How large a run's batches get at most, by the lengths of its examples and the limits on their anchors:
 //! what buffers are made for, and what the plan counts.
 
-use super::align::loss_of;
 use super::anchors::Anchor;
 use super::evaluate::eval_anchors;
 use super::responses::{held_out_responses, loss_responses, reference_responses};
-use crate::config::{RunConfig, Takes};
+use crate::config::RunConfig;
 use crate::data::{Example, Group};
 use crate::gpu::Memory;
+use crate::loss::Takes;
 use crate::model::{Capacity, DecoderConfig};
 use crate::sample::Room;
 
@@ -16,7 +16,7 @@ const SCORE_TOKENS: usize = 2048;
 
 /// The largest batches of a run.
 #[derive(Debug, Clone)]
-pub(super) struct Reach {
+pub(super) struct MaxBatches {
     /// A micro-batch of a step.
     pub step: Capacity,
     /// All groups of an optimizer step: what is read back of it.
@@ -32,14 +32,14 @@ pub(super) struct Reach {
     /// Prompt tokens of the held-out prompts that are answered at evaluations, each once.
     pub completions: Vec<(usize, usize)>,
     /// Tokens of the largest group: no budget makes a batch smaller.
-    pub largest: usize,
+    pub group_tokens: usize,
     /// Packed tokens of a micro-batch: what the settings say, and what a binding holds.
     pub step_budget: usize,
     /// The same of a scoring batch.
     pub score_budget: usize,
 }
 
-impl Reach {
+impl MaxBatches {
     /// Of a run of `model` as `config` says on these examples, with tensors of at most `max_binding` bytes;
     /// `anchors` are those that are known before it.
     pub fn of(
@@ -113,7 +113,7 @@ impl Reach {
         let step_budget = t.max_tokens_per_batch.unwrap_or(all).min(fits);
         let score = t.max_tokens_per_batch.unwrap_or(SCORE_TOKENS).min(fits);
         let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed());
-        let references = loss_of(config).method.has_reference();
+        let references = config.method.loss().formula.has_reference();
         let step_capacity = |groups: &[Group]| capacity(groups, step_budget, batch);
         let mut largest_step = step_capacity(&groups);
         if !others.is_empty() {
@@ -127,7 +127,7 @@ impl Reach {
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
             draws,
             completions,
-            largest: groups.iter().map(Group::tokens).max().unwrap_or(1),
+            group_tokens: groups.iter().map(Group::tokens).max().unwrap_or(1),
             step_budget,
             score_budget: score,
         }

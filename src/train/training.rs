@@ -2,37 +2,26 @@
 
 use std::time::Instant;
 
-use super::align::{Outcome, Run, group, loss_of, tell};
 use super::anchors::Pool;
 use super::best::Best;
 use super::collapse::Collapse;
 use super::evaluate::eval_anchors;
 use super::flight::{Flight, Landed, Micro, Sums, land_all};
 use super::forecast::{Expected, Growing, Work};
-use super::metrics::{Metrics, mean};
+use super::metrics::mean;
 use super::order::Order;
 use super::responses::{held_out_responses, loss_responses};
+use super::run::{Course, Outcome, Run, group, tell};
 use super::state::State;
-use super::step::{MicroBatch, Scored};
 use super::stop::{StopReason, StopRule};
-use crate::config::{Method, Takes};
+use super::trainer::MicroBatch;
 use crate::data::Example;
 use crate::data::packing::{Group, split};
 use crate::gpu::Tier;
+use crate::loss::{Method, Takes};
 use crate::optim::Schedule;
+use crate::score::Scored;
 use crate::{Error, Result};
-
-/// How far a run is, and what it has come to so far.
-pub(super) struct Course {
-    /// Steps done.
-    pub step: usize,
-    pub rule: StopRule,
-    pub best: Best,
-    /// The first evaluation.
-    pub before: Option<Metrics>,
-    pub sums: Sums,
-    pub collapse: Collapse,
-}
 
 impl<'a> Run<'a> {
     /// All steps, or those that are left after `resume`.
@@ -180,7 +169,7 @@ impl<'a> Run<'a> {
                 due.extend(flying.take());
             }
             for landed in land_all(due, &mut last).await? {
-                let metrics = course.sums.add((self.method(), loss_of(self.config)), &landed);
+                let metrics = course.sums.add((self.method(), self.config.method.loss()), &landed);
                 self.observer.step(&metrics)?;
                 let newly = if done_at_once { 0 } else { landed.tokens };
                 tell(&mut *self.observer, &mut self.forecast, Work::Train, newly);
@@ -267,7 +256,7 @@ impl<'a> Run<'a> {
         let groups: Vec<Group> =
             batch.iter().map(|&i| group(method, &self.train[i], &self.pools[i])).collect();
         let t = &self.config.train;
-        let budget = self.reach.step_budget;
+        let budget = self.batches.step_budget;
         let mut micro = Vec::new();
         for range in split(&groups, budget, t.per_device_train_batch_size) {
             let cached =
@@ -300,7 +289,7 @@ impl<'a> Run<'a> {
             .collect();
         let t = &self.config.train;
         let mut ratios = Vec::new();
-        for range in split(&groups, self.reach.step_budget, t.per_device_train_batch_size) {
+        for range in split(&groups, self.batches.step_budget, t.per_device_train_batch_size) {
             let scored = self.trainer.score(&groups[range.clone()]).await?;
             let reference = batch[range].iter().map(|&i| self.cached[i].iter().flatten().last());
             let pairs = scored.iter().flatten().zip(reference.flatten());

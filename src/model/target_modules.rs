@@ -1,0 +1,70 @@
+//! Which layers get an adapter.
+
+use serde::{Deserialize, Serialize};
+
+/// Which linear layers get an adapter, with PEFT's meaning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "TargetModulesForm", into = "TargetModulesForm")]
+pub enum TargetModules {
+    /// Every linear layer but the output head.
+    AllLinear,
+    /// The layers with one of these names.
+    Names(Vec<String>),
+}
+
+/// How [`TargetModules`] is written: a list, or one text.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, expecting = "a list of names, or \"all-linear\"")]
+enum TargetModulesForm {
+    Text(String),
+    List(Vec<String>),
+}
+
+impl From<TargetModulesForm> for TargetModules {
+    fn from(form: TargetModulesForm) -> Self {
+        match form {
+            TargetModulesForm::Text(text) => Self::from(text.as_str()),
+            TargetModulesForm::List(names) => Self::Names(names),
+        }
+    }
+}
+
+impl From<TargetModules> for TargetModulesForm {
+    fn from(modules: TargetModules) -> Self {
+        match modules {
+            TargetModules::AllLinear => Self::Text("all-linear".into()),
+            TargetModules::Names(names) => Self::List(names),
+        }
+    }
+}
+
+impl From<&str> for TargetModules {
+    /// "all-linear", or names with commas between them.
+    fn from(text: &str) -> Self {
+        match text {
+            "all-linear" => Self::AllLinear,
+            names => Self::Names(names.split(',').map(|name| name.trim().to_owned()).collect()),
+        }
+    }
+}
+
+impl Default for TargetModules {
+    /// The seven projections of a Llama block.
+    fn default() -> Self {
+        Self::from("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj")
+    }
+}
+
+impl TargetModules {
+    /// Whether the layer at `path` (as in `model.layers.0.self_attn.q_proj`) gets an adapter: like PEFT, a
+    /// name matches the whole path or its end after a dot.
+    pub fn selects(&self, path: &str) -> bool {
+        let ends_with =
+            |name: &str| path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        match self {
+            // The output head, by either of its names.
+            Self::AllLinear => !ends_with("lm_head") && !ends_with("embed_out"),
+            Self::Names(names) => names.iter().any(|name| ends_with(name)),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The buffers that blocks use: what each keeps for its backward pass, and what all share.
+
+use crate::Result;
+use crate::gpu::{DType, Memory, Purpose, Tensor};
+
+/// Widths that size a block's buffers.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Tokens at most, T.
+    pub tokens: usize,
+    /// D.
+    pub width: usize,
+    /// H.
+    pub heads: usize,
+    /// H × head_dim.
+    pub q_width: usize,
+    /// G × head_dim.
+    pub kv_width: usize,
+    /// Inner width of the MLP, F.
+    pub inner: usize,
+    /// Width of the MLP's first projection: F, or gated 2 F.
+    pub up: usize,
+    /// Elements that a norm keeps of a row: 1, a LayerNorm 2.
+    pub norm_stats: usize,
+    /// Heads that have a norm of their own: H + G or 0.
+    pub normed_heads: usize,
+    /// Whether attention's and the MLP's outputs are normed.
+    pub output_norms: bool,
+    /// Whether attention and MLP read the same input.
+    pub parallel: bool,
+    /// The most ranks of adapters on one input; 0 without adapters.
+    pub ranks: usize,
+    /// Whether adapters have dropout.
+    pub dropout: bool,
+}
+
+/// What a backward pass computes once more instead of keeping it (Chen et al., 1604.06174). Norms and the
+/// MLP's activation are always among it. The gradients are the same to the bit.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
+pub enum Recompute {
+    /// No matrix product: fastest
+    #[default]
+    None,
+    /// The MLP's first product
+    Mlp,
+    /// All of a block but its input: least memory
+    Full,
+}
+
+/// What one block's forward pass keeps for its backward pass, apart from its input.
+#[derive(Clone)]
+pub struct Saved {
+    /// `(T)`, of a LayerNorm `(2, T)`.
+    pub attention_stats: Tensor,
+    /// `(T, H + 2 G, head_dim)`: queries and keys, normed and turned, and values.
+    pub qkv: Tensor,
+    /// `(T, H + G, head_dim)`: queries and keys before their norms; else empty.
+    pub raw: Tensor,
+    /// `(T, H + G)`
+    pub raw_rstd: Tensor,
+    /// `(T, H, head_dim)`
+    pub o: Tensor,
+    /// `(2, T, H)`: lse, delta.
+    pub stats: Tensor,
+    /// `(T, D)`: attention's output where it is normed; else empty.
+    pub attention_out: Tensor,
+    /// `(T)`
+    pub attention_out_stats: Tensor,
+    /// `(T, D)`: the residual stream after attention.
+    pub middle: Tensor,
+    /// `(T)`, of a LayerNorm `(2, T)`.
+    pub mlp_stats: Tensor,
+    /// `(T, F)`, gated `(T, 2, F)`: gate, up.
+    pub up: Tensor,
+    /// `(T, D)`: the MLP's output where it is normed; else empty.
+    pub mlp_out: Tensor,
+    /// `(T)`
+    pub mlp_out_stats: Tensor,
+}
+
+impl Saved {
+    /// Allocates for each of `blocks`, which share what is not kept.
+    pub fn all(memory: &Memory, s: &Sizes, blocks: usize, recompute: Recompute) -> Result<Vec<Self>> {
+        let first = Self::new(memory, s, None)?;
+        let of = |i| match recompute {
+            _ if i == 0 => Ok(first.clone()),
+            Recompute::None => Self::new(memory, s, None),
+            Recompute::Mlp => Self::new(memory, s, Some(&first)),
+            Recompute::Full => Ok(first.clone()),
+        };
+        (0..blocks).map(of).collect()
+    }
+
+    /// Allocates; the MLP's first product is that of `up`, where it is given.
+    fn new(memory: &Memory, s: &Sizes, up: Option<&Self>) -> Result<Self> {
+        let t = s.tokens;
+        let make =
+            |label, width: usize| Tensor::new(memory, Purpose::Activations, label, t * width, DType::F32);
+        let head_dim = s.q_width / s.heads;
+        let out = usize::from(s.output_norms);
+        Ok(Self {
+            attention_stats: make("attention norm", s.norm_stats)?,
+            qkv: make("qkv", s.q_width + 2 * s.kv_width)?,
+            raw: make("queries and keys", s.normed_heads * head_dim)?,
+            raw_rstd: make("queries' and keys' norm", s.normed_heads)?,
+            o: make("o", s.q_width)?,
+            stats: make("attention stats", 2 * s.heads)?,
+            attention_out: make("attention out", out * s.width)?,
+            attention_out_stats: make("attention out norm", out)?,
+            middle: make("middle", s.width)?,
+            mlp_stats: make("mlp norm", s.norm_stats)?,
+            up: up.map_or_else(|| make("up", s.up), |shared| Ok(shared.up.clone()))?,
+            mlp_out: make("mlp out", out * s.width)?,
+            mlp_out_stats: make("mlp out norm", out)?,
+        })
+    }
+}
+
+/// Buffers that all blocks use in turn. Those of the backward pass are empty in a forward-only set.
+pub struct Scratch {
+    /// `(T, D)`: a norm's output.
+    pub normed: Tensor,
+    /// `(T, F)`
+    pub act: Tensor,
+    /// `(T, ranks)`: adapters' inner activations.
+    pub low: Tensor,
+    /// `(T, max(D, F))`: an adapter's input after dropout.
+    pub dropped: Tensor,
+    /// `(T, ranks)`
+    pub dlow: Tensor,
+    /// `(T, D)`: the gradient of a norm's output.
+    pub dnormed: Tensor,
+    /// `(T, D)`: the gradient of a normed output, or of the second of two norms of one input; else empty.
+    pub dbranch: Tensor,
+    /// `(T, H + 2 G, head_dim)`
+    pub dqkv: Tensor,
+    /// `(T, H, head_dim)`
+    pub d_o: Tensor,
+    /// `(T, F)`
+    pub dact: Tensor,
+    /// `(T, F)`, gated `(T, 2, F)`.
+    pub dup: Tensor,
+}
+
+impl Scratch {
+    /// Allocates; without `backward` the gradient buffers are empty.
+    pub fn new(memory: &Memory, s: &Sizes, backward: bool) -> Result<Self> {
+        let t = s.tokens;
+        let make =
+            |label, width: usize| Tensor::new(memory, Purpose::Activations, label, t * width, DType::F32);
+        let back = |label, width: usize| make(label, if backward { width } else { 0 });
+        Ok(Self {
+            normed: make("normed", s.width)?,
+            act: make("act", s.inner)?,
+            low: make("low", s.ranks)?,
+            dropped: make("dropped", if s.dropout { s.width.max(s.inner).max(s.q_width) } else { 0 })?,
+            dlow: back("dlow", s.ranks)?,
+            dnormed: back("dnormed", s.width)?,
+            dbranch: back("dbranch", if s.output_norms || s.parallel { s.width } else { 0 })?,
+            dqkv: back("dqkv", s.q_width + 2 * s.kv_width)?,
+            d_o: back("d_o", s.q_width)?,
+            dact: back("dact", s.inner)?,
+            dup: back("dup", s.up)?,
+        })
+    }
+}

@@ -1,0 +1,329 @@
+//! A run under way: what it holds, and what it does before the first step and between steps.
+
+use super::anchors::{Anchor, AnchorCounts, Pool};
+use super::best::Best;
+use super::collapse::Collapse;
+use super::evaluate::HeldOut;
+use super::flight::Sums;
+use super::forecast::{Forecast, Work};
+use super::max_batches::MaxBatches;
+use super::metrics::Metrics;
+use super::observer::Observer;
+use super::references::Reference;
+use super::responses::{loss_responses, reference_responses};
+use super::state::State;
+use super::stop::{StopReason, StopRule};
+use super::trainer::Trainer;
+use crate::Result;
+use crate::config::RunConfig;
+use crate::data::Example;
+use crate::data::packing::Group;
+use crate::gpu::Gpu;
+use crate::loss::{Method, Takes};
+use crate::model::{Decoder, DecoderConfig};
+use crate::nn::Arenas;
+use crate::optim::{AdamW, Optimizer};
+use crate::sample::Room;
+use crate::score::{Scored, score_in};
+
+/// Everything a run starts from.
+pub struct Setup {
+    /// The model, with its adapter or trainable as a whole.
+    pub decoder: Decoder,
+    /// Whether the adapter is new: off, it is then the initial model.
+    pub fresh_adapter: bool,
+    /// What it is trained on.
+    pub train: Vec<Example>,
+    /// Held-out examples for the stop rule; may be empty.
+    pub eval: Vec<Example>,
+    /// Anchors from an earlier run, one list per training example; `None` samples them.
+    pub anchors: Option<Vec<Vec<Anchor>>>,
+    /// Values of r+ where it is a checkpoint.
+    pub positive: Option<Arenas>,
+    /// Values of r− where it is a checkpoint.
+    pub negative: Option<Arenas>,
+    /// The tokens that end an answer.
+    pub ends: Vec<u32>,
+    /// Where to go on, of a run that was begun from the same: same settings, same files.
+    pub resume: Option<State>,
+}
+
+/// What a run came to.
+pub struct Outcome {
+    /// The model in the state that is kept.
+    pub decoder: Decoder,
+    /// Why it ended.
+    pub reason: StopReason,
+    /// Optimizer steps taken.
+    pub steps: usize,
+    /// The step whose state is kept.
+    pub kept_step: usize,
+    /// The first evaluation.
+    pub before: Option<Metrics>,
+    /// The evaluation of the state that is kept.
+    pub after: Option<Metrics>,
+    /// What became of the samples.
+    pub anchors: AnchorCounts,
+    /// Packed tokens trained on.
+    pub num_tokens: usize,
+    /// Seconds in training steps.
+    pub train_seconds: f64,
+}
+
+/// A run under way.
+pub(super) struct Run<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) config: &'a RunConfig,
+    pub(super) trainer: Trainer<'a>,
+    /// What the buffers are made for.
+    pub(super) batches: MaxBatches,
+    pub(super) room: Room,
+    pub(super) train: Vec<Example>,
+    /// Their places among those that were read.
+    pub(super) kept: Vec<usize>,
+    pub(super) pools: Vec<Pool>,
+    pub(super) held_out: HeldOut,
+    /// r−, and r+ where it is another.
+    pub(super) negative: Reference,
+    pub(super) positive: Option<Reference>,
+    /// Log-probs under fixed references, per example.
+    pub(super) cached: Vec<Option<Vec<Scored>>>,
+    pub(super) counts: AnchorCounts,
+    pub(super) ends: Vec<u32>,
+    pub(super) observer: &'a mut dyn Observer,
+    pub(super) forecast: Forecast,
+}
+
+/// How far a run is, and what it has come to so far.
+pub(super) struct Course {
+    /// Steps done.
+    pub step: usize,
+    pub rule: StopRule,
+    pub best: Best,
+    /// The first evaluation.
+    pub before: Option<Metrics>,
+    pub sums: Sums,
+    pub collapse: Collapse,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        gpu: &'a Gpu,
+        setup: Setup,
+        config: &'a RunConfig,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self> {
+        let Setup { decoder, train, eval, ends, .. } = setup;
+        let t = &config.train;
+        let settings = AdamW {
+            adam_beta1: t.adam_beta1,
+            adam_beta2: t.adam_beta2,
+            adam_epsilon: t.adam_epsilon,
+            weight_decay: t.weight_decay,
+            max_grad_norm: t.max_grad_norm,
+            optim: t.optim,
+        };
+        let reference =
+            |source, checkpoint| Reference::new(gpu, &decoder, source, setup.fresh_adapter, checkpoint);
+        let (plus, minus) = (&config.reference.positive, &config.reference.negative);
+        let negative = reference(minus, setup.negative)?;
+        let positive = if plus == minus { None } else { Some(reference(plus, setup.positive)?) };
+        let optimizer = Optimizer::new(gpu, decoder.layout(), settings)?;
+        let memory = (decoder.config(), gpu.max_binding());
+        let batches = MaxBatches::of(config, memory, &train, &eval, setup.anchors.as_deref());
+        let room = batches.room(gpu, decoder.config(), config);
+        let mut trainer = Trainer::new(gpu, decoder, optimizer, config.method.loss(), t.seed);
+        trainer.reserve(batches.step);
+        let pools = match setup.anchors {
+            Some(given) => given.into_iter().map(|anchors| Pool { anchors, ..Pool::default() }).collect(),
+            None => vec![Pool::default(); train.len()],
+        };
+        Ok(Self {
+            gpu,
+            config,
+            trainer,
+            batches,
+            room,
+            cached: vec![None; train.len()],
+            kept: (0..train.len()).collect(),
+            train,
+            pools,
+            held_out: HeldOut::new(eval),
+            positive,
+            negative,
+            counts: AnchorCounts::default(),
+            ends,
+            observer,
+            forecast: Forecast::default(),
+        })
+    }
+
+    pub(super) fn method(&self) -> Method {
+        self.config.method.method
+    }
+
+    pub(super) fn has_reference(&self) -> bool {
+        self.config.method.loss().formula.has_reference()
+    }
+
+    fn references_are_fixed(&self) -> bool {
+        self.negative.is_fixed() && self.positive.as_ref().is_none_or(Reference::is_fixed)
+    }
+
+    /// Draws all anchors that are missing, drops prompts that got none, and scores what stays the same.
+    pub(super) async fn prepare(&mut self) -> Result<()> {
+        for (examples, held_out) in [(&self.train, false), (&self.held_out.examples, true)] {
+            for example in examples {
+                let place = format!("the example of line {}", example.line);
+                check_context(self.trainer.decoder.config(), self.config, example, held_out, &place)?;
+            }
+        }
+        self.expect(0, true).apply(&mut self.forecast, self.config.anchors.max_new_tokens as f64);
+        if self.method().is_of_negatives() {
+            self.draw_offline().await?;
+            self.expect(0, true).apply(&mut self.forecast, 0.0);
+        }
+        if !self.has_reference() {
+            return Ok(());
+        }
+        let all: Vec<usize> = (0..self.train.len()).collect();
+        self.observer.begin("reference log-probs", all.len());
+        let scored = self.score_references(&all, true).await?;
+        self.cached = scored.into_iter().map(Some).collect();
+        self.observer.end();
+        self.report_anchors(&all)?;
+        self.forget_moving(&all);
+        Ok(())
+    }
+
+    /// References that move must be asked again next time.
+    pub(super) fn forget_moving(&mut self, examples: &[usize]) {
+        if !self.references_are_fixed() {
+            examples.iter().for_each(|&i| self.cached[i] = None);
+        }
+    }
+
+    /// Scores those of the examples whose log-probs under the references are not known.
+    pub(super) async fn score_missing(&mut self, examples: &[usize]) -> Result<()> {
+        let mut missing: Vec<usize> =
+            examples.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        if missing.is_empty() || !self.has_reference() {
+            return Ok(());
+        }
+        let scored = self.score_references(&missing, false).await?;
+        missing.into_iter().zip(scored).for_each(|(i, scored)| self.cached[i] = Some(scored));
+        Ok(())
+    }
+
+    /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative. With
+    /// `report` the observer counts the examples.
+    async fn score_references(&mut self, examples: &[usize], report: bool) -> Result<Vec<Vec<Scored>>> {
+        let (method, budget) = (self.method(), self.batches.score_budget);
+        // Between steps the trainer has its workspace, and the groups are few.
+        let between = if report { None } else { self.batches.following };
+        let Some(capacity) = between.or(self.batches.scoring) else { return Ok(Vec::new()) };
+        let Self { gpu, trainer, train, pools, observer, forecast, .. } = self;
+        let (gpu, decoder) = (*gpu, &trainer.decoder);
+        let groups: Vec<Group> = examples
+            .iter()
+            .map(|&i| Group {
+                prompt: &train[i].prompt_ids,
+                responses: reference_responses(method, &train[i], pools[i].ids()),
+            })
+            .collect();
+        let mut count = |items, tokens| match report {
+            true => {
+                tell(&mut **observer, forecast, Work::Score, tokens);
+                observer.advance(items, tokens)
+            }
+            false => observer.advance(0, 0),
+        };
+        let minus = self.negative.pass(decoder);
+        let Some(positive) = &self.positive else {
+            return score_in(gpu, decoder, minus, &groups, (budget, capacity), &mut count).await;
+        };
+        let (anchors, negatives): (Vec<Group>, Vec<Group>) = groups.iter().map(parts).unzip();
+        let mut scored = score_in(gpu, decoder, minus, &anchors, (budget, capacity), &mut count).await?;
+        let plus = positive.pass(decoder);
+        let negatives =
+            score_in(gpu, decoder, plus, &negatives, (budget, capacity), &mut |_, _| observer.advance(0, 0))
+                .await?;
+        scored.iter_mut().zip(negatives).for_each(|(all, negative)| all.extend(negative));
+        Ok(scored)
+    }
+
+    pub(super) async fn evaluate(&mut self, step: usize) -> Result<Metrics> {
+        self.trainer.put_away().await?;
+        let budget = self.batches.score_budget;
+        let method = (self.method(), self.config.method.loss());
+        let Self { gpu, trainer, observer, held_out, batches, forecast, .. } = self;
+        let Some(capacity) = batches.held_out else { return Ok(Metrics::default()) };
+        let mut metrics = Metrics::default();
+        metrics.push("global_step", step as f64);
+        let mut alive = |_, tokens| {
+            tell(&mut **observer, forecast, Work::Score, tokens);
+            observer.advance(0, 0)
+        };
+        let found = held_out.evaluate(gpu, &trainer.decoder, method, (budget, capacity), &mut alive).await?;
+        metrics.0.extend(found.0);
+        observer.evaluated(&metrics)?;
+        // A model that is broken has no answers.
+        if metrics.0.iter().all(|(_, value)| value.is_finite()) {
+            self.answer_held_out(step).await?;
+        }
+        self.observer.state(step, &self.trainer.decoder)?;
+        Ok(metrics)
+    }
+}
+
+/// Counts work that was done, and tells how long the rest will take.
+pub(super) fn tell(observer: &mut dyn Observer, forecast: &mut Forecast, work: Work, tokens: usize) {
+    forecast.did(work, tokens as f64);
+    if let Some(seconds) = forecast.left() {
+        observer.left(seconds);
+    }
+}
+
+/// What the loss takes of an example.
+pub(super) fn group<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Group<'a> {
+    Group { prompt: &example.prompt_ids, responses: loss_responses(method, example, pool.ids()) }
+}
+
+/// Fails, naming `place`, where an example's prompt and an answer exceed the model's context.
+pub(super) fn check_context(
+    model: &DecoderConfig,
+    config: &RunConfig,
+    example: &Example,
+    held_out: bool,
+    place: &str,
+) -> Result<()> {
+    let answers = [&example.negative_ids, &example.chosen_ids, &example.kl_ids].into_iter().flatten();
+    let longest = answers.clone().map(Vec::len).max().unwrap_or(0);
+    for ids in answers.chain([&example.prompt_ids, &example.sampling_ids]) {
+        model.check_ids(place, ids)?;
+    }
+    model.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
+    let drawn = match config.method.method.takes() {
+        Takes::Anchors => true,
+        // Those that only watch.
+        Takes::Negative => held_out && example.negative_ids.is_some(),
+        _ => false,
+    };
+    if !drawn {
+        return Ok(());
+    }
+    // Anchors are sampled behind the one prompt and scored behind the other, which a template's own system
+    // message may make longer.
+    let prompt = example.sampling_ids.len().max(example.prompt_ids.len());
+    let place = format!("{place}: prompt, bare or with the safety instruction, and max_new_tokens");
+    model.check_context(&place, prompt + config.anchors.max_new_tokens)
+}
+
+/// A group's anchors and its negative, apart.
+fn parts<'a>(group: &Group<'a>) -> (Group<'a>, Group<'a>) {
+    let (anchors, negative) = group.responses.split_at(group.responses.len() - 1);
+    let part = |responses: &[&'a [u32]]| Group { prompt: group.prompt, responses: responses.to_vec() };
+    (part(anchors), part(negative))
+}

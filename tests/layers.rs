@@ -1,0 +1,331 @@
+//! The rooms of `src/` and the arrows between them: a room imports only rooms that stand above it in the table,
+//! and of them only those that the table lists. No two files import each other, over however many steps.
+//!
+//! ARCHITECTURE.md prints the table; `AWEIGH_WRITE_DOCS=1 cargo test --test layers` writes it there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+
+/// A room, the rooms that it may import, and what it holds.
+const ROOMS: [(&str, &str, &str); 21] = [
+    ("error", "", "the one error type"),
+    ("rng", "", "random numbers as functions of a counter, the same on the host and the device"),
+    ("loss", "", "the methods by name, and their formulas in f64"),
+    ("reference", "rng", "every kernel in f64, as plain loops; a whole decoder; the tolerances"),
+    ("shader", "", "the WGSL preprocessor, and the list of compiled variants (`shaders/permutations`)"),
+    ("gpu", "error shader", "device, tensors, recording, pipelines, memory: the one room that names wgpu"),
+    ("data", "error", "JSONL, chat templates, tokens, packing"),
+    ("kernels", "error loss gpu", "one file a kernel: parameters, shape checks, functions that record it"),
+    ("nn", "error gpu kernels", "linear layers with LoRA, attention, MLP, blocks; trained parameters"),
+    ("optim", "error gpu kernels nn", "AdamW, clipping, schedules"),
+    (
+        "model",
+        "error rng loss gpu data kernels nn",
+        "configuration, families, weights, adapters, the decoder",
+    ),
+    ("config", "error loss gpu nn optim model", "a run's settings, from files and flags"),
+    (
+        "sample",
+        "error gpu data kernels nn model config",
+        "decoding, with a KV cache that a prompt's samples share",
+    ),
+    ("score", "error gpu data nn model", "log-probs of given answers"),
+    (
+        "train",
+        "error loss gpu data kernels nn optim model config sample score",
+        "a run: setup, plan, anchors, references, steps, evaluation, stop rule, its state",
+    ),
+    ("assets", "data model", "the embedded model and its data"),
+    (
+        "eval",
+        "error gpu data kernels nn model config sample score assets",
+        "the embedded world and its judge, trained judges, word lists, statistics, comparisons",
+    ),
+    ("files", "error gpu data model train assets", "folders, memory maps, checkpoints, the Hub"),
+    ("selftest", "error rng loss reference gpu data kernels nn model", "every kernel against its reference"),
+    (
+        "paranoid",
+        "error rng loss reference gpu kernels",
+        "any dispatch of a run against its kernel's reference",
+    ),
+    ("bench", "error rng loss gpu data kernels nn optim model sample train", "what `aweigh bench` times"),
+];
+
+/// The one circle: the device makes tensors, kernels and recorders, and all of these name the device.
+const OF_THE_DEVICE: [&str; 7] = [
+    "gpu::context",
+    "gpu::kernel",
+    "gpu::memory",
+    "gpu::pipelines",
+    "gpu::recorder",
+    "gpu::tensor",
+    "gpu::witness",
+];
+
+/// What a file imports: paths from the root, such as `gpu::Tensor`.
+type Imports = BTreeSet<Vec<String>>;
+
+/// The files of `src/` by their modules, with what production code in them imports.
+fn house() -> BTreeMap<Vec<String>, Imports> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    collect(&root, &mut paths);
+    let module = |path: &Path| -> Vec<String> {
+        let inner = path.strip_prefix(&root).expect("inside").with_extension("");
+        let parts = inner.iter().map(|part| part.to_string_lossy().into_owned());
+        parts.filter(|part| part != "mod" && part != "lib").collect()
+    };
+    let is_test =
+        |name: &str| name == "tests" || name.ends_with("_tests") || name == "testing" || name == "finite";
+    let files = paths.iter().map(|path| (module(path), path));
+    files
+        .filter(|(module, _)| !module.last().is_some_and(|name| is_test(name)))
+        .map(|(module, path)| {
+            let text = fs::read_to_string(path).expect("readable");
+            let imports = imports(&text, &module);
+            (module, imports)
+        })
+        .collect()
+}
+
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect(&path, found);
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The paths that start at `crate` or `super` in `text`, the file of `module`: comments, test modules and what a
+/// folder's face only hands on aside.
+fn imports(text: &str, module: &[String]) -> Imports {
+    let code: String =
+        text.lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + "\n").collect();
+    // Test modules stand at the end of a file.
+    let tests = Regex::new(r"#\[cfg\(test\)\]\n(pub(\(crate\))? )?mod ").expect("valid");
+    let code = tests.split(&code).next().unwrap_or_default();
+    let code = Regex::new(r"pub use [^;]*;").expect("valid").replace_all(code, "");
+    let path = Regex::new(
+        r"\b(crate|super)((?:::[A-Za-z_]\w*)*)(?:::(\{[^;]*?\}));|\b(crate|super)((?:::[A-Za-z_]\w*)+)",
+    )
+    .expect("valid");
+    let mut all = Imports::new();
+    for found in path.captures_iter(&code) {
+        let (start, prefix) = match found.get(1) {
+            Some(start) => (start.as_str(), &found[2]),
+            None => (&found[4], &found[5]),
+        };
+        let mut base: Vec<String> = match start {
+            "crate" => Vec::new(),
+            _ => module[..module.len().saturating_sub(1)].to_vec(),
+        };
+        for part in prefix.split("::").filter(|part| !part.is_empty()) {
+            if part == "super" {
+                base.pop();
+            } else {
+                base.push(part.to_owned());
+            }
+        }
+        match found.get(3) {
+            None => drop(all.insert(base)),
+            Some(tree) => {
+                all.extend(leaves(tree.as_str()).into_iter().map(|leaf| [&base[..], &leaf].concat()))
+            }
+        }
+    }
+    all
+}
+
+/// The paths of a `{a, b::{c, d}}`.
+fn leaves(tree: &str) -> Vec<Vec<String>> {
+    let inner = tree.trim().trim_start_matches('{').strip_suffix('}').unwrap_or_default();
+    let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
+    for (i, letter) in inner.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&inner[start..i]);
+                start = i + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&inner[start..]);
+    let mut all = Vec::new();
+    for part in parts.into_iter().map(str::trim).filter(|part| !part.is_empty()) {
+        let (prefix, rest) = part.split_at(part.find('{').unwrap_or(part.len()));
+        let prefix = prefix.split(" as ").next().unwrap_or_default();
+        let names = prefix.split("::").map(str::trim).filter(|name| !name.is_empty() && *name != "self");
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        match rest.is_empty() {
+            true => all.push(names),
+            false => all.extend(leaves(rest).into_iter().map(|leaf| [&names[..], &leaf].concat())),
+        }
+    }
+    all
+}
+
+/// The room of a path from the root: `Error` and `Result` are error's.
+fn room(path: &[String]) -> &str {
+    match path.first().map_or("", String::as_str) {
+        "Error" | "Result" => "error",
+        other => other,
+    }
+}
+
+/// What is wrong with the arrows between rooms.
+fn wrong_arrows(house: &BTreeMap<Vec<String>, Imports>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (module, imports) in house.iter().filter(|(module, _)| !module.is_empty()) {
+        let own = module[0].as_str();
+        let Some((_, may, _)) = ROOMS.iter().find(|(name, ..)| *name == own) else {
+            wrong.push(format!("src/{own} is no room of the table"));
+            continue;
+        };
+        for path in imports.iter().filter(|path| !path.is_empty()) {
+            let other = room(path);
+            if other != own && !may.split_whitespace().any(|name| name == other) {
+                wrong.push(format!("{} imports crate::{}", module.join("::"), path.join("::")));
+            }
+        }
+    }
+    wrong
+}
+
+/// The files that import each other, over however many steps.
+fn circles(house: &BTreeMap<Vec<String>, Imports>) -> Vec<BTreeSet<String>> {
+    let faces = faces();
+    let file = |path: &Vec<String>| -> Option<Vec<String>> {
+        let mut path = path.clone();
+        // What a folder's face hands on is its file's.
+        while let Some(home) = faces.get(&path) {
+            path.clone_from(home);
+        }
+        (1..=path.len()).rev().map(|n| path[..n].to_vec()).find(|module| house.contains_key(module))
+    };
+    let mut reach: BTreeMap<&Vec<String>, BTreeSet<Vec<String>>> = house
+        .iter()
+        .map(|(module, imports)| {
+            let others = imports.iter().filter_map(&file).filter(|other| other != module);
+            (module, others.collect())
+        })
+        .collect();
+    // Until nothing new is reached.
+    loop {
+        let before: usize = reach.values().map(BTreeSet::len).sum();
+        let known = reach.clone();
+        for others in reach.values_mut() {
+            let more: Vec<_> =
+                others.iter().filter_map(|other| known.get(other)).flatten().cloned().collect();
+            others.extend(more);
+        }
+        if reach.values().map(BTreeSet::len).sum::<usize>() == before {
+            break;
+        }
+    }
+    let mut found: Vec<BTreeSet<String>> = Vec::new();
+    for (module, others) in reach.iter().filter(|(module, others)| others.contains(**module)) {
+        let back = others.iter().filter(|other| reach.get(other).is_some_and(|far| far.contains(*module)));
+        let circle: BTreeSet<String> = back.map(|other| other.join("::")).collect();
+        if !found.contains(&circle) {
+            found.push(circle);
+        }
+    }
+    found
+}
+
+/// What the folders' faces hand on: from the path that others import to the one where it is.
+fn faces() -> BTreeMap<Vec<String>, Vec<String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    collect(&root, &mut paths);
+    let hands_on = Regex::new(r"pub(?:\([a-z]+\))? use ([a-z_]\w*)::([^;]*);").expect("valid");
+    let mut all = BTreeMap::new();
+    for path in paths.iter().filter(|path| path.ends_with("mod.rs")) {
+        let inner = path.parent().expect("a folder").strip_prefix(&root).expect("inside");
+        let folder: Vec<String> = inner.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+        let text = fs::read_to_string(path).expect("readable");
+        for found in hands_on.captures_iter(&text).filter(|found| !["crate", "super"].contains(&&found[1])) {
+            for leaf in leaves(&format!("{{{}}}", &found[2])) {
+                let from = [&folder[..], &leaf[leaf.len().saturating_sub(1)..]].concat();
+                all.insert(from, [&folder[..], &[found[1].to_owned()], &leaf].concat());
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn rooms_import_as_the_table_says() {
+    let above = |at: usize| ROOMS[..at].iter().map(|(name, ..)| *name).collect::<Vec<_>>();
+    for (at, (name, may, _)) in ROOMS.iter().enumerate() {
+        for other in may.split_whitespace() {
+            assert!(above(at).contains(&other), "{name} may not import {other}, which stands below it");
+        }
+    }
+    let house = house();
+    let wrong = wrong_arrows(&house);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // Nothing is allowed that nobody needs.
+    for (name, may, _) in ROOMS {
+        let of_room = || house.iter().filter(|(module, _)| module.first().is_some_and(|room| room == name));
+        assert!(of_room().next().is_some(), "src/{name} is not there");
+        for other in may.split_whitespace() {
+            let used = of_room().any(|(_, imports)| imports.iter().any(|path| room(path) == other));
+            assert!(used, "{name} imports nothing of {other}: take it out of the table");
+        }
+    }
+}
+
+#[test]
+fn no_files_import_each_other() {
+    let mut found = circles(&house());
+    found.retain(|circle| !circle.iter().all(|file| OF_THE_DEVICE.contains(&file.as_str())));
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn a_wrong_import_is_found() {
+    let module = ["gpu".to_owned(), "tensor".to_owned()];
+    let text = "use crate::{Error, train::{State, stop}};\n// crate::eval is only spoken of\n\
+                fn f() -> crate::model::Decoder { super::memory::g() }\n#[cfg(test)]\nmod tests { use crate::cli; }\n";
+    let house = BTreeMap::from([(module.to_vec(), imports(text, &module))]);
+    let wrong = wrong_arrows(&house);
+    let expected = ["crate::model::Decoder", "crate::train::State", "crate::train::stop"];
+    assert_eq!(wrong, expected.map(|path| format!("gpu::tensor imports {path}")));
+    let both = |module: &str, text: &str| {
+        let module = [module.to_owned()];
+        (module.to_vec(), imports(text, &module))
+    };
+    let mut house =
+        BTreeMap::from([both("loss", "use crate::rng::f;"), both("rng", "use crate::reference::g;")]);
+    assert!(circles(&house).is_empty());
+    house.extend([both("reference", "use crate::loss::Loss;")]);
+    assert_eq!(circles(&house).len(), 1);
+}
+
+#[test]
+fn the_architecture_prints_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let text = fs::read_to_string(&path).expect("ARCHITECTURE.md");
+    let row = |(name, may, what): (&str, &str, &str)| {
+        let may = if may.is_empty() { "nothing".into() } else { may.replace(' ', ", ") };
+        format!("| `{name}` | {what} | {may} |\n")
+    };
+    let rows: String = ROOMS.into_iter().map(row).collect();
+    let table = format!("| room | holds | imports |\n|---|---|---|\n{rows}");
+    let start = text.find("| room |").expect("the table's place");
+    let end = start + text[start..].find("\n\n").expect("an empty line behind the table") + 1;
+    if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
+        fs::write(&path, [&text[..start], &table, &text[end..]].concat()).expect("written");
+    } else {
+        assert_eq!(&text[start..end], table, "AWEIGH_WRITE_DOCS=1 cargo test --test layers writes it");
+    }
+}
