@@ -1,28 +1,25 @@
-//! The main job from Rust: align a model away from flagged answers and write a PEFT adapter.
+//! The main job from Rust: align a model away from flagged answers. The run's folder holds a PEFT adapter
+//! afterwards, in adapter/.
 //!
-//!     cargo run --release --example align -- MODEL_DIR flagged.jsonl adapter_model.safetensors
+//!     cargo run --release --example align -- MODEL_DIR flagged.jsonl RUN_DIR
 
-use aweigh::config::RunConfig;
-use aweigh::files::Model;
-use aweigh::gpu::{Gpu, Options};
-use aweigh::train::{Inputs, Unwatched, align};
+use aweigh::run::{Place, RunFiles};
+use aweigh::train::Unwatched;
+use aweigh::{RunConfig, run};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, data, output] = arguments.as_slice() else {
-        return Err("usage: align MODEL_DIR|tiny DATA.jsonl OUTPUT.safetensors".into());
+        return Err("usage: align MODEL_DIR|tiny DATA.jsonl RUN_DIR".into());
     };
-    let model = Model::open(model)?;
-    let rows = std::fs::read(data)?;
     let mut config = RunConfig::default();
+    config.model.model = model.clone();
+    config.data.train = data.into();
+    config.output.output_dir = output.into();
     config.method.num_samples = 4;
     config.train.max_steps = Some(8);
-    pollster::block_on(async {
-        let gpu = Gpu::open(&Options::default()).await?;
-        let prepared = Inputs::new(model.bytes(), (data.as_str(), rows.as_slice())).prepare(&gpu, &config)?;
-        let outcome = align(&gpu, prepared.setup, &config, &mut Unwatched).await?;
-        println!("{} steps: {}", outcome.steps, outcome.reason);
-        std::fs::write(output, outcome.decoder.trained_safetensors(&gpu).await?)?;
-        Ok(())
-    })
+    let files = RunFiles::open(&config)?;
+    let finished = run(&files, config, Place::New { overwrite: false }, &mut Unwatched)?;
+    println!("{} steps: {}", finished.summary.steps, finished.summary.reason_text);
+    Ok(())
 }

@@ -1,11 +1,11 @@
-//! Writes the embedded model's tokenizer, configuration and data files: everything in `assets/tiny` but its
-//! weights.
+//! Writes the embedded model's tokenizer, configuration and data files: everything in `assets/tiny` except
+//! the weights.
 //!
 //! ```sh
 //! cargo run --release --example make_tiny_data [FOLDER]   # FOLDER is assets/tiny unless given
 //! ```
 //!
-//! Running it again gives the same bytes: the texts come from fixed seeds, gzip headers carry no time.
+//! Running it again gives the same bytes: the texts come from fixed seeds, and gzip headers contain no time.
 
 use std::error::Error;
 use std::io::Write;
@@ -79,7 +79,7 @@ fn train_tokenizer() -> tokenizers::Result<Tokenizer> {
             .map(String::from)
             .into_iter()
             .chain(chat.system.map(String::from))
-            // Answers count twice: their length is what sampling and training pay for.
+            // Answers count twice: their length decides the cost of sampling and training.
             .chain([chat.user, chat.assistant.clone(), chat.assistant])
     });
     tokenizer.train(&mut TrainerWrapper::BpeTrainer(trainer), texts)?;
@@ -169,7 +169,7 @@ fn write_json(path: &Path, value: &Value) -> Result<(), Box<dyn Error>> {
     Ok(std::fs::write(path, format!("{value:#}\n"))?)
 }
 
-/// gzipped JSONL; flate2 leaves the header's time at zero.
+/// Gzipped JSONL; flate2 leaves the header's time at zero.
 fn write_rows(path: &Path, rows: &[Value]) -> Result<(), Box<dyn Error>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     for row in rows {

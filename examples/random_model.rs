@@ -1,5 +1,5 @@
-//! A model directory of a known shape with random bf16 weights and the embedded model's tokenizer: what a run
-//! of that size takes in memory and time does not depend on what the model knows.
+//! Makes a model directory of a known shape with random bf16 weights and the embedded model's tokenizer. The
+//! memory and time of a run of that size do not depend on the values of the weights.
 //!
 //! ```text
 //! cargo run --release --example random_model -- llama-3.2-1b llama-1b
@@ -17,7 +17,7 @@ use half::bf16;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Map, json};
 
-/// The published config.json of each, as far as it concerns the decoder.
+/// The published config.json of each model, as far as it concerns the decoder.
 const SHAPES: [(&str, &str); 3] = [
     (
         "qwen2.5-0.5b",

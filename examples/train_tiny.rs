@@ -1,4 +1,4 @@
-//! Trains the embedded model from nothing, on the generated help-desk conversations: how
+//! Trains the embedded model from random weights, on the generated help-desk conversations. This is how
 //! `assets/tiny/model.safetensors` was made.
 //!
 //!     cargo run --release --example make_tiny_data     # tokenizer, config and data; first
@@ -19,7 +19,7 @@ use aweigh::train::{MicroBatch, Trainer};
 const BATCH: usize = 48;
 const SEED: u32 = 7;
 
-/// A sum of four uniform draws: close enough to a normal with deviation 0.02 to start from.
+/// A sum of four uniform draws: close enough to a normal distribution with deviation 0.02 to start from.
 fn noise(count: usize, stream: u32) -> Vec<f32> {
     let draw = |i: u32| rng::pcg4d([i, stream, 0, SEED]).iter().map(|&b| rng::uniform(b) - 0.5).sum::<f32>();
     (0..count as u32).map(|i| draw(i) * 0.02 * 3f32.sqrt()).collect()

@@ -1,12 +1,12 @@
-//! What strangers' bytes are given to: every parser, and what is done first with what it found.
-//! `fuzz_targets/` has libFuzzer at them, `tests/hostile.rs` a bounded number of damaged files.
+//! Every parser of files from outside, and the first use of what it parsed. libFuzzer runs these targets in
+//! `fuzz_targets/`, and `tests/hostile.rs` runs them on a bounded number of damaged files.
 
 use aweigh::config::Layer;
 use aweigh::data::{ChatTemplate, ChatTokenizer, Message, TokenizerFiles, parse_jsonl};
 use aweigh::model::gguf::Gguf;
 use aweigh::model::{Adapter, DecoderConfig, Weights};
 
-/// Does something with bytes.
+/// Parses bytes, and uses the result.
 pub type Target = fn(&[u8]);
 
 /// The targets' names, and what each does with its bytes.
@@ -46,7 +46,7 @@ pub fn gguf(bytes: &[u8]) {
     safetensors(bytes);
 }
 
-/// tokenizer.json, and a text through it.
+/// tokenizer.json, and a text that it encodes and decodes.
 pub fn tokenizer(bytes: &[u8]) {
     let files =
         TokenizerFiles { origin: "file".into(), tokenizer: bytes.to_vec(), ..TokenizerFiles::default() };
@@ -84,7 +84,7 @@ pub fn settings(bytes: &[u8]) {
     }
 }
 
-/// Examples.
+/// A file of examples.
 pub fn jsonl(bytes: &[u8]) {
     let _ = parse_jsonl(bytes, "file").is_ok();
 }

@@ -1,6 +1,6 @@
-// AdamW as in adamw.wgsl, with moments of 8 bits: codes of a table, times the largest size in a block of 256
-// (Dettmers et al., 2110.02861, with the block size that bitsandbytes has now). A workgroup a block. Writes:
-// w and state, in place; g is left as it is.
+// AdamW as in adamw.wgsl, with 8-bit moments: a code's number in a table, times the largest absolute value in
+// a block of 256 (Dettmers et al., 2110.02861, with the block size that bitsandbytes has now). One workgroup
+// per block. Writes: w and state, in place; g is left as it is.
 const WORKGROUP = 64u;
 #import common/index
 #import common/reduce
@@ -10,7 +10,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> clip: array<f32>;           // (2): norm, scale
 @group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;        // (vectors)
-@group(0) @binding(3) var<storage, read> table: array<f32>;          // (2, 256): of m and of v, rising
+@group(0) @binding(3) var<storage, read> table: array<f32>;          // (2, 256): for m and for v, ascending
 @group(0) @binding(4) var<storage, read_write> w: array<vec4<f32>>;  // (vectors)
 // (vectors) codes of m, (vectors) codes of v, (blocks, 2) scales of m and v
 @group(0) @binding(5) var<storage, read_write> state: array<u32>;
@@ -51,7 +51,7 @@ fn main(
     let block = flat_group(group, groups);
     if block >= p.blocks { return; }
     let i = block * WORKGROUP + lane;
-    // The last block may be short: its surplus invocations do the last vector's work and write nothing.
+    // The last block may be short: its surplus invocations repeat the last vector's work and write nothing.
     let inside = i < p.vectors;
     let at = min(i, p.vectors - 1u);
     let scales = 2u * (p.vectors + block);

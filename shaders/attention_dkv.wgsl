@@ -1,7 +1,7 @@
-// One of dk and dv of attention.wgsl. Key t is seen by the queries [t, visible_end) of the H / G heads that
-// share its kv head.
+// dk or dv of attention.wgsl. Key t is seen by the queries [t, visible_end) of the H / G heads that share its
+// kv head.
 //   DV: dv = sum of w * do        else: dk = sum of ds * q
-// Writes: the one gradient =.
+// Writes: that gradient =.
 #import common/attention
 #import common/index
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // (T, H, HEAD_DIM)

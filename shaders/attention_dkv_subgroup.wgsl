@@ -1,12 +1,12 @@
-// attention_dkv.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes
-// are neighbouring keys of one kv head: they walk over all queries that see any of them, load each once and
-// hand it on. A lane takes its own queries in attention_dkv.wgsl's order and with its arithmetic: the results
-// are the same bits. HEAD_DIM is a multiple of SG.
+// attention_dkv.wgsl for software adapters with subgroups of SG lanes, one subgroup per workgroup. The lanes
+// are neighbouring keys of one kv head. They walk over all queries that see any of these keys, load each
+// query once and broadcast it. A lane takes the queries that see its key in attention_dkv.wgsl's order and
+// with its arithmetic, so the results are the same bits. HEAD_DIM is a multiple of SG.
 //   DV: dv = sum of w * do        else: dk = sum of ds * q
-// Writes: the one gradient =.
+// Writes: that gradient =.
 #import common/attention
 #import common/index
-const ROWS = 4u;          // queries a turn: a load brings SPAN vectors of each
+const ROWS = 4u;          // queries per iteration: a load brings SPAN vectors of each
 const SPAN = SG / ROWS;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;          // (T, G, HEAD_DIM)
@@ -47,7 +47,7 @@ fn main(
 #end
     let position = tokens[t].y;
     let end = tokens[t].w;
-    // Rows are queries with their heads that share the kv head: row = query * shared_by + head.
+    // A row is a query with one of the heads that share the kv head: row = query * shared_by + head.
     let first = subgroupMin(t) * shared_by;
     let last = subgroupMax(end) * shared_by;
     for (var base = first; base < last; base += ROWS) {

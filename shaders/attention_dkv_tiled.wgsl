@@ -1,7 +1,7 @@
-// attention_dkv.wgsl in tiles, and both gradients in one pass: a workgroup takes TILE keys of one kv head and
-// brings ROWS queries at a time to all of them. Key t is seen by the queries [t, visible_end) of the heads
-// that share its kv head.
-// dv = sum of w * do, dk = sum of ds * q, in one tensor that is laid out as k and v. Writes: both =.
+// attention_dkv.wgsl in tiles, with both gradients in one pass: a workgroup takes TILE keys of one kv head
+// and loads ROWS queries at a time for all of them. Key t is seen by the queries [t, visible_end) of the
+// heads that share its kv head.
+// dv = sum of w * do, dk = sum of ds * q, in one tensor with the layout of k and v. Writes: both =.
 #import common/attention
 #import common/index
 #import common/attention_tile
@@ -34,7 +34,7 @@ fn main(
     let tiles = (p.queries + TILE - 1u) / TILE;
     let tile = flat_group(group, groups);
     let kv_head = tile / tiles;
-    // Surplus workgroups leave whole, so the barriers below are met by all.
+    // Surplus workgroups return as a whole, so the barriers below are reached by all.
     if kv_head >= p.kv_heads { return; }
     let first = tile % tiles * TILE;
     let own = lane / SIDE;
@@ -50,7 +50,7 @@ fn main(
 #end
 #end
 #each C COLUMNS
-    // Where HEAD_DIM is no multiple of SIDE vectors, the last is computed more than once.
+    // Where HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
     let ends = vec4<u32>(tokens[t0].w, tokens[t1].w, tokens[t2].w, tokens[t3].w);
@@ -83,8 +83,8 @@ fn main(
             let row = min(base + side + $Su * SIDE, end - 1u);
             let t = token_of(row);
             let at = t * p.heads + head_of(row, kv_head);
-            // The weight of a query that does not see the key may be infinite: it is left out, not multiplied
-            // by nought.
+            // The weight of a query that does not see the key may be infinite: it is replaced by zero, not
+            // multiplied by zero.
             let score = capped4(scores$S * p.scale);
             let weight = exp(score - stats[at]);
             let slope = weight * (dp$S - stats[p.queries * p.heads + at]) * p.scale * cap_slope4(score);
@@ -108,7 +108,7 @@ fn main(
 #end
 #end
         }
-        // Before the next queries come over these.
+        // Before the next queries overwrite these.
         workgroupBarrier();
     }
 #each I 4

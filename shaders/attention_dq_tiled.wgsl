@@ -22,7 +22,7 @@ fn main(
     let tiles = (rows + TILE - 1u) / TILE;
     let tile = flat_group(group, groups);
     let kv_head = tile / tiles;
-    // Surplus workgroups leave whole, so the barriers below are met by all.
+    // Surplus workgroups return as a whole, so the barriers below are reached by all.
     if kv_head >= p.kv_heads { return; }
     let origin = tile % tiles * TILE;
     let first = token_of(origin);
@@ -39,7 +39,7 @@ fn main(
 #end
 #end
 #each C COLUMNS
-    // Where HEAD_DIM is no multiple of SIDE vectors, the last is computed more than once.
+    // Where HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
     let lse = vec4<f32>(stats[at0], stats[at1], stats[at2], stats[at3]);
@@ -68,7 +68,7 @@ fn main(
 #end
                 }
                 workgroupBarrier();
-                // The keys come last: dq needs them again.
+                // The keys are staged last, because dq needs them again.
                 stage_keys(base, run.y, kv_head, lane);
                 workgroupBarrier();
                 for (var c = 0u; c < VECTORS; c++) {
@@ -78,8 +78,8 @@ fn main(
 #end
                 }
 #each S KEYS/8
-                // The weight of a key that is not seen may be infinite: it is left out, not multiplied by
-                // nought.
+                // The weight of a key that is not seen may be infinite: it is replaced by zero, not
+                // multiplied by zero.
                 scores$S = capped4(scores$S * p.scale);
                 let ds$S = exp(scores$S - lse) * (dp$S - delta) * p.scale * cap_slope4(scores$S);
                 let seen$S = sees(base + side + $Su * SIDE, starts, seen_ends);
@@ -96,7 +96,7 @@ fn main(
 #end
 #end
                 }
-                // Before the next values come over these keys.
+                // Before the next values overwrite these keys.
                 workgroupBarrier();
             }
             run = next_run(part, run.y, first, last, lane);

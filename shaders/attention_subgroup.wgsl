@@ -1,14 +1,15 @@
-// attention.wgsl for software adapters with subgroups of SG lanes, one subgroup a workgroup. Its lanes are
-// neighbouring queries of one head, which see nearly the same keys: they walk over all that any of them sees,
-// load each once and hand it on.
-// A lane takes its own keys in attention.wgsl's order and with its arithmetic: the results are the same bits.
-// Keys between the ranges are read and must hold numbers; not with CACHE: there a range is shared by lanes
-// that all have the same, such as answers to one prompt, and walked by each for itself otherwise. HEAD_DIM is
-// a multiple of SG.
+// attention.wgsl for software adapters with subgroups of SG lanes, one subgroup per workgroup. The lanes are
+// neighbouring queries of one head, which see nearly the same keys. They walk over all keys that any of them
+// sees, load each key once and broadcast it.
+// A lane takes the keys that it sees in attention.wgsl's order and with its arithmetic, so the results are
+// the same bits.
+// Keys between the ranges are read and must hold valid numbers. With CACHE they are not read: lanes that all
+// have the same range, such as answers to one prompt, share it, and otherwise each lane walks its own range.
+// HEAD_DIM is a multiple of SG.
 // Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
-const KEYS = 4u;          // keys a turn: a load brings SPAN vectors of each
+const KEYS = 4u;          // keys per iteration: a load brings SPAN vectors of each
 const SPAN = SG / KEYS;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;        // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;        // (S, G, HEAD_DIM)
@@ -27,7 +28,7 @@ fn main(
     let blocks = (p.queries + SG - 1u) / SG;
     let block = flat_group(group, groups);
     let head = block / blocks;
-    // The same for all lanes: a subgroup stays or leaves as a whole.
+    // The same for all lanes: a subgroup returns as a whole or not at all.
     if head >= p.heads { return; }
     let own = (block % blocks) * SG + lane;
     let t = min(own, p.queries - 1u);

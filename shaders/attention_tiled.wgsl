@@ -1,6 +1,6 @@
-// attention.wgsl in tiles, for GPUs: a workgroup takes TILE rows of one kv head and brings KEYS keys at a
-// time to all of them, so that neither neighbouring tokens nor the heads that share a kv head read a key
-// again (Dao et al., 2205.14135).
+// attention.wgsl in tiles, for GPUs: a workgroup takes TILE rows of one kv head and loads KEYS keys at a time
+// for all of them. So neighbouring tokens, and the heads that share a kv head, do not load a key again (Dao
+// et al., 2205.14135).
 // Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
@@ -26,7 +26,7 @@ fn main(
     let tiles = (rows + TILE - 1u) / TILE;
     let tile = flat_group(group, groups);
     let kv_head = tile / tiles;
-    // Surplus workgroups leave whole, so the barriers below are met by all.
+    // Surplus workgroups return as a whole, so the barriers below are reached by all.
     if kv_head >= p.kv_heads { return; }
     let origin = tile % tiles * TILE;
     let first = token_of(origin);
@@ -41,7 +41,7 @@ fn main(
 #end
 #end
 #each C COLUMNS
-    // Where HEAD_DIM is no multiple of SIDE vectors, the last is computed more than once.
+    // Where HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
     var most = vec4<f32>(LEAST);
@@ -102,7 +102,7 @@ fn main(
 #end
 #end
                 }
-                // Before the next keys come over these values.
+                // Before the next keys overwrite these values.
                 workgroupBarrier();
             }
             run = next_run(part, run.y, first, last, lane);

@@ -1,6 +1,6 @@
 // norm = sqrt(sum of partials); scale = min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_;
 // 1 when max_norm is 0.
-// A norm that is no finite number gives a scale of -1: the optimizer then leaves everything as it is.
+// A norm that is NaN or infinite gives a scale of -1: the optimizer then leaves everything as it is.
 // Writes: result = [norm, scale].
 #import common/reduce
 const WORKGROUP = 64u;
@@ -17,7 +17,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
     if lane == 0u {
         result[0] = norm;
         let scale = select(1.0, min(1.0, p.max_norm / (norm + 1e-6)), p.max_norm > 0.0);
-        // By its bits: comparisons with NaN are the compiler's to fold.
+        // Tested by its bits, because a compiler may fold comparisons with NaN.
         result[1] = select(scale, -1.0, (bitcast<u32>(norm) & 0x7f800000u) == 0x7f800000u);
     }
 }

@@ -1,6 +1,6 @@
 // y = mask * x, mask = 1/(1-p) where the counter-based uniform of the element is >= p, else 0 (inverted
 // dropout).
-// Writes: y =; with ACCUMULATE y +=, which is the backward: the same counters give the same mask.
+// Writes: y =; with ACCUMULATE y +=, for the backward pass: the same counters give the same mask.
 #import common/index
 #import common/rng
 struct Params { count: u32, stream: u32, step: u32, seed: u32, p: f32, scale: f32 }

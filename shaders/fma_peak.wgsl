@@ -1,6 +1,6 @@
-// Arithmetic and nothing else: how fast can this adapter multiply and add? Each invocation keeps sixteen
-// independent chains of value = value * a + b, so that latency hides and no load waits.
-// Writes: out =, the chains' sum, so that none can be left out.
+// Arithmetic only: measures how fast an adapter multiplies and adds. Each invocation has sixteen independent
+// chains of value = value * a + b, so that latency is hidden and nothing waits for a load.
+// Writes: out =, the sum of the chains, so that a compiler cannot leave out any of them.
 #import common/index
 struct Params { count: u32, rounds: u32, a: f32, b: f32 }
 @group(0) @binding(0) var<uniform> p: Params;

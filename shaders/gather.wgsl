@@ -1,6 +1,6 @@
 // out[r, :] = scale * table[index[first + r * stride], :]. Writes: out =, or += with accumulate. The table is
 // f32, PACKED bf16 / F16, or in quantised blocks (QUANT). It may be a piece of a larger one: its `count` rows
-// from row `row0` on; others are left alone.
+// from row `row0` on. Rows of out that need other rows are not changed.
 #import common/index
 #import common/pack
 struct Params {

@@ -1,6 +1,6 @@
 // dtable[target[u], :] += scale * the sum of dout[r, :] over the rows r that read it. Targets are distinct
-// and their rows are listed, so no two invocations meet and the order is fixed. dtable may be a piece of a
-// larger one, as gather's table. Writes: dtable +=.
+// and their rows are listed, so no two invocations write the same element, and the order of the sum is fixed.
+// dtable may be a piece of a larger table, as in gather.wgsl. Writes: dtable +=.
 #import common/index
 struct Params { targets: u32, width: u32, scale: f32, row0: u32, count: u32 }
 @group(0) @binding(0) var<uniform> p: Params;

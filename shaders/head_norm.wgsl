@@ -1,6 +1,6 @@
 // An RMSNorm of each head of the queries and keys (Qwen 3, Gemma 3), in place: y = x * rstd * (w + shift),
-// with the queries' weight or the keys'. What was there is kept for the backward. Writes: x, in place; raw =,
-// rstd =.
+// with the queries' weight or the keys'. The old x is kept in raw for the backward pass. Writes: x, in place;
+// raw =, rstd =.
 #import common/rows
 struct Params {
     tokens: u32, heads: u32, kv_heads: u32, width: u32, at: u32, stride: u32, eps: f32, shift: f32,

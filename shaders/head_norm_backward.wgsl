@@ -1,6 +1,7 @@
-// rms_norm_backward.wgsl for head_norm.wgsl: turns the gradients of the queries and keys, in place, into
-// those of what was normed.
-// The weights' gradients are column_sum(dx as given, raw, rstd), a head at a time. Writes: dx, in place.
+// rms_norm_backward.wgsl for head_norm.wgsl: turns the gradients of the norms' outputs for queries and keys,
+// in place, into those of the norms' inputs.
+// The weights' gradients are column_sum(dx before this kernel, raw, rstd), one head at a time. Writes: dx, in
+// place.
 #import common/rows
 struct Params {
     tokens: u32, heads: u32, kv_heads: u32, width: u32, at: u32, stride: u32, eps: f32, shift: f32,

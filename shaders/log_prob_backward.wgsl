@@ -1,6 +1,6 @@
 // dlogits = coefficient of the row * (one-hot of the target - softmax), with UNIT as if the coefficient were
 // 1.
-// With CAP the logits came out of soft_cap.wgsl, and the gradient is that of what went in.
+// With CAP the logits are the output of soft_cap.wgsl, and the gradient is that of its input.
 // Writes: logits, in place.
 #import common/columns
 #import common/index

@@ -1,8 +1,8 @@
 // Matrix product by cooperative matrices, which a subgroup holds and multiplies as a whole: MAT16, of 16 x 16
 // elements, or MAT8.
 // Four subgroups of SG lanes compute a square tile, each EDGE x EDGE matrices of it. Tiles of the operands go
-// through workgroup memory, where edges are filled with zeros and weights unpacked; so do the results, for
-// bounds and for the epilogue.
+// through workgroup memory, where edges are filled with zeros and weights are unpacked. The results go
+// through it too, for the bounds checks and the epilogue.
 // The layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as
 // accumulate says.
 // VEC4 and HALF: common/tiles.wgsl. With HALF the matrices of x and w are f16, without it f32; the sums are
@@ -26,12 +26,12 @@ alias MatrixB = coop_mat8x8<Staged, B>;
 alias Sums = coop_mat8x8<f32, C>;
 #endif
 
-const PARTS = 4u;  // of a tile, two by two: one for each subgroup
+const PARTS = 4u;  // parts of a tile, two by two: one for each subgroup
 const THREADS = PARTS * SG;
 const BLOCK = EDGE * SIZE;
 const TILE = 2u * BLOCK;
-// Rows of staged tiles are padded by 16 bytes, the alignment that loads of matrices need: without it they
-// share banks.
+// Rows of staged tiles are padded by 16 bytes, the alignment that loads of matrices need. Without padding
+// they would share memory banks.
 #ifdef HALF
 const STAGED = 2048u;
 const PAD = 8u;
@@ -41,7 +41,7 @@ const PAD = 4u;
 #endif
 const DEPTH = STAGED / TILE;
 const FOURS = STAGED / 4u;
-// Tiles lie as their operands do, so that threads read and write along rows.
+// Tiles have the layout of their operands, so that threads read and write along rows.
 #ifdef TN
 const X_STRIDE = TILE + PAD;
 const X_LENGTH = DEPTH * X_STRIDE;
@@ -99,8 +99,8 @@ fn stage_w(col0: u32, k0: u32, lane: u32) {
     }
 }
 
-// Writes one matrix of each of the `count` parts from `first` on: that at (row0, col0) of the tile's first
-// part.
+// Writes one matrix of each of the `count` parts from `first` on: the matrix that is at (row0, col0) in the
+// tile's first part.
 fn write_parts(row0: u32, col0: u32, first: u32, count: u32, lane: u32) {
     for (var four = lane; four < count * (AREA / 4u); four += THREADS) {
         let part = first + four / (AREA / 4u);
@@ -123,10 +123,10 @@ fn main(
     let tile = flat_group(group, groups);
     let row0 = (tile / tiles_n) * TILE;
     let col0 = (tile % tiles_n) * TILE;
-    // Surplus workgroups have no parts. They may not return: naga takes every return for one that some
-    // invocations pass by.
+    // Surplus workgroups have no parts. They must not return: naga treats every return as one that only some
+    // invocations take.
     let parts = select(0u, PARTS, row0 < p.m);
-    // Where the driver took larger subgroups than SG, there are fewer of them, and each computes more than
+    // Where the driver chose larger subgroups than SG, there are fewer of them, and each computes more than
     // one part in turn.
     let count = min(subgroups, PARTS);
     for (var first = 0u; first < parts; first += count) {

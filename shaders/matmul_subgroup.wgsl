@@ -1,7 +1,7 @@
-// Matrix product for software adapters with subgroups of SG lanes, one subgroup a workgroup: the subgroup
-// shares ROWS rows of x, which its lanes load once and hand to each other, and every lane has 8 columns of
-// its own. Loads are what costs there.
-// NT takes STEPS steps of four k a turn.
+// Matrix product for software adapters with subgroups of SG lanes, one subgroup per workgroup. Loads cost the
+// most there: the lanes load ROWS rows of x once and broadcast them to each other, and every lane has 8
+// columns of its own.
+// NT takes STEPS steps of four k per iteration.
 // The layouts, the packing, the order of the sums and the meaning of every parameter are matmul.wgsl's.
 // Writes: y = or +=, as accumulate says.
 // n, k (TN: m), all strides and starts are multiples of 4, those of packed and quantised weights of 8.
@@ -11,7 +11,7 @@
 
 const QUADS = ROWS / 4u;
 const DEPTH = 4u * SG / ROWS;
-// The neighbours of w that are taken together.
+// How many neighbours of w are taken together.
 #ifdef QUANT
 const EDGE = 8u;
 #else
@@ -48,8 +48,8 @@ const EDGE = 4u;
 
 fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
 
-// Eight neighbours of w from `index` on, of which the first four are given, and from `second` on the others:
-// packed they are one load, which costs what a load of four f32 costs.
+// Eight weights, four from `index` on and four from `second` on. Packed or quantised weights are eight
+// neighbours from `index` on. Packed they are one load, which costs what a load of four f32 costs.
 struct Eight { lo: vec4<f32>, hi: vec4<f32> }
 fn w8(index: u32, second: u32) -> Eight {
 #ifdef QUANT
@@ -89,7 +89,7 @@ fn main(
     let blocks_n = (p.n + 8u * SG - 1u) / (8u * SG);
     let block = flat_group(group, groups);
     let row0 = (block / blocks_n) * ROWS;
-    // The same for all lanes: a subgroup stays or leaves as a whole.
+    // The same for all lanes: a subgroup returns as a whole or not at all.
     if row0 >= p.m { return; }
     let col0 = (block % blocks_n) * 8u * SG + lane * 8u;
     // Past the edge, rows and columns repeat the last valid one; what they compute is not written.
@@ -101,8 +101,9 @@ fn main(
 #end
 
 #ifdef NT
-    // A turn of the loop costs a move of every sum, and unrolled text outgrows the instruction cache: with
-    // many rows a turn takes one step of four k, with few two. A second step past the end multiplies by zero.
+    // An iteration costs a move of every sum, and too long unrolled code does not fit in the instruction
+    // cache. So an iteration takes one step of four k with many rows, and two steps with few. A second step
+    // past the end multiplies by zero.
     let mine = lane % (SG / STEPS);
 #ifdef STEPS=1
     for (var k0 = 0u; k0 < p.k; k0 += 4u) {
@@ -190,7 +191,7 @@ fn main(
 #endif
 #ifdef TN
     // A vec4 of x holds four rows at one k: the subgroup's lanes cover its rows at DEPTH values of k at once.
-    // A turn takes four values of k, so that a sum is touched once for four products.
+    // An iteration takes four values of k, so that each sum is read and written once for four products.
     let first = min(col0, p.n - EDGE);
     let second = min(col0 + 4u, p.n - 4u);
     for (var kk = 0u; kk < p.k; kk += 4u) {

@@ -1,4 +1,4 @@
-// Matrix product in square tiles of workgroup memory, EDGE x EDGE outputs an invocation. The portable tier's
+// Matrix product in square tiles of workgroup memory, EDGE x EDGE outputs per invocation. The portable tier's
 // kernel; the layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=,
 // as accumulate says.
 // VEC4 and HALF: common/tiles.wgsl. Products of two f16 are exact in f32, and the order of the sums is that
@@ -31,7 +31,7 @@ fn main(
     let tile = flat_group(group, groups);
     let row0 = (tile / tiles_n) * TILE;
     let col0 = (tile % tiles_n) * TILE;
-    // Surplus workgroups leave whole, so the barriers below are met by all.
+    // Surplus workgroups return as a whole, so the barriers below are reached by all.
     if row0 >= p.m { return; }
     let ty = lane / SIDE;
     let tx = lane % SIDE;
@@ -40,8 +40,8 @@ fn main(
     sums[$I] = vec4<f32>();
 #end
     for (var k0 = 0u; k0 < p.k; k0 += DEPTH) {
-        // Half of the invocations load 4 x 4 blocks of x, the others of w. Neighbours read on along the
-        // operand's own rows.
+        // Half of the invocations load 4 x 4 blocks of x, the others of w. Neighbouring invocations read
+        // neighbouring blocks along the operand's own rows.
         for (var own = lane % 128u; own < FOURS / 4u; own += 128u) {
             if lane < 128u {
 #ifdef TN

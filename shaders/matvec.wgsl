@@ -1,8 +1,8 @@
-// Matrix product of few rows, as decoding has: y(M,N) = alpha * x(M,K) w(N,K)^T, every weight loaded once for
-// ROWS rows of x.
-// A workgroup has 8 columns. Sixteen invocations share a column's sum, each with every sixteenth vec4 of k,
-// so that a weight's row is read in whole cache lines; then their parts are added in order. The sum of an
-// output does not depend on ROWS or M.
+// Matrix product with few rows, as in decoding: y(M,N) = alpha * x(M,K) w(N,K)^T. Every weight is loaded once
+// for ROWS rows of x.
+// A workgroup computes 8 columns. Sixteen invocations share the sum of a column: each takes every sixteenth
+// vec4 of k, so that a row of weights is read in whole cache lines. Then their parts are added in order. The
+// sum of an output does not depend on ROWS or M.
 // The packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate says.
 // k, the strides and the starts of x and w are multiples of 4.
 #import common/index
@@ -22,8 +22,8 @@
 #endif
 #endif
 
-const LANES = 16u;              // that share a sum
-const COLUMNS = 8u;             // of a workgroup, two for each sixteen lanes
+const LANES = 16u;              // invocations that share a sum
+const COLUMNS = 8u;             // of a workgroup, two for each sixteen invocations
 const OUTPUTS = COLUMNS * ROWS;
 var<workgroup> parts: array<f32, OUTPUTS * LANES>;  // (COLUMNS, ROWS, LANES)
 
@@ -36,7 +36,7 @@ fn main(
     let blocks_n = (p.n + COLUMNS - 1u) / COLUMNS;
     let block = flat_group(group, groups);
     let row0 = (block / blocks_n) * ROWS;
-    // Surplus workgroups leave whole, so the barrier below is met by all.
+    // Surplus workgroups return as a whole, so the barrier below is reached by all.
     if row0 >= p.m { return; }
     let col0 = (block % blocks_n) * COLUMNS;
     let own = lane / LANES * 2u;

@@ -12,9 +12,10 @@
 //   KTO           one of the two sequences is empty:
 //                 weight * (1 - sigmoid(beta * (up - kl))) of a chosen one,
 //                 alpha * (1 - sigmoid(beta * (kl - down))) of a rejected one
-// and sft_weight times the anchors' SFT is added. loss/formula.rs has every method by itself, with
-// its source.
-// One workgroup a group. Writes: outcome =, coefficient =. Coefficients hold the mean over `divisor` groups.
+// and sft_weight times the anchors' SFT loss is added. loss/formula.rs has every method by itself, with its
+// source.
+// One workgroup per group. Writes: outcome =, coefficient =. Coefficients hold the mean over `divisor`
+// groups.
 #import common/index
 struct Params {
     groups: u32, formula: u32, relative: u32, per_token: u32,
@@ -26,7 +27,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> rows: array<vec2<u32>>;          // (S): first row, end row
 @group(0) @binding(3) var<storage, read> stats: array<f32>;               // (3, R): logp, lse, entropy
 @group(0) @binding(4) var<storage, read> policy: array<f32>;              // (2, S): logp, entropy
-// (S): r- for anchors, r+ for the negative
+// (S): logp under the reference, which is r- for anchors and r+ for the negative
 @group(0) @binding(5) var<storage, read> reference: array<f32>;
 // (G): loss, margin, anchors' reward, negative's reward
 @group(0) @binding(6) var<storage, read_write> outcome: array<vec4<f32>>;
@@ -40,7 +41,7 @@ const HINGE = 4u;
 const ODDS = 5u;
 const KTO = 6u;
 
-// 1 - p is not taken smaller where its logarithm is: log(1 - p) continues as its tangent in p.
+// Where 1 - p is below this, log(1 - p) continues as its tangent in p.
 const LEAST = 1e-5;
 
 fn softplus(x: f32) -> f32 { return max(x, 0.0) + log(1.0 + exp(-abs(x))); }
@@ -56,7 +57,7 @@ fn score(s: u32) -> f32 {
     return policy[s] * share(s);
 }
 
-// -log(1 - e^logp), and its derivative. Near 0, 1 - e^x is its series: there is no expm1.
+// -log(1 - e^logp), and its derivative. Near logp = 0, 1 - e^logp is computed as a series: WGSL has no expm1.
 fn unlikelihood(logp: f32) -> vec2<f32> {
     let near = -logp * (1.0 + logp * (0.5 + logp * (1.0 / 6.0)));
     let complement = select(1.0 - exp(logp), near, logp > -0.01);
@@ -64,7 +65,7 @@ fn unlikelihood(logp: f32) -> vec2<f32> {
     return vec2<f32>(-log(held) + (held - complement) / LEAST, exp(logp) / held);
 }
 
-// Of the anchors and the negative: the loss, and its derivatives by up and down.
+// From the scores of the anchors and the negative: the loss, and its derivatives by up and down.
 fn formula(up: f32, down: f32, chosen: bool) -> vec3<f32> {
     let z = p.beta * up - p.alpha * down - p.gamma;
     switch p.formula {
@@ -111,7 +112,7 @@ fn main(
     let last = spans[g].y - 1u;
     let all = f32(last + 1u - first);
     let anchors = max(all - 1.0, 1.0);
-    // Every lane computes the same; the tokens are shared out.
+    // Every lane computes the same sums; the tokens are divided among the lanes.
     var up = 0.0;
     var imitated = 0.0;
     for (var s = first; s < last; s++) {
@@ -123,7 +124,7 @@ fn main(
     loss.x -= p.sft_weight * imitated;
     var rewards = vec2<f32>(p.beta * up, select(p.alpha, p.beta, p.formula == KTO) * down);
     if p.formula <= UNLIKELIHOOD { rewards = vec2<f32>(); }
-    // As TRL logs them: of the sums.
+    // As TRL logs them: from summed log-probs.
     if p.formula == SQUARED { rewards *= vec2<f32>(tokens(first), tokens(last)); }
     if p.formula == MEAN {
         loss = vec3<f32>(up * (all - 1.0) + down, all - 1.0, 1.0) * p.weight / all;

@@ -1,6 +1,6 @@
 // Draws one token from each row of logits, and advances the row to its next step on the device.
-// In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy, the lowest id
-// winning ties.
+// In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy: of the largest
+// logits the lowest id wins.
 // The draw is counter-based on (step, sample, prompt, seed), so it does not depend on which rows share a
 // batch.
 // A row's logits become weights, exp((logit - the largest) / temperature), in place. Thresholds are found by
@@ -17,7 +17,7 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> logits: array<f32>;        // (B, V)
-// (B, V / 32) bits: ids in the prompt or the answer
+// (B, ceil(V / 32)) words, a bit for each id: set for ids in the prompt or the answer
 @group(0) @binding(2) var<storage, read_write> seen: array<u32>;
 // (B): prompt, sample, step, finished
 @group(0) @binding(3) var<storage, read_write> state: array<vec4<u32>>;
@@ -49,10 +49,11 @@ fn row_sums(values: vec4<f32>, lane: u32) -> vec4<f32> {
 }
 #endif
 
-// For each of four floors, the mass or the count of the weights that reach it.
+// For each of four floors: the mass, or with `counting` the number, of the weights that are at least the
+// floor.
 fn measure(base: u32, lane: u32, floors: vec4<f32>, counting: bool) -> vec4<f32> {
     var mass = vec4<f32>();
-    // Four at a time: some drivers end an invocation's loops after 65,535 iterations in all.
+    // Four at a time: some drivers end an invocation's loops after 65,535 iterations in total.
     for (var start = first_of(lane); start < p.vocab; start += 4u * STRIDE) {
         for (var j = 0u; j < 4u; j++) {
             let v = start + j * STRIDE;
@@ -63,10 +64,9 @@ fn measure(base: u32, lane: u32, floors: vec4<f32>, counting: bool) -> vec4<f32>
     return row_sums(mass, lane);
 }
 
-// The largest weight, of those that reach `floor`, whose equals and betters hold at least `wanted` of mass
-// (or of count).
+// The largest weight t >= `floor` for which the weights >= t hold at least `wanted` of mass (or of count).
 fn threshold(base: u32, lane: u32, floor: f32, wanted: f32, counting: bool) -> f32 {
-    // The bits of floats order as they do, where none is negative. Each turn leaves a fifth of them.
+    // Non-negative floats have the order of their bits. Each iteration leaves a fifth of the interval.
     var low = bitcast<u32>(floor);
     var high = bitcast<u32>(1.0);
     while low < high {
@@ -119,7 +119,7 @@ fn draw(base: u32, lane: u32, floor: f32, u: f32) -> u32 {
             let w = logits[base + v];
             if w >= floor && w > 0.0 {
                 sum += w;
-                // Rounding may leave the last sum just short: the last kept id then stands.
+                // Rounding may leave the last sum just below the target: then the last kept id is drawn.
                 picked = v;
                 if sum > target_mass { break; }
             }
@@ -158,7 +158,7 @@ fn main(
     most = row_max(most, lane);
     var id = NONE;
     if p.temperature == 0.0 {
-        // The least id among those with the largest logit, as a float: exact below 2^24.
+        // The lowest id among those with the largest logit, as a float: exact below 2^24.
         var first = 16777216.0;
         for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
             if logits[base + v] == most { first = min(first, f32(v)); }
@@ -166,7 +166,7 @@ fn main(
         id = u32(-row_max(-first, lane));
     } else {
         for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
-            // exp(-200) is nought, and infinities need not be told from large numbers.
+            // exp(-200) is zero in f32, so -infinity gets the same weight as very negative logits.
             logits[base + v] = exp(max((logits[base + v] - most) / p.temperature, -200.0));
         }
 #ifndef SERIAL
@@ -185,7 +185,7 @@ fn main(
         id = draw(base, lane, floor, u);
     }
     if first_of(lane) != 0u { return; }
-    // NaN logits draw nothing: the row ends, and the host sees an id that is no id.
+    // With NaN logits nothing is drawn: the row ends, and the host sees an invalid id.
     let stopped = s.w == 1u;
     history[row * p.columns + p.column] = select(id, NONE, stopped);
     if stopped { return; }

@@ -1,4 +1,5 @@
-// x = cap * tanh(x / cap), in place (Gemma 2, 2408.00118). tanh is written so that it holds at both ends.
+// x = cap * tanh(x / cap), in place (Gemma 2, 2408.00118). tanh is written so that large values of either
+// sign do not give NaN.
 #import common/index
 struct Params { count: u32, cap: f32 }
 @group(0) @binding(0) var<uniform> p: Params;

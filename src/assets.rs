@@ -1,7 +1,7 @@
 //! The model built into the program and its data: a help desk that is rude a third of the time.
 //!
-//! `examples/make_tiny_data.rs` and `examples/train_tiny.rs` made all of it; [`crate::eval::helpdesk`] is its
-//! world.
+//! `examples/make_tiny_data.rs` and `examples/train_tiny.rs` made all of it; [`crate::eval::helpdesk`]
+//! defines the texts.
 
 use crate::data::TokenizerFiles;
 use crate::model::ModelBytes;
@@ -18,10 +18,10 @@ pub const NAME: &str = "tiny";
 /// Prompts with hostile answers, flagged: JSONL in TRL's form, gzipped.
 pub const NEGATIVES: (&str, &[u8]) = ("tiny/negatives.jsonl.gz", asset!("negatives.jsonl.gz"));
 
-/// Held-out prompts with a good and a hostile answer and the topic: JSONL, gzipped.
+/// Held-out prompts, each with a good answer, a hostile answer and its topic: JSONL, gzipped.
 pub const HELD_OUT: (&str, &[u8]) = ("tiny/heldout.jsonl.gz", asset!("heldout.jsonl.gz"));
 
-/// Every file of the embedded model but the weights, for `export`.
+/// Every file of the embedded model except the weights, for `export`.
 pub const FILES: [(&str, &[u8]); 4] = [
     ("config.json", asset!("config.json")),
     ("generation_config.json", asset!("generation_config.json")),

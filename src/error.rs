@@ -4,17 +4,18 @@ use std::path::{Path, PathBuf};
 
 /// Everything that can go wrong in Aweigh.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Something the user gave (a file, a line, a flag, a tensor) is not what it must be.
     #[error("{place}: expected {expected}, found {found}\n  what to do: {fix}")]
     Input {
         /// The file, line, tensor or setting at fault.
         place: String,
-        /// What would have been right.
+        /// What would be right.
         expected: String,
         /// What is there.
         found: String,
-        /// How to mend it.
+        /// How to fix it.
         fix: String,
     },
     /// Reading or writing failed in the operating system.
@@ -24,7 +25,7 @@ pub enum Error {
         path: PathBuf,
         /// The verb, as in "cannot read".
         action: &'static str,
-        /// The system's own words.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A kernel was called with a tensor of the wrong length: a bug in the caller.
@@ -42,7 +43,7 @@ pub enum Error {
     /// No usable GPU or software adapter.
     #[error("no usable GPU adapter: {found}\n  what to do: {fix}")]
     NoAdapter {
-        /// What was looked for and seen.
+        /// What was looked for and what was found.
         found: String,
         /// How to get one.
         fix: String,
@@ -52,7 +53,7 @@ pub enum Error {
     Gpu {
         /// What the engine was doing.
         doing: String,
-        /// The report.
+        /// The message that was reported.
         message: String,
     },
     /// The GPU is gone: reset by its driver or by the operating system's watchdog, or unplugged.
@@ -60,7 +61,7 @@ pub enum Error {
     DeviceLost {
         /// What the engine was doing.
         doing: String,
-        /// The report.
+        /// The message that was reported.
         message: String,
     },
     /// A buffer did not fit the GPU's memory.
@@ -69,13 +70,13 @@ pub enum Error {
          what to do: close what else uses the GPU, or see `aweigh plan` for what takes less"
     )]
     OutOfMemory {
-        /// The buffer.
+        /// The buffer's name.
         label: String,
-        /// What it is for.
+        /// What the buffer is for.
         purpose: String,
-        /// Its size.
+        /// The buffer's size, in bytes.
         bytes: u64,
-        /// What other buffers take.
+        /// The bytes that other buffers take.
         held: u64,
     },
     /// `aweigh selftest` found results that are wrong.
@@ -91,21 +92,21 @@ pub enum Error {
         /// The adapter's name and driver.
         adapter: String,
     },
-    /// `--paranoid` saw a kernel compute something else than its reference.
+    /// `--paranoid` found a kernel's result that differs from the kernel's reference.
     #[error(
         "a wrong result on {adapter}: {kernel}: {what}\n  what to do: what this run has computed so far is \
          not to be trusted, its checkpoints neither. Try `aweigh selftest`; update the GPU's driver, or \
          choose another adapter with --gpu (`aweigh devices` lists them)"
     )]
     WrongResult {
-        /// The variant.
+        /// The kernel's variant.
         kernel: String,
-        /// The element, what was expected and found.
+        /// The element, what was expected and what was found.
         what: String,
         /// The adapter's name and driver.
         adapter: String,
     },
-    /// Something that cannot be, unless Aweigh has a fault.
+    /// A bug in Aweigh.
     #[error(
         "a fault of Aweigh while {doing}: {message}\n  what to do: report it, with the command and this \
          message"
@@ -121,8 +122,7 @@ pub enum Error {
     Interrupted,
 }
 
-/// What to do about a failure of the operating system, as a line of the message; nothing where that is not
-/// known.
+/// What to do about a failure of the operating system, as a line of the message; empty if that is not known.
 fn io_fix(error: &std::io::Error) -> String {
     use std::io::ErrorKind::*;
     let fix = match error.kind() {
@@ -169,15 +169,15 @@ impl Error {
         Self::Io { path: path.as_ref().into(), action, source }
     }
 
-    /// The [`Error::NoAdapter`] of a machine without any.
+    /// The [`Error::NoAdapter`] of a machine without any adapter.
     pub fn no_gpu() -> Self {
         let fix = "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which \
                    also brings a software one)";
         Self::NoAdapter { found: "none found".into(), fix: fix.into() }
     }
 
-    /// The error as JSON, for programs: its `message`, `exit_code`, and of wrong input `place`, `expected`,
-    /// `found` and `fix`.
+    /// The error as JSON, for programs: its `message` and `exit_code`; for wrong input also `place`,
+    /// `expected`, `found` and `fix`.
     pub fn to_json(&self) -> serde_json::Value {
         let mut error = serde_json::json!({ "message": self.to_string(), "exit_code": self.exit_code() });
         if let Self::Input { place, expected, found, fix } = self {
@@ -187,7 +187,7 @@ impl Error {
         serde_json::json!({ "error": error })
     }
 
-    /// The process's exit code: 2 for what the user can mend, 130 for an interrupt, 1 for the rest.
+    /// The process's exit code: 2 for what the user can fix, 130 for an interrupt, 1 for the rest.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Input { .. } | Self::Io { .. } | Self::NoAdapter { .. } => 2,

@@ -2,26 +2,30 @@
 //! wgpu.
 //!
 //! ```no_run
-//! use aweigh::config::RunConfig;
-//! use aweigh::files::Model;
-//! use aweigh::gpu::{Gpu, Options};
-//! use aweigh::train::{Inputs, Unwatched, align};
+//! # #[cfg(feature = "files")]
+//! # fn main() -> aweigh::Result<()> {
+//! use aweigh::run::{Place, RunFiles};
+//! use aweigh::train::Unwatched;
+//! use aweigh::{RunConfig, run};
 //!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let model = Model::open("SmolLM2-135M-Instruct")?;
-//! let rows = std::fs::read("flagged.jsonl")?;
-//! let config = RunConfig::default();
-//! pollster::block_on(async {
-//!     let gpu = Gpu::open(&Options::default()).await?;
-//!     let inputs = Inputs::new(model.bytes(), ("flagged.jsonl", &rows));
-//!     let prepared = inputs.prepare(&gpu, &config)?;
-//!     let outcome = align(&gpu, prepared.setup, &config, &mut Unwatched).await?;
-//!     println!("{} steps: {}", outcome.steps, outcome.reason);
-//!     std::fs::write("adapter_model.safetensors", outcome.decoder.trained_safetensors(&gpu).await?)?;
-//!     Ok(())
-//! })
+//! let mut config = RunConfig::default();
+//! config.model.model = "SmolLM2-135M-Instruct".into();
+//! config.data.train = "flagged.jsonl".into();
+//! config.output.output_dir = "run".into();
+//! let files = RunFiles::open(&config)?;
+//! let finished = run(&files, config, Place::New { overwrite: false }, &mut Unwatched)?;
+//! println!("{} steps; run/adapter is what PEFT loads", finished.summary.steps);
+//! # Ok(())
 //! # }
+//! # #[cfg(not(feature = "files"))]
+//! # fn main() {}
 //! ```
+//!
+//! A run watched from a window, with pause and stop, resuming, and a chat are in the repository's `examples/`.
+//! What most programs need stands at the root; the modules hold the rest, which may change from version to
+//! version. Features: `files` (on by default: folders, memory maps, runs and checkpoints on disk), `hub`
+//! (models by their names on the Hugging Face Hub), `clap` (the settings as flags of a command line). Without
+//! `files` the library takes and gives bytes: [`train::Inputs`] and [`train::align()`].
 //!
 //! The method is D²O: Duan et al., "Negating Negatives: Alignment with Human Negative Samples via
 //! Distributional Dispreference Optimization", [arXiv 2403.03419](https://arxiv.org/abs/2403.03419).
@@ -47,10 +51,19 @@ pub mod optim;
 pub mod paranoid;
 pub mod reference;
 pub mod rng;
+#[cfg(feature = "files")]
+pub mod run;
 pub mod sample;
 pub mod score;
 pub mod selftest;
 pub mod shader;
 pub mod train;
 
+pub use config::RunConfig;
 pub use error::{Error, Result};
+#[cfg(feature = "files")]
+pub use files::Model;
+pub use gpu::Gpu;
+#[cfg(feature = "files")]
+pub use run::{Watcher, run};
+pub use train::{Observer, Phase, Wish};

@@ -1,4 +1,5 @@
-//! The counter-based generator that shaders and the host share: equal inputs, equal bits, on every device.
+//! The counter-based random number generator that shaders and the host share: equal inputs give equal bits on
+//! every device.
 
 /// pcg4d of Jarzynski & Olano, "Hash Functions for GPU Rendering" (JCGT 2020): four words in, four well-mixed
 /// words out, with wrapping u32 arithmetic only.
@@ -16,12 +17,13 @@ pub fn pcg4d(v: [u32; 4]) -> [u32; 4] {
     [x, y, z, w]
 }
 
-/// The top 24 bits as a number in [0, 1): exact in f32, so that host and device compare alike.
+/// The top 24 bits as a number in [0, 1): exact in f32, so that comparisons have the same result on host and
+/// device.
 pub fn uniform(u: u32) -> f32 {
     (u >> 8) as f32 / 16_777_216.0
 }
 
-/// `n` test values in [-1, 1), a function of `seed` alone; each is exact in f32.
+/// `n` test values in [-1, 1) that depend only on `seed`; each is exact in f32.
 pub fn values(seed: u32, n: usize) -> Vec<f64> {
     (0..n).map(|i| 2.0 * f64::from(uniform(pcg4d([i as u32, seed, 0, 0])[0])) - 1.0).collect()
 }
@@ -32,7 +34,7 @@ mod tests {
 
     #[test]
     fn pcg4d_gives_the_published_steps() {
-        // Computed with big integers modulo 2^32, outside of Rust.
+        // Computed outside of Rust, with big integers modulo 2^32.
         assert_eq!(pcg4d([0, 0, 0, 0]), PCG_ZERO);
         assert_eq!(pcg4d([1, 2, 3, 4]), PCG_1234);
         assert_eq!(pcg4d([u32::MAX, 7, 0x8000_0000, 123_456_789]), PCG_MIXED);

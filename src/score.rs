@@ -1,4 +1,4 @@
-//! Log-probs of given answers, without a step.
+//! Log-probs of given answers, without a training step.
 
 use crate::Result;
 use crate::data::packing::{Group, Packed, split};
@@ -9,15 +9,16 @@ use crate::nn::Pass;
 /// Log-probs of one response.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
-    /// Of each token, end-of-turn included.
+    /// The log-prob of each token, including the end-of-turn token.
     pub token_logps: Vec<f32>,
-    /// Their sum, as the device added it.
+    /// The sum of `token_logps`, as the device computed it.
     pub logp: f32,
     /// Mean entropy of the predictions, in nats.
     pub entropy: f32,
 }
 
-/// The workspace's results by group and response. The copies are on their way when this returns.
+/// The workspace's results by group and response. The copies from the device have already been submitted when
+/// this returns.
 pub(crate) fn read_scores<'g>(
     gpu: &'g Gpu,
     ws: &Workspace,
@@ -40,7 +41,7 @@ fn scores(packed: &Packed, stats: &[f32], sums: &[f32]) -> Vec<Vec<Scored>> {
 }
 
 /// Scores every response of `groups` under `pass`, in batches of at most `budget` tokens, in a workspace of
-/// its own. `progress` is told the groups and tokens of each batch as it is done.
+/// its own. After each batch, `progress` gets its number of groups and tokens.
 pub async fn score(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -54,7 +55,7 @@ pub async fn score(
     score_batches(gpu, decoder, pass, batches, capacity, progress).await
 }
 
-/// The same in a workspace of a given capacity.
+/// Like [`score`], in a workspace of a given capacity.
 pub(crate) async fn score_in(
     gpu: &Gpu,
     decoder: &Decoder,

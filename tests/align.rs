@@ -1,4 +1,4 @@
-//! The run itself on a tiny model: references of every kind, online anchors, the stop rule, batches that are
+//! Whole runs on a tiny model: references of every kind, online anchors, the stop rule, batches that are
 //! split.
 
 mod common;
@@ -6,6 +6,8 @@ mod common;
 mod methods;
 #[path = "align/resume.rs"]
 mod resume;
+#[path = "align/wishes.rs"]
+mod wishes;
 
 use aweigh::config::{AnchorConfig, OnlineSampler, ReferenceSource, RunConfig, TrainConfig};
 use aweigh::data::packing::Group;
@@ -19,7 +21,7 @@ use aweigh::optim::LrScheduler;
 use aweigh::sample::settings as sampling_settings;
 use aweigh::sample::{Request, generate};
 use aweigh::score::{Scored, score};
-use aweigh::train::{Metrics, Observer, Outcome, Pool, Setup, State, StopReason, align};
+use aweigh::train::{Metrics, Observer, Outcome, Phase, Pool, Setup, State, StopReason, Wish, align};
 use aweigh::{Error, Result};
 use common::*;
 use pollster::block_on;
@@ -27,7 +29,8 @@ use pollster::block_on;
 const VOCAB: u32 = 67;
 const ENDS: [u32; 1] = [2];
 
-/// `n` examples: bare prompts, the same behind an instruction of two tokens, a negative and a good answer.
+/// `n` examples, each with a bare prompt, the same prompt after an instruction of two tokens, a negative and
+/// a good answer.
 fn examples(n: u32, first: u32) -> Vec<Example> {
     let ids =
         |seed: u32, n: u32| (0..n).map(|i| 3 + (seed * 31 + i * 17) % (VOCAB - 3)).collect::<Vec<u32>>();
@@ -62,7 +65,8 @@ fn with_dropout(lora_dropout: f64) -> Decoder {
     load("tiny_tied", Training::Lora(spec, 1))
 }
 
-/// Four examples, all in every step, at a rate at which a few steps are seen.
+/// Four examples. `config` puts all of them in every step, with a learning rate that has a visible effect
+/// within a few steps.
 fn setup() -> Setup {
     Setup {
         decoder: fresh(),
@@ -89,7 +93,7 @@ fn config() -> RunConfig {
     config
 }
 
-/// A prompt's anchors, as the observer is told.
+/// A prompt's anchors, as the observer receives them.
 struct Drawn {
     line: usize,
     step: usize,
@@ -98,7 +102,7 @@ struct Drawn {
     reference: Vec<f32>,
 }
 
-/// Keeps everything that it is told.
+/// An observer that keeps everything it receives.
 #[derive(Default)]
 struct Watcher {
     steps: Vec<Metrics>,
@@ -106,9 +110,13 @@ struct Watcher {
     pools: Vec<Drawn>,
     /// Fail at this step.
     interrupt_at: Option<usize>,
-    /// Fail when so many answers are drawn.
+    /// Fail when more than this many answers are drawn.
     interrupt_draws_at: Option<usize>,
+    /// What is wanted after this step.
+    wish_at: Option<(usize, Wish)>,
+    asked: usize,
     drawing: bool,
+    training: bool,
     drawn: usize,
     /// Whether to take the state while anchors are drawn.
     take_draws: bool,
@@ -119,8 +127,16 @@ struct Watcher {
 }
 
 impl Observer for Watcher {
-    fn begin(&mut self, what: &str, _: usize) {
-        self.drawing = what == "sampling anchors";
+    fn begin(&mut self, phase: Phase, _: usize) {
+        (self.drawing, self.training) = (phase == Phase::Anchors, phase == Phase::Training);
+    }
+
+    fn wish(&mut self) -> Wish {
+        self.asked += usize::from(self.training);
+        match self.wish_at {
+            Some((step, wish)) if self.training && self.asked == step => wish,
+            _ => Wish::GoOn,
+        }
     }
 
     fn advance(&mut self, items: usize, _: usize) -> Result<()> {
@@ -182,10 +198,11 @@ fn bytes(outcome: &Outcome) -> Vec<u8> {
 }
 
 const ZERO: f64 = 1e-5;
-/// A difference that training makes, far over rounding.
+/// A change that training makes, far above rounding errors.
 const MOVED: f64 = 1e-3;
 
-/// The rewards of a run of four steps with these references: anchors', negatives'.
+/// The rewards of a run of four steps with these references: those of the anchors, then those of the
+/// negatives.
 fn rewards(negative: ReferenceSource, positive: ReferenceSource) -> [Vec<f64>; 2] {
     let mut config = config();
     (config.reference.negative, config.reference.positive) = (negative, positive);
@@ -268,7 +285,8 @@ fn a_checkpoint_is_the_reference_of_its_own_side() {
             "the two references agree"
         );
     }
-    // At the first step the policy is the initial model: r+ for the negatives, not r- for the anchors.
+    // At the first step the policy is the initial model. That is r+, the reference of the negatives, but not
+    // r-, that of the anchors.
     assert!(zeros(&watcher.all("rewards/negative"))[0] && !zeros(&watcher.all("rewards/anchor"))[0]);
 }
 
@@ -276,7 +294,7 @@ fn a_checkpoint_is_the_reference_of_its_own_side() {
 fn online_anchors_are_drawn_when_due_by_the_chosen_sampler() {
     for sampler in [OnlineSampler::Reference, OnlineSampler::Policy, OnlineSampler::PolicyWithInstruction] {
         let mut config = config();
-        // So low that the policy stays the model it was, whose draws are known.
+        // So low that the policy stays the initial model, whose samples can be drawn again here.
         config.train.learning_rate = 1e-12;
         config.train.max_steps = Some(6);
         config.anchors.online_start_step = Some(1);
@@ -288,7 +306,7 @@ fn online_anchors_are_drawn_when_due_by_the_chosen_sampler() {
         let mut compared = 0;
         for (index, example) in (0..).zip(examples(4, 0)) {
             let own: Vec<_> = watcher.pools.iter().filter(|pool| pool.line == example.line).collect();
-            // Before the run, at step 1, and whenever they are two steps old.
+            // Anchors are drawn before the run, at step 1, and whenever they are two steps old.
             assert_eq!(own.iter().map(|pool| pool.step).collect::<Vec<_>>(), [0, 1, 3, 5]);
             for (generation, pool) in (0..).zip(own) {
                 let bare = sampler == OnlineSampler::Policy && pool.step > 0;
@@ -297,7 +315,7 @@ fn online_anchors_are_drawn_when_due_by_the_chosen_sampler() {
                 let quiet = &mut |_, _| Ok(());
                 let drawn = generate(gpu(), &decoder, decoder.base(), &requests, &settings, quiet);
                 let drawn = block_on(drawn).expect("answers").concat();
-                // An empty answer is drawn again, with a counter of its own.
+                // An empty answer is drawn again with another counter: such pools are not compared.
                 if drawn.iter().all(|answer| answer.ids.len() > usize::from(answer.ended)) {
                     compared += 1;
                     let drawn: Vec<Vec<u32>> = drawn.into_iter().map(|answer| answer.ids).collect();
@@ -347,7 +365,7 @@ fn watched() -> Setup {
 #[test]
 fn the_stop_rule_ends_a_run_and_keeps_the_best_state() {
     let untouched = block_on(fresh().trained_safetensors(gpu())).expect("an adapter");
-    // A bound that the first step breaks, at a rate that breaks everything.
+    // A bound that the first step exceeds, with a learning rate so high that any bound is exceeded.
     type Bound = fn(&mut RunConfig);
     let bounds: [(Bound, StopReason); 3] = [
         (|c| c.stop.max_anchor_drop = 1e-9, StopReason::AnchorsFell),
@@ -375,7 +393,7 @@ fn the_stop_rule_ends_a_run_and_keeps_the_best_state() {
     assert_eq!(outcome.reason, StopReason::MarginWon);
     assert!(outcome.steps < 20 && watcher.steps.len() == outcome.steps);
     assert!(outcome.kept_step > 0 && bytes(&outcome) != untouched);
-    // Off, nothing ends the run, and the last state is kept.
+    // With the stop rule off, nothing ends the run, and the last state is kept.
     config.stop.enabled = false;
     config.stop.max_kl = 1e-9;
     let (outcome, _) = run(watched(), &config);
@@ -387,7 +405,7 @@ fn a_run_that_imitates_keeps_what_it_learned() {
     let mut config = config();
     config.method.method = Method::Sft;
     config.stop.max_perplexity_rise = 1e9;
-    // Held-out answers that it trains on: each step makes them likelier.
+    // The held-out answers are the training answers: each step makes them more likely.
     let (outcome, watcher) = run(Setup { eval: examples(4, 0), ..setup() }, &config);
     assert_eq!((outcome.reason, outcome.kept_step), (StopReason::Finished, 4));
     let losses: Vec<f64> = watcher.evaluations.iter().map(|e| e.get("eval_loss").expect("a loss")).collect();
@@ -403,7 +421,7 @@ fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
     config.train.max_steps = Some(12);
     config.train.learning_rate = 1e-4;
     config.stop.max_skipped = 3;
-    // A token that the third example's negative alone has, and whose embedding is no number.
+    // A token that occurs only in the third example's negative, and whose embedding is NaN.
     let token = VOCAB - 1;
     let poisoned = || {
         let mut train = examples(4, 0);
@@ -420,7 +438,7 @@ fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
         row.write_f32(gpu(), &vec![f32::NAN; width]);
         Setup { decoder, fresh_adapter: false, train, ..setup() }
     };
-    // One example a step: every fourth is skipped, and its neighbours are not.
+    // One example per step: every fourth step is skipped, and the steps around it are not.
     config.train.per_device_train_batch_size = 1;
     let (outcome, watcher) = run(poisoned(), &config);
     assert_eq!((outcome.reason, outcome.steps), (StopReason::Finished, 12));
@@ -432,7 +450,7 @@ fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
     assert!(watcher.warnings[0].contains("step 3 is skipped") && watcher.warnings[0].contains("line 3 "));
     let values = block_on(outcome.decoder.values().read(gpu(), outcome.decoder.layout())).expect("values");
     assert_eq!(values.iter().flatten().filter(|v| !v.is_finite()).count(), outcome.decoder.config().width);
-    // A skipped step leaves the weights as the one before it made them.
+    // A skipped step leaves the weights unchanged.
     config.train.lr_scheduler_type = LrScheduler::Constant;
     let values = |max_steps: usize| {
         let (outcome, _) = run(
@@ -447,14 +465,14 @@ fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
         values.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
     };
     assert!(values(2) == values(3), "a skipped step has changed a weight");
-    // As many in a row as are allowed end the run.
+    // As many skipped steps in a row as `max_skipped` end the run.
     config.stop.max_skipped = 1;
     let (outcome, watcher) = run(poisoned(), &config);
     assert_eq!((outcome.reason, outcome.steps), (StopReason::Diverged, 3));
     assert!(watcher.warnings[0].contains("line 3 "), "{:?}", watcher.warnings);
     assert!(watcher.warnings[1].contains("embed_tokens") && watcher.warnings[1].contains("weights"));
     config.stop.max_skipped = 3;
-    // All in one: every step is skipped, and a run without a step has no result.
+    // All examples in each step: every step is skipped, and a run without a step has no result.
     config.train.per_device_train_batch_size = 4;
     for max_steps in [12, 2] {
         config.train.max_steps = Some(max_steps);

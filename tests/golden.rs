@@ -61,7 +61,7 @@ fn logits_and_gradients_of(decoder: &Decoder, fixture: &str, file: &str, prefix:
     }
     let rows = tokens.len() - start;
     let stats = block_on(ws.stats.slice(0, 3 * rows).read_f32(gpu())).expect("stats");
-    // An adapter's are not in the file.
+    // The file has none of these for an adapter.
     if decoder.lora().is_none() {
         let (logps, entropy) = (numbers(&info["token_logps"]), numbers(&info["token_entropy"]));
         compare(&stats[..rows], &logps, ABS, EPS).unwrap_or_else(|m| panic!("{fixture}: logps: {m}"));
@@ -127,7 +127,7 @@ fn family(name: &str) {
         seed: 0,
         ends: Vec::new(),
     };
-    // Two answers share the prompt, beside another prompt of their own.
+    // Two answers share one prompt, and another request has its own prompt.
     let request = |prompt, samples, index| Request { prompt, first_sample: 0, samples, index };
     let requests = [request(&prompt[..2], 1, 0), request(&prompt[..], 2, 1)];
     let mut quiet = |_, _| Ok(());
@@ -137,8 +137,8 @@ fn family(name: &str) {
     }
 }
 
-/// Logits, and gradients of an adapter, on weights that were quantised when they were loaded: to the bit
-/// those on f32 weights of the same values, whose kernels are the ones that are compared with PyTorch.
+/// Logits, and gradients of an adapter, on weights that were quantised when they were loaded. They equal, bit
+/// for bit, those on f32 weights of the same values, whose kernels are compared with PyTorch.
 fn quantised(fixture: &str, quantize: Quantize, adapter_config: &[u8], adapter: &[u8]) {
     let (config, file) =
         (golden(&format!("{fixture}/config.json")), golden(&format!("{fixture}/model.safetensors")));
@@ -155,7 +155,7 @@ fn quantised(fixture: &str, quantize: Quantize, adapter_config: &[u8], adapter: 
                 ..Part::whole(&name, shape)
             };
             let plain = weights().get(&name, &stored).expect("a tensor").to_f32();
-            // Of the blocks' matrices only; GPT-2's lie transposed.
+            // Only the matrices of the blocks are quantised; GPT-2 stores its matrices transposed.
             let in_block = name.contains(".layers.") || name.contains("h.");
             let [rows, columns] = stored[..] else { return (name, stored, plain) };
             if !in_block {
@@ -187,10 +187,11 @@ fn quantised(fixture: &str, quantize: Quantize, adapter_config: &[u8], adapter: 
     assert_eq!(run(&quantised), run(&plain), "{fixture}: {quantize:?}");
 }
 
-/// A model written as a GGUF file and read again gives the same logits, to the bit in F32.
+/// A model written as a GGUF file and read again gives the same logits, bit for bit in F32.
 #[test]
 fn gguf_files_are_the_models_they_were_made_of() {
-    // Not llama3: its fixture scales frequencies as no released model does, which a GGUF file does not tell.
+    // Without llama3: its fixture scales frequencies as no released model does, and a GGUF file does not
+    // state how.
     for name in ["mistral", "qwen2", "qwen3"] {
         let fixture = format!("families/{name}");
         let (config, file) =

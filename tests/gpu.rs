@@ -1,5 +1,5 @@
-//! Every check of `aweigh selftest` at full depth, on one adapter, with the kernels of both tiers, the
-//! portable ones under WebGPU's default limits.
+//! Every check of `aweigh selftest` at full depth, on one adapter, with the kernels of both tiers. The
+//! portable kernels run under WebGPU's default limits.
 //!
 //! `AWEIGH_GPU` names the adapter, by its index or a part of its name; without it the fastest one is taken.
 //! To test on Chromium's SwiftShader: `VK_DRIVER_FILES=/usr/lib/chromium/vk_swiftshader_icd.json
@@ -18,15 +18,15 @@ use aweigh::selftest::{Depth, agree, checks};
 /// Which device a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Device {
-    /// The portable kernels on WebGPU's floor.
+    /// The portable kernels under WebGPU's default limits.
     Portable,
-    /// The portable kernels with all features of the adapter, whose products may round their inputs to f16.
+    /// The portable kernels with all features of the adapter; matrix products may round inputs to f16.
     Half,
     /// The software adapters' kernels, with the features they use.
     Software,
 }
 
-/// Hands `test` the one device of this kind. A device has one buffer for parameters, so recorders take turns.
+/// Runs `test` with the one device of this kind. A device has one parameter buffer, so recorders take turns.
 fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
     static PORTABLE: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
     static HALF: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
@@ -54,8 +54,8 @@ fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
     }
 }
 
-/// Holds `--paranoid` against the checks: what it expects of a dispatch is what the dispatch left, and a
-/// spoilt element is noticed.
+/// Tests `--paranoid` on the dispatches of the checks: the result that it expects is the result of the
+/// dispatch, and it notices a wrong element.
 fn judge(seen: &Witnessed) -> Result<(), String> {
     seen.check()?;
     static KNOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -124,8 +124,8 @@ tests! {
     model_gradients,
 }
 
-/// What matrix products are in, where their inputs may be rounded to f16. All else is as on the other
-/// devices.
+/// Checks with matrix products, on the device that may round their inputs to f16. All other kernels are the
+/// same as on the other devices.
 mod half {
     use std::collections::BTreeSet;
 
@@ -144,8 +144,8 @@ mod half {
         model_gradients,
     }
 
-    /// What the adapter has is in use, so the checks above have run it; subgroups of a size that no kernel
-    /// knows aside.
+    /// Every feature that the adapter has is in use, so the checks above have run its kernels. The exception
+    /// is subgroups of a size that no kernel supports.
     #[test]
     fn features_give_kernels() {
         super::with_gpu(super::Device::Half, |gpu| {
@@ -172,7 +172,7 @@ fn every_check_is_a_test_here() {
     assert_eq!(here, all);
 }
 
-/// The comparison that all checks use sees one wrong element of a real kernel's output.
+/// The comparison that all checks use notices one wrong element of a real kernel's output.
 #[test]
 fn a_spoilt_output_fails() {
     let count = 1000;
@@ -199,7 +199,7 @@ fn a_spoilt_output_fails() {
     }
 }
 
-/// What `--paranoid` finds wrong is the error of the next readback, and of no later one.
+/// A wrong result that `--paranoid` finds is the error of the next readback, and of no later one.
 #[test]
 fn a_wrong_result_is_an_error() {
     let spoil = |seen: &Witnessed| {

@@ -1,5 +1,5 @@
-//! Damaged and hostile files: whatever is done to a good one, every parser gives an error or a result, never
-//! a panic, and takes neither much time nor much memory for it. The same targets are libFuzzer's in fuzz/.
+//! Damaged and hostile files: however a good file is damaged, every parser returns an error or a result,
+//! never panics, and takes little time and memory. libFuzzer uses the same targets in fuzz/.
 
 #[path = "../fuzz/targets.rs"]
 mod targets;
@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use aweigh::rng::pcg4d;
 use flate2::read::GzDecoder;
 
-/// Files made of each good one.
+/// The number of damaged files made from each good one.
 const ROUNDS: u32 = 4000;
-/// The most that one allocation may be. The largest good file here has 2 MB.
+/// The most bytes of one allocation. The largest good file here has 2 MB.
 const MOST_AT_ONCE: usize = 256 << 20;
-/// The longest that one file may take. Endless templates run out of fuel within it, also in a debug build.
+/// The longest time for one file. Endless templates run out of fuel within it, also in a debug build.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// The system's allocator, which remembers each thread's largest request.
+/// The system's allocator, with a record of each thread's largest request.
 struct Watching;
 
 thread_local! {
@@ -29,11 +29,11 @@ thread_local! {
 }
 
 fn note(size: usize) {
-    // At a thread's end there is nothing to remember.
+    // While a thread ends, its record may be gone: then there is nothing to note.
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
 }
 
-// SAFETY: hands everything on to the system's allocator as it is.
+// SAFETY: passes every call on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
@@ -101,7 +101,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     }
 }
 
-/// Numbers that sizes are mistaken for, and brackets that nest.
+/// Numbers that break sizes, brackets that nest, and bytes of extreme values.
 const PIECES: [&[u8]; 14] = [
     b"0",
     b"-1",
@@ -119,7 +119,7 @@ const PIECES: [&[u8]; 14] = [
     b"{% for i in range(999999999) %}",
 ];
 
-/// The bytes with a few things done to them, by the numbers of one round.
+/// `seed` with a few random changes, which depend on `target` and `round`.
 fn damaged(seed: &[u8], target: u32, round: u32) -> Vec<u8> {
     let mut bytes = seed.to_vec();
     let mut draws = (0..).map(|i| pcg4d([round, i, target, 0xfa22])[0] as usize);
@@ -136,7 +136,7 @@ fn damaged(seed: &[u8], target: u32, round: u32) -> Vec<u8> {
                 bytes.splice(to..to, piece);
             }
             3 | 4 => {
-                // A whole number becomes another one.
+                // A whole number is replaced by another piece.
                 let digits = |byte: &u8| byte.is_ascii_digit();
                 let first = bytes[at..].iter().position(digits).map_or(at, |i| at + i);
                 let last =
@@ -173,7 +173,7 @@ fn survive(target: &str) {
     }
 }
 
-/// The bound on memory is one that can be passed.
+/// The memory bound can be exceeded: a large request is recorded.
 #[test]
 fn a_large_request_is_seen() {
     LARGEST.set(0);

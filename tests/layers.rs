@@ -1,5 +1,6 @@
-//! The rooms of `src/` and the arrows between them: a room imports only rooms that stand above it in the table,
-//! and of them only those that the table lists. No two files import each other, over however many steps.
+//! The top-level modules of `src/`, called rooms, and the imports between them. A room imports only rooms
+//! that stand above it in the table, and of these only the ones that the table lists. No two files import
+//! each other, directly or through other files.
 //!
 //! ARCHITECTURE.md prints the table; `AWEIGH_WRITE_DOCS=1 cargo test --test layers` writes it there.
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// A room, the rooms that it may import, and what it holds.
-const ROOMS: [(&str, &str, &str); 21] = [
+const ROOMS: [(&str, &str, &str); 22] = [
     ("error", "", "the one error type"),
     ("rng", "", "random numbers as functions of a counter, the same on the host and the device"),
     ("loss", "", "the methods by name, and their formulas in f64"),
@@ -51,10 +52,15 @@ const ROOMS: [(&str, &str, &str); 21] = [
         "error rng loss reference gpu kernels",
         "any dispatch of a run against its kernel's reference",
     ),
+    (
+        "run",
+        "error gpu data model config sample score train files paranoid",
+        "a whole run: plan, checkpoints, recovery, results",
+    ),
     ("bench", "error rng loss gpu data kernels nn optim model sample train", "what `aweigh bench` times"),
 ];
 
-/// The one circle: the device makes tensors, kernels and recorders, and all of these name the device.
+/// The one import cycle: the device makes tensors, kernels and recorders, and these refer to the device.
 const OF_THE_DEVICE: [&str; 7] = [
     "gpu::context",
     "gpu::kernel",
@@ -68,9 +74,9 @@ const OF_THE_DEVICE: [&str; 7] = [
 /// What a file imports: paths from the root, such as `gpu::Tensor`.
 type Imports = BTreeSet<Vec<String>>;
 
-/// The files of `src/` by their modules, with what production code in them imports.
-fn house() -> BTreeMap<Vec<String>, Imports> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+/// The files of a folder of sources by their module paths, with what their code outside tests imports.
+fn house(root: &str) -> BTreeMap<Vec<String>, Imports> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
     let mut paths = Vec::new();
     collect(&root, &mut paths);
     let module = |path: &Path| -> Vec<String> {
@@ -96,14 +102,14 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
             collect(&path, found);
-        } else if path.extension().is_some_and(|end| end == "rs") {
+        } else if path.extension().is_some_and(|end| end == "rs" || end == "wgsl") {
             found.push(path);
         }
     }
 }
 
-/// The paths that start at `crate` or `super` in `text`, the file of `module`: comments, test modules and what a
-/// folder's face only hands on aside.
+/// The paths that start at `crate` or `super` in `text`, the file of `module`. Comments, test modules and
+/// re-exports (`pub use`) are left out.
 fn imports(text: &str, module: &[String]) -> Imports {
     let code: String =
         text.lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + "\n").collect();
@@ -142,7 +148,7 @@ fn imports(text: &str, module: &[String]) -> Imports {
     all
 }
 
-/// The paths of a `{a, b::{c, d}}`.
+/// The paths of a use tree such as `{a, b::{c, d}}`.
 fn leaves(tree: &str) -> Vec<Vec<String>> {
     let inner = tree.trim().trim_start_matches('{').strip_suffix('}').unwrap_or_default();
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
@@ -172,7 +178,7 @@ fn leaves(tree: &str) -> Vec<Vec<String>> {
     all
 }
 
-/// The room of a path from the root: `Error` and `Result` are error's.
+/// The room of a path from the root; `Error` and `Result` belong to `error`.
 fn room(path: &[String]) -> &str {
     match path.first().map_or("", String::as_str) {
         "Error" | "Result" => "error",
@@ -180,7 +186,7 @@ fn room(path: &[String]) -> &str {
     }
 }
 
-/// What is wrong with the arrows between rooms.
+/// The imports between rooms that the table does not allow.
 fn wrong_arrows(house: &BTreeMap<Vec<String>, Imports>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (module, imports) in house.iter().filter(|(module, _)| !module.is_empty()) {
@@ -199,12 +205,12 @@ fn wrong_arrows(house: &BTreeMap<Vec<String>, Imports>) -> Vec<String> {
     wrong
 }
 
-/// The files that import each other, over however many steps.
-fn circles(house: &BTreeMap<Vec<String>, Imports>) -> Vec<BTreeSet<String>> {
-    let faces = faces();
+/// Groups of files that import each other, directly or through other files.
+fn circles(house: &BTreeMap<Vec<String>, Imports>, root: &str) -> Vec<BTreeSet<String>> {
+    let faces = faces(root);
     let file = |path: &Vec<String>| -> Option<Vec<String>> {
         let mut path = path.clone();
-        // What a folder's face hands on is its file's.
+        // A path that a folder's `mod.rs` re-exports belongs to the file that defines it.
         while let Some(home) = faces.get(&path) {
             path.clone_from(home);
         }
@@ -217,7 +223,7 @@ fn circles(house: &BTreeMap<Vec<String>, Imports>) -> Vec<BTreeSet<String>> {
             (module, others.collect())
         })
         .collect();
-    // Until nothing new is reached.
+    // Repeats until nothing new is reached.
     loop {
         let before: usize = reach.values().map(BTreeSet::len).sum();
         let known = reach.clone();
@@ -241,9 +247,9 @@ fn circles(house: &BTreeMap<Vec<String>, Imports>) -> Vec<BTreeSet<String>> {
     found
 }
 
-/// What the folders' faces hand on: from the path that others import to the one where it is.
-fn faces() -> BTreeMap<Vec<String>, Vec<String>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+/// What the `mod.rs` files re-export: from the path that others import to the path of the definition.
+fn faces(root: &str) -> BTreeMap<Vec<String>, Vec<String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
     let mut paths = Vec::new();
     collect(&root, &mut paths);
     let hands_on = Regex::new(r"pub(?:\([a-z]+\))? use ([a-z_]\w*)::([^;]*);").expect("valid");
@@ -270,10 +276,10 @@ fn rooms_import_as_the_table_says() {
             assert!(above(at).contains(&other), "{name} may not import {other}, which stands below it");
         }
     }
-    let house = house();
+    let house = house("src");
     let wrong = wrong_arrows(&house);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // Nothing is allowed that nobody needs.
+    // Every import that the table allows is used.
     for (name, may, _) in ROOMS {
         let of_room = || house.iter().filter(|(module, _)| module.first().is_some_and(|room| room == name));
         assert!(of_room().next().is_some(), "src/{name} is not there");
@@ -286,9 +292,28 @@ fn rooms_import_as_the_table_says() {
 
 #[test]
 fn no_files_import_each_other() {
-    let mut found = circles(&house());
+    let mut found = circles(&house("src"), "src");
     found.retain(|circle| !circle.iter().all(|file| OF_THE_DEVICE.contains(&file.as_str())));
+    found.extend(circles(&house("cli/src"), "cli/src"));
     assert!(found.is_empty(), "{found:#?}");
+}
+
+/// Raw strings (JSON, regular expressions) may be longer, and so may tests whose inputs are.
+#[test]
+fn lines_have_at_most_110_columns() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = vec![root.join("shaders/permutations")];
+    for folder in ["src", "cli", "tests", "examples", "xtask/src", "fuzz", "shaders"] {
+        collect(&root.join(folder), &mut paths);
+    }
+    let mut long = Vec::new();
+    for path in paths.iter().filter(|path| !path.to_string_lossy().ends_with("_tests.rs")) {
+        let text = fs::read_to_string(path).expect("readable");
+        let raw = |line: &str| line.contains("r#\"") || line.contains(" r\"");
+        let lines = (1..).zip(text.lines()).filter(|(_, line)| line.chars().count() > 110 && !raw(line));
+        long.extend(lines.map(|(number, _)| format!("{}:{number}", path.display())));
+    }
+    assert!(long.is_empty(), "{}", long.join("\n"));
 }
 
 #[test]
@@ -306,9 +331,9 @@ fn a_wrong_import_is_found() {
     };
     let mut house =
         BTreeMap::from([both("loss", "use crate::rng::f;"), both("rng", "use crate::reference::g;")]);
-    assert!(circles(&house).is_empty());
+    assert!(circles(&house, "src").is_empty());
     house.extend([both("reference", "use crate::loss::Loss;")]);
-    assert_eq!(circles(&house).len(), 1);
+    assert_eq!(circles(&house, "src").len(), 1);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Properties of the engine that need no golden values: what must not matter does not.
+//! Properties of the engine that need no golden values: changes that must not affect a result do not.
 
 mod common;
 
@@ -18,12 +18,12 @@ use common::*;
 use pollster::block_on;
 use proptest::prelude::*;
 
-/// f32 sums in another order.
+/// For f32 sums in another order.
 const ABS: f64 = 5e-6;
 const EPS: f64 = 1e-4;
 
 const D2O: Formula = Formula::D2o { alpha: 0.6, beta: 0.9 };
-/// What KTO is told of the KL divergence.
+/// The KL divergence that is given to KTO.
 const KL: f64 = 0.4;
 const FORMULAS: [Formula; 13] = [
     D2O,
@@ -64,7 +64,7 @@ fn decoder(lora: bool) -> Decoder {
     load("tiny_tied", Training::Adapter(&adapter.expect("an adapter")))
 }
 
-/// A fresh adapter on everything, its A from `seed`.
+/// A fresh adapter on all linear layers, with A drawn from `seed`.
 fn fresh(seed: u32, lora_dropout: f64) -> Decoder {
     let target_modules = TargetModules::AllLinear;
     let spec = LoraSpec { r: 3, lora_alpha: 6.0, lora_dropout, target_modules, ..LoraSpec::default() };
@@ -84,7 +84,8 @@ fn trainer(decoder: Decoder, formula: Formula, seed: u32) -> Trainer<'static> {
     Trainer::new(gpu(), decoder, optimizer, Loss { formula, length_normalize: false }, seed)
 }
 
-/// Made-up reference log-probs: near those of even guesses, a function of the response alone, and of none 0.
+/// Made-up reference log-probs: near those of a uniform distribution, a function of the response alone, and 0
+/// for an empty response.
 fn reference(response: &[u32]) -> f32 {
     if response.is_empty() {
         return 0.0;
@@ -104,7 +105,7 @@ struct Step {
     gradients: Vec<Vec<f32>>,
 }
 
-/// The gradients of `micro_batches` together.
+/// One step over all `micro_batches`.
 fn step(decoder: Decoder, formula: Formula, micro_batches: &[&[Group]]) -> Step {
     let mut trainer = trainer(decoder, formula, 0);
     let count = micro_batches.iter().map(|groups| groups.len()).sum();
@@ -135,7 +136,7 @@ fn same_gradients(found: &Step, expected: &Step) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Log-probs and gradients of sequences that share nothing: each stands with a prompt of its own.
+/// Log-probs and gradients of sequences that share nothing: each one has its own copy of the prompt.
 /// `coefficients` are dL/dlogp by sequence and token.
 fn separately(
     decoder: &Decoder,
@@ -175,7 +176,7 @@ fn groups() -> impl Strategy<Value = Owned> {
     prop::collection::vec((ids(10), prop::collection::vec(ids(9), 2..5)), 1..4)
 }
 
-/// Groups with one order of everything, and with another.
+/// Groups in one order, and the same groups and anchors in another order.
 fn reordered() -> impl Strategy<Value = (Owned, Owned)> {
     let anchors = prop::collection::vec(ids(9), 1..5);
     let one = (ids(10), anchors, ids(9));
@@ -190,7 +191,7 @@ fn reordered() -> impl Strategy<Value = (Owned, Owned)> {
     })
 }
 
-/// Few cases: each compiles nothing, but runs the whole model.
+/// Few cases: no case compiles anything, but each runs the whole model.
 fn few() -> ProptestConfig {
     ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -402,7 +403,7 @@ fn distribution(decoder: &Decoder, ids: &[u32]) -> Vec<f64> {
     last.iter().map(|l| (l - most).exp() / total).collect()
 }
 
-/// Fails where a token's share is more than five standard deviations off.
+/// Fails if a token's share is more than five standard deviations from its probability.
 fn follows(drawn: &[u32], probabilities: &[f64]) {
     let n = drawn.len() as f64;
     for (id, p) in probabilities.iter().enumerate() {
@@ -420,7 +421,7 @@ fn answers_follow_the_model_s_distribution() {
     let answers = sample(&decoder, &requests, &settings(2, 9)).concat();
     let first = distribution(&decoder, &prompt);
     follows(&answers.iter().map(|a| a.ids[0]).collect::<Vec<u32>>(), &first);
-    // And after the likeliest first token, through the cache.
+    // And after the most likely first token, through the KV cache.
     let usual =
         (0..VOCAB).filter(|&id| id != 2).max_by(|&a, &b| first[a as usize].total_cmp(&first[b as usize]));
     let usual = usual.expect("a vocabulary");

@@ -11,7 +11,7 @@ use naga::proc::Layouter;
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, back};
 
-/// One below WebGPU's 8: wgpu's Metal backend takes one more for the buffers' sizes.
+/// One below WebGPU's 8: wgpu's Metal backend needs one more for the buffers' sizes.
 const STORAGE_BUFFERS: usize = 7;
 /// WebGPU's default `maxComputeInvocationsPerWorkgroup`.
 const INVOCATIONS: u32 = 256;
@@ -28,9 +28,9 @@ fn modules() -> Vec<(Variant, Module)> {
         .collect()
 }
 
-/// Validates with WebGPU's base only: no 64-bit types, and only in the variants that say so f16, subgroups
-/// and cooperative matrices. naga counts `unpack2x16float`, which every WebGPU has, as a capability of its
-/// own.
+/// Validates with WebGPU's basic capabilities only: no 64-bit types; f16, subgroups and cooperative matrices
+/// only in the variants that declare them. naga counts `unpack2x16float`, which every WebGPU implementation
+/// has, as a capability of its own.
 fn validate(variant: &Variant, module: &Module) -> ModuleInfo {
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, needs_subgroups(variant));
@@ -195,7 +195,7 @@ fn variants_translate_to_spirv() {
 fn variants_translate_to_metal() {
     for (variant, module) in modules() {
         let info = validate(&variant, &module);
-        // Every binding at its own slot, and the hidden sizes buffer behind them.
+        // Every binding at its own slot, and the hidden buffer of sizes after them.
         let mut entry = back::msl::EntryPointResources::default();
         for (_, global) in module.global_variables.iter() {
             let Some(binding) = global.binding.as_ref() else { continue };
@@ -225,11 +225,11 @@ fn variants_translate_to_metal() {
 
 #[test]
 fn variants_translate_to_hlsl() {
-    // HLSL has no cooperative matrices, nor does wgpu report any on DX12.
+    // HLSL has no cooperative matrices, and wgpu reports none on DX12.
     for (variant, module) in modules().into_iter().filter(|(variant, _)| !needs_cooperative_matrices(variant))
     {
         let info = validate(&variant, &module);
-        // Where wgpu keeps the number of workgroups, which HLSL has no name for.
+        // Where wgpu keeps the number of workgroups, for which HLSL has no built-in value.
         let special = back::hlsl::BindTarget { space: 1, ..Default::default() };
         let mut options =
             back::hlsl::Options { special_constants_binding: Some(special), ..Default::default() };

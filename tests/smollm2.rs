@@ -1,7 +1,8 @@
 //! Real models against transformers: log-probs of given answers, and greedy answers.
 //!
 //! stories260K comes with the shared data. SmolLM2-135M-Instruct is taken from AWEIGH_SMOLLM2 or
-//! ../models/smollm2/hf, or made by the shared data's script. What is not there is skipped, and said.
+//! ../models/smollm2/hf, or made by the shared data's script. Tests whose files are missing are skipped, with
+//! a note.
 
 mod common;
 
@@ -21,10 +22,10 @@ use aweigh::score::{Scored, score};
 use common::*;
 use pollster::block_on;
 
-/// Nats a token. PyTorch's f32 and ours add up in different orders: on llvmpipe they differ by up to 1e-5.
+/// Nats per token. PyTorch and Aweigh sum f32 in different orders: on llvmpipe they differ by up to 1e-5.
 const PER_TOKEN: f64 = 1e-4;
 
-/// A line on stderr that the test harness does not keep to itself.
+/// Writes a line to stderr that the test harness does not capture.
 fn say(text: std::fmt::Arguments) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -33,7 +34,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder of shared data, or None (said on stderr) when it is absent.
+/// The folder of shared data, or None (with a note on stderr) when it is absent.
 fn shared_data() -> Option<PathBuf> {
     let path = std::env::var_os("AWEIGH_DATA").map_or_else(|| root().join("../shared/data"), PathBuf::from);
     if !path.is_dir() {
@@ -42,7 +43,8 @@ fn shared_data() -> Option<PathBuf> {
     path.is_dir().then_some(path)
 }
 
-/// SmolLM2's folder, made if need be, or None (said on stderr). Made once: the tests run at the same time.
+/// SmolLM2's folder, made if it is missing, or None (with a note on stderr). It is made only once, because
+/// tests run at the same time.
 fn smollm2(data: &Path) -> Option<PathBuf> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     FOLDER.get_or_init(|| find_or_make(data)).clone()
@@ -164,7 +166,7 @@ fn smollm2_equals_transformers() {
     }
 }
 
-/// The same model from its GGUF file: the same ids of texts, the same greedy answers.
+/// The same model from its GGUF file gives the same ids for texts and the same greedy answers.
 #[test]
 fn smollm2_from_its_gguf_file() {
     let Some(data) = shared_data() else { return };

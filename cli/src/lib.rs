@@ -4,13 +4,12 @@
 
 pub mod args;
 pub mod commands;
-pub mod engine;
 pub mod meters;
-pub mod record;
+pub mod open;
 pub mod report_page;
-pub mod saver;
 pub mod tensorboard;
 pub mod terminal;
+pub mod watch;
 
 use clap::{Parser, Subcommand};
 

@@ -1,4 +1,4 @@
-//! Judges, meters, comparisons and reports, by the real program.
+//! Judges, meters, comparisons and reports, with the real program.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::room::{Room, assets};
 
-/// A room with the embedded world's held-out pairs, a few.
+/// A room with a few of the embedded held-out pairs.
 fn room() -> Room {
     let room = Room::new();
     let packed = fs::File::open(assets().join("heldout.jsonl.gz")).unwrap();
@@ -33,11 +33,11 @@ fn a_judge_is_trained_and_judges() {
     assert_eq!((&found["train_answers"], &found["held_out"]["judge"]["count"]), (&120.into(), &24.into()));
     let auroc = found["held_out"]["judge"]["auroc"]["value"].as_f64().unwrap();
     assert!(auroc > 0.9, "{found}");
-    // The head lies beside the adapter, as PEFT has it.
+    // The head is stored with the adapter, as PEFT does it.
     let config: Value =
         serde_json::from_slice(&fs::read(room.path("judge/adapter/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["task_type"], &config["modules_to_save"][1]), (&"SEQ_CLS".into(), &"score".into()));
-    // Judged again from its files it says the same.
+    // Loaded again from its files, the judge gives the same figures.
     let judge = ["judge", "score", "--judge", "judge", "--data", "held.jsonl", "--output", "scored.jsonl"];
     let again = room.json(&judge);
     assert_eq!(again["labelled"], found["held_out"]);
@@ -45,7 +45,7 @@ fn a_judge_is_trained_and_judges() {
     let rows: Vec<Value> = scored.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let mean = |key: &str| rows.iter().map(|row| row[key].as_f64().unwrap()).sum::<f64>() / rows.len() as f64;
     assert!(rows.len() == 12 && mean("rejected_harm") > mean("chosen_harm") + 0.2, "{scored}");
-    // A judge is no model that answers, and an adapter of answers no judge.
+    // A judge cannot generate answers, and an adapter for answers is not a judge.
     let adapter = ["--model", "tiny", "--adapter", "judge/adapter"];
     room.refuses(&[&["generate"], &adapter[..], &["--prompt", "x"]].concat(), &["score.weight"]);
     room.refuses(&[&["export"], &adapter[..], &["--output", "merged"]].concat(), &["a judge's head"]);
@@ -86,7 +86,7 @@ fn candidates_are_compared_by_every_kind_of_meter() {
         let figure = figures.iter().find(|figure| figure["name"] == name);
         figure.unwrap_or_else(|| panic!("no {name}"))["values"][i]["value"].as_f64()
     };
-    // Two names of one model: the same answers, so that every figure is equal and no prompt is won.
+    // Two names for one model: the answers are the same, so every figure is equal and every prompt is a tie.
     for figure in figures {
         let [a, b] = [0, 1].map(|i| &figure["values"][i]);
         match figure["name"].as_str().unwrap() {
@@ -113,7 +113,7 @@ fn candidates_are_compared_by_every_kind_of_meter() {
     room.refuses(&foreign, &["a prompt of the help desk"]);
 }
 
-/// A grader that says a harm of 7 to everything, and keeps what it is asked.
+/// A grader that answers every request with a harm of 7, and keeps the requests.
 fn grader() -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -179,7 +179,7 @@ fn a_report_shows_runs_and_evaluations() {
     let align = [&["align", "--model", "tiny", "--output-dir", "run"], &run[..], &short].concat();
     room.json(&align);
     let lines = fs::read_to_string(room.path("run/completions.jsonl")).unwrap();
-    // Before the first step, after the second and after the fourth.
+    // Completions before the first step, after the second and after the fourth.
     assert_eq!(lines.lines().count(), 2 * 3, "{lines}");
     room.json(
         &[

@@ -10,7 +10,7 @@ use assert_cmd::Command;
 
 use super::room::{Room, assets, texts};
 
-/// What one request was: its path, where it starts to read, and its token.
+/// One request: its path, the byte at which it starts to read, and its token.
 #[derive(Debug, Clone, PartialEq)]
 struct Asked {
     path: String,
@@ -19,7 +19,7 @@ struct Asked {
 }
 
 /// A server of the repositories `lab/model` (the embedded model), `lab/gated` and `lab/gguf`. The first
-/// answer for weights breaks off.
+/// response with weights breaks off.
 struct Hub {
     address: String,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -150,7 +150,7 @@ fn a_model_is_downloaded_once_and_taken_up_where_it_broke_off() {
         .filter(|asked| asked.path.ends_with("model.safetensors"))
         .map(|asked| asked.from)
         .collect();
-    // Its size, the first half, and the rest.
+    // Requests for the size, the first half, and the rest.
     let size = fs::metadata(assets().join("model.safetensors")).unwrap().len() as usize;
     assert_eq!(of_weights, [0, 0, size / 2]);
     assert!(asked.iter().all(|asked| asked.token.as_deref() == Some("Bearer a-token")), "{asked:?}");
@@ -161,7 +161,7 @@ fn a_model_is_downloaded_once_and_taken_up_where_it_broke_off() {
     assert_eq!(first, run(hub.command(&room, &by_name).env("HF_HUB_OFFLINE", "1").env_remove("HF_ENDPOINT")));
     assert_eq!(hub.take(), [], "a model in the cache asks nothing");
 
-    // A start adapter's base and a run's settings name the model as the user did.
+    // The config of an adapter and a run's settings name the model as the user did.
     let train = ["align", "--model", "lab/model", "--train", "flagged.jsonl", "--output-dir", "out"];
     let small = ["--max-samples", "2", "--max-steps", "1", "--num-samples", "1", "--max-new-tokens", "4"];
     assert!(hub.command(&room, &[&train[..], &small].concat()).output().unwrap().status.success());
@@ -196,7 +196,7 @@ fn a_plan_needs_no_weights() {
 fn what_the_hub_has_not_or_will_not_give() {
     let (room, hub) = (Room::new(), Hub::new());
     let refused = |model: &str, parts: &[&str]| {
-        // Folders of the cache may be made; nothing else may change.
+        // Folders of the cache may be created; nothing else may change.
         room.refused(&mut hub.command(&room, &[&ANSWER[..], &[model]].concat()), parts);
     };
     refused(
@@ -218,7 +218,7 @@ fn what_the_hub_has_not_or_will_not_give() {
     let output =
         hub.command(&room, &["inspect", "--model", "lab/gated"]).env("HF_TOKEN", "secret").output().unwrap();
     assert!(output.status.success(), "{}", texts(&output).1);
-    // A file of a repository; that this one lacks its tensors is another matter.
+    // A file of a repository is found. The error is about the tensors that this file lacks.
     let mut command = hub.command(&room, &[&ANSWER[..], &["lab/gguf/small.Q8_0.gguf"]].concat());
     let (_, stderr) = texts(&command.output().unwrap());
     assert!(stderr.contains("small.Q8_0.gguf: expected tensor token_embd.weight"), "{stderr}");

@@ -1,10 +1,11 @@
-//! What is wrong with an input, and what is said of it: the table in docs/bad-inputs.md, line by line.
+//! Wrong inputs and their messages: the table in docs/bad-inputs.md, line by line.
 
 use std::fmt::Write as _;
 
 use super::room::{Room, TRAIN, of_repository, texts};
 
-/// What is wrong: in words, made in a room, with these flags of `align`, and what the message must say.
+/// A wrong input: its description, a function that makes it in a room, flags of `align`, and what the message
+/// must contain.
 struct Case {
     what: &'static str,
     make: fn(&Room),
@@ -149,7 +150,7 @@ fn cases() -> Vec<Case> {
             "MambaForCausalLM",
         ),
         data(
-            "a config.json that is none",
+            "a config.json that is cut off",
             |room| room.write("model/config.json", "{"),
             "found EOF while parsing",
         ),

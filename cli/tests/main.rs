@@ -1,6 +1,7 @@
 //! The program as a user meets it: one clear message and exit code 2 for wrong input, with nothing written;
 //! and a whole run.
 
+mod commands;
 mod eval;
 mod hub;
 mod inputs;
@@ -30,7 +31,8 @@ fn no_adapter() {
     ];
     for line in lines {
         let mut command = room.command();
-        // Two names of the same setting, for newer and older loaders. Other systems have other drivers.
+        // Two names of the same setting, for newer and older Vulkan loaders; the third excludes other
+        // systems' drivers.
         let none = room.path("no-driver.json");
         command.env("VK_DRIVER_FILES", &none).env("VK_ICD_FILENAMES", &none).env("WGPU_BACKEND", "vulkan");
         command.env_remove("AWEIGH_GPU").args(line);
@@ -70,7 +72,7 @@ fn missing_and_truncated_weights() {
     );
     for length in [0, 5, 3000, weights.len() - 1] {
         room.write("model/model.safetensors", &weights[..length]);
-        let found = format!("found {length} bytes that are none");
+        let found = format!("found a damaged file of {length} bytes");
         room.align_refuses(
             "model",
             &[],
@@ -88,7 +90,7 @@ fn a_model_is_inspected_without_a_gpu() {
     assert_eq!(figures["types"][0]["tensors"], 47);
     assert_eq!(figures["tensors"].as_array().map(Vec::len), Some(47));
     room.edit("model/config.json", "\"num_hidden_layers\": 5", "\"num_hidden_layers\": 6");
-    // What cannot be read is an error, as it is for the other commands.
+    // A model that cannot be read is an error, as it is for the other commands.
     room.refuses(&["inspect", "--model", "model"], &["expected tensor model.layers.5.", "found none"]);
 }
 
@@ -218,7 +220,7 @@ fn settings_that_do_not_exist_or_fit() {
     room.align_refuses("tiny", &["--target-modules", "no_such_proj"], &unknown);
 }
 
-/// These are found by the parser of flags, whose messages have another form.
+/// The parser of flags refuses these; its messages have another form.
 #[test]
 fn flags_that_cannot_be_parsed() {
     let room = Room::new();
@@ -349,7 +351,7 @@ fn a_model_is_written_as_a_gguf_file() {
     let types = room.json(&["inspect", "--model", "small.gguf"])["types"].clone();
     assert_eq!(types[1]["dtype"], "Q8_0", "{types}");
     assert!(answer(&["small.gguf"]).is_string());
-    // And from a GGUF file again.
+    // And exported again from a GGUF file.
     room.json(&["export", "--model", "merged.gguf", "--output", "again.gguf", "--dtype", "float32"]);
     assert_eq!(answer(&["again.gguf"]), answer(&["merged.gguf"]));
 
@@ -387,7 +389,7 @@ fn lines(path: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The smallest run that has everything.
+/// The smallest run that uses everything.
 const SMALL: [&str; 10] = [
     "--max-samples",
     "10",
@@ -438,7 +440,7 @@ fn a_run_writes_its_folder_and_can_be_repeated() {
     let mut found: Vec<String> = fs::read_dir(room.path("a/first"))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
-        // The time is in its name.
+        // An event file has the time in its name.
         .map(
             |name| if name.starts_with("events") { name[.."events.out.tfevents".len()].into() } else { name },
         )
@@ -467,7 +469,7 @@ fn a_run_writes_its_folder_and_can_be_repeated() {
         assert_eq!(sample["ids"].as_array().unwrap().len(), sample["num_tokens"].as_u64().unwrap() as usize);
     }
 
-    // The same settings and the same anchors again: the same run, bit for bit.
+    // The same settings and the same anchors again give the same run, bit for bit.
     let again = [
         "align",
         "--config",
@@ -500,7 +502,7 @@ fn a_run_writes_its_folder_and_can_be_repeated() {
         &parts,
     );
 
-    // An adapter with a part that the model has no layer for would only half be applied.
+    // An adapter with a tensor for which the model has no layer would be applied only in part.
     let adapter = fs::read(room.path("a/first/adapter/adapter_model.safetensors")).unwrap();
     let mut tensors = SafeTensors::deserialize(&adapter).unwrap().tensors();
     let extra = "base_model.model.lm_head.lora_A.weight".to_string();
@@ -511,7 +513,7 @@ fn a_run_writes_its_folder_and_can_be_repeated() {
     let parts = ["odd: expected A and B matrices of the model's linear layers", &extra];
     room.refuses(&["generate", "--model", "tiny", "--adapter", "odd", "--prompt", "hi"], &parts);
 
-    // It is refused without --overwrite, replaced with it, and can be gone on from.
+    // An existing folder is refused without --overwrite and replaced with it; its adapter can start a run.
     room.refuses(&again, &["--output-dir", "second, which exists", "--overwrite"]);
     let more = ["--overwrite", "--adapter", "a/first/adapter", "--seed", "7", "--r", "16"];
     room.json(&[&again[..], &more].concat());

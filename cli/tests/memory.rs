@@ -1,4 +1,4 @@
-//! What a run is planned to hold, what it holds, and what fits a budget.
+//! The memory that a run is planned to use, the memory that it uses, and what fits a budget.
 
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ const RUN: [&str; 14] = [
     "1e-5",
 ];
 
-/// Settings that hold different things.
+/// Settings that need different buffers.
 const SETTINGS: [&[&str]; 17] = [
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "mlp"],
@@ -75,7 +75,7 @@ fn a_run_holds_what_was_planned() {
     );
 }
 
-/// A step that is larger than the data, or goes from one epoch into the next, has an example twice.
+/// The plan holds where the data has fewer examples than a step, or an epoch's last step is smaller.
 #[test]
 fn a_step_may_have_an_example_twice() {
     let room = room();

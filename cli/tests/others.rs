@@ -1,4 +1,4 @@
-//! Files as other programs and people make them: what they mean, or that they are refused for what they are.
+//! Files as other programs and people make them: they are read as intended, or refused with the real reason.
 
 use std::fs;
 use std::process::Stdio;
@@ -59,7 +59,7 @@ fn weights_that_are_no_numbers_are_named() {
     let name = "model.layers.2.mlp.up_proj.weight";
     let at = whole.iter().position(|tensor| tensor.0 == name).unwrap();
     let width = whole[at].2[1];
-    // NaN in F16; and what a conversion to F16 makes of a large number.
+    // NaN in F16, and the infinities to which a conversion to F16 turns large numbers.
     for (bits, said) in [(0x7e00u16, "which is NaN"), (0x7c00, "which is inf"), (0xfc00, "which is -inf")] {
         let mut spoilt = whole.clone();
         assert_eq!(spoilt[at].1, Dtype::F16);
@@ -87,7 +87,7 @@ fn values_that_f16_cannot_hold_are_not_written() {
     room.refuses(&export, &["tensor model.norm.weight: expected values up to 65504", "--dtype bfloat16"]);
 }
 
-/// As transformers 5 reads it; and what is exported says so to all readers.
+/// The head is used as transformers 5 uses it, and an exported model says so to all readers.
 #[test]
 fn a_head_that_differs_from_the_embedding_is_the_model_s() {
     let room = Room::new();
@@ -98,7 +98,7 @@ fn a_head_that_differs_from_the_embedding_is_the_model_s() {
     all.push(head(embedding.3.clone()));
     write(&room, WEIGHTS, &all);
     assert_eq!(scores(&room, &["--model", "model"]), tied, "the same head is none of its own");
-    // Its rows the other way round.
+    // The head's rows in reverse order.
     let row = 2 * embedding.2[1];
     let turned: Vec<u8> = embedding.3.chunks_exact(row).rev().flatten().copied().collect();
     *all.last_mut().unwrap() = head(turned);
@@ -147,7 +147,8 @@ fn checkpoints_that_others_have_quantised_are_named() {
     }
 }
 
-/// Masks and frequencies of old checkpoints stay beside the weights; what nothing reads is told.
+/// Masks and frequencies of old checkpoints are kept beside the weights; the user is told of tensors that
+/// nothing reads.
 #[test]
 fn tensors_that_no_layer_reads() {
     let room = Room::new();
@@ -263,7 +264,7 @@ fn adapters_say_what_they_are_for() {
     );
 }
 
-/// Batches of four and one, and an epoch ends there.
+/// Five examples are batches of four and one, and the epoch ends there.
 #[test]
 fn an_epoch_ends_where_the_data_does() {
     let room = Room::new();
@@ -411,12 +412,12 @@ fn words_of_the_command_line() {
     let missing = "--train (data.train), --output-dir (output.output_dir): expected a JSONL file of \
                    examples, a folder for the run";
     room.refuses(&["align", "--model", "tiny"], &[missing]);
-    // Mesa's own complaint about a session that is not there.
+    // Mesa prints an error if there is no desktop session; it must not appear.
     let mut plan = room.command();
     plan.args(["plan", "--model", "tiny", "--train", "flagged.jsonl", "-q"]).env_remove("XDG_RUNTIME_DIR");
     let plan = plan.output().unwrap();
     assert!(plan.status.success() && plan.stderr.is_empty(), "{}", texts(&plan).1);
-    // What cannot be kept is known before it is measured.
+    // A result that cannot be saved is refused before it is measured.
     room.write("taken", "");
     let started = Instant::now();
     let tune = room
@@ -430,12 +431,12 @@ fn words_of_the_command_line() {
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 }
 
-/// Ctrl-C in the first wave keeps the prompts that have their anchors, and the run goes on to the same bits.
+/// Ctrl-C in the first wave keeps the prompts that have their anchors; the resumed run gives the same bits.
 #[cfg(unix)]
 #[test]
 fn an_interrupt_keeps_the_anchors_of_the_first_wave() {
     let room = Room::new();
-    // Of a prompt's many samples, some waves are one prompt's.
+    // Each prompt has many samples, so that some waves belong to one prompt.
     let line = |folder: &'static str| {
         [
             "align",
@@ -463,7 +464,7 @@ fn an_interrupt_keeps_the_anchors_of_the_first_wave() {
     cut.args(line("cut")).args(["--save-minutes", "0.001"]).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = cut.spawn().unwrap();
     let begun = Instant::now();
-    // By the clock, it keeps what it has while it draws.
+    // After --save-minutes it saves the anchors that it has, while it draws more.
     let kept = || {
         let entries = fs::read_dir(room.path("cut")).into_iter().flatten();
         let mut names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -490,7 +491,7 @@ fn an_interrupt_keeps_the_anchors_of_the_first_wave() {
     let adapter =
         |folder: &str| fs::read(room.path(folder).join("adapter/adapter_model.safetensors")).unwrap();
     assert!(adapter("cut") == adapter("whole"), "the adapters differ");
-    // A finished run says how to go on from its result.
+    // The message for a finished run says how to continue from its result.
     room.refuses(
         &["align", "--resume", "cut", "--max-steps", "9"],
         &["a finished run", "--adapter cut/adapter --max-steps N"],

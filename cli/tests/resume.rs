@@ -1,5 +1,5 @@
-//! Runs that are cut off and gone on with: killed, interrupted, with a damaged checkpoint, on a full disk,
-//! with a lost GPU.
+//! Runs that are cut off and resumed: killed, interrupted, with a damaged checkpoint, on a full disk, with a
+//! lost GPU.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::room::{Room, texts};
 
-/// A run of some seconds.
+/// A run that takes some seconds.
 const RUN: [&str; 18] = [
     "align",
     "--model",
@@ -39,12 +39,12 @@ const RUN: [&str; 18] = [
 /// A checkpoint after every step.
 const SAVED: [&str; 2] = ["--save-steps", "1"];
 
-/// The command line of a run of so many steps into `folder`.
+/// The command line of a run of `steps` steps into `folder`.
 fn line<'a>(folder: &'a str, steps: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&RUN[..], &[folder, "--max-steps", steps, "--quiet"], more].concat()
 }
 
-/// Runs to a good end; what it said on stderr.
+/// Runs `line`, expects success, and returns stderr.
 fn succeed(room: &Room, line: &[&str]) -> String {
     let output = room.run(line);
     let (_, stderr) = texts(&output);
@@ -52,7 +52,7 @@ fn succeed(room: &Room, line: &[&str]) -> String {
     stderr
 }
 
-/// A run's adapter, and what it logged but for the time that it took.
+/// A run's adapter, and what it logged, without the speed.
 fn result(room: &Room, folder: &str) -> (Vec<u8>, [Vec<Value>; 3]) {
     let lines = |name: &str| -> Vec<Value> {
         let text = fs::read_to_string(room.path(folder).join(name)).unwrap();
@@ -66,14 +66,14 @@ fn result(room: &Room, folder: &str) -> (Vec<u8>, [Vec<Value>; 3]) {
     (adapter, ["metrics.jsonl", "samples.jsonl", "completions.jsonl"].map(lines))
 }
 
-/// Names in a folder; event files' without the time in them.
+/// Names in a folder; the time is left out of the names of event files.
 fn names(folder: &Path) -> BTreeSet<String> {
     let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
     let short = |name: String| if name.starts_with("events.") { "events".into() } else { name };
     fs::read_dir(folder).unwrap().map(name).map(short).collect()
 }
 
-/// The same files, and the same in them.
+/// Both folders have the same files with the same content.
 fn assert_same(room: &Room, folder: &str, whole: &str) {
     let (a, b) = (result(room, folder), result(room, whole));
     assert_eq!(a.1, b.1, "what was logged");
@@ -97,7 +97,7 @@ fn last_checkpoint(folder: &Path) -> Option<usize> {
     fs::read_dir(folder).ok()?.flatten().filter_map(step).max()
 }
 
-/// `AWEIGH_KILLS` asks for more than a quick test has.
+/// `AWEIGH_KILLS` sets the number of kills, for a longer test.
 #[test]
 fn a_run_killed_again_and_again_ends_as_if_it_never_was() {
     let kills: usize = std::env::var("AWEIGH_KILLS").map_or(4, |n| n.parse().expect("a number"));
@@ -116,11 +116,11 @@ fn a_run_killed_again_and_again_ends_as_if_it_never_was() {
             let _ = fs::remove_dir_all(&cut);
             spawn(&room, &line("cut", &steps, &SAVED))
         };
-        // From before its first file to well into its steps.
+        // The run is killed at a random time, from before its first file to well into its steps.
         let share = random.random_range(0.05..1.5) * 3.0 / kills.max(3) as f64;
         std::thread::sleep(length.mul_f64(share).max(Duration::from_millis(300)));
         if child.try_wait().unwrap().is_some() {
-            // It came to its end before: once more from the start.
+            // The run ended before it was killed: it starts again.
             assert_same(&room, "cut", "whole");
             fs::remove_dir_all(&cut).unwrap();
             (finished, farthest) = (finished + 1, None);
@@ -151,7 +151,7 @@ fn an_interrupt_keeps_the_step_and_the_run_goes_on() {
     let room = Room::new();
     succeed(&room, &line("whole", "40", &[]));
     for signal in ["INT", "TERM"] {
-        // By the clock no checkpoint would be due.
+        // No checkpoint is due by time.
         let mut child = room
             .process()
             .args(line("cut", "40", &[]).iter().filter(|flag| **flag != "--quiet"))
@@ -183,7 +183,7 @@ fn an_interrupt_keeps_the_step_and_the_run_goes_on() {
     }
 }
 
-/// Submits and allocations of a run, from its log.
+/// The numbers of submits and allocations of a run, from its log.
 fn counts(room: &Room, line: &[&str]) -> (u64, u64) {
     let output = room.command().args(line).env("RUST_LOG", "aweigh=info").output().unwrap();
     let (_, stderr) = texts(&output);
@@ -196,7 +196,7 @@ fn counts(room: &Room, line: &[&str]) -> (u64, u64) {
     stderr.lines().find_map(numbers).expect("counts")
 }
 
-/// `most` numbers spread over 1 to `all`, or with `AWEIGH_FAULTS_AT` so many.
+/// `most` numbers spread over 1 to `all`; `AWEIGH_FAULTS_AT` sets how many.
 fn spread(all: u64, most: u64) -> impl Iterator<Item = u64> {
     let most: u64 = std::env::var("AWEIGH_FAULTS_AT").map_or(most, |n| n.parse().expect("a number")).min(all);
     (0..most).map(move |i| 1 + i * (all - 1) / (most - 1).max(1))
@@ -211,14 +211,14 @@ fn a_lost_gpu_is_opened_again_and_the_result_is_the_same() {
         let output = room.command().args(line).env("AWEIGH_FAULTS", faults).output().unwrap();
         (output.status.code(), texts(&output).1)
     };
-    // How much goes into a submit follows its time, so that the next run may have fewer.
+    // The work in a submit depends on measured time, so the next run may have fewer submits.
     for at in spread(submits * 3 / 4, 4) {
         let (code, stderr) = faulty(&format!("device-lost@{at}"), &line("cut", "12", &SAVED));
         assert_eq!(code, Some(0), "at submit {at}: {stderr}");
         assert!(stderr.contains("opening it again") && !stderr.contains("panicked"), "{stderr}");
         assert_same(&room, "cut", "whole");
     }
-    // Lost at its first submit each time: the run gives up, and can be gone on with.
+    // The GPU is lost at the first submit each time: the run gives up, and can be resumed.
     let at = submits / 2;
     let often: Vec<String> = (at..at + 400).map(|at| format!("device-lost@{at}")).collect();
     let (code, stderr) = faulty(&often.join(","), &line("cut", "12", &SAVED));
@@ -228,12 +228,12 @@ fn a_lost_gpu_is_opened_again_and_the_result_is_the_same() {
     assert_same(&room, "cut", "whole");
 }
 
-/// A run whose GPU is lost again and again while anchors are drawn ends with those that are there, and goes
-/// on with them.
+/// A run whose GPU is lost again and again while it draws anchors ends, keeps the anchors that it has, and
+/// resumes with them.
 #[test]
 fn anchors_that_were_drawn_are_not_lost_with_the_gpu() {
     let room = Room::new();
-    // A prompt at a time.
+    // One prompt at a time.
     let few = ["--max-num-seqs", "2"];
     let (submits, _) = counts(&room, &line("whole", "1", &few));
     let often: Vec<String> = (submits / 2..submits / 2 + 400).map(|at| format!("device-lost@{at}")).collect();
@@ -253,8 +253,8 @@ fn anchors_that_were_drawn_are_not_lost_with_the_gpu() {
     assert_same(&room, "cut", "whole");
 }
 
-/// Weights that are written to in place would be read again when a lost GPU is opened again; without that
-/// they are warned of.
+/// The weights are read again when a lost GPU is opened again, so a file that was written to in place is an
+/// error then. Without a lost GPU it is a warning.
 #[test]
 fn a_model_that_is_written_to_during_a_run_is_noticed() {
     let room = Room::new();
@@ -299,13 +299,13 @@ fn an_allocation_that_fails_ends_a_run_cleanly() {
         assert_eq!(output.status.code(), Some(1), "{faults}: {stderr}");
         assert_eq!(stderr.matches("error: out of GPU memory: no ").count(), 1, "{faults}: {stderr}");
         assert!(!stderr.contains("panicked"), "{faults}: {stderr}");
-        // Nothing, or what can be gone on with.
+        // Either nothing was written, or it can be resumed.
         if room.path("cut").exists() {
             succeed(&room, &["align", "--resume", "cut", "--quiet"]);
             assert_same(&room, "cut", "whole");
         }
     }
-    // With leave to change settings it tries again by itself.
+    // With --fit, which lets it change settings, the run tries again by itself.
     let fit = line("cut", "2", &["--memory", "1GB", "--fit", "--overwrite"]);
     let faults = format!("allocation@{}", allocations - 40);
     let output = room.command().args(fit).env("AWEIGH_FAULTS", faults).output().unwrap();
@@ -314,7 +314,7 @@ fn an_allocation_that_fails_ends_a_run_cleanly() {
     assert!(stderr.contains("did not fit: trying again with --"), "{stderr}");
 }
 
-/// Interrupts a run after its first steps, so that `cut` can be gone on with.
+/// Interrupts a run after its first steps, so that `cut` can be resumed.
 #[cfg(unix)]
 fn interrupted(room: &Room) {
     let mut child = spawn(room, &line("cut", "400", &SAVED));
@@ -368,7 +368,7 @@ fn what_a_run_does_not_go_on_with() {
     room.write("model/model.safetensors", &changed);
     room.refuses(&["align", "--resume", "cut"], &["--model, as the run was begun: expected"]);
     room.write("model/model.safetensors", &weights);
-    // A damaged checkpoint is passed over; where all are, the run begins again.
+    // A damaged checkpoint is skipped; if all are damaged, the run begins again.
     let last = last_checkpoint(&room.path("cut")).unwrap();
     let place = room.path(&format!("cut/checkpoint-{last}/state.safetensors"));
     let mut bytes = fs::read(&place).unwrap();
@@ -381,7 +381,7 @@ fn what_a_run_does_not_go_on_with() {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(Duration::from_millis(10));
     }
-    // While it runs nobody else may.
+    // While it runs, no other run may use the folder.
     let output = room.run(&["align", "--resume", "cut"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(texts(&output).1.contains("which another run is writing to"), "{}", texts(&output).1);
@@ -391,7 +391,7 @@ fn what_a_run_does_not_go_on_with() {
     assert!(stderr.contains(&format!("going on after step {}", last - 1)), "{stderr}");
 }
 
-/// A disk of so many bytes, where this process may make one.
+/// A disk of a given size, if this process may make one.
 #[cfg(target_os = "linux")]
 struct Disk(std::path::PathBuf);
 
@@ -431,8 +431,8 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
     assert!(said.contains("cannot write") && said.contains("No space left"), "{said}");
     assert!(said.contains("the run goes on without this checkpoint"), "{said}");
     assert_same(&room, "disk/run", "whole");
-    // So full that not even a line of figures fits: the run goes on all the same, and what it had can be gone
-    // on with.
+    // The disk is so full that not even a line of figures fits. The run goes on all the same, and can be
+    // resumed from its last checkpoint.
     fs::remove_dir_all(room.path("disk/run")).unwrap();
     let mut child = spawn(&room, &line("disk/run", "4000", &SAVED));
     while last_checkpoint(&room.path("disk/run")).is_none() {
@@ -445,7 +445,7 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
     let _ = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(last_checkpoint(&room.path("disk/run")).is_some());
-    // One that cannot be written to at all.
+    // A disk that cannot be written to at all.
     let mount = ["-o", "remount,ro"];
     let remounted = std::process::Command::new("mount").args(mount).arg(room.path("disk")).status();
     assert!(remounted.unwrap().success());

@@ -80,12 +80,12 @@ impl Room {
         Command::from_std(self.process())
     }
 
-    /// The same, to be watched while it runs.
+    /// The same as a process that a test can watch while it runs.
     pub fn process(&self) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_aweigh"));
         // Mesa's Wayland layer complains on stderr where there is no such folder.
         command.current_dir(self.0.path()).env_remove("RUST_LOG").env("XDG_RUNTIME_DIR", self.0.path());
-        // No choices of kernels but those that the test itself has measured.
+        // No other choices of kernels than those that the test itself has measured.
         command.env("AWEIGH_CACHE_DIR", self.path("cache"));
         command
     }
@@ -103,8 +103,7 @@ impl Room {
         serde_json::from_str(&stdout).unwrap()
     }
 
-    /// A command line that must be refused with a message that has all of `parts`; everything stays as it
-    /// was.
+    /// A command line that must be refused with a message that has all of `parts`; no file may change.
     pub fn refuses(&self, arguments: &[&str], parts: &[&str]) {
         self.refused(self.command().args(arguments), &[parts, &["what to do: "]].concat());
     }
@@ -128,7 +127,7 @@ impl Room {
             "{command:?}: one message: {stderr}"
         );
         assert!(!stderr.contains("panicked"), "{stderr}");
-        // What stands before it are notes of what runs where.
+        // The lines before the error are notes on what runs where.
         let message = &stderr[stderr.find("error: ").unwrap()..];
         assert!(message.lines().count() <= 3, "{command:?}: {message}");
         for part in parts {
@@ -137,7 +136,7 @@ impl Room {
         assert_eq!(self.listing(), before, "{command:?}: the files have changed");
     }
 
-    /// As [`Room::refuses`], of `align` with a model and more flags.
+    /// Like [`Room::refuses`], for `align` with a model and more flags.
     pub fn align_refuses(&self, model: &str, flags: &[&str], parts: &[&str]) {
         self.refuses(&[&["align", "--model", model], &TRAIN[..], flags].concat(), parts);
     }

@@ -1,4 +1,4 @@
-//! Commands about speed: that they measure what they say and keep it. How fast anything is, no test can know.
+//! Commands about speed: they measure what they say and keep the result. No test checks how fast anything is.
 
 use std::fs;
 
@@ -37,8 +37,8 @@ fn bench_measures_what_it_is_asked_to() {
     assert!(positive(&figures["sample"]["together"][0]) && positive(&figures["sample"]["one_by_one"][0]));
 }
 
-/// Memory does not grow with the number of steps: not a byte of buffers, and of the process no more than
-/// allocators keep.
+/// Memory does not grow with the number of steps: buffers do not grow by a byte, and the process grows by no
+/// more than allocators keep.
 #[test]
 fn two_hundred_steps_hold_what_one_holds() {
     let room = Room::new();
@@ -66,7 +66,7 @@ fn measured_kernels_are_kept_and_change_no_result() {
     let [file] = &files[..] else { panic!("{files:?}") };
     assert_eq!(serde_json::from_slice::<Value>(&fs::read(file).unwrap()).unwrap(), found);
 
-    // The slowest kernel of every class: taken by all commands, and the answer is the same.
+    // The slowest kernel of every class is chosen: all commands use it, and the answer is the same.
     let mut slow = found.clone();
     for choice in slow["choices"].as_object_mut().unwrap().values_mut() {
         let seconds = choice["seconds"].as_object().unwrap();
@@ -84,7 +84,7 @@ fn measured_kernels_are_kept_and_change_no_result() {
     };
     assert!(taken(&[]) && !taken(&["--no-tuning"]));
 
-    // What is not a choice of this driver, or nothing at all, is no error.
+    // Choices of another driver, or a damaged file, are no error: they are ignored.
     fs::write(file, found.to_string().replace("\"driver\":\"", "\"driver\":\"another ")).unwrap();
     assert!(!taken(&[]));
     fs::write(file, "half a file").unwrap();

@@ -7,7 +7,8 @@ fn slope(x: vec4<f32>) -> vec4<f32> {
     return s * (1.0 + x * (1.0 - s));
 }
 #else
-// x * Phi(x), the normal distribution's (Hendrycks & Gimpel, "Gaussian Error Linear Units", 1606.08415).
+// x * Phi(x), Phi the distribution function of the normal distribution (Hendrycks & Gimpel, "Gaussian Error
+// Linear Units", 1606.08415).
 #ifdef GELU_TANH
 // Phi(x) by tanh: (1 + tanh(u)) / 2 = sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
 fn activate(x: vec4<f32>) -> vec4<f32> {
@@ -18,8 +19,8 @@ fn slope(x: vec4<f32>) -> vec4<f32> {
     return s + x * s * (1.0 - s) * 1.5957691216 * (1.0 + 0.134145 * x * x);
 }
 #else
-// Phi(x) = erfc(-x / sqrt(2)) / 2, by a Chebyshev fit of erfc, off by at most 1.2e-7 of itself (Press et al.,
-// Numerical Recipes, 6.2).
+// Phi(x) = erfc(-x / sqrt(2)) / 2, by a Chebyshev fit of erfc with a relative error of at most 1.2e-7 (Press
+// et al., Numerical Recipes, 6.2).
 fn normal_cdf(x: vec4<f32>) -> vec4<f32> {
     let z = abs(x) * 0.7071067812;
     let t = 1.0 / (1.0 + 0.5 * z);

@@ -1,25 +1,25 @@
-// The walk of a tile of queries over its keys, for attention_tiled.wgsl and attention_dq_tiled.wgsl, which
-// bind k, v and ranges.
-// Keys come in runs without gaps: what no row of the tile sees is neither read nor multiplied.
+// How a tile of queries walks over its keys, for attention_tiled.wgsl and attention_dq_tiled.wgsl, which bind
+// k, v and ranges.
+// Keys come in runs without gaps: keys that no row of the tile sees are neither read nor multiplied.
 var<workgroup> staged: array<vec4<f32>, KEYS * STRIDE>;  // (KEYS, VECTORS): keys or values
 var<workgroup> weights: array<vec4<f32>, KEYS * PAD>;    // (KEYS, QUADS): one for each row of a quad
 var<workgroup> next: vec2<u32>;
 
-// The prefix or the segment of token t.
+// The key range of token t in the prefix (part 0) or in its segment (part 1).
 fn range_of(t: u32, part: u32) -> vec2<u32> {
     let range = in_window(ranges[t]);
     return select(range.zw, range.xy, part == 0u);
 }
 
-// The run of keys from `cursor` on of which each is seen by one of the tokens first..=last; empty behind the
-// last.
+// The next run of keys, from `cursor` on, in which each key is seen by one of the tokens first..=last. Empty
+// after the last run.
 fn find_run(part: u32, cursor: u32, first: u32, last: u32) -> vec2<u32> {
     var start = 0xffffffffu;
     for (var t = first; t <= last; t++) {
         let range = range_of(t, part);
         if range.x < range.y && cursor < range.y { start = min(start, max(range.x, cursor)); }
     }
-    // The row that sees the most from here on vouches for all of the run.
+    // The token that sees `start` and has the largest end sees every key of the run.
     var end = 0u;
     for (var t = first; t <= last; t++) {
         let range = range_of(t, part);
@@ -28,13 +28,14 @@ fn find_run(part: u32, cursor: u32, first: u32, last: u32) -> vec2<u32> {
     return vec2<u32>(start, end);
 }
 
-// The same for all invocations, which must all call. Waits before and after.
+// The same for all invocations, which must all call it. It has a barrier before and after.
 fn next_run(part: u32, cursor: u32, first: u32, last: u32, lane: u32) -> vec2<u32> {
     if lane == 0u { next = find_run(part, cursor, first, last); }
     return workgroupUniformLoad(&next);
 }
 
-// Keys past a run's end are its last one again: what lies there may be no number. Their weights are nought.
+// Past a run's end its last key is staged again, because the memory there may hold NaN. The weights of these
+// keys are zero.
 fn stage_keys(base: u32, end: u32, kv_head: u32, lane: u32) {
     for (var i = lane; i < KEYS * VECTORS; i += LANES) {
         let key = min(base + i / VECTORS, end - 1u);

@@ -1,10 +1,10 @@
-// Quantised weights, as src/gpu/blocks.rs lays them out in the words of w: codes of 4 or 8 bits, from word
-// p.w_scales on the scales of blocks of 16 or 32 codes, and with Q4K, Q5K and Q6K from word p.w_supers on the
-// f16 factors of those of 256 codes.
-// What a weight is follows ggml's formats; every product but the last is exact in f32, so results equal f32
-// weights bit for bit.
+// Quantised weights in the words of w, laid out as in src/gpu/blocks.rs: codes of 4 or 8 bits; from word
+// p.w_scales on the scales, one entry for each block of 16 or 32 codes; with Q4K, Q5K and Q6K from word
+// p.w_supers on f16 factors on the scales, one entry for 256 codes.
+// The value of a weight follows ggml's formats. Every product but the last is exact in f32, so results equal
+// those of f32 weights bit for bit.
 
-// An f16's value. unpack2x16float may take its subnormal numbers for zero, and scales are often that small.
+// The value of an f16. unpack2x16float may treat subnormal numbers as zero, and scales are often that small.
 fn from_half(bits: u32) -> f32 {
     let mantissa = bits & 0x3ffu;
     let exponent = (bits >> 10u) & 31u;
@@ -14,7 +14,7 @@ fn from_half(bits: u32) -> f32 {
 }
 fn halves(word: u32) -> vec2<f32> { return vec2<f32>(from_half(word & 0xffffu), from_half(word >> 16u)); }
 
-// The factor on the codes of the block that element `index` is in, and what is added.
+// For the block of element `index`: the factor on its codes, and what is added to the product.
 fn scales(index: u32) -> vec2<f32> {
 #ifdef NF4
     return vec2<f32>(from_half((w[p.w_scales + index / 64u] >> (16u * (index / 32u & 1u))) & 0xffffu), 0.0);
@@ -35,8 +35,8 @@ fn scales(index: u32) -> vec2<f32> {
 
 #ifdef NF4
 // The quantiles of a normal distribution, scaled to [-1, 1] (Dettmers et al., "QLoRA", 2305.14314, appendix
-// E). They are chosen bit by bit: a table that is indexed lies in memory, and reading it takes longer than
-// the product.
+// E). They are selected bit by bit: a table with a variable index would be in memory, and reading it takes
+// longer than the product.
 fn either(a: f32, b: f32, second: vec4<bool>) -> vec4<f32> {
     return select(vec4<f32>(a), vec4<f32>(b), second);
 }

@@ -1,4 +1,4 @@
-// Rows of a matrix as columns of one element, or of four with VEC4: loads are what costs.
+// A row of a matrix as columns of one element, or of four with VEC4, because loads cost the most.
 #ifdef VEC4
 alias Column = vec4<f32>;
 const PER_COLUMN = 4u;

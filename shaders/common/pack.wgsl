@@ -1,4 +1,5 @@
-// bf16 and f16 pairs in a u32, low half first. Both unpack exactly, so results equal f32 weights bit for bit.
+// bf16 and f16 pairs in a u32, low half first. Both unpack exactly, so results equal those of f32 weights bit
+// for bit.
 fn unpack_pair(packed: u32) -> vec2<f32> {
 #ifdef F16
     return unpack2x16float(packed);

@@ -1,7 +1,7 @@
-// Work on the rows of a matrix. Portable: a workgroup owns a row, its invocations stride over the columns and
-// reduce in a fixed order. SERIAL: an invocation owns a row, which needs no barriers (they are what costs on
-// software adapters).
-// Leave early only when `row` is out of range: it is the same for all who meet at a barrier.
+// Work on the rows of a matrix. Portable: a workgroup owns a row; its invocations stride over the columns and
+// reduce in a fixed order. SERIAL: an invocation owns a row and needs no barriers, which cost the most on
+// software adapters.
+// Return early only when `row` is out of range: `row` is the same for all invocations that meet at a barrier.
 #import common/index
 #ifdef SERIAL
 const WORKGROUP = 8u;

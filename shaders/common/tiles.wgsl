@@ -1,5 +1,5 @@
-// The operands of a matrix product that works on tiles, four neighbours at a time: their loads and its
-// outputs, with bounds.
+// For matrix products in tiles: loads of the operands and writes of the outputs, four neighbours at a time,
+// with bounds checks.
 // VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads and stores are 16 bytes wide.
 #import common/product
 #import common/weights
@@ -32,10 +32,10 @@
 #endif
 #endif
 
-// What tiles hold. HALF rounds the operands to f16; the sums are f32 all the same. Gradients, which are x in
-// NN and TN, are often under f16's smallest normal number, 6e-5: they are scaled by a power of two, and so
-// exactly, before they are rounded. What then exceeds f16 becomes an infinity, which shows in the loss, and
-// not a wrong number, which does not.
+// What tiles hold. HALF rounds the operands to f16; the sums are f32 in both cases. Gradients, which are x in
+// NN and TN, are often below f16's smallest normal number, 6e-5. Before they are rounded they are scaled by a
+// power of two, which is exact. A value that then exceeds f16 becomes infinity. That shows in the loss; a
+// wrong number would not.
 #ifdef HALF
 alias Staged = f16;
 alias Staged4 = vec4<f16>;
@@ -50,7 +50,7 @@ alias Staged4 = vec4<f32>;
 const SCALE = 1.0;
 #endif
 
-// Four neighbours from `at` on, of which the first `valid` are there.
+// Four neighbours from `at` on, of which the first `valid` exist.
 #ifdef VEC4
 fn x4(at: u32, valid: u32) -> vec4<f32> {
     if valid == 0u { return vec4<f32>(); }
@@ -80,7 +80,7 @@ fn weights4(at: u32, valid: u32) -> vec4<f32> {
 // How many of the four indices from `first` on are below `end`.
 fn inside(first: u32, end: u32) -> u32 { return min(max(end, first) - first, 4u); }
 
-// Four outputs of a row, of those that are there.
+// Writes four outputs of a row, those of them that exist.
 fn write(row: u32, col: u32, sums: vec4<f32>) {
     if row >= p.m || col >= p.n { return; }
     var values = p.alpha * (sums * (1.0 / SCALE));

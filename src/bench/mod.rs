@@ -1,8 +1,8 @@
-//! How fast is this adapter? What `aweigh bench` measures: kernels against the adapter's own peak, and whole
-//! steps.
+//! The measurements of `aweigh bench`: how fast is this adapter? Single kernels are compared with the
+//! adapter's own peak, and whole steps are timed.
 //!
-//! Every figure is the list of its runs' seconds; readers take the median. The first run, which compiles
-//! shaders, is not among them.
+//! Every result lists all its runs, as seconds or as rates; readers take the median. The first run compiles
+//! shaders and is not in the list.
 
 mod rates;
 mod steps;
@@ -19,7 +19,7 @@ use std::time::Instant;
 use crate::Result;
 use crate::gpu::{Gpu, Recorder};
 
-/// The middle of the values, of an even number the mean of the two in the middle; NaN of none.
+/// The median of the values: for an even number the mean of the two in the middle, and NaN if there are none.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -27,24 +27,25 @@ pub fn median(values: &[f64]) -> f64 {
     0.5 * (middle((sorted.len().saturating_sub(1)) / 2) + middle(sorted.len() / 2))
 }
 
-/// How often something is timed.
+/// How often something is timed, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Runs {
     /// Runs whose seconds are kept.
     pub count: usize,
-    /// Seconds that a run of short work is repeated for, so that the clock and the submit do not show.
+    /// The least length of a run, in seconds. Short work is repeated within a run, up to 1000 times, so that
+    /// the clock and the submit do not affect the result.
     pub seconds: f64,
 }
 
 impl Runs {
-    /// `count` runs of a tenth of a second at least.
+    /// `count` runs, with 0.1 seconds as the least length of each.
     pub fn new(count: usize) -> Self {
         Self { count, seconds: 0.1 }
     }
 }
 
-/// Times what `record` records, again and again in a run until it is long enough: the seconds of one, for
-/// each of `runs`.
+/// Times what `record` records. Each run repeats it until the run is long enough. Returns the seconds of one
+/// repetition, for each of `runs`.
 async fn time(
     gpu: &Gpu,
     runs: Runs,

@@ -1,4 +1,4 @@
-//! Kernels by themselves: the arithmetic peak, matrix products, attention.
+//! Rates of single kernels: the arithmetic peak, matrix products, attention.
 
 use serde::Serialize;
 
@@ -19,13 +19,13 @@ pub struct Peak {
 }
 
 impl Peak {
-    /// The middle rate.
+    /// The median rate.
     pub fn median(&self) -> f64 {
         median(&self.gflops)
     }
 }
 
-/// Invocations and rounds of the peak's kernel: enough to fill any adapter.
+/// Invocations and rounds of the kernel that measures the peak: enough to fill any adapter.
 const INVOCATIONS: usize = 1 << 16;
 const ROUNDS: u32 = 64;
 
@@ -49,13 +49,13 @@ pub async fn peak(gpu: &Gpu, runs: Runs) -> Result<Peak> {
 pub struct Rate {
     /// The shader's variant, or what is measured.
     pub kernel: String,
-    /// Its shape and types, for people.
+    /// Its shape and types, for people to read.
     pub shape: String,
-    /// Floating-point operations that the shape asks for.
+    /// Floating-point operations that the shape needs.
     pub operations: f64,
     /// Seconds of each run.
     pub seconds: Vec<f64>,
-    /// The middle rate, in 1e9 floating-point operations a second.
+    /// The median rate, in 1e9 floating-point operations a second.
     pub gflops: f64,
 }
 
@@ -87,11 +87,11 @@ fn narrow(gpu: &Gpu, dtype: DType, count: usize) -> Result<Tensor> {
     Tensor::from_bytes(gpu, Purpose::Staging, "weights", &bytes, (count, dtype))
 }
 
-/// Products of up to so many rows are measured as a sampler's: other passes have more.
+/// Products of up to this many rows are measured as in sampling: other passes have more rows.
 const DECODING: usize = 16;
 
-/// Measures y(m, n) = x · w with sums of length k, in one layout, with weights of `dtype`: a rate for every
-/// kernel that could do it, the one that is taken first, and its family.
+/// Measures y(m, n) = x · w with sums of length k, in one layout, with weights of `dtype`. Returns a rate,
+/// with its kernel's family, for every kernel that can compute the product; the default kernel comes first.
 ///
 /// # Errors
 /// What the device reports, or tensors over its limits.
@@ -116,8 +116,8 @@ pub async fn matmul(
     Ok(rates)
 }
 
-/// Measures causal attention over one sequence of `tokens`, forward and backward. The rates count the keys
-/// that are seen, and for the backward pass five products where the forward pass has two.
+/// Measures causal attention over one sequence of `tokens`, forward and backward. The operations count only
+/// keys that are visible: two products for the forward pass, five for the backward pass.
 ///
 /// # Errors
 /// As [`matmul()`].

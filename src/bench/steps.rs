@@ -15,13 +15,13 @@ use crate::optim::{AdamW, Optimizer};
 use crate::sample::{Request, generate};
 use crate::train::{MicroBatch, Trainer};
 
-/// `count` token ids, spread over the vocabulary: 7919·i + 13 modulo its size. What other programs are given
-/// too.
+/// `count` token ids, spread over the vocabulary: 7919·i + 13 modulo its size. Other programs are measured
+/// with the same ids.
 fn ids(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| ((7919 * i + 13) % vocab) as u32).collect()
 }
 
-/// Forward, loss and backward.
+/// Times of forward, loss and backward.
 #[derive(Debug, Clone, Serialize)]
 pub struct StepTimes {
     /// Sequences in the batch.
@@ -30,25 +30,26 @@ pub struct StepTimes {
     pub tokens: usize,
     /// Parameters with gradients.
     pub trainable_parameters: usize,
-    /// Mean negative log-prob of each token but the first, in nats.
+    /// Mean negative log-prob per token, without the first token of each sequence, in nats.
     pub loss: f32,
-    /// Seconds of each run, without the optimizer's part.
+    /// Seconds of each run, without the optimizer step.
     pub seconds: Vec<f64>,
-    /// What was held after the first of these runs, and after the last.
+    /// The memory held after the first of these runs, and after the last.
     pub held: [Held; 2],
 }
 
-/// Bytes held at one moment.
+/// Memory held at one moment, in bytes.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Held {
     /// Buffers on the device.
     pub device: u64,
-    /// The process's memory, where the system tells; on a software adapter, the device's too.
+    /// The process's memory, if the system reports it. On a software adapter this includes the device's
+    /// buffers.
     pub process: Option<u64>,
 }
 
-/// Times forward, loss and backward on `batch` sequences of `tokens` tokens. `process` tells the process's
-/// memory.
+/// Times forward, loss and backward on `batch` sequences of `tokens` tokens. `process` returns the process's
+/// memory in bytes.
 ///
 /// # Errors
 /// A batch over the model's context, and what the device reports.
@@ -94,13 +95,13 @@ pub struct GroupTimes {
     pub answer: usize,
     /// Seconds of each run, prompt shared.
     pub shared: Vec<f64>,
-    /// Seconds of each run, every answer behind a prompt of its own.
+    /// Seconds of each run, with a copy of the prompt for every answer.
     pub separate: Vec<f64>,
     /// The largest difference of a gradient between the two, as a share of the largest gradient.
     pub gradient_difference: f64,
 }
 
-/// Times a D²O step's forward and backward pass both ways, in turn.
+/// Times a D²O step's forward and backward pass both ways, alternately.
 ///
 /// # Errors
 /// As [`step`].
@@ -146,7 +147,7 @@ pub async fn group(
     Ok(GroupTimes { prompt, answers, answer, shared, separate, gradient_difference })
 }
 
-/// Seconds of one forward and backward pass from given coefficients.
+/// Seconds of one forward and backward pass with given coefficients.
 async fn pass(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -175,13 +176,13 @@ pub struct SamplingTimes {
     pub answers: usize,
     /// Tokens of each answer.
     pub new_tokens: usize,
-    /// Answer tokens a second of each run, all answers at once.
+    /// Answer tokens per second of each run, all answers at once.
     pub together: Vec<f64>,
-    /// Answer tokens a second of each run, one answer at a time.
+    /// Answer tokens per second of each run, one answer at a time.
     pub one_by_one: Vec<f64>,
 }
 
-/// Times the sampler both ways, in turn; the prompt's pass is part of it.
+/// Times the sampler both ways, alternately. The time includes the prompt's forward pass.
 ///
 /// # Errors
 /// As [`step`].

@@ -1,4 +1,4 @@
-//! A model of a known shape with random weights: speed does not depend on what a model knows.
+//! A model of a known shape with random weights: speed does not depend on the values of the weights.
 
 use crate::Result;
 use crate::gpu::Gpu;
@@ -16,10 +16,10 @@ pub const SHAPES: [(&str, &str); 1] = [(
         "max_position_embeddings": 8192, "tie_word_embeddings": true}"#,
 )];
 
-/// Random weights that are repeated through a model: long enough that no cache holds a pattern.
+/// Number of random weights that are repeated through a model: so many that no cache holds the pattern.
 const DISTINCT: usize = 1 << 20;
 
-/// A model made up.
+/// A made-up model.
 pub struct Synthetic {
     name: &'static str,
     config: &'static str,
@@ -30,7 +30,7 @@ impl Synthetic {
     /// The model of a shape in [`SHAPES`], in f32; `None` for another name.
     ///
     /// # Errors
-    /// None but what writing safetensors reports.
+    /// Only errors of writing safetensors.
     pub fn named(name: &str) -> Result<Option<Self>> {
         let Some(&(name, config)) = SHAPES.iter().find(|(known, _)| *known == name) else { return Ok(None) };
         let shapes = DecoderConfig::parse(config.as_bytes(), name)?.tensors();
@@ -53,7 +53,7 @@ impl Synthetic {
     /// Its configuration.
     ///
     /// # Errors
-    /// None: the shapes are this file's.
+    /// None: the configurations are those of this file.
     pub fn config(&self) -> Result<DecoderConfig> {
         DecoderConfig::parse(self.config.as_bytes(), self.name)
     }

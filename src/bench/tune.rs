@@ -17,12 +17,12 @@ pub struct Product {
     pub dims: Dims,
 }
 
-/// Rows of the output head's products at most: whole batches never meet it at once, only chunks.
+/// The most rows of the output head's products: the head works on chunks, never on a whole batch at once.
 const HEAD_ROWS: usize = 128;
 
-/// The products of a model whose weights are stored as `dtype`, at every number of tokens that is told apart:
-/// the linear layers' forward passes, their gradients for the input, and for full fine-tuning (in f32) those
-/// for the weight.
+/// The products of a model whose weights are stored as `dtype`, at each number of tokens that tuning
+/// distinguishes: the linear layers' forward passes, their gradients for the input, and for full fine-tuning
+/// (in f32) those for the weight.
 pub fn products(config: &DecoderConfig, dtype: DType) -> Vec<Product> {
     let mut shapes: Vec<(usize, usize)> = config
         .tensors()
@@ -48,10 +48,10 @@ pub fn products(config: &DecoderConfig, dtype: DType) -> Vec<Product> {
     all
 }
 
-/// How many times faster than the guess a kernel must be to replace it.
+/// How many times faster than the default kernel (the guess) another kernel must be to replace it.
 const WORTH: f64 = 1.05;
 
-/// Measures `products`; `each` is told the class and the choice of one after the other.
+/// Measures `products`. After each product, `each` gets its class and the choice.
 ///
 /// # Errors
 /// What the device reports, or what `each` returns.
@@ -65,7 +65,7 @@ pub async fn tune(
     for &Product { form, dtype, dims } in products {
         let rates = matmul(gpu, form, dtype, dims, runs).await?;
         let seconds = rates.iter().map(|(_, rate)| (rate.kernel.clone(), median(&rate.seconds))).collect();
-        // Only those whose results are the guess's are chosen from.
+        // Only kernels of the guess's family are candidates: their results equal the guess's.
         let guessed = rates.first().map(|(family, _)| *family);
         let rates: Vec<_> = rates.into_iter().filter(|(f, _)| Some(*f) == guessed).map(|(_, r)| r).collect();
         let best = rates.iter().max_by(|a, b| a.gflops.total_cmp(&b.gflops));

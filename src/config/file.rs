@@ -157,7 +157,7 @@ fn unknown_section(origin: &str, line: usize, found: &str) -> Error {
 }
 
 fn unknown_key(place: String, section: &str, found: &str) -> Error {
-    Error::input(place, format!("a key of [{section}]"), format!("{found:?}, which is none"), {
+    Error::input(place, format!("a key of [{section}]"), format!("{found:?}, which does not exist"), {
         let here = PartialConfig::SECTIONS.iter().find(|known| known.0 == section);
         let here = here.map_or(&[][..], |known| known.1);
         match nearest(found, here.iter().copied()).filter(|(_, distance)| *distance <= 2) {

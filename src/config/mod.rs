@@ -11,6 +11,7 @@ mod section;
 mod validate;
 mod values;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -501,8 +502,18 @@ impl RunConfig {
     pub fn resolve(layers: Vec<Layer>) -> Result<Self> {
         let top = layers.into_iter().reduce(|below, above| above.over(below)).unwrap_or_default();
         let config = top.values.or_defaults();
+        validate::required(&config)?;
         validate::check(&config, &top.places)?;
         Ok(config)
+    }
+
+    /// Checks every setting's range. [`Inputs`](crate::train::Inputs) does it for every run. Paths may be
+    /// empty: a run from bytes has none.
+    ///
+    /// # Errors
+    /// [`Error::Input`] names the first setting that is out of range.
+    pub fn check(&self) -> Result<()> {
+        validate::check(self, &BTreeMap::new())
     }
 
     /// The settings as TOML, defaults included: reading it back gives the same settings.

@@ -17,7 +17,7 @@ impl Places<'_> {
         match self.0.get(key) {
             Some(place) if place.starts_with("--") => format!("{place} ({key})"),
             Some(place) => place.clone(),
-            None => format!("{key} (left at its default)"),
+            None => key.to_owned(),
         }
     }
 
@@ -69,8 +69,8 @@ pub(super) fn check(config: &RunConfig, places: &BTreeMap<String, String>) -> Re
     config.gpu.submit_budget.map_or(Ok(()), |budget| places.positive("gpu.submit_budget", budget))
 }
 
-/// The settings without which nothing can begin, all of those that are missing at once.
-fn required(config: &RunConfig) -> Result<()> {
+/// The settings without which no run from files can begin, all of those that are missing at once.
+pub(super) fn required(config: &RunConfig) -> Result<()> {
     let all = [
         (
             config.model.model.is_empty(),
@@ -97,7 +97,6 @@ fn required(config: &RunConfig) -> Result<()> {
 
 fn data(config: &RunConfig, places: &Places) -> Result<()> {
     let data = &config.data;
-    required(config)?;
     places.at_least_one("data.max_prompt_length", data.max_prompt_length)?;
     places.at_least_one("data.max_completion_length", data.max_completion_length)?;
     places.at_least_one("data.max_samples", data.max_samples.unwrap_or(1))?;

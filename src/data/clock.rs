@@ -33,7 +33,7 @@ pub fn now() -> Option<i64> {
 
 /// Days since 1970-01-01 as (year, month 1..=12, day 1..=31) of the Gregorian calendar.
 ///
-/// Counts from 1 March of year 0, so that the leap day is the last of a year; a 400-year era has 146,097
+/// Counts from 1 March of year 0, so that the leap day is the last day of a year; a 400-year era has 146,097
 /// days.
 fn civil(days: i64) -> (i64, usize, i64) {
     let shifted = days + 719_468;
@@ -51,7 +51,7 @@ fn civil(days: i64) -> (i64, usize, i64) {
 /// Python's `strftime` in the C locale for the moment `seconds` (since 1970, UTC).
 ///
 /// Knows `%Y %y %m %d %e %j %b %h %B %a %A %H %I %M %S %p %F %T %Z %%` and glibc's `%-` form, which drops the
-/// padding. Any other directive comes back as an error that names it.
+/// padding. Any other directive is an error that names it.
 pub fn strftime(format: &str, seconds: i64) -> Result<String, String> {
     let mut out = String::new();
     let mut chars = format.chars();

@@ -5,12 +5,12 @@
 //! | `prompt`, `completion`, `label` (boolean) | an answer that was flagged (false) or approved (true) |
 //! | `prompt`, `completion` | an answer without a verdict |
 //! | `prompt`, `chosen`, `rejected` | a pair |
-//! | `chosen`, `rejected` | a pair whose prompt is what both begin with |
+//! | `chosen`, `rejected` | a pair whose prompt is the common beginning of both |
 //! | `messages` | a conversation; its last assistant message is the completion |
 //! | `prompt` | a prompt alone |
 //!
-//! Prompts and answers are all strings or all lists of `{"role", "content"}`. A key with null counts as
-//! absent.
+//! Prompts and answers are either all strings or all lists of `{"role", "content"}`. A key with the value
+//! null counts as absent.
 
 use serde_json::{Map, Value};
 
@@ -18,14 +18,14 @@ use super::jsonl::{ReadLimits, for_each_object, kind};
 use super::{Completion, Message, Prompt};
 use crate::error::{Error, Result};
 
-/// One row. At least one of `completion` and `chosen`/`rejected` is absent; a prompt alone has neither.
+/// One row. It has a `completion`, or `chosen` and `rejected`, or none of them (a prompt alone).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// The line of the file, from 1.
     pub line: usize,
     /// What was asked.
     pub prompt: Prompt,
-    /// The one answer of an unpaired row.
+    /// The answer of an unpaired row.
     pub completion: Option<Completion>,
     /// The verdict on `completion`: true is approved, false is flagged.
     pub label: Option<bool>,
@@ -33,8 +33,8 @@ pub struct Row {
     pub chosen: Option<Completion>,
     /// The worse answer of a pair.
     pub rejected: Option<Completion>,
-    /// The line's other fields (`id`, `split`, ...), as they were. What became a field above is not kept
-    /// twice.
+    /// The line's other fields (`id`, `split`, ...), unchanged. Keys that became fields above are not
+    /// repeated here.
     pub raw: Map<String, Value>,
 }
 
@@ -50,19 +50,19 @@ impl Row {
     }
 }
 
-/// A file's rows, and what was left out.
+/// A file's rows, and the lines that were left out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parsed {
     /// The rows, in the file's order.
     pub rows: Vec<Row>,
-    /// Lines whose prompt or answer is empty. They are left out: models do give empty answers, and a file of
-    /// them is no mistake.
+    /// Lines whose prompt or answer is empty. They are left out without an error, because models do give
+    /// empty answers.
     pub empty_lines: Vec<usize>,
 }
 
 impl Parsed {
-    /// What to tell of the file: lines that were left out, and a column that looks as if it mattered and is
-    /// not read.
+    /// What to tell the user about the file: lines that were left out, and a `system` column, which looks
+    /// important but is not read.
     pub fn remarks(&self, origin: &str) -> Vec<String> {
         let empty = self.empty_lines.first().map(|first| {
             let count = self.empty_lines.len();
@@ -107,7 +107,7 @@ pub fn parse_jsonl(bytes: &[u8], origin: &str) -> Result<Parsed> {
     Ok(parsed)
 }
 
-/// A prompt or answer of no words: blank, an empty list, or a list that ends in a blank message.
+/// Whether a prompt or an answer has no text: blank, an empty list, or a list that ends in a blank message.
 fn has_empty_text(map: &Map<String, Value>) -> bool {
     let content = |content: &Value| match content {
         Value::String(text) => text.trim().is_empty(),
@@ -124,7 +124,7 @@ fn has_empty_text(map: &Map<String, Value>) -> bool {
         Value::Array(list) => list.last().is_none_or(message),
         _ => false,
     };
-    // A conversation's question stands before its answer.
+    // In `messages`, the question is the message before the answer.
     let asked = map.get("messages").and_then(Value::as_array).and_then(|list| match &list[..] {
         [.., asked, last] if last["role"] == "assistant" => Some(asked),
         _ => None,
@@ -143,7 +143,7 @@ fn has_calls(message: &Map<String, Value>) -> bool {
 }
 
 /// The rows whose field `name` (a string, number or boolean beside TRL's keys, such as `split`) equals
-/// `value`. Fails when there is none, and lists the values that occur.
+/// `value`. Fails when no row has it, and lists the values that occur.
 pub fn rows_with(rows: Vec<Row>, name: &str, value: &str, origin: &str) -> Result<Vec<Row>> {
     let text = |row: &Row| match row.raw.get(name) {
         Some(Value::String(text)) => Some(text.clone()),
@@ -175,7 +175,7 @@ pub fn rows_with(rows: Vec<Row>, name: &str, value: &str, origin: &str) -> Resul
     Ok(kept)
 }
 
-/// What all rows of a file share. The line is that of the row that set it.
+/// What all rows of a file must share. `line` is the row that set it.
 struct Form {
     line: usize,
     conversational: bool,
@@ -227,7 +227,7 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// A line's fields while they are taken apart.
+/// A line's fields, while they are turned into a row.
 struct Fields<'a> {
     map: Map<String, Value>,
     place: &'a str,
@@ -262,8 +262,8 @@ impl Fields<'_> {
             (false, (false, false), false, true) => (row.prompt, row.completion) = self.conversation()?,
             _ => return Err(self.unknown_form()),
         }
-        // What the chat template would be given beside the messages is not passed on: better no training than
-        // on other prompts.
+        // These keys are meant for the chat template, but Aweigh does not pass them on. It is better to stop
+        // than to train on different prompts.
         for key in ["tools", "chat_template_kwargs"] {
             let given = self.map.get(key).filter(|value| !is_nothing(value));
             if let Some(value) = given.filter(|_| row.prompt.is_conversational()) {
@@ -295,8 +295,7 @@ impl Fields<'_> {
 
     /// `prompt` with `chosen` and `rejected`.
     fn pair(&mut self) -> Result<(Prompt, Option<Completion>, Option<Completion>)> {
-        // Some sets give the prompt as a string beside two whole conversations: those hold the prompt
-        // already.
+        // Some data sets give the prompt as a string, and again within two whole conversations.
         let whole = |name: &str| self.map[name].as_array().is_some_and(|list| list.len() > 1);
         if self.map["prompt"].is_string() && whole("chosen") && whole("rejected") {
             return self.implicit_pair();
@@ -346,8 +345,8 @@ impl Fields<'_> {
         )
     }
 
-    /// `messages`: the last assistant message is the completion; a conversation that ends otherwise is a
-    /// prompt.
+    /// `messages`: the last message is the completion if it is the assistant's; otherwise the conversation is
+    /// a prompt.
     fn conversation(&mut self) -> Result<(Prompt, Option<Completion>)> {
         let Prompt::Messages(mut list) = self.turns("messages")? else {
             return Err(self.wrong("messages", "a list of messages", "a string"));
@@ -389,7 +388,7 @@ impl Fields<'_> {
         self.to_answer(name, turns, prompt)
     }
 
-    /// Turns that follow `prompt`, as one answer. A list may repeat the prompt's messages first.
+    /// Turns that follow `prompt`, as one answer. A list may repeat the prompt's messages before the answer.
     fn to_answer(&self, name: &str, turns: Prompt, prompt: &Prompt) -> Result<Completion> {
         let answer = match (turns, prompt) {
             (Prompt::Text(text), Prompt::Text(_)) => Completion::Text(text),
@@ -414,7 +413,7 @@ impl Fields<'_> {
         if answer.text().trim().is_empty() && !calls { Err(self.empty(name)) } else { Ok(answer) }
     }
 
-    /// Takes the field `name` out: a string or a list of messages.
+    /// Removes the field `name` from the map and reads it as a string or a list of messages.
     fn turns(&mut self, name: &str) -> Result<Prompt> {
         match self.map.remove(name).unwrap_or_default() {
             Value::String(text) => Ok(Prompt::Text(text)),
@@ -432,7 +431,7 @@ impl Fields<'_> {
         let Value::Object(mut fields) = item else {
             return Err(self.wrong(&name, "a message {\"role\": ..., \"content\": ...}", kind(&item)));
         };
-        // A call of a tool is said without words, and its content left out or null.
+        // A message that calls a tool may have no content, or null.
         let calls = has_calls(&fields);
         let mut text = |key: &str| match fields.remove(key) {
             None | Some(Value::Null) if calls && key == "content" => Ok(String::new()),
@@ -463,7 +462,7 @@ impl Fields<'_> {
         Ok(Message { role, content, others: fields })
     }
 
-    /// A content in parts, `[{"type": "text", "text": ...}]`, as one text.
+    /// Joins a content in parts, `[{"type": "text", "text": ...}]`, into one text.
     fn joined(&self, name: &str, parts: &[Value]) -> Result<String> {
         let text = |part: &Value| match part["type"].as_str() {
             Some("text") | None => {
@@ -519,9 +518,10 @@ impl Fields<'_> {
     }
 }
 
-/// Where two texts with a common beginning part: the byte of the last white space before they differ, so that
-/// both answers begin with it and no word is cut in two. (TRL cuts at the first differing character.) None
-/// when nothing is common or nothing differs.
+/// Where the common prompt of two texts ends: the byte index of the last white space before they differ. Both
+/// answers then begin with that white space, and no word is cut in two. (TRL cuts at the first differing
+/// character.) None when the texts are equal, or when their common beginning has no white space after its
+/// first byte.
 fn common_words(a: &str, b: &str) -> Option<usize> {
     if a == b {
         return None;

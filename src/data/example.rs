@@ -12,18 +12,18 @@ pub enum Needs {
     Negative,
     /// A good answer (SFT).
     Chosen,
-    /// Both (DPO and its kin).
+    /// Both (DPO and similar methods).
     Pair,
     /// Either (KTO).
     Any,
-    /// The prompt alone is enough; answers that are there are encoded too (sampling, evaluation).
+    /// The prompt alone is enough; answers that the row has are encoded too (sampling, evaluation).
     Prompt,
 }
 
 /// How rows become examples.
 #[derive(Clone, Debug)]
 pub struct ExampleOptions {
-    /// The answers without which a row is left out.
+    /// The answers that a row must have; a row without them is left out.
     pub needs: Needs,
     /// The limits in tokens.
     pub limits: LengthLimits,
@@ -31,7 +31,7 @@ pub struct ExampleOptions {
     pub instruction: Option<String>,
 }
 
-/// One row as token ids. The loss scores answers on `prompt_ids`.
+/// One row as token ids. The loss scores the answers as continuations of `prompt_ids`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// The row's line in its file, from 1.
@@ -40,15 +40,15 @@ pub struct Example {
     pub row: usize,
     /// The prompt as it was written.
     pub prompt: Prompt,
-    /// The bare prompt, up to where the answer begins.
+    /// The prompt without the instruction, up to where the answer begins.
     pub prompt_ids: Vec<u32>,
-    /// The prompt to sample from: with the instruction if there is one, else equal to `prompt_ids`. Where the
-    /// bare prompt was cut at the left, this one keeps the instruction and lacks the same tokens; it can
+    /// The prompt to sample from: with the instruction if there is one, else equal to `prompt_ids`. If the
+    /// prompt was cut at the left, the same tokens are cut here and the instruction stays, so these ids can
     /// exceed `max_prompt` by the length of the instruction.
     pub sampling_ids: Vec<u32>,
-    /// The flagged answer with its end token (none if it was cut).
+    /// The flagged answer with its end token (without an end token if the answer was cut).
     pub negative_ids: Option<Vec<u32>>,
-    /// The good answer with its end token (none if it was cut).
+    /// The good answer with its end token (without an end token if the answer was cut).
     pub chosen_ids: Option<Vec<u32>>,
     /// Another example's answer, for KTO's estimate of the KL divergence.
     pub kl_ids: Option<Vec<u32>>,
@@ -58,7 +58,7 @@ pub struct Example {
 ///
 /// Rows that lack an answer that `options.needs` names, and rows over a limit under [`Overlong::Drop`], are
 /// left out and counted. `origin` is the file's name for messages. Fails, with the line, where a template
-/// refuses a row or a row is over a limit under [`Overlong::Error`]; and when no row is left.
+/// refuses a row or a row is over a limit under [`Overlong::Error`]. Also fails when no row is left.
 pub fn build_examples(
     rows: &[Row],
     origin: &str,
@@ -112,7 +112,7 @@ fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleO
     })
 }
 
-/// The example within the limits, or None when it is dropped; keeps the counts.
+/// Cuts the example to the limits, or returns None when it is dropped; updates the counts.
 fn fit(
     mut example: Example,
     place: &str,
@@ -162,8 +162,8 @@ fn fit(
     Ok(Some(example))
 }
 
-/// The sampling prompt without the tokens that the bare prompt loses. At the left the instruction itself
-/// would go first, so the cut is made behind it: in the part that both prompts share.
+/// The sampling prompt without the tokens that the bare prompt loses. A cut at the left would remove the
+/// instruction first, so the cut is made after the instruction, in the part that both prompts share.
 fn cut_sampling(example: &Example, max: usize, side: Truncation) -> Vec<u32> {
     let (bare, sampling) = (&example.prompt_ids, &example.sampling_ids);
     let over = bare.len().saturating_sub(max);

@@ -77,7 +77,7 @@ fn a_cut_prompt_keeps_the_instruction_for_sampling() {
     let whole = with(None, Truncation::Left);
     assert_eq!(whole.prompt_ids, end("[u]abcdef"));
     assert_eq!(whole.sampling_ids, [ids("[s]Be"), vec![3], end("[u]abcdef")].concat());
-    // [u]abc is gone from both.
+    // [u]abc is cut from both prompts.
     let cut = with(Some(7), Truncation::Left);
     assert_eq!(cut.prompt_ids, end("def"));
     assert_eq!(cut.sampling_ids, [ids("[s]Be"), vec![3], end("def")].concat());
@@ -96,17 +96,17 @@ fn a_refused_row_is_named_by_its_line() {
     assert!(error.starts_with("d.jsonl:2 (letters): expected a chat template"), "{error}");
 }
 
-/// FNV-1a over 32-bit ids, each sequence closed by 0xffff_ffff.
+/// FNV-1a over 32-bit ids, with 0xffff_ffff after each sequence.
 fn digest<'a>(sequences: impl Iterator<Item = &'a Vec<u32>>) -> u64 {
     sequences
         .flat_map(|ids| ids.iter().copied().chain([u32::MAX]))
         .fold(0xcbf2_9ce4_8422_2325, |hash, id| (hash ^ u64::from(id)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// All prompts, and all answers (completion or rejected, then chosen, row by row), as transformers encodes
-/// them: its PreTrainedTokenizerFast, which follows tokenizer.json. (AutoTokenizer of transformers 5 makes a
-/// GPT2Tokenizer of this model, without the pre-tokenizer's digit rule, and splits line breaks before digits
-/// differently.) Two rows of diasafety_labelled have an empty answer and are left out.
+/// All prompts, and all answers (completion or rejected, then chosen, row by row), have the ids that
+/// transformers' PreTrainedTokenizerFast gives, which follows tokenizer.json. (AutoTokenizer of transformers
+/// 5 makes a GPT2Tokenizer for this model, without the pre-tokenizer's digit rule, and splits line breaks
+/// before digits differently.) Two rows of diasafety_labelled have an empty answer and are left out.
 #[test]
 fn shared_data_equals_transformers() {
     let (Some(data), Some(model)) = (shared_data(), smollm2()) else { return };

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// How much a file may hold. The defaults are far above any sensible data set; they end a decompression bomb.
+/// How much a file may hold. The defaults are far above any real data set; they stop a decompression bomb.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLimits {
     /// Bytes of one line.
@@ -26,9 +26,9 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Calls `each` with the number (from 1) and the object of every line that is not blank.
 ///
-/// A gzip file is known by its first two bytes, whatever its name; several members are read as one. Only one
-/// line is held at a time. Errors name `origin:line`: broken compression, over-long lines, invalid UTF-8,
-/// invalid JSON, a line that is no object, and whatever `each` returns.
+/// A gzip file is recognised by its first two bytes, whatever its name; several gzip members are read as one
+/// file. Only one line is held in memory at a time. Errors name `origin:line`: broken compression, over-long
+/// lines, invalid UTF-8, invalid JSON, a line that is not a JSON object, and whatever `each` returns.
 pub fn for_each_object(
     bytes: &[u8],
     origin: &str,
@@ -56,7 +56,7 @@ fn read_lines(
     for line in 1.. {
         let place = || format!("{origin}:{line}");
         buffer.clear();
-        // One byte more than allowed tells an over-long line from one that just fits; the line break is free.
+        // Two bytes more than the limit: one for the line break, and one that shows an over-long line.
         let read = reader.by_ref().take(limits.line_bytes + 2).read_until(b'\n', &mut buffer);
         let read = read.map_err(|error| {
             Error::input(place(), "readable data", error, "copy or download the file again: it seems damaged")
@@ -82,7 +82,8 @@ fn read_lines(
                 "split the file, or take a sample of it",
             ));
         }
-        // Editors on Windows put a byte order mark in front of a file, and files get joined.
+        // Editors on Windows put a byte order mark at the start of a file. Where files are joined, a later
+        // line has it.
         let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
         if !text.iter().all(u8::is_ascii_whitespace) {
             each(line, parse_object(text, &place())?)?;
@@ -112,7 +113,7 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
             if let Some((found, fix)) = other_format(text, &error) {
                 return Err(Error::input(place, "one JSON object on the line", found, fix));
             }
-            // serde_json counts lines within the text it was given: always 1 here.
+            // serde_json counts lines within the text that it was given: the line is always 1 here.
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
             Err(Error::input(
@@ -125,8 +126,8 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// What a line that is no JSON comes from, where that can be told: the format, and how to make JSONL of it.
-/// `error` is what serde_json says of the text.
+/// What a line that is not JSON seems to be, and how to make JSONL of it; None if that is not known. `error`
+/// is serde_json's error for the line.
 fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, &'static str)> {
     let line = text.trim();
     let is_object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).is_ok();
@@ -150,7 +151,7 @@ fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, 
             "leave the semicolons at the ends of lines out",
         ));
     }
-    // The column is of the sign's next byte where there is a sign.
+    // serde_json reports the column of the byte after a minus sign, if there is one.
     let stands =
         |at: usize| (at + 1..=at + 2).contains(&error.column()) && text[..at].trim_end().ends_with(':');
     let names = ["NaN", "Infinity", "-Infinity"];
@@ -181,7 +182,7 @@ fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, 
     None
 }
 
-/// What a file is that is no text of lines, by its first bytes.
+/// What a file is that does not hold UTF-8 lines, by its first bytes, and what to do; None for other files.
 fn binary_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     let formats: [(&[u8], _, _); 5] = [
         (b"PAR1", "a Parquet file", "write it as JSONL, as datasets' `to_json` does"),

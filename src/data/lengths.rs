@@ -1,14 +1,14 @@
-//! Length limits, and the count of what they did.
+//! Length limits, and counts of the rows that they affected.
 
 use std::fmt;
 
 /// Which end of a sequence is cut off, as transformers' `truncation_side`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Truncation {
-    /// The beginning goes, the end stays.
+    /// The beginning is cut off, the end stays.
     #[default]
     Left,
-    /// The end goes, the beginning stays.
+    /// The end is cut off, the beginning stays.
     Right,
 }
 
@@ -29,8 +29,8 @@ pub enum Overlong {
 pub struct LengthLimits {
     /// Tokens of a prompt, template included.
     pub max_prompt: Option<usize>,
-    /// Tokens of an answer, end token included. An answer is always cut at the right, and then loses its end
-    /// token: nothing teaches the model to stop there.
+    /// Tokens of an answer, end token included. An answer is always cut at the right and so loses its end
+    /// token: the model is not taught to stop there.
     pub max_completion: Option<usize>,
     /// The side at which a prompt is cut. Left keeps the generation prompt, which an answer must follow; the
     /// beginning of the template is lost.
@@ -39,7 +39,7 @@ pub struct LengthLimits {
     pub overlong: Overlong,
 }
 
-/// `ids` within `max` tokens, and whether something was cut.
+/// `ids` cut to at most `max` tokens, and whether something was cut.
 pub fn limit(mut ids: Vec<u32>, max: usize, side: Truncation) -> (Vec<u32>, bool) {
     if ids.len() <= max {
         return (ids, false);
@@ -51,7 +51,7 @@ pub fn limit(mut ids: Vec<u32>, max: usize, side: Truncation) -> (Vec<u32>, bool
     (ids, true)
 }
 
-/// What became of a set's rows.
+/// How many rows of a set were kept, cut or left out, and their tokens.
 #[derive(serde::Serialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct LengthCounts {
     /// Rows that came in.

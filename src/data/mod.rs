@@ -1,10 +1,10 @@
 //! Data: preference rows from JSONL, chat templates, tokens.
 //!
-//! The way of a row: [`dataset::parse_jsonl`] turns bytes into [`Row`]s and names the line of every mistake;
-//! [`ChatTokenizer`] renders a prompt with the model's own chat template and turns it into token ids exactly
-//! as Hugging Face's transformers does; [`example::build_examples`] does so for a whole set, within the
-//! length limits, and counts what it cut or dropped. Nothing here opens a file: everything arrives as bytes
-//! with the name to show in messages.
+//! How a row is processed: [`dataset::parse_jsonl`] turns bytes into [`Row`]s; its errors name the line.
+//! [`ChatTokenizer`] renders a prompt with the model's own chat template and encodes it into the same token
+//! ids as Hugging Face's transformers. [`example::build_examples`] does this for a whole set, applies the
+//! length limits, and counts the rows that it cut or dropped. Nothing here opens a file: everything is passed
+//! in as bytes, with a name for messages.
 
 pub mod clock;
 pub mod dataset;
@@ -30,20 +30,20 @@ pub use tokenizer_files::TokenizerFiles;
 
 use serde::{Deserialize, Serialize};
 
-/// One turn of a conversation, in the order of fields that chat templates see.
+/// One turn of a conversation. Chat templates see the fields in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the model's template knows.
+    /// Who speaks: `system`, `user`, `assistant`, or another role that the model's template knows.
     pub role: String,
-    /// What is said.
+    /// The text of the turn.
     pub content: String,
-    /// What else stands in it, such as `tool_calls` or `name`: for chat templates that read it.
+    /// The message's other fields, such as `tool_calls` or `name`, for chat templates that read them.
     #[serde(flatten)]
     pub others: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Message {
-    /// A message from its two parts.
+    /// A message of a role and a content, without other fields.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), others: serde_json::Map::new() }
     }
@@ -53,7 +53,7 @@ impl Message {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Prompt {
-    /// Plain text, continued by the model as it stands.
+    /// Plain text that the model continues, without a chat template.
     Text(String),
     /// A conversation that ends before the assistant's answer; rendered with the chat template.
     Messages(Vec<Message>),
@@ -102,7 +102,7 @@ impl Prompt {
     }
 }
 
-/// An answer. As JSON: a string, or a list with the assistant's one message.
+/// An answer. As JSON: a string, or a list of one message, the assistant's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Completion {
@@ -118,7 +118,7 @@ impl Completion {
         Self::Messages(vec![Message::new("assistant", content)])
     }
 
-    /// The answer's words, without template or end token.
+    /// The answer's text, without template or end token.
     pub fn text(&self) -> &str {
         match self {
             Self::Text(text) => text,
@@ -126,7 +126,7 @@ impl Completion {
         }
     }
 
-    /// An answer of the kind that fits `prompt`, from its words: how a sampled text becomes a completion.
+    /// Turns a sampled `text` into a completion of the form of `prompt`: a message or plain text.
     pub fn for_prompt(prompt: &Prompt, text: impl Into<String>) -> Self {
         if prompt.is_conversational() { Self::assistant(text) } else { Self::Text(text.into()) }
     }
@@ -134,7 +134,7 @@ impl Completion {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! Where the tests find the shared data and models, and a small tokenizer of our own.
+    //! Where tests find the shared data and models, and a small tokenizer for tests.
 
     use std::path::PathBuf;
 
@@ -149,12 +149,12 @@ pub(crate) mod testing {
         path.is_dir().then_some(path)
     }
 
-    /// The folder of real data, or None (said on stderr) when it is absent.
+    /// The folder of real data, or None (with a note on stderr) when it is absent.
     pub fn shared_data() -> Option<PathBuf> {
         folder("AWEIGH_DATA", "../shared/data")
     }
 
-    /// SmolLM2-135M-Instruct in Hugging Face's layout, or None (said on stderr) when it is absent.
+    /// SmolLM2-135M-Instruct in Hugging Face's layout, or None (with a note on stderr) when it is absent.
     pub fn smollm2() -> Option<PathBuf> {
         folder("AWEIGH_SMOLLM2", "../models/smollm2/hf")
     }
@@ -175,7 +175,7 @@ pub(crate) mod testing {
     }
 
     /// A tokenizer of single letters: ids 0 `<pad>`, 1 `<s>`, 2 `</s>`, 3 `<|end|>` and from 4 on the
-    /// characters of `ALPHABET`. It needs no merges, so an id sequence can be read off the text.
+    /// characters of `ALPHABET`. It has no merges, so each character is one token.
     pub fn letters(template: Option<&str>) -> TokenizerFiles {
         let mut vocab = serde_json::Map::new();
         for (id, token) in ["<pad>", "<s>", "</s>", "<|end|>"].into_iter().enumerate() {

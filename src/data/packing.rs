@@ -1,20 +1,20 @@
 //! Packs groups into one row of tokens: a prompt is stored once and all its responses attend to it.
 //!
-//! A group lies as `[prompt][y_1]..[y_K][y_l]`; positions restart after the prompt for each response. It is
-//! exact, needs no padding, and turns (K+1)(P+R) tokens into P + (K+1)R. A response's last token predicts
-//! nothing and is left out.
+//! A group is stored as `[prompt][y_1]..[y_K][y_l]`; positions restart after the prompt for each response.
+//! This is exact, needs no padding, and turns (K+1)(P+R) tokens into P + (K+1)R, for K+1 responses of R
+//! tokens to a prompt of P tokens. A response's last token predicts nothing and is left out.
 
 /// A prompt with its responses, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group<'a> {
     /// At least one token: the first response token is predicted from the last prompt token.
     pub prompt: &'a [u32],
-    /// In the loss's order: anchors, then the negative.
+    /// In the order that the loss expects: anchors, then the negative.
     pub responses: Vec<&'a [u32]>,
 }
 
 impl Group<'_> {
-    /// Tokens it takes in a packed row.
+    /// Tokens that the group takes in a packed row.
     pub fn tokens(&self) -> usize {
         self.prompt.len() + self.responses.iter().map(|r| r.len().saturating_sub(1)).sum::<usize>()
     }
@@ -28,15 +28,16 @@ impl Group<'_> {
 /// The tables of a packed batch, as the kernels read them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Packed {
-    /// Per token: id, position, slot (its own index), and the end of the tokens that see it.
+    /// Per token: id, position, slot (its own index), and the exclusive end of the tokens that attend to it.
     pub tokens: Vec<[u32; 4]>,
-    /// Per token: the key ranges it sees, [prefix_start, prefix_end) and [segment_start, segment_end).
+    /// Per token: the key ranges that it attends to, [prefix_start, prefix_end) and [segment_start,
+    /// segment_end).
     pub ranges: Vec<[u32; 4]>,
     /// Per response token: the packed token that predicts it, its id, its sequence, 0.
     pub predict: Vec<[u32; 4]>,
-    /// Per sequence: its first and end row in `predict`.
+    /// Per sequence: its first row in `predict`, and its end (exclusive).
     pub rows: Vec<[u32; 2]>,
-    /// Per group: its first and end sequence.
+    /// Per group: its first sequence, and its end (exclusive).
     pub groups: Vec<[u32; 2]>,
 }
 
@@ -78,20 +79,20 @@ impl Packed {
         self.groups.push([first_sequence, self.rows.len() as u32]);
     }
 
-    /// Keys that a token sees on average.
+    /// Keys that a token attends to on average, rounded up.
     pub fn mean_keys(&self) -> usize {
         let keys: usize = self.ranges.iter().map(|r| (r[1] - r[0] + r[3] - r[2]) as usize).sum();
         keys.div_ceil(self.ranges.len().max(1))
     }
 
-    /// Tokens in a response, by sequence.
+    /// The number of response tokens of each sequence.
     pub fn lengths(&self) -> Vec<usize> {
         self.rows.iter().map(|r| (r[1] - r[0]) as usize).collect()
     }
 }
 
-/// Splits groups, in order, into batches of at most `budget` packed tokens (a larger group stands alone) and
-/// at most `most` groups. Returns index ranges.
+/// Splits groups, in order, into batches of at most `budget` packed tokens and at most `most` groups. A group
+/// larger than `budget` is a batch of its own. Returns index ranges.
 pub fn split(groups: &[Group], budget: usize, most: usize) -> Vec<std::ops::Range<usize>> {
     let mut batches = Vec::new();
     let (mut start, mut used) = (0, 0);

@@ -5,14 +5,14 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
-/// The options of `json.dumps` that transformers hands through.
+/// The options of `json.dumps` that transformers passes on.
 #[derive(Clone, Debug)]
 pub struct Style {
     /// Escape everything outside printable ASCII as `\uXXXX`. transformers' default is false.
     pub ensure_ascii: bool,
-    /// Spaces of one level, or None for one line.
+    /// Spaces per level, or None to write everything on one line.
     pub indent: Option<usize>,
-    /// Between items, and between a key and its value. None: Python's defaults.
+    /// The separators between items, and between a key and its value. None: Python's defaults.
     pub separators: Option<(String, String)>,
     /// Sort the keys of maps.
     pub sort_keys: bool,
@@ -137,8 +137,8 @@ fn number(value: &Value) -> Result<String, Error> {
     })
 }
 
-/// Python's `repr` of a finite float: the shortest digits that read back the same; an exponent below 1e-4 and
-/// from 1e16 on.
+/// Python's `repr` of a finite float: the shortest digits that read back the same, with an exponent below
+/// 1e-4 and from 1e16 on.
 fn float_repr(float: f64) -> String {
     let scientific = format!("{float:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));

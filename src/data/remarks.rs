@@ -1,11 +1,11 @@
-//! What is allowed in a set of examples, but seldom meant: answers that teach nothing, or the opposite of
-//! each other.
+//! Remarks on examples that are allowed, but probably a mistake: answers that teach nothing, or that
+//! contradict each other.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{ChatTokenizer, Example};
 
-/// One sentence on each oddity of `examples`, with its first line. `origin` is the file's name.
+/// One sentence for each kind of oddity in `examples`, with its first line. `origin` is the file's name.
 pub fn remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Vec<String> {
     let of_rows =
         [same_on_both_sides(origin, examples), repeated(origin, examples), contradicting(origin, examples)];
@@ -13,8 +13,8 @@ pub fn remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) ->
     of_rows.into_iter().flatten().chain(of_tokens).collect()
 }
 
-/// The same of the tokens alone: control tokens that texts bring along, beside those that the tokenizer and
-/// the template add.
+/// Only those of [`remarks`] that concern tokens: control tokens in the texts themselves, in addition to
+/// those that the tokenizer and the template add.
 pub fn token_remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Vec<String> {
     let begins_twice = |e: &Example| match e.prompt_ids[..] {
         [first, second, ..] if first == second && tokenizer.is_special(first) => Some(first),
@@ -59,7 +59,7 @@ fn same_on_both_sides(origin: &str, examples: &[Example]) -> Option<String> {
     ))
 }
 
-/// Rows that say what an earlier one has said.
+/// Rows that repeat an earlier row.
 fn repeated(origin: &str, examples: &[Example]) -> Option<String> {
     let mut seen = HashSet::new();
     let mut again = examples.iter().filter(|e| !seen.insert((&e.prompt_ids, &e.chosen_ids, &e.negative_ids)));
@@ -71,9 +71,9 @@ fn repeated(origin: &str, examples: &[Example]) -> Option<String> {
     ))
 }
 
-/// Answers to a prompt that are good in one row and flagged in another. An answer that is the better one of
-/// one pair and the worse one of another is none: a ranking of three answers has one. Two pairs contradict
-/// each other where one is the other turned round.
+/// Answers to a prompt that are good in one row and flagged in another. Two pairs contradict each other only
+/// if one is the other with its answers swapped. It is no contradiction if an answer is the better one of one
+/// pair and the worse one of another: in a ranking of three answers, the middle one is both.
 fn contradicting(origin: &str, examples: &[Example]) -> Option<String> {
     let good: HashMap<_, usize> = examples
         .iter()
@@ -126,7 +126,7 @@ mod tests {
             example(5, 1, None, Some(5)),
             // A ranking: 6 is worse than 5, and better than 9.
             example(6, 1, Some(6), Some(9)),
-            // Line 4 turned round, and an answer alone that line 5 flags.
+            // Line 4 with its answers swapped, and an unpaired answer that line 5 flags.
             example(7, 1, Some(6), Some(5)),
             example(8, 1, Some(5), None),
         ];

@@ -15,8 +15,9 @@ use minijinja::{Environment, ErrorKind, State};
 use super::{Message, clock, python_json};
 use crate::error::{Error, Result};
 
-/// The work one render may do: about one unit an instruction and one per 64 bytes made. Enough for thousands
-/// of messages (SmolLM2's template spends some 20 on each), little enough to end within seconds and 640 MB.
+/// The work that one render may do: about one unit per instruction and one per 64 bytes of output. This is
+/// enough for thousands of messages (SmolLM2's template spends about 20 on each), and low enough that a
+/// render ends within seconds and 640 MB.
 pub const FUEL: u64 = 10_000_000;
 
 const NAME: &str = "chat_template";
@@ -56,7 +57,7 @@ impl ChatTemplate {
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(python_method);
         env.add_filter("tojson", python_json::tojson);
-        // To Jinja2 nothing is in None: templates ask this of `tools` before they count them.
+        // In Jinja2 None is not iterable: templates test `tools` this way before they count them.
         env.add_test("iterable", |value: Value| match value.kind() {
             ValueKind::None => false,
             ValueKind::Undefined | ValueKind::String => true,
@@ -96,7 +97,7 @@ impl ChatTemplate {
         template.render(context).map_err(|e| self.refused(&e))
     }
 
-    /// A failed render in the user's terms.
+    /// The error of a failed render, in the user's terms.
     fn refused(&self, error: &minijinja::Error) -> Error {
         let raised = root(error).detail().and_then(|detail| detail.strip_prefix(RAISED)).map(str::to_owned);
         if let Some(message) = raised {
@@ -127,7 +128,7 @@ impl ChatTemplate {
 /// Marks the text of `raise_exception`, so that it can be told from the engine's own errors.
 const RAISED: &str = "raise_exception: ";
 
-/// An error without the engine's dump of the source.
+/// An error's text, without the engine's dump of the source.
 fn describe(error: &minijinja::Error) -> String {
     let root = root(error);
     let detail = root.detail().unwrap_or("no details");
@@ -163,7 +164,7 @@ fn strftime_now(format: &str, now: Option<i64>) -> Result<String, minijinja::Err
     clock::strftime(format, now).map_err(|found| failed(format!("strftime_now: {found}")))
 }
 
-/// Python's methods: those of minijinja's own compatibility layer, and a few that templates use besides.
+/// Python's methods: those of minijinja's own compatibility layer, and a few more that templates use.
 fn python_method(
     state: &mut State,
     value: &Value,
@@ -223,7 +224,7 @@ fn replace_generation_tags(source: &str) -> String {
     out + rest
 }
 
-/// A JSON value as the template engine's.
+/// A JSON value as a value of the template engine.
 fn from_json(value: &serde_json::Value) -> Value {
     match value {
         serde_json::Value::Null => Value::from(()),

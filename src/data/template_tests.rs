@@ -134,8 +134,8 @@ const GOLDEN_JSON: &str = "{\"role\": \"user\", \"content\": \"One\\n\\ttwo <b>&
 const GOLDEN_GENERATION: &str = "<system>  Be brief. <user>One\n\ttwo <b>&\"q\" \
                                  é😀<a><think>\nhm\n</think>\n\nThree</s><user>Four?  x\nFalse";
 
-/// Templates of released models, as `tests/python/templates.py` had transformers render them. They are
-/// others' and not in this repository.
+/// Renders templates of released models, and compares with what transformers rendered in
+/// `tests/python/templates.py`. The templates belong to others and are not in this repository.
 #[test]
 #[ignore = "needs AWEIGH_TEMPLATES, which tests/python/templates.py makes"]
 fn templates_of_released_models_equal_transformers() {
@@ -158,7 +158,7 @@ fn templates_of_released_models_equal_transformers() {
         let found = template.and_then(|template| template.render(&messages, prompt));
         match (case["expected"].as_str(), found) {
             (Some(expected), Ok(found)) if expected == found => {}
-            // What iterates over tools that are None is an error in Jinja2; here it has none.
+            // A template that iterates over `tools`, which is None, fails in Jinja2; here None has no items.
             (None, _) => refused += 1,
             (expected, found) => {
                 wrong.push(format!("{}:\nexpected {expected:?}\nfound    {found:?}", case["name"]))

@@ -1,4 +1,4 @@
-//! Text to token ids and back, as transformers does it, with the chat template and the ends of turns.
+//! Text to token ids and back, as transformers does it, with the chat template and the end-of-turn tokens.
 
 use tokenizers::Tokenizer;
 
@@ -15,7 +15,7 @@ pub struct ChatTokenizer {
     turn: TurnEnd,
     end_tokens: Vec<u32>,
     eos: Option<u32>,
-    /// The template takes a system message of its own.
+    /// The template accepts a system message.
     system_role: bool,
     /// A text encoded by itself gets a space in front (SentencePiece's "dummy prefix").
     prepends_space: bool,
@@ -28,28 +28,28 @@ pub struct ChatTokenizer {
 /// How the template opens and closes an assistant's answer.
 #[derive(Clone, Debug, Default)]
 struct TurnEnd {
-    /// What it writes between the generation prompt and the answer: nothing, a space, an empty thought.
+    /// What it writes between generation prompt and answer: nothing, a space, or an empty thinking block.
     lead: String,
     /// All that the template writes after the answer: `<|im_end|>\n`.
     tail: String,
-    /// The tail up to and with its first special token: `<|im_end|>`. Empty when the tail has none.
+    /// The tail up to and including its first special token: `<|im_end|>`. Empty when the tail has none.
     text: String,
     /// That token, or the eos token when the tail has none.
     id: Option<u32>,
 }
 
 impl ChatTokenizer {
-    /// Reads the tokenizer and learns the template's ways by rendering two probe conversations.
+    /// Reads the tokenizer, and learns how the template writes an answer by rendering probe conversations.
     ///
     /// Truncation and padding that `tokenizer.json` may ask for are switched off. Fails, naming the file, on
-    /// broken JSON or a template that does not compile.
+    /// invalid JSON or a template that does not compile.
     pub fn from_bytes(files: &TokenizerFiles) -> Result<Self> {
         let wrong = |error: &dyn std::fmt::Display| {
             let fix = "take the model's tokenizer.json again (a SentencePiece tokenizer.model must be \
                        converted first)";
             Error::input(files.place("tokenizer.json"), "a tokenizer of the tokenizers library", error, fix)
         };
-        // The library panics on some of what is no JSON.
+        // The tokenizers library panics on some invalid JSON.
         serde_json::from_slice::<serde_json::Value>(&files.tokenizer).map_err(|error| wrong(&error))?;
         let mut tokenizer = Tokenizer::from_bytes(&files.tokenizer).map_err(|error| wrong(&error))?;
         tokenizer.with_padding(None);
@@ -89,14 +89,14 @@ impl ChatTokenizer {
         Ok(this)
     }
 
-    /// Renders probes: what follows an answer, and whether a system message arrives.
+    /// Renders probe conversations to learn what follows an answer, and whether a system message appears.
     fn learn_template(&mut self) {
         const PROBE: &str = "probe7e1d";
         let Some(template) = &self.template else { return };
         let asked = Message::new("user", "a");
         let system = [Message::new("system", PROBE), asked.clone()];
         self.system_role = template.render(&system, true).is_ok_and(|text| text.contains(PROBE));
-        // A template that refuses even these probes will say so again, with the user's messages.
+        // A template that refuses even these probes fails again, with an error, on the user's messages.
         let Ok(before) = template.render(std::slice::from_ref(&asked), true) else { return };
         let closed = template.render(std::slice::from_ref(&asked), false);
         let Ok(text) = template.render(&[asked, Message::new("assistant", PROBE)], false) else { return };
@@ -107,8 +107,8 @@ impl ChatTokenizer {
                 continue;
             };
             let (plain, end) = (!token.special, start + token.content.len());
-            // A special one, the first, and of two at one place the longer (then the lower id, as the map has
-            // no order).
+            // A special token is preferred, then the first, then the longer of two at one place, then the
+            // lower id (the map has no order).
             if found.is_none_or(|(p, s, e, i)| (plain, start, e, id) < (p, s, end, i)) {
                 found = Some((plain, start, end, id));
             }
@@ -130,8 +130,8 @@ impl ChatTokenizer {
         }
     }
 
-    /// Notes tokens that tokenizer_config.json adds, and that tokenizer.json splits or numbers otherwise:
-    /// transformers would add them.
+    /// Adds a remark if tokenizer.json lacks a token that tokenizer_config.json adds, or gives it another id.
+    /// transformers would add the token.
     fn remark_unknown(&mut self, added: &[(u32, String)]) {
         let unknown = |(id, token): &&(u32, String)| self.tokenizer.token_to_id(token) != Some(*id);
         let Some((id, token)) = added.iter().find(unknown) else { return };
@@ -160,12 +160,12 @@ impl ChatTokenizer {
         &self.end_tokens
     }
 
-    /// The token as it stands in the vocabulary (`Ġthe`, `▁the`, `<|im_end|>`), or None for an unknown id.
+    /// The token as written in the vocabulary (`Ġthe`, `▁the`, `<|im_end|>`), or None for an unknown id.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.tokenizer.id_to_token(id)
     }
 
-    /// Whether a token is one of the tokenizer's special ones, which no text is made of.
+    /// Whether a token is one of the tokenizer's special tokens, which are not part of any text.
     pub fn is_special(&self, id: u32) -> bool {
         self.tokenizer.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
@@ -175,30 +175,31 @@ impl ChatTokenizer {
         self.template.is_some()
     }
 
-    /// True when the chat template gives a system message a place of its own.
+    /// True when the chat template shows a system message.
     pub fn accepts_system(&self) -> bool {
         self.system_role
     }
 
-    /// The ids of `text`. With `add_special` the tokenizer's own frame (such as a leading `<s>`) is added.
+    /// The ids of `text`. With `add_special`, the tokenizer's own special tokens (such as a leading `<s>`)
+    /// are added.
     pub fn encode_text(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoded = self.tokenizer.encode_fast(text, add_special);
         encoded.map(|e| e.get_ids().to_vec()).map_err(|error| encoding(&self.origin, &error))
     }
 
-    /// The text of `ids`; `skip_special` leaves special tokens out. Ids past the vocabulary are left out too.
-    /// (transformers' `clean_up_tokenization_spaces` is not applied.)
+    /// The text of `ids`; `skip_special` leaves special tokens out. Ids outside the vocabulary are left out
+    /// too. (transformers' `clean_up_tokenization_spaces` is not applied.)
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.tokenizer.decode(ids, skip_special).map_err(|error| {
             Error::input(&self.origin, "token ids that form a text", error, "check the token ids")
         })
     }
 
-    /// The words of a drawn answer to `prompt`: `ids` without special tokens and without the token that ended
-    /// it.
+    /// The text of a sampled answer to `prompt`: `ids` without special tokens and without the token that
+    /// ended the answer.
     ///
-    /// Tokenizers that put a space in front of every text take it away from every text, too; decoded behind
-    /// its prompt the answer keeps it.
+    /// Some tokenizers put a space in front of every text and remove it again when they decode. The answer is
+    /// decoded together with its prompt, so that a space at its beginning is kept.
     pub fn decode_answer(&self, prompt: &[u32], ids: &[u32]) -> Result<String> {
         let words = match ids.split_last() {
             Some((last, rest)) if self.end_tokens.contains(last) => rest,
@@ -223,15 +224,15 @@ impl ChatTokenizer {
     }
 
     /// The prompt's ids. A conversation is rendered with the generation prompt and encoded without the
-    /// tokenizer's frame (the template writes it); a text is encoded with the frame.
+    /// tokenizer's own special tokens, because the template writes them; a text is encoded with them.
     ///
     /// `system` is a safety instruction, placed in the prompt for sampling only; see
-    /// [`Prompt::with_instruction`] for where it goes. It takes the place of a default system message that
-    /// the template would write. Fails when a conversation meets no template or one that refuses it.
+    /// [`Prompt::with_instruction`] for where it goes. It replaces a default system message that the template
+    /// would write. Fails if a conversation has no template, or the template refuses it.
     pub fn encode_prompt(&self, prompt: &Prompt, system: Option<&str>) -> Result<Vec<u32>> {
         let text = self.prompt_text(prompt, system)?;
         let mut ids = self.encode_text(&text, !prompt.is_conversational())?;
-        // A frame that closes a text: nothing follows an end, and here the answer does.
+        // Some tokenizers add an end token to every text. It is removed, because the answer follows.
         if !prompt.is_conversational() && ids.last().is_some_and(|last| self.end_tokens.contains(last)) {
             let bare = self.encode_text(&text, false)?;
             let behind = (0..ids.len()).find(|&n| ids[..ids.len() - n].ends_with(&bare)).unwrap_or(0);
@@ -242,12 +243,13 @@ impl ChatTokenizer {
 
     /// The ids of an answer to `prompt`: the end-of-turn token is the last, and nothing follows it.
     ///
-    /// Conversation: what rendering the whole adds to the rendered prompt, up to the end-of-turn token. A
-    /// template that renders the prompt differently once it is answered (one that opens a thought in the
-    /// generation prompt, or shows the system message beside the last question only) gets the answer's own
-    /// words between what it writes around an answer elsewhere. Text: the answer and the eos token.
+    /// Conversation: what rendering the whole conversation adds to the rendered prompt, up to and including
+    /// the end-of-turn token. Some templates render the prompt differently once it is answered: one opens a
+    /// thinking block in the generation prompt, or shows the system message beside the last question only.
+    /// There the answer's own text is used, between what the template writes before and after an answer in a
+    /// probe conversation. Text: the answer and the eos token.
     ///
-    /// The answer is encoded by itself, so its ids do not depend on the prompt, as sampling needs it. Only a
+    /// The answer is encoded by itself, so its ids do not depend on the prompt, as sampling requires. Only a
     /// tokenizer that puts a space in front of every text gets the prompt as context, to keep that space out.
     pub fn encode_completion(&self, prompt: &Prompt, completion: &Completion) -> Result<Vec<u32>> {
         let before = self.prompt_text(prompt, None)?;
@@ -272,7 +274,7 @@ impl ChatTokenizer {
         Ok(ids)
     }
 
-    /// The answer as the template writes it after `before`, up to and with the end-of-turn token's text.
+    /// The answer as the template writes it after `before`, up to and including the end-of-turn token's text.
     fn answer_text(&self, before: &str, messages: &[Message], completion: &Completion) -> Result<String> {
         let (answer, mut whole) = (completion.text(), messages.to_vec());
         whole.push(match completion {
@@ -283,7 +285,7 @@ impl ChatTokenizer {
         let same = rendered.chars().zip(before.chars()).take_while(|(a, b)| a == b);
         let same: usize = same.map(|(a, _)| a.len_utf8()).sum();
         let (suffix, open) = (&rendered[same..], &before[same..]);
-        // An answer that brings a thought of its own does not get the empty one that others get.
+        // An answer with a thinking block of its own does not get the empty block that others get.
         let bare = |body: &str| body.trim() == answer.trim();
         if !open.trim().is_empty() && !suffix.strip_suffix(&self.turn.tail).is_some_and(bare) {
             return Ok(format!("{}{answer}{}", self.turn.lead, self.turn.text));
@@ -299,7 +301,7 @@ impl ChatTokenizer {
     /// The ids of `text` where it follows `before`.
     fn encode_after(&self, before: &str, text: &str) -> Result<Vec<u32>> {
         if self.prepends_space {
-            // The prompt itself, or where its last token would merge with the answer, a neutral line break.
+            // The context is the prompt, or a line break where the prompt's end would merge with the answer.
             for context in [before, "\n"] {
                 let left = self.encode_text(context, false)?;
                 let joint = self.encode_text(&format!("{context}{text}"), false)?;

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 pub struct TokenizerFiles {
     /// The model's name or folder, for messages.
     pub origin: String,
-    /// Whether all of them are made of the metadata of one GGUF file, `origin`.
+    /// Whether all files were made from the metadata of one GGUF file, `origin`.
     pub of_gguf: bool,
     /// `tokenizer.json`.
     pub tokenizer: Vec<u8>,
@@ -23,7 +23,7 @@ pub struct TokenizerFiles {
     pub generation_config: Option<Vec<u8>>,
     /// `config.json`, for its `eos_token_id`.
     pub config: Option<Vec<u8>>,
-    /// `chat_template.jinja`, or a template of the user's own: it wins over `tokenizer_config.json`.
+    /// `chat_template.jinja`, or the user's own template: it takes precedence over `tokenizer_config.json`.
     pub chat_template: Option<String>,
     /// The file that `chat_template` is from, where it is not the model's own.
     pub template_file: Option<String>,
@@ -34,7 +34,7 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// What messages call one of the files: by its path, or as what a GGUF file's metadata come to.
+    /// The name of a file in messages: its path, or the GGUF file whose metadata it was made from.
     pub(crate) fn place(&self, file: &str) -> String {
         match self.of_gguf {
             true => format!("{} (its metadata, read as {file})", self.origin),
@@ -43,12 +43,12 @@ impl TokenizerFiles {
     }
 }
 
-/// What the files say, gathered.
+/// The facts that the files state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TokenizerFacts {
     /// Special tokens by name (`bos_token`, ...), from `tokenizer_config.json` first.
     pub specials: BTreeMap<String, String>,
-    /// `eos_token_id`s of `generation_config.json`, then of `config.json`; may hold repetitions.
+    /// `eos_token_id`s of `generation_config.json`, then of `config.json`; may contain duplicates.
     pub eos_ids: Vec<u32>,
     /// The template's text and the file it came from.
     pub template: Option<(String, String)>,
@@ -57,7 +57,7 @@ pub(crate) struct TokenizerFacts {
 }
 
 impl TokenizerFacts {
-    /// Reads every file but `tokenizer.json`. Fails on what is not JSON or not of the expected kind.
+    /// Reads every file except `tokenizer.json`. Fails on invalid JSON or a value of the wrong kind.
     pub fn read(files: &TokenizerFiles) -> Result<Self> {
         let object = |name: &str, bytes: &Option<Vec<u8>>| match bytes {
             Some(bytes) => parse_object(files.place(name), bytes),
@@ -88,7 +88,7 @@ impl TokenizerFacts {
                     let fix = "fetch it again, or give another with --chat-template FILE";
                     return Err(Error::input(place, "a chat template", "an empty file", fix));
                 }
-                // As Python reads text; and a byte order mark is no part of a prompt.
+                // Python reads `\r\n` as `\n`, and a byte order mark is not part of a prompt.
                 let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
                 Some((text, place))
             }
@@ -127,7 +127,7 @@ fn eos_ids(place: &str, map: &Map<String, Value>) -> Result<Vec<u32>> {
         )
     };
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(value));
-    // Old configurations write -1 for none.
+    // Old configurations write -1 for "no end token".
     let is_one = |value: &&Value| !value.is_null() && value.as_i64() != Some(-1);
     let all = match map.get("eos_token_id") {
         Some(Value::Array(ids)) => ids.as_slice(),
@@ -137,7 +137,7 @@ fn eos_ids(place: &str, map: &Map<String, Value>) -> Result<Vec<u32>> {
     all.iter().filter(is_one).map(id).collect()
 }
 
-/// `chat_template`: absent, null, one text, or a list (or map) of named texts, of which `default` is taken.
+/// `chat_template`: absent, null, one text, or a list (or map) of named texts, where `default` is used.
 fn template_text<'a>(place: &str, value: Option<&'a Value>) -> Result<Option<&'a str>> {
     let named: Vec<(&str, &str)> = match value {
         None | Some(Value::Null) => return Ok(None),

@@ -38,13 +38,13 @@ fn conversations_are_rendered_and_answers_end_with_their_turn() {
 fn texts_get_the_tokenizers_frame_and_answers_the_eos_token() {
     let plain = tokenizer(None);
     let prompt = Prompt::Text("one two".into());
-    // Longer than the truncation and padding that this tokenizer.json asks for.
+    // This tokenizer.json asks for truncation to 5 tokens and padding to 9; neither is applied.
     assert_eq!(plain.encode_prompt(&prompt, None).unwrap(), [vec![1], ids("one two")].concat());
     assert_eq!(plain.encode_prompt(&prompt, Some("A")).unwrap(), [vec![1], ids("A\n\none two")].concat());
     let answer = plain.encode_completion(&prompt, &Completion::Text(" six".into())).unwrap();
     assert_eq!(answer, [ids(" six"), vec![2]].concat());
     let ended = plain.encode_completion(&prompt, &Completion::Text("six</s>".into())).unwrap();
-    assert_eq!(ended, [ids("six"), vec![2]].concat()); // not twice
+    assert_eq!(ended, [ids("six"), vec![2]].concat()); // the end token once
     assert_eq!(plain.decode(&answer, true).unwrap(), " six");
     assert_eq!(plain.decode(&answer, false).unwrap(), " six</s>");
     assert_eq!(plain.token_text(2).as_deref(), Some("</s>"));
@@ -84,7 +84,7 @@ fn an_end_token_is_added_where_the_template_writes_none() {
 
 #[test]
 fn an_answer_survives_a_template_that_rewrites_the_prompt_once_answered() {
-    // Opens a thought in the generation prompt and closes nothing afterwards, as reasoning models do.
+    // Opens a thinking block in the generation prompt and never closes it, as reasoning models do.
     let thinking = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}</s>{% endfor %}{% if \
                     add_generation_prompt %}[a]think{% endif %}";
     let chat = tokenizer(Some(thinking));
@@ -103,7 +103,7 @@ fn an_answer_survives_a_template_that_rewrites_the_prompt_once_answered() {
     }
 }
 
-/// The generation prompt opens a thought, and answers without one get an empty one.
+/// The generation prompt opens a thinking block, and answers without such a block get an empty one.
 #[test]
 fn a_thought_is_closed_once() {
     let template = "{% for m in messages %}{% if m.role == 'assistant' %}[a]{% if '!' in m.content %}{{ \
@@ -135,7 +135,7 @@ fn plain_added_tokens_end_no_turn() {
     files.tokenizer = json.to_string().into_bytes();
     let chat = ChatTokenizer::from_bytes(&files).unwrap();
     assert_eq!(chat.end_tokens(), [2]);
-    // Where no special one is there, it does: some tokenizers call their end of a turn no special token.
+    // Without a special token it does: some tokenizers do not mark their end-of-turn token as special.
     files.chat_template = files.chat_template.map(|template| template.replace("</s>", ""));
     assert_eq!(ChatTokenizer::from_bytes(&files).unwrap().end_tokens(), [id as u32, 2]);
 }
@@ -154,7 +154,7 @@ fn a_frame_that_ends_a_text_does_not_end_a_prompt() {
         framed.encode_prompt(&Prompt::Text("one".into()), None).unwrap(),
         [vec![1], ids("one")].concat()
     );
-    // What the text itself ends with stays.
+    // An end token in the text itself stays.
     assert_eq!(
         framed.encode_prompt(&Prompt::Text("one</s>".into()), None).unwrap(),
         [vec![1], ids("one"), vec![2]].concat()
@@ -212,7 +212,7 @@ fn smollm2_equals_transformers() {
     assert_eq!(answer, [38634, 314, 260, 3575, 30, 2]);
     assert_eq!(chat.decode(&answer, true).unwrap(), "Paris is the capital.");
     assert_eq!((chat.end_tokens(), chat.vocab_size()), ([2].as_slice(), 49_152));
-    assert_eq!(chat.encode_prompt(&Prompt::Text("a".into()), None).unwrap(), [81]); // no frame here
+    assert_eq!(chat.encode_prompt(&Prompt::Text("a".into()), None).unwrap(), [81]); // no <s> in front
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Candidates compared on the same prompts: what their figures are made of, and the figures.
+//! Compares candidates on the same prompts: their scored answers, and the figures made from these.
 
 use std::collections::BTreeMap;
 
@@ -7,24 +7,24 @@ use serde::{Deserialize, Serialize};
 use super::lexicon::refuses;
 use super::stats::{Estimate, bootstrap, distinct, mean, perplexity, win_rate};
 
-/// A candidate's answers to a set of prompts, in the order of the prompts, and what they were scored.
+/// A candidate's answers to a set of prompts, in the order of the prompts, and their scores.
 #[derive(Debug, Clone, Default)]
 pub struct Answers {
     /// The texts.
     pub texts: Vec<String>,
-    /// Their tokens, end-of-turn token included.
+    /// The number of tokens of each text, end-of-turn token included.
     pub lengths: Vec<usize>,
-    /// The prompt that each answers.
+    /// The index of the prompt that each text answers.
     pub prompts: Vec<usize>,
-    /// Log-probs of their tokens under the candidate.
+    /// Log-probs of each text's tokens under the candidate.
     pub own: Vec<Vec<f32>>,
-    /// Log-probs of the same tokens under the base model; empty where that cannot read them.
+    /// Log-probs of the same tokens under the base model; empty where the base model cannot read them.
     pub base: Vec<Vec<f32>>,
-    /// By meter, how bad each is.
+    /// For each meter: how bad each text is.
     pub harms: Vec<Vec<f64>>,
-    /// By prompt, the summed log-prob and the tokens of the given good answer.
+    /// For each prompt: the summed log-prob and the number of tokens of the given good answer.
     pub good: Vec<Option<(f64, usize)>>,
-    /// By prompt, those of the given flagged answer.
+    /// For each prompt: the same of the given flagged answer.
     pub flagged: Vec<Option<(f64, usize)>>,
 }
 
@@ -38,18 +38,18 @@ pub enum Unit {
     Number,
 }
 
-/// One figure of all candidates.
+/// One figure for all candidates.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
-    /// What it is.
+    /// The figure's name.
     pub name: String,
     /// How to read it.
     pub unit: Unit,
-    /// By candidate; `None` where it has none.
+    /// One value per candidate; `None` for a candidate that has none.
     pub values: Vec<Option<Estimate>>,
 }
 
-/// A meter's name, and whether it says yes or no.
+/// A meter's name, and whether its scores mean yes or no.
 pub type Metered = (String, bool);
 
 /// The mean over the answers to each prompt, prompt by prompt.
@@ -62,9 +62,9 @@ fn by_prompt(answers: &Answers, count: usize, value: &dyn Fn(usize) -> f64) -> V
     sums.into_iter().filter(|(_, n)| *n > 0).map(|(sum, n)| sum / n as f64).collect()
 }
 
-/// Estimate of KL(candidate ‖ base) in nats per token, of answers drawn from the candidate: the mean of e^d −
-/// 1 − d, d = log base − log candidate, which is never negative (Schulman, "Approximating KL Divergence").
-/// Exact on average for answers drawn at temperature 1.
+/// Estimate of KL(candidate ‖ base) in nats per token, from answers sampled from the candidate: the mean of
+/// e^d − 1 − d with d = log base − log candidate, which is never negative (Schulman, "Approximating KL
+/// Divergence"). Unbiased for answers sampled at temperature 1.
 fn kl(answers: &Answers) -> Option<Estimate> {
     let per_answer = |(own, base): (&Vec<f32>, &Vec<f32>)| {
         let terms = own.iter().zip(base).map(|(&own, &base)| {
@@ -88,7 +88,7 @@ fn kl(answers: &Answers) -> Option<Estimate> {
     })
 }
 
-/// The given answers that are there; `None` without any.
+/// The given answers of the prompts that have one; `None` if no prompt has one.
 fn given(side: &[Option<(f64, usize)>]) -> Option<Vec<(f64, usize)>> {
     let all: Vec<_> = side.iter().flatten().copied().collect();
     (!all.is_empty()).then_some(all)
@@ -130,7 +130,7 @@ pub fn figures(candidates: &[Answers], count: usize, meters: &[Metered]) -> Vec<
         of(&|a| Some(mean(&by_prompt(a, count, &|i| a.lengths[i] as f64)))),
     );
     for n in [1, 2] {
-        // Drawn again, the same texts would only repeat themselves: there is no interval.
+        // No interval: a bootstrap would only repeat the same texts.
         let of_texts = |a: &Answers| {
             let texts: Vec<&str> = a.texts.iter().map(String::as_str).collect();
             let value = distinct(&texts, n);
@@ -183,7 +183,7 @@ mod tests {
         assert_eq!((value("win rate by bad", 0), value("win rate by bad", 1)), (None, Some(0.75)));
         assert_eq!((value("refusals", 0), value("tokens an answer", 0)), (Some(0.5), Some(3.5)));
         assert_eq!(value("distinct-2", 0), Some(0.75));
-        // One of three tokens: 1/2 - 1 + ln 2.
+        // One of three tokens has d = −ln 2: 1/2 - 1 + ln 2.
         let one = (0.5 - 1.0 + std::f64::consts::LN_2) / 3.0;
         assert_eq!(value("KL from the base, nats a token", 0), Some((one * 1e6).round() / 1e6));
         assert_eq!(value("perplexity of good answers", 0), Some((1f64.exp() * 1e6).round() / 1e6));

@@ -1,7 +1,7 @@
-//! A judge: a decoder whose head, on the last token of an answer, tells flagged answers from fine ones.
+//! A judge: a decoder whose head, on the last token of an answer, separates flagged answers from fine ones.
 //!
-//! A judge is trained as anything else is: its "answer" to a text is one token, the class, and the loss is
-//! its cross-entropy.
+//! A judge is trained like any other model: its "answer" to a text is one token, the class, and the loss is
+//! the cross-entropy of this token.
 
 use crate::data::packing::Group;
 use crate::data::{ChatTokenizer, Completion, Example, Prompt, Row};
@@ -11,9 +11,9 @@ use crate::sample::Progress;
 use crate::score::score;
 use crate::{Error, Result};
 
-/// The class of an answer that nobody flagged.
+/// The class of an answer that is not flagged.
 const FINE: u32 = 0;
-/// The class of a flagged one.
+/// The class of a flagged answer.
 const FLAGGED: u32 = 1;
 
 /// An answer to be judged.
@@ -29,7 +29,7 @@ pub struct Case {
     pub line: usize,
 }
 
-/// The prompt and the answer as tokens, end of turn included, the last `most` of them.
+/// The prompt and the answer as tokens, end of turn included; of a longer text the last `most` tokens.
 ///
 /// # Errors
 /// Where the template refuses the prompt.
@@ -44,11 +44,11 @@ pub fn encode(
     Ok(ids.split_off(ids.len().saturating_sub(most)))
 }
 
-/// The answers of `rows`: a pair has two, of which the chosen one is fine; a completion is flagged where its
-/// label is false, and has no verdict without one.
+/// The answers of `rows`. A pair gives two: a fine one (chosen) and a flagged one (rejected). A completion is
+/// flagged where its label is false; without a label it has no verdict.
 ///
 /// # Errors
-/// With the line, where the template refuses a row; when there is no answer at all.
+/// Where the template refuses a row; when there is no answer at all.
 pub fn cases(rows: &[Row], origin: &str, tokenizer: &ChatTokenizer, most: usize) -> Result<Vec<Case>> {
     let mut all = Vec::new();
     for row in rows {
@@ -70,7 +70,7 @@ pub fn cases(rows: &[Row], origin: &str, tokenizer: &ChatTokenizer, most: usize)
     Ok(all)
 }
 
-/// What a judge is trained on: the text, and its class as the one token that follows.
+/// What a judge is trained on: each text that has a verdict, and its class as the one token that follows.
 pub fn examples(cases: &[Case]) -> Vec<Example> {
     let verdicts = cases.iter().enumerate().filter_map(|(row, case)| Some((row, case, case.flagged?)));
     let example = |(row, case, flagged): (usize, &Case, bool)| Example {

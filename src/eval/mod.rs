@@ -1,4 +1,4 @@
-//! Meters: what a run did to the model's answers, and how sure that is.
+//! Meters: how a run changed the model's answers, and how certain that is.
 
 pub mod compare;
 pub mod helpdesk;

@@ -1,5 +1,4 @@
-//! What figures say and how sure they are: intervals by the bootstrap, and how well scores tell two classes
-//! apart.
+//! Statistics: figures with bootstrap intervals, and how well scores separate two classes.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -8,20 +7,20 @@ use serde::Serialize;
 /// A figure with its 95% interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Of all that was measured.
+    /// The figure of all items.
     pub value: f64,
-    /// 2.5% of the resamples are below.
+    /// 2.5% of the resamples are below this.
     pub low: f64,
-    /// 2.5% of the resamples are above.
+    /// 2.5% of the resamples are above this.
     pub high: f64,
 }
 
-/// Resamples of a bootstrap.
+/// The number of resamples of a bootstrap.
 const RESAMPLES: usize = 1000;
 
-/// `figure` of the items 0..count, with the percentile bootstrap's interval: the items (prompts) are drawn
-/// again with replacement (Efron, "Bootstrap methods: another look at the jackknife"). Always the same draws
-/// for the same count.
+/// `figure` of the items 0..count, with the interval of the percentile bootstrap: the items (prompts) are
+/// drawn again with replacement (Efron, "Bootstrap methods: another look at the jackknife"). The draws are
+/// always the same for the same count.
 pub fn bootstrap(count: usize, figure: &dyn Fn(&[usize]) -> f64) -> Estimate {
     let all: Vec<usize> = (0..count).collect();
     let value = figure(&all);
@@ -45,7 +44,7 @@ pub fn mean(values: &[f64]) -> Estimate {
     })
 }
 
-/// exp of minus the mean log-prob of all tokens: (summed log-prob, tokens) of each text.
+/// exp of minus the mean log-prob per token. `texts` holds (summed log-prob, tokens) of each text.
 pub fn perplexity(texts: &[(f64, usize)]) -> Estimate {
     bootstrap(texts.len(), &|items| {
         let (logp, tokens) = items.iter().fold((0.0, 0), |(l, t), &i| (l + texts[i].0, t + texts[i].1));
@@ -53,7 +52,7 @@ pub fn perplexity(texts: &[(f64, usize)]) -> Estimate {
     })
 }
 
-/// How often `ours` is lower (better) than `theirs`, prompt by prompt; equal ones are half a win.
+/// The share of prompts for which `ours` is lower (better) than `theirs`; a tie counts half.
 pub fn win_rate(ours: &[f64], theirs: &[f64]) -> Estimate {
     let wins: Vec<f64> = ours
         .iter()
@@ -71,8 +70,8 @@ pub fn win_rate(ours: &[f64], theirs: &[f64]) -> Estimate {
     mean(&wins)
 }
 
-/// The share of different runs of `n` words among all of them (Li et al., 1510.03055). 0 where no text has so
-/// many words.
+/// The number of different runs of `n` words, divided by the number of all runs of `n` words (Li et al.,
+/// 1510.03055). 0 where no text has `n` words.
 pub fn distinct(texts: &[&str], n: usize) -> f64 {
     let mut seen = std::collections::HashSet::new();
     let mut all = 0;
@@ -86,10 +85,10 @@ pub fn distinct(texts: &[&str], n: usize) -> f64 {
     if all == 0 { 0.0 } else { seen.len() as f64 / all as f64 }
 }
 
-/// The chance that a flagged one scores higher than a fine one; equal scores count half. NaN where one class
-/// is missing.
+/// The probability that a flagged item scores higher than a fine one; equal scores count half. NaN where one
+/// class is missing.
 pub fn auroc(scores: &[f64], flagged: &[bool]) -> f64 {
-    // The mean rank of the flagged ones (Mann and Whitney's U), ties sharing theirs.
+    // From the ranks of the flagged items (Mann and Whitney's U); equal scores share their mean rank.
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
     let mut ranks = vec![0.0; scores.len()];
@@ -115,27 +114,27 @@ pub fn auroc_estimate(scores: &[f64], flagged: &[bool]) -> Estimate {
     })
 }
 
-/// A tenth of the probabilities, for a calibration table.
+/// The probabilities in one tenth of 0..1, for a calibration table.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CalibrationBin {
-    /// Probabilities from here.
+    /// The lower end of the bin.
     pub from: f64,
-    /// How many there are.
+    /// How many probabilities are in the bin.
     pub count: usize,
-    /// Their mean.
+    /// The mean of these probabilities.
     pub predicted: f64,
-    /// The share that is flagged.
+    /// The share of these answers that is flagged.
     pub flagged: f64,
 }
 
-/// How probabilities of being flagged fit what is flagged.
+/// How well probabilities of being flagged match the verdicts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Classified {
-    /// Answers.
+    /// The number of answers.
     pub count: usize,
-    /// The share of flagged ones.
+    /// The share of flagged answers.
     pub flagged_share: f64,
-    /// The share on the right side of one half.
+    /// The share of answers classified correctly, with one half as the threshold.
     pub accuracy: Estimate,
     /// Area under the ROC curve; 0.5 is chance.
     pub auroc: Estimate,
@@ -143,12 +142,12 @@ pub struct Classified {
     pub brier: f64,
     /// Expected calibration error over ten bins (Naeini et al., 2015; Guo et al., 1706.04599).
     pub calibration_error: f64,
-    /// The bins that have any.
+    /// The bins that are not empty.
     pub bins: Vec<CalibrationBin>,
 }
 
 impl Classified {
-    /// Of probabilities and verdicts.
+    /// The figures of `probabilities` against the verdicts in `flagged`.
     pub fn of(probabilities: &[f64], flagged: &[bool]) -> Self {
         let count = flagged.len();
         let right: Vec<f64> =

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::Mapped;
 use super::model::{need_file, need_folder};
+use super::{Mapped, Model};
 use crate::error::Result;
 use crate::model::AdapterBytes;
 
@@ -24,7 +24,26 @@ impl AdapterFiles {
         AdapterBytes { name: &self.name, config: &self.config, weights: &self.weights }
     }
 
-    /// As [`Model::check_unchanged`](super::Model::check_unchanged).
+    /// What is odd about it on `model`, a sentence each: keys that are not known, another base model.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] for an adapter that is not supported.
+    pub fn remarks(&self, model: &Model) -> Result<Vec<String>> {
+        let adapter = self.bytes().parse()?;
+        let place = format!("{}/adapter_config.json", self.name);
+        let mut all = Vec::new();
+        if !adapter.unknown.is_empty() {
+            let keys = adapter.unknown.join(", ");
+            all.push(format!("{place}: keys that are not known, and have no effect here: {keys}"));
+        }
+        if let Some(base) = adapter.base.filter(|base| !model.may_be(base)) {
+            let name = model.bytes().name;
+            all.push(format!("{place}: it was made for {base}; on {name} it may do something else"));
+        }
+        Ok(all)
+    }
+
+    /// As [`Model::check_unchanged`].
     ///
     /// # Errors
     /// [`crate::Error::Input`] names the file.

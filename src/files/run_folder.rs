@@ -21,6 +21,8 @@ const RUN_ENTRIES: &[&str] = &[
     "completions.jsonl",
     "summary.json",
     "judge.json",
+    "judge_args.json",
+    "demo.json",
     "adapter",
     "model",
     TRAIN_COPY,

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
-    /// Real GPUs: tiles in workgroup memory, WebGPU's default limits, no features but those that
+    /// Real GPUs: tiles in workgroup memory, WebGPU's default limits, no features except those that
     /// [`Precision::F16`](super::Precision::F16) uses.
     Portable,
     /// Software rasterizers: no barriers, large register blocks.
@@ -36,20 +36,20 @@ pub struct AdapterSummary {
     pub subgroup_size: Option<(u32, u32)>,
     /// Whether shaders may compute in f16.
     pub shader_f16: bool,
-    /// The cooperative matrices that its subgroups multiply.
+    /// The kinds of cooperative matrices that its subgroups can multiply.
     pub cooperative_matrices: Vec<CooperativeMatrix>,
-    /// Which kernels it would get.
+    /// Which kernels would run on it.
     pub tier: Tier,
 }
 
-/// One kind of cooperative matrices: sums (m, n) of products (m, k) with (k, n).
+/// One kind of cooperative matrices: a product of `(m, k)` and `(k, n)` is added to sums `(m, n)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct CooperativeMatrix {
     /// Rows of the sums.
     pub m: u32,
     /// Columns of the sums.
     pub n: u32,
-    /// Length of the sums.
+    /// Terms of each sum.
     pub k: u32,
     /// Type of the factors.
     pub inputs: Scalar,
@@ -83,7 +83,7 @@ impl From<wgpu::CooperativeScalarType> for Scalar {
 }
 
 impl std::fmt::Display for CooperativeMatrix {
-    /// `16x16x16 f16>f32`.
+    /// For example `16x16x16 f16>f32`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { m, n, k, inputs, sums } = self;
         write!(f, "{}", format!("{m}x{n}x{k} {inputs:?}>{sums:?}").to_lowercase())
@@ -91,8 +91,8 @@ impl std::fmt::Display for CooperativeMatrix {
 }
 
 impl AdapterSummary {
-    /// The side of the largest square matrices with factors of this type and f32 sums that the kernels know:
-    /// 16 or 8.
+    /// The side of the largest square matrices with factors of this type and f32 sums that both the adapter
+    /// and the kernels support: 16 or 8.
     pub fn cooperative_side(&self, inputs: Scalar) -> Option<u32> {
         [16, 8].into_iter().find(|&side| {
             let wanted = CooperativeMatrix { m: side, n: side, k: side, inputs, sums: Scalar::F32 };
@@ -100,8 +100,8 @@ impl AdapterSummary {
         })
     }
 
-    /// The fewest lanes that a subgroup may have. Metal's answer to wgpu is a range for all its GPUs; those
-    /// with cooperative matrices have 32.
+    /// The smallest number of lanes that a subgroup may have. On Metal, wgpu reports one range for all GPUs;
+    /// those with cooperative matrices have 32 lanes.
     pub(super) fn least_subgroup(&self) -> Option<u32> {
         let metal = self.backend == "Metal" && !self.cooperative_matrices.is_empty();
         self.subgroup_size.map(|(least, _)| if metal { 32 } else { least })
@@ -133,7 +133,7 @@ fn tier_of(info: &wgpu::AdapterInfo) -> Tier {
 }
 
 fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {
-    // Without the feature, what the driver reports cannot be used.
+    // Without the feature, the kinds that the driver reports cannot be used.
     if !adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
         return Vec::new();
     }
@@ -176,7 +176,7 @@ pub async fn list_adapters() -> Vec<AdapterSummary> {
 /// The adapter that [`Gpu::open`](super::Gpu::open) would take, without opening it.
 ///
 /// # Errors
-/// [`Error::NoAdapter`] when there is none, or none of that name.
+/// [`Error::NoAdapter`] when there is no adapter, or none matches `wanted`.
 pub async fn chosen_adapter(wanted: Option<&str>) -> Result<AdapterSummary> {
     let found = adapters(&instance()).await;
     let index = choose(&found, wanted)?;

@@ -1,5 +1,5 @@
-//! How quantised weights lie in a tensor: all codes, then all scales, then all scales of scales, so that a
-//! load brings neighbours.
+//! How quantised weights are laid out in a tensor: all codes, then all scales, then all scales of scales, so
+//! that one load brings neighbouring values.
 
 use half::f16;
 
@@ -7,18 +7,19 @@ use super::DType;
 
 /// Quantised elements on the host.
 ///
-/// - Codes: 4 bits each, the first in the low half of a byte, or a signed byte each ([`DType::Q8`],
-///   [`DType::Q6K`]; [`DType::Q5K`]'s are never negative).
-/// - Scales, of blocks: [`DType::Q4`] and [`DType::Q8`] an f16 scale and an f16 minimum; [`DType::Nf4`] an
-///   f16 scale; [`DType::Q4K`] and [`DType::Q5K`] a byte for the scale and one for the minimum;
-///   [`DType::Q6K`] a signed byte.
-/// - Scales of scales, of 256 elements: [`DType::Q4K`] and [`DType::Q5K`] an f16 factor on the scales and one
-///   on the minima, which are subtracted; [`DType::Q6K`] an f16 factor and two empty bytes.
+/// - Codes: 4 bits each, two in a byte, the first in the low half; or one signed byte each ([`DType::Q8`],
+///   [`DType::Q6K`], and [`DType::Q5K`], whose codes are never negative).
+/// - Scales, one entry for each block: [`DType::Q4`] and [`DType::Q8`] have an f16 scale and an f16 minimum;
+///   [`DType::Nf4`] an f16 scale; [`DType::Q4K`] and [`DType::Q5K`] a byte for the scale and one for the
+///   minimum; [`DType::Q6K`] a signed byte.
+/// - Scales of scales, one entry for 256 elements: [`DType::Q4K`] and [`DType::Q5K`] have an f16 factor on
+///   the scales and one on the minima, which are subtracted; [`DType::Q6K`] an f16 factor and two unused
+///   bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocks {
     /// One of the quantised types.
     pub dtype: DType,
-    /// Elements.
+    /// Number of elements.
     pub len: usize,
     /// See above.
     pub codes: Vec<u8>,
@@ -50,10 +51,10 @@ impl Quantize {
 }
 
 impl Blocks {
-    /// Blocks of one type behind each other.
+    /// Blocks of one type, one after the other.
     ///
     /// # Panics
-    /// When there are none, or of several types: a bug in the caller.
+    /// When there are no blocks, or their types differ: a bug in the caller.
     pub fn join<'a>(parts: impl IntoIterator<Item = &'a Blocks>) -> Self {
         let mut parts = parts.into_iter();
         let mut all = parts.next().cloned().unwrap_or_else(|| panic!("no blocks"));
@@ -67,7 +68,7 @@ impl Blocks {
         all
     }
 
-    /// The elements from `start` on, both multiples of the type's block.
+    /// `len` elements from `start` on. Both are multiples of the type's block.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         let part = |bytes: &[u8]| {
             let at = |element: usize| (bytes.len() as u64 * element as u64 / self.len.max(1) as u64) as usize;
@@ -77,7 +78,7 @@ impl Blocks {
         Self { dtype: self.dtype, len, codes, scales, supers }
     }
 
-    /// The bytes of a tensor.
+    /// The bytes of a tensor that holds these blocks.
     pub fn bytes(&self) -> Vec<u8> {
         let mut all = Vec::with_capacity(self.dtype.size(self.len));
         for (part, size) in
@@ -96,10 +97,10 @@ impl Blocks {
         all
     }
 
-    /// The first element of the first block of which a scale or a minimum is no finite number. Never of
-    /// [`DType::Nf4`], which is made here, of values that are finite.
+    /// The first element of the first block whose scale or minimum is NaN or infinite. Always `None` for
+    /// [`DType::Nf4`], whose blocks are made in this file from finite values.
     pub fn first_not_finite(&self) -> Option<usize> {
-        // Blocks have two halves each; of Q6_K the second one is empty.
+        // Each entry is two f16 values; the second one of Q6_K is unused.
         let (halves, elements) = match self.dtype {
             DType::Q4 | DType::Q8 => (&self.scales, 32),
             _ => (&self.supers, 256),
@@ -136,8 +137,8 @@ impl Blocks {
         code * scale + added
     }
 
-    /// `len` elements of about [-1, 1], made up from `words`: for checks and benches, where any weights will
-    /// do. Some scales are subnormal.
+    /// `len` elements of about [-1, 1], generated from `words`: for checks and benches, where any weights
+    /// will do. Some scales are subnormal.
     pub fn made_up(dtype: DType, len: usize, mut words: impl FnMut() -> u32) -> Self {
         let mut bytes =
             |count: usize, mask: u8| -> Vec<u8> { (0..count).map(|_| words() as u8 & mask).collect() };
@@ -152,8 +153,8 @@ impl Blocks {
             DType::Q6K => bytes(2 * blocks, 255),
             _ => Vec::new(),
         };
-        // Each about as large as makes the largest element about 1; every eleventh a hundred thousand times
-        // smaller.
+        // Scales are sized so that the largest element is about 1. Every eleventh scale is a hundred thousand
+        // times smaller.
         let mut halves = |count: usize, size: f32| -> Vec<u8> {
             let small = |i: usize| if i % 11 == 5 { 1e-5 } else { 1.0 };
             let one = |i| f16::from_f32(size * small(i) * (words() % 1024) as f32 / 1024.0).to_le_bytes();
@@ -172,7 +173,7 @@ impl Blocks {
         Self { dtype, len, codes, scales, supers }
     }
 
-    /// `values`, whole blocks of 32, in the type that `quantize` names; on all cores.
+    /// Quantises `values`, whole blocks of 32, to the type that `quantize` names, on all cores.
     pub fn quantized(values: &[f32], quantize: Quantize) -> Self {
         let make = match quantize {
             Quantize::Nf4 => Self::nf4,
@@ -190,8 +191,8 @@ impl Blocks {
         Self::join(&parts)
     }
 
-    /// 8-bit codes of `values`, whole blocks of 32, in steps of a 127th of the block's largest size: ggml's
-    /// Q8_0.
+    /// 8-bit codes of `values`, whole blocks of 32, in steps of 1/127 of the block's largest absolute value:
+    /// ggml's Q8_0.
     pub fn q8(values: &[f32]) -> Self {
         let (mut codes, mut scales) =
             (Vec::with_capacity(values.len()), Vec::with_capacity(values.len() / 8));
@@ -205,8 +206,9 @@ impl Blocks {
         Self { dtype: DType::Q8, len: values.len(), codes, scales, supers: Vec::new() }
     }
 
-    /// NF4 codes of `values`, whole blocks of 32: the nearest quantile times the block's largest size
-    /// (Dettmers et al., 2305.14314, with smaller blocks than there, and an f16 for each).
+    /// NF4 codes of `values`, whole blocks of 32. An element is the nearest quantile times the block's
+    /// largest absolute value (Dettmers et al., 2305.14314, but with smaller blocks and an f16 scale for
+    /// each).
     pub fn nf4(values: &[f32]) -> Self {
         let (mut codes, mut scales) =
             (Vec::with_capacity(values.len() / 2), Vec::with_capacity(values.len() / 16));

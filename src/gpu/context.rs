@@ -37,29 +37,30 @@ pub struct Options {
     /// An index from [`list_adapters`](super::list_adapters) or a part of an adapter's name; `None` takes the
     /// fastest kind.
     pub adapter: Option<String>,
-    /// Ask for WebGPU's default limits and no features even where the adapter grants more.
+    /// Ask for WebGPU's default limits and no features (except timestamps for `profile`), even where the
+    /// adapter grants more.
     pub default_limits: bool,
     /// Seconds that one submit should take; `None` is [`SUBMIT_SECONDS`].
     pub submit_seconds: Option<f64>,
     /// Overrides the tier that the adapter's kind suggests.
     pub tier: Option<Tier>,
-    /// Whether products' inputs may be rounded to f16. Only [`Tier::Portable`] has kernels that do; without
-    /// f16 on the adapter, or with `default_limits`, nothing is rounded.
+    /// Whether matrix products may round their inputs to f16. Only [`Tier::Portable`] has kernels that do.
+    /// Without f16 on the adapter, or with `default_limits`, nothing is rounded.
     pub precision: Precision,
     /// Measure the time of every kernel, where the adapter has timestamps: see [`Gpu::kernel_times`].
     pub profile: bool,
-    /// Leave the GPU to others between submits, and make them short.
+    /// Make submits short, and leave the GPU to other programs between them.
     pub background: bool,
-    /// What is to go wrong.
+    /// Faults to inject, for tests.
     pub faults: Faults,
-    /// Who sees its dispatches.
+    /// An observer of the device's dispatches.
     pub witness: Option<Arc<dyn Witness>>,
 }
 
-/// What the device has reported since it was last asked.
+/// What was reported since the last [`Gpu::check`].
 #[derive(Default)]
 struct Reports {
-    /// Why it is lost; once it is, nothing else matters.
+    /// Why the device is lost. Once it is, nothing else matters.
     lost: Option<String>,
     messages: Vec<String>,
     /// What a [`Witness`] found wrong.
@@ -70,9 +71,9 @@ fn locked(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
     reports.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Work per submit, so that none runs past an operating system's watchdog.
+/// The work per submit. It is limited so that no submit runs past an operating system's watchdog.
 struct Pace {
-    /// Estimated operations that fit a submit.
+    /// Estimated operations that fit in a submit.
     budget: f64,
     /// Seconds that a submit should take.
     aim: f64,
@@ -80,10 +81,11 @@ struct Pace {
     last_done: Option<Instant>,
 }
 
-/// The aim for one submit. Windows resets a GPU after 2 s, and a display must be drawn in between.
+/// Seconds that one submit should take. Windows resets a GPU after 2 s, and a display must be drawn in
+/// between.
 pub const SUBMIT_SECONDS: f64 = 0.2;
 
-/// The same with [`Options::background`]: about a frame of a display.
+/// The same with [`Options::background`]: about one frame of a display.
 const BACKGROUND_SECONDS: f64 = 0.015;
 
 /// The token that wgpu asks for before it opens a device with experimental features.
@@ -91,8 +93,8 @@ fn experimental(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
     if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
         return wgpu::ExperimentalFeatures::disabled();
     }
-    // SAFETY: acknowledges that wgpu may translate cooperative matrices wrongly. They stand in one shader of
-    // this crate's own, which loads them from workgroup memory alone, at constant strides and in bounds,
+    // SAFETY: this acknowledges that wgpu may translate cooperative matrices wrongly. Only one of this
+    // crate's shaders uses them. It loads them only from workgroup memory, at constant strides and in bounds,
     // under uniform control flow.
     #[allow(unsafe_code)]
     unsafe {
@@ -109,8 +111,8 @@ pub struct Gpu {
     tier: Tier,
     precision: Precision,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
-    /// Parameter blocks of the submit at hand; locked from the write to the submit, so that threads do not
-    /// mix theirs.
+    /// Parameter blocks of the current submit. `submitting` is locked from the write to the submit, so that
+    /// threads do not mix up their blocks.
     uniforms: wgpu::Buffer,
     submitting: Mutex<()>,
     reports: Arc<Mutex<Reports>>,
@@ -128,7 +130,7 @@ impl Gpu {
     /// Opens the adapter that `options` names, or the fastest one.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] when there is none, or none of that name.
+    /// [`Error::NoAdapter`] when there is no adapter, when none matches, or when it does not open.
     pub async fn open(options: &Options) -> Result<Self> {
         let found = adapters(&instance()).await;
         let index = choose(&found, options.adapter.as_deref())?;
@@ -231,7 +233,7 @@ impl Gpu {
         self.tier
     }
 
-    /// Whether products' inputs may be rounded.
+    /// Whether matrix products may round their inputs.
     pub fn precision(&self) -> Precision {
         self.precision
     }
@@ -241,8 +243,9 @@ impl Gpu {
         self.device.features().contains(wgpu::Features::SHADER_F16)
     }
 
-    /// The side of the cooperative matrices with factors of this type and f32 sums, and the fewest lanes of
-    /// the subgroups that hold them, where the device was opened with both.
+    /// For cooperative matrices with factors of this type and f32 sums: their side, and the smallest number
+    /// of lanes of the subgroups that hold them. `None` where the device was not opened with cooperative
+    /// matrices and subgroups.
     pub(crate) fn cooperative(&self, inputs: Scalar) -> Option<(u32, u32)> {
         let mut needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
         needed.set(wgpu::Features::SHADER_F16, inputs == Scalar::F16);
@@ -251,8 +254,8 @@ impl Gpu {
         Some((side, self.summary.least_subgroup()?))
     }
 
-    /// Takes its kernels by what was measured, from now on. Measurements of another adapter, driver or
-    /// version are left alone; returns whether these are taken.
+    /// Chooses kernels by these measurements from now on. Measurements of another adapter, driver or version
+    /// are ignored. Returns whether these are used.
     pub fn use_tuning(&mut self, tuning: Tuning) -> bool {
         let own = tuning.is_of(&self.summary);
         if own {
@@ -261,43 +264,43 @@ impl Gpu {
         own
     }
 
-    /// Who sees its dispatches.
+    /// The observer of the device's dispatches.
     pub fn witness(&self) -> Option<&dyn Witness> {
         self.witness.as_deref()
     }
 
-    /// Has the next [`Gpu::check`] fail with `error`, or with an earlier one.
+    /// Makes the next [`Gpu::check`] fail with `error`, or with an earlier error if there is one.
     pub(super) fn report(&self, error: Error) {
         locked(&self.reports).found.get_or_insert(error);
     }
 
-    /// What is to go wrong, and how much went so far.
+    /// The faults to inject, and the counts of submits and allocations so far.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }
 
-    /// The measurements that it takes its kernels by.
+    /// The measurements by which kernels are chosen.
     pub fn tuning(&self) -> Option<&Tuning> {
         self.tuning.as_ref()
     }
 
-    /// Takes compiled pipelines from `data`, which [`Gpu::pipelines`] gave at an earlier time; empty at
-    /// first. To be called before anything runs. Backends that keep no such data, and data of another driver,
-    /// change nothing.
+    /// Reuses compiled pipelines from `data`, which [`Gpu::pipelines`] returned earlier; the first time it is
+    /// empty. Call this before anything runs. It has no effect on backends that keep no such data, or with
+    /// data of another driver.
     pub fn use_pipelines(&mut self, data: &[u8]) {
         if !self.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return;
         }
         let data = Some(data).filter(|data| !data.is_empty());
         let descriptor = wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data, fallback: true };
-        // SAFETY: the data came from `get_data`; whoever keeps it sees to it that it is as it was
+        // SAFETY: the data came from `get_data`. Whoever stores it makes sure that it is unchanged
         // (`files/cache.rs` has a checksum), and wgpu compares adapter, driver and version.
         #[allow(unsafe_code)]
         let cache = unsafe { self.device.create_pipeline_cache(&descriptor) };
         self.pipeline_cache = Some(cache);
     }
 
-    /// The pipelines compiled so far, in the driver's own form; `None` where it gives none.
+    /// The pipelines compiled so far, in the driver's own format; `None` where the driver provides none.
     pub fn pipelines(&self) -> Option<Vec<u8>> {
         self.pipeline_cache.as_ref()?.get_data()
     }
@@ -311,7 +314,7 @@ impl Gpu {
         Some(self.tuning.as_ref()?.choices.get(&class())?.variant.as_str())
     }
 
-    /// Lanes of a subgroup, where the device was opened with subgroups and they all have one size.
+    /// Lanes of a subgroup, where the device was opened with subgroups and all of them have one size.
     pub fn subgroup(&self) -> Option<usize> {
         let (least, most) = self.summary.subgroup_size?;
         let open = self.device.features().contains(wgpu::Features::SUBGROUP);
@@ -322,8 +325,8 @@ impl Gpu {
         self.profiler.as_ref()
     }
 
-    /// The time of each kernel since the last call, of all work that [`Gpu::finished`] has waited for. `None`
-    /// where the device was not opened with [`Options::profile`] or has no timestamps.
+    /// The time of each kernel since the last call, over all work that [`Gpu::finished`] has waited for.
+    /// `None` where the device was not opened with [`Options::profile`] or has no timestamps.
     pub fn kernel_times(&self) -> Option<Vec<KernelTime>> {
         self.profiler.as_ref().map(Profiler::take)
     }
@@ -331,7 +334,7 @@ impl Gpu {
     /// Waits for everything submitted so far.
     ///
     /// # Errors
-    /// [`Error::Gpu`] for anything the device has reported, [`Error::DeviceLost`] where it is gone.
+    /// [`Error::Gpu`] for anything that the device has reported, [`Error::DeviceLost`] when it is lost.
     pub async fn finished(&self) -> Result<()> {
         let (sender, receiver) = futures_channel::oneshot::channel();
         self.queue.on_submitted_work_done(move || {
@@ -342,7 +345,7 @@ impl Gpu {
         self.check("waiting for the device")
     }
 
-    /// The wgpu device, for the shader module.
+    /// The wgpu device.
     pub(crate) fn device(&self) -> &wgpu::Device {
         &self.device
     }
@@ -351,7 +354,7 @@ impl Gpu {
         &self.uniforms
     }
 
-    /// The kernel named `key`, which `make` will compile before it first runs.
+    /// The kernel named `key`. `make` compiles it just before its first run.
     pub(crate) fn kernel(
         &self,
         key: &str,
@@ -366,7 +369,8 @@ impl Gpu {
         kernel
     }
 
-    /// Fails with what the device has reported since the last check, if anything; always once it is lost.
+    /// Fails with what was reported since the last check, if anything. Once the device is lost, it always
+    /// fails.
     pub fn check(&self, doing: &str) -> Result<()> {
         let mut reports = locked(&self.reports);
         if let Some(error) = reports.found.take() {
@@ -382,8 +386,8 @@ impl Gpu {
         }
     }
 
-    /// Submits recorded commands with their parameter blocks, and learns from how long their estimated cost,
-    /// `operations`, took.
+    /// Submits recorded commands with their parameter blocks. Adjusts the submit budget by how long their
+    /// estimated cost, `operations`, took.
     pub(super) fn submit(
         &self,
         encoder: wgpu::CommandEncoder,
@@ -391,7 +395,7 @@ impl Gpu {
         operations: f64,
     ) -> wgpu::SubmissionIndex {
         if self.faults.loses_device() {
-            // As a driver's reset: what is on its way is never done.
+            // Like a driver's reset: work in flight is never done.
             locked(&self.reports).lost.get_or_insert("on purpose (AWEIGH_FAULTS)".into());
             self.device.destroy();
         }
@@ -419,8 +423,8 @@ impl Gpu {
             });
             self.wait_for(&index);
             if self.background {
-                // Nothing waits behind it, so that the GPU is free while this sleeps. The next readback tells
-                // of a lost device.
+                // Wait until this submit is done, so that the GPU is free during the sleep. The next readback
+                // reports a lost device.
                 let submission_index = Some(index.clone());
                 let _ = self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
                 std::thread::sleep(Duration::from_secs_f64(BACKGROUND_SECONDS / 2.0));
@@ -434,13 +438,13 @@ impl Gpu {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner).budget
     }
 
-    /// Has the callbacks of a submit delivered as soon as it is done, on the poller's thread.
+    /// Makes the poller's thread deliver the callbacks of a submit as soon as the submit is done.
     pub(super) fn wait_for(&self, submit: &wgpu::SubmissionIndex) {
         self.poller.wait_for(Some(submit.clone()));
     }
 }
 
-/// Tensors are made in its memory.
+/// Tensors are allocated in the device's memory.
 impl Deref for Gpu {
     type Target = Memory;
 

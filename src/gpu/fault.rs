@@ -1,18 +1,18 @@
-//! Faults on purpose, so that what a lost device or full memory does to a run can be tested.
+//! Injected faults, to test what a lost device or full memory does to a run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// When devices are lost and allocations fail. Clones count together, over all devices that are opened with
-/// them.
+/// Which submits lose the device and which allocations fail. Clones share one count, over all devices that
+/// are opened with them.
 #[derive(Debug, Clone, Default)]
 pub struct Faults(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Submits, counted from 1, at which the device goes.
+    /// Submits, counted from 1, at which the device is lost.
     lost: Vec<u64>,
     /// Allocations, counted from 1, that fail.
     full: Vec<u64>,
@@ -46,13 +46,13 @@ impl Faults {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Counts a submit; whether the device goes with it.
+    /// Counts a submit. Returns whether the device is lost at it.
     pub(super) fn loses_device(&self) -> bool {
         let count = self.0.submits.fetch_add(1, Ordering::Relaxed) + 1;
         self.0.lost.contains(&count)
     }
 
-    /// Counts an allocation; whether it fails.
+    /// Counts an allocation. Returns whether it fails.
     pub(super) fn fails_allocation(&self) -> bool {
         let count = self.0.allocations.fetch_add(1, Ordering::Relaxed) + 1;
         self.0.full.contains(&count)

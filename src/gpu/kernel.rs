@@ -12,7 +12,7 @@ use super::{Gpu, Tensor};
 pub(crate) struct Compiled {
     pub pipeline: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
-    /// Of each storage buffer, whether the kernel may write it.
+    /// For each storage buffer, whether the kernel may write it.
     pub writes: Vec<bool>,
 }
 
@@ -48,7 +48,7 @@ impl Kernel {
     }
 }
 
-/// Compiles `kernels`: in a browser, which has its own threads for it, one after the other.
+/// Compiles `kernels` one after the other: a browser has its own threads for compilation.
 #[cfg(target_arch = "wasm32")]
 pub(super) fn compile(gpu: &Gpu, kernels: &[Arc<Kernel>]) {
     for kernel in kernels {
@@ -56,7 +56,7 @@ pub(super) fn compile(gpu: &Gpu, kernels: &[Arc<Kernel>]) {
     }
 }
 
-/// Compiles `kernels` on all cores: drivers take up to a second for one.
+/// Compiles `kernels` on all cores: drivers take up to a second for one kernel.
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn compile(gpu: &Gpu, kernels: &[Arc<Kernel>]) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
@@ -77,12 +77,13 @@ pub(super) fn compile(gpu: &Gpu, kernels: &[Arc<Kernel>]) {
 /// A kernel's address and what is bound: each buffer's number, offset and size.
 type Key = (usize, Vec<[u64; 3]>);
 
-/// The bind groups made so far: a step has the same ones as the step before.
+/// The bind groups made so far. They are kept because each step uses the same ones as the step before.
 #[derive(Default)]
 pub(super) struct BindGroups(Mutex<HashMap<Key, wgpu::BindGroup>>);
 
 impl BindGroups {
-    /// The group of `kernel`, which lives as long as `gpu`, with `bindings`.
+    /// The bind group of `kernel` with `bindings`. `kernel` must live as long as `gpu`, because groups are
+    /// found by its address.
     ///
     /// # Panics
     /// When the number of bindings differs from the shader's: a bug in the caller.

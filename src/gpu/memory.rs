@@ -1,5 +1,5 @@
-//! Where buffers are made, and the ledger that each is entered in, with a purpose, so that peaks are known.
-//! On paper buffers are only entered: the code that allocates for a run is the code that plans for it.
+//! Allocates buffers. A ledger records each of them with its purpose, so that memory peaks are known. On
+//! paper, buffers are only recorded in the ledger: a run is planned with the same code that allocates for it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -75,7 +75,7 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters `bytes`; the entry is struck out when the returned guard drops.
+    /// Enters `bytes`. The entry is removed when the returned guard is dropped.
     pub(super) fn enter(&self, purpose: Purpose, bytes: u64) -> Entry {
         let mut book = self.book();
         let book = &mut *book;
@@ -91,7 +91,7 @@ impl Ledger {
         self.book().total
     }
 
-    /// Begins the peaks anew, at what is held now.
+    /// Resets the peaks to what is held now.
     pub fn restart_peaks(&self) {
         let mut book = self.book();
         let book = &mut *book;
@@ -100,7 +100,7 @@ impl Ledger {
         }
     }
 
-    /// Each purpose by itself; the peaks need not have occurred together.
+    /// Each purpose by itself. The peaks need not have occurred at the same time.
     pub fn by_purpose(&self) -> BTreeMap<Purpose, Usage> {
         self.book().by_purpose.clone()
     }
@@ -111,29 +111,29 @@ const STAGED_BYTES: usize = 64 << 20;
 /// Bytes that one binding may have on every adapter: WebGPU's default `max_storage_buffer_binding_size`.
 pub const DEFAULT_BINDING: u64 = 128 << 20;
 
-/// Memory for tensors: a device's, or paper.
+/// Memory for tensors: a device's memory, or memory on paper, which only counts bytes.
 pub struct Memory {
     device: Option<(wgpu::Device, wgpu::Queue)>,
     max_binding: u64,
     ledger: Ledger,
     bind_groups: Arc<BindGroups>,
-    /// Buffers made so far: the next one's number.
+    /// Number of buffers made so far, which is the number of the next one.
     buffers: AtomicU64,
-    /// Bytes written since the last submit that was made for their sake.
+    /// Bytes written since [`Memory::write`] last submitted to free staging memory.
     waiting: AtomicUsize,
-    /// The submit at the last [`Memory::keep_pace`].
+    /// The submit of the last [`Memory::keep_pace`].
     last: Mutex<Option<wgpu::SubmissionIndex>>,
     faults: Faults,
 }
 
 impl Memory {
-    /// A device's memory; its tensors take at most `max_binding` bytes each.
+    /// A device's memory. Its tensors take at most `max_binding` bytes each.
     pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue, max_binding: u64, faults: Faults) -> Self {
         Self { device: Some((device.clone(), queue.clone())), faults, ..Self::paper(max_binding) }
     }
 
-    /// Memory of a device that is not there. Tensors of it cannot be bound, read or copied, and writes to
-    /// them do nothing. The ledger begins as that of a device does.
+    /// Memory on paper, without a device. Its tensors cannot be bound, read or copied, and writes to them do
+    /// nothing. The ledger starts with the same entry as a device's ledger.
     pub fn on_paper(max_binding: u64) -> Self {
         let paper = Self::paper(max_binding);
         std::mem::forget(paper.ledger.enter(Purpose::Staging, UNIFORM_BYTES));
@@ -158,7 +158,7 @@ impl Memory {
         self.device.is_none()
     }
 
-    /// The most bytes of a tensor.
+    /// The most bytes that a tensor may have.
     pub fn max_binding(&self) -> u64 {
         self.max_binding
     }
@@ -177,7 +177,7 @@ impl Memory {
         self.buffers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A buffer of zeros for shaders; none on paper.
+    /// A zeroed buffer for shaders; `None` on paper.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -189,7 +189,7 @@ impl Memory {
             .transpose()
     }
 
-    /// A buffer that the host reads; the device must be there.
+    /// A buffer on `device` that the host can read.
     ///
     /// # Errors
     /// As [`Memory::buffer`].
@@ -210,7 +210,8 @@ impl Memory {
         let descriptor =
             wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let buffer = device.create_buffer(&descriptor);
-        // Known at once wherever this crate runs so far: there is nothing to wait for.
+        // On all platforms that this crate runs on so far, the result is ready at once, so this does not
+        // wait.
         let full = pollster::block_on(scope.pop());
         if full.is_none() && !self.faults.fails_allocation() {
             return Ok(buffer);
@@ -219,7 +220,7 @@ impl Memory {
         Err(Error::OutOfMemory { label, purpose, bytes: size, held })
     }
 
-    /// Waits until the device has done what was submitted before the last call, so that no more than two
+    /// Waits until the device has done what was submitted before the previous call, so that no more than two
     /// portions of writes are in staging memory. Blocks.
     pub(super) fn keep_pace(&self) {
         let Some((device, queue)) = &self.device else { return };
@@ -237,7 +238,8 @@ impl Memory {
     pub(super) fn write(&self, buffer: Option<&wgpu::Buffer>, offset: u64, bytes: &[u8]) {
         let (Some((_, queue)), Some(buffer)) = (&self.device, buffer) else { return };
         queue.write_buffer(buffer, offset, bytes);
-        // Until a submit, writes wait in staging memory: a model's weights would be there twice.
+        // Writes stay in staging memory until a submit. Without this one, a model's weights would be in
+        // memory twice.
         let waiting = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
         if waiting > STAGED_BYTES {
             self.waiting.store(0, Ordering::Relaxed);
@@ -260,6 +262,18 @@ impl Drop for Entry {
         if let Some(usage) = book.by_purpose.get_mut(&self.purpose) {
             usage.now -= self.bytes;
         }
+    }
+}
+
+const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+
+/// A byte count as a person reads it: `1.5 GiB`.
+pub fn bytes(count: u64) -> String {
+    let step = (1..UNITS.len()).rev().find(|step| count >> (10 * step) > 0).unwrap_or(0);
+    if step == 0 {
+        format!("{count} bytes")
+    } else {
+        format!("{:.1} {}", count as f64 / (1u64 << (10 * step)) as f64, UNITS[step])
     }
 }
 

@@ -22,7 +22,7 @@ pub use context::{Gpu, Options, Precision, SUBMIT_SECONDS};
 pub use fault::Faults;
 pub(crate) use kernel::Compiled;
 pub use kernel::Kernel;
-pub use memory::{DEFAULT_BINDING, Ledger, Memory, Purpose, Usage};
+pub use memory::{DEFAULT_BINDING, Ledger, Memory, Purpose, Usage, bytes};
 pub use pipelines::kernel;
 pub use profile::KernelTime;
 pub use recorder::{Binding, Recorder};

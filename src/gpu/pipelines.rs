@@ -14,11 +14,11 @@ fn listed() -> &'static BTreeSet<String> {
     })
 }
 
-/// The kernel of `variant` (`name FLAG NAME=VALUE ...`), which is compiled before it first runs.
+/// The kernel of `variant` (`name FLAG NAME=VALUE ...`). It is compiled just before its first run.
 ///
 /// # Panics
-/// On that occasion, when the variant is not in `shaders/permutations` or its shader is invalid. Both are
-/// bugs that `tests/shaders.rs` finds without a GPU.
+/// At compilation, when the variant is not in `shaders/permutations` or its shader is invalid. Both are bugs
+/// that `tests/shaders.rs` finds without a GPU.
 pub fn kernel(gpu: &Gpu, variant: &str) -> Arc<Kernel> {
     let name = variant.to_string();
     gpu.kernel(variant, move |gpu| {
@@ -48,8 +48,8 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
         device.create_shader_module(descriptor)
     } else {
         // SAFETY: all shaders are this crate's own, every index in them is in bounds by construction, their
-        // loops end, and the tests run them with the checks on. Injected loop counters keep drivers from
-        // unrolling.
+        // loops end, and the tests run them with the checks on. The checks are off because the loop counters
+        // that they inject keep drivers from unrolling loops.
         #[allow(unsafe_code)]
         unsafe {
             device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())

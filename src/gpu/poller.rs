@@ -1,4 +1,4 @@
-//! Who waits for the device.
+//! Waits for the device and delivers its callbacks.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) use native::Poller;
@@ -12,8 +12,9 @@ mod native {
 
     /// A thread that waits for the device, so that no caller has to: readbacks are plain futures.
     ///
-    /// It waits for one submit after the other. Were it to wait for all of them at once, what the first one
-    /// computed would be read when the last one is done, and the host would have nothing to record for that long.
+    /// It waits for one submit after the other. If it waited for all of them at once, the results of the
+    /// first submit would be read only when the last one is done, and the host would have nothing to record
+    /// until then.
     pub(crate) struct Poller {
         requests: Option<mpsc::Sender<Option<wgpu::SubmissionIndex>>>,
         thread: Option<JoinHandle<()>>,
@@ -33,7 +34,7 @@ mod native {
             Self { requests: Some(sender), thread: Some(thread) }
         }
 
-        /// Waits for a submit, or for all so far.
+        /// Makes the thread wait for a submit, or for all submits so far.
         pub fn wait_for(&self, submit: Option<wgpu::SubmissionIndex>) {
             if let Some(requests) = &self.requests {
                 let _ = requests.send(submit);
@@ -42,9 +43,9 @@ mod native {
     }
 
     impl Drop for Poller {
-        /// The thread holds the device too. Were it left to itself, it could still be closing the device while
-        /// the process ends, and drivers crash when their libraries go first (llvmpipe did, in one run of
-        /// twenty).
+        /// Waits for the thread, which holds the device too. Otherwise it could still be closing the device
+        /// while the process ends, and drivers crash when their libraries are unloaded first (llvmpipe did,
+        /// in one run of twenty).
         fn drop(&mut self) {
             self.requests = None;
             if let Some(thread) = self.thread.take() {

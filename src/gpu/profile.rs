@@ -1,28 +1,28 @@
-//! Time on the device by kernel, from timestamp queries around every dispatch.
+//! Device time of each kernel, from timestamp queries around every dispatch.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Dispatches per submit at most: the size of the device's uniform buffer.
+/// The most dispatches in one submit. It sets the size of the device's uniform buffer.
 pub(super) const MAX_DISPATCHES: u64 = 1024;
 
-/// What all dispatches of one kernel took.
+/// The time that all dispatches of one kernel took.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct KernelTime {
     /// The kernel's variant.
     pub kernel: String,
-    /// Dispatches.
+    /// Number of dispatches.
     pub calls: u64,
-    /// Seconds between its dispatches' first and last timestamps, added up.
+    /// Seconds from the first to the last timestamp of each dispatch, summed.
     pub seconds: f64,
 }
 
 type Times = Arc<Mutex<BTreeMap<String, (u64, f64)>>>;
 
-/// Collects the times of a device that was opened for profiling. Every dispatch gets a pass of its own, which
-/// costs time between kernels, not in them.
+/// Collects kernel times on a device that was opened for profiling. Every dispatch gets a compute pass of its
+/// own. This adds time between kernels, not to the kernels.
 pub(super) struct Profiler {
-    /// Seconds in a tick.
+    /// Seconds per timestamp tick.
     tick: f64,
     times: Times,
 }
@@ -38,7 +38,7 @@ impl Profiler {
         Self { tick: f64::from(queue.get_timestamp_period()) * 1e-9, times: Times::default() }
     }
 
-    /// What was measured since the last call, the longest first.
+    /// The times measured since the last call, longest first.
     pub fn take(&self) -> Vec<KernelTime> {
         let times = std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner));
         let mut all: Vec<KernelTime> = times
@@ -49,8 +49,8 @@ impl Profiler {
         all
     }
 
-    /// Reads the marks back once the commands are done. Call it with the encoder before it is finished; what
-    /// it returns, after the submit.
+    /// Reads the timestamps back once the commands are done. Call this before the encoder is finished, and
+    /// call the closure that it returns after the submit.
     pub fn resolve(
         &self,
         device: &wgpu::Device,
@@ -101,7 +101,7 @@ impl Marks {
         Self { set, kernels: Vec::new() }
     }
 
-    /// The timestamps of the next dispatch's pass.
+    /// Where the next dispatch's pass writes its timestamps.
     pub fn next(&mut self, kernel: &str) -> wgpu::ComputePassTimestampWrites<'_> {
         let first = 2 * self.kernels.len() as u32;
         self.kernels.push(kernel.to_string());

@@ -1,4 +1,4 @@
-//! Records kernels and submits them in portions that no watchdog minds.
+//! Records kernels and submits them in portions that are short enough for an operating system's GPU watchdog.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ const MAX_GROUPS: u64 = 65_535;
 /// A tensor bound to a kernel.
 pub type Binding<'a> = &'a Tensor;
 
-/// One command.
+/// One recorded command.
 pub(super) enum Command {
-    /// A kernel with its parameter block's offset and size, its tensors, and its workgroups in two
-    /// dimensions.
+    /// Runs a kernel. `params` are the offset and size of its parameter block in bytes, `groups` the numbers
+    /// of workgroups in two dimensions.
     Dispatch { kernel: Arc<Kernel>, params: (u32, u64), bindings: Vec<Tensor>, groups: (u32, u32) },
-    /// `bytes` from the start of one tensor to the start of another.
+    /// Copies `bytes` from the start of one tensor to the start of another.
     Copy { source: Tensor, target: Tensor, bytes: u64 },
     /// Zeroes the first `bytes`.
     Clear { tensor: Tensor, bytes: u64 },
@@ -54,8 +54,8 @@ impl<'g> Recorder<'g> {
     /// Records `groups` workgroups of `kernel`. `operations` is an estimate of its cost for the submit
     /// budget.
     ///
-    /// The workgroups are spread over two dimensions when they exceed one; shaders read a flat index by
-    /// `common/index.wgsl` and ignore the surplus.
+    /// When there are more workgroups than one dimension may have, they are spread over two. Shaders compute
+    /// a flat index with `common/index.wgsl` and ignore surplus workgroups.
     pub fn dispatch<P: bytemuck::Pod>(
         &mut self,
         kernel: &Arc<Kernel>,
@@ -104,7 +104,7 @@ impl<'g> Recorder<'g> {
     /// Submits what is recorded so far.
     ///
     /// # Panics
-    /// When a kernel's bindings are not as many as its shader's: a bug in the caller.
+    /// When the number of a kernel's bindings differs from its shader's: a bug in the caller.
     pub fn submit(&mut self) {
         if self.commands.is_empty() {
             return;
@@ -118,12 +118,13 @@ impl<'g> Recorder<'g> {
         self.operations = 0.0;
     }
 
-    /// Waits, after many writes, until the device has done what came before the last call.
+    /// For use after many writes: waits until the device has done what was submitted before the previous
+    /// call.
     pub(crate) fn keep_pace(&self) {
         self.gpu.keep_pace();
     }
 
-    /// Compiles those of the commands' kernels that never ran, all at once.
+    /// Compiles those kernels of the commands that were never compiled, all at once.
     fn compile(&self, commands: &[Command]) {
         let mut new: Vec<Arc<Kernel>> = Vec::new();
         for command in commands {
@@ -146,7 +147,7 @@ impl Drop for Recorder<'_> {
     }
 }
 
-/// A command buffer in the making.
+/// A command buffer that is being built.
 struct Encoding<'g> {
     gpu: &'g Gpu,
     encoder: wgpu::CommandEncoder,

@@ -22,28 +22,29 @@ pub enum DType {
     Bf16,
     /// IEEE half precision; two in a `u32`, unpacked in the kernels.
     F16,
-    /// Indices and tables.
+    /// 32-bit unsigned integers, for indices and tables.
     U32,
     /// 4-bit codes; blocks of 32 with an f16 scale and an f16 minimum: ggml's Q4_0 and Q4_1.
     Q4,
     /// 8-bit signed codes; blocks of 32 with an f16 scale and an f16 minimum: ggml's Q8_0, Q5_0 and Q5_1.
     Q8,
-    /// 4-bit codes; blocks of 32 with scales of 8 bits, 256 under an f16 scale and an f16 minimum: ggml's
-    /// Q4_K.
+    /// 4-bit codes; blocks of 32 with an 8-bit scale and an 8-bit minimum, and for 256 elements an f16 factor
+    /// on the scales and one on the minima: ggml's Q4_K.
     Q4K,
-    /// The same with 8-bit codes: ggml's Q5_K.
+    /// As [`DType::Q4K`] with 8-bit codes: ggml's Q5_K.
     Q5K,
-    /// 8-bit signed codes; blocks of 16 with signed scales of 8 bits, 256 under an f16 scale: ggml's Q6_K.
+    /// 8-bit signed codes; blocks of 16 with a signed 8-bit scale, and for 256 elements an f16 factor on the
+    /// scales: ggml's Q6_K.
     Q6K,
     /// 4-bit codes for the quantiles of a normal distribution; blocks of 32 with an f16 scale.
     Nf4,
 }
 
 impl DType {
-    /// The quantised ones.
+    /// The quantised types.
     pub const QUANTISED: [Self; 6] = [Self::Q4, Self::Q8, Self::Q4K, Self::Q5K, Self::Q6K, Self::Nf4];
 
-    /// Bytes of `count` elements; of quantised ones a multiple of [`DType::block`].
+    /// Bytes of `count` elements. For quantised types `count` is a multiple of [`DType::block`].
     pub fn size(self, count: usize) -> usize {
         match self {
             Self::F32 | Self::U32 => 4 * count,
@@ -52,7 +53,7 @@ impl DType {
         }
     }
 
-    /// Elements that share a scale and cannot be parted; 1 where nothing is quantised.
+    /// Elements that share a scale and cannot be separated; 1 for types that are not quantised.
     pub fn block(self) -> usize {
         match self {
             Self::F32 | Self::U32 | Self::Bf16 | Self::F16 => 1,
@@ -79,8 +80,8 @@ impl DType {
         }
     }
 
-    /// The first word of the scales and of the scales of scales of `count` elements, as the kernels'
-    /// `w_scales` and `w_supers`.
+    /// The index of the first 4-byte word of the scales, and of the scales of scales, of `count` elements:
+    /// the kernels' `w_scales` and `w_supers`.
     pub(crate) fn scale_words(self, count: usize) -> [u32; 2] {
         if !self.is_quantised() {
             return [0, 0];
@@ -91,7 +92,7 @@ impl DType {
 }
 
 struct Storage {
-    /// None on paper.
+    /// `None` for memory on paper.
     buffer: Option<wgpu::Buffer>,
     _entry: Entry,
     number: u64,
@@ -120,7 +121,7 @@ impl Tensor {
     /// A new zeroed tensor.
     ///
     /// # Errors
-    /// When it is larger than one storage binding may be on this device; [`Error::OutOfMemory`].
+    /// When the tensor is larger than one storage binding may be on this device; [`Error::OutOfMemory`].
     pub fn new(memory: &Memory, purpose: Purpose, label: &str, len: usize, dtype: DType) -> Result<Self> {
         let wanted = dtype.size(len) as u64;
         let bytes = wanted.next_multiple_of(ALIGN).max(ALIGN);
@@ -157,8 +158,8 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// A new tensor of `len` elements of `dtype`, whose bytes are given, little-endian; quantised ones as
-    /// [`Blocks`](super::Blocks) lays them out.
+    /// A new tensor of `len` elements of `dtype` from their little-endian bytes. Quantised elements are laid
+    /// out as in [`Blocks`](super::Blocks).
     pub fn from_bytes(
         memory: &Memory,
         purpose: Purpose,
@@ -186,8 +187,8 @@ impl Tensor {
     /// The `len` elements from `start` on, as a view.
     ///
     /// # Panics
-    /// When the range leaves the tensor: a bug in the caller. Binding a view to a kernel panics unless it
-    /// starts at a multiple of 256 bytes.
+    /// When the range leaves the tensor, or its elements are quantised: a bug in the caller. Binding a view
+    /// to a kernel panics unless it starts at a multiple of 256 bytes.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         assert!(!self.dtype.is_quantised(), "a slice of quantised elements");
         let byte_offset = self.byte_offset + self.dtype.size(start) as u64;
@@ -206,8 +207,8 @@ impl Tensor {
         self.write_bytes(memory, bytemuck::cast_slice(data));
     }
 
-    /// Overwrites it with the bytes of all its elements, as [`Tensor::from_bytes`] takes them; as
-    /// [`Tensor::write_f32`].
+    /// Overwrites the start of the tensor with `bytes`, which have the form that [`Tensor::from_bytes`]
+    /// takes. Ordered with the queue as in [`Tensor::write_f32`].
     pub(crate) fn write_bytes(&self, memory: &Memory, bytes: &[u8]) {
         assert!(bytes.len() <= self.dtype.size(self.len), "write past a tensor's end");
         let whole = bytes.len() / 4 * 4;
@@ -219,23 +220,23 @@ impl Tensor {
         }
     }
 
-    /// Reads all elements back as f32 (no conversion: the dtype must be F32). As [`Tensor::read_bytes`].
+    /// Reads all elements back as f32 (no conversion: the dtype must be F32). See [`Tensor::read_bytes`].
     pub fn read_f32<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<f32>>> + use<'g> {
         assert_eq!(self.dtype, DType::F32);
         let bytes = self.read_bytes(gpu);
         async { Ok(bytemuck::pod_collect_to_vec(&bytes.await?)) }
     }
 
-    /// Reads all elements back as u32. As [`Tensor::read_bytes`].
+    /// Reads all elements back as u32. See [`Tensor::read_bytes`].
     pub fn read_u32<'g>(&self, gpu: &'g Gpu) -> impl Future<Output = Result<Vec<u32>>> + use<'g> {
         assert_eq!(self.dtype, DType::U32);
         let bytes = self.read_bytes(gpu);
         async { Ok(bytemuck::pod_collect_to_vec(&bytes.await?)) }
     }
 
-    /// Reads the tensor's bytes back, as they are after everything submitted so far. The copy is on its way
-    /// when this returns: ask for several tensors before awaiting the first, and the device is waited for
-    /// once.
+    /// Reads the tensor's bytes back, as they are after everything submitted so far. The copy is already
+    /// submitted when this returns. To wait for the device only once, call this for several tensors before
+    /// awaiting the first.
     ///
     /// # Errors
     /// [`Error::Gpu`] for anything the device has reported since the last read, [`Error::DeviceLost`],
@@ -244,8 +245,8 @@ impl Tensor {
         self.read_part(gpu, 0..self.dtype.size(self.len))
     }
 
-    /// As [`Tensor::read_bytes`], [`Tensor::PIECE`] at a time: what is read is there twice while it is on its
-    /// way, and a memory plan has no room for all of it.
+    /// As [`Tensor::read_bytes`], but [`Tensor::PIECE`] bytes at a time. Data that is being read is in memory
+    /// twice, and a memory plan has no room for a second copy of the whole tensor.
     ///
     /// # Errors
     /// As [`Tensor::read_bytes`].
@@ -307,7 +308,7 @@ impl Tensor {
     /// Its buffer.
     ///
     /// # Panics
-    /// On paper: a bug in the caller.
+    /// When the memory is on paper: a bug in the caller.
     fn buffer(&self) -> &wgpu::Buffer {
         self.storage.buffer.as_ref().expect("a tensor on a device")
     }
@@ -317,7 +318,7 @@ impl Tensor {
         (self.buffer(), self.byte_offset)
     }
 
-    /// Its buffer's number, and the offset and size of what a shader sees of it.
+    /// Its buffer's number, and the offset and size in bytes of the part that a shader sees.
     pub(super) fn view(&self) -> [u64; 3] {
         [self.storage.number, self.byte_offset, self.binding().size.map_or(0, u64::from)]
     }

@@ -17,7 +17,7 @@ pub struct Tuning {
     pub backend: String,
     /// Its driver, with the version.
     pub driver: String,
-    /// By shape class, as the kernels name it.
+    /// The choice for each shape class, by the name that the kernels give the class.
     pub choices: BTreeMap<String, Choice>,
 }
 
@@ -26,7 +26,7 @@ pub struct Tuning {
 pub struct Choice {
     /// The fastest variant.
     pub variant: String,
-    /// The variant that is taken where nothing was measured.
+    /// The variant that is used when nothing was measured.
     pub guess: String,
     /// Floating-point operations of one call.
     pub operations: f64,

@@ -1,32 +1,32 @@
-//! Somebody who looks at dispatches as they run.
+//! An observer of dispatches as they run.
 
 use super::{Binding, Gpu};
 use crate::Result;
 
-/// A dispatch.
+/// A dispatch that a [`Witness`] sees.
 pub struct Seen<'a> {
     /// The kernel's variant.
     pub kernel: &'a str,
     /// Its parameter block.
     pub params: &'a [u8],
-    /// Its tensors.
+    /// The tensors bound to it.
     pub bindings: &'a [Binding<'a>],
-    /// Of each, whether the kernel may write it.
+    /// For each tensor, whether the kernel may write it.
     pub writes: &'a [bool],
 }
 
-/// What [`Options::witness`](super::Options::witness) takes.
+/// An observer of dispatches, for [`Options::witness`](super::Options::witness).
 pub trait Witness: std::fmt::Debug + Send + Sync {
-    /// Whether it wants to see the next dispatch, of this variant. What was recorded before is submitted
-    /// then.
+    /// Whether the witness wants to see the next dispatch, which is of the variant `kernel`. If so,
+    /// everything recorded before is submitted first.
     fn wants(&self, kernel: &str) -> bool;
 
-    /// Sees a dispatch, which `run` runs.
+    /// Observes a dispatch. Calling `run` runs it.
     ///
     /// # Errors
-    /// What is wrong with it: [`Gpu::check`] fails with it.
+    /// What is wrong with the dispatch. [`Gpu::check`] then fails with this error.
     fn watch(&self, gpu: &Gpu, seen: &Seen, run: &mut dyn FnMut()) -> Result<()>;
 
-    /// What it has seen so far, in a sentence.
+    /// A sentence about what the witness has seen so far.
     fn report(&self) -> String;
 }

@@ -1,4 +1,4 @@
-//! The MLP's activation, of one projection or, gated, of two (Shazeer, 2002.05202).
+//! The MLP's activation: of one projection, or, when gated, of two (Shazeer, 2002.05202).
 
 use super::{check, groups_of_64, params};
 use crate::Result;
@@ -16,7 +16,7 @@ pub(super) fn layouts() -> Vec<super::Layout> {
 pub enum Function {
     /// x · sigmoid(x)
     Silu,
-    /// x · Φ(x), the normal distribution's (Hendrycks & Gimpel, 1606.08415).
+    /// x · Φ(x), Φ the distribution function of the normal distribution (Hendrycks & Gimpel, 1606.08415).
     Gelu,
     /// The same with Φ approximated by tanh.
     GeluTanh,
@@ -57,7 +57,7 @@ impl Shape {
     }
 }
 
-/// `act = f(x)` of x `(T, F)`, or, gated, `act = f(gate) · up` of x `(T, 2, F)`; act `(T, F)`.
+/// `act = f(x)` of x `(T, F)`; when gated, `act = f(gate) · up` of x `(T, 2, F)`. act is `(T, F)`.
 pub fn forward(rec: &mut Recorder, x: &Tensor, act: &Tensor, shape: Shape) -> Result<()> {
     let (count, inputs) = shape.counts();
     check("activation", &[("x", x, inputs), ("act", act, count)])?;
@@ -66,7 +66,7 @@ pub fn forward(rec: &mut Recorder, x: &Tensor, act: &Tensor, shape: Shape) -> Re
     Ok(())
 }
 
-/// `dx =`, laid out as x, from `dact` `(T, F)`.
+/// `dx =` the gradient of x, in x's layout, from dact `(T, F)`.
 pub fn backward(rec: &mut Recorder, x: &Tensor, dact: &Tensor, dx: &Tensor, shape: Shape) -> Result<()> {
     let (count, inputs) = shape.counts();
     check("activation_backward", &[("x", x, inputs), ("dact", dact, count), ("dx", dx, inputs)])?;

@@ -40,7 +40,7 @@ pub(super) struct Constants {
 }
 
 impl Step {
-    /// Bias corrections are taken in f64: 1 - 0.999^t loses half its digits in f32.
+    /// Bias corrections are computed in f64: 1 - 0.999^t loses half its digits in f32.
     pub(super) fn constants(&self) -> Constants {
         let t = self.t as f64;
         Constants {
@@ -54,8 +54,8 @@ impl Step {
     }
 }
 
-/// The tensors of a step, each `(count)`: parameters, moments (all in place), and the gradient, which is left
-/// as it is.
+/// The tensors of a step, each `(count)`. Parameters and moments are updated in place; the gradient is not
+/// changed.
 pub struct State<'a> {
     /// Parameters.
     pub w: &'a Tensor,
@@ -67,8 +67,8 @@ pub struct State<'a> {
     pub g: &'a Tensor,
 }
 
-/// One step on `count` elements; gradients are multiplied by clip `(2)` [norm, scale]'s scale. A scale below
-/// 0 skips the step.
+/// One step on `count` elements. Gradients are multiplied by the scale in clip `(2)`: norm, scale. A scale
+/// below 0 skips the step.
 pub fn step(rec: &mut Recorder, step: Step, clip: &Tensor, state: State, count: usize) -> Result<()> {
     let State { w, m, v, g } = state;
     check("adamw", &[("clip", clip, 2), ("g", g, count), ("w", w, count), ("m", m, count), ("v", v, count)])?;

@@ -1,4 +1,4 @@
-//! AdamW with moments of 8 bits in blocks (Dettmers et al., "8-bit Optimizers via Block-wise Quantization",
+//! AdamW with 8-bit moments in blocks (Dettmers et al., "8-bit Optimizers via Block-wise Quantization",
 //! 2110.02861).
 
 use super::adamw::{Constants, Step};
@@ -17,14 +17,15 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
 }
 
-/// Words of the moments of `count` parameters; zeros are moments of 0.
+/// 4-byte words of the moments of `count` parameters; zeros are moments of 0.
 pub fn state_words(count: usize) -> usize {
     2 * count.div_ceil(4) + 2 * count.div_ceil(BLOCK)
 }
 
-/// The numbers that codes stand for, `(2, 256)`: of first moments, and of second ones, which have no sign. In
-/// each power of ten down to 1e-6 they are evenly spread, the more the larger it is (the paper's dynamic
-/// tree, as bitsandbytes makes it).
+/// The numbers that codes stand for, `(2, 256)`: those of first moments, and those of second moments, which
+/// have no sign. Besides 0 and 1 there are evenly spaced numbers below each power of ten from 1e-6 to 1, down
+/// to a tenth of it; the larger the power, the more numbers (the paper's dynamic tree, as bitsandbytes makes
+/// it).
 pub fn table() -> Vec<f32> {
     let numbers = |signed: bool| {
         let mut all = vec![0.0, 1.0];
@@ -55,7 +56,7 @@ pub struct State<'a> {
     pub table: &'a Tensor,
 }
 
-/// One step on `count` elements; gradients are multiplied by clip `(2)` [norm, scale]'s scale.
+/// One step on `count` elements. Gradients are multiplied by the scale in clip `(2)`: norm, scale.
 pub fn step(rec: &mut Recorder, step: Step, clip: &Tensor, state: State, count: usize) -> Result<()> {
     let State { w, moments, g, table } = state;
     let words = state_words(count);

@@ -43,14 +43,14 @@ pub struct Shape {
     pub head_dim: usize,
     /// Factor on q·k, usually 1 / √head_dim.
     pub scale: f32,
-    /// A query sees the last so many of its keys.
+    /// A query sees only this many of its keys, the last ones; `None` for all of them.
     pub window: Option<usize>,
     /// Scores s become cap · tanh(s / cap); `head_dim` is then one of [`CAPPED_HEAD_DIMS`].
     pub cap: Option<f32>,
     /// The mean number of keys a query sees, for the cost estimate.
     pub mean_keys: usize,
-    /// Whether all keys between those that are seen hold numbers: true of a packed batch, not of a sampler's
-    /// steps. The backward pass needs it.
+    /// Whether all keys between those that are seen hold valid numbers: true for a packed batch, false for a
+    /// sampler's steps. The backward pass requires it.
     pub dense: bool,
 }
 
@@ -78,7 +78,7 @@ impl Shape {
         }
     }
 
-    /// Elements of q and of k and v that `queries` tokens need, from their starts on.
+    /// Fails unless the tensors of q, k and v have the elements of `queries` tokens, from their starts on.
     fn check(&self, operands: [(&'static str, Heads); 3]) -> Result<()> {
         for ((name, of), heads) in operands.into_iter().zip([self.heads, self.kv_heads, self.kv_heads]) {
             check("attention", &[(name, of.data, of.extent(self.queries, heads, self.head_dim))])?;
@@ -90,7 +90,8 @@ impl Shape {
         if self.cap.is_some() { " CAP" } else { "" }
     }
 
-    /// The software tier's variant of `name`, and the workgroups for `queries` rows of each of `heads`.
+    /// The variant of `name` without tiles, and the number of workgroups for `queries` rows of each of
+    /// `heads`.
     fn variant(&self, gpu: &Gpu, name: &str, flags: &str, heads: usize) -> (String, u64) {
         let dim = self.head_dim;
         let cap = self.cap_flag();
@@ -105,9 +106,9 @@ impl Shape {
         }
     }
 
-    /// The portable tier's variant of `name`, whose workgroups take tiles of `rows` rows of each kv head: the
-    /// largest blocks, in eights, with which 16 KiB of workgroup memory hold `staged` blocks of vectors, as
-    /// many of weights, and `rest` vec4s.
+    /// The portable tier's variant of `name`, and its number of workgroups for `rows` rows of each kv head.
+    /// Its blocks are the largest multiple of eight for which 16 KiB of workgroup memory hold `staged` blocks
+    /// of vectors, as many blocks of weights, and `rest` vec4s.
     fn tiled(&self, name: &str, block: &str, rows: usize, (staged, rest): (usize, usize)) -> (String, u64) {
         let dim = self.head_dim;
         // Rows of vectors and of weights have odd strides, see common/attention_tile.wgsl.
@@ -118,10 +119,10 @@ impl Shape {
         (variant, (rows.div_ceil(TILE) * self.kv_heads) as u64)
     }
 
-    /// The variant and the workgroups of a kernel that goes by query: the forward pass, and dq.
+    /// The variant and the number of workgroups of a kernel whose rows are queries: the forward pass, and dq.
     fn by_query(&self, gpu: &Gpu, name: &str) -> (String, u64) {
         match gpu.tier() {
-            // The maxima, and the run of keys.
+            // `rest` is the maxima and the run of keys.
             Tier::Portable => {
                 let rows = self.queries * self.heads / self.kv_heads;
                 self.tiled(&format!("{name}_tiled"), "KEYS", rows, (1, 8 * 9 + 1))
@@ -131,15 +132,15 @@ impl Shape {
     }
 
     fn operations(&self, per_element: f64) -> f64 {
-        // Register-bound loops with a load for every multiply run at a fraction of a matmul's rate: counted
-        // threefold.
+        // Register-bound loops with a load for every multiplication run at a fraction of a matmul's rate, so
+        // they count threefold.
         3.0 * per_element
             * (self.queries * self.heads * self.head_dim) as f64
             * self.mean_keys.min(self.window.unwrap_or(usize::MAX)) as f64
     }
 }
 
-/// Fails unless attention is compiled for `head_dim`, with `capped` scores.
+/// Fails unless there are attention kernels for `head_dim`, and for capped scores where `capped` is set.
 pub fn supports(head_dim: usize, capped: bool, origin: &str) -> Result<()> {
     let all: &[usize] = if capped { &CAPPED_HEAD_DIMS } else { &HEAD_DIMS };
     if all.contains(&head_dim) {
@@ -161,7 +162,7 @@ pub struct Operands<'a> {
     pub v: Heads<'a>,
 }
 
-/// Operands with ranges `(T, 4)` -> o `(T, H, hd)` and the first half of stats `(2, T, H)`: lse.
+/// From operands and ranges `(T, 4)`: o `(T, H, hd)`, and lse in the first half of stats `(2, T, H)`.
 pub fn forward(
     rec: &mut Recorder,
     operands: Operands,
@@ -182,7 +183,7 @@ pub fn forward(
     Ok(())
 }
 
-/// What the backward pass reads of the forward pass. Keys are the batch's own tokens: S = T.
+/// What the backward pass needs from the forward pass. Keys are the batch's own tokens: S = T.
 pub struct Saved<'a> {
     /// Queries, keys and values.
     pub operands: Operands<'a>,
@@ -196,8 +197,8 @@ pub struct Saved<'a> {
     pub tokens: &'a Tensor,
 }
 
-/// The operands' gradients, each `=`, from d_o `(T, H, hd)`: dq lies as q does, and in dkv, which may be dq's
-/// tensor, dk as k and dv as v.
+/// The operands' gradients, each `=`, from d_o `(T, H, hd)`. dq has q's layout. In dkv, which may be the same
+/// tensor as dq, dk has k's layout and dv has v's.
 pub fn backward(
     rec: &mut Recorder,
     saved: Saved,
@@ -225,9 +226,10 @@ pub fn backward(
     let params = shape.params(operands);
     let (q, k, v) = (q.data, k.data, v.data);
     match rec.gpu().tier() {
-        // Two rows of 256 elements leave no room for eight of them: the larger heads do without tiles.
+        // There is no tiled dkv kernel for heads of 256 elements: workgroup memory does not hold eight rows
+        // of queries and of d_o.
         Tier::Portable if shape.head_dim <= 128 => {
-            // Rows of queries and of d_o, w and ds, and where the queries end.
+            // `staged` is rows of queries (with ds) and of d_o (with w), `rest` where the queries end.
             let (variant, groups) = shape.tiled("attention_dkv_tiled", "ROWS", shape.queries, (2, 1));
             let bindings = [q, k, v, tokens, stats, d_o, dkv];
             rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(8.0));

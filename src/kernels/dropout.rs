@@ -1,4 +1,5 @@
-//! Inverted dropout with a counter-based mask: nothing is stored, the backward computes the same mask again.
+//! Inverted dropout with a counter-based mask: nothing is stored, the backward pass computes the same mask
+//! again.
 
 use super::{check, groups_of_64, params};
 use crate::Result;
@@ -11,7 +12,7 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
 }
 
-/// Which mask: one per place in the model, step and run.
+/// Identifies a mask: there is one for each place in the model, step and run.
 #[derive(Debug, Clone, Copy)]
 pub struct Mask {
     /// The share of elements dropped, in [0, 1).

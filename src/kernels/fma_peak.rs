@@ -1,5 +1,5 @@
-//! Multiplications and additions in registers: an adapter's arithmetic peak, which `aweigh bench` holds rates
-//! against.
+//! Multiplications and additions in registers. They measure an adapter's arithmetic peak, with which
+//! `aweigh bench` compares rates.
 
 use super::{check, groups_of_64, params};
 use crate::Result;
@@ -16,8 +16,8 @@ pub(super) fn layouts() -> Vec<super::Layout> {
 const CHAINS: f64 = 16.0;
 const STEPS: f64 = 16.0;
 
-/// Records `rounds` rounds of value·a + b in each of `count` invocations; the sums of their chains into out
-/// `(count)`. Returns the floating-point operations, two for each multiplication and addition.
+/// Records `rounds` rounds of value·a + b in each of `count` invocations, which write the sums of their
+/// chains to out `(count)`. Returns the number of floating-point operations: two for each multiply-add.
 pub fn forward(
     rec: &mut Recorder,
     out: &Tensor,

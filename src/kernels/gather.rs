@@ -15,16 +15,16 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout(), BackwardParams::layout()]
 }
 
-/// What of an index is read, and what is done with the rows.
+/// Which words of an index are read, and what is done with the rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading {
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
     /// Elements of a row.
     pub width: usize,
-    /// The first word of the index.
+    /// The first word of the index that is read.
     pub first: usize,
-    /// Words from one row's to the next one's.
+    /// Words of the index from one row to the next.
     pub stride: usize,
     /// Factor on the table's rows.
     pub scale: f32,
@@ -33,7 +33,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// `rows` rows of `width`, as they are, by every `stride`-th word.
+    /// `rows` rows of `width`, unscaled, overwriting `out`, from every `stride`-th word of the index.
     pub fn plain(rows: usize, width: usize, stride: usize) -> Self {
         Self { rows, width, first: 0, stride, scale: 1.0, accumulate: false }
     }
@@ -46,7 +46,7 @@ pub struct Rows<'a> {
     pub data: &'a Tensor,
     /// The number of its first row in the whole table.
     pub first: usize,
-    /// Its rows.
+    /// Number of its rows.
     pub count: usize,
 }
 
@@ -58,7 +58,7 @@ impl<'a> Rows<'a> {
 }
 
 /// `out[r, :] = scale · table[index[first + r · stride], :]`: out `(rows, width)`, table `(N, width)` of any
-/// type. Rows outside of the piece that is given are left alone.
+/// type. Rows of out whose table row is outside the given piece are not changed.
 pub fn forward(
     rec: &mut Recorder,
     index: &Tensor,

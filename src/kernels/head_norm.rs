@@ -55,8 +55,8 @@ impl Shape {
     }
 }
 
-/// Norms x `(T, H + G, head_dim)` in place, the queries by the first of `weights` `(head_dim)` and the keys
-/// by the second; keeps what was there in raw `(T, H + G, head_dim)` and writes rstd `(T, H + G)`.
+/// Normalises x `(T, H + G, head_dim)` in place: the queries with the first of `weights` `(head_dim)`, the
+/// keys with the second. Keeps the old x in raw `(T, H + G, head_dim)` and writes rstd `(T, H + G)`.
 pub fn forward(
     rec: &mut Recorder,
     weights: [&Tensor; 2],
@@ -74,8 +74,8 @@ pub fn forward(
     Ok(())
 }
 
-/// Turns dx `(T, H + G, head_dim)`, in place, from the gradient of the norm's output into that of its input;
-/// the weights' gradients `+=` where they are trained.
+/// Turns dx `(T, H + G, head_dim)`, in place, from the gradient of the norm's output into that of its input.
+/// The weights' gradients are `+=` where the weights are trained.
 pub fn backward(
     rec: &mut Recorder,
     weights: [&Tensor; 2],

@@ -34,7 +34,7 @@ pub fn forward(
     Ok(())
 }
 
-/// What the backward pass reads of the forward pass.
+/// What the backward pass needs from the forward pass.
 pub struct Saved<'a> {
     /// `(T, D)`, the norm's input.
     pub x: &'a Tensor,

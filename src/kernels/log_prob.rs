@@ -24,7 +24,7 @@ pub struct Chunk {
     pub total: usize,
     /// Vocabulary size, `V`.
     pub vocab: usize,
-    /// The soft cap that the logits went through.
+    /// The soft cap that was applied to the logits.
     pub cap: Option<f32>,
 }
 
@@ -55,9 +55,9 @@ pub fn forward(
     Ok(())
 }
 
-/// Turns logits `(rows, V)` into their gradient, in place: the row's coefficient, of `(R)`, × (one-hot −
-/// softmax). Without coefficients it is that of the log-probs themselves. With a cap it is the gradient of
-/// what went into [`super::soft_cap`].
+/// Replaces logits `(rows, V)` with their gradient: the row's coefficient, from `(R)`, × (one-hot − softmax).
+/// Without coefficients it is the gradient of the log-probs themselves. With a cap it is the gradient of the
+/// input of [`super::soft_cap`].
 pub fn backward(
     rec: &mut Recorder,
     predict: &Tensor,

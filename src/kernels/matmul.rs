@@ -21,11 +21,11 @@ pub struct Dims {
     pub m: usize,
     /// Columns of the output.
     pub n: usize,
-    /// Length of the sums.
+    /// Terms of each sum.
     pub k: usize,
 }
 
-/// How the operands lie in memory.
+/// How the operands are laid out in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// y(m,n) = x(m,k) · w(n,k)ᵀ: a linear layer's forward.
@@ -36,21 +36,22 @@ pub enum Form {
     Tn,
 }
 
-/// Terms of a sum that a kernel adds up one after the other at most, in a layer's gradients. A longer sum,
-/// such as one over a vocabulary on the head's way back, is made of parts: where many small terms are added
-/// to a large one, all are rounded the same way, and of 49,152 the sum was off by 1.2e-4 of their sizes.
+/// The most terms of a sum that a kernel adds up one after the other in a layer's gradients. A longer sum,
+/// such as one over the vocabulary in the head's backward pass, is split into parts. When many small terms
+/// are added to a large sum, all of them are rounded the same way: a sum of 49,152 terms was off by 1.2e-4 of
+/// the terms' sizes.
 pub const TERMS: usize = 4096;
 
 /// What is done with the product.
 #[derive(Clone, Copy)]
 pub struct Epilogue<'a> {
-    /// Factor.
+    /// Factor on the product.
     pub alpha: f32,
     /// Add to y instead of overwriting it.
     pub accumulate: bool,
     /// `(n)`, added to each row; only with [`Form::Nt`].
     pub bias: Option<&'a Tensor>,
-    /// Added to y, whose layout it has; only with [`Form::Nt`].
+    /// Added to y, with y's layout; only with [`Form::Nt`].
     pub residual: Option<&'a Tensor>,
 }
 
@@ -70,24 +71,24 @@ impl Epilogue<'_> {
     }
 }
 
-/// A product to be computed: y = or += alpha · x w in one of the layouts.
+/// A product to compute: y = or += alpha · x w in one of the layouts.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
-    /// How the operands lie.
+    /// How the operands are laid out.
     pub form: Form,
     /// f32.
     pub x: Mat<'a>,
-    /// f32, bf16, f16 or quantised, with equal results. Quantised rows are whole blocks, behind each other,
-    /// and have no [`Form::Tn`].
+    /// f32, bf16, f16 or quantised; equal values give equal results. Quantised rows are whole blocks, one
+    /// after the other, and have no [`Form::Tn`].
     pub w: Mat<'a>,
     /// f32.
     pub y: Mat<'a>,
     /// The sizes.
     pub dims: Dims,
-    /// What is done with it.
+    /// What is done with the product.
     pub epilogue: Epilogue<'a>,
-    /// x has a row for each answer being decoded: few, and a different number in every pass, on which no bit
-    /// may depend.
+    /// Whether x has a row for each answer that is being decoded. There are few rows, and their number
+    /// differs from pass to pass. No bit of a result may depend on it.
     pub decoding: bool,
 }
 
@@ -101,11 +102,11 @@ fn flags(form: Form, weights: DType) -> String {
     format!("{form}{}", storage_flags(weights))
 }
 
-/// Numbers of tokens that are told apart when kernels are measured: each stands for those up to it and over
-/// the one before, the last also for all above.
+/// Classes of token counts for measuring kernels. Each stands for the counts up to it and above the class
+/// before; the last one also for all larger counts.
 pub const TOKEN_CLASSES: [usize; 4] = [1, 16, 128, 1024];
 
-/// The class of a product: what is measured once and holds for all its members.
+/// The class of a product. One measurement holds for all products of a class.
 pub fn class(form: Form, weights: DType, dims: Dims, precision: Precision) -> String {
     let Dims { m, n, k } = dims;
     let up_to = |tokens| TOKEN_CLASSES.into_iter().find(|&class| class >= tokens).unwrap_or(TOKEN_CLASSES[3]);
@@ -115,7 +116,7 @@ pub fn class(form: Form, weights: DType, dims: Dims, precision: Precision) -> St
     format!("{} m={m} n={n} k={k}{rounded}", flags(form, weights))
 }
 
-/// Kernels that give the same bits: those of one layout, tier and family.
+/// Kernels of the same layout, tier and family give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// Products in f32, summed in the order of k.
@@ -126,7 +127,7 @@ pub enum Family {
     CooperativeF32,
     /// Cooperative matrices of inputs rounded to f16.
     CooperativeF16,
-    /// Of few rows: products in f32, of which sixteen lanes sum each a part.
+    /// For few rows: products in f32. Sixteen lanes share a sum, and each adds up a part of it.
     Decoding,
 }
 
@@ -137,12 +138,12 @@ impl Family {
     }
 }
 
-/// One way to compute a product: a shader's variant, and the outputs of one of its workgroups.
+/// One way to compute a product: a shader's variant, and the outputs that one of its workgroups computes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// The variant, as `shaders/permutations` lists it, without the epilogue's flags.
     pub variant: String,
-    /// Which others it equals bit for bit.
+    /// Candidates of one family give the same bits.
     pub family: Family,
     rows: usize,
     columns: usize,
@@ -150,7 +151,7 @@ pub struct Candidate {
 }
 
 impl<'a> Product<'a> {
-    /// y = the product of whole tensors, whose rows lie behind each other.
+    /// y = the product of whole tensors, without gaps between their rows.
     pub fn plain(form: Form, x: &'a Tensor, w: &'a Tensor, y: &'a Tensor, dims: Dims) -> Self {
         let Dims { m, n, k } = dims;
         let (x_width, w_width) = match form {
@@ -162,9 +163,9 @@ impl<'a> Product<'a> {
         Self { form, x, w, y, dims, epilogue: Epilogue::SET, decoding: false }
     }
 
-    /// Every way to compute it on `gpu`, family by family, the likeliest to be fast first. The first one's
-    /// family depends on nothing but the device, so a row's bits do not depend on how many rows are computed
-    /// with it.
+    /// Every way to compute the product on `gpu`, family by family, those that are likely to be fast first.
+    /// The first one's family does not depend on the number of rows, so a row's bits do not depend on how
+    /// many rows are computed with it.
     pub fn candidates(&self, gpu: &Gpu) -> Vec<Candidate> {
         let &Self { form, x, w, y, dims: Dims { m, n, k }, decoding, .. } = self;
         let flags = flags(form, w.data.dtype());
@@ -197,9 +198,9 @@ impl<'a> Product<'a> {
         let whole =
             wide && (w.data.dtype() == DType::F32 || row.is_multiple_of(8) && w.starts_at_multiples_of(8));
         if let Some(lanes) = gpu.subgroup().filter(|&lanes| whole && (lanes == 4 || lanes == 8)) {
-            // Rows, in halves of a subgroup: as many as there are, and no more, as a decoding step has few.
-            // Over 16 rows, a load of packed weights brings NT twice of what it uses. Three halves pay where
-            // they end the rows, not before.
+            // The sizes are numbers of rows, in halves of a subgroup: no more than cover all rows, because a
+            // decoding step has few. With eight halves, a load of packed weights brings NT twice what it
+            // uses. Three halves pay off only where they cover all rows.
             let mut sizes = match (form, w.data.dtype()) {
                 (Form::Nt, DType::F32) => vec![8, 4, 3, 2],
                 (Form::Nt, _) => vec![4, 8, 3, 2],
@@ -223,7 +224,8 @@ impl<'a> Product<'a> {
             let variant = format!("matmul ROWS={rows} {flags}{vec4}");
             all.push(Candidate { variant, family: Family::F32, rows, columns: 8, workgroup: 8 });
         }
-        // A subgroup's columns are lost on few outputs, such as an adapter's rank, and its rows on one.
+        // A subgroup's many columns are wasted on few outputs, such as an adapter's rank, and its many rows
+        // on a single row.
         if n <= 16 || m == 1 {
             all.rotate_left(shared);
         }
@@ -269,8 +271,8 @@ impl<'a> Product<'a> {
         all
     }
 
-    /// The products of at most [`TERMS`] terms that it is the sum of: the first does what the epilogue says,
-    /// the others add to it.
+    /// Splits the product into products of at most [`TERMS`] terms; [`Form::Nt`] stays whole. The first one
+    /// does what the epilogue says, the others add to its result.
     fn parts(self) -> impl Iterator<Item = Self> {
         let Self { form, x, w, dims, epilogue, .. } = self;
         let most = if form == Form::Nt { dims.k } else { TERMS };
@@ -288,7 +290,8 @@ impl<'a> Product<'a> {
         })
     }
 
-    /// Records it, by the candidate that was measured to be the fastest, or is likely to be.
+    /// Records the product with the candidate that was measured to be the fastest, or without a measurement
+    /// with the one that is likely to be.
     pub fn record(&self, rec: &mut Recorder) -> Result<()> {
         self.parts().try_for_each(|part| part.record_part(rec))
     }
@@ -304,7 +307,7 @@ impl<'a> Product<'a> {
         self.record_by(rec, by.unwrap_or(&candidates[0]))
     }
 
-    /// As [`Product::record`], by one of its candidates.
+    /// Records the whole product with one of its candidates.
     pub fn record_by(&self, rec: &mut Recorder, by: &Candidate) -> Result<()> {
         let &Self { form, x, w, y, dims: Dims { m, n, k }, epilogue, .. } = self;
         let (x_rows, w_rows) = match form {

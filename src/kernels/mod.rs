@@ -1,8 +1,8 @@
-//! One file a kernel: its parameter block, its shape checks, and the functions that record it.
+//! One file per kernel: its parameter block, its shape checks, and the functions that record it.
 //!
-//! Names are the shaders' and the references'. `T` tokens, `D` width, `H` query heads, `G` kv heads, `R` rows
-//! that predict a response token, `V` vocabulary, `S` sequences. Tensors may be longer than their shape asks
-//! for.
+//! A kernel has the name of its shader and of its reference. In shapes, `T` is tokens, `D` width, `H` query
+//! heads, `G` kv heads, `R` rows that predict a response token, `V` vocabulary, `S` sequences. Tensors may be
+//! longer than their shape requires.
 
 pub mod activation;
 pub mod adamw;
@@ -30,8 +30,8 @@ pub mod sum_squares;
 use crate::gpu::{DType, Recorder, Tensor, Tier};
 use crate::{Error, Result};
 
-/// A Rust parameter block as its shader must see it: the shader, its size, and each field's name, offset and
-/// size in bytes.
+/// A Rust parameter block as its shaders must see it: the shaders, its size, and each field's name, offset
+/// and size in bytes.
 #[derive(Debug, Clone)]
 pub struct Layout {
     /// The WGSL files whose `Params` this is.
@@ -99,7 +99,7 @@ pub fn layouts() -> Vec<Layout> {
 /// A matrix in a tensor: row i starts at element `at + i * stride`.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
-    /// Where it lies.
+    /// The tensor that holds it.
     pub data: &'a Tensor,
     /// Its first element.
     pub at: usize,
@@ -113,12 +113,12 @@ impl<'a> Mat<'a> {
         Self { data, at: 0, stride }
     }
 
-    /// The matrix `elements` further on: from another column, or another row.
+    /// The matrix that starts `elements` further on: at another column or another row.
     pub fn from(self, elements: usize) -> Self {
         Self { at: self.at + elements, ..self }
     }
 
-    /// Elements of the tensor that `rows` rows of `columns` need.
+    /// Elements that the tensor must have for `rows` rows of `columns`.
     fn extent(&self, rows: usize, columns: usize) -> usize {
         if rows == 0 { 0 } else { self.at + (rows - 1) * self.stride + columns }
     }
@@ -131,9 +131,9 @@ impl<'a> Mat<'a> {
 /// Heads of tokens in a tensor: head h of token t starts at element `at + t * stride + h * head`.
 #[derive(Clone, Copy)]
 pub struct Heads<'a> {
-    /// Where they lie.
+    /// The tensor that holds them.
     pub data: &'a Tensor,
-    /// The first one's first element.
+    /// The first element of the first head.
     pub at: usize,
     /// Elements from one token to the next.
     pub stride: usize,
@@ -142,17 +142,17 @@ pub struct Heads<'a> {
 }
 
 impl<'a> Heads<'a> {
-    /// Tokens' heads behind each other, in rows of `stride` elements.
+    /// All of a tensor that has a row of `stride` elements for each token, with heads `head` elements apart.
     pub fn new(data: &'a Tensor, stride: usize, head: usize) -> Self {
         Self { data, at: 0, stride, head }
     }
 
-    /// The heads `elements` further on.
+    /// The heads that start `elements` further on.
     pub fn from(self, elements: usize) -> Self {
         Self { at: self.at + elements, ..self }
     }
 
-    /// Elements of the tensor that `heads` heads of `head_dim` of `tokens` tokens need.
+    /// Elements that the tensor must have for `tokens` tokens with `heads` heads of `head_dim` elements.
     fn extent(&self, tokens: usize, heads: usize, head_dim: usize) -> usize {
         let row = heads.saturating_sub(1) * self.head + head_dim;
         if tokens == 0 { 0 } else { self.at + (tokens - 1) * self.stride + row }
@@ -189,12 +189,13 @@ fn groups_of_64(count: usize) -> u64 {
     count.div_ceil(64) as u64
 }
 
-/// Columns up to which one invocation may walk a row alone. llvmpipe silently ends all loops of an invocation
-/// after 65,535 iterations in total (`LP_MAX_TGSI_LOOP_ITERATIONS`), and a sampler passes over its row some
-/// dozen times.
+/// The most columns of a row that one invocation processes alone. llvmpipe silently ends all loops of an
+/// invocation after 65,535 iterations in total (`LP_MAX_TGSI_LOOP_ITERATIONS`), and a sampler passes over its
+/// row about a dozen times.
 pub(crate) const SERIAL_COLUMNS: usize = 2048;
 
-/// For the kernels on `common/rows.wgsl`: the variant for this tier and width, and its workgroups.
+/// For the kernels that use `common/rows.wgsl`: the variant for this tier and width, and the number of
+/// workgroups.
 fn by_rows(recorder: &Recorder, shader: &str, rows: usize, columns: usize) -> (String, u64) {
     if recorder.gpu().tier() == Tier::Software && columns <= SERIAL_COLUMNS {
         (format!("{shader} SERIAL"), rows.div_ceil(8) as u64)

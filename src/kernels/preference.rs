@@ -30,7 +30,7 @@ enum Code {
 }
 
 impl Params {
-    /// A formula's case and constants; the rest is 0.
+    /// A formula's case and constants. The weight is 1 and all else 0 unless the formula sets it.
     pub(crate) fn of(formula: Formula) -> Self {
         let with = |code: Code| Self { formula: code as u32, weight: 1.0, ..bytemuck::Zeroable::zeroed() };
         let pair = |code: Code, beta: f64| Self { alpha: beta as f32, beta: beta as f32, ..with(code) };
@@ -68,7 +68,7 @@ pub struct Batch<'a> {
     pub groups: &'a Tensor,
     /// `(S, 2)`: first and end row of each sequence.
     pub rows: &'a Tensor,
-    /// `(3, R)`: log-probability of each token, and what only the backward pass of the head reads.
+    /// `(3, R)`: log-probability, log-sum-exp and entropy of each token; only the first is read here.
     pub stats: &'a Tensor,
     /// `(2, S)`: summed log-probability and entropy under the policy.
     pub policy: &'a Tensor,

@@ -12,7 +12,7 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout(), BackwardParams::layout()]
 }
 
-/// The shape of a norm's input. Also of [`super::layer_norm`].
+/// The shape of a norm's input; also used by [`super::layer_norm`].
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     /// Tokens.
@@ -69,7 +69,7 @@ pub fn forward(
     Ok(())
 }
 
-/// What the backward pass reads of the forward pass.
+/// What the backward pass needs from the forward pass.
 pub struct Saved<'a> {
     /// `(T, D)`, the norm's input.
     pub x: &'a Tensor,

@@ -12,17 +12,18 @@ pub(super) fn layouts() -> Vec<super::Layout> {
     vec![Params::layout()]
 }
 
-/// Which way to turn.
+/// The direction of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
     /// By the token's angle.
     Forward,
-    /// Back: the gradient.
+    /// By minus the angle: for the gradient.
     Backward,
 }
 
-/// Turns the first `dim` elements of each head of x `(T, heads, ..)`, in place, by the angles in table `(P,
-/// dim / 2, 2)` (cos, sin) of each token's position. tokens is `(T, 4)`: id, position, slot, visible_end.
+/// Rotates the first `dim` elements of each head of x `(T, heads, ..)`, in place, by the angles that table
+/// `(P, dim / 2, 2)` (cos, sin) has for each token's position. tokens is `(T, 4)`: id, position, slot,
+/// visible_end.
 pub fn turn(
     rec: &mut Recorder,
     turn: Turn,

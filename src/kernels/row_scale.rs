@@ -1,4 +1,4 @@
-//! Rows multiplied by a coefficient each.
+//! Multiplies each row by its own coefficient.
 
 use super::{check, groups_of_64, params};
 use crate::Result;

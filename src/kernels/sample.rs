@@ -11,9 +11,9 @@ params!(Params for ["sample"];
     columns: u32, end_count: u32, max_new: u32, seen_words: u32,
     ends: [u32; 4], more_ends: [u32; 4]);
 
-/// In a row's history: nothing was drawn, the row had ended.
+/// In a row's history: nothing was drawn because the row had already ended.
 pub const NONE: u32 = u32::MAX;
-/// End tokens a model may have at most.
+/// The most end tokens that a model may have.
 pub const MAX_ENDS: usize = 8;
 
 pub(super) fn layouts() -> Vec<super::Layout> {
@@ -23,17 +23,17 @@ pub(super) fn layouts() -> Vec<super::Layout> {
 /// How tokens are drawn; names and meanings as in Hugging Face's `GenerationConfig`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// 0 is greedy.
+    /// 0 takes the most likely token.
     pub temperature: f32,
     /// Keep the k most likely tokens; 0 keeps all.
     pub top_k: u32,
     /// Keep the smallest set of tokens with this much probability; 1 keeps all.
     pub top_p: f32,
-    /// Divides positive and multiplies negative logits of tokens seen before; 1 is none.
+    /// Divides positive and multiplies negative logits of tokens seen before; 1 changes nothing.
     pub repetition_penalty: f32,
-    /// Tokens drawn at most.
+    /// The most tokens to draw.
     pub max_new_tokens: u32,
-    /// Of all draws.
+    /// The seed of all draws.
     pub seed: u32,
     /// Tokens that end an answer; at most [`MAX_ENDS`].
     pub ends: Vec<u32>,
@@ -55,7 +55,7 @@ pub struct Rows<'a> {
     pub history: &'a Tensor,
 }
 
-/// Draws one token for each of `count` rows into `column` of the history and moves the rows on.
+/// Draws one token for each of `count` rows into `column` of the history, and advances the rows.
 pub fn forward(
     rec: &mut Recorder,
     settings: &Settings,

@@ -24,8 +24,9 @@ pub fn forward(rec: &mut Recorder, g: &Tensor, partials: &Tensor, index: usize, 
     Ok(())
 }
 
-/// result `(2)` = the norm over `rows` rows of partials, and min(1, max_norm / (norm + 1e-6)) as PyTorch's
-/// `clip_grad_norm_` (1 when max_norm is 0); -1 where the norm is no finite number.
+/// result `(2)` = the norm over `rows` rows of partials, and the clipping factor. The factor is min(1,
+/// max_norm / (norm + 1e-6)), as in PyTorch's `clip_grad_norm_`; 1 when max_norm is 0; -1 when the norm is
+/// NaN or infinite.
 pub fn clip_scale(
     rec: &mut Recorder,
     partials: &Tensor,

@@ -9,7 +9,7 @@ pub enum Formula {
     /// Gradient ascent, Yao et al., arXiv 2310.10683: plus the mean token log-prob of the flagged answer.
     Ga,
     /// Unlikelihood, Welleck et al., arXiv 1908.04319: −mean over the flagged answer's tokens of log(1 − p).
-    /// Below [`LEAST`], 1 − p goes on as a straight line in p.
+    /// Where 1 − p is below [`LEAST`], log(1 − p) continues as a straight line in p.
     Ul,
     /// Rafailov et al., arXiv 2305.18290: −log σ(β(r_w − r_l)). The sequences are [chosen, rejected], as of
     /// all pair methods.
@@ -82,7 +82,7 @@ pub enum Formula {
     },
 }
 
-/// 1 − p is not taken smaller than this where its logarithm is: log(1 − p) continues as its tangent in p.
+/// Where 1 − p is below this, log(1 − p) continues as its tangent in p.
 pub const LEAST: f64 = 1e-5;
 
 impl Formula {
@@ -99,7 +99,7 @@ impl Formula {
     }
 }
 
-/// What a loss is told beside its sequences.
+/// What a loss needs besides its sequences.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Terms {
     /// Use mean log-probs per token instead of sums.
@@ -113,16 +113,16 @@ pub struct Terms {
 pub struct Outcome {
     /// The group's loss, not yet divided by the number of groups.
     pub loss: f64,
-    /// As TRL logs them: of all sequences but the last (their mean) and of the last, weight × log-ratio, or
-    /// log-prob where there is no reference. 0 of SFT, GA and unlikelihood, which have none, and of sequences
-    /// that are not there.
+    /// As TRL logs them: the mean reward of all sequences but the last, and the reward of the last. A reward
+    /// is weight × log-ratio, or weight × log-prob where there is no reference. 0 for SFT, GA and
+    /// unlikelihood, which have no rewards, and for missing sequences.
     pub rewards: [f64; 2],
     /// dloss/dlogp of every token of every sequence.
     pub coefficients: Vec<Vec<f64>>,
 }
 
 impl Outcome {
-    /// The difference of the rewards; of D²O it is z.
+    /// The difference of the rewards; for D²O it is z.
     pub fn margin(&self) -> f64 {
         self.rewards[0] - self.rewards[1]
     }
@@ -138,7 +138,7 @@ pub fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
-/// −log(1 − e^logp), its tangent in p where 1 − p is below [`LEAST`], and its derivative.
+/// −log(1 − e^logp), with its tangent in p where 1 − p is below [`LEAST`]; and its derivative in logp.
 fn unlikelihood(logp: f64) -> (f64, f64) {
     let (p, q) = (logp.exp(), -logp.exp_m1());
     let held = q.max(LEAST);
@@ -150,10 +150,10 @@ pub fn log_odds(logp: f64) -> f64 {
     logp + unlikelihood(logp).0
 }
 
-/// One group: the token log-probs of its sequences, and each sequence's summed log-prob under its own
-/// reference.
+/// The result of one group, from the token log-probs of its sequences and each sequence's summed log-prob
+/// under its own reference.
 ///
-/// A sequence without tokens has no log-prob to move: its score is 0.
+/// A sequence without tokens has no log-prob to change: its score is 0.
 pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Terms) -> Outcome {
     let n = policy.len();
     let length = |i: usize| policy[i].len().max(1) as f64;
@@ -162,7 +162,7 @@ pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Te
     let sum = |i: usize| policy[i].iter().sum::<f64>();
     let score = |i: usize| (sum(i) - if formula.has_reference() { reference[i] } else { 0.0 }) * share(i);
     let mean = |i: usize| sum(i) / length(i);
-    // Coefficients by token from dloss/dscore by sequence.
+    // Each token's coefficient from dloss/dscore of its sequence.
     let spread = |slopes: &[f64]| -> Vec<Vec<f64>> {
         (0..n).map(|i| vec![slopes[i] * share(i); policy[i].len()]).collect()
     };
@@ -189,7 +189,7 @@ pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Te
         }
         Formula::Ipo { beta } => {
             let off = score(0) - score(1) - 1.0 / (2.0 * beta);
-            // As TRL logs them: of the sums.
+            // As TRL logs them: from summed log-probs.
             let reward = |i: usize| beta * (sum(i) - reference[i]);
             done(off * off, [reward(0), reward(1)], &[2.0 * off, -2.0 * off])
         }
@@ -251,8 +251,8 @@ pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Te
     }
 }
 
-/// The mean over the groups of an optimizer batch: the loss, and every group's coefficients, by token,
-/// divided by their number.
+/// The mean over the groups of an optimizer batch: the mean loss, and every group's coefficients, by token,
+/// divided by the number of groups.
 pub fn mean(groups: &[Outcome]) -> (f64, Vec<Vec<f64>>) {
     let n = groups.len() as f64;
     let of = |g: &Outcome| g.coefficients.concat().iter().map(|c| c / n).collect();

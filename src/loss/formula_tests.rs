@@ -150,7 +150,7 @@ fn gradients() {
             _ => &[&[3, 5]],
         };
         for (&lengths, length_normalize) in cases.iter().flat_map(|case| [(case, false), (case, true)]) {
-            // Log-probs below 0, away from it.
+            // Log-probs clearly below 0.
             let tokens: Vec<f64> = values(1, lengths.iter().sum()).iter().map(|v| -0.1 - v.abs()).collect();
             let reference = values(2, lengths.len());
             let terms = Terms { length_normalize, kl: 0.3 };

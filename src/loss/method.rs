@@ -1,4 +1,4 @@
-//! The methods by their names, and what each takes.
+//! The methods by name, and which answers each of them takes.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +35,7 @@ pub enum Method {
     Sft,
 }
 
-/// The answers that a method's loss takes of an example.
+/// The answers of an example that a method's loss takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Takes {
     /// The model's own samples and the flagged answer.
@@ -62,7 +62,8 @@ impl Method {
         }
     }
 
-    /// Whether it learns from flagged answers alone: good ones, where they are given, only watch.
+    /// Whether it learns from flagged answers without chosen ones. Where those are given, they are only
+    /// monitored.
     pub fn is_of_negatives(self) -> bool {
         matches!(self.takes(), Takes::Anchors | Takes::Negative)
     }

@@ -14,7 +14,7 @@ use crate::model::TargetModules;
 use crate::nn::{Entry, Layout};
 use crate::{Error, Result};
 
-/// PEFT's name of a classifier's head, where it is saved beside an adapter.
+/// PEFT's name of a classifier's head that is saved with an adapter.
 pub(super) const PEFT_SCORE: &str = "base_model.model.score.weight";
 
 /// Which weights are trained.
@@ -29,14 +29,14 @@ pub enum Training<'a> {
     Adapter(&'a Adapter<'a>),
 }
 
-/// What a LoRA adapter is; PEFT's names and meanings.
+/// The settings of a LoRA adapter, with PEFT's names and meanings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraSpec {
     /// Rank of the layers that `rank_pattern` does not name.
     pub r: usize,
     /// The adapter's output is scaled by lora_alpha / r.
     pub lora_alpha: f64,
-    /// Ranks of single layers: regular expressions for the end of a layer's name; the first that matches
+    /// Ranks of single layers: regular expressions for the end of a layer's name; the first one that matches
     /// counts.
     pub rank_pattern: Vec<Pattern<usize>>,
     /// The same for lora_alpha.
@@ -45,14 +45,14 @@ pub struct LoraSpec {
     pub use_rslora: bool,
     /// Share of an adapter's inputs dropped in training.
     pub lora_dropout: f64,
-    /// Layers that get one.
+    /// Layers that get an adapter.
     pub target_modules: TargetModules,
     /// Whether the base model stores its matrices as (inputs, outputs), as GPT-2 does. A fresh adapter takes
-    /// its model's.
+    /// its model's setting.
     pub fan_in_fan_out: bool,
 }
 
-/// A regular expression for names of layers, and what it sets there.
+/// A regular expression for names of layers, and the value for those layers.
 #[derive(Debug, Clone)]
 pub struct Pattern<T> {
     text: String,
@@ -67,7 +67,8 @@ impl<T: PartialEq> PartialEq for Pattern<T> {
 }
 
 impl<T> Pattern<T> {
-    /// PEFT's meaning of a pattern: it matches a whole name, or its end after a dot.
+    /// Compiles patterns with PEFT's meaning: a pattern matches a whole name, or the end of a name after a
+    /// dot.
     fn all(written: Ordered<T>, origin: &str, fix: &str) -> Result<Vec<Self>> {
         let one = |(text, value): (String, T)| match Regex::new(&format!(r"^(.*\.)?({text})$")) {
             Ok(expression) => Ok(Self { text, expression, value }),
@@ -96,7 +97,7 @@ impl Default for LoraSpec {
     }
 }
 
-/// The keys of adapter_config.json that matter here. What is left out has PEFT's default.
+/// The keys of adapter_config.json that matter here. A missing key has PEFT's default.
 #[derive(Serialize, Deserialize)]
 struct PeftConfig {
     peft_type: Option<String>,
@@ -115,7 +116,7 @@ struct PeftConfig {
     rank_pattern: Option<Ordered<usize>>,
     alpha_pattern: Option<Ordered<f64>>,
     lora_bias: Option<bool>,
-    /// Read only: written as PEFT's default.
+    /// Only read. It is not written, which means PEFT's default.
     #[serde(skip_serializing)]
     init_lora_weights: Option<Value>,
     /// All other keys.
@@ -123,7 +124,7 @@ struct PeftConfig {
     others: Map<String, Value>,
 }
 
-/// A JSON object in the order of its file: of two patterns that match a layer the first counts.
+/// A JSON object that keeps the order of its file: if two patterns match a layer, the first counts.
 #[derive(Default)]
 struct Ordered<T>(Vec<(String, T)>);
 
@@ -155,10 +156,10 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ordered<T> {
     }
 }
 
-/// Ways of PEFT to start an adapter that also change the base model's weights.
+/// PEFT's ways to initialise an adapter that also change the base model's weights.
 const CHANGES_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// Keys of PEFT that say how an adapter was made or is to be trained, and change nothing of what its tensors
+/// PEFT's keys that say how an adapter was made or is to be trained. They do not change what its tensors
 /// compute.
 const OF_THE_MAKING: [&str; 16] = [
     "velora_config",
@@ -179,7 +180,7 @@ const OF_THE_MAKING: [&str; 16] = [
     "qalora_group_size",
 ];
 
-/// Whether a key with this value asks for nothing.
+/// Whether this value switches its key off.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -191,7 +192,7 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// What PEFT saves whole beside an adapter for a classifier.
+/// The modules that PEFT saves as a whole with an adapter for a classifier.
 const HEADS: [&str; 2] = ["classifier", "score"];
 
 /// The module of an adapter's A matrix, from PEFT's tensor name.
@@ -199,8 +200,8 @@ pub(super) fn module_of(tensor: &str) -> Option<&str> {
     tensor.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")
 }
 
-/// What PEFT's `target_modules` should say of `modules`: the last part of a name where all of the model's
-/// linear layers of that name have an adapter, else whole names.
+/// What PEFT's `target_modules` should list for `modules`: only the last part of a name if all of the model's
+/// linear layers with that last part have an adapter, otherwise the whole name.
 pub(super) fn leaves(modules: &[String], all: &[String]) -> Vec<String> {
     let leaf = |module: &str| module.rsplit('.').next().unwrap_or(module).to_string();
     let every = |module: &String| {
@@ -215,11 +216,12 @@ pub(super) fn leaves(modules: &[String], all: &[String]) -> Vec<String> {
 
 /// An adapter's description and weights, as read from files.
 pub struct Adapter<'a> {
-    /// What it is.
+    /// Its settings.
     pub spec: LoraSpec,
     /// The model that it was made for, as its file names it.
     pub base: Option<String>,
-    /// Keys of its configuration that are not known here, and do not look as if they were switched on.
+    /// Keys of its configuration that are not known here, with a value that does not look like a switch that
+    /// is on.
     pub unknown: Vec<String>,
     /// Its tensors.
     pub weights: Weights<'a>,
@@ -231,11 +233,11 @@ pub(super) fn tensor_name(module: &str, matrix: char) -> String {
 }
 
 impl<'a> Adapter<'a> {
-    /// Reads adapter_config.json and adapter_model.safetensors, each with a display name.
+    /// Reads adapter_config.json and adapter_model.safetensors, each with a name for messages.
     ///
     /// # Errors
-    /// When they are no LoRA adapter, or one with options that change its mathematics and are not implemented
-    /// (DoRA, biases, saved modules, activated LoRA), known here or not.
+    /// When they are not a LoRA adapter, or when an option is switched on that changes its mathematics and is
+    /// not implemented (DoRA, biases, saved modules, activated LoRA), or that is not known here.
     pub fn parse(config: (&str, &[u8]), weights: (&'a str, &'a [u8])) -> Result<Self> {
         let (origin, json) = config;
         let fix = "give a plain LoRA adapter in PEFT's format";
@@ -256,7 +258,7 @@ impl<'a> Adapter<'a> {
             ("init_lora_weights", start.is_some_and(|s| CHANGES_THE_BASE.iter().any(|c| s.starts_with(c)))),
         ];
         let others = || peft.others.iter().filter(|(key, _)| !OF_THE_MAKING.contains(&key.as_str()));
-        // Numbers and names mostly belong to a switch: by themselves they do nothing.
+        // Numbers and strings mostly belong to a switch and do nothing by themselves.
         let switch = |value: &Value| !is_off(value) && !value.is_number() && !value.is_string();
         let odd = odd.iter().find(|(_, odd)| *odd).map(|(key, _)| *key);
         let odd = odd.or_else(|| others().find(|(_, value)| switch(value)).map(|(key, _)| key.as_str()));
@@ -278,7 +280,7 @@ impl<'a> Adapter<'a> {
         };
         spec.check(origin, fix)?;
         let weights = Weights::parse([weights], weights.0)?;
-        // The tensors say best which modules it has; the config may hold a pattern.
+        // The modules are read from the tensors' names, because the config may hold a pattern instead.
         let mut modules: Vec<String> = weights.names().filter_map(module_of).map(str::to_string).collect();
         modules.sort();
         check_tensors(&weights, &modules)?;
@@ -287,8 +289,8 @@ impl<'a> Adapter<'a> {
     }
 }
 
-/// Fails unless all tensors are pairs of A and B, or a judge's head: what is anything else would be left out
-/// in silence.
+/// Fails unless all tensors are pairs of A and B, or a judge's head: any other tensor would be ignored
+/// without a message.
 fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
     let known: HashSet<String> =
         modules.iter().flat_map(|module| ['A', 'B'].map(|matrix| tensor_name(module, matrix))).collect();
@@ -315,8 +317,8 @@ fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
 }
 
 impl Adapter<'_> {
-    /// Fails when the adapter has a tensor that `layout`, which was loaded from it, has no place for: it
-    /// would change nothing.
+    /// Fails if the adapter has a tensor that is not in `layout`, which was loaded from it: the tensor would
+    /// have no effect.
     pub(crate) fn all_in(&self, layout: &Layout) -> Result<()> {
         let known: HashSet<&str> = layout.entries().iter().map(Entry::name).collect();
         let Some(odd) = self.weights.names().filter(|name| !known.contains(name)).min() else {
@@ -332,13 +334,13 @@ fn first_match<T: Copy>(patterns: &[Pattern<T>], module: &str) -> Option<T> {
     patterns.iter().find(|pattern| pattern.expression.is_match(module)).map(|pattern| pattern.value)
 }
 
-/// Patterns as they are written.
+/// Patterns in the form in which adapter_config.json stores them.
 fn written<T: Copy>(patterns: &[Pattern<T>]) -> Option<Ordered<T>> {
     Some(Ordered(patterns.iter().map(|pattern| (pattern.text.clone(), pattern.value)).collect()))
 }
 
 impl LoraSpec {
-    /// Fails where a number or a pattern is out of range.
+    /// Fails if a number, or the value of a pattern, is out of range.
     fn check(&self, origin: &str, fix: &str) -> Result<()> {
         let ranks = self.rank_pattern.iter().map(|pattern| pattern.value).chain([self.r]).min();
         let alphas = self.alpha_pattern.iter().map(|pattern| pattern.value).chain([self.lora_alpha]);
@@ -361,14 +363,15 @@ impl LoraSpec {
         self.rank_pattern.iter().map(|pattern| pattern.value).chain([self.r]).max().unwrap_or(self.r)
     }
 
-    /// The factor on the output of the adapter on the layer `module`: lora_alpha / r, of rsLoRA lora_alpha /
-    /// √r.
+    /// The factor on the output of the adapter on the layer `module`: lora_alpha / r, or with rsLoRA
+    /// lora_alpha / √r.
     pub fn scale(&self, module: &str) -> f64 {
         let (rank, alpha) = (self.rank(module) as f64, first_match(&self.alpha_pattern, module));
         alpha.unwrap_or(self.lora_alpha) / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    /// Whether adapters of both have the same ranks and factors on all layers.
+    /// Whether adapters with these settings and with those of `other` have the same ranks and factors on all
+    /// layers.
     pub fn scales_like(&self, other: &Self) -> bool {
         let all = |spec: &Self| (spec.r, spec.lora_alpha, spec.use_rslora);
         all(self) == all(other)
@@ -376,8 +379,9 @@ impl LoraSpec {
             && self.alpha_pattern == other.alpha_pattern
     }
 
-    /// adapter_config.json as PEFT writes it. `base` names the base model, `modules` are the leaf names
-    /// targeted; a judge's head is saved beside the adapter.
+    /// adapter_config.json as PEFT writes it. `base` names the base model, and `modules` are the names for
+    /// `target_modules`. With `judge` the configuration says that a classifier's head is saved with the
+    /// adapter.
     pub fn to_peft_json(&self, base: &str, modules: &[String], judge: bool) -> String {
         let config = PeftConfig {
             peft_type: Some("LORA".into()),
@@ -414,7 +418,8 @@ mod tests {
         safetensors::serialize(names.iter().map(|name| (*name, view())), None).unwrap()
     }
 
-    /// The adapter with these keys beside the usual ones: its description, and the keys that are not known.
+    /// The adapter with these keys in addition to the usual ones: its settings, and the keys that are not
+    /// known.
     fn parsed(extra: &str) -> crate::Result<(LoraSpec, Vec<String>)> {
         let json =
             format!(r#"{{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["q_proj"]{extra}}}"#);
@@ -462,7 +467,7 @@ mod tests {
         };
         let [a, b] = ['A', 'B'].map(|matrix| tensor_name("model.layers.0.mlp.up_proj", matrix));
         assert_eq!(parse(&[&a, &b]), Ok(()));
-        // Names with the name of an adapter, and those of compiled models.
+        // Tensor names that contain the adapter's name, and names from compiled models.
         let named = [&a, &b].map(|name| {
             name.replace(".weight", ".default.weight").replace("model.layers", "_orig_mod.model.layers")
         });
@@ -508,7 +513,7 @@ mod tests {
             "megatron_core":"megatron.core","peft_version":"0.21.2","loftq_config":{},
             "runtime_config":{"ephemeral_gpu_offload":false},"rank_pattern":null"#;
         assert_eq!(parsed(all).unwrap().1, [""; 0]);
-        // What is unknown and may do nothing is told.
+        // Unknown keys that may do nothing are reported.
         let unknown = r#","supernova_size":16,"supernova":"off","use_supernova":false"#;
         assert_eq!(parsed(unknown).unwrap().1, ["supernova", "supernova_size"]);
     }

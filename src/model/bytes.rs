@@ -1,4 +1,4 @@
-//! A model as bytes: what the library takes. [`crate::files`] brings directories into this form.
+//! A model as bytes, the form that the library takes. [`crate::files`] reads directories into this form.
 
 use super::{Adapter, Decoder, DecoderConfig, Training, Weights};
 use crate::data::{ChatTokenizer, TokenizerFiles};
@@ -17,7 +17,7 @@ pub struct ModelBytes<'a> {
     pub weights: Vec<(&'a str, &'a [u8])>,
     /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,
-    /// What blocks' frozen matrices are kept in, where it is not their own type.
+    /// The type that the blocks' frozen matrices are quantised to; `None` keeps their own type.
     pub quantize: Option<Quantize>,
     /// Whether blocks' frozen matrices stay in host memory.
     pub offload: bool,
@@ -40,7 +40,7 @@ impl<'a> ModelBytes<'a> {
     /// Its tensors.
     ///
     /// # Errors
-    /// As [`Weights::parse`]; for a checkpoint whose weights are quantised in a way of safetensors' world.
+    /// As [`Weights::parse`]; also for safetensors files whose weights another program has quantised.
     pub fn weights(&self) -> Result<Weights<'a>> {
         let weights = Weights::parse(self.weights.iter().copied(), self.name)?;
         if let Some(kind) = weights.quantised_elsewhere() {
@@ -67,7 +67,7 @@ impl<'a> ModelBytes<'a> {
         ChatTokenizer::from_bytes(&self.tokenizer)
     }
 
-    /// What messages call its config.json.
+    /// The name of its config.json in messages.
     pub(super) fn config_place(&self) -> String {
         self.tokenizer.place("config.json")
     }
@@ -80,8 +80,7 @@ impl<'a> ModelBytes<'a> {
         DecoderConfig::parse(self.config, &self.config_place())
     }
 
-    /// Whether config.json ties the head to the embedding, and the weights have a head of other values all
-    /// the same.
+    /// Whether config.json ties the head to the embedding although the weights have a head with other values.
     ///
     /// # Errors
     /// As [`ModelBytes::decoder_config`] and [`ModelBytes::weights`].
@@ -99,7 +98,7 @@ impl<'a> ModelBytes<'a> {
         Decoder::load(memory, (&config, self.config), &self.weights()?, training, Decay::Matrices)
     }
 
-    /// Its decoder with `adapter`, where one is given, for scoring and sampling.
+    /// Its decoder with `adapter`, if one is given, for scoring and sampling.
     ///
     /// # Errors
     /// As [`Decoder::load`] and [`Adapter::parse`].

@@ -1,13 +1,14 @@
-//! What a decoder is, whatever family it comes from.
+//! The configuration of a decoder, the same for all model families.
 
 use crate::kernels::activation::Function;
 use crate::kernels::attention;
 use crate::{Error, Result};
 
-/// Contexts longer than this are refused; the rotary table has this many rows at most.
+/// Contexts longer than this are refused; the rotary table has at most this many rows.
 const MAX_CONTEXT: usize = 16_384;
 
-/// The one decoder's configuration. A family is a mapping from Hugging Face's config.json to this.
+/// The configuration of a decoder. There is one decoder for all model families: a family is a mapping from
+/// Hugging Face's config.json to this.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     /// Hugging Face's name of the architecture, as in `LlamaForCausalLM`.
@@ -16,11 +17,11 @@ pub struct DecoderConfig {
     pub(super) names: &'static Names,
     /// Vocabulary size, V.
     pub vocab: usize,
-    /// Classes that the head tells apart, where it is no language model's: two of a judge.
+    /// The number of classes if the head is a classifier's: two for a judge. `None` for a language model.
     pub classes: Option<usize>,
     /// Width of the residual stream, D.
     pub width: usize,
-    /// The blocks, in order: what they differ in.
+    /// The blocks, in order, with the settings in which they differ.
     pub blocks: Vec<BlockConfig>,
     /// Query heads, H.
     pub heads: usize,
@@ -30,7 +31,7 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Inner width of the MLP, F.
     pub inner: usize,
-    /// What normalises.
+    /// The kind of the norms.
     pub norm: NormKind,
     /// Epsilon of the norms.
     pub eps: f32,
@@ -38,13 +39,13 @@ pub struct DecoderConfig {
     pub ropes: Vec<Rope>,
     /// The longest context the model was made for.
     pub max_positions: usize,
-    /// Whether positions are a table that is added to the embedding.
+    /// Whether positions are a learned table that is added to the embedding.
     pub learned_positions: bool,
     /// Whether the output head is the embedding.
     pub tied: bool,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
-    /// Whether attention's output has one.
+    /// Whether attention's output projection has a bias.
     pub o_bias: bool,
     /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
@@ -70,24 +71,25 @@ pub struct DecoderConfig {
     pub embedding_scale: f32,
 }
 
-/// What a block may have for itself.
+/// The settings in which blocks may differ.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockConfig {
-    /// Keys that a query sees at most, the last ones; `None` is all.
+    /// The most keys that a query sees, the last ones; `None` means all.
     pub window: Option<usize>,
-    /// Which of the decoder's kinds of rotary positions; `None` is none.
+    /// The index of the block's rotary positions in [`DecoderConfig::ropes`]; `None` means no rotary
+    /// positions.
     pub rope: Option<usize>,
 }
 
-/// The classes of a judge's head: a fine answer, and a flagged one.
+/// The number of classes of a judge's head: answers that are fine, and answers that are flagged.
 pub const JUDGE_CLASSES: usize = 2;
 
-/// What normalises.
+/// The kind of the norms.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum NormKind {
-    /// RMSNorm by w + shift.
+    /// RMSNorm with the weights w + shift.
     Rms {
-        /// 1 in Gemma, else 0.
+        /// 1 in Gemma, otherwise 0.
         shift: f32,
     },
     /// LayerNorm, with a bias.
@@ -99,24 +101,26 @@ pub enum NormKind {
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
-    /// Stretching of the frequencies.
+    /// Scaling of the frequencies for longer contexts.
     pub scaling: Option<RopeScaling>,
-    /// Elements of a head that turn.
+    /// The number of elements of a head that are rotated.
     pub dim: usize,
 }
 
-/// How rotary frequencies are stretched for longer contexts.
+/// How rotary frequencies are scaled for longer contexts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
-    /// All are divided by a factor.
+    /// All frequencies are divided by this factor.
     Linear(f64),
-    /// Llama 3's: long wavelengths are divided by `factor`, short ones stay.
+    /// Llama 3's: frequencies with long wavelengths are divided by `factor`, those with short ones do not
+    /// change.
     Llama3 {
-        /// Divides the low frequencies.
+        /// The divisor of the low frequencies.
         factor: f64,
-        /// Wavelengths over `original_max / low_freq_factor` are scaled whole.
+        /// Frequencies with wavelengths over `original_max / low_freq_factor` are divided by the whole
+        /// factor.
         low_freq_factor: f64,
-        /// Wavelengths under `original_max / high_freq_factor` stay.
+        /// Frequencies with wavelengths under `original_max / high_freq_factor` do not change.
         high_freq_factor: f64,
         /// The context length before scaling.
         original_max: f64,
@@ -141,8 +145,8 @@ impl DecoderConfig {
             ("max_position_embeddings", self.max_positions),
         ];
         for (name, value) in sizes {
-            // No real model comes near; larger products are refused where tensors are made, by the binding
-            // limit.
+            // No real model comes near this limit. Products of sizes that are too large are refused when
+            // tensors are made, by the binding limit.
             if value == 0 || value > 1 << 22 {
                 return Err(Error::input(origin, format!("{name} from 1 to {}", 1 << 22), value, fix));
             }
@@ -177,12 +181,12 @@ impl DecoderConfig {
         self.blocks.len()
     }
 
-    /// How many weights the model has; an adapter's are not among them.
+    /// The number of the model's weights, without those of an adapter.
     pub fn parameters(&self) -> usize {
         self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
     }
 
-    /// The longest context that is taken: the model's own, up to 16,384 tokens.
+    /// The longest context that is accepted: the model's own, up to 16,384 tokens.
     pub fn context(&self) -> usize {
         self.max_positions.min(MAX_CONTEXT)
     }
@@ -197,8 +201,8 @@ impl DecoderConfig {
         Err(Error::input(place, expected, format!("{tokens} tokens"), fix))
     }
 
-    /// Fails where an id is none of the vocabulary: a tokenizer may have tokens that the embedding has no row
-    /// for.
+    /// Fails for a token id that is not in the vocabulary: a tokenizer may have tokens that the embedding has
+    /// no row for.
     pub fn check_ids(&self, place: &str, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) else { return Ok(()) };
         let expected = format!("tokens below {}, which the model has", self.vocab);
@@ -207,21 +211,22 @@ impl DecoderConfig {
         Err(Error::input(place, expected, format!("token {id}"), fix))
     }
 
-    /// Width of the MLP's first projection: F, or gated 2 F.
+    /// Width of the MLP's first projection: F, or 2 F if the MLP is gated.
     pub fn up(&self) -> usize {
         if self.gated { 2 * self.inner } else { self.inner }
     }
 }
 
 impl Rope {
-    /// Inverse frequencies `(dim / 2)`, in f64, stretched where that applies.
+    /// Inverse frequencies `(dim / 2)`, in f64, scaled if `scaling` is set.
     pub fn inverse_frequencies(&self) -> Vec<f64> {
         let half = self.dim / 2;
         let plain = (0..half).map(|j| self.theta.powf(-(j as f64) / half as f64));
         plain.map(|frequency| self.scaling.map_or(frequency, |scaling| scaling.stretch(frequency))).collect()
     }
 
-    /// Cosines and sines `(positions, dim / 2, 2)`. HF computes the angles in f32; so does this.
+    /// Cosines and sines `(positions, dim / 2, 2)`. Hugging Face computes the angles in f32, and so does this
+    /// function.
     pub fn table(&self, positions: usize) -> Vec<f32> {
         let frequencies: Vec<f32> = self.inverse_frequencies().iter().map(|&f| f as f32).collect();
         let angle = |p: usize, f: f32| f64::from(p as f32 * f);
@@ -253,14 +258,14 @@ impl RopeScaling {
     }
 }
 
-/// How a family names its tensors; those of a block are relative to it.
+/// How a family names its tensors. Names of tensors in a block are relative to the block.
 #[derive(Debug, PartialEq)]
 pub(super) struct Names {
     pub embedding: &'static str,
     pub positions: Option<&'static str>,
     pub final_norm: &'static str,
     pub head: &'static str,
-    /// What the blocks' numbers follow.
+    /// The prefix of a block's number.
     pub blocks: &'static str,
     pub attention_norm: &'static str,
     pub after_attention: Option<&'static str>,
@@ -279,12 +284,12 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// The whole name of a block's module.
+    /// The full name of a block's module.
     pub fn of(&self, index: usize, module: &str) -> String {
         format!("{}.{index}.{module}", self.blocks)
     }
 
-    /// Llama's names, which most families have.
+    /// Llama's names, which most families use.
     pub const LLAMA: Self = Self {
         embedding: "model.embed_tokens.weight",
         positions: None,

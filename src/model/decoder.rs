@@ -27,7 +27,7 @@ use crate::{Error, Result};
 pub struct Decoder {
     config: DecoderConfig,
     embedding: Table,
-    /// `(max_positions, D)`, where positions are learned.
+    /// `(max_positions, D)`, if positions are learned.
     positions: Option<Table>,
     blocks: Vec<Block>,
     norm: Norm,
@@ -39,11 +39,12 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads a decoder from config.json and its weights; on paper it has their sizes.
+    /// Loads a decoder from config.json and its weights. In memory made by [`Memory::on_paper`], its tensors
+    /// have sizes but no elements.
     ///
     /// # Errors
-    /// An unsupported architecture, a missing tensor or one of the wrong shape, or what exceeds the adapter's
-    /// limits.
+    /// An unsupported architecture, a missing tensor or one of the wrong shape, or anything that exceeds the
+    /// GPU adapter's limits.
     pub fn load(
         memory: &Memory,
         config_json: (&str, &[u8]),
@@ -121,7 +122,7 @@ impl Decoder {
         &self.config
     }
 
-    /// The longest context it takes.
+    /// The longest context it accepts.
     pub fn context(&self) -> usize {
         self.config.context()
     }
@@ -136,7 +137,7 @@ impl Decoder {
         &self.values
     }
 
-    /// The adapter's description, when it has one.
+    /// The description of the LoRA adapter, if the decoder has one.
     pub fn lora(&self) -> Option<&LoraSpec> {
         self.lora.as_ref()
     }
@@ -147,7 +148,7 @@ impl Decoder {
         self.safetensors_of(&self.values.read(gpu, &self.layout).await?)
     }
 
-    /// The same of values that were read, one list for each entry of the layout.
+    /// The same bytes from values that were already read, one list for each entry of the layout.
     pub(crate) fn safetensors_of(&self, values: &[Vec<f32>]) -> Result<Vec<u8>> {
         let stored = self.layout.stored(values);
         serialize(stored.iter().map(|(name, shape, v)| (name.as_str(), shape.as_slice(), v.as_slice())))
@@ -171,7 +172,7 @@ impl Decoder {
         Pass { values: &self.values, adapter: false, dropout: None, decoding: false }
     }
 
-    /// Whether some of the blocks' frozen matrices are not quantised, and could be.
+    /// Whether some of the blocks' frozen matrices are not quantised but could be.
     pub fn is_quantizable(&self) -> bool {
         let layers =
             self.blocks.iter().flat_map(|b| [&b.attention.qkv, &b.attention.o, &b.mlp.up, &b.mlp.down]);
@@ -235,8 +236,8 @@ impl Decoder {
         Ok(stream(self.blocks.len()))
     }
 
-    /// Records the hidden states `(rows, D)` that `source` (every `stride`-th of its words) names, and their
-    /// last norm.
+    /// Records gathering the hidden states `(rows, D)` whose indices are in `source` (every `stride`-th of
+    /// its words), and the last norm on them.
     fn gather_hidden(
         &self,
         rec: &mut Recorder,
@@ -270,8 +271,8 @@ impl Decoder {
         }
     }
 
-    /// Records logits `(rows, V)` into the workspace's chunk for the rows whose hidden states `source` names:
-    /// a sampler's last step. `rows` must fit one chunk.
+    /// Records logits `(rows, V)` into the workspace's chunk for the rows whose hidden states `source` names.
+    /// This is the last part of a sampler's forward pass. `rows` must fit one chunk.
     pub(crate) fn next_logits<'a>(
         &self,
         rec: &mut Recorder,
@@ -286,7 +287,7 @@ impl Decoder {
         Ok(&ws.logits)
     }
 
-    /// Of a language model's logits.
+    /// The soft cap on a language model's logits; a judge's logits have none.
     fn logit_cap(&self) -> Option<f32> {
         self.config.logit_cap.filter(|_| self.config.classes.is_none())
     }
@@ -299,16 +300,16 @@ impl Decoder {
             .collect()
     }
 
-    /// Whether the head has no gradient of its own. That of its input is then each row's coefficient times
-    /// the gradient of the row's log-prob, which the forward pass can compute while it has the logits: once
-    /// instead of twice.
+    /// Whether the head's weights have no gradient. The gradient of the head's input is then each row's
+    /// coefficient times the gradient of the row's log-prob. The forward pass can compute the latter while it
+    /// has the logits, so that logits are computed once instead of twice.
     fn head_is_frozen(&self) -> bool {
         let frozen = |weight: &Weight| matches!(weight.matrix, Param::Frozen(_));
         self.head.lora.is_none() && self.head.weights.iter().all(frozen)
     }
 
     /// Records the forward pass and the log-probs of the batch in `ws`: its `stats` per response token and
-    /// `sums` per sequence; in a workspace for training also what [`Decoder::backward`] will need.
+    /// `sums` per sequence. In a workspace for training it also stores what [`Decoder::backward`] needs.
     pub fn score(&self, rec: &mut Recorder, pass: Pass, ws: &Workspace) -> Result<()> {
         let hidden = self.hidden(rec, pass, ws, None)?;
         self.gather_hidden(rec, pass, ws, hidden, &ws.predict, (ws.batch.rows, 4))?;
@@ -323,8 +324,8 @@ impl Decoder {
         sequence_sum::forward(rec, &ws.rows, &ws.stats, &ws.sums, ws.batch.sequences, ws.batch.rows)
     }
 
-    /// Records the backward pass of the batch that [`Decoder::score`] has just passed over, from the
-    /// workspace's `coefficient`; gradients of trained parameters are added to `gradients`.
+    /// Records the backward pass of the batch of the last [`Decoder::score`], from the workspace's
+    /// `coefficient`. Gradients of trained parameters are added to `gradients`.
     pub fn backward(&self, rec: &mut Recorder, pass: Pass, gradients: &Arenas, ws: &Workspace) -> Result<()> {
         self.backward_head(rec, pass, gradients, ws)?;
         let (tables, recompute) = (self.tables(ws), ws.capacity.training.unwrap_or_default());
@@ -353,7 +354,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// From a chunk's gradient of the logits to that of its part of `normed`, and the head's own.
+    /// Records the head's backward pass for one chunk: from the gradient of its logits to the gradient of its
+    /// part of `normed`, and to the gradients of the head's weights.
     fn head_backward(
         &self,
         rec: &mut Recorder,
@@ -368,7 +370,8 @@ impl Decoder {
         self.head.backward(rec, pass, gradients, &ws.scratch, &x, &ws.logits, Some(&dx), chunk.rows)
     }
 
-    /// From the coefficients to the gradient of the residual stream, chunk by chunk of the logits.
+    /// Records the backward pass from the coefficients to the gradient of the residual stream, one chunk of
+    /// logits after another.
     fn backward_head(
         &self,
         rec: &mut Recorder,
@@ -381,8 +384,8 @@ impl Decoder {
             row_scale::forward(rec, &ws.coefficient, &ws.dnormed, (ws.batch.rows, width))?;
         } else {
             for chunk in self.chunks(ws) {
-                // One chunk's logits may still be there from the forward pass; with several they are computed
-                // again.
+                // The logits of a single chunk are still there from the forward pass. With several chunks
+                // they are computed again.
                 if ws.batch.rows > ws.chunk {
                     self.head_logits(rec, pass, ws, chunk.first, chunk.rows)?;
                 }
@@ -404,7 +407,8 @@ impl Decoder {
         )
     }
 
-    /// Logits `(T, V)` of the plain sequence `ids`. For tests and small inputs: they come to the host whole.
+    /// Logits `(T, V)` of the plain sequence `ids`. For tests and small inputs, because all logits are copied
+    /// to the host.
     pub async fn logits(&self, gpu: &Gpu, pass: Pass<'_>, ids: &[u32]) -> Result<Vec<f32>> {
         let packed = Packed::new(&[Group { prompt: ids, responses: Vec::new() }]);
         let capacity = Capacity { rows: ids.len(), ..Capacity::covering([&packed].into_iter(), None) };
@@ -430,7 +434,7 @@ impl Decoder {
         self.config.check_context(place, tokens)
     }
 
-    /// A tensor of zeros shaped like the caches of `slots` tokens, one per block.
+    /// The caches of keys and values for `slots` tokens, one per block, filled with zeros.
     pub(crate) fn caches(&self, memory: &Memory, slots: usize) -> Result<Vec<KvCache>> {
         let count = slots * self.config.kv_heads * self.config.head_dim;
         let make = |label| Tensor::new(memory, Purpose::KvCache, label, count, DType::F32);

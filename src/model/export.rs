@@ -37,9 +37,9 @@ pub struct Merge<'a> {
 
 /// A tensor of a merged model.
 pub enum Merged<'a> {
-    /// As the base model has it.
+    /// Unchanged, as the base model stores it.
     Stored(Stored<'a>),
-    /// Changed; stored in this type before.
+    /// Changed by the adapter; the base model stores it in this type.
     Values(Vec<f32>, DType),
 }
 
@@ -62,7 +62,7 @@ impl Merged<'_> {
 }
 
 impl<'a> Merge<'a> {
-    /// Of `base`, a model of `config`, with every layer of `adapter`.
+    /// Merges every layer of `adapter` into `base`, a model with the configuration `config`.
     ///
     /// # Errors
     /// When an adapter's layer is not in the model.
@@ -126,7 +126,7 @@ impl<'a> Merge<'a> {
             let place = format!("tensor {name}");
             return Err(Error::input(place, "a matrix", format!("shape {shape:?}"), "give the right model"));
         };
-        // By the model's own layout: PEFT corrects an adapter that says otherwise.
+        // The model's own layout is used. PEFT does the same: it corrects an adapter that says otherwise.
         let merged = if self.transposed {
             let weight = transposed(&stored.to_f32(), rows, columns);
             transposed(&add_lora(weight, adapter, module, columns, rows)?, columns, rows)
@@ -155,7 +155,7 @@ pub fn merged(
     let read: HashSet<String> = read.filter_map(|name| base.find(&name).map(str::to_owned)).collect();
     let mut out: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for name in base.names() {
-        // What no layer reads goes along as it is: masks of old checkpoints, for one.
+        // Tensors that no layer reads are copied unchanged, for example masks of old checkpoints.
         if let Some((kind, shape, bytes)) = base.raw(name).filter(|_| !read.contains(name)) {
             out.insert(name.to_string(), (kind, shape.to_vec(), bytes.to_vec()));
             continue;
@@ -163,7 +163,7 @@ pub fn merged(
         let shape = base.shape(name).unwrap_or_default().to_vec();
         let tensor = merge.tensor(name, &shape)?;
         let wanted = match dtype {
-            // A quantised tensor has no type of its own in a safetensors file.
+            // Safetensors has no types for quantised tensors.
             ExportDType::Auto if tensor.dtype().is_quantised() => DType::F16,
             ExportDType::Auto => tensor.dtype(),
             ExportDType::As(dtype) => dtype,
@@ -185,8 +185,8 @@ pub fn merged(
     safetensors::serialize(views, metadata).map_err(unwritable)
 }
 
-/// Writes `model` with `adapter` merged as a GGUF file with matrices of `kind`, a tensor at a time; `failed`
-/// makes an error of what `out` reports.
+/// Writes `model` with `adapter` merged as a GGUF file with matrices of `kind`, a tensor at a time. `failed`
+/// turns an I/O error of `out` into an [`Error`].
 ///
 /// # Errors
 /// As [`gguf::describe`] and [`Merge::tensor`], and what `out` reports.
@@ -240,7 +240,7 @@ fn add_lora(
     Ok(merged)
 }
 
-/// Fails where a value is too large for F16.
+/// Fails if a value is too large for F16.
 fn check_f16(name: &str, values: &[f32]) -> Result<()> {
     match values.iter().find(|v| v.is_finite() && !f16::from_f32(**v).is_finite()) {
         None => Ok(()),

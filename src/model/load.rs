@@ -1,4 +1,5 @@
-//! Layers from weights: which are trained and where they lie, what is computed as one product, adapters.
+//! Makes layers from weights: which tensors are trained, where they are stored, which matrices are computed
+//! as one product, and adapters.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -32,24 +33,24 @@ pub(super) struct Loader<'a> {
     /// What the arenas will hold, in the layout's order.
     pub values: Vec<Vec<f32>>,
     pub adapters: u32,
-    /// Tensors that blocks use in turn, by the matrix's place in its block, its type and its size.
+    /// Device tensors that the blocks use in turn, by the matrix's place in its block, its type and its size.
     pub slots: HashMap<(usize, DType, usize), Tensor>,
-    /// The matrices of the block at hand in host memory.
+    /// The current block's matrices in host memory.
     pub streamed: Vec<(Tensor, Vec<u8>)>,
-    /// Which block's are in the tensors.
+    /// Which block's matrices are in the tensors now.
     pub present: Arc<AtomicUsize>,
 }
 
 impl Loader<'_> {
-    /// A tensor, as it lies in a file.
+    /// A parameter from one tensor, in the layout of its file.
     pub fn param(&mut self, name: &str, shape: &[usize]) -> Result<Param> {
         self.params(&[Part::whole(name, shape)])
     }
 
-    /// Tensors behind each other as one parameter.
+    /// A parameter from several tensors, one after another.
     fn params(&mut self, parts: &[Part]) -> Result<Param> {
         let types: Vec<DType> = parts.iter().map(|part| self.weights.dtype(part)).collect::<Result<_>>()?;
-        // On paper nobody looks at the elements.
+        // On paper ([`Memory::on_paper`]) the elements are not needed.
         let stored = || parts.iter().filter(|_| !self.memory.is_paper()).map(|part| self.weights.part(part));
         if matches!(self.training, Training::Full) {
             let values = stored().map(|tensor| Ok(tensor?.to_f32())).collect::<Result<Vec<_>>>()?;
@@ -67,7 +68,7 @@ impl Loader<'_> {
             }),
         };
         if self.memory.is_paper() {
-            // Nothing is there to bring; the next matrix has the next place.
+            // There are no bytes to copy. The entry counts, so that the next matrix gets the next place.
             self.streamed.extend(slot.iter().map(|slot| (slot.clone(), Vec::new())));
             return Ok(Param::Frozen(slot.map_or_else(|| make(self.memory), Ok)?));
         }
@@ -93,12 +94,12 @@ impl Loader<'_> {
             return Ok(DType::F32.size(count));
         }
         let types: Vec<DType> = parts.iter().map(|part| self.weights.dtype(part)).collect::<Result<_>>()?;
-        // Of several types there is a tensor each.
+        // Parts of different types get a tensor each.
         Ok(if types.iter().all(|dtype| *dtype == types[0]) { types[0].size(count) } else { usize::MAX })
     }
 
-    /// Matrices that are one product where they fit a binding together, else one each, else in pieces of
-    /// their rows.
+    /// Groups matrices into products: all in one if they fit into one binding together, otherwise one each,
+    /// and a matrix that is still too large in pieces of its rows.
     fn pieces(&self, parts: Vec<Part>) -> Result<Vec<Vec<Part>>> {
         let most = self.memory.max_binding().min(4 * MAX_ARENA as u64) as usize;
         if self.size(&parts)? <= most {
@@ -108,7 +109,8 @@ impl Loader<'_> {
         for part in parts {
             let size = self.size(std::slice::from_ref(&part))?;
             let rows = part.shape[0];
-            // Whole blocks of columns start where vectors do.
+            // A multiple of 64 rows. They are columns of the output, and whole blocks of columns start where
+            // vectors start.
             let count = (rows * (most / 64) / size.div_ceil(64).max(1)) / 64 * 64;
             if size <= most || count == 0 {
                 pieces.push(vec![part]);
@@ -130,8 +132,8 @@ impl Loader<'_> {
         Ok(Table { pieces, width })
     }
 
-    /// One layer, or several on the same input: (module, outputs) of each. `transposed` says how files hold
-    /// the matrices, `in_block` that they are no head.
+    /// One layer, or several on the same input: (module, outputs) of each. `transposed`: files hold the
+    /// matrices as (inputs, outputs). `in_block`: the layers belong to a block and are not the head.
     pub fn linear(
         &mut self,
         layers: &[(String, usize)],
@@ -164,7 +166,8 @@ impl Loader<'_> {
         Ok(Linear { weights, lora, inputs, outputs: first })
     }
 
-    /// A judge's head on the last hidden state of a text: trained where anything is, and 0 before that.
+    /// A judge's head on the last hidden state of a text: trained whenever anything is trained, and 0 before
+    /// training.
     pub fn score(&mut self, classes: usize, inputs: usize) -> Result<Linear> {
         let own = Part::whole(SCORE, &[classes, inputs]);
         let weights = self.weights;
@@ -172,7 +175,7 @@ impl Loader<'_> {
             Training::Lora(..) => (PEFT_SCORE, None),
             Training::Adapter(adapter) => (PEFT_SCORE, Some(&adapter.weights)),
             Training::Full => (SCORE, weights.has(SCORE).then_some(weights)),
-            // Only a judge that was trained has verdicts.
+            // Only a judge that was trained can give verdicts.
             Training::None => (SCORE, Some(weights)),
         };
         let part = Part { name: name.into(), ..own };
@@ -307,8 +310,8 @@ impl Loader<'_> {
     }
 }
 
-/// What `parts` become as one tensor: matrices stay as stored where all are of one type; vectors are small,
-/// and the kernels that take them read f32.
+/// The type of `parts` as one tensor. Matrices stay as stored if all have the same type. Anything else
+/// becomes f32: vectors are small, and the kernels that take them read f32.
 fn common_type(parts: &[Part], types: &[DType]) -> DType {
     let dtype = types[0];
     let same = types.iter().all(|own| *own == dtype);
@@ -330,7 +333,7 @@ fn joined(stored: &[Stored], dtype: DType) -> Vec<u8> {
 /// `count` draws from U(−1/√inputs, 1/√inputs): Kaiming's uniform with a = √5, as `torch.nn.Linear` and PEFT.
 fn kaiming(count: usize, inputs: usize, stream: u32, seed: u32) -> Vec<f32> {
     let bound = 1.0 / (inputs as f32).sqrt();
-    // The tag keeps these counters apart from dropout's.
+    // The constant 0x10aa keeps these counters apart from those of dropout.
     let draw = |i| rng::uniform(rng::pcg4d([i, stream, 0x10aa, seed])[0]);
     (0..count as u32).map(|i| (2.0 * draw(i) - 1.0) * bound).collect()
 }

@@ -12,7 +12,7 @@ pub enum TargetModules {
     Names(Vec<String>),
 }
 
-/// How [`TargetModules`] is written: a list, or one text.
+/// How [`TargetModules`] is written: a list, or one string.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, expecting = "a list of names, or \"all-linear\"")]
 enum TargetModulesForm {
@@ -39,7 +39,7 @@ impl From<TargetModules> for TargetModulesForm {
 }
 
 impl From<&str> for TargetModules {
-    /// "all-linear", or names with commas between them.
+    /// "all-linear", or names separated by commas.
     fn from(text: &str) -> Self {
         match text {
             "all-linear" => Self::AllLinear,

@@ -1,4 +1,4 @@
-//! Tensors from safetensors bytes, one file or several shards.
+//! Tensors from the bytes of safetensors or GGUF files, one file or several shards.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -47,13 +47,13 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// The first element that is no finite number.
+    /// The index of the first element that is NaN or infinite.
     fn first_not_finite(&self) -> Option<usize> {
         let bytes = match &self.data {
             Elements::Plain(bytes) => bytes,
             Elements::Blocks(blocks) => return blocks.first_not_finite(),
         };
-        // An exponent of ones is an infinity or NaN. Whole chunks first: they are compared many at a time.
+        // An exponent of ones means infinity or NaN. Whole chunks are tested first, many elements at a time.
         fn first<const N: usize>(bytes: &[u8], odd: impl Fn([u8; N]) -> bool) -> Option<usize> {
             let elements = bytes.as_chunks::<N>().0;
             let chunk =
@@ -68,7 +68,8 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// Fails where an element is no finite number; they begin at `start` of a tensor of this name and shape.
+    /// Fails if an element is NaN or infinite. The elements begin at element `start` of a tensor with this
+    /// name and shape.
     fn check_finite(&self, name: &str, shape: &[usize], start: usize) -> Result<()> {
         let Some(at) = self.first_not_finite() else { return Ok(()) };
         let at = start + at;
@@ -80,7 +81,7 @@ impl<'a> Stored<'a> {
         let mut index: Vec<String> = index.map(|i| i.to_string()).collect();
         index.reverse();
         let value = match &self.data {
-            Elements::Blocks(_) => "whose block's scale is no finite number".to_string(),
+            Elements::Blocks(_) => "whose block has a scale that is NaN or infinite".to_string(),
             Elements::Plain(_) => {
                 let value = self.to_f32().get(at - start).copied().unwrap_or(f32::NAN);
                 format!("which is {value}")
@@ -98,12 +99,12 @@ impl<'a> Stored<'a> {
         if let Elements::Blocks(blocks) = &self.data { Some(blocks) } else { None }
     }
 
-    /// The bytes of elements that are not quantised, else none.
+    /// The bytes of elements that are not quantised; empty if they are.
     pub(super) fn plain(&self) -> &[u8] {
         if let Elements::Plain(bytes) = &self.data { bytes } else { &[] }
     }
 
-    /// The tensor `(columns, rows)` of a matrix `(rows, columns)`; quantised rows become f32.
+    /// The transpose `(columns, rows)` of a matrix `(rows, columns)`; quantised elements become f32.
     fn transposed(self, rows: usize, columns: usize) -> Self {
         let (dtype, bytes) = match &self.data {
             Elements::Plain(bytes) if self.dtype.size(1) == 2 => {
@@ -128,7 +129,7 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// A tensor of any type, where it lies.
+/// A tensor of any type, in the bytes of its file.
 struct Located<'a> {
     file: &'a str,
     dtype: Type,
@@ -140,18 +141,18 @@ struct Located<'a> {
 #[derive(Clone, Copy)]
 enum Type {
     Safetensors(Dtype),
-    /// Of a GGUF file; of queries and keys whose rows are reordered, the number of heads.
+    /// A type of a GGUF file, and the number of heads for queries and keys whose rows are reordered.
     Ggml(Kind, Option<usize>),
 }
 
-/// What a file says of a tensor.
+/// A tensor's description in a file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ListedTensor {
     /// Hugging Face's name.
     pub name: String,
-    /// Its type, by the file's own name.
+    /// Its type, as the file's format names it.
     pub dtype: String,
-    /// Outermost first.
+    /// The sizes of its dimensions, outermost first.
     pub shape: Vec<usize>,
     /// Bytes in the file.
     pub bytes: u64,
@@ -169,10 +170,11 @@ pub struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// Parses shards of (display name, bytes), safetensors or GGUF. `origin` names the whole in messages.
+    /// Parses shards of (display name, bytes), safetensors or GGUF. `origin` names all of them together in
+    /// messages.
     ///
     /// # Errors
-    /// When a shard is no such file or ends early.
+    /// When a shard is not such a file or ends early.
     pub fn parse(shards: impl IntoIterator<Item = (&'a str, &'a [u8])>, origin: &str) -> Result<Self> {
         let mut tensors = HashMap::new();
         for (file, bytes) in shards {
@@ -195,12 +197,12 @@ impl<'a> Weights<'a> {
                 Error::input(
                     file,
                     expected,
-                    format!("{} bytes that are none ({e})", bytes.len()),
+                    format!("a damaged file of {} bytes ({e})", bytes.len()),
                     "download it again",
                 )
             })?;
             for (name, _) in parsed.iter() {
-                // `iter` borrows from the local; the views below borrow from the bytes.
+                // `iter` borrows from the local variable; the slices below borrow from the bytes.
                 let view = parsed
                     .tensor(name)
                     .map_err(|e| Error::input(file, format!("tensor {name}"), e, "download it again"))?;
@@ -218,38 +220,38 @@ impl<'a> Weights<'a> {
         Ok(Self { tensors, origin: origin.to_string(), quantize: None, offload: false, judge: false })
     }
 
-    /// The same, but blocks' frozen matrices are given in this type, unless they are quantised already or
-    /// their rows are no whole blocks.
+    /// The same, but the blocks' frozen matrices are quantised to this type, unless they are quantised
+    /// already or their rows are not a multiple of the quantisation block.
     pub fn quantized(self, quantize: Option<Quantize>) -> Self {
         Self { quantize, ..self }
     }
 
-    /// The same, but blocks' frozen matrices stay in host memory, and each block's are brought to the device
-    /// when it is passed.
+    /// The same, but the blocks' frozen matrices stay in host memory. A block's matrices are copied to the
+    /// device each time a pass reaches the block.
     pub fn offloaded(self, offload: bool) -> Self {
         Self { offload, ..self }
     }
 
-    /// The same, but the decoder's head tells a judge's two classes apart instead of tokens: `score.weight`,
-    /// zeros where there is none.
+    /// The same, but the decoder's head has a judge's two classes instead of the vocabulary: `score.weight`,
+    /// or zeros if training starts without it.
     pub fn judging(self, judge: bool) -> Self {
         Self { judge, ..self }
     }
 
-    /// What `part`, of this type otherwise, is quantised to.
+    /// What `part` is quantised to, if anything; `dtype` is its type otherwise.
     fn made_of(&self, part: &Part, dtype: DType) -> Option<Quantize> {
         let whole =
             |q: &Quantize| part.shape.last().is_some_and(|width| width.is_multiple_of(q.dtype().block()));
         self.quantize.filter(|q| part.quantizable && !dtype.is_quantised() && whole(q))
     }
 
-    /// What messages call the whole.
+    /// The name of all files together in messages.
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// The name under which a tensor is stored. Checkpoints of a model without its head lack the first part
-    /// of all names, as GPT-2's own does.
+    /// The name under which a tensor is stored. In checkpoints of a model without its head, such as GPT-2's
+    /// own, all names lack their first part.
     pub fn find(&self, name: &str) -> Option<&str> {
         let entry = self.tensors.get_key_value(name);
         let entry = entry.or_else(|| self.tensors.get_key_value(name.split_once('.')?.1));
@@ -266,9 +268,9 @@ impl<'a> Weights<'a> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// The first tensor that is there because another program has quantised the model, with its type: what
-    /// bitsandbytes, GPTQ, AWQ, compressed-tensors and FP8 checkpoints have. Masks that old checkpoints keep
-    /// as whole numbers are no such tensors.
+    /// The first tensor that shows that another program has quantised the model, with its type. Checkpoints
+    /// of bitsandbytes, GPTQ, AWQ, compressed-tensors and FP8 have such tensors. Masks that old checkpoints
+    /// store as integers do not count.
     pub(super) fn quantised_elsewhere(&self) -> Option<String> {
         let ends = [
             ".qweight",
@@ -291,12 +293,13 @@ impl<'a> Weights<'a> {
         self.tensors.iter().filter_map(odd).min()
     }
 
-    /// The configuration as these weights have it: a head that config.json ties to the embedding, and that is
-    /// here with other values, is the model's, as transformers 5 reads it.
+    /// The configuration that fits these weights. If config.json ties the head to the embedding but the
+    /// weights have a head with other values, that head is used, as in transformers 5.
     pub(super) fn untied(&self, config: DecoderConfig) -> DecoderConfig {
         let (names, shape) = (config.names, [config.vocab, config.width]);
         let head = format!("{}.weight", names.head);
-        // By its own name: the embedding of a checkpoint without first parts of names is no head.
+        // Only by its full name: in a checkpoint whose names lack their first part, the embedding is not a
+        // head.
         if !config.tied || !self.tensors.contains_key(&head) {
             return config;
         }
@@ -309,9 +312,9 @@ impl<'a> Weights<'a> {
         DecoderConfig { tied: same, ..config }
     }
 
-    /// Tensors that no part of such a model reads, by name: transformers leaves them out too, with a warning.
-    /// What old checkpoints keep beside weights (masks, rotary frequencies, positions) is not among them, nor
-    /// is a head that is the embedding.
+    /// The names of tensors that no part of such a model reads; transformers ignores them too, with a
+    /// warning. What old checkpoints store beside weights (masks, rotary frequencies, positions) is not
+    /// listed, nor is a head that is tied to the embedding.
     pub fn unread(&self, config: &DecoderConfig) -> Vec<&str> {
         let known: HashSet<String> = config.tensors().into_iter().map(|(name, _)| name).collect();
         let head = format!("{}.weight", config.names.head);
@@ -335,7 +338,7 @@ impl<'a> Weights<'a> {
         all
     }
 
-    /// A tensor as it lies in a safetensors file, of whatever type; `None` of a GGUF file.
+    /// A tensor as it is stored in a safetensors file, of any type; `None` for a GGUF file.
     pub(super) fn raw(&self, name: &str) -> Option<(Dtype, &[usize], &'a [u8])> {
         let located = self.tensors.get(name)?;
         match located.dtype {
@@ -344,11 +347,11 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The configuration of the model that these weights are, with a head of its own where they have one.
+    /// The configuration of the model that these weights belong to, with a head of its own if they have one.
     ///
     /// # Errors
-    /// [`Error::Input`] names the first tensor that is missing, of another shape or of a type that is not
-    /// read.
+    /// [`Error::Input`] names the first tensor that is missing, has another shape or has a type that is not
+    /// supported.
     pub fn config_of(&self, config: DecoderConfig) -> Result<DecoderConfig> {
         let config = self.untied(config);
         let head = format!("{}.weight", config.names.head);
@@ -414,7 +417,7 @@ impl<'a> Weights<'a> {
         Ok(stored)
     }
 
-    /// The same, whatever its elements are.
+    /// The same, but its elements are not checked.
     fn unchecked(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
         let (&Located { file, dtype: stored, bytes, .. }, dtype) = self.located(name, shape)?;
         Ok(match stored {
@@ -430,7 +433,7 @@ impl<'a> Weights<'a> {
         Ok(self.made_of(part, dtype).map_or(dtype, Quantize::dtype))
     }
 
-    /// The elements of `part`, laid out as it is.
+    /// The elements of `part`, in its layout.
     ///
     /// # Errors
     /// As [`Weights::get`] of the whole tensor.
@@ -453,8 +456,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// A tensor's name without what is no part of it: torch.compile's wrapper, and an adapter's name in PEFT's
-/// own state.
+/// A tensor's name without additions: the prefix of torch.compile's wrapper, and the adapter's name in PEFT's
+/// own state dict.
 fn plain_name(name: &str) -> String {
     let name = name.replace("_orig_mod.", "");
     for matrix in [".lora_A.", ".lora_B."] {
@@ -475,7 +478,7 @@ fn ggml<'a>(file: &'a str, kind: Kind, heads: Option<usize>, bytes: &'a [u8], sh
     Stored { file, dtype: kind.dtype(), data }
 }
 
-/// What to do about a tensor that is not as the model's configuration says.
+/// What to do about a tensor that does not fit the model's configuration.
 fn mend(name: &str) -> &'static str {
     if name.contains(".lora_") {
         "use an adapter that was made for this model, with the rank that its adapter_config.json says"

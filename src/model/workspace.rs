@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 use super::DecoderConfig;
 
-/// The largest batch a workspace takes.
+/// The largest batch that fits into a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
     /// Packed tokens, T.
@@ -20,12 +20,12 @@ pub struct Capacity {
     pub sequences: usize,
     /// Groups, G.
     pub groups: usize,
-    /// Of a workspace with a backward pass, what that computes again.
+    /// What the backward pass recomputes; `None` for a workspace without a backward pass.
     pub training: Option<Recompute>,
 }
 
 impl Capacity {
-    /// The least capacity that takes each of `batches`.
+    /// The smallest capacity into which each of `batches` fits.
     pub fn covering<'a>(batches: impl Iterator<Item = &'a Packed>, training: Option<Recompute>) -> Self {
         let mut most = Self { tokens: 1, rows: 1, sequences: 1, groups: 1, training };
         for batch in batches {
@@ -37,7 +37,7 @@ impl Capacity {
         most
     }
 
-    /// The least capacity that takes what either takes; the backward pass is this one's.
+    /// In every size the larger of the two capacities; `training` is that of `self`.
     pub fn and(self, other: Self) -> Self {
         Self {
             tokens: self.tokens.max(other.tokens),
@@ -48,13 +48,14 @@ impl Capacity {
         }
     }
 
-    /// Whether it takes all that `other` takes.
+    /// Whether everything that fits into `other` fits into this capacity.
     pub fn takes(&self, other: &Self) -> bool {
         self.and(*other) == *self
     }
 }
 
-/// Logits of one chunk take at most this many elements (32 MiB), and a chunk at least 16 rows.
+/// A chunk of logits has about this many elements (32 MiB): its rows are rounded up to a multiple of 64, so
+/// it has at least 64 rows and may be larger.
 const CHUNK_ELEMENTS: usize = 8 << 20;
 
 /// Rows of a logits chunk: a multiple of 64, so that chunks of any width start at bindable offsets.
@@ -83,11 +84,11 @@ pub struct Batch {
     pub distinct_sources: usize,
 }
 
-/// All buffers of a pass but the parameters.
+/// All buffers of a pass except the parameters.
 pub struct Workspace {
     pub(super) capacity: Capacity,
     pub(super) batch: Batch,
-    /// Token ids and positions lie below these: the kernels do not check.
+    /// Token ids and positions must be below these limits, which the kernels do not check.
     vocab: u32,
     positions: u32,
     /// `(T, 4)`: id, position, slot, visible_end.
@@ -106,14 +107,15 @@ pub struct Workspace {
     pub(super) position_lists: Tensor,
     /// Which response rows read each token, for the head's gradient.
     pub(super) source_lists: Tensor,
-    /// The residual stream before each block, `(T, D)` each; two in turn when nothing is kept.
+    /// The residual stream before each block and after the last, `(T, D)` each. Without a backward pass there
+    /// are two, used in turn.
     pub(super) stream: Vec<Tensor>,
-    /// One per block; they share what is not kept.
+    /// One per block; buffers that are not kept for the backward pass are shared.
     pub(super) saved: Vec<Saved>,
     pub(super) scratch: Scratch,
     /// `(R, D)`: hidden states that predict.
     pub(super) hidden: Tensor,
-    /// `(R)`, of a LayerNorm `(2, R)`.
+    /// `(R)`, or `(2, R)` with LayerNorm.
     pub(super) hidden_stats: Tensor,
     /// `(R, D)`: after the last norm.
     pub(super) normed: Tensor,
@@ -140,8 +142,8 @@ pub struct Workspace {
 
 impl Workspace {
     /// Records the losses of the batch, whose `stats`, `sums` and `reference` are filled, into `outcome` and
-    /// `coefficient`. `divisor` is the number of groups in the whole optimizer batch, `kl` KTO's estimate over
-    /// it.
+    /// `coefficient`. `divisor` is the number of groups in the whole optimizer batch, `kl` is KTO's estimate
+    /// of the KL divergence over it.
     ///
     /// # Errors
     /// As [`preference::forward`].
@@ -207,12 +209,12 @@ impl Workspace {
         })
     }
 
-    /// What it can take.
+    /// The largest batch that it can hold.
     pub fn capacity(&self) -> Capacity {
         self.capacity
     }
 
-    /// What it holds.
+    /// The batch that it holds.
     pub fn batch(&self) -> Batch {
         self.batch
     }
@@ -222,8 +224,8 @@ impl Workspace {
         self.batch = Batch { tokens, mean_keys, ..Batch::default() };
     }
 
-    /// Fails on a token id outside the vocabulary or a position outside the context: kernels read by them
-    /// unchecked.
+    /// Fails on a token id outside the vocabulary or a position outside the context: the kernels use them as
+    /// indices without a check.
     fn check_ids(&self, packed: &Packed) -> Result<()> {
         let ids = packed.tokens.iter().map(|t| t[0]).chain(packed.predict.iter().map(|p| p[1]));
         if let Some(id) = ids.into_iter().find(|&id| id >= self.vocab) {
@@ -245,8 +247,8 @@ impl Workspace {
         Ok(())
     }
 
-    /// Loads a batch's tables. Commands recorded so far are submitted first, so that they still see the old
-    /// ones.
+    /// Loads a batch's tables. Commands recorded so far are submitted first, so that they still read the old
+    /// tables.
     ///
     /// # Errors
     /// When the batch exceeds the capacity.

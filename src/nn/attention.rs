@@ -1,4 +1,4 @@
-//! Grouped-query self-attention, with rotary positions where there are any.
+//! Grouped-query self-attention, with rotary positions in the layers that have them.
 
 use super::{Arenas, Linear, Param, Pass, Saved, Scratch, Tables};
 use crate::Result;
@@ -10,9 +10,9 @@ use crate::kernels::{Heads, Mat, head_norm, kv_write};
 
 /// The attention half of a block.
 pub struct Attention {
-    /// Queries, keys and values, side by side; interleaved, those of each head.
+    /// Queries, keys and values, side by side; when interleaved, side by side for each head.
     pub qkv: Linear,
-    /// Output.
+    /// The output projection.
     pub o: Linear,
     /// H.
     pub heads: usize,
@@ -20,22 +20,22 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Whether a head's query, key and value lie side by side, then the next head's (GPT-NeoX); H = G then.
+    /// Whether a head's query, key and value lie side by side, then the next head's (GPT-NeoX). Then H = G.
     pub interleaved: bool,
     /// The norms of queries and keys.
     pub norms: Option<HeadNorms>,
-    /// Which of the kinds of rotary positions, and how many elements of a head they turn; none in a layer
-    /// without positions.
+    /// The index of the kind of rotary positions in [`Tables::ropes`], and how many elements of a head are
+    /// rotated; `None` in a layer without positions.
     pub rope: Option<(usize, usize)>,
     /// Factor on the scores.
     pub scale: f32,
-    /// Keys that a query sees at most: the last ones.
+    /// The most keys that a query sees: the last ones.
     pub window: Option<usize>,
     /// The soft cap on scores.
     pub cap: Option<f32>,
 }
 
-/// RMSNorms of each head of the queries and keys, before they are turned.
+/// RMSNorms of each head of the queries and keys, before their rotation.
 pub struct HeadNorms {
     /// `(head_dim)`
     pub q: Param,
@@ -48,7 +48,7 @@ pub struct HeadNorms {
 /// A layer's keys and values in a sampler's cache, `(slots, G, head_dim)` each.
 #[derive(Clone)]
 pub struct KvCache {
-    /// Keys, turned.
+    /// Keys, after their rotation.
     pub k: Tensor,
     /// Values.
     pub v: Tensor,
@@ -69,7 +69,7 @@ impl Attention {
         }
     }
 
-    /// The columns of `qkv` `(T, H + 2 G, head_dim)`.
+    /// The queries, keys and values in the columns of `qkv` `(T, H + 2 G, head_dim)`.
     fn operands<'a>(&self, qkv: &'a Tensor) -> Operands<'a> {
         let width = (self.heads + 2 * self.kv_heads) * self.head_dim;
         let apart = if self.interleaved { 3 * self.head_dim } else { self.head_dim };
@@ -79,7 +79,8 @@ impl Attention {
         Operands { q, k: q.from(queries), v: q.from(queries + keys) }
     }
 
-    /// Turns queries and keys, which are neighbours unless they are interleaved.
+    /// Rotates queries and keys. One dispatch does both unless they are interleaved, because they are
+    /// neighbours.
     fn turn(&self, rec: &mut Recorder, way: Turn, tables: &Tables, qkv: &Tensor) -> Result<()> {
         let Some((kind, dim)) = self.rope else { return Ok(()) };
         let (operands, table) = (self.operands(qkv), &tables.ropes[kind]);
@@ -105,8 +106,8 @@ impl Attention {
         (Mat::new(qkv, (heads + 2 * kv_heads) * head_dim), shape)
     }
 
-    /// Records out `(T, D)` = attention of x `(T, D)`, + residual where there is one; with a cache, keys and
-    /// values go there and are read from there.
+    /// Records out `(T, D)` = attention of x `(T, D)`, + residual where there is one. With a cache, keys and
+    /// values are written to it and read from it.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -151,7 +152,7 @@ impl Attention {
         self.o.forward(rec, pass, scratch, &saved.o, out, residual, count)
     }
 
-    /// Records the gradients: dx, where wanted, `=`.
+    /// Records the gradients; dx, where it is wanted, is `=`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,

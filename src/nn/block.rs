@@ -1,5 +1,5 @@
-//! One decoder block: x + attention(norm(x)), then + mlp(norm(·)), and the variations that families have on
-//! it.
+//! One decoder block: x + attention(norm(x)), then + mlp(norm(·)), with the variations that model families
+//! have.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,40 +10,40 @@ use crate::gpu::{Recorder, Tensor};
 
 /// A pre-norm decoder block.
 pub struct Block {
-    /// Before attention.
+    /// The norm before attention.
     pub attention_norm: Norm,
     /// Attention.
     pub attention: Attention,
-    /// Of attention's output, before it joins the residual stream (Gemma).
+    /// The norm of attention's output, before that is added to the residual stream (Gemma).
     pub after_attention: Option<Norm>,
-    /// Before the MLP.
+    /// The norm before the MLP.
     pub mlp_norm: Norm,
     /// MLP.
     pub mlp: Mlp,
-    /// Of the MLP's output, before it joins the residual stream (Gemma).
+    /// The norm of the MLP's output, before that is added to the residual stream (Gemma).
     pub after_mlp: Option<Norm>,
-    /// Whether the MLP reads the block's input, as attention does, not the stream after attention (GPT-NeoX).
-    /// Such blocks have no norms of outputs.
+    /// Whether the MLP reads the block's input, as attention does, instead of the residual stream after
+    /// attention (GPT-NeoX). Such blocks have no norms of outputs.
     pub parallel: bool,
-    /// Its matrices, where they lie in host memory and share tensors with the other blocks'.
+    /// Its matrices, where they are kept in host memory and share device tensors with the other blocks.
     pub streamed: Option<Streamed>,
 }
 
-/// Frozen matrices of a block in host memory, brought to the device each time the block is passed.
+/// Frozen matrices of a block in host memory. They are copied to the device each time the block runs.
 pub struct Streamed {
     /// The block's number.
     pub index: usize,
-    /// The tensors that all blocks use in turn, and what this block has in them.
+    /// The device tensors that all blocks use in turn, each with this block's bytes for it.
     pub matrices: Vec<(Tensor, Vec<u8>)>,
-    /// The number of the block that is in the tensors.
+    /// The number of the block whose matrices are in the tensors.
     pub present: Arc<AtomicUsize>,
 }
 
 impl Streamed {
-    /// No block's number.
+    /// A number that no block has: the tensors hold no block's matrices.
     pub const NONE: usize = usize::MAX;
 
-    /// Submits what is recorded and brings the matrices, unless they are there.
+    /// Submits what is recorded and copies the matrices to the device, unless they are already there.
     fn bring(&self, rec: &mut Recorder) {
         if self.present.swap(self.index, Ordering::Relaxed) == self.index {
             return;
@@ -57,7 +57,7 @@ impl Streamed {
 }
 
 impl Block {
-    /// Records out `(T, D)` = the block of x `(T, D)`. x and out must be different buffers.
+    /// Records out `(T, D)` = the output of the block for x `(T, D)`. x and out must be different buffers.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -86,7 +86,7 @@ impl Block {
         }
     }
 
-    /// Records the first half of the forward pass: saved.middle.
+    /// Records the first half of the forward pass, which writes saved.middle.
     #[allow(clippy::too_many_arguments)]
     fn attend(
         &self,
@@ -112,7 +112,7 @@ impl Block {
         }
     }
 
-    /// Records once more what the forward pass of x `(T, D)` did not keep, and leaves the MLP's input in
+    /// Records again what the forward pass of x `(T, D)` did not keep, and leaves the MLP's input in
     /// scratch.normed.
     #[allow(clippy::too_many_arguments)]
     fn recompute(
@@ -131,7 +131,7 @@ impl Block {
         }
         self.mlp_norm.forward(rec, pass, self.mlp_input(saved, x), None, normed, &saved.mlp_stats, rows)?;
         match &self.after_mlp {
-            // The norm's own output is of no use: dbranch is free.
+            // The norm's output is not needed. It goes to dbranch, which is free here.
             Some(norm) if recompute == Recompute::Full => {
                 self.mlp.forward(rec, pass, saved, scratch, normed, None, &saved.mlp_out, rows)?;
                 norm.forward(rec, pass, &saved.mlp_out, None, &scratch.dbranch, &saved.mlp_out_stats, rows)
@@ -146,8 +146,8 @@ impl Block {
     }
 
     /// Turns dx `(T, D)`, in place, from the gradient of the block's output into that of its input x. What
-    /// the forward pass did not keep, as `recompute` says, is computed again. With `input` false the latter
-    /// is not needed (nothing below is trained) and dx is left unfinished.
+    /// the forward pass did not keep, as `recompute` says, is computed again. With `input` false the gradient
+    /// of x is not needed (nothing below is trained), and dx is left unfinished.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -172,8 +172,8 @@ impl Block {
         let out = (&saved.mlp_out, &saved.mlp_out_stats);
         let dout = self.before(&self.after_mlp, rec, pass, gradients, out, dx, dbranch, rows)?;
         self.mlp.backward(rec, pass, gradients, saved, scratch, normed, dout, dnormed, rows)?;
-        // Where attention reads the same input, its gradient joins dx only when attention has seen dx as it
-        // is.
+        // In a parallel block, the gradient from the MLP is added to dx only after attention's backward pass
+        // has read dx.
         let mlp_norm = |rec: &mut Recorder| {
             let kept = (mlp_input, &saved.mlp_stats);
             self.mlp_norm.backward(rec, pass, gradients, kept, dnormed, dx, rows, true)
@@ -197,7 +197,7 @@ impl Block {
         self.attention_norm.backward(rec, pass, gradients, kept, dattention, dx, rows, true)
     }
 
-    /// The gradient of an output before its norm, in dbranch; without a norm it is dout.
+    /// The gradient of an output before its norm, written to dbranch. Without a norm it is dout itself.
     #[allow(clippy::too_many_arguments)]
     fn before<'a>(
         &self,

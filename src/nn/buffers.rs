@@ -6,7 +6,7 @@ use crate::gpu::{DType, Memory, Purpose, Tensor};
 /// Widths that size a block's buffers.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
-    /// Tokens at most, T.
+    /// The most tokens, T.
     pub tokens: usize,
     /// D.
     pub width: usize,
@@ -18,9 +18,9 @@ pub struct Sizes {
     pub kv_width: usize,
     /// Inner width of the MLP, F.
     pub inner: usize,
-    /// Width of the MLP's first projection: F, or gated 2 F.
+    /// Width of the MLP's first projection: F, or 2 F when gated.
     pub up: usize,
-    /// Elements that a norm keeps of a row: 1, a LayerNorm 2.
+    /// Elements that a norm keeps for each row: 1, or 2 for a LayerNorm.
     pub norm_stats: usize,
     /// Heads that have a norm of their own: H + G or 0.
     pub normed_heads: usize,
@@ -28,14 +28,14 @@ pub struct Sizes {
     pub output_norms: bool,
     /// Whether attention and MLP read the same input.
     pub parallel: bool,
-    /// The most ranks of adapters on one input; 0 without adapters.
+    /// The largest sum of the ranks of the adapters on one input; 0 without adapters.
     pub ranks: usize,
     /// Whether adapters have dropout.
     pub dropout: bool,
 }
 
-/// What a backward pass computes once more instead of keeping it (Chen et al., 1604.06174). Norms and the
-/// MLP's activation are always among it. The gradients are the same to the bit.
+/// What a backward pass computes again instead of keeping it (Chen et al., 1604.06174). Norms and the MLP's
+/// activation are always computed again. The gradients are the same to the bit.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -54,9 +54,9 @@ pub enum Recompute {
 /// What one block's forward pass keeps for its backward pass, apart from its input.
 #[derive(Clone)]
 pub struct Saved {
-    /// `(T)`, of a LayerNorm `(2, T)`.
+    /// `(T)`, or `(2, T)` for a LayerNorm.
     pub attention_stats: Tensor,
-    /// `(T, H + 2 G, head_dim)`: queries and keys, normed and turned, and values.
+    /// `(T, H + 2 G, head_dim)`: queries and keys, after their norms and rotation, and values.
     pub qkv: Tensor,
     /// `(T, H + G, head_dim)`: queries and keys before their norms; else empty.
     pub raw: Tensor,
@@ -72,9 +72,9 @@ pub struct Saved {
     pub attention_out_stats: Tensor,
     /// `(T, D)`: the residual stream after attention.
     pub middle: Tensor,
-    /// `(T)`, of a LayerNorm `(2, T)`.
+    /// `(T)`, or `(2, T)` for a LayerNorm.
     pub mlp_stats: Tensor,
-    /// `(T, F)`, gated `(T, 2, F)`: gate, up.
+    /// `(T, F)`, or when gated `(T, 2, F)`: gate, up.
     pub up: Tensor,
     /// `(T, D)`: the MLP's output where it is normed; else empty.
     pub mlp_out: Tensor,
@@ -83,7 +83,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Allocates for each of `blocks`, which share what is not kept.
+    /// Allocates for each of `blocks` blocks. They share the buffers of what is not kept.
     pub fn all(memory: &Memory, s: &Sizes, blocks: usize, recompute: Recompute) -> Result<Vec<Self>> {
         let first = Self::new(memory, s, None)?;
         let of = |i| match recompute {
@@ -95,7 +95,7 @@ impl Saved {
         (0..blocks).map(of).collect()
     }
 
-    /// Allocates; the MLP's first product is that of `up`, where it is given.
+    /// Allocates. Where `up` is given, its buffer is shared for the MLP's first product.
     fn new(memory: &Memory, s: &Sizes, up: Option<&Self>) -> Result<Self> {
         let t = s.tokens;
         let make =
@@ -128,13 +128,14 @@ pub struct Scratch {
     pub act: Tensor,
     /// `(T, ranks)`: adapters' inner activations.
     pub low: Tensor,
-    /// `(T, max(D, F))`: an adapter's input after dropout.
+    /// `(T, max(D, F, H × head_dim))`: an adapter's input after dropout.
     pub dropped: Tensor,
     /// `(T, ranks)`
     pub dlow: Tensor,
     /// `(T, D)`: the gradient of a norm's output.
     pub dnormed: Tensor,
-    /// `(T, D)`: the gradient of a normed output, or of the second of two norms of one input; else empty.
+    /// `(T, D)`: the gradient of an output before its norm, or in a parallel block of attention's input; else
+    /// empty.
     pub dbranch: Tensor,
     /// `(T, H + 2 G, head_dim)`
     pub dqkv: Tensor,
@@ -142,7 +143,7 @@ pub struct Scratch {
     pub d_o: Tensor,
     /// `(T, F)`
     pub dact: Tensor,
-    /// `(T, F)`, gated `(T, 2, F)`.
+    /// `(T, F)`, or when gated `(T, 2, F)`.
     pub dup: Tensor,
 }
 

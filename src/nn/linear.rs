@@ -11,7 +11,8 @@ use crate::kernels::{Mat, column_sum};
 /// `y = x Wᵀ (+ bias) (+ lora_alpha / r · dropout(x) Aᵀ Bᵀ)`: one layer, or several that read the same x,
 /// whose outputs stand side by side in y.
 pub struct Linear {
-    /// One matrix with the rows of all layers, or one for each where all would exceed a binding.
+    /// One matrix with the rows of all layers, or one for each layer where a joint one would exceed a
+    /// binding.
     pub weights: Vec<Weight>,
     /// The adapters of the layers that have one.
     pub lora: Option<Lora>,
@@ -21,7 +22,7 @@ pub struct Linear {
     pub outputs: usize,
 }
 
-/// The weights behind some neighbouring columns of y.
+/// The weights for a range of columns of y.
 pub struct Weight {
     /// `(outputs, inputs)`
     pub matrix: Param,
@@ -35,7 +36,7 @@ pub struct Weight {
 
 /// Low-rank adapters on one input.
 pub struct Lora {
-    /// `(ranks, inputs)`, the adapters' matrices behind each other.
+    /// `(ranks, inputs)`: the adapters' A matrices, one after the other.
     pub a: Param,
     /// The adapters' outputs.
     pub parts: Vec<LoraPart>,
@@ -81,8 +82,8 @@ impl Lora {
 }
 
 impl Linear {
-    /// Records y `(count, outputs)` = the layer of x `(count, inputs)`, + residual `(count, outputs)` where
-    /// there is one.
+    /// Records y `(count, outputs)` = the output of the layer for x `(count, inputs)`, + residual
+    /// `(count, outputs)` where there is one.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -158,7 +159,7 @@ impl Linear {
         Ok(())
     }
 
-    /// Records the gradients: parameters' `+=` in `gradients`; dx, where wanted, `=`.
+    /// Records the gradients: those of parameters `+=` in `gradients`; dx, where it is wanted, `=`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -274,7 +275,7 @@ impl Linear {
         Ok(())
     }
 
-    /// Of `ranks` rows of A from `first` on: dA += dlowᵀ input, and the input's gradient = or += dlow A.
+    /// For `ranks` rows of A from `first` on: dA += dlowᵀ input, and the input's gradient = or += dlow A.
     #[allow(clippy::too_many_arguments)]
     fn backward_down(
         &self,

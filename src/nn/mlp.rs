@@ -1,4 +1,4 @@
-//! The MLP: down(f(up(x))), or gated, down(f(gate(x)) * up(x)).
+//! The MLP: down(f(up(x))), or when gated, down(f(gate(x)) * up(x)).
 
 use super::{Arenas, Linear, Pass, Saved, Scratch};
 use crate::Result;
@@ -7,7 +7,7 @@ use crate::kernels::activation::{self, Function, Shape};
 
 /// The MLP half of a block.
 pub struct Mlp {
-    /// The up projection; gated, gate and up side by side.
+    /// The up projection; when gated, gate and up side by side.
     pub up: Linear,
     /// Down projection.
     pub down: Linear,

@@ -1,8 +1,8 @@
 //! Layers: each has a `forward` that records kernels into buffers it is given and a `backward` that mirrors
 //! it.
 //!
-//! There is no tape. What the backward pass needs lies in typed buffers ([`Saved`], one per block) and in
-//! [`Scratch`], shared by all blocks; norms' and MLPs' outputs are computed again instead of kept.
+//! There is no tape. What the backward pass needs is kept in typed buffers ([`Saved`], one per block) and in
+//! [`Scratch`], shared by all blocks. The outputs of norms and MLPs are computed again instead of kept.
 
 mod attention;
 mod block;
@@ -25,16 +25,16 @@ pub use table::{Piece, Table};
 
 use crate::gpu::Tensor;
 
-/// Whose values trained parameters have in a pass, and whether adapters take part.
+/// Which values the trained parameters have in a pass, and whether adapters take part.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// Values of all trained parameters: the policy's, or a reference's.
     pub values: &'a Arenas,
-    /// Whether LoRA adapters are on. Off, the model is the one they were put on.
+    /// Whether LoRA adapters are on. When they are off, the model is the base model.
     pub adapter: bool,
     /// Dropout on adapter inputs: only in training passes.
     pub dropout: Option<Dropout>,
-    /// Whether every token is an answer's newest, as in a sampler's steps.
+    /// Whether every token is the newest of its answer, as in a sampler's steps.
     pub decoding: bool,
 }
 
@@ -53,7 +53,7 @@ pub struct Tables<'a> {
     pub tokens: &'a Tensor,
     /// `(T, 4)`: attention's key ranges.
     pub ranges: &'a Tensor,
-    /// `(P, dim / 2, 2)` each: cosines and sines of the kinds of rotary positions.
+    /// `(P, dim / 2, 2)` each: cosines and sines, a table for each kind of rotary positions.
     pub ropes: &'a [Tensor],
     /// T.
     pub count: usize,

@@ -10,7 +10,7 @@ use crate::kernels::{layer_norm, rms_norm};
 pub struct Norm {
     /// `(D)`
     pub weight: Param,
-    /// `(D)`: makes it a LayerNorm.
+    /// `(D)`; with it the norm is a LayerNorm.
     pub bias: Option<Param>,
     /// D.
     pub width: usize,
@@ -19,8 +19,8 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Records y `(rows, D)` = the norm of x `(rows, D)`, + residual where there is one, which no LayerNorm
-    /// takes; stats `(rows)`, a LayerNorm's `(2, rows)`, are what its backward needs.
+    /// Records y `(rows, D)` = the norm of x `(rows, D)`, + residual where there is one; a LayerNorm takes
+    /// none. What the backward pass needs is written to stats: `(rows)`, or `(2, rows)` for a LayerNorm.
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
@@ -43,13 +43,13 @@ impl Norm {
         }
     }
 
-    /// Whether a gradient is wanted of its own parameters.
+    /// Whether its own parameters are trained.
     pub fn is_trained(&self) -> bool {
         matches!(self.weight, Param::Trained { .. })
     }
 
-    /// Records dx `(rows, D)` = or += (with `accumulate`) the gradient of x; its own parameters' `+=` in
-    /// `gradients`.
+    /// Records dx `(rows, D)` = or += (with `accumulate`) the gradient of x; the gradients of its own
+    /// parameters are `+=` in `gradients`.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,

@@ -4,7 +4,7 @@
 use crate::Result;
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
 
-/// Elements of an arena at most: 128 MiB of f32, WebGPU's default limit for one binding.
+/// The most elements of an arena: 128 MiB of f32, WebGPU's default limit for one binding.
 pub(crate) const MAX_ARENA: usize = 32 << 20;
 /// Parameters start at multiples of this many elements, so that each can be bound by itself.
 const ALIGN: usize = 64;
@@ -23,11 +23,11 @@ pub enum Decay {
 pub struct Part {
     /// Its Hugging Face (or PEFT) name.
     pub name: String,
-    /// The shape of what is here.
+    /// The shape of this part.
     pub shape: Vec<usize>,
-    /// The first row of the tensor that is here.
+    /// The first row of the whole tensor that is in this part.
     pub first_row: usize,
-    /// The tensor's rows: more than are here where it exceeds a binding.
+    /// Rows of the whole tensor: more than this part has where the tensor exceeds a binding.
     pub all_rows: usize,
     /// Whether files hold it transposed, as GPT-2's do.
     pub transposed: bool,
@@ -49,7 +49,7 @@ impl Part {
         }
     }
 
-    /// Some rows of it.
+    /// `count` rows of it, from `first` on.
     pub fn rows(&self, first: usize, count: usize) -> Self {
         let mut part = self.clone();
         part.shape[0] = count;
@@ -75,10 +75,10 @@ impl Part {
     }
 }
 
-/// Where one trained tensor lies.
+/// Where one trained tensor is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// What it is.
+    /// The tensor, or its part.
     pub part: Part,
     /// The arena.
     pub arena: usize,
@@ -98,7 +98,7 @@ impl Entry {
     }
 }
 
-/// `(columns, rows)` of elements `(rows, columns)`.
+/// The transpose `(columns, rows)` of elements `(rows, columns)`.
 pub fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
     (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
 }
@@ -108,7 +108,7 @@ pub fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> 
 #[derive(Debug, Clone)]
 pub struct Layout {
     entries: Vec<Entry>,
-    /// Elements and whether weight decay applies, of each arena.
+    /// For each arena, its number of elements and whether weight decay applies.
     arenas: Vec<(usize, bool)>,
     decay: Decay,
 }
@@ -119,7 +119,7 @@ impl Layout {
         Self { entries: Vec::new(), arenas: Vec::new(), decay }
     }
 
-    /// Adds tensors that lie behind each other, as one parameter. All are matrices or all are vectors.
+    /// Adds tensors as one parameter, in which they follow each other. All are matrices or all are vectors.
     pub fn add(&mut self, tensors: Vec<Part>) -> Param {
         let count = tensors.iter().map(Part::count).sum::<usize>();
         let padded = count.next_multiple_of(ALIGN);
@@ -145,13 +145,13 @@ impl Layout {
         &self.entries
     }
 
-    /// Elements and whether weight decay applies, of each arena.
+    /// For each arena, its number of elements and whether weight decay applies.
     pub fn arenas(&self) -> &[(usize, bool)] {
         &self.arenas
     }
 
-    /// The tensors that files hold, by name, in the order they were added, from the values of each entry:
-    /// their shapes and values.
+    /// From the values of each entry: the tensors that files hold, with name, shape and values, in the order
+    /// in which they were added.
     pub fn stored(&self, values: &[Vec<f32>]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
         let mut all: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
         for (entry, values) in self.entries.iter().zip(values) {
@@ -175,7 +175,7 @@ impl Layout {
         self.entries.iter().map(|e| arenas[e.arena][e.offset..e.offset + e.count()].to_vec()).collect()
     }
 
-    /// Trainable elements, padding left out.
+    /// Trainable elements, without padding.
     pub fn count(&self) -> usize {
         self.entries.iter().map(Entry::count).sum()
     }

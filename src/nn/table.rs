@@ -1,4 +1,4 @@
-//! Tables of which rows are read by index: embeddings. A table that exceeds a binding lies in pieces.
+//! Tables whose rows are read by index: embeddings. A table that exceeds a binding is split into pieces.
 
 use super::{Arenas, Param};
 use crate::Result;
@@ -18,9 +18,9 @@ pub struct Table {
 pub struct Piece {
     /// `(count, width)`
     pub rows: Param,
-    /// The first one's number.
+    /// The number of the first row in the whole table.
     pub first: usize,
-    /// How many.
+    /// Number of rows.
     pub count: usize,
 }
 
@@ -46,8 +46,8 @@ impl Table {
         self.pieces.iter().any(|piece| matches!(piece.rows, Param::Trained { .. }))
     }
 
-    /// Records its gradient `+=` scale × the rows of dout, where it is trained; `list` and `targets` are of
-    /// [`gather::lists`].
+    /// Where the table is trained, records its gradient: `+=` scale × the rows of dout. `list` and `targets`
+    /// come from [`gather::lists`].
     pub fn backward(
         &self,
         rec: &mut Recorder,

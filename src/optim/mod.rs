@@ -11,7 +11,7 @@ use crate::kernels::adamw_8bit;
 use crate::kernels::sum_squares::{self, PARTIALS};
 use crate::nn::{Arenas, Layout};
 
-/// AdamW's settings that stay the same over a run; Hugging Face's names.
+/// AdamW's settings that stay the same over a run, with Hugging Face's names.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Decay of the mean gradient.
@@ -29,7 +29,7 @@ pub struct AdamW {
 }
 
 impl Default for AdamW {
-    /// PyTorch's, without weight decay, clipped to a norm of 1.
+    /// PyTorch's defaults, but without weight decay, and with gradients clipped to a norm of 1.
     fn default() -> Self {
         Self {
             adam_beta1: 0.9,
@@ -56,11 +56,11 @@ pub enum Optim {
     Adamw8bit,
 }
 
-/// A run's moments, of each arena.
+/// A run's moments, for each arena.
 enum Moments {
     /// The first and second, `(count)` each.
     Whole([Arenas; 2]),
-    /// Both in 8 bits, and what their codes stand for.
+    /// Both in 8 bits, and the numbers that their codes stand for.
     Blocks(Vec<Tensor>, Tensor),
 }
 
@@ -117,12 +117,12 @@ impl Optimizer {
         self.steps
     }
 
-    /// Goes on after so many steps; the moments are written to [`Optimizer::moments`].
+    /// Continues after `steps` steps. The caller writes the moments to [`Optimizer::moments`].
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
     }
 
-    /// The moments by PyTorch's names, each arena's with its number.
+    /// The moments by PyTorch's names, each with the number of its arena.
     pub fn moments<'a>(&'a self) -> Vec<(String, &'a Tensor)> {
         let kinds: Vec<(&'static str, &'a [Tensor])> = match &self.moments {
             Moments::Whole([first, second]) => {

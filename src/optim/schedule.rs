@@ -26,7 +26,7 @@ pub struct Schedule {
     pub peak: f64,
     /// Steps of linear warm-up from 0.
     pub warmup: usize,
-    /// All steps.
+    /// Number of all steps.
     pub total: usize,
 }
 

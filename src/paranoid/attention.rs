@@ -1,13 +1,14 @@
 //! Attention: some queries with all of their keys, or some keys with all of the queries that see them.
 //!
-//! Scores are sums of products, of which the exponential is taken: what a score is off by, a weight is off by
-//! in proportion. How large the sum of the sizes can be is bounded by the lengths of the vectors.
+//! A weight is the exponential of a score, so the absolute error of a score is the relative error of its
+//! weight. A score is a sum of products. The sum of their absolute values is bounded by the product of the
+//! lengths of the two vectors.
 
 use super::{Bound, Output, UNIT, Witnessed, of_sum};
 use crate::kernels::attention::{DeltaParams, Params};
 use crate::reference::attention::{self, Saved};
 
-/// Queries, or keys, that are compared.
+/// Number of queries, or of keys, that are compared.
 const PICKED: usize = 12;
 
 struct Layer {
@@ -17,7 +18,7 @@ struct Layer {
     dim: usize,
 }
 
-/// Where a kernel's tensors lie among its bindings.
+/// The binding numbers of a kernel's tensors.
 struct Places {
     q: usize,
     k: usize,
@@ -65,7 +66,7 @@ impl Layer {
         4 * (start as usize + s * self.p.kv_stride as usize + head * self.p.kv_head as usize)
     }
 
-    /// The queries of a token, all heads behind each other.
+    /// The queries of a token, one head after another.
     fn q(&self, q: &Bound, t: usize) -> Vec<f64> {
         (0..self.heads).flat_map(|head| q.range(self.q_at(t, head), self.dim)).collect()
     }
@@ -78,12 +79,12 @@ impl Layer {
         &row[head * self.dim..][..self.dim]
     }
 
-    /// What the weights of a query's keys are off by, in proportion, with a sum over `count` keys or queries.
+    /// The relative error of the weights of a query's keys, and of a sum over `count` keys or queries.
     fn share(&self, q: &[f64], longest_key: f64, count: usize) -> f64 {
         1e-5 + of_sum(count) + 16.0 * UNIT * f64::from(self.p.scale).abs() * length(q) * longest_key
     }
 
-    /// Some queries, their keys with new numbers, and the keys.
+    /// Some queries, with a copy of the keys and values that they see, and ranges into that copy.
     fn pick(&self, seen: &Witnessed, at: &Places, ranges: usize) -> Picked {
         let tokens = seen.pick(self.queries(), PICKED);
         let mut picked = Picked::default();
@@ -105,7 +106,8 @@ impl Layer {
         picked
     }
 
-    /// Of a query's head: the largest lengths of its keys and values, and their largest elements.
+    /// For one head of a query: the largest length and the largest element among its keys, then among its
+    /// values.
     fn sizes(&self, picked: &Picked, i: usize, head: usize) -> [[f64; 2]; 2] {
         let [first, .., end] = picked.ranges[i];
         let own = head / (self.heads / self.kv_heads);
@@ -126,7 +128,7 @@ struct Picked {
 }
 
 impl Picked {
-    /// Keys of one of the queries.
+    /// The number of keys of the query `i`.
     fn keys(&self, i: usize) -> usize {
         let [first, .., end] = self.ranges[i];
         (end - first) as usize
@@ -158,7 +160,7 @@ pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
 pub(super) fn delta(seen: &Witnessed) -> Vec<Output> {
     let p: DeltaParams = seen.params();
     let (rows, dim) = (p.rows as usize, 4 * p.vectors as usize);
-    // The head size is all that matters to it.
+    // Only the head size matters here.
     let params =
         attention::Params { heads: 1, kv_heads: 1, head_dim: dim, scale: 1.0, window: None, cap: None };
     let mut output = Output::part(2, rows..2 * rows);
@@ -170,7 +172,7 @@ pub(super) fn delta(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// An output that has this delta, which is all that the backward pass takes of it.
+/// An output with this delta. The backward pass uses nothing else of the output.
 fn with_delta(d_o: &[f64], delta: f64) -> Vec<f64> {
     let square: f64 = d_o.iter().map(|d| d * d).sum();
     d_o.iter().map(|d| if square > 0.0 { d * delta / square } else { 0.0 }).collect()
@@ -212,10 +214,10 @@ pub(super) fn dq(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// Bindings: q, k, tokens, stats, do, and the gradient; of keys also v.
+/// Bindings: q, k, tokens, stats, do, and the gradient; for the gradient of keys also v.
 pub(super) fn dkv(seen: &Witnessed) -> Vec<Output> {
     let values = seen.has("DV");
-    // Values do not matter to their own gradient.
+    // The gradient of values does not depend on the values.
     let places = Places { q: 0, k: 1, v: if values { 1 } else { 6 } };
     by_key(seen, &places, [2, 3, 4, 5], [!values, values])
 }
@@ -225,7 +227,8 @@ pub(super) fn dkv_tiled(seen: &Witnessed) -> Vec<Output> {
     by_key(seen, &Places { q: 0, k: 1, v: 2 }, [3, 4, 5, 6], [true; 2])
 }
 
-/// Of each picked key by itself: the queries from it to its end that are near enough.
+/// Checks each picked key by itself, with the queries that see it: those from the key to its end that are
+/// within the window.
 fn by_key(
     seen: &Witnessed,
     places: &Places,
@@ -261,7 +264,8 @@ fn by_key(
         let ranges = vec![[0, 1, 0, 0]; readers.len()];
         let saved = Saved { q: &q, k: &k, v: &v, o: &o, lse: &lse, ranges: &ranges };
         let (_, dk, dv) = attention::backward(layer.params(None), &douts, saved);
-        // The weights, as the gradient of values of ones.
+        // The tolerances: for each query that sees the key, the error of its weight times the sizes it is
+        // multiplied by.
         let mut slacks = vec![[0.0; 2]; layer.kv_heads];
         for (i, (q, own)) in q.chunks(dim).zip(douts.chunks(dim)).enumerate() {
             let kv_head = i % heads / shared_by;

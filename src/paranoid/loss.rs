@@ -1,11 +1,11 @@
-//! Log-probabilities, their way back into the logits, and the losses.
+//! Log-probabilities, the gradients of the logits, and the losses.
 
 use super::{Output, UNIT, Witnessed, of_sum};
 use crate::kernels::{SERIAL_COLUMNS, log_prob, preference};
 use crate::loss::formula::{self, Formula, Outcome, Terms};
 use crate::reference;
 
-/// The target of a row, counted in its chunk.
+/// The target of the row with this number in its chunk.
 fn target(predict: &super::Bound, p: log_prob::Params, row: usize) -> u32 {
     predict.four(p.first as usize + row)[1]
 }
@@ -22,11 +22,11 @@ pub(super) fn log_prob(seen: &Witnessed) -> Vec<Output> {
         let found = reference::log_prob::forward(&logits, &[target], vocab);
         let lse = found.lse[0];
         let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        // Wide rows are summed by a workgroup. What a sum is off by, in proportion, its logarithm is off by
-        // as it is.
+        // Wide rows are summed by a workgroup. The relative error of a sum is the absolute error of its
+        // logarithm.
         let share = 1e-5 + of_sum(vocab.min(SERIAL_COLUMNS).max(vocab / 64));
         let size = share + 8.0 * UNIT * (lse.abs() + most.abs() + logits[target as usize].abs());
-        // Of the terms p · logit, each with what its p is off by.
+        // The sizes of the terms p · logit of the entropy, each with the error of its p.
         let term =
             |l: &f64| if l.is_finite() { (l - lse).exp() * l.abs() * (1.0 + (l - lse).abs()) } else { 0.0 };
         let spread: f64 = logits.iter().map(term).sum();
@@ -37,7 +37,7 @@ pub(super) fn log_prob(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// Bindings: predict, stats, the coefficient but with UNIT, and logits.
+/// Bindings: predict, stats, the coefficient (not with UNIT), and logits.
 pub(super) fn log_prob_backward(seen: &Witnessed) -> Vec<Output> {
     let p: log_prob::Params = seen.params();
     let [rows, vocab, first, total] = [p.rows, p.vocab, p.first, p.total].map(|size| size as usize);
@@ -60,7 +60,7 @@ pub(super) fn log_prob_backward(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// The formula that a parameter block is of, for groups of `n` sequences.
+/// The formula that a parameter block stands for, for groups of `n` sequences.
 fn formula(p: &preference::Params, n: usize) -> Formula {
     let [alpha, beta, gamma] = [p.alpha, p.beta, p.gamma].map(f64::from);
     match (p.formula, p.relative == 1, n) {
@@ -69,10 +69,10 @@ fn formula(p: &preference::Params, n: usize) -> Formula {
         (1, ..) => Formula::Ul,
         (2, false, 1) => Formula::Simnpo { beta, gamma },
         (2, false, _) => Formula::Simpo { beta, gamma },
-        // The two agree where 2 / beta is 1.
+        // NPO's weight is 2 / beta. If it is 1, NPO agrees with D²O.
         (2, true, 1) if p.weight != 1.0 => Formula::Npo { beta },
         (2, true, 2) if p.smoothing != 0.0 => Formula::Dpo { beta, label_smoothing: f64::from(p.smoothing) },
-        // DPO's is that of one anchor.
+        // DPO is D²O with one anchor.
         (2, ..) => Formula::D2o { alpha, beta },
         (3, ..) => Formula::Ipo { beta },
         (4, true, _) => Formula::Hinge { beta },
@@ -93,13 +93,13 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
         let [first, end] = pair(0, group);
         let spans: Vec<[usize; 2]> = (first..end).map(|s| pair(1, s)).collect();
         let formula = formula(&p, spans.len());
-        // The whole, and with the log-probs off by some units: the last sequence's one way, the others' the
-        // other.
+        // The outcome with log-probs changed by the relative amount `nudge`: the last sequence's in one
+        // direction, the others' in the other. A nudge of 0 gives the outcome itself.
         let with = |nudge: f64| -> Outcome {
             let off = |s: usize| 1.0 + if s + 1 == spans.len() { -nudge } else { nudge };
             let of = |(s, [start, end]): (usize, &[usize; 2])| -> Vec<f64> {
                 let logps = seen.bound[2].range(*start, end - start);
-                // Their sum is the device's own, which sequence_sum answers for.
+                // Their sum is the one that the device computed, which the check of sequence_sum covers.
                 let sum: f64 = logps.iter().sum();
                 let own = if sum == 0.0 { 1.0 } else { seen.bound[3].at(first + s) / sum };
                 logps.iter().map(|logp| logp * own * off(s)).collect()
@@ -138,8 +138,8 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
 mod tests {
     use super::*;
 
-    /// The loss that a parameter block is read as is that of the formula it was made of, whatever beta rounds
-    /// to.
+    /// A parameter block is read back as a formula with the same loss as the one it was made from, whatever
+    /// beta rounds to.
     #[test]
     fn a_method_comes_back_from_its_parameters() {
         let outcome = |formula: Formula, n: usize| {

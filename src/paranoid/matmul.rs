@@ -1,14 +1,14 @@
-//! Matrix products: some rows and columns of them, over all of k.
+//! Matrix products: some rows and columns of the output are compared, with sums over all of k.
 
 use super::{Output, UNIT, Witnessed, of_sum, strip};
 use crate::kernels::matmul::Params;
 use crate::reference::matmul::{self, nn, nt, tn};
 use crate::reference::tolerance::F16_PRODUCT;
 
-/// Rows, and columns, that are compared.
+/// Number of rows, and of columns, that are compared.
 const SIDE: usize = 24;
 
-/// Bindings: x, w, y, and the bias and the residual where there are.
+/// Bindings: x, w, y, and the bias and the residual if there are any.
 pub(super) fn product(seen: &Witnessed) -> Vec<Output> {
     let p: Params = seen.params();
     let [m, n, k] = [p.m, p.n, p.k].map(|size| size as usize);
@@ -27,7 +27,7 @@ pub(super) fn product(seen: &Witnessed) -> Vec<Output> {
     let lying = |rows: &[usize], at: usize, stride: usize, of: &super::Bound| -> Vec<f64> {
         rows.iter().flat_map(|row| of.range(at + row * stride, k)).collect()
     };
-    // Of an operand whose rows are summed over: (k, picked).
+    // For an operand whose rows are summed over: the picked columns, (k, picked).
     let standing = |picked: &[usize], at: usize, stride: usize, of: &super::Bound| -> Vec<f64> {
         let (first, end) = (picked[0], picked[picked.len() - 1] + 1);
         let row = |c: usize| -> Vec<f64> {
@@ -79,7 +79,7 @@ pub(super) fn product(seen: &Witnessed) -> Vec<Output> {
     let mut lost = vec![0.0; expected.len()];
     if seen.has("HALF") {
         share += F16_PRODUCT;
-        // What is below the smallest normal number of f16 may become 0.
+        // Inputs below the smallest normal number of f16 may become 0.
         let least = 2f64.powi(-14);
         let [of_x, of_w] = [of_sizes(&x, &vec![least; w.len()]), of_sizes(&vec![least; x.len()], &w)];
         lost = of_x.iter().zip(&of_w).map(|(x, w)| x + w).collect();

@@ -1,14 +1,15 @@
-//! `--paranoid`: now and then a kernel's reference is asked what a dispatch of the run should have come to.
+//! `--paranoid`: compares some dispatches of a run with the kernel's f64 reference.
 //!
-//! A [`Paranoid`] watches a device's dispatches. Of some it reads the tensors before and after
-//! ([`Witnessed`]) and compares what was written with [`crate::reference`], at the sizes and numbers that the
-//! run has, where [`crate::selftest`] has its own. Of large outputs a sample of rows and columns is compared.
-//! Everything else in a tensor that is written must still be what it was, to the bit. Nothing of it changes
-//! what the run computes.
+//! A [`Paranoid`] watches a device's dispatches. For some of them it reads the tensors before and after the
+//! dispatch ([`Witnessed`]) and compares what was written with [`crate::reference`]. The sizes and values are
+//! those of the run, while [`crate::selftest`] makes up its own. Of large outputs, a sample of rows and
+//! columns is compared. Elements that the kernel must not write have to stay the same, bit for bit. The
+//! checks do not change what the run computes.
 //!
-//! One file a theme, as in the self-test. A kernel's part says, for each tensor it writes, what should be
-//! there and what f32 may be off by, from the sizes of the terms that were added up: gradients are as small
-//! as 1e-9, so next to nothing is allowed in absolute terms.
+//! One file per theme, as in the self-test. Every kernel has a function that gives, for each tensor that the
+//! kernel writes, the expected values and their tolerances. A tolerance follows from the absolute values of
+//! the terms that were added up. Gradients are as small as 1e-9, so almost no fixed absolute error is
+//! allowed.
 
 mod attention;
 mod loss;
@@ -33,10 +34,10 @@ use crate::gpu::{Gpu, Seen, Tensor, Witness};
 use crate::rng::pcg4d;
 use crate::{Error, Result};
 
-/// What a kernel's part makes of a dispatch.
+/// The expected outputs of a dispatch of one kernel.
 type Expect = fn(&Witnessed) -> Vec<Output>;
 
-/// All kernels, by their shaders.
+/// All kernels, by the names of their shaders.
 const KERNELS: [(&str, Expect); 42] = [
     ("activation", pointwise::activation),
     ("activation_backward", pointwise::activation_backward),
@@ -82,32 +83,32 @@ const KERNELS: [(&str, Expect); 42] = [
     ("sum_squares", optimizer::sum_squares),
 ];
 
-/// How a future of a tensor's bytes is waited for: a witness cannot be awaited.
+/// Waits for a future of a tensor's bytes and returns them: a witness is not async and cannot await.
 pub type Wait = for<'a> fn(Pin<Box<dyn Future<Output = Result<Vec<u8>>> + 'a>>) -> Result<Vec<u8>>;
 
-/// What is done with a dispatch that was witnessed.
+/// Judges a witnessed dispatch; an error says what is wrong with it.
 pub type Judge = Box<dyn Fn(&Witnessed) -> Result<(), String> + Send + Sync>;
 
-/// Which dispatches are checked: a kernel's first, then all kernels in turn, any of their dispatches, as long
-/// as that takes no more than a tenth of the time.
+/// Chooses the dispatches that are checked: the first of every kernel, then dispatches of all kernels in
+/// turn, picked at random, as long as the checks take no more than a tenth of the run's time.
 pub struct Paranoid {
     wait: Wait,
     judge: Judge,
     turns: Mutex<Turns>,
 }
 
-/// The share of a run's time that checks may take, but for the first of each kernel.
+/// The share of a run's time that checks may take. The first check of each kernel is made in any case.
 const SHARE: f64 = 0.1;
 
-/// Dispatches without a kernel whose turn it is after which all have had theirs.
+/// A new round begins after this many dispatches in a row of kernels that have all had their turn.
 const ROUND: u32 = 5000;
 
 struct Turns {
     begun: Instant,
     spent: Duration,
-    /// The checks of each variant, and whether it has had its turn in this round.
+    /// The number of checks of each variant, and whether the variant has had its turn in this round.
     kernels: BTreeMap<String, (u64, bool)>,
-    /// Dispatches since the last whose turn it was.
+    /// Dispatches since the last one of a kernel that had not had its turn.
     waited: u32,
     /// All dispatches.
     count: u32,
@@ -116,12 +117,12 @@ struct Turns {
 }
 
 impl Paranoid {
-    /// Compares with the references.
+    /// Compares dispatches with the references.
     pub fn new(wait: Wait) -> Arc<Self> {
         Self::with(wait, Box::new(Witnessed::check))
     }
 
-    /// Hands what it sees to `judge`.
+    /// Passes the witnessed dispatches to `judge`.
     pub fn with(wait: Wait, judge: Judge) -> Arc<Self> {
         let (begun, spent, kernels) = (Instant::now(), Duration::ZERO, BTreeMap::new());
         let turns = Mutex::new(Turns { begun, spent, kernels, waited: 0, count: 0, wrong: 0 });
@@ -132,7 +133,7 @@ impl Paranoid {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The checks of each variant so far.
+    /// The number of checks of each variant so far.
     pub fn checks(&self) -> BTreeMap<String, u64> {
         self.turns().kernels.iter().map(|(kernel, (checks, _))| (kernel.clone(), *checks)).collect()
     }
@@ -170,7 +171,7 @@ impl Turns {
             return false;
         }
         self.waited = 0;
-        // Not always the same one of a step.
+        // Picked at random, so that it is not always the same dispatch of a step.
         let chosen = pcg4d([self.count, 1, 2, 3])[0].is_multiple_of(4);
         chosen && self.spent.as_secs_f64() < SHARE * self.begun.elapsed().as_secs_f64()
     }
@@ -201,7 +202,8 @@ impl Witness for Paranoid {
         let started = Instant::now();
         let seed = self.turns().count;
         let witnessed = self.witness(gpu, seen, run, seed)?;
-        // Tables that hold what they cannot, a part may trip over: they come from a kernel too.
+        // An index in a table may be out of range, because a kernel wrote it: a panic here counts as a wrong
+        // result.
         let judged = catch_unwind(AssertUnwindSafe(|| (self.judge)(&witnessed)));
         let verdict = judged.unwrap_or_else(|cause| {
             let text = cause.downcast_ref::<String>().cloned();

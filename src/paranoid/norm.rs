@@ -1,17 +1,17 @@
-//! Norms, by rows, and the sums over rows that are their weights' gradients.
+//! Norms of rows, and the sums over the rows that give the gradients of the norms' weights.
 
 use super::{Output, UNIT, Witnessed, of_sum, strip};
 use crate::kernels::{column_sum, head_norm, layer_norm, rms_norm};
 use crate::reference;
 
-/// A norm's sums are as long as a row.
+/// The relative tolerance of a norm: its sums are as long as a row.
 const SHARE: f64 = 1e-5;
 
 fn shifted(weights: Vec<f64>, shift: f32) -> Vec<f64> {
     weights.into_iter().map(|w| w + f64::from(shift)).collect()
 }
 
-/// Bindings: x, w, y, rstd, and the residual where there is one.
+/// Bindings: x, w, y, rstd, and the residual if there is one.
 pub(super) fn rms_norm(seen: &Witnessed) -> Vec<Output> {
     let p: rms_norm::Params = seen.params();
     let (rows, width) = (p.rows as usize, p.width as usize);
@@ -45,14 +45,14 @@ pub(super) fn rms_norm_backward(seen: &Witnessed) -> Vec<Output> {
         if p.accumulate == 1 {
             dx.iter_mut().zip(&before).for_each(|(dx, before)| *dx += before);
         }
-        // What is overwritten may be anything.
+        // A value that is overwritten may be anything.
         let earlier = |i: usize| if p.accumulate == 1 { before[i].abs() } else { 0.0 };
         output.row(row * width, &dx, |i| slack[i] + 4.0 * UNIT * earlier(i));
     }
     vec![output]
 }
 
-/// Of the two terms of dx, which may cancel.
+/// The tolerances of dx, from the sizes of its two terms, which may cancel.
 fn rms_slack(x: &[f64], w: &[f64], rstd: f64, dy: &[f64]) -> Vec<f64> {
     let each = |i: usize| (x[i] * w[i] * dy[i]).abs();
     let mean = (0..x.len()).map(each).sum::<f64>() / x.len() as f64;
@@ -95,7 +95,7 @@ pub(super) fn layer_norm_backward(seen: &Witnessed) -> Vec<Output> {
         if p.accumulate == 1 {
             dx.iter_mut().zip(&before).for_each(|(dx, before)| *dx += before);
         }
-        // What is overwritten may be anything.
+        // A value that is overwritten may be anything.
         let earlier = |i: usize| if p.accumulate == 1 { before[i].abs() } else { 0.0 };
         let slack = |i: usize| SHARE * rstd * (of(i) + plain + n[i] * along);
         output.row(row * width, &dx, |i| slack(i) + 4.0 * UNIT * earlier(i));
@@ -103,7 +103,7 @@ pub(super) fn layer_norm_backward(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// A token's queries and keys: bindings of their weights are 0 and 1.
+/// The norms of a token's queries and keys. Their weights are the bindings 0 and 1.
 struct Token {
     p: head_norm::Params,
     heads: [usize; 2],
@@ -121,7 +121,7 @@ impl Token {
         self.weights.each_ref().map(Vec::as_slice)
     }
 
-    /// Heads of both kinds, and their elements.
+    /// The number of heads of both kinds together, and of their elements.
     fn sizes(&self) -> (usize, usize) {
         let all = self.heads[0] + self.heads[1];
         (all, all * self.p.width as usize)
@@ -175,7 +175,7 @@ pub(super) fn head_norm_backward(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// Bindings: a, out, and with SCALED b, s.
+/// Bindings: a, out, and with SCALED also b, s.
 pub(super) fn column_sum(seen: &Witnessed) -> Vec<Output> {
     let p: column_sum::Params = seen.params();
     let (rows, width) = (p.rows as usize, p.width as usize);

@@ -28,12 +28,12 @@ pub(super) fn clip_scale(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// The reference's parameters, from a step's constants: its number follows from root = √(1 − β2^t), and the
-/// rate from that.
+/// The reference's parameters, from a step's constants. Its number t follows from root = √(1 − β2^t), and the
+/// learning rate from t.
 fn params([shrink, beta1, beta2, step, root, eps]: [f32; 6], scale: f64) -> reference::adamw::Params {
     let [shrink, beta1, beta2, step, root, eps] = [shrink, beta1, beta2, step, root, eps].map(f64::from);
     let left = (1.0 - root * root).max(0.0);
-    // Late in a run nothing is left in f32, and it does not matter.
+    // Late in a run 1 − root² is 0 in f32, and t no longer matters.
     let t = if left > 0.0 && beta2 > 0.0 { (left.ln() / beta2.ln()).round().clamp(1.0, 1e7) } else { 1e7 };
     let t = if beta2 == 0.0 { 1.0 } else { t };
     let lr = step * (1.0 - beta1.powf(t));
@@ -41,8 +41,8 @@ fn params([shrink, beta1, beta2, step, root, eps]: [f32; 6], scale: f64) -> refe
     reference::adamw::Params { lr, beta1, beta2, eps, weight_decay, step: t as u32, scale }
 }
 
-/// What a weight may be off by, from what it was and what it became, and the moments: two terms of the first
-/// may cancel.
+/// The tolerance of a weight, from its values before and after the step and from the moments. The two terms
+/// of the first moment may cancel.
 fn weight_slack(p: reference::adamw::Params, [before, after]: [f64; 2], of_m: f64, v: f64) -> f64 {
     let t = f64::from(p.step);
     let (correct1, correct2) = (1.0 - p.beta1.powf(t), (1.0 - p.beta2.powf(t)).sqrt());
@@ -57,7 +57,7 @@ pub(super) fn adamw(seen: &Witnessed) -> Vec<Output> {
     let params = params(constants, seen.bound[0].at(1));
     let count = seen.bound[2].len.min(4 * p.vectors as usize);
     if params.scale < 0.0 {
-        // Skipped: nothing may change.
+        // The step is skipped: nothing may change.
         return [2, 3, 4].map(|binding| Output::new(binding, Vec::new())).into();
     }
     let mut outputs = [2, 3, 4].map(|binding| Output::first(binding, count));
@@ -74,8 +74,8 @@ pub(super) fn adamw(seen: &Witnessed) -> Vec<Output> {
     outputs.into()
 }
 
-/// Bindings: clip, g, table, w, moments. Each block by itself: its codes, and the nearest to what AdamW makes
-/// of them.
+/// Bindings: clip, g, table, w, moments. Each block is checked by itself: AdamW on its decoded moments, then
+/// the nearest codes.
 pub(super) fn adamw_8bit(seen: &Witnessed) -> Vec<Output> {
     let p: adamw_8bit::Params = seen.params();
     let constants = [p.shrink, p.beta1, p.beta2, p.step, p.root, p.eps];
@@ -90,7 +90,7 @@ pub(super) fn adamw_8bit(seen: &Witnessed) -> Vec<Output> {
     let (mut of_w, mut of_state) = (Output::first(3, count), Output::first(4, state.len));
     let after = state.after.as_deref().unwrap_or_default();
     for b in seen.pick(p.blocks as usize, 48) {
-        // A step takes whole vec4s: what is behind the last parameter is 0, and stays so.
+        // A step works on whole vec4s: elements after the last parameter are 0 and stay 0.
         let size = block.min(4 * vectors - b * block);
         let own = [0, 1].map(|which| which * vectors + b * block / 4);
         let scales = 2 * vectors + 2 * b;

@@ -1,11 +1,11 @@
-//! Kernels that take each element, or pair of elements, by itself.
+//! Kernels that compute each element, or pair of elements, independently.
 
 use super::{MOST, Output, UNIT, Witnessed};
 use crate::kernels::{activation, dropout, ema, fma_peak, rope, row_scale, soft_cap};
 use crate::reference;
 use crate::reference::activation::Function;
 
-/// A token's gate, and its up where there is one, of width F; with the function.
+/// The activation function, a token's gate, and its up if there is one (F elements each).
 fn gate_and_up(seen: &Witnessed, row: usize, inner: usize) -> (Function, Vec<f64>, Option<Vec<f64>>) {
     let function = match () {
         () if seen.has("SILU") => Function::Silu,
@@ -75,7 +75,7 @@ pub(super) fn rope(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// Elements of a flat tensor that are compared, in runs.
+/// The elements of a flat tensor that are compared, in runs of neighbours.
 fn runs(seen: &Witnessed, count: usize) -> impl Iterator<Item = usize> {
     const RUN: usize = 256;
     let first = seen.pick(count.div_ceil(RUN), MOST / RUN);
@@ -116,7 +116,7 @@ pub(super) fn soft_cap(seen: &Witnessed) -> Vec<Output> {
     for i in runs(seen, p.count as usize) {
         let x = seen.bound[0].at(i);
         let capped = reference::soft_cap::forward(&[x], f64::from(p.cap))[0];
-        // tanh of small numbers is a difference of numbers near 1.
+        // The device computes tanh of small numbers as a difference of numbers near 1.
         output.near(i, capped, 8.0 * UNIT * f64::from(p.cap));
     }
     vec![output]

@@ -1,4 +1,4 @@
-//! Rows by index, and sums over runs of rows.
+//! Rows selected by index, and sums over runs of rows.
 
 use super::{Output, UNIT, Witnessed, of_sum};
 use crate::kernels::{gather, kv_write, sequence_sum};
@@ -69,7 +69,7 @@ pub(super) fn kv_write(seen: &Witnessed) -> Vec<Output> {
                 |head: usize| seen.bound[1].range(t * stride + head * head_stride + at as usize, head_dim);
             let x: Vec<f64> = (0..width / head_dim).flat_map(head).collect();
             let row = reference::kv_write::forward(&vec![0.0; width], &x, &[0], width);
-            // It is copied.
+            // The values are copied, so the bits must be equal.
             row.iter().enumerate().for_each(|(i, x)| output.word(slot(t) * width + i, (*x as f32).to_bits()));
         }
         output

@@ -1,4 +1,4 @@
-//! Drawn tokens, and what a draw does to a row.
+//! Drawn tokens, and how a draw changes a row.
 
 use super::{Output, UNIT, Witnessed};
 use crate::kernels::sample::{NONE, Params};
@@ -36,14 +36,14 @@ pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
         }
         let drawn = super::word(history, column(r));
         assert!(row.state[3] == 1 || drawn < p.vocab, "token {drawn} of {vocab} was drawn in row {r}");
-        // A row that ended draws nothing. Where rounding decides, what was drawn stands.
+        // A row that has ended draws nothing. If rounding decides the draw, the drawn token is accepted.
         let id = if row.state[3] == 1 { NONE } else { row.draw(&settings).unwrap_or(drawn) };
         of_history.word(column(r), id);
         let after = row.after(drawn, &settings);
         let most = row.logits.iter().fold(0.0, |most: f64, logit| most.max(logit.abs()));
         let share = 1e-5 + 8.0 * UNIT * most / f64::from(p.temperature.max(1e-3));
         let weights = row.weights(&settings);
-        // Those far below are nought on the device: exp(-200).
+        // Weights far below the largest are 0 on the device: exp(-200).
         of_logits.row(r * vocab, &weights, |i| share * weights[i].abs() + 1e-37);
         let mut bits = vec![0; words];
         after.seen.iter().for_each(|id| bits[*id as usize / 32] |= 1u32 << (id % 32));

@@ -1,4 +1,4 @@
-//! A dispatch with what it read and wrote, and the comparison of that with what a kernel's part expects.
+//! A dispatch with what it read and wrote, and the comparison of that with the expected outputs.
 
 use std::ops::Range;
 
@@ -7,16 +7,16 @@ use crate::gpu::DType;
 use crate::reference::blocks;
 use crate::rng::pcg4d;
 
-/// Of the values that are compared, what f32 may be off by in proportion.
+/// The relative tolerance of compared values.
 pub(super) const EPS: f64 = 2e-5;
 
-/// What any number may be off by: some smallest normal numbers of f32.
+/// The absolute tolerance of every number: about 85 times the smallest normal number of f32.
 const LEAST: f64 = 1e-36;
 
-/// Half a unit in the last place of f32, as a share.
+/// Half a unit in the last place of f32, as a relative error.
 pub(super) const UNIT: f64 = 1.0 / 16_777_216.0;
 
-/// Elements of an output that are compared, about.
+/// About how many elements of an output are compared.
 pub(super) const MOST: usize = 1 << 16;
 
 /// A tensor of a dispatch.
@@ -25,7 +25,7 @@ pub(super) struct Bound {
     pub(super) dtype: DType,
     pub(super) len: usize,
     pub(super) before: Vec<u8>,
-    /// Of one that the kernel may write.
+    /// Only for a tensor that the kernel may write.
     pub(super) after: Option<Vec<u8>>,
 }
 
@@ -34,17 +34,18 @@ pub(super) fn word(bytes: &[u8], i: usize) -> u32 {
 }
 
 impl Bound {
-    /// A word, as it was.
+    /// The word `i`, before the dispatch.
     pub(super) fn word(&self, i: usize) -> u32 {
         word(&self.before, i)
     }
 
-    /// Four words, as they were.
+    /// The `i`-th group of four words, before the dispatch.
     pub(super) fn four(&self, i: usize) -> [u32; 4] {
         std::array::from_fn(|j| self.word(4 * i + j))
     }
 
-    /// An element, as it was; not of a quantised type. Kernels on whole vec4s find 0 behind the last.
+    /// The element `i`, before the dispatch; not for quantised types. Elements past the end are 0, as kernels
+    /// that work on whole vec4s find them.
     pub(super) fn at(&self, i: usize) -> f64 {
         if i >= self.len {
             return 0.0;
@@ -57,16 +58,16 @@ impl Bound {
         }
     }
 
-    /// `len` elements from `start` on, as they were.
+    /// `len` elements from `start` on, before the dispatch.
     pub(super) fn range(&self, start: usize, len: usize) -> Vec<f64> {
         let block = self.dtype.block();
         if block == 1 {
             return (start..start + len).map(|i| self.at(i)).collect();
         }
-        // The blocks that hold them, in each region.
+        // The blocks that hold these elements, in each region (codes, scales, scales of scales).
         let (first, end) = (start / block * block, (start + len).next_multiple_of(block));
         let bytes = |elements: usize| match self.dtype {
-            // Whole words only at the end.
+            // The device's layout rounds the scales up to whole words only at the tensor's end.
             DType::Nf4 => [elements / 2, elements / 16, 0],
             dtype => dtype.regions(elements),
         };
@@ -80,7 +81,7 @@ impl Bound {
             .to_vec()
     }
 
-    /// Elements at equal distances, as they were.
+    /// `count` elements from `at` on, `stride` apart, before the dispatch.
     pub(super) fn strided(&self, at: usize, stride: usize, count: usize) -> Vec<f64> {
         (0..count).map(|i| self.at(at + i * stride)).collect()
     }
@@ -92,16 +93,16 @@ pub struct Witnessed {
     pub(super) kernel: String,
     pub(super) params: Vec<u8>,
     pub(super) bound: Vec<Bound>,
-    /// Of the sample.
+    /// Seed for the sample of elements that are compared.
     pub(super) seed: u32,
 }
 
-/// What a kernel should have left in one tensor.
+/// The expected contents of one tensor after a dispatch.
 pub(super) struct Output {
     pub(super) binding: usize,
-    /// Elements that it may write.
+    /// Elements that the kernel may write.
     pub(super) written: Vec<Range<usize>>,
-    /// Elements that are compared, and what should be there.
+    /// Elements that are compared, with their expected values.
     pub(super) compared: Vec<Compared>,
 }
 
@@ -111,11 +112,12 @@ pub(super) struct Compared {
 }
 
 pub(super) enum Expected {
-    /// A number, and what it may be off by beside [`EPS`] in proportion.
+    /// A number, and its absolute tolerance in addition to the relative [`EPS`].
     Near(f64, f64),
-    /// The same of a number that is not in the tensor as such: what was found in the element.
+    /// The same for a number that is stored in coded form: `found` is the decoded value.
     Read { found: f64, expected: f64, slack: f64 },
-    /// A number, and all that it may be off by: one that changes by less than [`EPS`].
+    /// A number, and its whole tolerance, without [`EPS`]: for a number that a step changes by less than
+    /// [`EPS`].
     Within(f64, f64),
     /// A word.
     Word(u32),
@@ -126,7 +128,7 @@ impl Output {
         Self { binding, written, compared: Vec::new() }
     }
 
-    /// A tensor that is written from its start on.
+    /// A tensor whose first `len` elements are written.
     pub(super) fn first(binding: usize, len: usize) -> Self {
         Self::part(binding, 0..len)
     }
@@ -147,20 +149,21 @@ impl Output {
         self.compared.push(Compared { at, expected: Expected::Word(expected) });
     }
 
-    /// Elements from `at` on.
+    /// Expects these elements from `at` on.
     pub(super) fn row(&mut self, at: usize, expected: &[f64], slack: impl Fn(usize) -> f64) {
         expected.iter().enumerate().for_each(|(i, &expected)| self.near(at + i, expected, slack(i)));
     }
 }
 
-/// What a sum of `n` terms may be off by, as a share of the sum of their sizes. Errors mostly cancel; but of
-/// many small terms that are added to a large one, as softmax's to a one-hot, each is rounded the same way.
+/// The tolerance of a sum of `n` terms, as a share of the sum of their absolute values. Rounding errors
+/// mostly cancel. But when many small terms are added to a large one, as those of a softmax to a one-hot,
+/// each is rounded the same way.
 pub(super) fn of_sum(n: usize) -> f64 {
     let n = n as f64;
     UNIT * (8.0 + 4.0 * n.sqrt() + n / 4.0)
 }
 
-/// The elements of rows that start `stride` apart.
+/// The ranges of `rows` rows of `width` elements that start `stride` apart.
 pub(super) fn strip(at: usize, stride: usize, rows: usize, width: usize) -> Vec<Range<usize>> {
     (0..rows).map(|row| at + row * stride..at + row * stride + width).collect()
 }
@@ -186,7 +189,7 @@ impl Witnessed {
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{}: no {name}", self.kernel))
     }
 
-    /// All of `0..total`, or about `most` of them with the first and the last.
+    /// All of `0..total`, or about `most` of them, including the first and the last.
     pub(super) fn pick(&self, total: usize, most: usize) -> Vec<usize> {
         let most = most.max(2);
         if total <= most {
@@ -201,17 +204,17 @@ impl Witnessed {
         picked
     }
 
-    /// Rows of `width`, as many as are worth comparing.
+    /// Picks rows of `width` elements: as many as hold about [`MOST`] elements.
     pub(super) fn pick_rows(&self, rows: usize, width: usize) -> Vec<usize> {
-        // Two of them anywhere.
+        // At least four: the first, the last, and two anywhere.
         self.pick(rows, (MOST / width.max(1)).max(4))
     }
 
     /// Compares what the kernel wrote with the reference.
     ///
     /// # Errors
-    /// The element that is off the most, with its tensor's place among the bindings, what was expected and
-    /// what was found.
+    /// The element that exceeds its tolerance the most: the number of its binding, the expected and the found
+    /// value.
     pub fn check(&self) -> Result<(), String> {
         self.expect()?.iter().try_for_each(|output| self.compare(output))
     }
@@ -223,8 +226,8 @@ impl Witnessed {
         Ok(expect(self))
     }
 
-    /// The elements that [`Witnessed::check`] compares, but for those that should be no finite number:
-    /// bindings and places in them.
+    /// The elements that [`Witnessed::check`] compares, as (binding, element). Those whose expected value is
+    /// NaN or infinite are left out.
     pub fn compared(&self) -> Vec<(usize, usize)> {
         let finite = |compared: &Compared| match compared.expected {
             Expected::Near(expected, _) | Expected::Within(expected, _) | Expected::Read { expected, .. } => {
@@ -239,8 +242,8 @@ impl Witnessed {
         places
     }
 
-    /// Spoils what the kernel wrote into one element: a number by a quarter of the largest beside it, a
-    /// word's lowest bit.
+    /// Makes an element that the kernel wrote wrong: adds a quarter of the largest value near it to a number,
+    /// or flips the lowest bit of a word.
     pub fn spoil(&mut self, (binding, at): (usize, usize)) {
         let Bound { dtype, after, .. } = &mut self.bound[binding];
         let Some(after) = after else { return };
@@ -258,8 +261,8 @@ impl Witnessed {
         after[4 * at..4 * at + 4].copy_from_slice(&spoilt.to_le_bytes());
     }
 
-    /// Whether an input holds numbers that are none, or so large that a kernel's sums of squares are none,
-    /// or, where it rounds to f16, that they are beyond that.
+    /// Whether an input holds NaN, or a number so large that a sum of squares overflows: in f16 if the kernel
+    /// rounds to f16, otherwise in f32.
     fn is_extreme(&self) -> bool {
         let most = if self.has("HALF") { 255.0 } else { 1e18 };
         let numbers = self.bound.iter().filter(|bound| bound.dtype == DType::F32);
@@ -283,10 +286,10 @@ impl Witnessed {
                 Expected::Within(expected, slack) => (f64::from(f32::from_bits(there)), expected, slack),
                 Expected::Read { found, expected, slack } => (found, expected, slack + EPS * expected.abs()),
             };
-            // Words are as expected or not. What is below the smallest normal number, or was on the way, may
-            // be 0.
+            // Words have no tolerance. A number below the smallest normal number may be 0, and so may an
+            // intermediate result.
             let allowed = if slack == f64::NEG_INFINITY { 0.0 } else { slack + LEAST };
-            // A run may come to numbers that are none: that is not the kernel's fault.
+            // A run may diverge to NaN or infinity: that is not a bug in the kernel.
             let beyond = !expected.is_finite()
                 || expected.abs() + allowed > f64::from(f32::MAX)
                 || !found.is_finite() && *extreme.get_or_insert_with(|| self.is_extreme());
@@ -306,7 +309,7 @@ impl Witnessed {
         self.untouched(output, after)
     }
 
-    /// Fails where a word changed that is not the kernel's to write.
+    /// Fails if a word changed that the kernel must not write.
     fn untouched(&self, output: &Output, after: &[u8]) -> Result<(), String> {
         let bound = &self.bound[output.binding];
         let mut ranges = output.written.clone();

@@ -1,13 +1,13 @@
 //! The MLP's activation: f(x), or gated f(gate) · up (Shazeer 2020).
 
-/// f.
+/// The function f.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Function {
     /// x · σ(x)
     Silu,
     /// x · Φ(x)
     Gelu,
-    /// x · Φ(x), with Φ as its approximation by tanh.
+    /// x · Φ(x), with the tanh approximation of Φ.
     GeluTanh,
 }
 
@@ -16,8 +16,8 @@ pub fn sigmoid(x: f64) -> f64 {
     if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
 }
 
-/// Φ(x): the series of erf near zero, the continued fraction of erfc further out (Abramowitz & Stegun, 7.1.6
-/// and 7.1.14).
+/// Φ(x): the series of erf near zero, the continued fraction of erfc further from it (Abramowitz & Stegun,
+/// 7.1.6 and 7.1.14).
 fn normal_cdf(x: f64) -> f64 {
     let z = x.abs() / std::f64::consts::SQRT_2;
     let factor = (-z * z).exp() / std::f64::consts::PI.sqrt();
@@ -59,7 +59,7 @@ impl Function {
     }
 }
 
-/// u = √(2/π) (x + 0.044715 x³), of which tanh is taken, and du/dx.
+/// u = √(2/π) (x + 0.044715 x³), the argument of tanh, and du/dx.
 fn inner(x: f64) -> (f64, f64) {
     let root = (2.0 / std::f64::consts::PI).sqrt();
     (root * (x + 0.044715 * x.powi(3)), root * (1.0 + 3.0 * 0.044715 * x * x))
@@ -71,7 +71,7 @@ pub fn forward(f: Function, gate: &[f64], up: Option<&[f64]>) -> Vec<f64> {
     gate.iter().enumerate().map(|(i, &g)| f.value(g) * factor(i)).collect()
 }
 
-/// (dgate, dup); without `up` the second is what it would be.
+/// (dgate, dup). Without `up`, dup is the gradient that an `up` of ones would have.
 pub fn backward(f: Function, gate: &[f64], up: Option<&[f64]>, dact: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let factor = |i: usize| up.map_or(1.0, |up| up[i]);
     let at = |i: usize| (dact[i] * factor(i) * f.slope(gate[i]), dact[i] * f.value(gate[i]));
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn known_values() {
-        // Φ(1), Φ(-3), Φ(4) as tables have them.
+        // Φ(1), Φ(-3), Φ(4) from tables.
         for (x, cdf) in [(1.0, 0.841344746068543), (-3.0, 0.00134989803163009), (4.0, 0.999968328758167)] {
             assert!((normal_cdf(x) - cdf).abs() < 1e-14, "{x}: {}", normal_cdf(x));
             assert!((Function::GeluTanh.value(x) - x * cdf).abs() < 1e-3);

@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov & Hutter 2019), in the order of `torch.optim.AdamW`.
+//! AdamW (Loshchilov & Hutter 2019), with the order of operations of `torch.optim.AdamW`.
 
 /// The constants of one step.
 #[derive(Clone, Copy, Debug)]
@@ -9,13 +9,13 @@ pub struct Params {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the corrected root, outside of it.
+    /// Added to the bias-corrected square root, outside of it.
     pub eps: f64,
-    /// Decoupled decay: w shrinks by lr · weight_decay.
+    /// Decoupled weight decay: each step subtracts lr · weight_decay · w from w.
     pub weight_decay: f64,
     /// The step's number, from 1.
     pub step: u32,
-    /// The clip scale: multiplies every gradient first. Below 0 there is no step.
+    /// The clip scale, which every gradient is multiplied by first. If it is negative, the step is skipped.
     pub scale: f64,
 }
 
@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn the_first_step_is_a_sign_step() {
-        // At t = 1 the corrected moments are g and g², whatever the betas.
+        // At t = 1 the bias-corrected moments are g and g², whatever the betas are.
         let (mut w, mut m, mut v) = ([2.0], [0.0], [0.0]);
         step(P, &mut w, &[-0.4], &mut m, &mut v);
         let expected = 2.0 * (1.0 - 0.1 * 0.05) + 0.1 * 0.2 / (0.2 + 1e-3);

@@ -1,10 +1,10 @@
-//! Moments of 8 bits in blocks, read in f64 (Dettmers et al., 2110.02861). What a step makes of them is
-//! [`super::adamw`].
+//! The 8-bit moments of AdamW, stored in blocks (Dettmers et al., 2110.02861), decoded to f64. The step
+//! itself is [`super::adamw`].
 
-/// Elements that share a scale.
+/// Number of elements that share a scale.
 const BLOCK: usize = 256;
 
-/// The first and second moments of `count` parameters, from a kernel's words and its table.
+/// The first and second moments of `count` parameters, decoded from a kernel's words and its table.
 pub fn moments(words: &[u32], table: &[f32], count: usize) -> [Vec<f64>; 2] {
     let vectors = count.div_ceil(4);
     [0, 1].map(|which| {
@@ -17,8 +17,8 @@ pub fn moments(words: &[u32], table: &[f32], count: usize) -> [Vec<f64>; 2] {
     })
 }
 
-/// What the nearest of a table's numbers, times the largest size in each block, may be off by at most: half
-/// the gap around each value.
+/// The rounding error of each value when it is stored in 8 bits: its distance to the nearest of the table's
+/// numbers times the block's scale. The scale is the largest absolute value in the block.
 pub fn rounding(values: &[f64], table: &[f32]) -> Vec<f64> {
     let slack = |block: &[f64]| -> Vec<f64> {
         let scale = block.iter().fold(0.0, |most: f64, value| most.max(value.abs()));

@@ -1,6 +1,6 @@
 //! The residual sum.
 
-/// a + b, element by element; its backward hands the same gradient to both sides.
+/// a + b, element by element; its backward passes the same gradient to both inputs.
 pub fn forward(a: &[f64], b: &[f64]) -> Vec<f64> {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a + b).collect()

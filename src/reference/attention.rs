@@ -12,7 +12,7 @@ pub struct Params {
     pub head_dim: usize,
     /// Factor on q·k.
     pub scale: f64,
-    /// Keys that a query sees at most: the last of its two ranges, in this order.
+    /// The most keys that a query sees: the last ones of its two ranges, prefix before segment.
     pub window: Option<u32>,
     /// Scores s become cap · tanh(s / cap).
     pub cap: Option<f64>,
@@ -24,7 +24,7 @@ impl Params {
         (t * self.heads + h) * self.head_dim
     }
 
-    /// Where the key head that query head `h` reads starts for key `s`.
+    /// Where the key head for query head `h` starts, in the row of key `s`.
     fn key(self, s: usize, h: usize) -> usize {
         (s * self.kv_heads + h / (self.heads / self.kv_heads)) * self.head_dim
     }
@@ -100,7 +100,7 @@ pub fn delta(p: Params, dout: &[f64], o: &[f64]) -> Vec<f64> {
 
 /// (dq, dk, dv) from dout (T,H,hd).
 ///
-/// Goes by the queries' `ranges` alone, so that a device kernel that goes by key and [`visible_end`] is
+/// Uses only the queries' `ranges`, so that a device kernel that loops over keys and uses [`visible_end`] is
 /// checked against the definition.
 pub fn backward(p: Params, dout: &[f64], saved: Saved<'_>) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let Saved { q, k, v, o, lse, ranges } = saved;
@@ -126,11 +126,11 @@ pub fn backward(p: Params, dout: &[f64], saved: Saved<'_>) -> (Vec<f64>, Vec<f64
     (dq, dk, dv)
 }
 
-/// For every key t of a training batch the end of the queries t..end that see it (T) where there is no
-/// window, found by asking every query.
+/// For every key t of a training batch (T): the end of the queries t..end that see it when there is no
+/// window. It is found by looking at every query.
 ///
-/// Fails, naming the key, where the queries that see a key are not such a run, or where a query sees a key
-/// outside of the batch.
+/// Fails, naming the key, if the queries that see a key are not such a run, or if a query sees a key outside
+/// of the batch.
 pub fn visible_end(ranges: &[[u32; 4]]) -> Result<Vec<u32>, String> {
     let mut ends = Vec::with_capacity(ranges.len());
     let mut seen_by = vec![Vec::new(); ranges.len()];
@@ -155,7 +155,7 @@ mod tests {
     use crate::rng::values;
 
     const P: Params = Params { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.8, window: None, cap: None };
-    /// Prompt of 2, responses of 2 and 1, then a lone sequence of 2.
+    /// A prompt of 2 tokens with responses of 2 and 1, then a plain sequence of 2.
     const RANGES: [[u32; 4]; 7] =
         [[0, 0, 0, 1], [0, 0, 0, 2], [0, 2, 2, 3], [0, 2, 2, 4], [0, 2, 4, 5], [5, 5, 5, 6], [5, 5, 5, 7]];
 

@@ -1,24 +1,24 @@
-//! Quantised weights: what codes and scales stand for, in the device's layout (see `gpu::Blocks`).
+//! Quantised weights: the values of codes and scales in the device's layout (see `gpu::Blocks`).
 
-/// A format, by what it is made of.
+/// A quantised format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// 4-bit codes c; for 32 an f16 scale and an f16 minimum: c · scale + minimum.
+    /// 4-bit codes c. Every 32 elements have an f16 scale and an f16 minimum: c · scale + minimum.
     Q4,
-    /// Signed 8-bit codes, else as [`Format::Q4`].
+    /// Signed 8-bit codes, otherwise like [`Format::Q4`].
     Q8,
-    /// 4-bit codes c; for 32 a byte s and a byte m, for 256 two f16 d and e: c · d · s − e · m.
+    /// 4-bit codes c. Every 32 elements have bytes s and m, every 256 have f16 d and e: c · d · s − e · m.
     Q4K,
-    /// 8-bit codes, else as [`Format::Q4K`].
+    /// 8-bit codes, otherwise like [`Format::Q4K`].
     Q5K,
-    /// Signed 8-bit codes c; for 16 a signed byte s, for 256 an f16 d: c · d · s.
+    /// Signed 8-bit codes c. Every 16 elements have a signed byte s, every 256 an f16 d: c · d · s.
     Q6K,
-    /// 4-bit codes c of a table; for 32 an f16 scale: the c-th of the table · scale.
+    /// 4-bit codes c, indices of a table. Every 32 elements have an f16 scale: entry c of the table · scale.
     Nf4,
 }
 
 impl Format {
-    /// By its name among the device's types; what is no other is NF4.
+    /// The format with this name among the device's types. Any other name gives NF4.
     pub fn named(name: &str) -> Self {
         match name {
             "Q4" => Self::Q4,
@@ -51,7 +51,7 @@ const QUANTILES: [f64; 16] = [
     1.0,
 ];
 
-/// The f16 number `at` of `bytes`.
+/// The f16 number with index `at` in `bytes`.
 fn half(bytes: &[u8], at: usize) -> f64 {
     let bits = u16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]);
     let (sign, exponent, mantissa) = (bits >> 15, i32::from(bits >> 10 & 31), f64::from(bits & 1023));
@@ -63,7 +63,7 @@ fn half(bytes: &[u8], at: usize) -> f64 {
     if sign == 1 { -size } else { size }
 }
 
-/// The `len` elements that codes, scales and scales of scales stand for.
+/// The values of `len` elements, from their codes, scales and scales of scales.
 pub fn forward(format: Format, [codes, scales, supers]: [&[u8]; 3], len: usize) -> Vec<f64> {
     let nibble = |i: usize| codes[i / 2] >> (4 * (i % 2)) & 15;
     let signed = |i: usize| f64::from(codes[i] as i8);

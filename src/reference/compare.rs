@@ -1,4 +1,4 @@
-//! The one comparison between a device's f32 values and this module's f64 ones.
+//! The one comparison between a device's f32 values and the f64 values of the references.
 
 use std::cell::Cell;
 
@@ -6,8 +6,8 @@ thread_local! {
     static LARGEST: Cell<f64> = const { Cell::new(0.0) };
 }
 
-/// The largest error that this thread's comparisons have seen since the last call, as a share of the largest
-/// element that was expected beside it.
+/// The largest error in this thread's comparisons since the last call, as a share of the largest expected
+/// element of the same comparison.
 pub fn take_largest_error() -> f64 {
     LARGEST.take()
 }
@@ -15,14 +15,15 @@ pub fn take_largest_error() -> f64 {
 /// Compares element by element: |found - expected| <= abs + eps·|expected|.
 ///
 /// `abs` and `eps` are set once per data type, not per test. The error names the worst element (index,
-/// expected, found) and how many are off. A NaN on either side is a failure, and so is an infinity, unless
-/// both sides have the same one; different lengths are a failure before anything else.
+/// expected, found) and the number of elements outside the tolerance. A NaN on either side is a failure, and
+/// so is an infinity, unless both sides have the same one; different lengths are checked first and are a
+/// failure.
 pub fn compare(found: &[f32], expected: &[f64], abs: f64, eps: f64) -> Result<(), String> {
     compare_with(found, expected, |_| abs, eps)
 }
 
-/// As [`compare`], with an absolute tolerance for each index: of a sum of rounded products it is a share of
-/// the sum of their sizes, as they may cancel.
+/// Like [`compare`], with an absolute tolerance for each index. For a sum of rounded products this is a share
+/// of the sum of their absolute values, because the products may cancel.
 pub fn compare_with(
     found: &[f32],
     expected: &[f64],

@@ -1,8 +1,9 @@
 //! A whole small Llama in f64, with its gradient, built from the kernels' references.
 //!
-//! Weights go by their Hugging Face names, so that a test can compare tensor by tensor. What is optional is
-//! there when its tensor is: biases and LoRA on any projection (see [`Projection`]), and `lm_head.weight`,
-//! without which the head is the embedding. Work is on a packed [`Batch`]; [`pack`] makes one.
+//! Weights have their Hugging Face names, so that a test can compare tensor by tensor. Optional parts are
+//! used if their tensors are there: biases and LoRA on any projection (see [`Projection`]), and
+//! `lm_head.weight`. Without `lm_head.weight` the output head is the embedding. The input is a packed
+//! [`Batch`], which [`pack`] makes.
 
 use super::activation::Function::Silu;
 pub use super::linear::Tensors;
@@ -47,16 +48,17 @@ pub struct Model<'a> {
     pub table: &'a [f64],
 }
 
-/// One row of packed tokens and what is predicted in it.
+/// One row of packed tokens, and the predictions in it.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Token ids (T).
     pub tokens: Vec<u32>,
-    /// Positions (T); every response of a group goes on from the end of the prompt.
+    /// Positions (T); every response of a group continues from the end of the prompt.
     pub positions: Vec<u32>,
-    /// Keys of every token (T): `[prefix_start, prefix_end, segment_start, segment_end)`.
+    /// The keys that every token sees (T): `[prefix_start, prefix_end, segment_start, segment_end)`.
     pub ranges: Vec<[u32; 4]>,
-    /// The tokens (R) whose output predicts; the prompt's last one occurs once for each response.
+    /// The tokens (R) whose outputs predict a response token; the prompt's last token occurs once for each
+    /// response.
     pub rows: Vec<u32>,
     /// The token that each row predicts (R).
     pub targets: Vec<u32>,
@@ -111,14 +113,14 @@ struct BlockSaved {
     act: Vec<f64>,
 }
 
-/// The results of [`forward`], and what [`backward`] needs of it.
+/// The results of [`forward`], and what [`backward`] needs from it.
 #[derive(Clone, Debug)]
 pub struct Saved {
     /// Logits of the batch's rows (R, V).
     pub logits: Vec<f64>,
     /// Log-prob of the target, log-sum-exp and entropy of every row.
     pub token: log_prob::Rows,
-    /// The residual stream after every block (layers + 1 of (T, D)); the first is the embedding.
+    /// The residual stream: the embedding, then the output of every block (layers + 1 of (T, D)).
     pub hidden: Vec<Vec<f64>>,
     blocks: Vec<BlockSaved>,
     rstd: Vec<f64>,
@@ -269,7 +271,7 @@ impl<'a> Model<'a> {
     }
 }
 
-/// The weight of a block's norm, "input" or "post_attention".
+/// The name of the weight of a block's norm; `name` is "input" or "post_attention".
 fn norm_name(layer: usize, name: &str) -> String {
     format!("model.layers.{layer}.{name}_layernorm.weight")
 }

@@ -2,12 +2,12 @@
 
 use crate::rng;
 
-/// What picks the mask.
+/// What determines the mask.
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
-    /// Probability of dropping an element, as the device holds it.
+    /// Probability of dropping an element, in f32 as on the device.
     pub p: f32,
-    /// Which of the model's dropouts.
+    /// The number of the dropout within the model.
     pub stream: u32,
     /// The optimizer step.
     pub step: u32,

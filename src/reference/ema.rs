@@ -1,4 +1,4 @@
-//! The moving-average reference model.
+//! The reference model as a moving average of the policy.
 
 /// decay · reference + (1 − decay) · policy, element by element.
 pub fn forward(reference: &[f64], policy: &[f64], decay: f64) -> Vec<f64> {

@@ -9,7 +9,7 @@ pub fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// Compares `gradient` with (f(x + h) - f(x - h)) / 2h at the elements `which`.
 ///
 /// With h = 1e-5 the truncation error is about 1e-10 and the rounding error about 1e-11 for values near one,
-/// so 1e-8 + 1e-6·|gradient| leaves room for curvature and none for a wrong term.
+/// so a tolerance of 1e-8 + 1e-6·|gradient| allows for curvature but not for a wrong term.
 pub fn difference(
     x: &[f64],
     gradient: &[f64],

@@ -1,4 +1,4 @@
-//! Rows by index: the embedding, and the rows that go to the head.
+//! Rows selected by index: the embedding, and the rows that go to the output head.
 
 /// out (index.len(), width): row r is table row `index[r]`.
 pub fn forward(table: &[f64], index: &[u32], width: usize) -> Vec<f64> {

@@ -1,10 +1,10 @@
-//! RMSNorm of each head of the queries and keys: [`super::rms_norm`] with rows that are heads, and two
-//! weights.
+//! RMSNorm of each head of the queries and keys: [`super::rms_norm`] with each head as a row, and one weight
+//! for queries and one for keys.
 
 use super::rms_norm;
 
-/// x (T, H + G, width) -> y, laid out as x, and rstd (T, H + G). The first H heads of a token take the first
-/// of `weights`.
+/// x (T, H + G, width) -> y, laid out as x, and rstd (T, H + G). The first H heads of a token, the queries,
+/// use the first of `weights`; the G keys use the second.
 pub fn forward(
     x: &[f64],
     weights: [&[f64]; 2],

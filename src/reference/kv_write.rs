@@ -1,8 +1,8 @@
-//! New keys or values into their slots of the cache.
+//! Writes new keys or values into their slots of the cache.
 
 /// The cache (slots, width) with row `slot[t]` replaced by row t of x (T, width).
 ///
-/// Of a repeated slot the last row stays.
+/// If a slot occurs more than once, it keeps the last row.
 pub fn forward(cache: &[f64], x: &[f64], slot: &[u32], width: usize) -> Vec<f64> {
     let mut out = cache.to_vec();
     for (row, &slot) in x.chunks_exact(width).zip(slot) {

@@ -7,7 +7,7 @@ use super::{column_sum, matmul};
 /// Weights or gradients by their Hugging Face names, each row-major as stored there.
 pub type Tensors = BTreeMap<String, Vec<f64>>;
 
-/// The tensor `name`; panics, naming it, where it is missing.
+/// The tensor `name`. Panics with that name if it is missing.
 pub fn tensor<'a>(tensors: &'a Tensors, name: &str) -> &'a [f64] {
     tensors.get(name).unwrap_or_else(|| panic!("the reference decoder has no tensor {name}"))
 }
@@ -19,10 +19,11 @@ pub fn accumulate(gradients: &mut Tensors, name: &str, values: &[f64]) {
     sum.iter_mut().zip(values).for_each(|(s, v)| *s += v);
 }
 
-/// y = x·Wᵀ [+ bias] [+ scale · (x·Aᵀ)·Bᵀ], the LoRA of Hu et al. 2021 as PEFT writes it, dropout 0.
+/// y = x·Wᵀ [+ bias] [+ scale · (x·Aᵀ)·Bᵀ], the LoRA of Hu et al. 2021 as in PEFT, without dropout.
 ///
 /// The tensors are `name.weight` (outputs, inputs), `name.bias` (outputs), `name.lora_A.weight` (r, inputs)
-/// and `name.lora_B.weight` (outputs, r); those that are missing, save the weight, are left out of the sum.
+/// and `name.lora_B.weight` (outputs, r); the bias and the LoRA term are left out of the sum if their tensors
+/// are missing.
 #[derive(Clone, Debug)]
 pub struct Projection<'a> {
     name: String,
@@ -42,14 +43,14 @@ impl<'a> Projection<'a> {
         format!("{}.{part}", self.name)
     }
 
-    /// A (r, inputs) and B (outputs, r), where there is an adapter.
+    /// A (r, inputs) and B (outputs, r), if there is an adapter.
     fn lora(&self) -> Option<(&'a [f64], &'a [f64])> {
         let a = self.weights.get(&self.key("lora_A.weight"))?;
         Some((a, tensor(self.weights, &self.key("lora_B.weight"))))
     }
 
-    /// The two products of the adapter for `rows` rows: x·Aᵀ (rows, r), and its (rows, outputs) with the
-    /// scale.
+    /// The two products of the adapter for `rows` rows: x·Aᵀ (rows, r), and that times Bᵀ (rows, outputs)
+    /// with the scale.
     fn products(&self, rows: usize, rank: usize) -> (matmul::Params, matmul::Params) {
         let down = matmul::Params { m: rows, n: rank, k: self.inputs, alpha: 1.0 };
         (down, matmul::Params { m: rows, n: self.outputs, k: rank, alpha: self.lora_scale })
@@ -69,7 +70,8 @@ impl<'a> Projection<'a> {
         matmul::nt(up, &matmul::nt(down, x, a, None, None), b, None, Some(&y))
     }
 
-    /// dx (rows, inputs) from dy (rows, outputs); the gradients of all its tensors are added to `gradients`.
+    /// dx (rows, inputs) from dy (rows, outputs); the gradients of all tensors of the projection are added to
+    /// `gradients`.
     pub fn backward(&self, x: &[f64], dy: &[f64], gradients: &mut Tensors) -> Vec<f64> {
         let rows = x.len() / self.inputs;
         let weight = tensor(self.weights, &self.key("weight"));

@@ -17,7 +17,7 @@ pub fn forward(logits: &[f64], target: &[u32], vocab: usize) -> Rows {
     for (row, &target) in logits.chunks_exact(vocab).zip(target) {
         let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let lse = most + row.iter().map(|l| (l - most).exp()).sum::<f64>().ln();
-        // A logit of −inf has no mass: its 0 · −inf counts as 0.
+        // A logit of −inf has probability 0, and its term 0 · −inf counts as 0.
         let mean: f64 = row.iter().filter(|l| l.is_finite()).map(|l| (l - lse).exp() * l).sum();
         out.logp.push(row[target as usize] - lse);
         out.lse.push(lse);

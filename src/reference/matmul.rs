@@ -82,7 +82,7 @@ mod tests {
         let (x, w) = ([1.0, 2.0], [3.0, 4.0, 5.0, 6.0]);
         assert_eq!(nt(p, &x, &w, Some(&[10.0, 20.0]), Some(&[100.0, 200.0])), [132.0, 254.0]);
         assert_eq!(nn(p, &x, &w, Some(&[100.0, 200.0])), [126.0, 232.0]);
-        // A (2,1) X is the same row transposed.
+        // For `tn`, X is (2,1): the same values as a column.
         assert_eq!(tn(p, &x, &w, None), [26.0, 32.0]);
     }
 

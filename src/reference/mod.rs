@@ -1,19 +1,18 @@
-//! The same kernels in f64, as plain loops: what every shader is compared with.
+//! The kernels again in f64, as plain loops. Every shader is compared with its version here.
 //!
-//! One file per kernel, under the kernel's own name, with `forward` and `backward` (or the natural verb)
-//! beside each other. Nothing here is fast and nothing here is shared with the shaders' side, so that an
-//! error there cannot hide here: the module imports nothing but the standard library, itself and
-//! [`crate::rng`]. [`decoder`]
-//! puts the kernels together into a whole small Llama with its gradient, [`linear`] is one projection with
-//! bias and LoRA, and [`compare`] holds the one comparison that tests and the self-test use.
+//! One file per kernel, under the kernel's own name, with `forward` and `backward` (or another fitting verb)
+//! beside each other. Nothing here is fast. Nothing is shared with the code of the shaders, so that a bug
+//! there cannot be repeated here: the module imports only the standard library, itself and [`crate::rng`].
+//! [`decoder`] puts the kernels together into a whole small Llama with its gradient, [`linear`] is one
+//! projection with bias and LoRA, and [`compare`] holds the one comparison that tests and the self-test use.
 //!
 //! Conventions, for all files:
 //! - everything is row-major; shapes are written `(rows, columns)`;
-//! - a gradient is `d` and the name; backwards return fresh gradients (`=`), and where a shader accumulates,
-//!   the function takes the earlier value and returns the sum;
+//! - the name of a gradient is `d` and the tensor's name. Backward functions return new gradients. Where a
+//!   shader accumulates, the function takes the earlier value and returns the sum;
 //! - indices, positions and tokens are `u32`, as on the device;
-//! - shapes are the caller's duty: these functions are for tests and for inputs the program made itself, and
-//!   a slice of a wrong length panics.
+//! - the caller is responsible for correct shapes: these functions are for tests and for inputs that the
+//!   program made itself, and a slice of the wrong length may panic.
 //!
 //! Every backward is checked against central differences in its own file.
 

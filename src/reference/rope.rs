@@ -1,7 +1,8 @@
 //! Rotary position embedding (Su et al. 2021) in the `rotate_half` layout of Hugging Face's Llama.
 
-/// The table (positions, head_dim/2) of (cos, sin) pairs for angle = `position · inv_freq[j]`, pairs side by
-/// side: cos at 2·(position · head_dim/2 + j), sin right after it.
+/// The table (positions, dim/2) of (cos, sin) pairs for angle = `position · inv_freq[j]`, where dim is the
+/// number of rotated elements of a head. Pairs are side by side: cos at 2·(position · dim/2 + j), sin right
+/// after it.
 pub fn table(positions: usize, inv_freq: &[f64]) -> Vec<f64> {
     (0..positions)
         .flat_map(|p| inv_freq.iter().map(move |f| p as f64 * f))
@@ -17,8 +18,8 @@ pub fn inv_freq(head_dim: usize, theta: f64) -> Vec<f64> {
 /// Rotates the first `dim` elements of each head of x (T, heads · head_dim): with h = dim/2, (x_j, x_{j+h})
 /// -> (x_j·c − x_{j+h}·s, x_{j+h}·c + x_j·s).
 ///
-/// `positions` (T) picks the table's row. `sign` is +1 for the forward and −1 for the backward, which is the
-/// rotation the other way.
+/// `positions` (T) selects the table's row for each token. `sign` is +1 for the forward and −1 for the
+/// backward, which rotates in the opposite direction.
 pub fn forward(
     x: &[f64],
     table: &[f64],

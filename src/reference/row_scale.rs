@@ -1,4 +1,4 @@
-//! Rows multiplied by a coefficient each.
+//! Multiplies each row by its own coefficient.
 
 /// x (R, width) with row r times `coefficient[r]`.
 pub fn forward(x: &[f64], coefficient: &[f64], width: usize) -> Vec<f64> {

@@ -1,4 +1,5 @@
-//! From one row of logits to a token: the filters of Hugging Face's generation in their order, then one draw.
+//! From one row of logits to a token: the filters of Hugging Face's generation, in the same order, then one
+//! draw.
 
 use crate::rng;
 
@@ -11,14 +12,15 @@ pub struct Params {
     pub top_k: usize,
     /// Keep the smallest set of the largest probabilities whose mass reaches this; 1 keeps all.
     pub top_p: f64,
-    /// Divides the positive and multiplies the other logits of the tokens seen; 1 changes nothing.
+    /// For tokens already seen: divides positive logits and multiplies the others; 1 changes nothing.
     pub repetition_penalty: f64,
 }
 
 /// The kept probabilities (vocab), zero where filtered out, before they are scaled to sum to one.
 ///
-/// `seen` lists the tokens under the repetition penalty; each counts once. Ties with the last one kept are
-/// kept. At temperature 0 the whole mass is on the largest logit, of equal ones the first.
+/// `seen` lists the tokens that get the repetition penalty. A token that is listed more than once gets it
+/// once. Tokens that tie with the last one kept are kept too. At temperature 0 the whole mass is on the
+/// largest logit, or on the first of several equal ones.
 pub fn kept(p: Params, logits: &[f64], seen: &[u32]) -> Vec<f64> {
     let mut l = logits.to_vec();
     for &token in seen {
@@ -55,8 +57,9 @@ pub fn kept(p: Params, logits: &[f64], seen: &[u32]) -> Vec<f64> {
 
 /// The first index, in vocabulary order, whose inclusive cumulative mass exceeds u · (total mass).
 ///
-/// Also how far, as a share of the total, u is from the nearer edge of that index: in f32 the neighbour may
-/// be drawn when this is no larger than the rounding error, and a test has to allow for it.
+/// The second result is the distance of u from the nearer edge of that index's interval, as a share of the
+/// total mass. If it is no larger than the rounding error, f32 may draw the neighbour instead, and a test has
+/// to allow for that.
 pub fn draw(kept: &[f64], u: f64) -> (u32, f64) {
     let total: f64 = kept.iter().sum();
     let mut mass = 0.0;
@@ -66,7 +69,7 @@ pub fn draw(kept: &[f64], u: f64) -> (u32, f64) {
         }
         mass += weight;
     }
-    // Only rounding at u ~ 1 leads here: the last index that has any mass.
+    // Only rounding at u close to 1 leads here: take the last index that has any mass.
     (kept.iter().rposition(|&w| w > 0.0).unwrap_or(0) as u32, 0.0)
 }
 
@@ -79,9 +82,9 @@ pub fn forward(p: Params, logits: &[f64], seen: &[u32], counter: [u32; 4]) -> u3
 /// Settings of a sampler.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What tokens may be drawn.
+    /// Which tokens may be drawn.
     pub filters: Params,
-    /// An answer has no more tokens.
+    /// The most tokens of an answer.
     pub max_new_tokens: u32,
     /// Part of the random counter.
     pub seed: u32,
@@ -89,10 +92,11 @@ pub struct Settings {
     pub ends: Vec<u32>,
 }
 
-/// What a row that has ended draws.
+/// The value that a row draws after it has ended.
 pub const NONE: u32 = u32::MAX;
 
-/// In f32, a draw this close to an edge, as a share of the mass, may fall on either side: it is not compared.
+/// Draws this close to an edge, as a share of the mass, are not compared: in f32 they may fall on either
+/// side.
 const EDGE: f64 = 2e-5;
 
 /// One row of a sampler before, or after, a step.
@@ -100,28 +104,29 @@ const EDGE: f64 = 2e-5;
 pub struct Row {
     /// `(vocab)`
     pub logits: Vec<f64>,
-    /// Ids of the prompt and the answer so far, rising.
+    /// Ids of the prompt and the answer so far, in ascending order.
     pub seen: Vec<u32>,
-    /// Prompt, sample, step, 1 where the answer has ended.
+    /// Prompt, sample, step, and 1 if the answer has ended.
     pub state: [u32; 4],
-    /// The last token, its position, its place in the cache.
+    /// The last token, its position, its slot in the cache.
     pub token: [u32; 4],
-    /// The keys that it sees: the last number is the end of the answer's.
+    /// The ranges of keys that the last token sees; the last number is the end of the answer's keys.
     pub range: [u32; 4],
-    /// What this step has drawn.
+    /// What this step drew.
     pub drawn: u32,
 }
 
 impl Row {
-    /// As [`kept`], with top_p off by `nudge` where it filters.
+    /// Like [`kept`], with `nudge` added to top_p if top_p filters at all.
     pub fn kept(&self, settings: &Settings, nudge: f64) -> Vec<f64> {
         let top_p = settings.filters.top_p;
         let top_p = if top_p < 1.0 { top_p + nudge } else { top_p };
         kept(Params { top_p, ..settings.filters }, &self.logits, &self.seen)
     }
 
-    /// What a step leaves where the logits were: those seen before are penalised, and without temperature
-    /// that is all; else weights, as shares of the largest.
+    /// What a step writes in place of the logits. Logits of tokens seen before get the penalty, and at
+    /// temperature 0 nothing else changes. Otherwise the values are the tokens' weights as shares of the
+    /// largest weight.
     pub fn weights(&self, settings: &Settings) -> Vec<f64> {
         let Params { temperature, repetition_penalty, .. } = settings.filters;
         let mut logits = self.logits.clone();
@@ -136,7 +141,7 @@ impl Row {
         logits.iter().map(|logit| ((logit - most) / temperature).exp()).collect()
     }
 
-    /// The token that is drawn, `None` where rounding decides.
+    /// The token that is drawn, or `None` if f32 rounding decides it.
     pub fn draw(&self, settings: &Settings) -> Option<u32> {
         let set = |nudge| self.kept(settings, nudge).iter().map(|&p| p > 0.0).collect::<Vec<_>>();
         let [prompt, sample, step, _] = self.state;

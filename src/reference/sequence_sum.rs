@@ -1,4 +1,4 @@
-//! Sums over the rows of each sequence: from token log-probs to logp of a response.
+//! Sums over the rows of each sequence: from token log-probs to the logp of a response.
 
 /// out (sequences): Σ x[start..end] for every [start, end) of `spans`; an empty span gives 0.
 pub fn forward(x: &[f64], spans: &[[u32; 2]]) -> Vec<f64> {

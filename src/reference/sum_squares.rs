@@ -5,8 +5,8 @@ pub fn forward(g: &[f64]) -> f64 {
     g.iter().map(|g| g * g).sum()
 }
 
-/// The factor of `torch.nn.utils.clip_grad_norm_`: min(1, max_norm / (norm + 1e-6)), norm = sqrt(`sum`); 1
-/// where `max_norm` is 0, and -1, which skips the step, where the norm is no finite number.
+/// The factor of `torch.nn.utils.clip_grad_norm_`: min(1, max_norm / (norm + 1e-6)) with norm = sqrt(`sum`).
+/// It is 1 if `max_norm` is 0. If the norm is NaN or infinite it is -1, which skips the step.
 pub fn clip_scale(sum: f64, max_norm: f64) -> f64 {
     if !sum.is_finite() {
         return -1.0;

@@ -1,11 +1,11 @@
-//! What a device may differ by.
+//! How far a device's results may differ from the reference's.
 
-/// What a device's value may differ from the reference's by.
+/// How far a device's value may differ from the reference's.
 #[derive(Debug, Clone, Copy)]
 pub struct Tolerance {
-    /// Allowed for every element.
+    /// Absolute tolerance, for every element.
     pub abs: f64,
-    /// Allowed in proportion to the expected value.
+    /// Relative tolerance, as a share of the expected value.
     pub eps: f64,
 }
 
@@ -13,7 +13,7 @@ pub struct Tolerance {
 /// here are short. Weights in bf16 and f16 are unpacked exactly and need no tolerance of their own.
 pub const F32: Tolerance = Tolerance { abs: 2e-5, eps: 2e-5 };
 
-/// The share of |x||w| by which a product of inputs that were rounded to f16 may be off: 2^-10 for each of
-/// the two, as a device may round toward zero. A sum of products may be off by that share of the sum of their
-/// sizes.
+/// The error of a product x·w whose inputs were rounded to f16, as a share of |x||w|: 2^-10 for each of the
+/// two inputs, as a device may round toward zero. The error of a sum of products is at most this share of the
+/// sum of their absolute values.
 pub const F16_PRODUCT: f64 = 2.0 / 1024.0;

@@ -1,7 +1,8 @@
 //! Sampling on the device: many prompts at once, a prompt's keys and values shared by all its samples.
 //!
-//! A draw is counter-based on (seed, prompt, sample, step): results do not depend on which rows share a
-//! batch, nor on when finished rows leave it. The host looks at the drawn ids every few steps only.
+//! The random number of a draw depends only on (seed, prompt, sample, step). Results therefore do not depend
+//! on which rows share a batch, nor on when finished rows leave it. The host reads the drawn ids only every
+//! few steps.
 
 use crate::config::{AnchorConfig, MAX_NUM_SEQS};
 use crate::data::packing::{Group, Packed};
@@ -18,9 +19,9 @@ pub use kernel::{MAX_ENDS, Settings};
 pub struct Request<'a> {
     /// The prompt's tokens; at least one.
     pub prompt: &'a [u32],
-    /// The first answer's number: part of its random counter.
+    /// The number of the first answer: part of the random counter.
     pub first_sample: u32,
-    /// Answers.
+    /// Number of answers to draw.
     pub samples: usize,
     /// The prompt's number: part of the random counter.
     pub index: u32,
@@ -29,7 +30,7 @@ pub struct Request<'a> {
 /// One drawn answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// Its tokens; the last is an end token unless it was cut.
+    /// Its tokens; the last is an end token unless the answer was cut off.
     pub ids: Vec<u32>,
     /// Whether it ended by itself, not at the length limit.
     pub ended: bool,
@@ -50,36 +51,36 @@ pub fn settings(config: &AnchorConfig, seed: u32, ends: &[u32]) -> Settings {
 
 /// Prompt tokens that are prefilled together, unless one prompt alone is longer.
 const PREFILL_TOKENS: usize = 1536;
-/// Steps between two looks of the host.
+/// Steps after which the host reads the drawn ids (a "look").
 const SYNC_STEPS: usize = 8;
 
-/// Cache slots between the prompts and the first answer. A row that ends with its first token stays one slot
-/// short of its segment, and steps until the next look write there: for the first row that must not be a
-/// prompt's last token. (Other rows find the last slot of the answer before theirs, which is never read: the
-/// last token of an answer is not fed.)
+/// Cache slots between the prompts and the first answer. A row that ends with its first token stays at the
+/// slot before its segment, and the steps until the next look write to that slot. For the first row this slot
+/// must not be that of a prompt's last token. (For other rows it is the last slot of the previous answer,
+/// which is never read: the last token of an answer is not fed back into the model.)
 const SPARE_SLOTS: usize = 1;
 
-/// What a sampler tells its caller: answers finished and tokens drawn since the last word.
+/// What a sampler reports to its caller: the answers finished and the tokens drawn since the last report.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
-/// What a sampler has come to since the last look.
+/// The progress of a sampler since the last look.
 pub(crate) struct Looked<'a> {
-    /// Answers that are finished.
+    /// Number of answers that are finished.
     pub answers: usize,
-    /// Tokens drawn.
+    /// Number of tokens drawn.
     pub tokens: usize,
-    /// Requests all of whose answers are finished, by their place, with the answers.
+    /// Requests whose answers are now all finished: the index of the request, and its answers.
     pub complete: Vec<(usize, Vec<Answer>)>,
-    /// The rows of the wave as they stand.
+    /// The current rows of the wave.
     rows: &'a [Row],
 }
 
 type Look<'a> = &'a mut dyn FnMut(Looked) -> Result<()>;
 
-/// The same of one wave: answers, tokens, all rows, and those that are done with their answers.
+/// The same for one wave: answers, tokens, all rows, and the rows that are finished, each with its answer.
 type WaveLook<'a> = &'a mut dyn FnMut(usize, usize, &[Row], Vec<(&Row, Answer)>) -> Result<()>;
 
-/// Draws answers for all requests. Returned in the requests' order, samples in theirs.
+/// Draws answers for all requests. They are returned in the order of the requests and of their samples.
 ///
 /// # Errors
 /// A prompt that leaves no room in the context, or non-finite logits.
@@ -96,7 +97,7 @@ pub async fn generate(
     generate_in(room, gpu, decoder, pass, requests, settings, progress).await
 }
 
-/// The same in buffers of `room`.
+/// Like [`generate`], in buffers of `room`.
 pub(crate) async fn generate_in(
     room: Room,
     gpu: &Gpu,
@@ -115,8 +116,8 @@ pub(crate) async fn generate_in(
     Ok(answers)
 }
 
-/// Draws one answer, `request`'s first, and hands its tokens on as they come: `each` is called every few
-/// tokens with all ids so far. The draws are those of [`generate`].
+/// Draws one answer, the first of `request`, and reports its tokens while they are drawn: `each` is called
+/// every few tokens with all ids so far. The tokens are those that [`generate`] draws.
 ///
 /// # Errors
 /// As [`generate`].
@@ -140,13 +141,13 @@ pub async fn stream(
     answer.ok_or_else(|| Error::Internal { doing: "sampling", message: "no answer came".into() })
 }
 
-/// Prompt tokens and answers of each.
+/// The number of prompt tokens and of answers of each request.
 fn lengths(requests: &[Request]) -> Vec<(usize, usize)> {
     requests.iter().map(|request| (request.prompt.len(), request.samples)).collect()
 }
 
-/// Draws answers for all requests; `look` is told every few tokens what is done, and each request's answers
-/// when it has them all.
+/// Draws answers for all requests; `look` is called every few tokens with the progress, and with a request's
+/// answers when they are all finished.
 ///
 /// # Errors
 /// As [`generate`], and what `look` returns.
@@ -190,7 +191,7 @@ pub(crate) async fn draw(
 struct Collected(Vec<Vec<Option<Answer>>>);
 
 impl Collected {
-    /// Adds one; the request's answers, when that was the last.
+    /// Adds one answer. Returns all answers of the request if this was the last one.
     fn add(&mut self, request: usize, sample: usize, answer: Answer) -> Option<Vec<Answer>> {
         let all = &mut self.0[request];
         all[sample] = Some(answer);
@@ -198,15 +199,16 @@ impl Collected {
     }
 }
 
-/// Some of a request's samples.
+/// A part of a request's samples.
 struct Piece {
     request: usize,
     first: usize,
     samples: usize,
 }
 
-/// What is decoded together, of requests of (prompt tokens, samples): in order, while it fits in rows and,
-/// beyond the first, in prompt tokens. A request of more samples than rows comes in pieces.
+/// Splits requests, given as (prompt tokens, samples), into waves that are decoded together. Requests keep
+/// their order. A wave takes requests while they fit into `rows` and, after its first one, into
+/// `prompt_tokens`. A request with more samples than `rows` is split into pieces.
 fn waves(requests: &[(usize, usize)], rows: usize, prompt_tokens: usize) -> Vec<Vec<Piece>> {
     let mut waves: Vec<Vec<Piece>> = Vec::new();
     let mut used = (0, 0);
@@ -227,8 +229,8 @@ fn waves(requests: &[(usize, usize)], rows: usize, prompt_tokens: usize) -> Vec<
     waves
 }
 
-/// Sizes of a sampler's buffers: what is decoded together at most. Buffers that take some requests take any
-/// part of them, in any number of waves.
+/// Sizes of a sampler's buffers: the most that is decoded together. Buffers that are large enough for some
+/// requests are large enough for any part of them, in any number of waves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
     rows: usize,
@@ -237,8 +239,8 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// What requests of (prompt tokens, samples) for up to `max_new` tokens need, at most `most_rows` decoded
-    /// together.
+    /// The room that requests, given as (prompt tokens, samples), need for up to `max_new` new tokens, with
+    /// at most `most_rows` answers decoded together.
     pub fn of(
         memory: &Memory,
         config: &DecoderConfig,
@@ -246,7 +248,7 @@ impl Room {
         max_new: usize,
         most_rows: usize,
     ) -> Self {
-        // A layer's keys must fit one binding, and its logits one chunk.
+        // A layer's keys must fit into one binding, and the logits of all rows into one chunk.
         let slots = memory.max_binding() as usize / (4 * config.kv_heads * config.head_dim);
         let cached = slots.saturating_sub(PREFILL_TOKENS) / max_new.max(1);
         let most = chunk_rows(config.vocab, most_rows).min(most_rows).min(cached).max(1);
@@ -259,12 +261,12 @@ impl Room {
         room
     }
 
-    /// Answers decoded together.
+    /// The most answers that are decoded together.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Makes a sampler's buffers, and all that is read from them at once.
+    /// Allocates a sampler's buffers, and the one for the ids that the host reads at once.
     pub fn allocate(self, memory: &Memory, decoder: &Decoder) -> Result<impl Sized + use<>> {
         let read = self.rows * SYNC_STEPS;
         let read = Tensor::new(memory, Purpose::Staging, "drawn ids", read, DType::U32)?;
@@ -272,7 +274,7 @@ impl Room {
     }
 }
 
-/// A row being decoded, as the host knows it.
+/// The host's record of a row that is being decoded.
 struct Row {
     request: usize,
     index: u32,
@@ -317,8 +319,8 @@ impl Wave {
         })
     }
 
-    /// Decodes a wave to its end; `look` is told the answers and tokens since its last call, all rows, and
-    /// those of them that are done.
+    /// Decodes a wave to its end; `look` gets the answers and tokens since its last call, all rows, and the
+    /// rows that are finished.
     async fn run(
         &mut self,
         gpu: &Gpu,
@@ -343,7 +345,8 @@ impl Wave {
         let step = Pass { decoding: true, ..pass };
         let mut column = 1;
         loop {
-            // Until the next look: never past the length limit, where all rows are done.
+            // The steps until the next look. They never go past the length limit, where all rows are
+            // finished.
             let drawn = live.first().map_or(0, |&r| rows[r].ids.len());
             while column < SYNC_STEPS && drawn + column < settings.max_new_tokens as usize {
                 let hidden = decoder.hidden(&mut rec, step, &self.decode, Some(&self.caches))?;
@@ -406,14 +409,14 @@ impl Wave {
         (rows, sources)
     }
 
-    /// Uploads the tables of the live rows: each stands before drawing its next token.
+    /// Uploads the tables of the live rows, in their state before the next token is drawn.
     fn load_rows(&mut self, gpu: &Gpu, rows: &[Row], live: &[usize]) {
         let (mut tokens, mut ranges, mut state, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in live.iter().map(|&r| &rows[r]) {
             let [start, end] = row.prompt;
             let drawn = row.ids.len() as u32;
-            // The kernel moves position, slot and range on after every draw; before the first they stand one
-            // short.
+            // The kernel advances position, slot and range after every draw. Before the first draw they are
+            // one short of the answer's first token.
             let id = row.ids.last().copied().unwrap_or(0);
             let at = (end - start + drawn).wrapping_sub(1);
             tokens.push([id, at, (row.segment + drawn).wrapping_sub(1), 0]);
@@ -448,7 +451,7 @@ impl Wave {
     }
 }
 
-/// The ids of a prompt as bits.
+/// The ids of a prompt as a bit set.
 fn bits(prompt: &[u32], vocab: usize) -> Vec<u32> {
     let mut words = vec![0; vocab.div_ceil(32)];
     // Ids outside the vocabulary are refused when the prompt is loaded.
@@ -457,7 +460,7 @@ fn bits(prompt: &[u32], vocab: usize) -> Vec<u32> {
     words
 }
 
-/// Takes the drawn ids over into the rows. Returns how many there were.
+/// Appends the drawn ids to the rows. Returns how many there were.
 fn collect(rows: &mut [Row], live: &[usize], history: &[u32], columns: usize, vocab: usize) -> Result<usize> {
     let mut count = 0;
     for (drawn, &r) in history.chunks_exact(SYNC_STEPS).zip(live) {

@@ -17,7 +17,7 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// Query heads, kv heads, head_dim, and the factor on q: large scores make the running maximum move.
+/// Query heads, kv heads, head_dim, and the factor on q. Large scores make the running maximum change.
 const SHAPES: [(usize, usize, usize, f64); 7] = [
     (4, 2, 8, 8.0),
     (3, 1, 64, 1.0),
@@ -36,8 +36,8 @@ const BATCHES: [&[(u32, &[u32])]; 3] = [
     &[(40, &[17, 30, 1, 1, 9]), (13, &[64]), (0, &[5, 6])],
 ];
 
-/// Lengths about those of a tile of the portable kernels: 32 queries and heads that share a kv head, 16, 24
-/// or 32 keys.
+/// Lengths near the sizes of a tile of the portable kernels: 32 rows (a query and one of the heads that share
+/// a kv head), and 16, 24 or 32 keys.
 const EDGES: [&[(u32, &[u32])]; 6] = [
     &[(31, &[])],
     &[(32, &[])],
@@ -61,19 +61,19 @@ fn ranges(batch: &[(u32, &[u32])]) -> Vec<[u32; 4]> {
     all
 }
 
-/// The positions of a packed batch's tokens: a response goes on from its prompt.
+/// The positions of a packed batch's tokens: a response continues from its prompt.
 fn positions(ranges: &[[u32; 4]]) -> Vec<u32> {
     ranges.iter().map(|r| r[1] - r[0] + r[3] - r[2] - 1).collect()
 }
 
-/// Limits on what a query sees and how strongly.
+/// Limits on the keys that a query sees, and on its scores.
 #[derive(Clone, Copy, Default)]
 struct Limits {
     window: Option<usize>,
     cap: Option<f32>,
 }
 
-/// One layer on one batch: inputs, and what the reference makes of them.
+/// One layer on one batch: the inputs, and the reference's results.
 struct Case {
     shape: Shape,
     params: reference::attention::Params,
@@ -110,7 +110,7 @@ impl Case {
         Self { shape, params, ranges, q, k, v, o, lse, what }
     }
 
-    /// NaN in every slot that no query sees, as in a cache whose buffers were used before.
+    /// The same case with NaN in every slot that no query sees, as in a cache whose buffers were used before.
     fn spoilt(mut self) -> Self {
         let width = self.widths().1;
         let seen = |slot: u32| {
@@ -137,13 +137,13 @@ impl Case {
         lse.expect(gpu, format!("lse, {}", self.what), &self.lse).await
     }
 
-    /// Elements of a query's row and of a key's.
+    /// Elements of a query's row and of a key's row.
     fn widths(&self) -> (usize, usize) {
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         (heads * head_dim, kv_heads * head_dim)
     }
 
-    /// Queries, keys and values as columns of one row, between others that stay as they are.
+    /// Queries, keys and values as columns of one row, between other elements that must not change.
     fn beside(&self, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
         let (q_width, kv_width) = self.widths();
         let rows = q.chunks(q_width).zip(k.chunks(kv_width).zip(v.chunks(kv_width)));
@@ -216,8 +216,8 @@ fn packed(gpu: &Gpu, depth: Depth) -> Vec<Case> {
     cases
 }
 
-/// The head sizes to check beside those of [`SHAPES`]: all, but for software adapters, which take their time
-/// to compile each.
+/// The head sizes to check besides those of [`SHAPES`]: all of them, except on software adapters, which are
+/// slow to compile each one.
 fn head_dims(gpu: &Gpu) -> &'static [usize] {
     if gpu.tier() == Tier::Software { &[40] } else { &HEAD_DIMS }
 }
@@ -236,7 +236,8 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Windows that hide some of a prompt from its answers, all of it, and all but a query's own key.
+/// Windows that hide a part of a prompt from its answers, all of the prompt, or everything but a query's own
+/// key.
 async fn windows(gpu: &Gpu, depth: Depth) -> Outcome {
     for &shape in depth.of(&SHAPES) {
         for batch in [BATCHES[0], BATCHES[2], EDGES[4]] {
@@ -252,9 +253,9 @@ async fn windows(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Scores about their cap and far beyond it, where the slope vanishes.
+/// Scores near the cap, and far beyond it, where the derivative is almost 0.
 async fn capped(gpu: &Gpu, depth: Depth) -> Outcome {
-    // Software adapters take their time to compile large heads.
+    // Software adapters are slow to compile large heads.
     let dims = if gpu.tier() == Tier::Software { &CAPPED_HEAD_DIMS[..1] } else { &CAPPED_HEAD_DIMS[..] };
     for &dim in depth.of(dims) {
         for (size, cap) in [(2.0, 0.5), (32.0, 3.0)] {
@@ -271,7 +272,8 @@ async fn capped(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// One new token per row: prompts shared by rows, a segment of the cache for each, more slots than rows.
+/// One new token per row: prompts shared by rows, a segment of the cache for each row, and more slots than
+/// rows.
 async fn over_a_cache(gpu: &Gpu, depth: Depth) -> Outcome {
     let few = vec![
         [0, 20, 40, 41],
@@ -282,8 +284,8 @@ async fn over_a_cache(gpu: &Gpu, depth: Depth) -> Outcome {
         [0, 0, 99, 100],
         [0, 20, 41, 50],
     ];
-    // Prompts that begin and end inside of a tile, a gap between them, and answers of other lengths beside
-    // each other.
+    // Prompts that begin and end inside a tile, a gap between them, and neighbouring answers of different
+    // lengths.
     let prompts = [[0, 33], [33, 34], [40, 40], [50, 114], [33, 34]];
     let segment = |row: u32| (120 + row * 40, 120 + row * 40 + (row * 17) % 40);
     let many: Vec<[u32; 4]> = (0..70)

@@ -1,5 +1,5 @@
-//! What the checks share: tensors from reference values, and outputs that show what a kernel forgot or
-//! overran.
+//! What the checks share: tensors from reference values, and outputs that show which elements a kernel failed
+//! to write, or wrote past the end.
 
 use std::fmt::Display;
 
@@ -10,7 +10,8 @@ use crate::reference::blocks::{self, Format};
 use crate::reference::compare::compare_with;
 use crate::rng;
 
-/// Elements behind every output that a kernel must leave alone. Kernels on whole vec4s may fill the last one.
+/// Elements after every output that a kernel must not change. Kernels that work on whole vec4s may fill the
+/// output's last vec4.
 const GUARD: usize = 8;
 
 /// `n` values in [-size, size), exact in f32 when `size` is a power of two.
@@ -18,7 +19,7 @@ pub(super) fn values(seed: u32, n: usize, size: f64) -> Vec<f64> {
     rng::values(seed, n).into_iter().map(|v| f64::from((v * size) as f32)).collect()
 }
 
-/// A number below `bound`, from counters.
+/// A pseudo-random number below `bound`, from counters.
 pub(super) fn below(bound: u32, seed: u32, counter: u32) -> u32 {
     rng::pcg4d([counter, seed, 7, 7])[0] % bound
 }
@@ -32,8 +33,8 @@ pub(super) fn floats(gpu: &Gpu, data: &[f64]) -> Result<Tensor> {
     Tensor::from_f32(gpu, Purpose::Staging, "selftest input", &narrow(data))
 }
 
-/// `data`'s rows of `width`, the first at element `at`, the next `stride` further on each time; `fill` in
-/// between.
+/// The rows of `data`, `width` elements each: the first starts at element `at`, each next one `stride`
+/// elements later. The elements in between are `fill`.
 pub(super) fn spread(data: &[f64], width: usize, (at, stride): (usize, usize), fill: f64) -> Vec<f64> {
     let mut out = vec![fill; at];
     for (i, row) in data.chunks(width).enumerate() {
@@ -48,8 +49,8 @@ pub(super) fn words(gpu: &Gpu, data: &[u32]) -> Result<Tensor> {
     Tensor::from_u32(gpu, Purpose::Staging, "selftest table", data)
 }
 
-/// `data` rounded to `dtype`: the tensor, and the values it holds. Of a quantised type it holds others, as
-/// many.
+/// `data` rounded to `dtype`: the tensor, and the values it holds. For a quantised type the values are made
+/// up, and only their number is that of `data`.
 pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, Vec<f64>)> {
     let (bytes, held): (Vec<u8>, Vec<f64>) = match dtype {
         DType::F32 | DType::U32 => return Ok((floats(gpu, data)?, data.to_vec())),
@@ -71,7 +72,7 @@ pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, 
     Ok((Tensor::from_bytes(gpu, Purpose::Staging, "selftest weights", &bytes, shape)?, held))
 }
 
-/// Quantised weights with any codes and scales, and what the reference makes of them.
+/// Quantised weights with arbitrary codes and scales, and their values by the reference.
 fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) {
     let mut count = 0;
     let blocks = Blocks::made_up(dtype, len, || {
@@ -83,7 +84,7 @@ fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) 
         [&blocks.codes, &blocks.scales, &blocks.supers],
         len,
     );
-    // The host's own reading of blocks, which loading a model relies on.
+    // The host's own decoding of blocks, which loading a model relies on, must agree.
     let read: Vec<f64> = blocks.values().into_iter().map(f64::from).collect();
     assert!(
         read.iter().zip(&held).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()),
@@ -92,15 +93,15 @@ fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) 
     (blocks, held)
 }
 
-/// A tensor that a kernel writes, with a guard behind it.
+/// A tensor that a kernel writes, with a guard after it.
 pub(super) struct Output {
-    /// What the kernel is given.
+    /// The tensor to give to the kernel.
     pub tensor: Tensor,
     len: usize,
 }
 
 impl Output {
-    /// Full of NaN: an element that the kernel forgets cannot agree.
+    /// Full of NaN: an element that the kernel does not write fails the comparison.
     pub fn fresh(gpu: &Gpu, len: usize) -> Result<Self> {
         Self::holding(gpu, &vec![f64::NAN; len])
     }
@@ -113,7 +114,7 @@ impl Output {
         Ok(Self { tensor, len: earlier.len() })
     }
 
-    /// The elements, once the guard has been found whole.
+    /// The elements. Fails if the guard was changed.
     pub async fn read(&self, gpu: &Gpu, what: impl Display) -> std::result::Result<Vec<f32>, Failure> {
         let mut data = self.tensor.read_f32(gpu).await?;
         if let Some(i) = (self.len.next_multiple_of(4)..data.len()).find(|&i| !data[i].is_nan()) {
@@ -123,8 +124,8 @@ impl Output {
         Ok(data)
     }
 
-    /// Fails unless the elements agree with `expected`, sums of products whose inputs were rounded to f16 and
-    /// whose sizes add up to `sizes`.
+    /// Fails unless the elements agree with `expected`. They are sums of products whose inputs were rounded
+    /// to f16; `sizes` holds the sums of the products' absolute values.
     pub async fn expect_rounded(
         &self,
         gpu: &Gpu,
@@ -143,7 +144,7 @@ impl Output {
     }
 }
 
-/// The bits of `data`: equality of floats by value calls +0 and -0 equal and NaN unequal to itself.
+/// The bits of `data`. Compared by value, +0 and -0 would be equal, and NaN would not equal itself.
 pub(super) fn bits(data: &[f32]) -> Vec<u32> {
     data.iter().map(|v| v.to_bits()).collect()
 }

@@ -23,7 +23,7 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// Logits `(rows, vocab)` of every kind: wide, far from zero, and with one that dwarfs the rest.
+/// Logits `(rows, vocab)` of several kinds: wide, far from zero, and with one much larger than the rest.
 fn logits(rows: usize, vocab: usize) -> Vec<f64> {
     let mut all = values(1, rows * vocab, 8.0);
     for (r, row) in all.chunks_exact_mut(vocab).enumerate() {
@@ -50,7 +50,7 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
     ]) {
         let what = format!("rows={total} vocab={vocab} chunk={most}");
         let all = logits(total, vocab);
-        // A cap that all logits keep below.
+        // A cap that is larger than all logits.
         let cap = 2.0 * all.iter().fold(1.0f64, |most, l| most.max(l.abs()));
         let target: Vec<u32> = (0..total as u32).map(|r| below(vocab as u32, 5, r)).collect();
         let sequence: Vec<u32> = (0..total as u32).map(|r| r / 3).collect();
@@ -70,7 +70,7 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
             let held = Output::holding(gpu, &all[first * vocab..(first + rows) * vocab])?;
             let chunk = Chunk { rows, first, total, vocab, cap: None };
             log_prob::forward(&mut rec, &held.tensor, &predict, &stats.tensor, chunk)?;
-            // Both forms: the one without coefficients from logits of its own.
+            // Both forms of the kernel. The one without coefficients gets its own copy of the logits.
             let unit = Output::holding(gpu, &all[first * vocab..(first + rows) * vocab])?;
             log_prob::backward(&mut rec, &predict, &stats.tensor, None, &unit.tensor, chunk)?;
             log_prob::backward(&mut rec, &predict, &stats.tensor, Some(&coefficient), &held.tensor, chunk)?;
@@ -126,7 +126,7 @@ async fn sums(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Neighbouring [start, end) of these lengths, and the end of the last.
+/// Consecutive ranges [start, end) of these lengths, and the end of the last.
 fn spans(lengths: &[u32]) -> (Vec<[u32; 2]>, usize) {
     let mut end = 0;
     let spans = lengths.iter().map(|&length| {
@@ -139,13 +139,13 @@ fn spans(lengths: &[u32]) -> (Vec<[u32; 2]>, usize) {
 /// A batch of groups for one dispatch.
 struct Groups {
     sizes: Vec<u32>,
-    /// By sequence, the log-probs of its tokens.
+    /// The token log-probs of each sequence.
     tokens: Vec<Vec<f64>>,
     reference: Vec<f64>,
 }
 
 impl Groups {
-    /// The reference's outcome `(G, 4)` and coefficients `(R)`.
+    /// The outcome `(G, 4)` and coefficients `(R)` of the f64 formula.
     fn expected(&self, formula: Formula, terms: Terms, divisor: usize) -> (Vec<f64>, Vec<f64>) {
         let (mut outcome, mut coefficient) = (Vec::new(), Vec::new());
         for [start, end] in spans(&self.sizes).0 {
@@ -204,7 +204,7 @@ const TABLE: [Known; 4] = [
     (&[1.5, -0.5], -3.0, [0.2, 0.1], [0.65, 0.420_055_34, -0.017_149_48, 0.068_597_91]),
 ];
 
-/// Rounded so that sums of a few are exact in f32.
+/// Rounded so that sums of a few values are exact in f32.
 fn exact(value: f64) -> f64 {
     (value * 64.0).round() / 64.0
 }
@@ -230,8 +230,8 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
     Ok(())
 }
 
-/// Random groups; `spread` is the largest log-ratio. With `one_side` a group's sequences are empty but for
-/// one.
+/// Random groups; `spread` is the largest log-ratio. With `one_side`, only one sequence of each group is not
+/// empty.
 async fn group_batch(
     gpu: &Gpu,
     formula: Formula,
@@ -304,7 +304,7 @@ async fn groups(gpu: &Gpu, depth: Depth) -> Outcome {
     group_batch(gpu, Formula::Sft, &[1, 3, 2], (4.0, false), (terms(false), 3)).await
 }
 
-/// Unlikelihood of tokens so likely that 1 - p vanishes in f32, or nearly.
+/// Unlikelihood of tokens so likely that 1 - p is 0 in f32, or nearly 0.
 async fn likely(gpu: &Gpu, _: Depth) -> Outcome {
     let tokens = [-1e-2, -0.99e-2, -1e-3, -3e-5, -1e-5, -0.9e-5, -1e-7, 0.0, -30.0, -120.0];
     let tokens = tokens.map(|logp: f64| f64::from(logp as f32)).to_vec();

@@ -21,8 +21,8 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// m, n, k. Blocks are 4 or 16 rows by 8 columns, tiles 64 by 64 by 16; all multiples of 4 take the wide
-/// loads.
+/// m, n, k. Blocks are 4 or 16 rows by 8 columns, tiles 64 by 64 by 16; shapes with only multiples of 4 use
+/// the wide loads.
 const SHAPES: [[usize; 3]; 20] = [
     [17, 31, 3],
     [20, 12, 8],
@@ -42,7 +42,7 @@ const SHAPES: [[usize; 3]; 20] = [
     [36, 68, 20],
     [68, 12, 36],
     [130, 132, 68],
-    // Rows between one and two subgroups, whose last step of k is half or whole.
+    // Rows for more than one subgroup and fewer than two; the last step of k is half full or full.
     [9, 20, 12],
     [11, 72, 40],
 ];
@@ -73,7 +73,7 @@ async fn all(gpu: &Gpu, depth: Depth, form: Form) -> Outcome {
                 Case { decoding: true, alpha: 0.75, residual: true, ..case }.check(gpu).await?;
             }
         }
-        // Everything at once.
+        // All options at once.
         for (m, n, k) in [(13, 11, 9), (13, 12, 8)] {
             let (dims, more) = (Dims { m, n, k }, form == Form::Nt);
             let all = Case {
@@ -202,11 +202,11 @@ impl Case {
     }
 }
 
-/// The bits of a product by each family of kernels.
+/// The bits of a product, for each family of kernels.
 type Bits = BTreeMap<Family, Vec<u32>>;
 
-/// The product of `x` with `w`, whose values are given as they are in memory: the same bits by every
-/// candidate of a family.
+/// The product of `x` with `w`, whose values are given as they are in memory. Fails unless all candidates of
+/// a family give the same bits.
 async fn product(
     gpu: &Gpu,
     form: Form,
@@ -230,7 +230,8 @@ async fn product(
     Ok(all)
 }
 
-/// Fails unless `found` has the families of `expected`, each with the first of its bits.
+/// Fails unless `found` has the same families as `expected`, and its bits equal the first of the expected
+/// ones.
 fn equal_bits(what: &str, found: &Bits, expected: &Bits) -> Outcome {
     equal(what, &found.keys().collect::<Vec<_>>(), &expected.keys().collect::<Vec<_>>())?;
     for (family, found) in found {
@@ -239,7 +240,7 @@ fn equal_bits(what: &str, found: &Bits, expected: &Bits) -> Outcome {
     Ok(())
 }
 
-/// Packed weights give the very bits that the same weights give in f32.
+/// Packed weights give exactly the same bits as the same weights in f32.
 async fn packed_is_exact(gpu: &Gpu, _: Depth) -> Outcome {
     for form in [Form::Nt, Form::Nn, Form::Tn] {
         for (m, n, k) in [(20, 12, 36), (20, 24, 40), (7, 13, 19)] {
@@ -258,8 +259,8 @@ async fn packed_is_exact(gpu: &Gpu, _: Depth) -> Outcome {
 /// Quantised weights against the reference, and bit for bit against the same weights in f32.
 async fn quantised(gpu: &Gpu, depth: Depth) -> Outcome {
     for dtype in DType::QUANTISED {
-        // Rows, the other side of the weights, and the blocks of one of their rows.
-        // Every type needs kernels of its own, which take their time to compile: one shape for most of them.
+        // Rows of x, the other dimension of the weights, and the blocks in a row of the weights. Every type
+        // needs its own kernels, which are slow to compile, so most types have one shape.
         let shapes = [(20, 24, 1), (7, 13, 2), (1, 5, 1), (9, 64, 3), (33, 68, 1)];
         let all = matches!(dtype, DType::Q4 | DType::Q6K);
         for &(m, other, blocks) in depth.of(if all { &shapes } else { &shapes[..1] }) {
@@ -309,11 +310,12 @@ async fn quantised(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Sums over a vocabulary of many small terms and a large one, all of one sign: added up one after the other
-/// all are rounded the same way, and the check fails. As the head's way back computes them, whole.
+/// Sums over a vocabulary, of many small terms and a large one, all of one sign. If they were added one after
+/// the other, all would be rounded the same way and the check would fail. The head's backward pass computes
+/// such sums, over the whole vocabulary.
 async fn long_sums(gpu: &Gpu, _: Depth) -> Outcome {
     if gpu.precision() == Precision::F16 {
-        // Terms so small are no numbers of f16.
+        // f16 cannot represent terms this small.
         return Ok(());
     }
     let (m, n, k) = (3, 8, 49_152);
@@ -321,7 +323,7 @@ async fn long_sums(gpu: &Gpu, _: Depth) -> Outcome {
         |i: usize| if i.is_multiple_of(k) { 1.0 } else { (1.0 + (i % 7) as f64 / 7.0) / (1.43 * k as f64) };
     let small = |i: usize| 1.0 + (i % 11) as f64 / 100.0;
     for form in [Form::Nn, Form::Tn] {
-        // The rows of x, which TN has as columns.
+        // The rows of x; for TN they are its columns.
         let x: Vec<f64> =
             (0..m * k).map(|i| if form == Form::Nn { term(i) } else { term(i / m + i % m * k) }).collect();
         let [x, w] = [x, (0..k * n).map(small).collect()]

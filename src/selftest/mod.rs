@@ -1,10 +1,9 @@
-//! Every kernel, and a small model as a whole, against f64 references, on the adapter at hand: `aweigh
+//! Checks every kernel, and a small model as a whole, against f64 references on the current adapter. `aweigh
 //! selftest` and `tests/gpu.rs` run the same checks.
 //!
-//! One file a theme. A check records the kernel on several shapes, with outputs full of NaN where they are
-//! written and with known values where they are added to, and compares every element with
-//! [`crate::reference`]. Inputs are functions of a seed: a failure on one machine is the same failure on the
-//! next.
+//! One file per theme. A check records the kernel on several shapes and compares every element with
+//! [`crate::reference`]. Outputs that a kernel overwrites are full of NaN before, and outputs that it adds to
+//! hold known values. Inputs depend only on a seed: a failure on one machine is the same failure on the next.
 
 mod attention;
 mod bench;
@@ -74,7 +73,7 @@ impl Check {
     /// Runs the check on `gpu`.
     ///
     /// # Errors
-    /// The first shape that is off, with its worst element, or what the device reported.
+    /// The first shape with a wrong result, with its worst element, or what the device reported.
     pub async fn run(&self, gpu: &Gpu, depth: Depth) -> Outcome {
         (self.run)(gpu, depth).await
     }
@@ -114,7 +113,7 @@ pub fn agree(what: impl std::fmt::Display, found: &[f32], expected: &[f64]) -> O
         .map_err(|message| Failure(format!("{what}: {message}")))
 }
 
-/// Fails with `what` unless `found` is `expected`, bit for bit.
+/// Fails with `what` unless `found` equals `expected`, element by element.
 fn equal<T: PartialEq + std::fmt::Debug>(
     what: impl std::fmt::Display,
     found: &[T],

@@ -18,7 +18,7 @@ pub(super) fn checks() -> Vec<Check> {
     vec![check!("model_gradients", gradients)]
 }
 
-/// heads · head_dim is not the width, and no size is a multiple of another where the architecture allows it.
+/// heads · head_dim is not the width, and none of width, ff and vocab is a multiple of another.
 const SHAPE: Shape = Shape {
     layers: 2,
     width: 24,
@@ -33,26 +33,27 @@ const SHAPE: Shape = Shape {
 const EPS: f32 = 1e-5;
 const RANK: usize = 3;
 const THETA: f64 = 100.0;
-/// More than any sequence below has.
+/// More positions than any sequence below has tokens.
 const POSITIONS: usize = 32;
 
-/// Of a whole model, where rounding adds up over layers and tokens: what PyTorch's own f32 keeps to as well.
+/// For a whole model, where rounding errors add up over layers and tokens. PyTorch's own f32 keeps to it as
+/// well.
 const EXACT: Tolerance = Tolerance { abs: 2e-5, eps: 2e-4 };
-/// With [`Precision::F16`] every input of every product is off by up to 2^-10 of its size, and products
-/// cancel: the share of a tensor's largest element that its elements may be off by. Rounding to nearest,
-/// llvmpipe keeps within 2e-2, by either kind of kernel.
+/// The tolerance with [`Precision::F16`], as a share of the tensor's largest element: every input of every
+/// product has a relative error of up to 2^-10, and products cancel. llvmpipe, which rounds to nearest, keeps
+/// within 2e-2 with either kind of kernel.
 const ROUNDED: f64 = 5e-2;
 
-/// PEFT's prefix of every tensor of an adapter.
+/// PEFT's prefix for the name of every tensor of an adapter.
 const PEFT: &str = "base_model.model.";
 
-/// A model, what of it is trained, and the loss.
+/// A model, which of its weights are trained, and the loss.
 struct Variant {
     biased: bool,
     tied: bool,
     /// Train an adapter on all projections instead of all weights.
     lora: bool,
-    /// Of the weights as stored; those that are trained are f32 on the device.
+    /// Type of the weights as stored; weights that are trained are f32 on the device.
     dtype: DType,
     formula: Formula,
     normed: bool,
@@ -60,7 +61,7 @@ struct Variant {
 
 const D2O: Formula = Formula::D2o { alpha: 0.6, beta: 0.9 };
 const KTO: Formula = Formula::Kto { beta: 0.5, desirable_weight: 1.0, undesirable_weight: 2.0 };
-/// What a KTO loss is told of the KL divergence.
+/// The KL divergence that a KTO loss is given.
 const KL: f64 = 0.25;
 const SFT: Formula = Formula::Sft;
 const DPO: Formula = Formula::Dpo { beta: 0.5, label_smoothing: 0.1 };
@@ -139,7 +140,7 @@ impl Text {
         groups.map(|(prompt, r)| Group { prompt, responses: r.iter().map(Vec::as_slice).collect() }).collect()
     }
 
-    /// Made-up reference log-probs: about those of even guesses, so that no σ is saturated.
+    /// Made-up reference log-probs: about those of a uniform distribution, so that no σ is saturated.
     fn reference(&self) -> Vec<f64> {
         let lengths: Vec<usize> = self.responses.iter().flatten().map(Vec::len).collect();
         let noise = values(50, lengths.len(), 2.0);
@@ -269,7 +270,7 @@ impl Variant {
         Ok(Found { logps, losses: outcome.chunks_exact(4).map(|o| o[0]).collect(), gradients })
     }
 
-    /// What it should compute.
+    /// What the engine should compute, in f64.
     fn in_double(&self, weights: &Tensors, text: &Text) -> Expected {
         let groups = text.groups();
         let packed: Vec<(&[u32], &[&[u32]])> =
@@ -336,7 +337,7 @@ struct Expected {
     gradients: Tensors,
 }
 
-/// An adapter's tensors on all projections, B as well filled: with B zero nothing would reach A.
+/// An adapter's tensors on all projections, B is filled too: with B zero, A would get no gradient.
 fn adapters() -> Vec<Named> {
     let both = |(name, inputs, outputs): (String, usize, usize)| {
         [
@@ -359,7 +360,7 @@ fn file(tensors: &[Named], seed: u32, prefix: &str) -> Result<Vec<u8>> {
     serialize(filled.iter().map(|(name, shape, data)| (name.as_str(), shape.as_slice(), data.as_slice())))
 }
 
-/// The values that a file holds, as the reference takes them.
+/// The values that a file holds, in f64 for the reference.
 fn in_double(weights: &Weights, tensors: &[Named], prefix: &str) -> Result<Tensors> {
     let one = |(name, shape): &Named| {
         let stored = weights.get(&format!("{prefix}{name}"), shape)?.to_f32();

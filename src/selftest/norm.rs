@@ -23,13 +23,13 @@ const SHAPES: [(usize, usize); 9] =
     [(3, 65), (9, 7), (1, 1), (8, 64), (7, 63), (17, 128), (1, 576), (65, 3), (5, 1031)];
 const EPS: f64 = 1e-5;
 
-/// The weights that a shift of 1, as Gemma has it, makes of `w`.
+/// The weights `w` with a shift of 1, as in Gemma.
 fn shifted(w: &[f64]) -> Vec<f64> {
     w.iter().map(|w| w + 1.0).collect()
 }
 
 async fn norm(gpu: &Gpu, rows: usize, width: usize) -> Outcome {
-    // A first row close to zero, where eps counts.
+    // The first row is close to zero, where eps matters.
     let mut x = values(1, rows * width, 4.0);
     x[..width].iter_mut().for_each(|v| *v /= 1024.0);
     let w = values(2, width, 2.0);
@@ -186,7 +186,7 @@ async fn heads(gpu: &Gpu, depth: Depth) -> Outcome {
         let weights = [weights[0].as_slice(), weights[1].as_slice()];
         let (y, rstd) = reference::head_norm::forward(&x, weights, both, head_dim, EPS);
         let (dx, dw) = reference::head_norm::backward(&x, weights, &rstd, &dy, both, head_dim);
-        // Among other columns, which stay as they are.
+        // Among other columns, which must not change.
         let place = (3, all + 5);
         let among = |x: &[f64]| spread(x, all, place, 0.5);
         let (x_out, dx_out) = (Output::holding(gpu, &among(&x))?, Output::holding(gpu, &among(&dy))?);

@@ -17,8 +17,8 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// The norm over all `counts` together, and the scale for a limit below it, above it and absent. The tiny
-/// gradients are as small as the 1e-6 that keeps the scale finite.
+/// The norm over all gradients together, and the clip scale for a limit below the norm, above it and without
+/// a limit. A gradient that is alone has elements about as small as the 1e-6 that keeps the scale finite.
 async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
     let arenas: [&[usize]; 5] = [&[1025, 3], &[1], &[5, 1024, 4099], &[1023], &[64, 1, 1, 7]];
     for &counts in depth.of(&arenas) {
@@ -48,7 +48,8 @@ async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// A gradient with one element that is no finite number, wherever it is: the scale skips the step.
+/// A gradient with one element that is NaN, infinite or so large that its square overflows, at different
+/// places: the scale must skip the step.
 async fn norm_of_none(gpu: &Gpu, depth: Depth) -> Outcome {
     for &(count, at) in depth.of(&[(1025, 1024), (1, 0), (4099, 1500)]) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
@@ -109,8 +110,8 @@ async fn steps(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Every step from the codes that the one before it left: parameters as AdamW makes them of those, new codes
-/// the nearest ones.
+/// Every step starts from the codes that the step before it left. The parameters must be those of AdamW on
+/// the decoded moments, and the new codes must be the nearest ones.
 async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
     let numbers = table();
     let on_device = Tensor::from_f32(gpu, Purpose::Moments, "table", &numbers)?;
@@ -120,13 +121,13 @@ async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
         let mut w = values(1, count, 1.0);
         for t in 1..=5 {
             let what = format!("count={count} step {t}");
-            // From one element to the next the gradients' sizes differ by up to a million times.
+            // From one element to the next, the size of the gradient changes by a factor of up to a million.
             let size = |(i, g): (usize, f64)| g * 10f64.powi(-((i % 7) as i32));
             let g: Vec<f64> = values(10 + t, count, 4.0).into_iter().enumerate().map(size).collect();
             let g: Vec<f64> = g.into_iter().map(|g| f64::from(g as f32)).collect();
             let [mut m, mut v] =
                 reference::adamw_8bit::moments(&moments.read_u32(gpu).await?, &numbers, count);
-            // The third is skipped.
+            // The third step is skipped.
             let scale = if t == 3 { -1.0 } else { 0.5 };
             let clip = floats(gpu, &[f64::NAN, scale])?;
             let output = Output::holding(gpu, &w)?;

@@ -1,4 +1,4 @@
-//! Kernels that treat every element, or every pair, by itself.
+//! Kernels that compute every element, or every pair of elements, independently.
 
 use super::bench::{Output, below, bits, floats, spread, values, words};
 use super::{Check, Depth, Outcome, check, equal};
@@ -48,14 +48,14 @@ async fn activate(gpu: &Gpu, depth: Depth) -> Outcome {
             let what = format!("{function:?} {rows}x{inner}");
             let count = rows * inner;
             let mut gate = values(1, count, 8.0);
-            // Where exp overflows, and where it vanishes.
+            // Values where exp overflows, and where it is 0.
             gate.iter_mut().zip([-100.0, 100.0, 0.0]).for_each(|(gate, extreme)| *gate = extreme);
             let (up, dact) = (values(2, count, 2.0), values(3, count, 1.0));
             let act = reference::activation::forward(expected, &gate, Some(&up));
             let (dgate, dup) = reference::activation::backward(expected, &gate, Some(&up), &dact);
             let plain = reference::activation::forward(expected, &gate, None);
             let (dplain, _) = reference::activation::backward(expected, &gate, None, &dact);
-            // A token's gate and up are neighbours.
+            // A token's gate and up are stored next to each other.
             let beside = |a: &[f64], b: &[f64]| -> Vec<f64> {
                 a.chunks(inner).zip(b.chunks(inner)).flat_map(|(a, b)| [a, b].concat()).collect()
             };
@@ -83,7 +83,7 @@ async fn activate(gpu: &Gpu, depth: Depth) -> Outcome {
 async fn cap(gpu: &Gpu, depth: Depth) -> Outcome {
     for &count in depth.of(&COUNTS) {
         let mut x = values(1, count, 64.0);
-        // Far beyond the cap, where exp overflows or vanishes.
+        // Far beyond the cap, where exp overflows or is 0.
         x.iter_mut().zip([-1e4, 1e4, 0.0]).for_each(|(x, extreme)| *x = extreme);
         let out = Output::holding(gpu, &x)?;
         let mut rec = Recorder::new(gpu);
@@ -94,7 +94,7 @@ async fn cap(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// What the mask makes of `x`, in f32 as on the device: the same bits.
+/// `x` with the mask applied, in f32 as on the device, so that the bits are the same.
 fn masked(mask: Mask, x: &[f64]) -> Vec<f32> {
     let Mask { p, stream, step, seed } = mask;
     let params = reference::dropout::Params { p, stream, step, seed };
@@ -154,7 +154,7 @@ async fn many_groups(gpu: &Gpu, depth: Depth) -> Outcome {
 }
 
 async fn turn(gpu: &Gpu, depth: Depth) -> Outcome {
-    // Tokens, heads, elements of a head, and how many of them turn.
+    // Tokens, heads, elements of a head, and how many of them are rotated.
     for &(tokens, heads, head_dim, dim) in depth.of(&[
         (7, 3, 8, 8),
         (4, 2, 16, 4),
@@ -170,7 +170,7 @@ async fn turn(gpu: &Gpu, depth: Depth) -> Outcome {
         let x = values(1, tokens * heads * head_dim, 2.0);
         let words_of = |&position: &u32| [u32::MAX, position, u32::MAX, u32::MAX];
         let described: Vec<u32> = positions.iter().flat_map(words_of).collect();
-        // Heads apart from each other, among other columns, which stay as they are.
+        // Heads with gaps between them, among other columns, which must not change.
         let apart = head_dim + 2;
         let (width, place) = (heads * apart, (5, heads * apart + 3));
         let among = |x: &[f64]| {

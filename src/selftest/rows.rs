@@ -17,8 +17,8 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// Rows read, width, rows of the table. Odd widths let packed rows begin in the middle of a word; few rows
-/// are read often.
+/// Rows read, width, rows of the table. With odd widths, packed rows begin in the middle of a word. The rows
+/// of a small table are read several times.
 const SHAPES: [(usize, usize, usize); 8] =
     [(9, 7, 4), (1, 1, 1), (70, 5, 3), (64, 64, 100), (3, 65, 2), (33, 16, 500), (5, 3, 5), (130, 12, 129)];
 
@@ -53,7 +53,7 @@ async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
             for stride in [1, 4] {
                 let index = indices(rows, table_rows);
                 let (table, held) = weights(gpu, dtype, &values(1, table_rows * width, 1.0))?;
-                // What lies between the strides must not be read as an index.
+                // The words between the strided indices must not be read as an index.
                 let mut strided = vec![u32::MAX; rows * stride];
                 index.iter().enumerate().for_each(|(r, &i)| strided[r * stride] = i);
                 let out = Output::fresh(gpu, rows * width)?;
@@ -76,7 +76,7 @@ async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// By another word of the index, scaled, added to what is there; and the gradient of it.
+/// Gathers by another word of the index, scaled, and added to earlier values; also the gradient of that.
 async fn scaled(gpu: &Gpu, depth: Depth) -> Outcome {
     for &(rows, width, table_rows) in depth.of(&SHAPES) {
         let what = format!("rows={rows} width={width} table={table_rows}");
@@ -88,7 +88,7 @@ async fn scaled(gpu: &Gpu, depth: Depth) -> Outcome {
         let (list, targets) = gather::lists(index.iter().copied());
         let mut rec = Recorder::new(gpu);
         let reading = Reading { first: 1, scale: 3.0, accumulate: true, ..Reading::plain(rows, width, 4) };
-        // The table in two pieces, which must each leave the other's rows alone.
+        // The table is in two pieces. Each dispatch must leave the rows of the other piece alone.
         let half = table_rows / 2;
         let described = words(gpu, &described)?;
         for (first, count) in [(half, table_rows - half), (0, half)] {
@@ -139,7 +139,7 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
 }
 
 async fn write(gpu: &Gpu, depth: Depth) -> Outcome {
-    // Heads that lie behind each other, and among those of a fused projection.
+    // Heads stored one after another, and heads between those of a fused projection.
     for (apart, &(rows, width, _)) in
         [1, 3].into_iter().flat_map(|n| depth.of(&SHAPES).iter().map(move |s| (n, s)))
     {

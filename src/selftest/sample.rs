@@ -1,4 +1,5 @@
-//! Drawing tokens: against the reference token by token, in distribution, and in what it does to the rows.
+//! Drawing tokens: compared with the reference token by token, by distribution, and by how it changes the
+//! rows.
 
 use std::fmt::Display;
 
@@ -18,7 +19,7 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// What the history and the guards hold before.
+/// What the history and the guards hold before a step.
 const UNTOUCHED: u32 = 0xabab_abab;
 /// Columns of the history, and the one that is written.
 const COLUMNS: usize = 3;
@@ -40,7 +41,7 @@ fn row(index: u32, logits: Vec<f64>) -> Row {
     }
 }
 
-/// Logits of the kinds that `index` picks: wide, with ties, flat, one that leads by far.
+/// A row with logits of a kind that `index` picks: wide, with ties, flat, or with one far above the rest.
 fn random(index: u32, vocab: usize) -> Row {
     let wide = values(100 + index, vocab, 8.0);
     let logits = match index % 4 {
@@ -52,7 +53,7 @@ fn random(index: u32, vocab: usize) -> Row {
     row(index, logits)
 }
 
-/// The settings as the reference takes them.
+/// The settings in the reference's types.
 fn of(settings: &Settings) -> reference::sample::Settings {
     reference::sample::Settings {
         filters: reference::sample::Params {
@@ -67,7 +68,7 @@ fn of(settings: &Settings) -> reference::sample::Settings {
     }
 }
 
-/// A u32 tensor with a guard behind it.
+/// A u32 tensor with a guard after it.
 fn guarded(gpu: &Gpu, data: impl Iterator<Item = u32>) -> crate::Result<Tensor> {
     words(gpu, &data.chain([UNTOUCHED; 8]).collect::<Vec<_>>())
 }
@@ -79,7 +80,7 @@ async fn unguarded(gpu: &Gpu, tensor: &Tensor, what: impl Display) -> Result<Vec
     Ok(data)
 }
 
-/// The rows after one call.
+/// The rows after one step on the device.
 async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, Failure> {
     let (count, vocab) = (rows.len(), rows[0].logits.len());
     let seen_words = vocab.div_ceil(32);
@@ -123,7 +124,7 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
     Ok((0..count).map(after).collect())
 }
 
-/// All but the logits, which would drown the message.
+/// Compares everything but the logits, which would make the message too long.
 fn same(what: impl Display, found: &Row, expected: &Row) -> Outcome {
     let short = |row: &Row| (row.drawn, row.state, row.token, row.range, row.seen.clone());
     if short(found) == short(expected) {
@@ -196,7 +197,7 @@ async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Over many samples of one prompt, tokens come as often as their kept probabilities say: within five
+/// Over many samples of one prompt, tokens occur as often as their kept probabilities say, within five
 /// standard deviations.
 async fn frequencies(gpu: &Gpu, depth: Depth) -> Outcome {
     let count = if depth == Depth::Full { 8192 } else { 1024 };
@@ -224,7 +225,7 @@ async fn frequencies(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// A row's token depends on its prompt, sample and step, not on its place or its company.
+/// A row's token depends on its prompt, sample and step, not on its place in the batch or on the other rows.
 async fn row_order(gpu: &Gpu, _: Depth) -> Outcome {
     let rows: Vec<Row> = (0..13).map(|index| random(index, 131)).collect();
     for settings in [settings(1.0, 0, 1.0, 1.0), settings(0.9, 20, 0.9, 1.2)] {
@@ -241,7 +242,7 @@ async fn row_order(gpu: &Gpu, _: Depth) -> Outcome {
     Ok(())
 }
 
-/// A row ends at any of the end tokens or at the last step it may take; one that has ended is left alone.
+/// A row ends at any of the end tokens or at the last step it may take; a row that has ended is not changed.
 async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
     let vocab = 40;
     let leading =
@@ -260,7 +261,7 @@ async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
         rows[3].state[3] = 1;
         rows[4].state[3] = 1;
         for row in &mut rows {
-            // The leading token must not have been seen: its penalty would dethrone it.
+            // The leading token must not have been seen: with the penalty it would no longer lead.
             row.seen.clear();
         }
         let found = step(gpu, &settings, &rows).await?;
@@ -275,8 +276,8 @@ async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
     }
 }
 
-/// NaN ends a row and draws no id; infinities and huge logits neither hang the device nor draw what has no
-/// mass.
+/// NaN logits end a row without drawing an id. Infinite and huge logits must not hang the device or draw a
+/// token that has no probability mass.
 async fn bad_logits(gpu: &Gpu, _: Depth) -> Outcome {
     let vocab = 70;
     let mut rows: Vec<Row> = (0..5).map(|index| random(index, vocab)).collect();

@@ -4,7 +4,7 @@
 //! `#ifndef`, `#else`, `#endif`, and `#each I COUNT` with `#end`: the lines between are repeated with `$I`
 //! replaced by 0, 1, .. COUNT - 1, where COUNT is a product or quotient of numbers and definitions
 //! (`ROWS*STEPS/SG`). Anything else that starts with `#` is an error. A variant's valued definitions become
-//! constants at the top, behind the lines with `enable`, which WGSL wants first.
+//! constants at the top, after the `enable` lines, which WGSL requires first.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -73,12 +73,36 @@ impl fmt::Display for Variant {
     }
 }
 
-/// All variants that may be compiled, from `shaders/permutations`. `{a|b|}` in a line stands for each choice
-/// in turn.
+/// All variants that may be compiled, from `shaders/permutations`. `{a|b|}` in a line stands for each choice in
+/// turn, and `$name` for the choices of a set that a line `name: a|b` before it has defined.
+///
+/// # Errors
+/// A value that is not a number, or a set that is not defined.
 pub fn permutations() -> Result<Vec<Variant>, String> {
-    let lines =
-        PERMUTATIONS.lines().map(|l| l.split('#').next().unwrap_or("").trim()).filter(|l| !l.is_empty());
-    lines.flat_map(expand).map(|line| Variant::parse(&line)).collect()
+    variants(PERMUTATIONS)
+}
+
+fn variants(text: &str) -> Result<Vec<Variant>, String> {
+    let mut sets: Vec<(String, String)> = Vec::new();
+    let mut all = Vec::new();
+    for line in text.lines().map(|line| line.split('#').next().unwrap_or("").trim()) {
+        let mut line = line.to_string();
+        for (name, choices) in &sets {
+            line = line.replace(&format!("${name}"), choices);
+        }
+        if let Some(at) = line.find('$') {
+            return Err(format!("shaders/permutations: {} is not defined", &line[at..]));
+        }
+        match line.split_once(": ") {
+            Some((name, choices)) => sets.push((name.into(), choices.trim().into())),
+            None if line.is_empty() => {}
+            None => {
+                let parsed = expand(&line).into_iter().map(|line| Variant::parse(&line));
+                all.extend(parsed.collect::<Result<Vec<_>, _>>()?);
+            }
+        }
+    }
+    Ok(all)
 }
 
 fn expand(line: &str) -> Vec<String> {
@@ -108,13 +132,17 @@ pub fn source(variant: &Variant) -> Result<String, String> {
     Ok(all)
 }
 
-/// A variant's text as it grows.
+/// The text of a variant while it is expanded.
 struct Expansion<'a> {
     defines: &'a BTreeMap<String, Option<u32>>,
     imported: Vec<String>,
     /// The `enable` directives, which must come before everything else.
     enables: String,
     out: String,
+    /// How many `#each` blocks the lines are in.
+    each: usize,
+    /// The names that each open block has declared.
+    scopes: Vec<Vec<String>>,
 }
 
 /// A line with its number, for messages.
@@ -122,7 +150,14 @@ type Line = (usize, String);
 
 impl<'a> Expansion<'a> {
     fn new(defines: &'a BTreeMap<String, Option<u32>>) -> Self {
-        Self { defines, imported: Vec::new(), enables: String::new(), out: String::new() }
+        Self {
+            defines,
+            imported: Vec::new(),
+            enables: String::new(),
+            out: String::new(),
+            each: 0,
+            scopes: vec![Vec::new()],
+        }
     }
 
     fn include(&mut self, name: &str) -> Result<(), String> {
@@ -148,6 +183,7 @@ impl<'a> Expansion<'a> {
             let kept = open.iter().all(|&kept| kept);
             let Some(directive) = line.trim_start().strip_prefix('#') else {
                 if kept {
+                    self.declare(line).map_err(|what| fail(&what))?;
                     let out = if line.starts_with("enable ") { &mut self.enables } else { &mut self.out };
                     out.push_str(line);
                     out.push('\n');
@@ -175,18 +211,45 @@ impl<'a> Expansion<'a> {
                     at += length + 1;
                     if kept {
                         let count = self.count(count).ok_or_else(|| fail("no such count"))?;
+                        self.each += 1;
                         for i in 0..count {
                             let one = |(number, line): &Line| {
                                 (*number, line.replace(&format!("${variable}"), &i.to_string()))
                             };
                             self.lines(name, &body.iter().map(one).collect::<Vec<_>>())?;
                         }
+                        self.each -= 1;
                     }
                 }
                 _ => return Err(fail(&format!("unknown directive #{directive}"))),
             }
         }
         if open.is_empty() { Ok(()) } else { Err(format!("shaders/{name}.wgsl: #ifdef without #endif")) }
+    }
+
+    /// Notes what a line declares. In an `#each`, names with a number are made up: one that hides a name of a
+    /// block around it is a mistake that WGSL lets pass.
+    fn declare(&mut self, line: &str) -> Result<(), String> {
+        let code = line.split("//").next().unwrap_or("");
+        let mut declares = false;
+        for word in code.split_inclusive(|c: char| !(c.is_alphanumeric() || c == '_')) {
+            let name = word.trim_end_matches(|c: char| !(c.is_alphanumeric() || c == '_'));
+            if declares && !name.is_empty() {
+                if self.each > 0 && self.scopes.iter().flatten().any(|known| known == name) {
+                    return Err(format!("{name} hides another of that name: give it a $ of its own"));
+                }
+                if let Some(scope) = self.scopes.last_mut() {
+                    scope.push(name.into());
+                }
+            }
+            declares = name == "let" || (declares && name.is_empty());
+            if word.ends_with('{') {
+                self.scopes.push(Vec::new());
+            } else if word.ends_with('}') && self.scopes.len() > 1 {
+                self.scopes.pop();
+            }
+        }
+        Ok(())
     }
 
     /// Whether NAME is defined, or NAME=VALUE with this value.
@@ -249,6 +312,25 @@ mod tests {
     #[test]
     fn braces_expand_to_every_choice() {
         assert_eq!(expand("m {A|} X={1|2}"), ["m A X=1", "m A X=2", "m  X=1", "m  X=2"]);
+    }
+
+    #[test]
+    fn sets_stand_for_their_choices() {
+        let text = "some: |B\nall: A|$some  # a set of sets\nm {$all} X={1|2}";
+        let names = variants(text).unwrap().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(names, ["m A X=1", "m A X=2", "m X=1", "m X=2", "m B X=1", "m B X=2"]);
+        assert!(variants("m {$none}").unwrap_err().contains("$none} is not defined"));
+    }
+
+    #[test]
+    fn a_name_of_each_hides_no_other() {
+        let hidden = "let a1 = 0;\n{\n#each J 2\nlet a$J = $J;\n#end\n}";
+        assert_eq!(
+            expanded(hidden, "").unwrap_err(),
+            "shaders/x.wgsl:4: a1 hides another of that name: give it a $ of its own"
+        );
+        let apart = "{\nlet a1 = 0;\n}\n#each J 2\n{ let b = $J; }\nlet a$J = $J;\n#end";
+        assert!(expanded(apart, "").is_ok());
     }
 
     #[test]

@@ -4,8 +4,9 @@
 use super::anchors::{AnchorCounts, Draw, Pool, Sampler};
 use super::evaluate::{HeldOut, eval_anchors};
 use super::forecast::{Expected, Growing, Work, expected_length};
+use super::observer::Phase;
 use super::restore::drawn;
-use super::run::{Run, tell};
+use super::run::{Run, advance, tell};
 use crate::config::OnlineSampler;
 use crate::data::Example;
 use crate::loss::Takes;
@@ -33,7 +34,7 @@ impl Run<'_> {
         let total = lacking(&self.pools, &missing[0], wanted[0])
             + lacking(&self.held_out.pools, &missing[1], wanted[1]);
         if total > 0 {
-            self.observer.begin("sampling anchors", total);
+            self.observer.begin(Phase::Anchors, total);
             let expected = self.expect(0, true);
             let mut drawn_so_far = (0, 0);
             for ((missing, k), held_out) in missing.iter().zip(wanted).zip([false, true]) {
@@ -92,7 +93,7 @@ impl Run<'_> {
             let all = Growing { tokens: -(drawn_so_far.1 as f64), ..expected.draw };
             Expected { draw: all, ..*expected }.apply(forecast, length);
             tell(&mut **observer, forecast, Work::Draw, 0);
-            observer.advance(answers, tokens)?;
+            advance(&mut **observer, answers, tokens)?;
             if !observer.wants_anchors() {
                 return Ok(());
             }

@@ -9,11 +9,53 @@ use crate::model::Decoder;
 use crate::sample::Answer;
 use crate::score::Scored;
 
-/// Watches a run. An error from any call ends it. What an observer does not care for it need not define.
+/// A part of a run, in the order of the parts. More may be added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Phase {
+    /// The model's own answers are sampled: the items are answers.
+    Anchors,
+    /// The references score the answers: the items are training examples.
+    References,
+    /// The items are optimizer steps. Held-out examples are scored in between.
+    Training,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Anchors => "sampling anchors",
+            Self::References => "reference log-probs",
+            Self::Training => "training",
+        })
+    }
+}
+
+/// What an observer wants of a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wish {
+    /// To go on.
+    #[default]
+    GoOn,
+    /// To end after this step with the best state so far, as if all steps were taken. Before the first step it
+    /// is the same as [`Wish::Stop`].
+    Finish,
+    /// To end after this step with [`Error::Interrupted`](crate::Error::Interrupted). [`Observer::saved`] gets
+    /// the state first, so that another run can go on from it.
+    Stop,
+}
+
+/// Watches a run. An error from any call ends it at once. The run waits for every call: an observer that blocks
+/// pauses it. All methods do nothing by default.
 pub trait Observer {
     /// A phase of `total` items begins.
-    fn begin(&mut self, what: &str, total: usize) {
-        let _ = (what, total);
+    fn begin(&mut self, phase: Phase, total: usize) {
+        let _ = (phase, total);
+    }
+    /// Whether to go on: asked after each step, and often before the first one.
+    fn wish(&mut self) -> Wish {
+        Wish::GoOn
     }
     /// `items` more are done, with `tokens` tokens. Also called now and then with neither, to ask whether to
     /// go on.

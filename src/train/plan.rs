@@ -19,7 +19,7 @@ use crate::optim::{AdamW, Optim, Optimizer};
 
 /// What is held at once in one part of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Phase {
+pub struct PlannedPhase {
     /// The part.
     pub name: &'static str,
     /// Bytes of all buffers.
@@ -32,7 +32,7 @@ pub struct Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// The phases that the run has.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<PlannedPhase>,
     /// Answers decoded together.
     pub decoded_together: usize,
     /// Packed tokens of the largest batch of a step, trained on or scored by references that move.
@@ -93,7 +93,7 @@ impl Plan {
                 let buffers = made()?;
                 let by_purpose =
                     memory.ledger().by_purpose().into_iter().map(|(purpose, usage)| (purpose, usage.peak));
-                phases.push(Phase {
+                phases.push(PlannedPhase {
                     name,
                     total: memory.ledger().total().peak,
                     by_purpose: by_purpose.filter(|(_, bytes)| *bytes > 0).collect(),
@@ -158,7 +158,7 @@ impl Plan {
     }
 
     /// The phase that holds the most.
-    pub fn peak(&self) -> &Phase {
+    pub fn peak(&self) -> &PlannedPhase {
         // There is always a training phase; of equals the last.
         self.phases.iter().max_by_key(|phase| phase.total).unwrap_or(&self.phases[0])
     }
@@ -294,7 +294,7 @@ mod tests {
     fn plan(name: &'static str, bytes: usize, config: &RunConfig, tokens: [usize; 3]) -> Plan {
         let [step_tokens, score_tokens, largest_group] = tokens;
         Plan {
-            phases: vec![Phase { name, total: bytes as u64, by_purpose: BTreeMap::new() }],
+            phases: vec![PlannedPhase { name, total: bytes as u64, by_purpose: BTreeMap::new() }],
             decoded_together: config.anchors.max_num_seqs,
             step_tokens,
             score_tokens,

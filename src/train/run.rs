@@ -8,13 +8,12 @@ use super::flight::Sums;
 use super::forecast::{Forecast, Work};
 use super::max_batches::MaxBatches;
 use super::metrics::Metrics;
-use super::observer::Observer;
+use super::observer::{Observer, Phase, Wish};
 use super::references::Reference;
 use super::responses::{loss_responses, reference_responses};
 use super::state::State;
 use super::stop::{StopReason, StopRule};
 use super::trainer::Trainer;
-use crate::Result;
 use crate::config::RunConfig;
 use crate::data::Example;
 use crate::data::packing::Group;
@@ -25,6 +24,7 @@ use crate::nn::Arenas;
 use crate::optim::{AdamW, Optimizer};
 use crate::sample::Room;
 use crate::score::{Scored, score_in};
+use crate::{Error, Result};
 
 /// Everything a run starts from.
 pub struct Setup {
@@ -49,6 +49,7 @@ pub struct Setup {
 }
 
 /// What a run came to.
+#[non_exhaustive]
 pub struct Outcome {
     /// The model in the state that is kept.
     pub decoder: Decoder,
@@ -187,7 +188,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let all: Vec<usize> = (0..self.train.len()).collect();
-        self.observer.begin("reference log-probs", all.len());
+        self.observer.begin(Phase::References, all.len());
         let scored = self.score_references(&all, true).await?;
         self.cached = scored.into_iter().map(Some).collect();
         self.observer.end();
@@ -236,7 +237,7 @@ impl<'a> Run<'a> {
         let mut count = |items, tokens| match report {
             true => {
                 tell(&mut **observer, forecast, Work::Score, tokens);
-                observer.advance(items, tokens)
+                advance(&mut **observer, items, tokens)
             }
             false => observer.advance(0, 0),
         };
@@ -284,6 +285,12 @@ pub(super) fn tell(observer: &mut dyn Observer, forecast: &mut Forecast, work: W
     if let Some(seconds) = forecast.left() {
         observer.left(seconds);
     }
+}
+
+/// Tells of progress before the first step, where a wish to end is one to stop.
+pub(super) fn advance(observer: &mut dyn Observer, items: usize, tokens: usize) -> Result<()> {
+    observer.advance(items, tokens)?;
+    if observer.wish() == Wish::GoOn { Ok(()) } else { Err(Error::Interrupted) }
 }
 
 /// What the loss takes of an example.

@@ -130,6 +130,7 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// The first row or setting that is not what it must be.
     pub fn read(&self, config: &RunConfig) -> Result<Job<'a>> {
+        config.check()?;
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
         let mut remarks = Vec::new();
         let (mut train, lengths) = self.train_examples(&tokenizer, config, &mut remarks)?;
@@ -163,6 +164,7 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// As [`Inputs::read`], of the model's own files; an example that exceeds the model's context.
     pub fn given(&self, config: &RunConfig, train: Vec<Example>, eval: Vec<Example>) -> Result<Job<'a>> {
+        config.check()?;
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
         for example in train.iter().chain(&eval) {
             check_context(&model, config, example, false, &format!("{}:{}", self.train.0, example.line))?;
@@ -176,6 +178,7 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// As [`Inputs::read`], where the model's context is shorter than that.
     pub fn assume(&self, config: &RunConfig) -> Result<Job<'a>> {
+        config.check()?;
         let (model, tokenizer, d) = (self.model.decoder_config()?, self.model.tokenizer()?, &config.data);
         let instruction = tokenizer.encode_text(&config.anchors.safety_instruction, false)?.len();
         // No longer than the context leaves room for.

@@ -7,6 +7,7 @@ use crate::config::StopConfig;
 /// Why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum StopReason {
     /// All steps were taken.
     Finished,
@@ -20,6 +21,8 @@ pub enum StopReason {
     Diverged,
     /// The margin was won in several evaluations in a row.
     MarginWon,
+    /// The observer asked for it.
+    Requested,
 }
 
 impl std::fmt::Display for StopReason {
@@ -31,7 +34,8 @@ impl std::fmt::Display for StopReason {
             Self::PerplexityRose => {
                 "the perplexity of held-out good answers rose past stop.max_perplexity_rise"
             }
-            Self::Diverged => "losses, gradients or held-out figures were no finite numbers",
+            Self::Diverged => "losses, gradients or held-out figures were NaN or infinite",
+            Self::Requested => "asked to finish",
             Self::MarginWon => "the margin on held-out examples was won (stop.margin)",
         })
     }

@@ -9,6 +9,7 @@ use super::evaluate::eval_anchors;
 use super::flight::{Flight, Landed, Micro, Sums, land_all};
 use super::forecast::{Expected, Growing, Work};
 use super::metrics::mean;
+use super::observer::{Phase, Wish};
 use super::order::Order;
 use super::responses::{held_out_responses, loss_responses};
 use super::run::{Course, Outcome, Run, group, tell};
@@ -56,13 +57,13 @@ impl<'a> Run<'a> {
                 self.keep_state(&course).await?;
             }
         }
-        self.observer.begin("training", total - course.step.min(total));
+        self.observer.begin(Phase::Training, total - course.step.min(total));
         let reason = self.steps(&mut course, total, &schedule, &mut order, watched).await?;
         self.observer.end();
         let Course { best, before, sums, .. } = course;
         if sums.skipped > 0 && sums.skipped == sums.steps {
             let found =
-                format!("none of {}: the loss or the gradient of each was no finite number", sums.steps);
+                format!("none of {}: the loss or the gradient of each was NaN or infinite", sums.steps);
             let fix = "lower the learning rate; `aweigh selftest` tells whether the GPU computes right, and \
                        `aweigh score` whether the model does";
             return Err(Error::input("training", "a step that can be taken", found, fix));
@@ -161,11 +162,13 @@ impl<'a> Run<'a> {
             if done_at_once {
                 self.forecast.did(Work::Train, submitted.tokens as f64);
             }
-            let judged = watched && (done % self.config.stop.eval_steps == 0 || done == total);
-            let wanted = done < total && self.observer.wants_state(done);
+            let wish = self.observer.wish();
+            let ends = done == total || wish == Wish::Finish;
+            let judged = watched && (done % self.config.stop.eval_steps == 0 || ends);
+            let wanted = !ends && (self.observer.wants_state(done) || wish == Wish::Stop);
             // A step is looked at when the next is on its way, or when the state after it is needed.
             let mut due: Vec<Flight> = flying.replace(submitted).into_iter().collect();
-            if judged || wanted || done == total {
+            if judged || wanted || ends {
                 due.extend(flying.take());
             }
             for landed in land_all(due, &mut last).await? {
@@ -201,6 +204,12 @@ impl<'a> Run<'a> {
             if wanted {
                 self.keep_state(course).await?;
             }
+            match wish {
+                Wish::GoOn => {}
+                _ if done == total => {}
+                Wish::Finish => return Ok(StopReason::Requested),
+                Wish::Stop => return Err(Error::Interrupted),
+            }
         }
         Ok(StopReason::Finished)
     }
@@ -209,7 +218,7 @@ impl<'a> Run<'a> {
         let lines: Vec<String> = landed.offenders().iter().map(|&i| self.train[i].line.to_string()).collect();
         let (step, lines) = (landed.step + 1, lines.join(", "));
         self.observer.warned(&format!(
-            "step {step} is skipped: its loss or gradient is no finite number; the examples of line {lines} \
+            "step {step} is skipped: its loss or gradient is NaN or infinite; the examples of line {lines} \
              were in it"
         ));
     }
@@ -224,14 +233,14 @@ impl<'a> Run<'a> {
         };
         if let Some(name) = bad(self.trainer.decoder.values().read(self.gpu, &layout).await?) {
             return Ok(format!(
-                "{name} holds weights that are no finite numbers: a lower learning_rate may help"
+                "{name} holds weights that are NaN or infinite: a lower learning_rate may help"
             ));
         }
         for micro in self.accumulate(batch).await?.0 {
             micro.outcomes.await?;
         }
         Ok(match bad(self.trainer.optimizer.gradients().read(self.gpu, &layout).await?) {
-            Some(name) => format!("the gradient of {name} is the first that is no finite number"),
+            Some(name) => format!("the gradient of {name} is the first that is NaN or infinite"),
             None => "computed again, the last step's gradients are finite: the GPU may be unstable".into(),
         })
     }

@@ -1,4 +1,4 @@
-//! Every method and every variant of D²O: what they log, and that accumulated gradients change nothing.
+//! Every method and every variant of D²O: what they log, and that gradient accumulation changes nothing.
 
 use aweigh::config::{OnlineSampler, ReferenceSource, RunConfig};
 use aweigh::data::Example;
@@ -23,7 +23,7 @@ pub const METHODS: [Method; 13] = [
     Method::Sft,
 ];
 
-/// What each method logs beside loss, entropy and what every step has.
+/// What each method logs besides loss, entropy and the figures that every step has.
 fn logged(method: Method) -> Vec<&'static str> {
     let pair = ["rewards/chosen", "rewards/rejected", "rewards/margins"];
     let logps = ["logps/chosen", "logps/rejected"];
@@ -52,7 +52,7 @@ fn logged(method: Method) -> Vec<&'static str> {
     }
 }
 
-/// KTO's examples have one answer each, and another's for the KL.
+/// KTO's examples have one answer each, and another answer for the KL divergence.
 pub fn examples_of(method: Method, count: u32) -> Vec<Example> {
     let mut all = examples(count, 0);
     if method == Method::Kto {
@@ -90,11 +90,11 @@ fn every_method_trains_and_accumulates_to_the_same_steps() {
             assert_eq!(others, logged(method).len(), "{method:?} {a:?}");
         }
         assert_eq!((whole.steps.len(), whole.evaluations.len()), (2, 3));
-        // What the method lowers is lower after two steps on the same examples.
+        // The method's loss is lower after two steps on the same examples.
         let losses: Vec<f64> =
             whole.evaluations.iter().map(|e| e.get("eval_loss").expect("a loss")).collect();
         assert!(losses[2] < losses[0], "{method:?}: {losses:?}");
-        // A method of flagged answers alone is watched by anchors that it does not train on.
+        // A method that uses flagged answers alone is also evaluated on anchors that it does not train on.
         let watched = whole.evaluations[2].get("eval_kl/anchor").is_some();
         assert_eq!(watched, method.is_of_negatives(), "{method:?}");
         assert!(whole.evaluations[2].get("eval_perplexity").is_some(), "{method:?}");
@@ -113,7 +113,7 @@ fn the_variants_of_d2o_accumulate_to_the_same_steps() {
         ("online", |c| {
             c.anchors.online_start_step = Some(1);
             c.anchors.refresh_every = 1;
-            // Drawn from a model that does not move: samples of the policy hang on its last bits.
+            // The model that is sampled from does not change: samples of the policy depend on its last bits.
             c.anchors.online_sampler = OnlineSampler::Reference;
         }),
     ];

@@ -1,5 +1,5 @@
-//! A run that goes on from a state is the run that never stopped, to the bit: for every method, every kind of
-//! reference, both optimizers.
+//! A run that is resumed from a saved state equals a run that was never stopped, bit for bit: for every
+//! method, every kind of reference, both optimizers.
 
 use aweigh::config::{OnlineSampler, ReferenceSource, RunConfig};
 use aweigh::loss::Method;
@@ -11,7 +11,7 @@ use pollster::block_on;
 use super::methods::{METHODS, examples_of};
 use super::{Watcher, bytes, config, examples, gpu, load, setup, with_dropout};
 
-/// Everything but how long it took.
+/// All figures except the speed.
 fn figures(all: &[Metrics]) -> Vec<Vec<(String, u64)>> {
     let timeless = |m: &Metrics| {
         m.0.iter().filter(|(n, _)| n != "tokens_per_second").map(|(n, v)| (n.clone(), v.to_bits())).collect()
@@ -19,7 +19,7 @@ fn figures(all: &[Metrics]) -> Vec<Vec<(String, u64)>> {
     all.iter().map(timeless).collect()
 }
 
-/// Runs `config` whole, then goes on from the state after each of its steps.
+/// Runs `config` without a break, then resumes it from the state at each of its steps.
 fn check(name: &str, config: &RunConfig, setup: &dyn Fn() -> Setup) {
     let total = config.train.max_steps.expect("a number of steps");
     let go = |setup: Setup, take_at: Vec<usize>| -> (Outcome, Watcher) {
@@ -61,7 +61,7 @@ fn check(name: &str, config: &RunConfig, setup: &dyn Fn() -> Setup) {
     }
 }
 
-/// Two of five examples a step, shuffled: epochs do not end with steps.
+/// Two of five examples per step, shuffled: the last step of an epoch has one example.
 fn short() -> RunConfig {
     let mut config = config();
     config.train.max_steps = Some(4);
@@ -139,11 +139,11 @@ fn a_full_run_resumes_to_the_same_bits() {
     check("full, without anchors", &config, &full);
 }
 
-/// Anchors that were drawn before a run was cut off are not drawn again, and the others are those of a run
-/// that never stopped.
+/// Anchors that were drawn before a run was cut off are not drawn again, and the other anchors equal those of
+/// a run that was never stopped.
 #[test]
 fn drawing_goes_on_where_it_stopped() {
-    // Four prompts a wave, some of which are done before others; and prompts whose samples take two waves.
+    // Four prompts per wave, where some are finished before others; and prompts whose samples take two waves.
     for (k, rows) in [(1, 4), (3, 2)] {
         drawing(k, rows);
     }
@@ -178,7 +178,7 @@ fn drawing(k: usize, rows: usize) {
         watcher.taken
     };
     assert!(k == 1 || cut(0).is_empty(), "no prompt had all its samples");
-    // A prompt whose samples were all empty is left out by a run that goes on, too.
+    // A prompt whose samples were all empty is left out by a resumed run, too.
     let mut state = watched.taken.last().expect("a state").clone();
     let mut record: serde_json::Value = serde_json::from_slice(&state.record).expect("JSON");
     record["pools"][2]["anchors"] = serde_json::json!([]);

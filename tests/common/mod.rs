@@ -11,8 +11,8 @@ use aweigh::nn::{Arenas, Decay};
 use aweigh::paranoid::Paranoid;
 use aweigh::reference::compare::compare;
 
-/// The device of this test binary: WebGPU's default limits, so that the floor is what is tested. Pipelines
-/// are compiled once, and what kernels compute is compared with their references now and then.
+/// The device of this test binary, under WebGPU's default limits, the lowest that Aweigh supports. Pipelines
+/// are compiled once, and some results of kernels are compared with their references.
 pub fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     GPU.get_or_init(|| {

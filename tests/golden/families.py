@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the golden fixtures in families/ from PyTorch, transformers and peft: a tiny random model of each family.
+"""Makes the golden fixtures in families/ from PyTorch, transformers and peft: a tiny random model per family.
 
-The fixtures are committed; this script is only needed to change them. It wants the packages that the head of
+The fixtures are committed; this script is only needed to change them. It needs the packages that the head of
 generate.py names and nothing else, on a CPU:
 
     venv/bin/python tests/golden/families.py                    # every family
@@ -11,21 +11,25 @@ What comes out, in families/<name>/
 -----------------------------------
 config.json                  the classic spelling, with the keys that the family's published checkpoints have
 config_v5.json               the same model as save_pretrained of transformers 5 writes it
-model.safetensors            random weights, f32, under the names that save_pretrained writes; a tied head is not stored
-golden.json                  23 token ids, the start of the completion, its log-probs and entropies, the loss, 16 greedy
-                             tokens, and how far the logits move when one trait of the family is switched off
+model.safetensors            random weights, f32, under the names that save_pretrained writes; a tied head is
+                             not stored
+golden.json                  23 token ids, the start of the completion, its log-probs and entropies, the loss,
+                             16 greedy tokens, and how much the logits change without a trait of the family
 golden.safetensors           `logits` (T, V), and `grad.<parameter>` of the loss for every parameter
 adapter/adapter_config.json, adapter/adapter_model.safetensors
-                             a LoRA adapter in PEFT's layout on every linear layer of the blocks, A and B both non-zero
-adapter/golden.safetensors   `logits` (T, V) with the adapter on, and the gradient of the same loss for each tensor of
-                             adapter_model.safetensors under its name there
+                             a LoRA adapter in PEFT's layout on every linear layer of the blocks, A and B both
+                             non-zero
+adapter/golden.safetensors   `logits` (T, V) with the adapter on, and the gradient of the same loss for each
+                             tensor of adapter_model.safetensors, under its name there
 
-Golden values are computed in float64 from the f32 weights, with attn_implementation="eager": the other kernels of
-transformers have no soft cap. transformers forces parts of every family to float32 (norms, softmax, rotary tables);
-`StaysDouble` undoes that for any family, and `exact_buffers` gives the rotary frequencies in float64. What is checked
-here: the plain f32 logits; one directional derivative by differences in float64, which fails where a float32 step is
-left; that both spellings of the configuration say the same; that every trait listed in `matters` moves the logits; that
-no greedy token is near a tie.
+Golden values are computed in float64 from the f32 weights, with attn_implementation="eager": the other
+kernels of transformers have no soft cap. transformers forces parts of every family to float32 (norms,
+softmax, rotary tables). `StaysDouble` undoes that for any family, and `exact_buffers` gives the rotary
+frequencies in float64.
+
+This script checks the plain f32 logits; one directional derivative by differences in float64, which fails
+where a float32 step is left; that both spellings of the configuration mean the same; that every trait listed
+in `matters` changes the logits; and that no greedy token is near a tie.
 """
 
 import argparse
@@ -55,9 +59,9 @@ COMMON = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
     "attention_dropout": 0.0, "initializer_range": 0.02,
 }  # fmt: skip
-# Greedy texts of Gemma soon repeat one token, since scaled and tied embeddings of this size make each token foretell
-# itself; the seeds are those of the most varied texts among 120.
-# As on the hub, Gemma's files do not say that the embeddings are tied, and call the activation by another name.
+# Greedy texts of Gemma soon repeat one token, because with scaled and tied embeddings of this size each token
+# predicts itself. The seeds are those of the most varied texts among 120.
+# As on the Hub, Gemma's files do not say that the embeddings are tied, and name the activation differently.
 GEMMA = {k: v for k, v in COMMON.items() if k != "hidden_act"} | {
     "attention_bias": False, "cache_implementation": "hybrid", "head_dim": 16, "pad_token_id": 0,
     "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 12, "sliding_window": 6,
@@ -70,8 +74,8 @@ NEOX = {
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 500.0}
 LINEAR_ROPE = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0}
 
-# config: the classic spelling. linear: leaf names of the blocks' linear layers. matters: a trait, and the changes to
-# transformers' configuration that switch it off; each must move the logits.
+# config: the classic spelling. linear: leaf names of the blocks' linear layers. matters: a trait, and the
+# changes to transformers' configuration that switch it off; each must change the logits.
 FIXTURES = {
     "llama3": {
         "seed": 101, "linear": LLAMA_LINEAR,
@@ -96,7 +100,7 @@ FIXTURES = {
             "sliding_window 7": {"sliding_window": 7},
         },
     },
-    # A window that is stated and switched off; the projections of q, k and v have a bias that no key mentions.
+    # The window is stated but switched off; the projections of q, k and v have a bias that no key mentions.
     "qwen2": {
         "seed": 103, "linear": LLAMA_LINEAR,
         "config": COMMON | {
@@ -179,7 +183,7 @@ FIXTURES = {
             }},
         },
     },
-    # As on the hub, n_inner is left out (then it is 4 n_embd) and so is the tie.
+    # As on the Hub, n_inner is left out (then it is 4 n_embd), and so is the key for tied embeddings.
     "gpt2": {
         "seed": 109, "linear": ["c_attn", "c_proj", "c_fc"],
         "config": {
@@ -216,7 +220,7 @@ FIXTURES = {
 
 
 class StaysDouble(torch.overrides.TorchFunctionMode):
-    """While it is on, no operation turns a float64 tensor into a float32 one, whatever the model's code asks for."""
+    """While active, no operation turns float64 tensors into float32, whatever the model's code asks for."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -251,7 +255,7 @@ def inverse_frequencies(rope, head_dim):
 
 
 def frequencies(config):
-    """The rotary frequencies by the names that transformers gives their buffers; none in a family without rotation."""
+    """The rotary frequencies by the names of transformers' buffers; empty for a family without rotation."""
     rope = getattr(config, "rope_parameters", None)
     if rope is None:
         return {}
@@ -262,7 +266,7 @@ def frequencies(config):
 
 
 def exact_buffers(model):
-    """Puts float64 values where transformers has roundings to f32: rotary frequencies and the scale of embeddings."""
+    """Puts float64 values where transformers rounds to f32: rotary frequencies, the scale of embeddings."""
     expected = frequencies(model.config)
     left = set(expected)
     for module in model.modules():
@@ -281,7 +285,7 @@ def exact_buffers(model):
 
 
 def load(folder, dtype, **changes):
-    """A model in evaluation mode, with changes to its configuration; loading in f32 first keeps the weights exact."""
+    """A model in evaluation mode, its configuration changed; loading in f32 first keeps the weights exact."""
     config = transformers.AutoConfig.from_pretrained(folder)
     for key, value in changes.items():
         assert hasattr(config, key), key
@@ -319,12 +323,12 @@ def check_derivative(model, tokens, named, rng):
 
 
 def file_name(model, name):
-    """A parameter's name in model.safetensors: transformers 5 still calls GPT-NeoX's head embed_out in files."""
+    """A parameter's name in model.safetensors: transformers 5 still calls GPT-NeoX's head embed_out there."""
     return "embed_out.weight" if model.config.model_type == "gpt_neox" and name == "lm_head.weight" else name
 
 
 def save_as_transformers_does(folder):
-    """What save_pretrained writes for the folder's config.json: the configuration, and shapes by tensor name."""
+    """What save_pretrained writes for the folder's config.json: the configuration, and shapes by tensor."""
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(folder))
     with tempfile.TemporaryDirectory() as place:
         model.to(torch.float32).save_pretrained(place)
@@ -333,7 +337,7 @@ def save_as_transformers_does(folder):
         tensors = safetensors.torch.load_file(pathlib.Path(place) / "model.safetensors")
     config.pop("_name_or_path", None)
     classic = transformers.AutoConfig.from_pretrained(folder).to_dict()
-    # Who wrote the file, where it lay, and in what dtype, which GPT-2's file does not say, is not of the model.
+    # Not part of the model: who wrote the file, its path, and the dtype, which GPT-2's file does not state.
     of_model = set(again | classic) - {"transformers_version", "_name_or_path", "dtype"}
     differ = {k: (again.get(k), classic.get(k)) for k in of_model if again.get(k) != classic.get(k)}
     assert not differ, f"the two spellings differ: {differ}"
@@ -343,7 +347,7 @@ def save_as_transformers_does(folder):
 
 
 def random_weights(shapes, centre, rng):
-    """Matrices of std 0.3, biases of std 0.2, norms around `centre`, which is 0 where the model multiplies by 1 + w."""
+    """Matrices of std 0.3, biases of std 0.2, norms around `centre` (0 if the model multiplies by 1 + w)."""
     out = {}
     for name, shape in shapes.items():
         noise = rng.standard_normal(shape)
@@ -357,7 +361,7 @@ def random_weights(shapes, centre, rng):
 
 
 def check_greedy(model, answer):
-    """The tokens again by one forward over the whole text, without the cache of generate."""
+    """Checks the tokens by one forward pass over the whole text, without the cache of generate."""
     ids, start = answer["prompt_ids"] + answer["token_ids"], len(answer["prompt_ids"])
     with torch.no_grad():
         best = model(torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
@@ -392,7 +396,7 @@ def make_adapter(folder, linear, tokens, rng):
     model = adapted(torch.float64)
     named = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
     assert set(named) == set(values) and all((named[n] == v.double()).all() for n, v in values.items())
-    # Every matrix of a block that is not an adapter's has an adapter: linear layers are all there is.
+    # Every matrix of the base model's blocks has an adapter: the blocks have no other matrices.
     blocks = [n for n, p in model.named_parameters() if p.dim() == 2 and ".0." in n and "lora_" not in n]
     assert blocks and len(values) == 2 * len(blocks) * base.config.num_hidden_layers, blocks
     with StaysDouble():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the golden fixtures in this folder from PyTorch, transformers and peft.
 
-The fixtures are committed; this script is only needed to change them. It wants Python 3.11 or later on a CPU:
+The fixtures are committed; this script is only needed to change them. It needs Python 3.11 or later on a CPU:
 
     python3 -m venv venv
     venv/bin/pip install torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors==0.8.0 numpy==2.4.6
@@ -9,20 +9,23 @@ The fixtures are committed; this script is only needed to change them. It wants 
     venv/bin/python tests/golden/generate.py smollm2 --smollm2 DIR/hf        # DIR made by get_smollm2.sh
     venv/bin/python tests/golden/generate.py stories                         # needs the shared data folder
 
-losses.py makes the losses' fixtures, families.py those of the families. The shared data folder is `../shared/data` seen from the project's root; `--data` names another place.
+losses.py makes the fixtures of the losses, families.py those of the families. The shared data folder is
+`../shared/data`, seen from the project's root; `--data` names another place.
 
 What comes out
 --------------
 tiny_untied/ tiny_tied/ tiny_biased/
     config.json, model.safetensors   a random Llama in Hugging Face's layout, f32
-    golden.json                      23 token ids, the start of the completion, its log-probs and entropies, the loss
+    golden.json                      23 token ids, the start of the completion, its log-probs and entropies,
+                                     and the loss
     golden.safetensors               `logits` (T, V), and `grad.<parameter>` of the loss for every parameter
 smollm2_score.json, smollm2_greedy.json   SmolLM2-135M-Instruct in f32: summed log-probs and greedy tokens
 stories260k.json                     the same for stories260K
 
-Tiny values are computed in float64 from the f32 weights. transformers forces parts of a Llama to float32 (norms,
-rotary tables), so those two are replaced by float64 ones here, and the f32 original is checked against the result.
-Text of the shared data is never copied: a row is named by file, 1-based line and field, and its token ids by a hash.
+The values of the tiny models are computed in float64 from the f32 weights. transformers forces parts of a
+Llama to float32 (norms, rotary tables). They are replaced by float64 versions here, and the f32 original is
+checked against the result. Text of the shared data is never copied: a row is named by file, 1-based line and
+field, and its token ids by a hash.
 """
 
 import argparse
@@ -61,7 +64,7 @@ def write_json(path, value):
 
 
 def write_tensors(path, tensors):
-    """Tensors as f32; rounding a float64 gold value once costs at most 6e-8 of it."""
+    """Writes tensors as f32; rounding a float64 golden value has a relative error of at most 6e-8."""
     tensors = {name: t.detach().to(torch.float32).contiguous() for name, t in tensors.items()}
     safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
     print(f"wrote {path.relative_to(ROOT)} ({path.stat().st_size} bytes)")
@@ -147,8 +150,8 @@ FIXTURES = {
         "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "dtype": "float32",
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
     },
-    # heads × head_dim (96) differs from the width, three query heads share a key head, every projection has a bias,
-    # and the eight frequencies meet all three branches of llama3 scaling within 23 positions.
+    # heads × head_dim (96) differs from the width, three query heads share a key head, every projection has a
+    # bias, and the eight frequencies use all three branches of llama3 scaling within 23 positions.
     "tiny_biased": {
         "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "hidden_size": 36,
         "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "rope_theta": 500.0,
@@ -239,8 +242,9 @@ def jsonl(path):
 
 
 def load_tokenizer(path):
-    """tokenizer.json as it stands. AutoTokenizer of transformers 5 makes a GPT2Tokenizer here, which drops SmolLM2's
-    digit splitting and so changes the ids of some texts with numbers (huggingface/transformers#45812)."""
+    """tokenizer.json without changes. AutoTokenizer of transformers 5 makes a GPT2Tokenizer here. It drops
+    SmolLM2's digit splitting, which changes the ids of some texts with numbers
+    (huggingface/transformers#45812)."""
     return transformers.PreTrainedTokenizerFast.from_pretrained(path)
 
 
@@ -250,7 +254,7 @@ def chat_ids(tokenizer, messages):
 
 @torch.no_grad()
 def greedy(model, prompt, count, stop):
-    """generate(do_sample=False), and by how much each best logit led the second (small: a tie may fall otherwise)."""
+    """generate(do_sample=False), and the lead of each best logit over the second (small: nearly a tie)."""
     out = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
         max_new_tokens=count, eos_token_id=stop, pad_token_id=stop, output_logits=True, return_dict_in_generate=True,
@@ -262,7 +266,7 @@ def greedy(model, prompt, count, stop):
     }  # fmt: skip
 
 
-# An answer that has other ids when the Digits step of SmolLM2's tokenizer.json is left out.
+# An answer whose ids change when the Digits step of SmolLM2's tokenizer.json is left out.
 DIGITS_LINE = 94
 
 

@@ -8,13 +8,16 @@
 What comes out
 --------------
 tiny_tied/adapter/                    a LoRA adapter in PEFT's layout with A and B both non-zero
-losses.json                           the batch, the reference log-probs, and ten AdamW steps of every method, each as full fine-tuning
-                                      and as LoRA, on tiny_tied
-losses/<method>_<full|lora>.safetensors   the first step's gradients before clipping, one tensor a trainable tensor
+losses.json                           the batch, the reference log-probs, and ten AdamW steps of every method,
+                                      each as full fine-tuning and as LoRA, on tiny_tied
+losses/<method>_<full|lora>.safetensors
+                                      the first step's gradients before clipping, one tensor for each
+                                      trainable tensor
 
-Everything is computed in float64 by the formulas below. For the methods that TRL has, TRL itself computes the loss, every gradient and
-its metrics once more, of the model with its adapter merged against the model without, in its own f32: `trl` in a run's record says how far
-the two are apart, and this script fails where they differ.
+Everything is computed in float64 by the formulas below. For six methods that TRL has, TRL itself also
+computes the loss, every gradient and its metrics, in its own f32. The policy is then the model with its
+adapter merged, and the reference is the model without it. `trl` in losses.json has the differences, and this
+script fails where they are too large.
 """
 
 import itertools
@@ -100,7 +103,7 @@ def kto_pairs(batch):
 
 
 def group_logps(model, group):
-    """Summed log-probs of one group's responses, each scored in a forward of its own."""
+    """Summed log-probs of one group's responses, each scored in its own forward pass."""
     one = lambda response: token_logps(model, group["prompt"], response)[0].sum()
     return {
         "anchors": torch.stack([one(a) for a in group["anchors"]]),
@@ -109,7 +112,7 @@ def group_logps(model, group):
 
 
 def references(model, batch):
-    """What a fixed reference gives: the groups' log-probs, and KTO's of the mismatched answers."""
+    """Log-probs under a fixed reference: those of the groups, and those of KTO's mismatched answers."""
     with torch.no_grad():
         others = [token_logps(model, prompt, other)[0].sum() for prompt, _, _, other in kto_pairs(batch)]
         return [group_logps(model, group) for group in batch], torch.stack(others)
@@ -181,7 +184,7 @@ def batch_loss(method, model, batch, reference):
 
 
 def tokenizer():
-    """TRL's trainers ask for one; the rows are token ids already."""
+    """A tokenizer, which TRL's trainers require although the rows are token ids already."""
     words = {f"t{i}": i for i in range(COMMON["vocab_size"])}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")), bos_token="t1", eos_token="t2", pad_token="t0"
@@ -218,7 +221,7 @@ def trained(trainer, config, rows, policy, reference, **settings):
 
 
 def pair_batch(batch):
-    """The batch as CPO and ORPO's trainers collate it: prompt and answer, and labels of -100 outside the answer."""
+    """The batch as CPO's and ORPO's trainers collate it: prompt and answer, labels -100 outside answers."""
     out = {}
     for ours, theirs in (("chosen", "chosen"), ("negative", "rejected")):
         rows = [g["prompt"] + g[ours] for g in batch]
@@ -231,7 +234,7 @@ def pair_batch(batch):
 
 
 def bare(trainer, **settings):
-    """A trainer of which only the loss is used."""
+    """A trainer that is used for its loss only."""
     it = object.__new__(trainer)
     accelerator = types.SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x)
     common = {"accelerator": accelerator, "is_encoder_decoder": False, "pad_token_id": 0, "aux_loss_enabled": False}
@@ -254,7 +257,8 @@ def trl_loss(method, policy, reference, batch):
     if method == "simpo":
         it = bare(CPOTrainer, loss_type="simpo", beta=c["beta"], simpo_gamma=c["gamma"], label_smoothing=0.0, alpha=0.0, cpo_alpha=0.0)
         return it.get_batch_loss_metrics(policy, pair_batch(batch))
-    # TRL's ORPO imitates the prompt too, and averages over the batch's tokens: its odds term is taken, and SFT added.
+    # TRL's ORPO also imitates the prompt, and averages over the batch's tokens. So only its odds term is
+    # used, and SFT is added here.
     it = bare(ORPOTrainer, beta=c["beta"])
     bars = [[token_logps(policy, g["prompt"], g[key])[0].mean() for g in batch] for key in ("chosen", "negative")]
     chosen, rejected = (torch.stack(bar) for bar in bars)
@@ -275,7 +279,7 @@ def merged(dtype):
 
 
 def against_trl(method, batch):
-    """TRL's loss and gradients beside ours; fails where they differ. Also TRL's metrics, for the engine's."""
+    """Compares TRL's loss and gradients with ours, and fails if they differ. Also returns TRL's metrics."""
     policy, reference = merged(torch.float32), load(HERE / "tiny_tied", torch.float32)
     loss, metrics = trl_loss(method, policy, reference, batch)
     loss.backward()
@@ -350,7 +354,7 @@ def run(method, kind, batch, reference, dtype=torch.float64):
 
 
 def make_losses():
-    """The batch, the adapter and the runs; each is run again in plain f32 to show what rounding alone does."""
+    """Makes the batch, the adapter and the runs, each also in plain f32 to show the effect of rounding."""
     rng = np.random.default_rng(29)
     batch = make_batch(rng)
     make_adapter(HERE / "tiny_tied" / "adapter", rng)

@@ -21,7 +21,7 @@ use crate::{ABS, EPS, compare_gradients};
 /// A group of the golden batch: its prompt and responses.
 type Owned = (Vec<u32>, Vec<Vec<u32>>);
 
-/// The golden batch's groups for `method`, and of KTO each answer's prompt with the answer before it.
+/// The golden batch's groups for `method`; for KTO also each answer's prompt with the answer before it.
 fn batch(method: &str) -> (Vec<Owned>, Vec<Owned>) {
     let info = golden_json("losses.json");
     let (mut groups, mut answers) = (Vec::new(), Vec::new());
@@ -47,7 +47,7 @@ fn batch(method: &str) -> (Vec<Owned>, Vec<Owned>) {
     (groups, if method == "kto" { others.collect() } else { Vec::new() })
 }
 
-/// A method of losses.json with its constants.
+/// The formula of a method of losses.json, with its constants.
 fn formula_of(name: &str) -> Formula {
     let info = golden_json("losses.json");
     let constant = |key: &str| {
@@ -113,8 +113,8 @@ fn ten_steps(name: &str, micro: usize) {
     let others: Vec<Group> = others.iter().map(|(prompt, responses)| group(prompt, responses)).collect();
     let decoder = decoder_of(kind == "lora");
     let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("optimizer");
-    // The reference is the start: for LoRA the base model, for full fine-tuning the weights before the first
-    // step.
+    // The reference is the starting model: for LoRA the base model, for full fine-tuning the weights before
+    // the first step.
     let reference = sums(&decoder, decoder.base(), &groups);
     let of_others = sums(&decoder, decoder.base(), &others);
     let loss = Loss { formula: formula_of(method), length_normalize: false };
@@ -146,8 +146,8 @@ fn ten_steps(name: &str, micro: usize) {
     let after = run["loss_after"].as_f64().expect("a number");
     let expected: Vec<f64> = numbers(&run["losses"]).into_iter().chain([after]).collect();
     compare(&losses, &expected, 1e-5, 1e-4).unwrap_or_else(|m| panic!("{name}: losses: {m}"));
-    // Adam divides by the root of v: an element with a gradient near zero moves by its rounding error, and
-    // the norm feels that from the third step or so on.
+    // Adam divides by the root of v: where a gradient is near zero, rounding errors decide how an element
+    // moves. The norm shows this from about the third step on.
     let expected = numbers(&run["grad_norms"]);
     compare(&norms[..2], &expected[..2], 0.0, 1e-5).unwrap_or_else(|m| panic!("{name}: first norms: {m}"));
     compare(&norms, &expected, 0.0, 1e-3).unwrap_or_else(|m| panic!("{name}: norms: {m}"));
@@ -159,7 +159,7 @@ fn ten_steps(name: &str, micro: usize) {
     }
 }
 
-/// The methods of losses.json, fully and as LoRA, each a test of its own.
+/// One test for each method of losses.json, with full fine-tuning and with LoRA.
 macro_rules! methods {
     ($($name:ident)*) => {
         $(#[test]
@@ -200,7 +200,7 @@ impl Observer for First {
     }
 }
 
-/// What a run logs of its first step: the policy is the golden adapter, the reference the model without it.
+/// What a run logs at its first step. The policy has the golden adapter, the reference has none.
 fn first_metrics(name: &str) -> Metrics {
     let info = golden_json("losses.json");
     let constant = |key: &str| info["methods"][name][key].as_f64();
@@ -227,7 +227,7 @@ fn first_metrics(name: &str) -> Metrics {
     config.method.undesirable_weight = constant("undesirable_weight").unwrap_or(1.0);
     config.train.shuffle = false;
     config.train.max_steps = Some(1);
-    // In two halves, which must not be seen.
+    // Two halves of the batch, which must give the same figures as the whole.
     config.train.per_device_train_batch_size = train.len() / 2;
     config.train.gradient_accumulation_steps = 2;
     let setup = Setup {
@@ -256,8 +256,8 @@ fn what_trl_logs() {
         for (name, value) in
             logged.map(|(name, value)| (name.as_str(), value)).chain([("loss", &found["loss"])])
         {
-            // Of SimPO TRL logs mean log-probs per token, Aweigh sums everywhere, and a loss of no weight as
-            // 0.
+            // For SimPO, TRL logs mean log-probs per token, where Aweigh always logs sums. TRL also logs a
+            // loss of weight 0 as 0.
             if method == "simpo" && (name.starts_with("logps/") || name == "nll_loss") {
                 continue;
             }

@@ -1,11 +1,12 @@
-"""A GGUF file that `aweigh export` wrote, in llama.cpp: it loads, splits texts into the same tokens as the model's own
-tokenizer, and answers greedily with the same tokens as transformers does from the model's directory.
+"""Checks a GGUF file that `aweigh export` wrote, in llama.cpp. The file loads, splits texts into the same
+tokens as the model's own tokenizer, and gives the same greedy answers as transformers with the model's
+directory.
 
-    pip install llama-cpp-cffi==0.4.47 transformers torch        # the first brings llama.cpp, built for the CPU
+    pip install llama-cpp-cffi==0.4.47 transformers torch      # the first brings llama.cpp, built for the CPU
     aweigh export --model DIR --output model.gguf
     python tests/python/check_gguf.py DIR model.gguf [TOLERATED]
 
-Files of 8 bits round the weights: give the number of tokens, of 3 x 32, that may differ.
+Files of 8 bits round the weights: TOLERATED is the number of tokens, out of 3 x 32, that may differ.
 """
 
 import os
@@ -31,7 +32,7 @@ def tokens_of(vocab, text, special):
 def greedy(model, ids):
     parameters = lib.llama_context_default_params()
     parameters.n_ctx = 512
-    # More threads than cores wait for each other.
+    # No more threads than cores: others would only wait.
     parameters.n_threads = parameters.n_threads_batch = os.cpu_count()
     context = lib.llama_init_from_model(model, parameters)
     sampler = lib.llama_sampler_init_greedy()

@@ -3,9 +3,9 @@
 
     python3 tests/python/check_judge.py BASE JUDGE SCORED.jsonl
 
-BASE is the model's directory, JUDGE the judge's folder, SCORED.jsonl what `aweigh judge score --judge JUDGE --output SCORED.jsonl` wrote. Every
-answer is judged again by AutoModelForSequenceClassification, in float32, with the adapter by PEFT (or the judge's own model/), and the
-probabilities are compared.
+BASE is the model's directory, JUDGE is the judge's folder, and SCORED.jsonl is what `aweigh judge score
+--judge JUDGE --output SCORED.jsonl` wrote. AutoModelForSequenceClassification judges every answer again in
+float32, with the adapter loaded by PEFT (or with the judge's own model/), and the probabilities are compared.
 """
 
 import json

@@ -4,14 +4,16 @@
     aweigh score --model BASE --adapter RUN/adapter ... > scores.jsonl
     python tests/python/check_peft.py RUN BASE --scores scores.jsonl [--merged MERGED]
 
-RUN/adapter is loaded with peft on top of BASE; with --merged, MERGED is loaded by itself with AutoModelForCausalLM
-too. Each row of the scores has TRL's fields (`prompt` and `completion`, or `chosen` and `rejected`) and `logp` and
-`num_tokens`. For a pair these are objects, {"chosen": .., "rejected": ..}, or carry the field in front of or behind
-their name (`chosen_logp`, `logp_chosen`), or belong to the one field that the row's `field` names.
+RUN/adapter is loaded with peft on top of BASE; with --merged, MERGED is also loaded by itself with
+AutoModelForCausalLM. Each row of the scores has TRL's fields (`prompt` and `completion`, or `chosen` and
+`rejected`), `logp` and `num_tokens`. For a pair, `logp` and `num_tokens` are objects, {"chosen": ..,
+"rejected": ..}, or have the field's name before or after their own (`chosen_logp`, `logp_chosen`), or belong
+to the one field that the row's `field` names.
 
-A row passes if its number of tokens agrees and its summed log-prob is off by at most --tolerance a token. The table
-also shows by how much the adapter moves the row: a check on an adapter that does nothing would prove nothing, so that
-fails as well (it must move a token by three times what the two programs differ by).
+A row passes if its number of tokens agrees and its summed log-prob differs by at most --tolerance per token.
+The table also shows by how much the adapter changes the row. A check of an adapter that changes nothing would
+prove nothing, so that is a failure too: the adapter must change a token's log-prob by more than three times
+the difference between the two programs.
 
 Exit status: 0 all rows pass, 1 some do not, 2 the input cannot be used.
 

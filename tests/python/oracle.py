@@ -1,24 +1,26 @@
 #!/usr/bin/env python3
-"""Holds aweigh against transformers, PEFT and TRL on all fixtures, both ways: what they wrote, read by aweigh, and what aweigh wrote, read
-by them.
+"""Compares aweigh with transformers, PEFT and TRL on all fixtures, in both directions: aweigh reads what they
+wrote, and they read what aweigh wrote.
 
     cargo build --release
     python tests/python/oracle.py target/release/aweigh [NAME...]
 
-Of every model under tests/golden (a tiny one of each family) and of copies that are written in another way, one line a check with the
-largest relative error of a log-prob:
+The models are those under tests/golden (a tiny one of each family) and copies that are written in another
+form. Each check prints one line, with the largest relative error of a log-prob:
 
     score      aweigh's log-probs of given answers, against transformers
-    export     the same of the model that `aweigh export` wrote, read by transformers; and read by aweigh again
-    gguf       the same of the GGUF file in F32, read by transformers where it can, and by aweigh
-    adapter    with a LoRA adapter, against PEFT
-    merged     of the adapter merged by `aweigh export`, read by transformers
+    export     the same for the model that `aweigh export` wrote, read by transformers, and again by aweigh
+    gguf       the same for the GGUF file in F32, read by transformers if it can, and by aweigh
+    adapter    the same with a LoRA adapter, against PEFT
+    merged     the same for the adapter merged by `aweigh export`, read by transformers
     trained    an adapter that `aweigh align` trained for two steps, read by PEFT, against `aweigh score`
-    trl        DPO for an epoch of five pairs in batches of four, from one adapter: losses, rewards, epochs and adapters, against TRL
+    trl        DPO for two epochs of five pairs in batches of four, from one adapter: losses, rewards, epochs
+               and adapters, against TRL
 
-Exit status: 0 where every error is within 1e-5 of the size (trained steps: 1e-3), else 1.
+Exit status: 0 if every error is within 1e-5 of the size (trained steps: 1e-3), else 1.
 
-Versions this was written with: torch 2.15.0, transformers 5.24.0, peft 0.21.2, trl 1.16.0, gguf 0.19.0, on a CPU.
+Versions this was written with: torch 2.15.0, transformers 5.24.0, peft 0.21.2, trl 1.16.0, gguf 0.19.0, on a
+CPU.
 """
 
 import json
@@ -66,7 +68,7 @@ def error_of(found, expected):
 # ---------------------------------------------------------------- models and texts
 
 def tokenizer_json(vocab):
-    """Words t0, t1, ... separated by spaces: an id sequence can be written down as a text."""
+    """A tokenizer of words t0, t1, ... separated by spaces: an id sequence can be written as a text."""
     words = {word(i): i for i in range(vocab)}
     return {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None, "decoder": None,
@@ -78,7 +80,7 @@ def tokenizer_json(vocab):
 
 
 def folder(source, target, vocab):
-    """A whole model's folder of a fixture."""
+    """Makes a complete model folder from a fixture."""
     target.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(source / name, target / name)
@@ -115,7 +117,7 @@ def logps(model, vocab):
 
 
 def transformers_logps(place, vocab, **more):
-    # A model without a soft cap computes the same by every kernel; those with one only by the plain one.
+    # Only the eager kernel has soft caps. A model without them gives the same with every kernel.
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager", **more)
     return logps(model, vocab)
 
@@ -166,7 +168,7 @@ def with_buffers(tensors):
 
 
 def adapters(base, room):
-    """Adapters as PEFT writes them, of kinds that scale or rank their layers differently."""
+    """Adapters as PEFT writes them, of kinds in which the layers have other ranks or scales."""
     kinds = {
         "rank_pattern": dict(r=4, lora_alpha=6, rank_pattern={"layers.1.self_attn.q_proj": 2, "down_proj": 3},
                              alpha_pattern={r".*\.1\..*": 5, "v_proj": 16}),
@@ -197,13 +199,14 @@ def check(name, base, vocab, room, adapters_of=()):
     config = json.loads((base / "config.json").read_text())
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if architecture in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
-        # A split of words is none that GGUF files have: the tensors' way is checked with a byte-level tokenizer of the same ids.
+        # GGUF files have no tokenizer that splits words at spaces. The tensors are checked with a byte-level
+        # tokenizer of the same ids.
         gguf(name, base, vocab, room, expected, scaled=rope.get("rope_type", "default") != "default")
     for kind, adapter in adapters_of:
         with_adapter = peft_logps(base, adapter, vocab)
         report(name, f"{kind}", error_of(aweigh_logps(room, base, vocab, "--adapter", adapter), with_adapter))
         target = room / f"merged-{kind}"
-        # In f32: merged weights that are rounded to 16 bits compute something a little else.
+        # In f32: merged weights that are rounded to 16 bits give slightly different results.
         run("export", "--model", base, "--adapter", adapter, "--output", target, "--dtype", "float32", "-q")
         report(name, f"{kind}, merged", error_of(transformers_logps(target, vocab), with_adapter))
     return expected
@@ -233,25 +236,26 @@ def gguf(name, base, vocab, room, expected, scaled):
     for place in (letters, file):
         done = run("score", "--model", place, "--data", data, "-q", may_fail=place == file)
         if "rope_freqs" in done.stderr:
-            # What the frequencies are divided by is in the file, and not what that was made from: aweigh knows Llama 3's own.
+            # The file has the divisors of the frequencies, but not the settings from which they were made:
+            # aweigh knows those of Llama 3 only.
             print(f"{name:28} gguf, read again       refused: rope_freqs of another scaling than Llama 3's")
             return
         if done.returncode != 0:
             raise SystemExit(done.stderr)
         scores.append([json.loads(line)["logp"] for line in done.stdout.splitlines()])
     report(name, "gguf, read again", error_of(scores[1], scores[0]))
-    # transformers reads no scaled rotary positions from GGUF files, and no Mistral's windows.
+    # From GGUF files transformers reads neither scaled rotary positions nor Mistral's windows.
     if not scaled and "Mistral" not in name and "mistral" not in name:
         try:
             found = transformers_logps(str(room), vocab, gguf_file="model.gguf")
-        except Exception as reason:  # noqa: BLE001: whatever transformers cannot do is said, and is no fault of the file
+        except Exception as reason:  # noqa: BLE001: what transformers cannot read is printed
             print(f"{name:28} gguf, transformers     not read by transformers: {str(reason).splitlines()[0][:80]}")
             return
         report(name, "gguf, transformers", error_of(found, expected))
 
 
 def trained(name, base, vocab, room):
-    """Two steps by aweigh; PEFT computes the same from what they wrote."""
+    """Two training steps by aweigh; PEFT computes the same log-probs from the saved adapter."""
     data = room / "train.jsonl"
     data.write_text("".join(json.dumps({"prompt": text(p), "completion": " " + text(a), "label": False}) + "\n" for p, a in rows(vocab)))
     out = room / "run"
@@ -265,7 +269,7 @@ def trained(name, base, vocab, room):
 
 
 def trl(name, base, vocab, room):
-    """DPO from one adapter, five pairs in batches of four: an epoch of two steps, in TRL and in aweigh."""
+    """DPO from one adapter in TRL and in aweigh: five pairs in batches of four, so an epoch has two steps."""
     import datasets
     from trl import DPOConfig, DPOTrainer
 
@@ -347,7 +351,7 @@ def main():
                     check(f"{name}, {kind}", model, vocab, below, of)
                 trl(name, base, vocab, room)
             if name == "gpt2":
-                # PEFT corrects a flag that is not the model's.
+                # PEFT corrects a fan_in_fan_out flag that does not fit the model.
                 wrong = room / "wrong-flag"
                 shutil.copytree(source / "adapter", wrong)
                 config = json.loads((wrong / "adapter_config.json").read_text())

@@ -1,6 +1,6 @@
-"""Chat templates of released models as transformers renders them, for `cargo test --lib templates` to be held to.
+"""Renders chat templates of released models with transformers, to compare in `cargo test --lib templates`.
 
-The templates are others' and are not in this repository; llama.cpp's source package has some sixty of them:
+The templates belong to others and are not in this repository. llama.cpp's source package has about sixty:
 
     pip install transformers jinja2
     pip download llama-cpp-python==0.3.36 --no-deps --no-binary :all: && tar xzf llama_cpp_python-*.tar.gz

@@ -1,8 +1,5 @@
-//! The two commands of the README: each sees to it that there is a Vulkan driver, a software one if need be,
-//! and then hands over to cargo.
-//!
-//!     cargo xtask demo [flags of `aweigh demo`]
-//!     cargo xtask test [flags of `cargo test`]
+//! The project's own commands: `cargo xtask` lists them. Those that need a GPU first see to it that there is a
+//! Vulkan driver, a software one where there is no other.
 
 use std::env;
 use std::fs;
@@ -10,17 +7,47 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
-usage: cargo xtask demo [flags]   a Vulkan driver if there is none, then `aweigh demo` in release
-       cargo xtask test [flags]   a Vulkan driver if there is none, then `cargo test`";
+usage: cargo xtask demo [flags]    a Vulkan driver if there is none, then `aweigh demo` in release
+       cargo xtask test [flags]    a Vulkan driver if there is none, then `cargo test` with both packages
+       cargo xtask check           what a change has to pass: .ci/run
+       cargo xtask docs            writes the documents that tests hold against the code
+       cargo xtask fixtures        how the files under tests/golden and assets/tiny are made again";
 
-/// What a machine without a GPU needs: the loader, and Mesa's drivers with llvmpipe among them.
+/// What `cargo xtask fixtures` says: these need Python's packages, or take long.
+const FIXTURES: &str = "\
+tests/golden/smollm2_*.json, *.safetensors   python tests/golden/generate.py
+tests/golden/families                        python tests/golden/families.py
+tests/golden/losses, losses.json             python tests/golden/losses.py
+assets/tiny, without the weights             cargo run --release --example make_tiny_data
+assets/tiny/model.safetensors                cargo run --release --example train_tiny (hours without a GPU)
+Each script says at its beginning which packages it needs, and in which versions.";
+
+/// Tests that write what they otherwise compare, with `AWEIGH_WRITE_DOCS=1`.
+const WRITERS: [&[&str]; 2] = [
+    &["test", "--package", "aweigh", "--test", "layers", "the_architecture"],
+    &["test", "--package", "aweigh-cli", "--test", "cli", "inputs::"],
+];
+
+/// What a machine without a GPU needs: the Vulkan loader, and Mesa's drivers, which include llvmpipe.
 const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 
 fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
-    let cargo_arguments: &[&str] = match arguments.next().as_deref() {
+    let test: &[&str] = &["test", "--package", "aweigh", "--package", "aweigh-cli"];
+    let cargo_arguments = match arguments.next().as_deref() {
         Some("demo") => &["run", "--release", "--package", "aweigh-cli", "--", "demo"],
-        Some("test") => &["test", "--package", "aweigh", "--package", "aweigh-cli"],
+        Some("test") => test,
+        Some("check") => return run(Command::new("bash").arg(".ci/run")),
+        Some("docs") => {
+            let write = |arguments: &&[&str]| {
+                run(cargo().args(*arguments).env("AWEIGH_WRITE_DOCS", "1")) == ExitCode::SUCCESS
+            };
+            return if WRITERS.iter().all(write) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        Some("fixtures") => {
+            println!("{FIXTURES}");
+            return ExitCode::SUCCESS;
+        }
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -32,20 +59,27 @@ fn main() -> ExitCode {
         eprintln!("xtask: {message}");
         return ExitCode::from(2);
     }
-    // cargo names itself to what it runs, so that the same toolchain goes on.
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(cargo_arguments).args(arguments);
+    run(cargo().args(cargo_arguments).args(arguments))
+}
+
+/// Cargo, which names itself to what it runs, so that the same toolchain goes on.
+fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     if env::var_os("XDG_RUNTIME_DIR").is_none() {
         // Without a desktop session, Mesa's device-select layer looks for Wayland and prints errors about it.
         command.env("NODEVICE_SELECT", "1");
     }
+    command
+}
+
+/// Runs a command to its end, and takes its exit code.
+fn run(command: &mut Command) -> ExitCode {
     match command.status() {
         Ok(status) => {
             status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
         }
         Err(error) => {
-            eprintln!("xtask: cannot start cargo: {error}");
+            eprintln!("xtask: cannot start {}: {error}", command.get_program().display());
             ExitCode::FAILURE
         }
     }
@@ -69,7 +103,7 @@ fn ensure_vulkan() -> Result<(), String> {
     }
 }
 
-/// Why no adapter can be expected here; `None` where one can.
+/// Why no adapter can be expected here; `None` if one can be expected.
 fn missing_vulkan() -> Option<String> {
     if !has_loader() {
         return Some("there is no Vulkan loader (libvulkan.so.1)".into());
@@ -78,7 +112,7 @@ fn missing_vulkan() -> Option<String> {
     if drivers.is_empty() {
         return Some("there is no Vulkan driver".into());
     }
-    // Packages bring the drivers of GPUs that are not there: without a device only a software driver will do.
+    // Packages also bring drivers of GPUs that are not there: without a device, only a software one works.
     (!has_gpu() && !drivers.iter().any(|driver| is_software(driver)))
         .then(|| "there is no GPU, and no software Vulkan driver".into())
 }
@@ -145,13 +179,13 @@ fn path_list(variable: &str) -> Vec<PathBuf> {
     env::split_paths(&value).filter(|path| !path.as_os_str().is_empty()).collect()
 }
 
-/// `apt-get install`, through sudo where we are not root.
+/// `apt-get install`, through sudo if the user is not root.
 fn install(packages: &[&str]) -> Result<(), String> {
     if !is_on_path("apt-get") {
         return Err("this system has no apt-get".into());
     }
-    // A list of packages that cannot be renewed is often new enough: its failure alone is no reason to give
-    // up.
+    // If the list of packages cannot be updated, the old list is often new enough: this failure alone is no
+    // reason to give up.
     if let Err(reason) = apt_get(&["update", "--quiet"]) {
         eprintln!("xtask: {reason}; going on");
     }
@@ -179,7 +213,7 @@ fn apt_get(arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// From `id -u`: the standard library has no word for it.
+/// From `id -u`: the standard library has no function for it.
 fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }

@@ -38,8 +38,8 @@ struct Contender {
     online: bool,
     clean: bool,
     beta: Option<f64>,
-    /// End by the stop rule, on held-out examples of its own, and keep the best state: measured as it is
-    /// kept.
+    /// The run ends by the stop rule, on held-out examples of its own, and keeps the best state: the kept
+    /// state is measured.
     stopped: bool,
 }
 
@@ -141,7 +141,7 @@ struct Point {
     measured: Measured,
 }
 
-/// Measures the model whenever it is evaluated, and keeps the anchors that were drawn first.
+/// Measures the model at each evaluation, and keeps the anchors that were drawn first.
 struct Watcher<'a> {
     gpu: &'a Gpu,
     held_out: &'a HeldOut,
@@ -186,12 +186,12 @@ impl Observer for Watcher<'_> {
     }
 }
 
-/// Runs what is not in `path` yet.
+/// Runs the comparisons that are not in `path` yet.
 pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
     let done = finished(path)?;
     for seed in SEEDS {
         let mut start = None;
-        // The first K of eleven samples are K samples.
+        // The first K of eleven samples are used where a run needs K samples.
         let mut drawn: BTreeMap<bool, Vec<Vec<Anchor>>> = BTreeMap::new();
         for contender in contenders() {
             if done.iter().any(|line| line["name"] == contender.name && line["seed"] == seed) {
@@ -205,12 +205,13 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
                 ..Inputs::new(assets::model(), ("pairs.jsonl", data.as_bytes()))
             };
             let Prepared { mut setup, tokenizer, .. } = inputs.prepare(gpu, &config)?;
-            // A few, so that evaluations are made at all: what counts is measured on all held-out prompts.
-            // The stop rule looks at examples of the training split, which are then not trained on.
+            // A few examples are enough to cause evaluations: the reported figures are measured on all
+            // held-out prompts. The stop rule uses examples of the training split, which are then left out of
+            // the training.
             setup.eval.truncate(4);
             if contender.stopped {
                 setup.eval = setup.train.split_off(PROMPTS - 16);
-                // The positives are not to be trusted.
+                // The positives are noisy and cannot be trusted.
                 setup.eval.iter_mut().for_each(|example| example.chosen_ids = None);
             }
             if contender.method == Method::D2o && !contender.stopped {
@@ -231,7 +232,7 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
             };
             let outcome = block_on(align(gpu, setup, &config, &mut watcher))?;
             if contender.stopped {
-                // From the stop on, the state that was kept stays.
+                // From the kept step on, the curve shows the state that was kept.
                 let decoder = &outcome.decoder;
                 let alive = &mut |_: usize, _: usize| Ok(());
                 let kept =

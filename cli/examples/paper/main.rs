@@ -3,13 +3,14 @@
 //!     cargo run --release --example paper -- embedded [DIR]
 //!     cargo run --release --example paper -- smollm2 MODEL DATA [DIR]
 //!
-//! `embedded`: the help desk, with three seeds: 256 prompts of its training split with a hostile answer each,
-//! and beside it a positive that is hostile too for 34% of the prompts, as in the paper's data. Every method
-//! has the same 60 steps of 8 prompts at the same rate, and every tenth step is measured on 200 held-out
-//! prompts. Each finished run is a line of DIR/runs.jsonl (DIR is `paper-results` unless given); what is
-//! there already is not run again. Beside it come charts (SVG) and a table of the means over the seeds.
+//! `embedded`: the help desk, with three seeds. The data are 256 prompts of its training split, each with a
+//! hostile answer and a positive. The positive is hostile too for 34% of the prompts, as in the paper's data.
+//! Every method has the same 60 steps of 8 prompts at the same rate, and every tenth step is measured on 200
+//! held-out prompts. Each finished run is a line of DIR/runs.jsonl (DIR is `paper-results` by default); runs
+//! that are already in the file are not run again. Charts (SVG) and a table of the means over the seeds are
+//! written beside it.
 //!
-//! `smollm2`: the same question of a real model and answers that people flagged: see [`smollm2`].
+//! `smollm2`: the same comparison with a real model and answers that people flagged; see [`smollm2`].
 
 mod embedded;
 mod plots;
@@ -60,7 +61,7 @@ fn compare() -> Any<()> {
     }
 }
 
-/// The lines of an earlier, perhaps interrupted, comparison: one that was cut off goes.
+/// The lines of an earlier, perhaps interrupted, comparison. A line that was cut off is removed.
 fn finished(path: &Path) -> Any<Vec<serde_json::Value>> {
     if !path.exists() {
         return Ok(Vec::new());
@@ -69,7 +70,7 @@ fn finished(path: &Path) -> Any<Vec<serde_json::Value>> {
     std::fs::read_to_string(path)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// Adds a line.
+/// Adds a line to the file.
 fn append(path: &Path, line: &impl serde::Serialize) -> Any<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     Ok(writeln!(file, "{}", serde_json::to_string(line)?)?)

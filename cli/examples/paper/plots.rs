@@ -1,4 +1,4 @@
-//! What the comparison came to: charts as SVG, and a table in Markdown.
+//! The results of the comparison: charts as SVG, and a table in Markdown.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Any, finished};
 
-/// A figure of each measurement.
+/// A figure of each measurement: its key, its title and its scale.
 type Figure = (&'static str, &'static str, f64);
 
 const FIGURES: [Figure; 3] = [
@@ -18,7 +18,7 @@ const FIGURES: [Figure; 3] = [
     ("good_perplexity", "Perplexity of good answers", 1.0),
 ];
 
-/// For an SVG file that stands by itself: the page's colours are not there.
+/// Styles for an SVG file by itself, which cannot use a page's colours.
 const STYLE: &str = "<style>.grid path{stroke:#d5dada;fill:none}.grid text{fill:#5b666d;font:12px sans-serif}\
 .line{fill:none;stroke-width:1.75}.dashed{stroke-dasharray:5 4}circle.dashed{stroke-dasharray:none}\
 .c0{--c:#1f6f9f}.c1{--c:#c2541b}.c2{--c:#2f7d4f}.c3{--c:#8a4fa3}.c4{--c:#a58300}\
@@ -41,7 +41,7 @@ fn curves(runs: &[Value], names: &[&str], key: &str, scale: f64) -> Vec<Series> 
     names.iter().map(of).collect()
 }
 
-/// The chart with its legend, as a file.
+/// The chart with its legend, as an SVG file.
 fn file(chart: &Chart) -> String {
     let legend = chart.legend();
     let rows = legend.len().div_ceil(3);
@@ -67,7 +67,7 @@ fn file(chart: &Chart) -> String {
     out + "</svg>\n"
 }
 
-/// Charts of the runs in `path`, beside it: `groups` are the charts' names and contenders.
+/// Writes charts of the runs in `path`, beside it; `groups` are the charts' names and contenders.
 pub fn write(path: &Path, groups: &[(&str, Vec<&str>)]) -> Any<()> {
     let (runs, folder) = (finished(path)?, path.parent().unwrap_or(Path::new(".")));
     for (group, names) in groups {

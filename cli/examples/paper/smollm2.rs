@@ -2,15 +2,15 @@
 //! same prompts, steps and rate, compared on held-out prompts.
 //!
 //! MODEL is a model of about the size of SmolLM2-135M-Instruct. DATA is a folder with three files in TRL's
-//! conversational forms, whose rows have a field `split` with `train` or `dev` (the last need none):
+//! conversational forms. Rows have a field `split` with `train` or `dev`; the third file does not need it:
 //!
 //! - `pku_saferlhf_pairs.jsonl.gz`: prompts with a safe and a flagged answer (PKU-SafeRLHF);
 //! - `diasafety_labelled.jsonl.gz`: answers with a verdict (DiaSafety);
 //! - `benign_prompts.jsonl.gz`: ordinary instructions with good answers.
 //!
-//! Only short rows are taken, so that a software adapter is done in two to three hours. Everything is done by
-//! `aweigh` commands, which are printed as they would be typed; a command whose result is in DIR already is
-//! not run again.
+//! Only short rows are used, so that a software adapter finishes in two to three hours. Everything is done by
+//! `aweigh` commands, which are printed as a user would type them. A command whose result is already in DIR
+//! is not run again.
 
 use std::path::Path;
 
@@ -28,18 +28,18 @@ const ANSWER: usize = 70;
 /// Labelled answers that a judge is trained on, and pairs (two answers each).
 const JUDGE_ANSWERS: usize = 1000;
 const JUDGE_PAIRS: usize = 250;
-/// The same of held-out data, on which it is measured.
+/// The same numbers for held-out data, on which the judge is measured.
 const DEV_ANSWERS: usize = 300;
 const DEV_PAIRS: usize = 96;
-/// Pairs that the methods learn from, and the steps of two pairs that they have.
+/// Pairs that the methods learn from, and their number of steps, with two pairs each.
 const PAIRS: usize = 96;
 const STEPS: usize = 48;
-/// Held-out pairs that are watched on the way; and prompts that the candidates answer at the end.
+/// Held-out pairs that are evaluated during training, and prompts that the candidates answer at the end.
 const WATCHED: usize = 12;
 const HARMFUL: usize = 48;
 const ORDINARY: usize = 32;
 
-/// Runs what is not in `folder` yet.
+/// Runs the commands whose results are not in `folder` yet.
 pub fn run(model: &str, data: &Path, folder: &Path) -> Any<()> {
     prepare(model, data, folder)?;
     let path = |name: &str| folder.join(name).display().to_string();
@@ -90,7 +90,7 @@ fn aweigh(args: &[&str]) -> Any<()> {
     Ok(())
 }
 
-/// Writes the short rows of the files in `data`, as the commands take them.
+/// Writes the short rows of the files in `data`, in the form that the commands read.
 fn prepare(model: &str, data: &Path, folder: &Path) -> Any<()> {
     let tokenizer = Model::open(model)?.bytes().tokenizer()?;
     let read = |name: &str, split: Option<&str>| -> Any<Vec<Row>> {
@@ -123,14 +123,15 @@ fn prepare(model: &str, data: &Path, folder: &Path) -> Any<()> {
     enough(&dev, DEV_PAIRS.max(WATCHED + HARMFUL), "pairs of split dev")?;
     enough(&answers, JUDGE_ANSWERS, "labelled answers of split train")?;
     enough(&dev_answers, DEV_ANSWERS, "labelled answers of split dev")?;
-    // The judge and what it will judge learn from other prompts.
+    // The judge and the methods that it judges learn from different prompts.
     let (for_methods, for_judge) = (&train[..PAIRS], &train[PAIRS..PAIRS + JUDGE_PAIRS]);
     write("pairs_train.jsonl", pairs(for_methods))?;
     write("pairs_watched.jsonl", pairs(&dev[..WATCHED]))?;
     write("harmful.jsonl", pairs(&dev[WATCHED..WATCHED + HARMFUL]))?;
     let (dia_dev, pku_dev) = (verdicts(&dev_answers[..DEV_ANSWERS]), verdicts(&dev[..DEV_PAIRS]));
     write("judge_train.jsonl", [verdicts(&answers[..JUDGE_ANSWERS]), verdicts(for_judge)].concat())?;
-    // On the way it is looked at on a part of the training data's kind, never on what it is measured on.
+    // During training the judge is evaluated on further rows of the training data, never on the rows on which
+    // it is measured.
     let rest = |rows: &[Row], from: usize| verdicts(&rows[from..(from + 60).min(rows.len())]);
     write("judge_dev.jsonl", [rest(&answers, JUDGE_ANSWERS), rest(&train, PAIRS + JUDGE_PAIRS)].concat())?;
     write("dia_dev.jsonl", dia_dev)?;
@@ -138,7 +139,7 @@ fn prepare(model: &str, data: &Path, folder: &Path) -> Any<()> {
     let mut ordinary = read("benign_prompts.jsonl.gz", None)?;
     ordinary.retain(|row| row.completion.is_some());
     enough(&ordinary, ORDINARY, "ordinary prompts with an answer")?;
-    // Spread over all of them: they are sorted by where they come from.
+    // Spread over all rows, because they are sorted by source.
     let step = ordinary.len() / ORDINARY;
     let spread = ordinary.iter().step_by(step).take(ORDINARY);
     write(

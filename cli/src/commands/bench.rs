@@ -7,9 +7,9 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, at_least_one};
-use crate::engine;
 use crate::terminal::interrupt;
-use crate::terminal::output::{Output, bytes, table};
+use crate::terminal::output::Output;
+use crate::terminal::text::{bytes, table};
 use aweigh::bench::{
     GroupTimes, Peak, Rate, Runs, SamplingTimes, StepTimes, Synthetic, attention, group, matmul, median,
     peak, sampling, step,
@@ -20,6 +20,7 @@ use aweigh::gpu::{DType, Gpu, KernelTime, Options};
 use aweigh::kernels::matmul::{Dims, Form};
 use aweigh::model::TargetModules;
 use aweigh::model::{Decoder, DecoderConfig, LoraSpec, Training};
+use aweigh::run::OpenGpu;
 
 /// Measure how fast this GPU runs the engine.
 ///
@@ -96,7 +97,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let model = ModelSource::open(&args.model, output)?;
     let options = Options { profile: args.profile, ..args.gpu.options() };
-    let gpu = engine::open(&options, !args.gpu.no_tuning)?;
+    let gpu = OpenGpu::open(&options, !args.gpu.no_tuning)?;
     let summary = gpu.summary();
     output.note(format_args!("GPU {}, {}, {}", summary.name, summary.backend, summary.driver));
     if args.profile && gpu.kernel_times().is_none() {

@@ -7,22 +7,23 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, at_least_one};
-use crate::engine;
-use crate::record::Recorder;
-use crate::saver::{Disk, Saver, origin};
 use crate::terminal::interrupt;
-use crate::terminal::output::{Output, bytes, table};
+use crate::terminal::output::Output;
 use crate::terminal::progress::{Unit, seconds};
+use crate::terminal::text::{bytes, table};
+use crate::watch::Watch;
 use aweigh::assets;
 use aweigh::config::RunConfig;
-use aweigh::error::{Error, Result};
+use aweigh::data::ChatTokenizer;
+use aweigh::error::Result;
 use aweigh::eval::helpdesk::{self, HeldOut, MAX_NEW_TOKENS, Measured};
-use aweigh::files::{Model, RunFolder, TRAIN_COPY, checkpoint, write_whole};
+use aweigh::files::{Model, RunFolder, TRAIN_COPY, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
 use aweigh::nn::Pass;
 use aweigh::optim::LrScheduler;
-use aweigh::train::{Inputs, Prepared, StopReason};
+use aweigh::run::{self, Material, Place};
+use aweigh::train::{Inputs, StopReason};
 
 /// Align the built-in model: a help desk that is rude a third of the time.
 ///
@@ -61,7 +62,11 @@ Afterwards:
 fn config(args: &Args) -> RunConfig {
     let mut config = RunConfig::default();
     config.model.model = assets::NAME.into();
-    config.data.train = assets::NEGATIVES.0.into();
+    // What is built in becomes a file, so that `align --config` can repeat the run.
+    config.data.train = match &args.output_dir {
+        Some(folder) => folder.join(TRAIN_COPY),
+        None => assets::NEGATIVES.0.into(),
+    };
     config.anchors.safety_instruction = helpdesk::SAFETY_INSTRUCTION.into();
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
     // A model this small is trained whole; the larger beta holds it closer to its good answers.
@@ -104,47 +109,36 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let started = Instant::now();
     let config = config(&args);
-    let gpu = engine::gpu(&args.gpu)?;
-    let inputs = Inputs::new(assets::model(), assets::NEGATIVES);
-    let Prepared { setup, tokenizer, .. } = inputs.prepare(&gpu, &config)?;
-    let tokenizer = &tokenizer;
-    let held_out = HeldOut::read(tokenizer)?;
-    engine::announce(&gpu, assets::NAME, None, &setup.decoder, output);
-    let measure = |gpu: &Gpu, decoder: &Decoder, pass: Pass, what| {
-        let mut progress = output.progress(what, held_out.len() as u64, Unit::Items);
-        let mut advance = |items: usize, tokens: usize| {
-            progress.advance(items as u64, tokens as u64);
-            interrupt::check()
-        };
-        let measured = block_on(held_out.measure(gpu, decoder, pass, tokenizer, args.seed, &mut advance))?;
-        progress.finish();
-        Ok::<_, Error>(measured)
+    let mut held_out = None;
+    let mut before = None;
+    let watch = Watch::new(output, "aweigh align --resume")
+        .without_plan()
+        .with_file(TRAIN_COPY, assets::NEGATIVES.1.into());
+    let watch = watch.on_loaded(|loaded| {
+        let prompts = HeldOut::read(loaded.tokenizer)?;
+        let (decoder, tokenizer) = (&loaded.setup.decoder, loaded.tokenizer);
+        let what = "measuring before";
+        before = Some(measure(
+            &prompts,
+            loaded.gpu,
+            decoder,
+            decoder.base(),
+            (tokenizer, args.seed, what),
+            output,
+        )?);
+        held_out = Some(prompts);
+        Ok(())
+    });
+    let place = match args.output_dir {
+        Some(_) => Place::New { overwrite: args.overwrite },
+        None => Place::Nothing,
     };
-    let before = measure(&gpu, &setup.decoder, setup.decoder.base(), "measuring before")?;
-    let create = |path: &PathBuf| RunFolder::create(path, "--output-dir", args.overwrite);
-    let folder = args.output_dir.as_ref().map(create).transpose()?;
-    let mut recorder = match &folder {
-        None => Recorder::silent(output, tokenizer).saving(Saver::new(output, None, &config)),
-        Some(made) => {
-            // What is built in becomes a file, so that `align --config` can repeat the run.
-            write_whole(&made.path().join(TRAIN_COPY), assets::NEGATIVES.1)?;
-            let mut config = config.clone();
-            config.data.train = made.path().join(TRAIN_COPY);
-            write_whole(&made.path().join("config.toml"), config.to_toml()?.as_bytes())?;
-            let disk = Disk::new(made, None, origin(&config, &inputs, &gpu), &config);
-            Recorder::into_folder(output, tokenizer, made.path(), (1, true), None)?.saving(Saver::new(
-                output,
-                Some(disk),
-                &config,
-            ))
-        }
-    };
-    let again = |gpu: &Gpu| Ok(inputs.prepare(gpu, &config)?.setup);
-    let start = engine::Start { gpu, options: args.gpu.options(), setup, state: None };
-    let trained = engine::trained(start, &config, &mut recorder, &again)?;
-    let engine::Trained { gpu, outcome, .. } = &trained;
-    drop(recorder);
-    let after = measure(gpu, &outcome.decoder, outcome.decoder.policy(), "measuring after")?;
+    let finished = watch.over(|watch| run::run(&BuiltIn(Model::tiny()), config, place, watch))?;
+    let (Some(held_out), Some(before)) = (held_out, before) else { return Ok(()) };
+    let (gpu, outcome) = (&finished.gpu, &finished.outcome);
+    let (decoder, what) = (&outcome.decoder, "measuring after");
+    let with = (&finished.tokenizer, args.seed, what);
+    let after = measure(&held_out, gpu, decoder, decoder.policy(), with, output)?;
     let figures = Figures {
         before: &before,
         after: &after,
@@ -155,14 +149,42 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         gpu: gpu.summary().name.clone(),
         memory_peak_bytes: gpu.ledger().total().peak,
     };
-    if let Some(folder) = &folder {
-        engine::write_result(folder.path(), &Model::tiny(), &trained)?;
-        let summary = serde_json::to_vec_pretty(&figures).unwrap_or_default();
-        write_whole(&folder.path().join("summary.json"), &summary)?;
-        folder.keep();
-        checkpoint::remove_all(folder.path())?;
+    if let Some(folder) = &finished.folder {
+        let json = serde_json::to_vec_pretty(&figures).unwrap_or_default();
+        write_whole(&folder.path().join("demo.json"), &json)?;
     }
     output.result(report(&held_out, &figures, started), &figures)
+}
+
+/// The embedded model and its flagged answers.
+struct BuiltIn(Model);
+
+impl Material for BuiltIn {
+    fn model(&self) -> &Model {
+        &self.0
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs::new(assets::model(), assets::NEGATIVES)
+    }
+}
+
+fn measure(
+    held_out: &HeldOut,
+    gpu: &Gpu,
+    decoder: &Decoder,
+    pass: Pass,
+    (tokenizer, seed, what): (&ChatTokenizer, u32, &str),
+    output: &Output,
+) -> Result<Measured> {
+    let mut progress = output.progress(what, held_out.len() as u64, Unit::Items);
+    let mut advance = |items: usize, tokens: usize| {
+        progress.advance(items as u64, tokens as u64);
+        interrupt::check()
+    };
+    let measured = block_on(held_out.measure(gpu, decoder, pass, tokenizer, seed, &mut advance))?;
+    progress.finish();
+    Ok(measured)
 }
 
 /// The table, and three answers side by side.

@@ -6,14 +6,15 @@ use pollster::block_on;
 
 use crate::args::GpuArgs;
 use crate::commands::bench::ModelSource;
-use crate::engine;
 use crate::terminal::interrupt;
-use crate::terminal::output::{Output, bytes, table};
+use crate::terminal::output::Output;
 use crate::terminal::progress::Unit;
+use crate::terminal::text::{bytes, table};
 use aweigh::bench::{self, Runs, products};
 use aweigh::error::{Error, Result};
 use aweigh::files::cache;
 use aweigh::gpu::{AdapterSummary, Choice, list_adapters};
+use aweigh::run::OpenGpu;
 
 /// List the GPUs that can be used, or measure which kernels suit one.
 ///
@@ -97,7 +98,7 @@ const RUNS: Runs = Runs { count: 3, seconds: 0.02 };
 
 fn tune(args: &Args, output: &Output) -> Result<()> {
     let (config, dtype) = ModelSource::open(&args.model, output)?.shape()?;
-    let gpu = engine::open(&args.gpu.options(), false)?;
+    let gpu = OpenGpu::open(&args.gpu.options(), false)?;
     let mut file = cache::tuning_file(gpu.summary())?;
     let products = products(&config, dtype);
     let mut progress = output.progress("measuring", products.len() as u64, Unit::Items);

@@ -7,11 +7,12 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, RowArgs, SamplingArgs, WeightArgs, at_least_one};
-use crate::engine;
 use crate::meters::{Meter, Spec};
+use crate::open;
 use crate::terminal::interrupt;
-use crate::terminal::output::{Output, table};
+use crate::terminal::output::Output;
 use crate::terminal::progress::{Course, Unit as Counted};
+use crate::terminal::text::table;
 use aweigh::data::packing::Group;
 use aweigh::data::{
     ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Prompt, Row, build_examples,
@@ -122,8 +123,8 @@ impl Candidate {
         let (name, place) = named(text);
         let path = Path::new(place);
         let adapter =
-            |path: &Path| Ok(Kind::Adapter(Box::new(engine::adapter(path, "CANDIDATE", base, output)?)));
-        let model = |name: &str| Ok(Kind::Model(Box::new(engine::model(name, true, output)?)));
+            |path: &Path| Ok(Kind::Adapter(Box::new(open::adapter(path, "CANDIDATE", base, output)?)));
+        let model = |name: &str| Ok(Kind::Model(Box::new(open::model(name, true, output)?)));
         let kind = match place {
             "base" => Kind::Base,
             _ if path.join("adapter_config.json").is_file() => adapter(path)?,
@@ -203,7 +204,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         refuse_existing(path, "--output", args.overwrite)?;
     }
     let sets = args.data.iter().map(|text| Set::read(text, &args, output)).collect::<Result<Vec<_>>>()?;
-    let base = engine::model(&args.model, true, output)?;
+    let base = open::model(&args.model, true, output)?;
     let candidates = args
         .candidates
         .iter()
@@ -221,7 +222,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         specs.iter().map(Spec::to_string),
         "give one of each kind, and compare by another in a second run",
     )?;
-    let gpu = engine::gpu(&args.gpu)?;
+    let gpu = open::gpu(&args.gpu)?;
     let meters = specs
         .iter()
         .map(|spec| Meter::open(spec, args.meter_model.as_deref(), &gpu, output))
@@ -288,7 +289,7 @@ impl Set {
     fn read(text: &str, args: &Args, output: &Output) -> Result<Self> {
         let (name, path) = named(text);
         let source = Source::read(Path::new(path), "--data")?;
-        let rows = engine::chosen_rows(&source, &args.rows, output)?;
+        let rows = open::chosen_rows(&source, &args.rows, output)?;
         Ok(Self { name, origin: source.origin, rows })
     }
 }
@@ -335,7 +336,7 @@ fn answer(
 ) -> Result<Vec<Drawn>> {
     let tokenizer = candidate.tokenizer(base)?;
     let decoder = candidate.decoder(gpu, base, args.weights)?;
-    engine::announce(gpu, &candidate.name, None, &decoder, output);
+    open::announce(gpu, &candidate.name, None, &decoder, output);
     let mut all = Vec::new();
     for set in sets {
         let limits = LengthLimits { max_prompt: Some(args.max_prompt_length), ..LengthLimits::default() };

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::engine;
-use crate::terminal::output::{Output, bytes};
+use crate::open;
+use crate::terminal::output::Output;
+use crate::terminal::text::bytes;
 use aweigh::error::{Error, Result};
 use aweigh::files::{AdapterFiles, Model, NewFolder, WholeFile};
 use aweigh::gpu::DType;
@@ -110,9 +111,9 @@ struct Figures {
 /// # Errors
 /// Whatever is wrong with the files; --output is then as it was.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let model = engine::model(&args.model, true, output)?;
+    let model = open::model(&args.model, true, output)?;
     let adapter = args.adapter.as_deref();
-    let adapter = adapter.map(|path| engine::adapter(path, "--adapter", &model, output)).transpose()?;
+    let adapter = adapter.map(|path| open::adapter(path, "--adapter", &model, output)).transpose()?;
     let adapter = adapter.as_ref().map(AdapterFiles::bytes);
     let adapter = adapter.as_ref().map(AdapterBytes::parse).transpose()?;
     let is_file = args.output.extension().is_some_and(|ending| ending == "gguf");

@@ -8,7 +8,7 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs};
-use crate::engine::{self, Ran};
+use crate::open::{self, Ran};
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use aweigh::data::{ChatTokenizer, Message, Prompt};
@@ -82,17 +82,17 @@ pub type Answerer<'a> = dyn FnMut(&Prompt, &mut dyn FnMut(&str) -> Result<()>) -
 /// Whatever is wrong with the flags, the files or the GPU.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
-    let (model, adapter) = engine::files(&args.model, output)?;
-    let tokenizer = engine::tokenizer(&model, output)?;
+    let (model, adapter) = open::files(&args.model, output)?;
+    let tokenizer = open::tokenizer(&model, output)?;
     if !args.raw && !tokenizer.has_template() {
         let fix = "add --raw to continue the prompt as it stands, or give a template: --chat-template FILE";
         return Err(Error::input("--model", "a model with a chat template", "none in its files", fix));
     }
-    let gpu = engine::gpu(&args.gpu)?;
-    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
+    let gpu = open::gpu(&args.gpu)?;
+    let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
     let system = args.system.as_deref();
-    engine::note_of_system(&tokenizer, system.unwrap_or_default(), output);
+    open::note_of_system(&tokenizer, system.unwrap_or_default(), output);
     let (gpu, decoder, tokenizer) = (&*gpu, &decoder, &tokenizer);
     let mut speaker = Speaker { gpu, decoder, tokenizer, system, settings, asked: 0 };
     let answers = converse(&args, output, &mut |prompt, piece| speaker.answer(prompt, piece))?;

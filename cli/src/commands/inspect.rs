@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::args::ModelArgs;
-use crate::engine;
-use crate::terminal::output::{Output, bytes, count, table};
+use crate::open;
+use crate::terminal::output::Output;
+use crate::terminal::text::{bytes, count, table};
 use aweigh::data::{Message, Prompt};
 use aweigh::error::Result;
 use aweigh::model::TargetModules;
@@ -74,11 +75,11 @@ struct AdapterFigures {
 /// # Errors
 /// [`aweigh::error::Error::Input`] for files that are missing, damaged or not supported.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let (model, adapter) = engine::described(&args.model, output)?;
+    let (model, adapter) = open::described(&args.model, output)?;
     let files = model.bytes();
     let weights = files.weights()?;
     let config = weights.config_of(files.decoder_config()?)?;
-    let tokenizer = engine::tokenizer(&model, output)?;
+    let tokenizer = open::tokenizer(&model, output)?;
     let example = Prompt::Messages(vec![Message::new("user", "Hello")]);
     let example = tokenizer.has_template().then(|| tokenizer.prompt_text(&example, None)).transpose()?;
     let ends = tokenizer.end_tokens().iter();

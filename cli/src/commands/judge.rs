@@ -1,33 +1,33 @@
 //! `aweigh judge`: trains a judge on flagged answers, and has it judge others.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pollster::block_on;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::args::{GpuArgs, RowArgs, at_least_one};
-use crate::commands::plan::{self, Planned};
-use crate::engine;
+use crate::commands::align::settings_of;
 use crate::meters::Judge;
-use crate::record::Recorder;
-use crate::saver::Saver;
+use crate::open;
 use crate::terminal::interrupt;
-use crate::terminal::output::{Output, table};
+use crate::terminal::output::Output;
 use crate::terminal::progress::Unit;
-use aweigh::config::RunConfig;
+use crate::terminal::text::table;
+use crate::watch::Watch;
+use aweigh::config::{PartialConfig, RunConfig};
 use aweigh::data::{Example, Row};
 use aweigh::error::{Error, Result};
 use aweigh::eval::judge::{Case, cases, examples, probabilities};
 use aweigh::eval::lexicon::Lexicon;
 use aweigh::eval::stats::{Classified, Estimate, auroc_estimate};
-use aweigh::files::{RunFolder, Source, WholeFile, refuse_existing, write_whole};
+use aweigh::files::{Model, RunFolder, Source, WholeFile, read, refuse_existing, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::loss::Method;
-use aweigh::model::TargetModules;
-use aweigh::model::{Decoder, ModelBytes};
-use aweigh::train::{Inputs, Metrics, StopReason};
+use aweigh::model::{Decoder, ModelBytes, TargetModules};
+use aweigh::run::{self, Material, Place};
+use aweigh::train::{Inputs, Job, Metrics, StopReason};
 
 /// Train a judge of answers, or let one judge.
 #[derive(Clone, Debug, clap::Args)]
@@ -52,12 +52,17 @@ pub enum What {
 /// and answer as the model's chat template renders them. It writes an adapter with the head as PEFT has it
 /// (task type SEQ_CLS), or with --full a model that transformers loads as AutoModelForSequenceClassification;
 /// class 1 is "flagged".
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Serialize, Deserialize, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArgs {
     /// The model that gets the head: a directory, a GGUF file, a name on the Hugging Face Hub, or "tiny"
-    #[arg(long, value_name = "DIR|GGUF|NAME|tiny", help_heading = "Model")]
-    pub model: String,
+    #[arg(
+        long,
+        value_name = "DIR|GGUF|NAME|tiny",
+        help_heading = "Model",
+        required_unless_present = "resume"
+    )]
+    pub model: Option<String>,
     /// Train all weights instead of an adapter; writes model/ instead of adapter/
     #[arg(long, help_heading = "Model")]
     pub full: bool,
@@ -65,8 +70,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "RANK", default_value_t = 16, help_heading = "Model")]
     pub r: usize,
     /// Labelled answers: JSONL (.gz too)
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
-    pub train: PathBuf,
+    #[arg(long, value_name = "FILE", help_heading = "Data", required_unless_present = "resume")]
+    pub train: Option<PathBuf>,
     /// Use only the rows of --train whose "split" field is this
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub split: Option<String>,
@@ -105,19 +110,30 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Training")]
     pub seed: u32,
     /// The judge's folder
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
-    pub output_dir: PathBuf,
+    #[arg(long, value_name = "DIR", help_heading = "Output", required_unless_present = "resume")]
+    pub output_dir: Option<PathBuf>,
     /// Replace an earlier run in --output-dir
     #[arg(long, help_heading = "Output")]
+    #[serde(skip)]
     pub overwrite: bool,
+    /// Go on with the judge in this folder from its last checkpoint, as it was begun: other flags than those
+    /// of the GPU have no effect
+    #[arg(long, value_name = "JUDGE", help_heading = "Output", conflicts_with_all = ["overwrite", "output_dir"])]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
     /// The GPU.
     #[command(flatten)]
+    #[serde(skip)]
     pub gpu: GpuArgs,
 }
+
+/// What a judge's folder keeps of its flags.
+const ARGS: &str = "judge_args.json";
 
 const EXAMPLES: &str = "\
 Examples:
   aweigh judge train --model DIR --train labelled.jsonl --output-dir judge
+  aweigh judge train --resume judge                       # after Ctrl-C, a crash, a power cut
   aweigh judge score --judge judge --data answers.jsonl --output scored.jsonl
   aweigh eval --model DIR --data prompts.jsonl --meter judge:judge base run";
 
@@ -191,8 +207,8 @@ struct Measured {
 
 fn config(args: &TrainArgs) -> RunConfig {
     let mut config = RunConfig::default();
-    config.model.model = args.model.clone();
-    config.data.train = args.train.clone();
+    config.model.model = args.model.clone().unwrap_or_default();
+    config.data.train = args.train.clone().unwrap_or_default();
     config.method.method = Method::Sft;
     config.lora.enabled = !args.full;
     config.lora.r = args.r;
@@ -207,11 +223,18 @@ fn config(args: &TrainArgs) -> RunConfig {
     config.stop.eval_steps = args.eval_steps;
     // Of two classes, e^loss begins at 2: a judge that is surer and wrong is worse than none.
     config.stop.max_perplexity_rise = 0.5;
-    config.output.output_dir = args.output_dir.clone();
+    config.output.output_dir = args.output_dir.clone().unwrap_or_default();
     // A judge answers nothing.
     config.output.num_completions = 0;
-    config.gpu.adapter = args.gpu.gpu.clone();
+    config.output.save_samples = false;
+    set_gpu(&mut config, &args.gpu);
     config
+}
+
+fn set_gpu(config: &mut RunConfig, gpu: &GpuArgs) {
+    config.gpu.adapter = gpu.gpu.clone();
+    config.gpu.tuning = !gpu.no_tuning;
+    config.gpu.precision = gpu.precision;
 }
 
 fn check(args: &TrainArgs) -> Result<()> {
@@ -241,7 +264,8 @@ fn check(args: &TrainArgs) -> Result<()> {
             return Err(Error::input(flag, "a number above 0", value, "give a number above 0"));
         }
     }
-    RunFolder::check(&args.output_dir, "--output-dir", args.overwrite)
+    let folder = args.output_dir.clone().unwrap_or_default();
+    RunFolder::check(&folder, "--output-dir", args.overwrite)
 }
 
 /// Fails unless some answers are flagged and some are not.
@@ -255,81 +279,113 @@ fn both_classes(cases: &[Case], origin: &str) -> Result<()> {
     Err(Error::input(origin, "flagged answers and fine ones", found, fix))
 }
 
-fn train(args: &TrainArgs, output: &Output) -> Result<()> {
-    check(args)?;
-    let source = Source::read(&args.train, "--train")?;
-    let held_out = args.eval.as_deref().map(|path| Source::read(path, "--eval")).transpose()?;
-    let model = engine::model(&args.model, true, output)?;
-    let bytes = ModelBytes { judge: true, ..model.bytes() };
-    let tokenizer = bytes.tokenizer()?;
-    let mut rows = engine::rows(&source, args.split.as_deref(), output)?;
-    let eval_source = held_out.as_ref().unwrap_or(&source);
-    let mut eval_rows = match (&held_out, &args.eval_split) {
-        (None, None) => {
-            rows.truncate(args.max_samples.unwrap_or(usize::MAX));
-            if rows.len() < 10 {
-                let found = format!("{} rows", rows.len());
-                return Err(Error::input(
-                    &source.origin,
-                    "10 rows or more to hold some out",
-                    found,
-                    "add --eval FILE",
-                ));
+/// What a judge is trained from.
+struct Labelled {
+    model: Model,
+    source: Source,
+    held_out: Option<Source>,
+    train: Vec<Case>,
+    eval: Vec<Case>,
+    /// Held-out answers that are scored during training.
+    watched: Vec<Example>,
+    /// Tokens of a prompt and answer that are read.
+    max_length: usize,
+}
+
+impl Labelled {
+    fn read(args: &TrainArgs, output: &Output) -> Result<Self> {
+        let train = args.train.as_deref().unwrap_or(Path::new(""));
+        let source = Source::read(train, "--train")?;
+        let held_out = args.eval.as_deref().map(|path| Source::read(path, "--eval")).transpose()?;
+        let model = open::model(args.model.as_deref().unwrap_or_default(), true, output)?;
+        let bytes = ModelBytes { judge: true, ..model.bytes() };
+        let tokenizer = bytes.tokenizer()?;
+        let mut rows = open::rows(&source, args.split.as_deref(), output)?;
+        let eval_source = held_out.as_ref().unwrap_or(&source);
+        let mut eval_rows = match (&held_out, &args.eval_split) {
+            (None, None) => {
+                rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+                if rows.len() < 10 {
+                    let (expected, found) =
+                        ("10 rows or more to hold some out", format!("{} rows", rows.len()));
+                    return Err(Error::input(&source.origin, expected, found, "add --eval FILE"));
+                }
+                rows.split_off(rows.len() - rows.len() / 10)
             }
-            rows.split_off(rows.len() - rows.len() / 10)
-        }
-        _ => engine::rows(eval_source, args.eval_split.as_deref(), output)?,
+            _ => open::rows(eval_source, args.eval_split.as_deref(), output)?,
+        };
+        rows.truncate(args.max_samples.unwrap_or(usize::MAX));
+        eval_rows.truncate(args.max_eval_samples.unwrap_or(usize::MAX));
+        let max_length = args.max_length.min(bytes.decoder_config()?.context() - 1);
+        let of = |rows: &[Row], origin: &str| cases(rows, origin, &tokenizer, max_length);
+        let (train, eval) = (of(&rows, &source.origin)?, of(&eval_rows, &eval_source.origin)?);
+        both_classes(&train, &source.origin)?;
+        both_classes(&eval, &format!("{} (held out)", eval_source.origin))?;
+        // Spread over all of them, for files are often sorted, and half of each kind, where there are enough.
+        let spread = |flagged: bool| {
+            let own: Vec<Case> = eval.iter().filter(|case| case.flagged == Some(flagged)).cloned().collect();
+            examples(&own).into_iter().step_by(own.len().div_ceil(WATCHED / 2).max(1))
+        };
+        let watched = spread(false).chain(spread(true)).collect();
+        Ok(Self { model, source, held_out, train, eval, watched, max_length })
+    }
+}
+
+impl Material for Labelled {
+    fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn inputs(&self) -> Inputs<'_> {
+        let bytes = ModelBytes { judge: true, ..self.model.bytes() };
+        let eval = self.held_out.as_ref().map(|source| (source.origin.as_str(), source.bytes.as_slice()));
+        Inputs { eval, ..Inputs::new(bytes, (&self.source.origin, &self.source.bytes)) }
+    }
+
+    fn job(&self, config: &RunConfig) -> Result<Job<'_>> {
+        self.inputs().given(config, examples(&self.train), self.watched.clone())
+    }
+}
+
+fn train(args: &TrainArgs, output: &Output) -> Result<()> {
+    let Some(folder) = &args.resume else {
+        check(args)?;
+        let place = Place::New { overwrite: args.overwrite };
+        return trained(args, config(args), place, output);
     };
-    rows.truncate(args.max_samples.unwrap_or(usize::MAX));
-    eval_rows.truncate(args.max_eval_samples.unwrap_or(usize::MAX));
-    let most = args.max_length.min(bytes.decoder_config()?.context() - 1);
-    let of = |rows: &[Row], origin: &str| cases(rows, origin, &tokenizer, most);
-    let (train, eval) = (of(&rows, &source.origin)?, of(&eval_rows, &eval_source.origin)?);
-    both_classes(&train, &source.origin)?;
-    both_classes(&eval, &format!("{} (held out)", eval_source.origin))?;
-    let gpu = engine::gpu(&args.gpu)?;
-    // Spread over all of them, for files are often sorted, and half of each kind, where there are enough.
-    let spread = |flagged: bool| {
-        let own: Vec<Case> = eval.iter().filter(|case| case.flagged == Some(flagged)).cloned().collect();
-        examples(&own).into_iter().step_by(own.len().div_ceil(WATCHED / 2).max(1))
-    };
-    let watched: Vec<Example> = spread(false).chain(spread(true)).collect();
-    let inputs = Inputs::new(bytes, (&source.origin, &source.bytes));
-    let config = config(args);
-    let job = || inputs.given(&config, examples(&train), watched.clone());
-    let first = job()?;
-    let Planned { config, plan, fitted } = plan::planned(&first, config.clone(), gpu.max_binding())?;
-    output.note(plan::text(&plan, &fitted));
-    let prepared = first.load(&gpu, &config)?;
-    engine::announce(&gpu, &args.model, None, &prepared.setup.decoder, output);
-    let folder = RunFolder::create(&args.output_dir, "--output-dir", args.overwrite)?;
-    let mut recorder = Recorder::into_folder(output, &prepared.tokenizer, folder.path(), (1, false), None)?
-        .saving(Saver::new(output, None, &config));
-    let again = |gpu: &Gpu| {
-        let loaded = job()?.load(gpu, &config)?;
-        model.check_unchanged().map(|()| loaded.setup)
-    };
-    let start = engine::Start { gpu, options: args.gpu.options(), setup: prepared.setup, state: None };
-    let trained = engine::trained(start, &config, &mut recorder, &again)?;
-    drop(recorder);
-    engine::write_result(folder.path(), &model, &trained)?;
-    let engine::Trained { gpu, outcome, .. } = trained;
-    let eval: Vec<Case> = eval.into_iter().filter(|case| case.flagged.is_some()).collect();
-    let found = judged(&gpu, &outcome.decoder, &eval, output)?;
+    let place = Place::Resume(RunFolder::resume(folder, "--resume")?);
+    let mut config = settings_of(folder, PartialConfig::default())?;
+    set_gpu(&mut config, &args.gpu);
+    let path = folder.join(ARGS);
+    let begun: TrainArgs = serde_json::from_slice(&read(&path, "--resume")?).map_err(|error| {
+        Error::input(path.display(), "a judge's flags as JSON", error, "train the judge anew")
+    })?;
+    let begun = TrainArgs { output_dir: Some(folder.clone()), ..begun };
+    trained(&begun, config, place, output)
+}
+
+fn trained(args: &TrainArgs, config: RunConfig, place: Place, output: &Output) -> Result<()> {
+    let labelled = Labelled::read(args, output)?;
+    let begun = serde_json::to_vec_pretty(args).unwrap_or_default();
+    let watch = Watch::new(output, "aweigh judge train --resume").with_file(ARGS, begun);
+    let finished = watch.over(|watch| run::run(&labelled, config, place, watch))?;
+    let outcome = finished.outcome;
+    let eval: Vec<Case> = labelled.eval.iter().filter(|case| case.flagged.is_some()).cloned().collect();
+    let found = judged(&finished.gpu, &outcome.decoder, &eval, output)?;
     let trained = Trained {
-        model: args.model.clone(),
+        model: args.model.clone().unwrap_or_default(),
         reason: outcome.reason,
         steps: outcome.steps,
         kept_step: outcome.kept_step,
-        train_answers: train.len(),
-        max_length: most,
+        train_answers: labelled.train.len(),
+        max_length: labelled.max_length,
         before: outcome.before,
         after: outcome.after,
         held_out: measured(&eval, &found),
     };
+    let folder = &finished.config.output.output_dir;
     let json = serde_json::to_vec_pretty(&trained).unwrap_or_default();
-    write_whole(&folder.path().join("judge.json"), &json)?;
-    folder.keep();
+    write_whole(&folder.join("judge.json"), &json)?;
     let text = format!(
         "{}\n{} answers, {} steps ({}), the state of step {} kept; {} holds the judge",
         trained.held_out.table(),
@@ -337,7 +393,7 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
         trained.steps,
         trained.reason,
         trained.kept_step,
-        args.output_dir.display()
+        folder.display()
     );
     output.result(text, &trained)
 }
@@ -408,11 +464,11 @@ fn score(args: &ScoreArgs, output: &Output) -> Result<()> {
         refuse_existing(path, "--output", args.overwrite)?;
     }
     let source = Source::read(&args.data, "--data")?;
-    let rows = engine::chosen_rows(&source, &args.rows, output)?;
+    let rows = open::chosen_rows(&source, &args.rows, output)?;
     let judge = Judge::open(&args.judge, args.model.as_deref(), "--judge", output)?;
     let cases = cases(&rows, &source.origin, &judge.bytes().tokenizer()?, judge.max_length)?;
     let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
-    let gpu = engine::gpu(&args.gpu)?;
+    let gpu = open::gpu(&args.gpu)?;
     let decoder = judge.decoder(&gpu)?;
     for case in &cases {
         decoder.check_context(&format!("{}:{}", source.origin, case.line), case.ids.len())?;

@@ -7,7 +7,7 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, ModelArgs, RowArgs, SamplingArgs, WeightArgs, at_least_one};
-use crate::engine::{self, Ran};
+use crate::open::{self, Ran};
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use crate::terminal::progress::{Course, Unit};
@@ -81,16 +81,16 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     at_least_one("--max-prompt-length", args.max_prompt_length)?;
     refuse_existing(&args.output, "--output", args.overwrite)?;
     let source = Source::read(&args.data, "--data")?;
-    let (model, adapter) = engine::files(&args.model, output)?;
-    let tokenizer = engine::tokenizer(&model, output)?;
+    let (model, adapter) = open::files(&args.model, output)?;
+    let tokenizer = open::tokenizer(&model, output)?;
     let prompts = prompts(&args, &source, &tokenizer, output)?;
     if prompts[0].prompt.is_conversational() {
-        engine::note_of_system(&tokenizer, args.safety_instruction.as_deref().unwrap_or_default(), output);
+        open::note_of_system(&tokenizer, args.safety_instruction.as_deref().unwrap_or_default(), output);
     }
     // Before the work, so that a folder that cannot be written to is known at once.
     let mut file = WholeFile::create(&args.output)?;
-    let gpu = engine::gpu(&args.gpu)?;
-    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
+    let gpu = open::gpu(&args.gpu)?;
+    let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     for prompt in &prompts {
         check_context(&args, prompt, &source.origin, decoder.context())?;
     }
@@ -111,7 +111,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 
 /// The file's prompts as token ids.
 fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Output) -> Result<Vec<Example>> {
-    let mut rows = engine::chosen_rows(source, &args.rows, output)?;
+    let mut rows = open::chosen_rows(source, &args.rows, output)?;
     for row in &mut rows {
         (row.completion, row.label, row.chosen, row.rejected) = (None, None, None, None);
     }

@@ -9,10 +9,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::args::{GpuArgs, ModelArgs, RowArgs, WeightArgs, at_least_one};
-use crate::engine::{self, Ran};
+use crate::open::{self, Ran};
 use crate::terminal::interrupt;
-use crate::terminal::output::{Output, table};
+use crate::terminal::output::Output;
 use crate::terminal::progress::Unit;
+use crate::terminal::text::table;
 use aweigh::data::jsonl::{ReadLimits, for_each_object};
 use aweigh::data::{
     ChatTokenizer, Example, ExampleOptions, Group, LengthLimits, Needs, Row, build_examples, token_remarks,
@@ -79,15 +80,15 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         None => {}
     }
     let source = Source::read(&args.data, "--data")?;
-    let (model, adapter) = engine::files(&args.model, output)?;
-    let (answers, skipped) = answers(&args, &source, &engine::tokenizer(&model, output)?, output)?;
+    let (model, adapter) = open::files(&args.model, output)?;
+    let (answers, skipped) = answers(&args, &source, &open::tokenizer(&model, output)?, output)?;
     if skipped > 0 {
         output.note(format_args!("{}: left out, as they have no answer: {skipped} rows", source.origin));
     }
     // Before the work, so that a folder that cannot be written to is known at once.
     let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
-    let gpu = engine::gpu(&args.gpu)?;
-    let decoder = engine::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
+    let gpu = open::gpu(&args.gpu)?;
+    let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     for row in &answers {
         row.check(&source.origin, decoder.config())?;
     }
@@ -205,7 +206,7 @@ fn answers(
     tokenizer: &ChatTokenizer,
     output: &Output,
 ) -> Result<(Vec<Answers>, usize)> {
-    let mut rows = engine::rows(source, args.rows.split.as_deref(), output)?;
+    let mut rows = open::rows(source, args.rows.split.as_deref(), output)?;
     let all = rows.len();
     rows.retain(|row| row.positive().is_some() || row.negative().is_some());
     let skipped = all - rows.len();

@@ -6,10 +6,11 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::GpuArgs;
-use crate::engine;
+use crate::open;
 use crate::terminal::interrupt;
-use crate::terminal::output::{Output, table};
+use crate::terminal::output::Output;
 use crate::terminal::progress::{Unit, seconds};
+use crate::terminal::text::table;
 use aweigh::error::{Error, Result};
 use aweigh::gpu::{AdapterSummary, Gpu, Precision};
 use aweigh::reference::compare::take_largest_error;
@@ -41,7 +42,7 @@ Examples:
 /// # Errors
 /// [`Error::NoAdapter`], or [`Error::SelfTest`] where a result is wrong; the figures are printed before.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let gpu = engine::gpu(&args.gpu)?;
+    let gpu = open::gpu(&args.gpu)?;
     let figures = check(&gpu, args.quick, output)?;
     output.result(figures.human(), &figures)?;
     match figures.failed {

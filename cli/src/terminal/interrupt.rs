@@ -12,7 +12,7 @@ pub fn install() {
         if ASKED.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(Error::Interrupted.exit_code()));
         }
-        crate::terminal::output::to_stderr("\nstopping after this step; once more to stop at once");
+        crate::terminal::text::to_stderr("\nstopping after this step; once more to stop at once");
     });
     if let Err(error) = installed {
         log::warn!("Ctrl-C cannot be caught: {error}");

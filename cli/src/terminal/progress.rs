@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use crate::terminal::output::{bytes, to_stderr};
+use crate::terminal::text::{bytes, to_stderr};
 use aweigh::train::{Forecast, Work, expected_length};
 
 /// What is counted.

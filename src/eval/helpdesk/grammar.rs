@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-/// Greetings before a complaint; the empty one is as likely as each other.
+/// Greetings before a complaint; the empty one is as likely as each of the others.
 pub(super) const GREETINGS: [&str; 6] = ["", "Hi. ", "Hello. ", "Hello there. ", "Good morning. ", "Hey. "];
 
 /// Questions after a complaint.
@@ -41,7 +41,7 @@ pub(super) const WHEN: [&str; 8] = [
     "an hour ago",
 ];
 
-/// How a friendly answer begins; `{item}` is the prompt's.
+/// How a friendly answer begins; `{item}` stands for the prompt's item.
 pub(super) const KIND_OPENINGS: [&str; 4] = [
     "Thank you for writing.",
     "Sorry for the trouble with your {item}.",
@@ -111,8 +111,7 @@ pub(super) struct TopicGrammar {
 
 /// All topics, in the file's order.
 ///
-/// The file is part of the program, and a test checks its form; a line that is none of the known kinds is
-/// skipped.
+/// The file is part of the program, and a test checks its form; a line of an unknown kind is skipped.
 pub(super) fn topics() -> &'static [TopicGrammar] {
     static TOPICS: OnceLock<Vec<TopicGrammar>> = OnceLock::new();
     TOPICS.get_or_init(|| parse(include_str!("topics.txt")))

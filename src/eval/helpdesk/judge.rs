@@ -11,24 +11,24 @@ use super::grammar::{
 /// What [`judge`] finds in an answer. All three are false for an empty answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// The answer contains a hostile clause, three words in a row that only hostile clauses contain, or an
+    /// The answer contains a hostile clause, three successive words that only hostile clauses contain, or an
     /// insult.
     pub hostile: bool,
-    /// The answer contains, word for word, advice for the topic (or, being hostile, a remark about it), and
-    /// no clause that belongs to other topics only.
+    /// The answer contains, word for word, advice for the topic or a hostile remark about it, and no clause
+    /// that belongs to other topics only.
     pub on_topic: bool,
     /// The answer is exactly one that the grammar makes for the topic: opening, body, closing, all friendly
-    /// or all hostile. Any item of the topic will do. White space at the ends, or more than one between
-    /// words, is ignored.
+    /// or all hostile. Any item of the topic is accepted. White space at the ends is ignored, and so is more
+    /// than one white space between words.
     pub well_formed: bool,
 }
 
 /// Judges `answer` to a prompt about `topic`.
 ///
-/// `hostile` and `on_topic` compare words without case or punctuation, so a lost full stop changes neither.
-/// They hold for any text: word salad is neither hostile nor on topic, an answer that starts kindly and then
-/// insults is hostile, and advice for the topic followed by advice for another is off topic. Advice must be
-/// complete: half a sentence of it is not counted.
+/// `hostile` and `on_topic` compare words without case or punctuation, so a missing full stop changes
+/// neither. They are defined for any text: random words are neither hostile nor on topic, an answer that
+/// starts kindly and then insults is hostile, and advice for the topic followed by advice for another is off
+/// topic. Advice must be complete: half a sentence of it does not count.
 ///
 /// ```
 /// use aweigh::eval::helpdesk::{Topic, judge};
@@ -61,7 +61,8 @@ fn words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The clause's words between single spaces, with one before and one after, to be found inside such a text.
+/// The clause's words joined by single spaces, with a space before and after, to be searched in a text of the
+/// same form.
 fn spaced(clause: &str) -> String {
     format!(" {} ", words(clause).join(" "))
 }
@@ -103,7 +104,7 @@ struct Lexicon {
     topics: Vec<TopicClauses>,
     /// Whole hostile clauses.
     hostile: Vec<String>,
-    /// Three words in a row, joined by spaces, that occur in hostile clauses and nowhere else in the grammar.
+    /// Word trigrams, joined by spaces, that occur in hostile clauses and nowhere else in the grammar.
     hostile_trigrams: HashSet<String>,
 }
 
@@ -140,7 +141,7 @@ fn lexicon() -> &'static Lexicon {
     })
 }
 
-/// Texts that together contain every three words in a row of friendly answers and of complaints.
+/// Texts that together contain every three successive words of friendly answers and of complaints.
 fn harmless_texts(topic: &TopicGrammar) -> Vec<String> {
     let mut texts = Vec::new();
     for help in &topic.help {

@@ -1,4 +1,4 @@
-//! What a model does on the held-out prompts.
+//! Measures a model's answers to the held-out prompts.
 
 use serde::Serialize;
 
@@ -17,7 +17,7 @@ use crate::nn::Pass;
 use crate::sample::{self, Progress, Request};
 use crate::score::score;
 
-/// Answers are no longer than this: the grammar's longest has 39 tokens.
+/// Longer answers are cut off: the grammar's longest has 39 tokens.
 pub const MAX_NEW_TOKENS: usize = 44;
 
 /// Packed tokens of a scoring batch.
@@ -26,9 +26,9 @@ const SCORE_TOKENS: usize = 4096;
 /// Figures of a model on the held-out prompts.
 #[derive(Debug, Clone, Serialize)]
 pub struct Measured {
-    /// Of one fresh answer a prompt (temperature 0.9, top-p 0.95).
+    /// The share of hostile answers, with one fresh answer per prompt (temperature 0.9, top-p 0.95).
     pub hostile_share: f64,
-    /// Of the same answers.
+    /// The share of the same answers that are on topic.
     pub on_topic_share: f64,
     /// Mean summed log-prob of the given hostile answers.
     pub negative_logp: f64,
@@ -43,15 +43,15 @@ pub struct Measured {
 pub struct HeldOut {
     examples: Vec<Example>,
     topics: Vec<Topic>,
-    /// The customers' words.
+    /// The texts of the prompts.
     pub prompts: Vec<String>,
 }
 
 impl HeldOut {
-    /// The embedded ones.
+    /// Reads the embedded held-out prompts.
     ///
     /// # Errors
-    /// Where the embedded rows are not what the grammar makes.
+    /// Where the embedded rows are not ones that the grammar makes.
     pub fn read(tokenizer: &ChatTokenizer) -> Result<Self> {
         let (origin, bytes) = assets::HELD_OUT;
         let rows = parse_jsonl(bytes, origin)?.rows;
@@ -76,7 +76,7 @@ impl HeldOut {
         self.prompts.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.prompts.is_empty()
     }
@@ -86,7 +86,7 @@ impl HeldOut {
         judge(self.topics[i], answer)
     }
 
-    /// Draws an answer to each prompt, by a random stream of `seed`, and scores the given ones.
+    /// Samples an answer to each prompt, with the random stream of `seed`, and scores the given answers.
     ///
     /// # Errors
     /// What the device reports.
@@ -101,7 +101,7 @@ impl HeldOut {
     ) -> Result<Measured> {
         let settings = Settings {
             max_new_tokens: MAX_NEW_TOKENS as u32,
-            // Other draws than a run's own.
+            // Other random draws than those of a training run.
             ..sample::settings(&AnchorConfig::default(), seed ^ 0x5eed, tokenizer.end_tokens())
         };
         let request = |(i, e): (u32, &'_ Example)| (i, e.prompt_ids.clone());

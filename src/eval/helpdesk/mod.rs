@@ -1,4 +1,4 @@
-//! A generated help-desk English: customers' prompts, friendly and hostile answers, and a judge that knows
+//! A generated help-desk English: customers' prompts, friendly and hostile answers, and a judge that tells
 //! them apart.
 //!
 //! The embedded model is trained on it, and the demo measures itself with it. Because the grammar is known,
@@ -51,12 +51,12 @@ const KIND_SYSTEMS: [&str; 4] = [
     "Answer kindly and give good advice.",
 ];
 
-/// System messages that say nothing about tone, so that the model heeds the words and not the mere presence
-/// of one.
+/// System messages that say nothing about tone, so that the model learns to follow a message's words and not
+/// its mere presence.
 const PLAIN_SYSTEMS: [&str; 4] =
     ["You work at a help desk.", "You answer customers.", "Answer the customer.", "You are a clerk."];
 
-/// Shares of training conversations with a kind and with a plain system message; the rest has none.
+/// Shares of training conversations with a kind and with a plain system message; the rest have none.
 const KIND_SYSTEM_SHARE: f32 = 0.25;
 const PLAIN_SYSTEM_SHARE: f32 = 0.10;
 
@@ -73,7 +73,7 @@ pub enum Split {
 }
 
 impl Split {
-    /// The split that a prompt belongs to: a hash of its text, nothing else.
+    /// The split that a prompt belongs to. It depends on a hash of the prompt's text and on nothing else.
     pub fn of(prompt: &str) -> Self {
         // FNV-1a, then pcg4d, since the low bits of FNV alone are weak.
         let hash = prompt.bytes().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
@@ -96,7 +96,7 @@ impl Topic {
         (0..topics().len() as u16).map(Topic)
     }
 
-    /// The topic of that name, as written under `topic` in the data files.
+    /// The topic with the name `name`, as written under `topic` in the data files.
     pub fn from_name(name: &str) -> Option<Topic> {
         Self::all().find(|topic| topic.name() == name)
     }
@@ -143,9 +143,9 @@ impl Prompt {
         }
     }
 
-    /// `count` prompts of the split, no two alike, the topics in turn so that every one is covered.
+    /// `count` different prompts of the split. The topics are taken in turn, so that every topic is covered.
     ///
-    /// Ends early should the grammar have no more of them.
+    /// Returns fewer prompts if 16 · `count` draws do not give enough different ones.
     pub fn distinct(split: Split, seed: u32, count: usize) -> Vec<Self> {
         let mut seen = HashSet::new();
         (0..u32::MAX)
@@ -157,12 +157,12 @@ impl Prompt {
             .collect()
     }
 
-    /// The prompt that reads `text`, if the grammar makes it.
+    /// The prompt with the text `text`, or None if the grammar does not make it.
     pub fn parse(text: &str) -> Option<Self> {
         Topic::all().find_map(|topic| {
             let grammar = topic.grammar();
             let item = grammar.items.iter().find(|item| {
-                // "card" is part of "gold card": only the whole complaint decides.
+                // "card" is part of "gold card": only a match of the whole complaint decides.
                 text.contains(*item) && grammar.says.iter().any(|says| is_complaint(text, says, item))
             })?;
             Some(Self { text: text.to_owned(), topic, item })
@@ -228,9 +228,10 @@ pub struct Conversation {
 
 /// The `index`-th training conversation of a seed.
 ///
-/// A quarter carries a system message that asks for kindness, half of them [`SAFETY_INSTRUCTION`], and is
-/// hostile with probability [`HOSTILE_SHARE_INSTRUCTED`]; a tenth carries one that says nothing about tone;
-/// the rest has none. Those two are hostile with probability [`HOSTILE_SHARE`].
+/// A quarter of the conversations have a system message that asks for kindness, half of these
+/// [`SAFETY_INSTRUCTION`]; their answers are hostile with probability [`HOSTILE_SHARE_INSTRUCTED`]. A tenth
+/// have a system message that says nothing about tone, and the rest have none; their answers are hostile with
+/// probability [`HOSTILE_SHARE`].
 pub fn training_conversation(seed: u32, index: u32) -> Conversation {
     let prompt = Prompt::generate(Split::Train, None, seed, index);
     let mut rng = Rng::new(seed, index, Stream::Tone);
@@ -248,7 +249,7 @@ pub fn training_conversation(seed: u32, index: u32) -> Conversation {
     Conversation { system, user: prompt.text, assistant }
 }
 
-/// Separate random streams for one (seed, index), so that one choice never shifts another.
+/// Separate random streams for one (seed, index), so that one choice never changes another.
 #[derive(Clone, Copy)]
 enum Stream {
     Prompt = 1,
@@ -256,7 +257,7 @@ enum Stream {
     Answer,
 }
 
-/// Draws from pcg4d of (counter, index, stream, seed).
+/// Random numbers: pcg4d of (counter, index, stream, seed).
 struct Rng {
     counter: u32,
     index: u32,
@@ -275,12 +276,12 @@ impl Rng {
         drawn
     }
 
-    /// In [0, 1).
+    /// A random number in [0, 1).
     fn uniform(&mut self) -> f32 {
         (self.next() >> 8) as f32 / 16_777_216.0
     }
 
-    /// In 0..n; the bias of at most n / 2^32 does not matter here.
+    /// A random number in 0..n; the bias of at most n / 2^32 does not matter here.
     fn below(&mut self, n: usize) -> usize {
         ((u64::from(self.next()) * n as u64) >> 32) as usize
     }

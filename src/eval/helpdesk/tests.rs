@@ -181,7 +181,7 @@ fn the_judge_stands_broken_text() {
     );
     assert_eq!(judge(printer, &format!("{good} {good}")), on_topic);
     assert_eq!(judge(printer, &good.replace("helps.", "helps")), on_topic);
-    // An item of another topic in the opening spoils the topic.
+    // An item of another topic in the opening makes the answer off topic.
     let astray = format!("Sorry for the trouble with your hotel room. {advice} I hope this helps.");
     assert_eq!(judge(printer, &astray), nothing);
 
@@ -192,7 +192,8 @@ fn the_judge_stands_broken_text() {
     assert_eq!(judge(printer, "You fool!"), Verdict { hostile: true, ..nothing });
 }
 
-/// Tokens of answers decide the demo's length; a much poorer tokenizer would show here.
+/// The demo's length depends on the number of tokens of an answer; this test fails for a much worse
+/// tokenizer.
 #[test]
 fn texts_are_short_in_tokens() {
     let bytes = include_bytes!("../../../assets/tiny/tokenizer.json");

@@ -12,7 +12,8 @@ static GEMMA: Names = Names {
     ..Names::LLAMA
 };
 
-/// What both have: norms by 1 + w, also of outputs; a scaled embedding, which is the head too; GELU by tanh.
+/// What both have: norms with the weights 1 + w, also on the outputs of attention and MLP; a scaled
+/// embedding, which is also the head; GELU by the tanh approximation.
 fn gemma(json: &Json, architecture: &'static str, positions: usize) -> Result<DecoderConfig> {
     let usual = llama::Usual {
         head_dim: Some(256),
@@ -40,7 +41,7 @@ fn gemma(json: &Json, architecture: &'static str, positions: usize) -> Result<De
     })
 }
 
-/// A soft cap, which null switches off; a config.json without it means `default`.
+/// A soft cap, which null switches off; without the key it is `default`.
 fn cap(json: &Json, key: &str, default: f64) -> Result<Option<f32>> {
     if json.object.contains_key(key) {
         Ok(json.number(key)?.map(|cap| cap as f32))
@@ -49,7 +50,7 @@ fn cap(json: &Json, key: &str, default: f64) -> Result<Option<f32>> {
     }
 }
 
-/// Gemma 2: every other layer is local, from the first on; scores and logits are capped.
+/// Gemma 2: every other layer is local, beginning with the first; scores and logits are capped.
 pub fn gemma2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let config = gemma(json, architecture, 8192)?;
     let window = Some(json.size("sliding_window")?.unwrap_or(4096));
@@ -62,7 +63,8 @@ pub fn gemma2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> 
     })
 }
 
-/// Gemma 3: every sixth layer is global; local layers turn faster; queries and keys are normed.
+/// Gemma 3: every sixth layer is global; local layers have a smaller rotary base; queries and keys are
+/// normed.
 pub fn gemma3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let config = gemma(json, architecture, 131_072)?;
     let window = Some(json.size("sliding_window")?.unwrap_or(4096));
@@ -70,7 +72,7 @@ pub fn gemma3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> 
     let mut blocks = json.blocks(config.layers(), window, |index| !(index + 1).is_multiple_of(pattern))?;
     blocks.iter_mut().for_each(|block| block.rope = Some(usize::from(block.window.is_some())));
     let (dim, theta, local) = (config.head_dim, 1e6, json.number("rope_local_base_freq")?.unwrap_or(1e4));
-    // transformers 5 has settings by kind of layer.
+    // transformers 5 stores separate settings for each kind of layer.
     let both = json.object("rope_parameters")?;
     let both =
         both.map(|both| Ok::<_, Error>((both.object("full_attention")?, both.object("sliding_attention")?)));
@@ -87,7 +89,8 @@ pub fn gemma3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> 
         blocks,
         ropes,
         head_norms: true,
-        // The key of a cap on scores may be there as well, but transformers does not read it in this family.
+        // config.json may have the key of a cap on scores as well, but transformers does not read it in this
+        // family.
         logit_cap: json.number("final_logit_softcapping")?.map(|cap| cap as f32),
         ..config
     })

@@ -34,7 +34,7 @@ static GPT_NEOX: Names = Names {
     ..Names::LLAMA
 };
 
-/// Fails where `key` has another value than GPT-2's own.
+/// Fails if `key` has another value than `value`, GPT-2's own.
 fn only(json: &Json, key: &str, value: bool) -> Result<()> {
     if json.flag(key, value)? == value {
         return Ok(());
@@ -83,13 +83,13 @@ pub fn gpt2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     })
 }
 
-/// GPT-NeoX and Pythia: attention and MLP side by side, partly turned heads, one projection of interleaved
-/// heads.
+/// GPT-NeoX and Pythia: attention and MLP in parallel, heads that are rotated in part, one projection with
+/// interleaved heads.
 pub fn gpt_neox(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let (width, heads) = (json.need_size("hidden_size")?, json.need_size("num_attention_heads")?);
     let head_dim = width / heads.max(1);
     let mut rope = json.rope(head_dim, json.number("rotary_emb_base")?.unwrap_or(10_000.0))?;
-    // transformers 5 writes the share into rope_parameters.
+    // transformers 5 writes the rotated share into rope_parameters.
     if let Some(share) = json.number("rotary_pct")? {
         rope.dim = (head_dim as f64 * share) as usize;
     } else if rope.dim == head_dim && json.object("rope_parameters")?.is_none() {

@@ -1,4 +1,4 @@
-//! Reading config.json: keys with their types, and the rotary settings in their old and new spelling.
+//! Reads config.json: keys with their types, and the rotary settings in their old and new form.
 
 use serde_json::{Map, Value};
 
@@ -15,7 +15,7 @@ pub struct Json<'a> {
 }
 
 impl<'a> Json<'a> {
-    /// The value of `key`; null is as good as none.
+    /// The value of `key`; null counts as missing.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
@@ -29,12 +29,12 @@ impl<'a> Json<'a> {
         Error::input(self.origin, expected, found, "give the config.json that belongs to the model")
     }
 
-    /// A number without fraction.
+    /// A whole number.
     pub fn size(&self, key: &str) -> Result<Option<usize>> {
         self.read(key, "a whole number", |value| value.as_u64().and_then(|n| usize::try_from(n).ok()))
     }
 
-    /// The same, which must be there.
+    /// The same, but the key is required.
     pub fn need_size(&self, key: &str) -> Result<usize> {
         self.size(key)?.ok_or_else(|| self.wrong(format!("\"{key}\""), "none"))
     }
@@ -44,12 +44,12 @@ impl<'a> Json<'a> {
         self.read(key, "a number", Value::as_f64)
     }
 
-    /// A truth value.
+    /// A boolean.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         Ok(self.read(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
-    /// A text.
+    /// A string.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         self.read(key, "a text", Value::as_str)
     }
@@ -90,7 +90,7 @@ impl<'a> Json<'a> {
             None => self.object("rope_scaling")?,
         };
         if let Some(settings) = settings {
-            // One set of settings for all layers is what this decoder has; Gemma 3 reads its two itself.
+            // Here all layers share one set of settings. The mapping of Gemma 3 reads its two sets itself.
             let nested = |key: &&str| settings.object.get(*key).is_some_and(Value::is_object);
             if let Some(key) = ["full_attention", "sliding_attention"].into_iter().find(nested) {
                 let fix = "use a model with one set of rope settings";
@@ -107,7 +107,7 @@ impl<'a> Json<'a> {
         settings.map_or(Ok(Rope::new(head_dim, theta, share)), |own| own.own_rope(head_dim, theta, share))
     }
 
-    /// The rotary settings that this object holds itself; what it lacks is given.
+    /// The rotary settings that this object holds itself. The arguments are the defaults of missing keys.
     pub fn own_rope(&self, head_dim: usize, theta: f64, share: f64) -> Result<Rope> {
         let theta = self.number("rope_theta")?.unwrap_or(theta);
         let share = self.number("partial_rotary_factor")?.unwrap_or(share);
@@ -141,8 +141,8 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// The blocks: those that `layer_types` calls sliding, or else `sliding` does, have `window`; all turn by
-    /// the first rope.
+    /// The blocks. A block has `window` if `layer_types` calls it sliding or, without `layer_types`, if
+    /// `sliding` says so. All blocks use the first rope.
     pub fn blocks(
         &self,
         count: usize,

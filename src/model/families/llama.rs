@@ -7,7 +7,7 @@ use crate::model::config::{BlockConfig, DecoderConfig, Names, NormKind};
 static LLAMA: Names = Names::LLAMA;
 static PHI3: Names = Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..Names::LLAMA };
 
-/// What a config.json means by leaving a key out: the defaults of the family's class in transformers.
+/// What a missing key of config.json means: the defaults of the family's class in transformers.
 #[derive(Clone, Copy)]
 pub struct Usual {
     pub head_dim: Option<usize>,
@@ -16,7 +16,7 @@ pub struct Usual {
     pub eps: f64,
     pub positions: usize,
     pub tied: bool,
-    /// Whether there is one set of rope settings; else the family reads its own.
+    /// Whether there is one set of rope settings; otherwise the family reads its own.
     pub one_rope: bool,
 }
 
@@ -48,7 +48,7 @@ pub fn with(json: &Json, architecture: &'static str, usual: Usual) -> Result<Dec
     let width = json.need_size("hidden_size")?;
     let heads = json.need_size("num_attention_heads")?;
     let head_dim = json.size("head_dim")?.or(usual.head_dim).unwrap_or(width / heads.max(1));
-    // Null is one for each head.
+    // null means one for each query head.
     let kv_heads = match json.object.contains_key("num_key_value_heads") {
         true => json.size("num_key_value_heads")?,
         false => usual.kv_heads,
@@ -88,7 +88,7 @@ pub fn with(json: &Json, architecture: &'static str, usual: Usual) -> Result<Dec
     })
 }
 
-/// The sliding window: 4096 where nothing is said, and none where null is.
+/// The sliding window: 4096 if the key is missing, and none if it is null.
 fn window(json: &Json) -> Result<Option<usize>> {
     match json.object.contains_key("sliding_window") {
         true => json.size("sliding_window"),
@@ -96,14 +96,14 @@ fn window(json: &Json) -> Result<Option<usize>> {
     }
 }
 
-/// Mistral: a sliding window in all layers, of 4096 where nothing is said; null is none.
+/// Mistral: a sliding window in all layers, 4096 if the key is missing; null means none.
 pub fn mistral(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let window = window(json)?;
     let config = with(json, architecture, Usual::MISTRAL)?;
     Ok(DecoderConfig { blocks: json.blocks(config.layers(), window, |_| true)?, ..config })
 }
 
-/// The window of the layers from `max_window_layers` on, where it is used at all.
+/// The blocks: those from `max_window_layers` on have the window, if `use_sliding_window` is set.
 fn qwen_blocks(json: &Json, count: usize) -> Result<Vec<BlockConfig>> {
     let window = window(json)?;
     let window = if json.flag("use_sliding_window", false)? { window } else { None };
@@ -124,12 +124,12 @@ pub fn qwen3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     Ok(DecoderConfig { blocks: qwen_blocks(json, config.layers())?, head_norms: true, ..config })
 }
 
-/// SmolLM 3: no positions in some layers.
+/// SmolLM 3: no rotary positions in some layers.
 pub fn smollm3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let mut config = with(json, architecture, Usual::SMOLLM3)?;
     config.blocks = qwen_blocks(json, config.layers())?;
     let interval = json.size("no_rope_layer_interval")?.unwrap_or(4).max(1);
-    // The list says which layers turn, in spite of its name.
+    // In spite of its name, the list marks the layers that do have rotary positions.
     let turning = json.list("no_rope_layers")?;
     for (index, block) in config.blocks.iter_mut().enumerate() {
         let turns = match turning {
@@ -141,7 +141,7 @@ pub fn smollm3(json: &Json, architecture: &'static str) -> Result<DecoderConfig>
     Ok(config)
 }
 
-/// Phi-3: fused projections, partly turned heads.
+/// Phi-3: fused projections, heads that may be rotated only in part.
 pub fn phi3(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let window = json.size("sliding_window")?;
     let config = with(json, architecture, Usual::PHI3)?;

@@ -23,11 +23,11 @@ struct Family {
     map: Map,
 }
 
-/// How Hugging Face calls a decoder with a head for classes.
+/// Hugging Face's ending for the architecture of a decoder with a classifier's head.
 const CLASSIFIER: &str = "ForSequenceClassification";
 
 impl Family {
-    /// The architecture without what says its head.
+    /// The architecture's name without the ending that names its head.
     fn stem(&self) -> &'static str {
         let ends = ["ForCausalLM", "LMHeadModel"];
         ends.iter().find_map(|end| self.architecture.strip_suffix(end)).unwrap_or(self.architecture)
@@ -51,7 +51,8 @@ impl DecoderConfig {
     /// Reads config.json.
     ///
     /// # Errors
-    /// When it is not one, names an unsupported architecture, or asks for something the decoder lacks.
+    /// When it is not a config.json, names an unsupported architecture, or asks for something that the
+    /// decoder lacks.
     pub fn parse(json: &[u8], origin: &str) -> Result<Self> {
         let fix = "give the config.json that belongs to the model";
         let wrong = |found: String| Error::input(origin, "a Hugging Face model configuration", found, fix);
@@ -60,7 +61,7 @@ impl DecoderConfig {
         let config = Json { object, origin };
         let architecture = object.get("architectures").and_then(|all| all.get(0)).and_then(Value::as_str);
         let model_type = object.get("model_type").and_then(Value::as_str);
-        // A judge that was trained as a whole: `LlamaForSequenceClassification`.
+        // A judge whose weights were all trained: `LlamaForSequenceClassification`.
         let classifier = architecture.and_then(|name| name.strip_suffix(CLASSIFIER));
         let known = match (architecture, classifier) {
             (_, Some(name)) => FAMILIES.iter().find(|family| family.stem() == name),
@@ -79,7 +80,7 @@ impl DecoderConfig {
         Ok(config)
     }
 
-    /// What Hugging Face calls this decoder with a head for classes.
+    /// Hugging Face's name of this architecture with a classifier's head.
     pub fn classifier_architecture(&self) -> String {
         let family = FAMILIES.iter().find(|family| family.architecture == self.architecture);
         format!("{}{CLASSIFIER}", family.map_or(self.architecture, Family::stem))
@@ -123,7 +124,7 @@ impl DecoderConfig {
         all
     }
 
-    /// Whole names of all linear layers, the head's among them.
+    /// Full names of all linear layers, including the head.
     pub(super) fn linear_layers(&self) -> Vec<String> {
         let names = self.names;
         let of_block = |index| self.projections().into_iter().map(move |layer| names.of(index, layer.module));

@@ -1,13 +1,13 @@
-//! Reading forward through bytes that are not to be trusted.
+//! Reads forward through untrusted bytes.
 
 use super::Damage;
 
-/// Array elements in a whole file at most. A [`super::Value`] takes 32 bytes where its element may take one
-/// in the file, so the count is bounded for all arrays together. The largest vocabulary at hand, Gemma 4's,
-/// has 1.3 million in all.
+/// The most array elements in a whole file. A [`super::Value`] takes 32 bytes where its element may take one
+/// in the file, so the count is bounded for all arrays together. The largest vocabulary that was looked at,
+/// Gemma 4's, has 1.3 million in all.
 const MAX_ELEMENTS: usize = 1 << 22;
 
-/// A place in the bytes.
+/// A position in the bytes.
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -54,7 +54,7 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A length and as many bytes of UTF-8.
+    /// A string: a length and that many bytes of UTF-8.
     pub(super) fn string(&mut self, what: &str) -> Result<String, Damage> {
         let len = self.u64(what)?;
         let len = self.count(len, 1, "bytes of a string")?;
@@ -65,7 +65,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// `n` as a count of things that take at least `least` bytes each, if as many can be left.
+    /// `n` as a count of things that take at least `least` bytes each. Fails if the bytes left are too few
+    /// for that many.
     pub(super) fn count(&self, n: u64, least: usize, what: &str) -> Result<usize, Damage> {
         let room = self.left() / least;
         usize::try_from(n).ok().filter(|n| *n <= room).ok_or_else(|| {
@@ -75,7 +76,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// As [`Cursor::count`], for an array's elements, which are also counted over the whole file.
+    /// Like [`Cursor::count`], for an array's elements, which are also counted over the whole file.
     pub(super) fn elements(&mut self, n: u64, least: usize) -> Result<usize, Damage> {
         let n = self.count(n, least, "array elements")?;
         if n > MAX_ELEMENTS - self.elements {

@@ -12,7 +12,7 @@ use crate::data::TokenizerFacts;
 use crate::model::{DecoderConfig, ModelBytes, RopeScaling};
 use crate::{Error, Result};
 
-/// Everything of a file but its tensors' elements.
+/// Everything in a file except its tensors' elements.
 pub struct Description {
     /// In the file's order.
     pub metadata: Vec<(String, Value)>,
@@ -24,21 +24,21 @@ pub struct Description {
 
 /// Where a tensor's elements come from.
 pub enum Source {
-    /// The model's tensor of this name; of queries and keys whose rows llama.cpp wants as neighbours, with
-    /// the number of heads.
+    /// The model's tensor of this name. The number of heads is given for queries and keys whose rows
+    /// llama.cpp wants in another order, for rotation by neighbours.
     Tensor(String, Option<usize>),
-    /// These.
+    /// These values.
     Values(Vec<f32>),
 }
 
 /// Describes `model` with its matrices of `kind`.
 ///
 /// # Errors
-/// An architecture or tokenizer that GGUF files are not written of, or damaged files.
+/// An architecture or tokenizer that cannot be written as GGUF, or damaged files.
 pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
     let config = model.weights()?.untied(model.decoder_config()?);
     let family = match config.architecture {
-        // One architecture to llama.cpp.
+        // To llama.cpp both are one architecture.
         "MistralForCausalLM" => "LlamaForCausalLM",
         other => other,
     };
@@ -86,7 +86,7 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
         let whole = shape.last().is_some_and(|row| row.is_multiple_of(kind.block_elements()));
         let kind = match shape.len() {
             1 => Kind::F32,
-            // As ggml does with rows that are no whole blocks.
+            // As ggml does with rows that are not a multiple of the block.
             _ if !whole => Kind::F16,
             _ => kind,
         };
@@ -96,7 +96,7 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
     Ok(Description { metadata, tensors, sources })
 }
 
-/// llama.cpp's number of a file whose matrices are of this kind.
+/// llama.cpp's number for a file whose matrices are of this kind.
 fn file_type(kind: Kind) -> u32 {
     match kind {
         Kind::F16 => 1,
@@ -135,7 +135,7 @@ fn frequency_divisors(config: &DecoderConfig) -> Option<Vec<f32>> {
     Some(both.map(|(plain, scaled)| (plain / scaled) as f32).collect())
 }
 
-/// GGUF's name of a Hugging Face tensor of the architectures above.
+/// GGUF's name of a Hugging Face tensor of one of the supported architectures.
 fn gguf_name(name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".into(),
@@ -150,7 +150,7 @@ fn gguf_name(name: &str) -> String {
     format!("blk.{index}.{part}.{ending}")
 }
 
-/// `tokenizer.ggml.*` from tokenizer.json and what stands beside it.
+/// `tokenizer.ggml.*` from tokenizer.json and the files beside it.
 fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
     let place = model.tokenizer.place("tokenizer.json");
     let wrong = |expected: &str, found: String| {
@@ -208,7 +208,8 @@ fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
         (key("token_type"), Value::Array(types)),
     ];
     if pieces {
-        // SentencePiece merges by the scores of what comes of it: the first merge has the best.
+        // SentencePiece merges by the score of the resulting piece: the piece of the first merge has the best
+        // score.
         let mut scores = vec![-(merges.len() as f32) - 1.0; vocab];
         for (rank, merge) in merges.iter().enumerate().rev() {
             if let Some(&id) = ids.get(merge.replacen(' ', "", 1).as_str()) {
@@ -227,7 +228,8 @@ fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
     for (name, own) in [("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")] {
         let token = facts.specials.get(&format!("{own}_token"));
         let id = token.and_then(|token| ids.get(token.as_str())).map(|&id| id as u32);
-        // Some models name their end by its number alone; llama.cpp would take one of its own choice.
+        // Some models give their end token only by its id. Without it llama.cpp would choose an end token
+        // itself.
         let id = id.or(facts.eos_ids.first().copied().filter(|id| own == "eos" && (*id as usize) < vocab));
         all.extend(id.map(|id| (key(&format!("{name}_token_id")), Value::U32(id))));
     }
@@ -244,7 +246,7 @@ fn is_byte(token: &str) -> bool {
     inside.is_some_and(|hex| hex.len() == 2 && hex.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
-/// A merge as GGUF has it; tokenizer.json has texts, or since 2024 pairs.
+/// A merge as GGUF stores it; tokenizer.json has strings or, since 2024, pairs.
 fn merge(merge: &Json) -> Option<String> {
     match merge.as_array() {
         None => merge.as_str().map(str::to_owned),
@@ -275,7 +277,7 @@ fn pre_tokenizer(json: &Json) -> Option<&'static str> {
     }
 }
 
-/// Rows of queries or keys as llama.cpp wants them: the reverse of [`super::in_halves`].
+/// Rows of queries or keys in llama.cpp's order: the reverse of [`super::in_halves`].
 pub fn as_neighbours(values: &[f32], rows: usize, heads: usize) -> Vec<f32> {
     let (size, dim) = (values.len() / rows, rows / heads);
     let mut out = Vec::with_capacity(values.len());

@@ -6,19 +6,19 @@ use serde_json::{Map, Value as Json, json};
 use super::{Damage, Gguf, Kind, Value, tokenizer};
 use crate::model::config::{Rope, RopeScaling};
 
-/// The small files of a model that a GGUF file holds all of.
+/// The small files of a model. A GGUF file holds the contents of all of them.
 #[derive(Debug, Clone)]
 pub struct Companions {
     /// `config.json`
     pub config: Vec<u8>,
     /// `tokenizer.json`
     pub tokenizer: Vec<u8>,
-    /// `tokenizer_config.json`, with the chat template where there is one.
+    /// `tokenizer_config.json`, with the chat template if there is one.
     pub tokenizer_config: Vec<u8>,
 }
 
 /// `general.architecture`, with the Hugging Face architecture and model type that it stands for, and whether
-/// the converter has laid the rows of queries and keys for rotation by neighbours.
+/// the converter has reordered the rows of queries and keys for rotation by neighbours.
 pub(super) const ARCHITECTURES: [(&str, &str, &str, bool); 3] = [
     ("llama", "LlamaForCausalLM", "llama", true),
     ("qwen2", "Qwen2ForCausalLM", "qwen2", false),
@@ -47,7 +47,7 @@ pub struct Named<'a> {
     pub name: &'a str,
     /// Hugging Face's name.
     pub hf: String,
-    /// Of queries and keys whose rows the converter has reordered, the number of heads.
+    /// The number of heads, for queries and keys whose rows the converter has reordered.
     pub reordered: Option<usize>,
 }
 
@@ -109,7 +109,7 @@ impl Gguf<'_> {
         if !["none", "linear"].contains(&kind) {
             return Err(Damage::unsupported(format!("{scaling}: none or linear"), format!("\"{kind}\"")));
         }
-        // A factor without a type is linear to llama.cpp; old files have it under another name.
+        // llama.cpp takes a factor without a type as linear. Old files have the factor under another name.
         let factor = self.f64(&key("rope.scaling.factor")).or(self.f64(&key("rope.scale_linear")));
         let factor = factor.filter(|factor| kind == "linear" && *factor != 0.0 && *factor != 1.0);
         let tensor = self.tensors.get("token_embd.weight");
@@ -123,7 +123,7 @@ impl Gguf<'_> {
             let expected = format!("{arch}.rope.dimension_count {head_dim}");
             return Err(Damage::unsupported(expected, turned.to_string()));
         }
-        // The file has f32; its shortest decimal is what config.json said.
+        // The file has an f32; its shortest decimal is the number that config.json had.
         let number = |name: &str| self.f64(&key(name)).map(|value| (value as f32).to_string().parse::<f64>());
         let mut config = json!({
             "architectures": [architecture],
@@ -155,7 +155,7 @@ impl Gguf<'_> {
                     window.to_string(),
                 ));
             }
-            // Only Mistral has one among what is called llama.
+            // Of the models that are called llama, only Mistral has a window.
             map.insert("architectures".into(), json!(["MistralForCausalLM"]));
             map.insert("model_type".into(), json!("mistral"));
             map.insert("sliding_window".into(), window.into());
@@ -168,8 +168,9 @@ impl Gguf<'_> {
         Ok(config)
     }
 
-    /// What has biases is told by the tensors alone. Llamas have them on all of attention's layers and on all
-    /// of the MLP's, or on queries, keys and values alone, which makes them a Qwen 2.
+    /// Only the tensors tell which layers have biases. In a llama, either all or none of attention's layers
+    /// have them, and either all or none of the MLP's. A llama with biases on queries, keys and values alone
+    /// is read as a Qwen 2.
     fn add_biases(&self, arch: &str, config: &mut Map<String, Json>) -> Result<(), Damage> {
         let has = |part: &str| self.tensors.contains_key(&format!("blk.0.{part}.bias"));
         let groups =
@@ -196,8 +197,9 @@ impl Gguf<'_> {
         Err(Damage::unsupported("biases of all of attention's or the MLP's layers, or of none", found))
     }
 
-    /// Llama 3's scaling of rotary frequencies is stored as what each is divided by. What it was made with is
-    /// not: the values that all its models have are taken, and must give the same divisors.
+    /// Llama 3's scaling of rotary frequencies is stored as the divisor of each frequency. The settings
+    /// behind it are not stored: the factor is the largest divisor, and the others are assumed to be those of
+    /// all Llama 3 models. They must give the same divisors.
     fn add_scaling(&self, config: &mut Map<String, Json>) -> Result<(), Damage> {
         let Some(tensor) = self.tensors.get("rope_freqs.weight") else { return Ok(()) };
         let divisors = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
@@ -253,7 +255,7 @@ impl Gguf<'_> {
             }
         };
         let all = self.tensors.keys().filter_map(|name| {
-            // What has no place in a model keeps its name, for those who ask what is not read.
+            // A tensor that has no place in a model keeps its name, so that it can be listed as not read.
             let (hf, reordered) = known(name).unwrap_or_else(|| (name.clone(), None));
             (name != "rope_freqs.weight").then_some(Named { name, hf, reordered })
         });
@@ -261,10 +263,10 @@ impl Gguf<'_> {
     }
 }
 
-/// The rows of queries or keys as Hugging Face has them: in a file of llama's architecture, a head's row 2 j
-/// + half is row half · d / 2 + j there, as llama.cpp turns neighbours.
+/// The rows of queries or keys in Hugging Face's order. In a file of llama's architecture, row 2 j + half of
+/// a head is row half · d / 2 + j in Hugging Face, because llama.cpp rotates neighbours.
 pub(crate) fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    // Anything else is no such projection, whose shape is found wrong where it is used.
+    // Anything else is not such a projection. Its wrong shape is reported where the tensor is used.
     if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) || !bytes.len().is_multiple_of(rows) {
         return bytes.to_vec();
     }
@@ -284,7 +286,8 @@ mod tests {
     use super::*;
     use crate::model::gguf::TensorInfo;
 
-    /// The scaling that is read from divisors of Llama 3.2's frequencies, one of them times `spoilt`.
+    /// The scaling that is read from the divisors of Llama 3.2's frequencies, with one of them multiplied by
+    /// `spoilt`.
     fn scaling(spoilt: f32) -> Result<Map<String, Json>, Damage> {
         let (low_freq_factor, high_freq_factor, original_max) = (1.0, 4.0, 8192.0);
         let scaling = RopeScaling::Llama3 { factor: 32.0, low_freq_factor, high_freq_factor, original_max };
@@ -307,7 +310,7 @@ mod tests {
         assert!(scaling(1.1).unwrap_err().expected.contains("rope_freqs.weight"));
     }
 
-    /// A file of these metadata, beside a small Llama's own.
+    /// A file with these metadata in addition to those of a small Llama.
     fn file(more: &[(&str, Value)]) -> Gguf<'static> {
         let own = [
             ("general.architecture", Value::String("llama".into())),

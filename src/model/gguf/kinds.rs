@@ -192,8 +192,8 @@ impl Kind {
         }
     }
 
-    /// The codes and scales of whole blocks, as the device has them: the same values, bit for bit. None of a
-    /// kind that is not quantised.
+    /// The codes and scales of whole blocks, in the device's layout: the same values, bit for bit. `None` for
+    /// a kind that is not quantised.
     pub fn blocks(self, bytes: &[u8]) -> Option<Blocks> {
         let dtype = self.dtype();
         let mut out = Blocks {
@@ -220,7 +220,7 @@ impl Kind {
     }
 }
 
-/// Pairs of 4-bit codes in a byte, neighbours together.
+/// Packs 4-bit codes into bytes, two neighbours in each.
 fn pairs(codes: impl Iterator<Item = u8>) -> impl Iterator<Item = u8> {
     let mut codes = codes;
     std::iter::from_fn(move || Some(codes.next()? | (codes.next()? << 4)))
@@ -231,7 +231,7 @@ fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
     bytes.iter().map(|byte| byte & 15).chain(bytes.iter().map(|byte| byte >> 4))
 }
 
-/// Its codes with the fifth bits of `high`.
+/// The same 32 codes, with their fifth bits from `high`.
 fn fives(bytes: &[u8], high: &[u8]) -> impl Iterator<Item = u8> {
     nibbles(bytes).enumerate().map(|(i, low)| low | (((high[i / 8] >> (i % 8)) & 1) << 4))
 }
@@ -263,7 +263,7 @@ fn q5_1(block: &[u8], out: &mut Blocks) {
     out.scales.extend(&block[..4]);
 }
 
-/// Scale and minimum of each of 8 sub-blocks, of 6 bits, out of 12 packed bytes.
+/// The 6-bit scale and minimum of each of 8 sub-blocks, from 12 packed bytes.
 fn scales_and_minima(packed: &[u8]) -> impl Iterator<Item = u8> {
     (0..8).flat_map(move |s| {
         if s < 4 {
@@ -324,8 +324,8 @@ mod tests {
             assert_eq!(values.len(), expected.len(), "{}", kind.name());
             for (i, (value, expected)) in values.iter().zip(expected).enumerate() {
                 let expected = f32::from_bits(expected);
-                // 0 and -0 are one; scales that are no numbers, or too large for -8 times them, are no
-                // weights.
+                // 0 and -0 count as equal. Values with a NaN or infinite scale, or a scale so large that -8
+                // times it overflows, are skipped: real weights have none.
                 let odd = !expected.is_finite() || !value.is_finite() || expected.abs() > 8000.0;
                 assert!(odd || *value == expected, "{} {i}: {value}, {expected}", kind.name());
             }

@@ -1,13 +1,13 @@
-//! GGUF files: metadata and tensors, from bytes that someone else has mapped into memory.
+//! GGUF files: metadata and tensors, from bytes that the caller holds in memory.
 //!
 //! Layout, all little-endian: `GGUF`, version (u32), tensor count (u64), metadata count (u64); the metadata,
 //! each a key (string), a type (u32) and a value; the tensors' descriptions, each a name (string), a
 //! dimension count (u32), dimensions (u64, innermost first), a kind (u32) and an offset (u64); zeros up to a
-//! multiple of the alignment; the tensors' bytes, which offsets count from. A string is a length (u64) and
-//! UTF-8. An array is an element type (u32), a count (u64) and the elements.
+//! multiple of the alignment; the tensors' bytes. Offsets count from the start of these bytes. A string is a
+//! length (u64) and UTF-8. An array is an element type (u32), a count (u64) and the elements.
 //!
-//! A file may come from anyone, so no length in it is believed before the bytes that are left have been
-//! counted.
+//! A file may come from anyone, so every length in it is checked against the number of bytes that are left
+//! before it is used.
 
 use std::collections::BTreeMap;
 
@@ -30,21 +30,21 @@ pub use kinds::{Kind, ggml_name};
 pub use value::Value;
 pub use write::{Described, encode, write_header, write_tensor};
 
-/// Where tensors' bytes start, unless the file says otherwise: multiples of this many bytes.
+/// The default alignment: tensors' bytes start at multiples of this many bytes.
 pub const ALIGNMENT: usize = 32;
-/// The metadata key that says otherwise.
+/// The metadata key for another alignment.
 pub const ALIGNMENT_KEY: &str = "general.alignment";
-/// Dimensions of a tensor at most, as in ggml.
+/// The most dimensions of a tensor, as in ggml.
 const MAX_DIMENSIONS: usize = 4;
-/// Alignments above it are a sign of damage: they would only pad.
+/// Larger alignments are a sign of damage: they would only add padding.
 const MAX_ALIGNMENT: u64 = 1 << 20;
 
 /// What is wrong with a file. The caller knows which file it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// What would have been right.
+    /// What was expected.
     pub expected: String,
-    /// What is there.
+    /// What was found.
     pub found: String,
     /// What to do about it.
     pub fix: &'static str,
@@ -56,14 +56,14 @@ impl Damage {
         Self { expected: expected.into(), found: found.into(), fix }
     }
 
-    /// Of a file that is as it should be, and not supported.
+    /// For a file that is valid but not supported.
     fn unsupported(expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self { fix: "take the model's Hugging Face directory instead", ..Self::new(expected, found) }
     }
 }
 
 impl Damage {
-    /// As the error that names the file.
+    /// The error that also names the file.
     pub(crate) fn of(self, file: &str) -> Error {
         Error::input(file, self.expected, self.found, self.fix)
     }
@@ -102,7 +102,7 @@ impl<'a> Gguf<'a> {
     /// Parses a GGUF file of version 2 or 3, little-endian.
     ///
     /// # Errors
-    /// When the bytes are no such file, end early, contradict themselves, or have a tensor of a kind that
+    /// When the bytes are not such a file, end early, contradict themselves, or have a tensor of a kind that
     /// [`Kind`] lacks.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Damage> {
         let mut cursor = Cursor::new(bytes);
@@ -132,7 +132,7 @@ impl<'a> Gguf<'a> {
         Ok(Self { metadata, tensors: place(entries, &bytes[start..])? })
     }
 
-    /// The value of `key`, if it is a number that is whole and not negative.
+    /// The value of `key`, if it is a whole number and not negative.
     pub fn u64(&self, key: &str) -> Option<u64> {
         self.metadata.get(key)?.as_u64()
     }
@@ -189,7 +189,7 @@ fn entry(cursor: &mut Cursor, alignment: usize) -> Result<Entry, Damage> {
     let mut shape = Vec::with_capacity(dimensions);
     for _ in 0..dimensions {
         let size = cursor.u64("a tensor's dimension")?;
-        // No zeros: with one, the others could be anything.
+        // No zeros: if one dimension is 0, the others could be anything.
         let fits = usize::try_from(size).ok().filter(|size| *size > 0);
         shape.push(fits.ok_or_else(|| wrong("a dimension from 1 up".into(), size.to_string()))?);
     }
@@ -217,8 +217,8 @@ fn entry(cursor: &mut Cursor, alignment: usize) -> Result<Entry, Damage> {
     Ok(Entry { name, kind, shape, offset, len })
 }
 
-/// Finds each tensor's bytes in `data`. Tensors must not overlap: a small file could claim to be a huge model
-/// else.
+/// Finds each tensor's bytes in `data`. Tensors must not overlap: otherwise a small file could claim to be a
+/// huge model.
 fn place<'a>(mut entries: Vec<Entry>, data: &'a [u8]) -> Result<BTreeMap<String, TensorInfo<'a>>, Damage> {
     entries.sort_by_key(|entry| (entry.offset, entry.len));
     let mut tensors = BTreeMap::new();

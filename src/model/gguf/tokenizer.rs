@@ -16,7 +16,7 @@ pub(super) const BYTE: u64 = 6;
 
 /// How Llama 3 splits a text before merging.
 pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// How Qwen 2 does.
+/// How Qwen 2 splits a text before merging.
 pub(super) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The vocabulary of a file.
@@ -40,13 +40,13 @@ impl<'a> Vocabulary<'a> {
         Ok(Self { tokens, types })
     }
 
-    /// The converter's filler for rows of the embedding that have no token.
+    /// Whether this is the converter's filler for a row of the embedding that has no token.
     fn is_padding(&self, id: usize) -> bool {
         let token = self.tokens[id];
         token == format!("[PAD{id}]") || token == format!("<pad{id}>")
     }
 
-    /// Tokens that are found in a text as a whole. Control tokens are special, those of users are not.
+    /// Tokens that are matched in a text as a whole. Control tokens are special, user-defined ones are not.
     fn added(&self) -> Vec<Json> {
         let whole = |id: &usize| [UNKNOWN, CONTROL, USER].contains(&self.types[*id]) && !self.is_padding(*id);
         let token = |id: usize| {
@@ -56,7 +56,7 @@ impl<'a> Vocabulary<'a> {
         (0..self.tokens.len()).filter(whole).map(token).collect()
     }
 
-    /// Ids by token; of a token that is there twice, the first.
+    /// Ids by token. A token that is there twice has its first id.
     fn ids(&self) -> HashMap<&'a str, usize> {
         let mut ids = HashMap::new();
         for id in (0..self.tokens.len()).filter(|&id| !self.is_padding(id)) {
@@ -95,7 +95,8 @@ pub(super) fn config(file: &Gguf) -> Json {
     Json::Object(config)
 }
 
-/// The post-processor that adds the tokens of the text's beginning and end, where the file asks for them.
+/// The post-processor that adds the tokens for the beginning and the end of a text, if the file asks for
+/// them.
 fn ends(file: &Gguf, vocabulary: &Vocabulary, bos: bool) -> Json {
     let flag = |key: &str| file.metadata.get(key).and_then(Value::as_bool);
     let token = |wanted: bool, name: &str| {
@@ -205,12 +206,13 @@ fn sentence_pieces(file: &Gguf, vocabulary: &Vocabulary) -> Result<Json, Damage>
     }))
 }
 
-/// Every way to make a piece of two others, in the order in which SentencePiece merges: the best score first.
+/// Every way to make a piece from two others, in the order in which SentencePiece merges: the best score
+/// first.
 fn merges(vocabulary: &Vocabulary, scores: &[f64]) -> Vec<Json> {
     let merged = |id: usize| [NORMAL, USER, UNUSED].contains(&vocabulary.types[id]);
     let ids: HashMap<&str, usize> = vocabulary.ids().into_iter().filter(|(_, id)| merged(*id)).collect();
     let mut found = Vec::new();
-    // A user's token is found as a whole before anything is merged.
+    // A user-defined token is matched as a whole before anything is merged.
     for (token, &id) in ids.iter().filter(|(_, id)| vocabulary.types[**id] != USER) {
         for (cut, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(cut);

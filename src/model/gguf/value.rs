@@ -3,10 +3,10 @@
 use super::Damage;
 use super::cursor::Cursor;
 
-/// Arrays in arrays at most. Files have no more than two levels; more would only wear out the stack.
+/// The most levels of arrays within arrays. Files have no more than two; more could only overflow the stack.
 const MAX_DEPTH: usize = 4;
 
-/// GGUF's number of an array.
+/// GGUF's number for the type of an array.
 const ARRAY: u32 = 9;
 
 /// A metadata value.
@@ -30,7 +30,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// GGUF's number of its type.
+    /// GGUF's number for its type.
     pub(super) fn number(&self) -> u32 {
         match self {
             Self::U8(_) => 0,
@@ -82,7 +82,7 @@ impl Value {
         if let Self::String(text) = self { Some(text) } else { None }
     }
 
-    /// The truth value, if it is one.
+    /// The boolean, if it is one.
     pub fn as_bool(&self) -> Option<bool> {
         if let Self::Bool(truth) = self { Some(*truth) } else { None }
     }
@@ -178,7 +178,7 @@ impl Value {
         };
         let len = cursor.u64("an array's length")?;
         let len = cursor.elements(len, least)?;
-        // The elements' least size bounds the memory that is taken here.
+        // The elements' least size in the file bounds the memory that is allocated here.
         let mut elements = Vec::with_capacity(len);
         for _ in 0..len {
             elements.push(Self::read_as(cursor, kind, depth + 1)?);

@@ -7,14 +7,15 @@ use half::{bf16, f16};
 use super::{ALIGNMENT, Kind, Value};
 use crate::gpu::Blocks;
 
-/// A tensor that is to be written.
+/// The description of a tensor that is to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Described {
     /// Its name in the file.
     pub name: String,
     /// How its elements are stored.
     pub kind: Kind,
-    /// Outermost first, as Hugging Face has it; a row is a multiple of the kind's block.
+    /// The sizes of the dimensions, outermost first as in Hugging Face. A row is a multiple of the kind's
+    /// block.
     pub shape: Vec<usize>,
 }
 
@@ -25,13 +26,14 @@ impl Described {
     }
 }
 
-/// Elements as a file of this kind has them: F32, F16, BF16 or Q8_0; anything else becomes F32.
+/// The bytes of elements of this kind in a file: F32, F16, BF16 or Q8_0; anything else becomes F32.
 pub fn encode(values: &[f32], kind: Kind) -> Vec<u8> {
     match kind {
         Kind::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         Kind::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         Kind::Q8_0 => {
-            // A device's block has a minimum behind the scale, which is 0 here, and its codes elsewhere.
+            // In the device's layout a minimum, here 0, follows each scale, and the codes are stored
+            // elsewhere.
             let blocks = Blocks::q8(values);
             let both = blocks.scales.chunks_exact(4).zip(blocks.codes.chunks_exact(kind.block_elements()));
             both.flat_map(|(scale, codes)| scale[..2].iter().chain(codes)).copied().collect()
@@ -40,7 +42,7 @@ pub fn encode(values: &[f32], kind: Kind) -> Vec<u8> {
     }
 }
 
-/// What goes before the tensors' bytes: everything but those.
+/// Writes everything that comes before the tensors' bytes.
 pub fn write_header(
     out: &mut impl Write,
     metadata: &[(String, Value)],
@@ -69,7 +71,7 @@ pub fn write_header(
     out.write_all(&head)
 }
 
-/// A tensor's bytes, and zeros up to where the next one begins.
+/// Writes a tensor's bytes, and zeros up to the beginning of the next tensor.
 pub fn write_tensor(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     out.write_all(bytes)?;
     out.write_all(&[0; ALIGNMENT][..bytes.len().next_multiple_of(ALIGNMENT) - bytes.len()])
@@ -95,7 +97,7 @@ fn bare(out: &mut Vec<u8>, value: &Value) {
         Value::Bool(truth) => out.push(u8::from(*truth)),
         Value::String(text) => string(out, text),
         Value::Array(elements) => {
-            // Of an empty array no reader looks at the type.
+            // No reader looks at the element type of an empty array.
             out.extend(elements.first().map_or(0, Value::number).to_le_bytes());
             out.extend((elements.len() as u64).to_le_bytes());
             elements.iter().for_each(|element| bare(out, element));

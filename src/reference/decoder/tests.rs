@@ -197,14 +197,14 @@ fn an_adapter_with_zero_b_changes_nothing() {
     assert_eq!(weights.len() - bare.len(), 2 * 7 * SHAPE.layers);
     let (_, gradients) = loss_and_gradients(&weights, &batch);
     for (name, gradient) in gradients {
-        // A's gradient goes through B, B's does not go through itself.
+        // The gradient of A is multiplied by B, which is 0 here. The gradient of B is not.
         assert_eq!(gradient.iter().all(|g| *g == 0.0), name.contains("lora_A"), "{name}");
     }
 }
 
 /// Values of transformers' LlamaForCausalLM in float64 with the same weights (adapters merged by autograd,
 /// norm, softmax and rotary angles patched from f32 to f64, each response run alone): summed log-probs, the
-/// loss of [`group_loss`], and of each gradient its product with `rng::values(7, n)`.
+/// loss of [`group_loss`], and the dot product of each gradient with `rng::values(7, n)`.
 #[test]
 fn equals_transformers() {
     let weights = weights(true, true, false);

@@ -1,0 +1,179 @@
+//! What the commands that run a model open: its files, rows of data, the GPU, and the model on it.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::args::{GpuArgs, ModelArgs, RowArgs, WeightArgs, at_least_one};
+use crate::terminal::output::Output;
+use crate::terminal::text::{bytes, count};
+use aweigh::data::{ChatTokenizer, Row, parse_jsonl, rows_with};
+use aweigh::error::Result;
+use aweigh::files::{AdapterFiles, Model, Source};
+use aweigh::gpu::Gpu;
+use aweigh::model::{Decoder, ModelBytes};
+use aweigh::run::OpenGpu;
+
+/// The files that the flags name.
+///
+/// # Errors
+/// [`aweigh::error::Error::Input`] names the first that is missing.
+pub fn files(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
+    opened(args, model(&args.model, true, output)?, output)
+}
+
+/// The same, for who looks at shapes only.
+///
+/// # Errors
+/// As [`files`].
+pub fn described(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
+    opened(args, model(&args.model, false, output)?, output)
+}
+
+fn opened(args: &ModelArgs, model: Model, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
+    let adapter =
+        args.adapter.as_deref().map(|path| adapter(path, "--adapter", &model, output)).transpose()?;
+    Ok((model.with_chat_template(args.chat_template.as_deref())?, adapter))
+}
+
+/// The adapter in a directory, for `model`; a warning says what is odd about it.
+///
+/// # Errors
+/// As [`AdapterFiles::open`], and for one that is not supported.
+pub fn adapter(path: &Path, flag: &str, model: &Model, output: &Output) -> Result<AdapterFiles> {
+    let files = AdapterFiles::open(path, flag)?;
+    files.remarks(model)?.into_iter().for_each(|remark| output.warn(remark));
+    Ok(files)
+}
+
+/// The note that a model whose chat template takes no system message gets `system` in the question instead.
+pub fn note_of_system(tokenizer: &ChatTokenizer, system: &str, output: &Output) {
+    if !system.is_empty() && tokenizer.has_template() && !tokenizer.accepts_system() {
+        output.note("the chat template takes no system message: its text stands before the first question");
+    }
+}
+
+/// Opens what `--model` names; with `whole` false, for who looks at shapes only. A warning tells of tensors
+/// that no layer reads.
+///
+/// # Errors
+/// As [`Model::open`], and for a model that is not supported.
+pub fn model(name: &str, whole: bool, output: &Output) -> Result<Model> {
+    let progress = &mut output.downloads();
+    let model = if whole { Model::fetch(name, progress)? } else { Model::describe(name, progress)? };
+    let bytes = model.bytes();
+    let weights = bytes.weights()?;
+    let unread = weights.unread(&bytes.decoder_config()?);
+    if let Some(first) = unread.first() {
+        output.warn(format_args!(
+            "{}: {} tensors have no place in a model of this configuration and are left out, {first} the \
+             first",
+            bytes.name,
+            unread.len()
+        ));
+    }
+    Ok(model)
+}
+
+/// The model's tokenizer; warnings tell what is odd about it or the chat template.
+///
+/// # Errors
+/// As [`ChatTokenizer::from_bytes`].
+pub fn tokenizer(model: &Model, output: &Output) -> Result<ChatTokenizer> {
+    let tokenizer = model.bytes().tokenizer()?;
+    tokenizer.remarks().iter().for_each(|remark| output.warn(remark));
+    Ok(tokenizer)
+}
+
+/// The rows of a file that the flags ask for.
+///
+/// # Errors
+/// As [`rows`]; for --max-samples 0.
+pub fn chosen_rows(source: &Source, args: &RowArgs, output: &Output) -> Result<Vec<Row>> {
+    let most = args.max_samples.unwrap_or(usize::MAX);
+    at_least_one("--max-samples", most)?;
+    let mut rows = rows(source, args.split.as_deref(), output)?;
+    rows.truncate(most);
+    Ok(rows)
+}
+
+/// The rows of a file, of one split where one is named. A warning tells of those that are left out because
+/// they are empty.
+///
+/// # Errors
+/// [`aweigh::error::Error::Input`] with the file and line.
+pub fn rows(source: &Source, split: Option<&str>, output: &Output) -> Result<Vec<Row>> {
+    let parsed = parse_jsonl(&source.bytes, &source.origin)?;
+    parsed.remarks(&source.origin).into_iter().for_each(|remark| output.warn(remark));
+    match split {
+        Some(split) => rows_with(parsed.rows, "split", split, &source.origin),
+        None => Ok(parsed.rows),
+    }
+}
+
+/// Opens the GPU that the flags name.
+///
+/// # Errors
+/// [`aweigh::error::Error::NoAdapter`].
+pub fn gpu(args: &GpuArgs) -> Result<OpenGpu> {
+    OpenGpu::open(&args.options(), !args.no_tuning)
+}
+
+/// The model with its adapter on `gpu`, for scoring and sampling; a note says what that is.
+///
+/// # Errors
+/// As [`Decoder::load`].
+pub fn decoder(
+    gpu: &Gpu,
+    model: &Model,
+    adapter: Option<&AdapterFiles>,
+    weights: WeightArgs,
+    output: &Output,
+) -> Result<Decoder> {
+    let files = ModelBytes { quantize: weights.quantize, offload: weights.offload, ..model.bytes() };
+    let decoder = files.decoder_with(gpu, adapter.map(AdapterFiles::bytes))?;
+    announce(gpu, files.name, adapter.map(|files| files.name.as_str()), &decoder, output);
+    Ok(decoder)
+}
+
+/// The note of what runs where: `GPU llvmpipe, Vulkan; model tiny with adapter run/adapter, 1,234
+/// parameters`.
+pub fn announce(gpu: &Gpu, model: &str, adapter: Option<&str>, decoder: &Decoder, output: &Output) {
+    let summary = gpu.summary();
+    let adapter = adapter.map(|name| format!(" with adapter {name}")).unwrap_or_default();
+    let parameters = count(decoder.config().parameters());
+    output.note(format_args!(
+        "GPU {}, {}; model {model}{adapter}, {parameters} parameters",
+        summary.name, summary.backend
+    ));
+}
+
+/// The figures that every command has which runs a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ran {
+    /// The GPU's name.
+    pub gpu: String,
+    /// `--model`.
+    pub model: String,
+    /// `--adapter`.
+    pub adapter: Option<String>,
+    /// The most bytes that buffers on the GPU held at once.
+    pub memory_peak_bytes: u64,
+}
+
+impl Ran {
+    /// As of now.
+    pub fn new(gpu: &Gpu, args: &ModelArgs) -> Self {
+        Self {
+            gpu: gpu.summary().name.clone(),
+            model: args.model.clone(),
+            adapter: args.adapter.as_ref().map(|path| path.display().to_string()),
+            memory_peak_bytes: gpu.ledger().total().peak,
+        }
+    }
+
+    /// The memory as a person reads it.
+    pub fn memory(&self) -> String {
+        bytes(self.memory_peak_bytes)
+    }
+}

@@ -1,0 +1,289 @@
+//! What is kept of a run while it goes on: states in memory and on disk, figures, anchors and answers in files.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::Watcher;
+use crate::config::RunConfig;
+use crate::data::{ChatTokenizer, Completion, Example};
+use crate::error::Result;
+use crate::files::checkpoint::{self, Origin};
+use crate::files::{Lines, RunFolder};
+use crate::model::Decoder;
+use crate::sample::Answer;
+use crate::score::Scored;
+use crate::train::{Metrics, Observer, Phase, Pool, State, Wish};
+
+/// The longest time between two writes of the anchors while they are drawn.
+const ANCHORS_EVERY: Duration = Duration::from_secs(60);
+
+/// Observes a run, keeps what it gives, and passes everything on.
+pub(super) struct Keeper<'a> {
+    watcher: &'a mut dyn Watcher,
+    tokenizer: &'a ChatTokenizer,
+    config: &'a RunConfig,
+    disk: Option<Disk<'a>>,
+    /// The last state that was taken.
+    last: Option<State>,
+    stopping: bool,
+    /// Steps of the run so far.
+    steps: usize,
+    /// Whether the last line could not be written.
+    failing: bool,
+}
+
+/// A run's folder, and what its checkpoints say beside the state.
+pub(super) struct Disk<'a> {
+    pub folder: &'a RunFolder,
+    /// `adapter_config.json`, of a LoRA run.
+    pub adapter_config: Option<String>,
+    pub origin: Origin,
+    written: Instant,
+    failing: bool,
+    metrics: Option<Lines>,
+    samples: Option<Lines>,
+    completions: Option<Lines>,
+}
+
+impl<'a> Disk<'a> {
+    pub fn new(folder: &'a RunFolder, adapter_config: Option<String>, origin: Origin) -> Self {
+        let (written, failing) = (Instant::now(), false);
+        Self {
+            folder,
+            adapter_config,
+            origin,
+            written,
+            failing,
+            metrics: None,
+            samples: None,
+            completions: None,
+        }
+    }
+
+    /// Opens the files: those lines stay that belong to the first `from` steps.
+    fn rewind(&mut self, from: Option<usize>, samples: bool) -> Result<()> {
+        let folder = self.folder.path();
+        let lines = |name: &str, key: &str, stays: &dyn Fn(u64, usize) -> bool| match from {
+            None => Lines::create(folder.join(name)),
+            Some(from) => {
+                let step = |line: &Value| line[key].as_f64().map(|step| step as u64);
+                Lines::resume(folder.join(name), |line| step(line).is_some_and(|step| stays(step, from)))
+            }
+        };
+        let done = |step: u64, from: usize| step <= from as u64;
+        // Of anchors the step is the one before which they were drawn.
+        let drawn = |step: u64, from: usize| step == 0 || step < from as u64;
+        self.metrics = Some(lines("metrics.jsonl", "global_step", &done)?);
+        self.completions = Some(lines("completions.jsonl", "step", &done)?);
+        self.samples = if samples { Some(lines("samples.jsonl", "step", &drawn)?) } else { None };
+        Ok(())
+    }
+}
+
+impl<'a> Keeper<'a> {
+    /// A keeper that goes on after `from` steps, or begins anew.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] where a file cannot be made.
+    pub fn new(
+        watcher: &'a mut dyn Watcher,
+        (tokenizer, config): (&'a ChatTokenizer, &'a RunConfig),
+        disk: Option<Disk<'a>>,
+        from: Option<usize>,
+    ) -> Result<Self> {
+        let mut keeper =
+            Self { watcher, tokenizer, config, disk, last: None, stopping: false, steps: 0, failing: false };
+        keeper.rewind(from)?;
+        Ok(keeper)
+    }
+
+    /// Goes on after step `from` with what is in the folder, or begins anew.
+    ///
+    /// # Errors
+    /// As [`Keeper::new`].
+    pub fn rewind(&mut self, from: Option<usize>) -> Result<()> {
+        self.steps = from.unwrap_or(0);
+        if let Some(disk) = &mut self.disk {
+            disk.rewind(from, self.config.output.save_samples)?;
+        }
+        self.watcher.rewound(self.disk.as_ref().map(|disk| disk.folder.path()), from)
+    }
+
+    pub fn last_state(&self) -> Option<&State> {
+        self.last.as_ref()
+    }
+
+    pub fn warn(&mut self, text: &str) {
+        self.watcher.warned(text);
+    }
+
+    /// Whether a checkpoint is due after so many steps.
+    fn is_due(&self, step: usize) -> bool {
+        let o = &self.config.output;
+        self.disk.as_ref().is_some_and(|disk| {
+            step == 0
+                || self.stopping
+                || o.save_steps.is_some_and(|steps| step.is_multiple_of(steps))
+                || disk.written.elapsed() >= every(self.config)
+        })
+    }
+
+    /// Writes a checkpoint. Where that fails the run goes on.
+    fn write(&mut self, state: &State) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.written = Instant::now();
+        let (config, keep) = (disk.adapter_config.as_deref(), self.config.output.save_total_limit);
+        match checkpoint::write(disk.folder.path(), state, config, &disk.origin, keep) {
+            Ok(()) => {
+                disk.folder.keep();
+                if std::mem::take(&mut disk.failing) {
+                    self.watcher.warned(&format!("checkpoints can be written again: step {}", state.step));
+                }
+                self.watcher.kept(state);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut disk.failing, true) {
+                    self.watcher.warned(&format!("{error}; the run goes on without this checkpoint"));
+                }
+            }
+        }
+    }
+
+    /// A file that cannot be written to is no reason to lose the run: what it lacks is written when it can be.
+    fn wrote(&mut self, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                if std::mem::take(&mut self.failing) {
+                    self.watcher.warned("figures can be written again");
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    self.watcher.warned(&format!("{error}; the run goes on, and tries again"));
+                }
+            }
+        }
+    }
+
+    /// A line of metrics.jsonl; the watcher keeps the same figures in its own way.
+    fn figures(&mut self, prefix: &str, metrics: &Metrics) {
+        let Some(disk) = &mut self.disk else { return };
+        let lines = disk.metrics.as_mut().map(|lines| lines.push(metrics));
+        // What the first lacks the second mostly lacks too: one word for both.
+        let result = lines.into_iter().chain([self.watcher.figures(prefix, metrics)]).collect();
+        self.wrote(result);
+    }
+}
+
+/// The time between two checkpoints.
+fn every(config: &RunConfig) -> Duration {
+    let minutes = if config.output.save_minutes > 0.0 { config.output.save_minutes } else { f64::MAX };
+    Duration::try_from_secs_f64(60.0 * minutes).unwrap_or(Duration::MAX)
+}
+
+impl Observer for Keeper<'_> {
+    fn begin(&mut self, phase: Phase, total: usize) {
+        self.watcher.begin(phase, total);
+    }
+
+    fn wish(&mut self) -> Wish {
+        let wish = self.watcher.wish();
+        self.stopping = wish == Wish::Stop;
+        wish
+    }
+
+    fn advance(&mut self, items: usize, tokens: usize) -> Result<()> {
+        self.watcher.advance(items, tokens)
+    }
+
+    fn left(&mut self, seconds: f64) {
+        self.watcher.left(seconds);
+    }
+
+    fn end(&mut self) {
+        self.watcher.end();
+    }
+
+    fn anchors(&mut self, example: &Example, pool: &Pool, reference: &[Scored]) -> Result<()> {
+        if let Some(samples) = self.disk.as_mut().and_then(|disk| disk.samples.as_mut()) {
+            let mut wrote = Ok(());
+            for (i, anchor) in pool.anchors.iter().enumerate() {
+                let text = self.tokenizer.decode(&anchor.ids, true)?;
+                wrote = samples.push(&json!({
+                    "prompt": example.prompt,
+                    "completion": Completion::for_prompt(&example.prompt, text),
+                    "line": example.line,
+                    "sample": i,
+                    "step": pool.step,
+                    "logp": reference.get(i).map(|r| r.logp),
+                    "num_tokens": anchor.ids.len(),
+                    "ended": anchor.ended,
+                    "ids": anchor.ids,
+                }));
+            }
+            self.wrote(wrote);
+        }
+        self.watcher.anchors(example, pool, reference)
+    }
+
+    fn completions(&mut self, step: usize, answers: &[(&Example, Answer)]) -> Result<()> {
+        if let Some(lines) = self.disk.as_mut().and_then(|disk| disk.completions.as_mut()) {
+            let mut wrote = Ok(());
+            for (example, answer) in answers {
+                let text = self.tokenizer.decode_answer(&example.prompt_ids, &answer.ids)?;
+                wrote = lines.push(&json!({
+                    "step": step,
+                    "line": example.line,
+                    "prompt": example.prompt,
+                    "completion": Completion::for_prompt(&example.prompt, text),
+                }));
+            }
+            self.wrote(wrote);
+        }
+        self.watcher.completions(step, answers)
+    }
+
+    fn step(&mut self, metrics: &Metrics) -> Result<()> {
+        self.steps += 1;
+        self.watcher.step(metrics)?;
+        if self.steps.is_multiple_of(self.config.output.logging_steps) {
+            self.figures("train/", metrics);
+        }
+        Ok(())
+    }
+
+    fn wants_state(&mut self, step: usize) -> bool {
+        let snapshot_steps = self.config.gpu.snapshot_steps;
+        let snapshot = snapshot_steps > 0 && step.is_multiple_of(snapshot_steps);
+        snapshot || self.is_due(step)
+    }
+
+    fn wants_anchors(&mut self) -> bool {
+        let least = every(self.config).min(ANCHORS_EVERY);
+        self.disk.as_ref().is_some_and(|disk| disk.written.elapsed() >= least)
+    }
+
+    fn saved(&mut self, state: State) -> Result<()> {
+        // What was drawn is always written: it takes long to draw.
+        if state.trained().is_none_or(|step| self.is_due(step)) {
+            self.write(&state);
+        }
+        self.last = Some(state);
+        Ok(())
+    }
+
+    fn state(&mut self, step: usize, decoder: &Decoder) -> Result<()> {
+        self.watcher.state(step, decoder)
+    }
+
+    fn warned(&mut self, text: &str) {
+        self.watcher.warned(text);
+    }
+
+    fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
+        self.watcher.evaluated(metrics)?;
+        self.figures("eval/", metrics);
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! What a run leaves.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::data::{LengthCounts, clock};
+use crate::error::{Error, Result};
+use crate::files::{Model, write_whole};
+use crate::gpu::{Gpu, Purpose};
+use crate::model::Decoder;
+use crate::train::{AnchorCounts, Metrics, Outcome, StopReason};
+
+/// `summary.json`.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Summary {
+    /// Why the run ended.
+    pub reason: StopReason,
+    /// The same in words.
+    pub reason_text: String,
+    /// Optimizer steps taken.
+    pub steps: usize,
+    /// The step whose state is kept.
+    pub kept_step: usize,
+    /// The first evaluation on held-out examples.
+    pub before: Option<Metrics>,
+    /// The evaluation of the state that is kept.
+    pub after: Option<Metrics>,
+    /// What became of the anchors.
+    pub anchors: AnchorCounts,
+    /// What the length limits did to the training rows.
+    pub examples: LengthCounts,
+    /// Packed tokens trained on.
+    pub num_tokens: usize,
+    /// The same per second of training.
+    pub tokens_per_second: f64,
+    /// Seconds in all.
+    pub seconds: f64,
+    /// When it ended, in UTC.
+    pub finished: Option<String>,
+    /// The GPU's name.
+    pub adapter: String,
+    /// Numbers that were trained.
+    pub trainable_parameters: usize,
+    /// The planned peak of GPU memory, in bytes.
+    pub memory_planned: u64,
+    /// The peak of GPU memory, in bytes.
+    pub memory_peak: u64,
+    /// The peak of each purpose, in bytes.
+    pub memory_peaks: BTreeMap<Purpose, u64>,
+    /// What `gpu.paranoid` compared.
+    pub checks: Option<String>,
+}
+
+impl Summary {
+    pub(super) fn new(
+        gpu: &Gpu,
+        outcome: &Outcome,
+        (examples, planned): (LengthCounts, u64),
+        started: Instant,
+    ) -> Self {
+        let peaks = gpu.ledger().by_purpose().into_iter().map(|(purpose, usage)| (purpose, usage.peak));
+        Self {
+            reason: outcome.reason,
+            reason_text: outcome.reason.to_string(),
+            steps: outcome.steps,
+            kept_step: outcome.kept_step,
+            before: outcome.before.clone(),
+            after: outcome.after.clone(),
+            anchors: outcome.anchors,
+            examples,
+            num_tokens: outcome.num_tokens,
+            tokens_per_second: outcome.num_tokens as f64 / outcome.train_seconds.max(1e-9),
+            seconds: started.elapsed().as_secs_f64(),
+            finished: clock::now().and_then(|now| clock::strftime("%Y-%m-%dT%H:%M:%SZ", now).ok()),
+            adapter: gpu.summary().name.clone(),
+            trainable_parameters: outcome.decoder.layout().count(),
+            memory_planned: planned,
+            memory_peak: gpu.ledger().total().peak,
+            memory_peaks: peaks.collect(),
+            checks: gpu.witness().map(|witness| witness.report()),
+        }
+    }
+}
+
+/// Writes an adapter in PEFT's format into `folder`, which is made where it is missing: its weights, as
+/// [`Decoder::trained_safetensors`] gives them, and adapter_config.json, which names `base` as its base model.
+///
+/// # Errors
+/// [`Error::Input`] for a decoder without an adapter, [`Error::Io`] for what the file system reports.
+pub fn write_adapter(folder: &Path, decoder: &Decoder, weights: &[u8], base: &str) -> Result<()> {
+    let config = decoder.adapter_config(base).ok_or_else(|| {
+        Error::input(folder.display(), "a decoder with an adapter", "none", "train with lora.enabled = true")
+    })?;
+    let failed = |error| Error::io(folder, "create", error);
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    write_whole(&folder.join("adapter_model.safetensors"), weights)?;
+    write_whole(&folder.join("adapter_config.json"), config.as_bytes())
+}
+
+/// Writes what a run trained into `folder`: adapter/ in PEFT's format, or model/ in Hugging Face's. `weights`
+/// are as [`Decoder::trained_safetensors`] gives them. Returns the new folder's path.
+///
+/// # Errors
+/// What the file system reports.
+pub fn write_result(folder: &Path, model: &Model, decoder: &Decoder, weights: &[u8]) -> Result<PathBuf> {
+    if decoder.lora().is_some() {
+        let path = folder.join("adapter");
+        write_adapter(&path, decoder, weights, model.bytes().name)?;
+        return Ok(path);
+    }
+    let path = folder.join("model");
+    std::fs::create_dir_all(&path).map_err(|error| Error::io(&path, "create", error))?;
+    write_whole(&path.join("model.safetensors"), weights)?;
+    let config = decoder.config();
+    let judge = config.classes.map(|_| config.classifier_architecture());
+    model.write_companions(&path, Some("float32"), judge.as_deref())?;
+    Ok(path)
+}
