@@ -21,11 +21,11 @@
 //! # fn main() {}
 //! ```
 //!
-//! A run watched from a window, with pause and stop, resuming, and a chat are in the repository's `examples/`.
-//! What most programs need stands at the root; the modules hold the rest, which may change from version to
-//! version. Features: `files` (on by default: folders, memory maps, runs and checkpoints on disk), `hub`
-//! (models by their names on the Hugging Face Hub), `clap` (the settings as flags of a command line). Without
-//! `files` the library takes and gives bytes: [`train::Inputs`] and [`train::align()`].
+//! A run watched from a window, with pause and stop, resuming, and a chat are in the repository's
+//! `examples/`. What most programs need stands at the root; the modules hold the rest, which may change from
+//! version to version. Features: `files` (on by default: folders, memory maps, runs and checkpoints on disk),
+//! `hub` (models by their names on the Hugging Face Hub), `clap` (the settings as flags of a command line).
+//! Without `files` the library takes and gives bytes: [`train::Inputs`] and [`train::align()`].
 //!
 //! The method is D²O: Duan et al., "Negating Negatives: Alignment with Human Negative Samples via
 //! Distributional Dispreference Optimization", [arXiv 2403.03419](https://arxiv.org/abs/2403.03419).

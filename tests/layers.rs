@@ -320,7 +320,8 @@ fn lines_have_at_most_110_columns() {
 fn a_wrong_import_is_found() {
     let module = ["gpu".to_owned(), "tensor".to_owned()];
     let text = "use crate::{Error, train::{State, stop}};\n// crate::eval is only spoken of\n\
-                fn f() -> crate::model::Decoder { super::memory::g() }\n#[cfg(test)]\nmod tests { use crate::cli; }\n";
+                fn f() -> crate::model::Decoder { super::memory::g() }\n#[cfg(test)]\nmod tests { use \
+                crate::cli; }\n";
     let house = BTreeMap::from([(module.to_vec(), imports(text, &module))]);
     let wrong = wrong_arrows(&house);
     let expected = ["crate::model::Decoder", "crate::train::State", "crate::train::stop"];

@@ -108,8 +108,8 @@ impl Progress for Told<'_> {
     }
 }
 
-/// Where a model lies once it is in the cache: a directory, or a GGUF file. What is missing is downloaded, and
-/// `progress` told of it; what was begun before is taken up where it ended.
+/// Where a model lies once it is in the cache: a directory, or a GGUF file. What is missing is downloaded,
+/// and `progress` told of it; what was begun before is taken up where it ended.
 ///
 /// # Errors
 /// [`Error::Input`] for a repository or file that is not there, that asks for a token, or that the network

@@ -74,9 +74,9 @@ impl GgufFile {
 }
 
 impl Model {
-    /// Opens "tiny", a GGUF file, a directory (a directory of that name is `./tiny`) or, with the feature `hub`
-    /// and where nothing of the name is there, a model of the Hugging Face Hub, which is downloaded once:
-    /// `owner/name` or `owner/name/FILE.gguf`.
+    /// Opens "tiny", a GGUF file, a directory (a directory of that name is `./tiny`) or, with the feature
+    /// `hub` and where nothing of the name is there, a model of the Hugging Face Hub, which is downloaded
+    /// once: `owner/name` or `owner/name/FILE.gguf`.
     ///
     /// # Errors
     /// As [`ModelFiles::open`] and [`Model::fetch`].
@@ -94,8 +94,8 @@ impl Model {
     /// The same; `progress` is told of what is downloaded.
     ///
     /// # Errors
-    /// As [`Model::open`]; [`Error::Input`] for a repository or file that is not there, that asks for a token,
-    /// or that the network does not bring.
+    /// As [`Model::open`]; [`Error::Input`] for a repository or file that is not there, that asks for a
+    /// token, or that the network does not bring.
     #[cfg(feature = "hub")]
     pub fn fetch(name: &str, progress: &mut dyn FnMut(hub::Download)) -> Result<Self> {
         match hub::Name::parse(name).filter(|_| !Path::new(name).exists()) {

@@ -19,8 +19,8 @@ pub struct OpenGpu {
 }
 
 impl OpenGpu {
-    /// Opens a GPU with the pipelines that were compiled on it before; with `tuned`, also with the kernels that
-    /// were measured to be the fastest on it (`aweigh devices --tune`). Blocks.
+    /// Opens a GPU with the pipelines that were compiled on it before; with `tuned`, also with the kernels
+    /// that were measured to be the fastest on it (`aweigh devices --tune`). Blocks.
     ///
     /// # Errors
     /// [`crate::Error::NoAdapter`] where there is none.

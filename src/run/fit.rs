@@ -30,8 +30,8 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// The plan of a run, with the settings changed until it fits where `gpu.fit` asks for that. `max_binding`
-    /// is the largest binding of the GPU, in bytes.
+    /// The plan of a run, with the settings changed until it fits where `gpu.fit` asks for that.
+    /// `max_binding` is the largest binding of the GPU, in bytes.
     ///
     /// # Errors
     /// [`Error::Input`] for a plan over `gpu.memory`, with what would help.
@@ -62,8 +62,8 @@ impl Planned {
         Ok(Self { config: fitted, plan: least, fitted: flags })
     }
 
-    /// Of a run that did not fit, although its plan allowed it, the settings of one that takes less than `full`
-    /// bytes.
+    /// Of a run that did not fit, although its plan allowed it, the settings of one that takes less than
+    /// `full` bytes.
     ///
     /// # Errors
     /// As [`Planned::of`].

@@ -1,4 +1,5 @@
-//! What is kept of a run while it goes on: states in memory and on disk, figures, anchors and answers in files.
+//! What is kept of a run while it goes on: states in memory and on disk, figures, anchors and answers in
+//! files.
 
 use std::time::{Duration, Instant};
 
@@ -150,7 +151,8 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// A file that cannot be written to is no reason to lose the run: what it lacks is written when it can be.
+    /// A file that cannot be written to is no reason to lose the run: what it lacks is written when it can
+    /// be.
     fn wrote(&mut self, result: Result<()>) {
         match result {
             Ok(()) => {

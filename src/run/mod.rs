@@ -1,8 +1,8 @@
 //! One run, from its settings to its folder: `aweigh align`, `aweigh judge train` and `aweigh demo` are this
 //! with another [`Material`].
 //!
-//! [`run`] opens the GPU, plans the memory, draws anchors, trains, keeps checkpoints, and writes the result. It
-//! opens a GPU that was lost again and goes on, and tries again with less memory where it may. It blocks:
+//! [`run`] opens the GPU, plans the memory, draws anchors, trains, keeps checkpoints, and writes the result.
+//! It opens a GPU that was lost again and goes on, and tries again with less memory where it may. It blocks:
 //! programs with a window call it on a thread of their own, and watch, pause or end it through a [`Watcher`].
 
 mod device;
@@ -125,8 +125,8 @@ const LOSSES: usize = 3;
 /// A whole run. Blocks until it ends.
 ///
 /// # Errors
-/// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was, or holds the
-/// last checkpoint. [`Error::Interrupted`] where the watcher asked to stop.
+/// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was, or holds
+/// the last checkpoint. [`Error::Interrupted`] where the watcher asked to stop.
 pub fn run(
     material: &dyn Material,
     mut config: RunConfig,
@@ -267,8 +267,9 @@ impl Attempt<'_> {
     }
 }
 
-/// Trains. Where the GPU is lost it is opened again, the model is loaded onto it, and the run goes on from the
-/// last state that was taken, with smaller submits. Also returns the trained tensors of the state that is kept.
+/// Trains. Where the GPU is lost it is opened again, the model is loaded onto it, and the run goes on from
+/// the last state that was taken, with smaller submits. Also returns the trained tensors of the state that is
+/// kept.
 fn recovering(
     mut gpu: OpenGpu,
     (mut setup, begun): (Setup, Option<State>),

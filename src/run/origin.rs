@@ -8,7 +8,8 @@ use crate::files::checkpoint::{self, Origin};
 use crate::gpu::Gpu;
 use crate::train::{Inputs, State};
 
-/// CRC-32 of the settings that a run's result depends on. What is read counts by its content, not by its path.
+/// CRC-32 of the settings that a run's result depends on. What is read counts by its content, not by its
+/// path.
 pub fn settings_sum(config: &RunConfig) -> String {
     let mut own = config.clone();
     (own.output, own.gpu) = Default::default();
@@ -44,8 +45,8 @@ pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
     }
 }
 
-/// The last whole checkpoint in `folder`; `None` where there is none yet. `warn` is told of damaged ones, and of
-/// a GPU that is another than the run's.
+/// The last whole checkpoint in `folder`; `None` where there is none yet. `warn` is told of damaged ones, and
+/// of a GPU that is another than the run's.
 ///
 /// # Errors
 /// [`Error::Input`] where the run was begun from something else than `own`.

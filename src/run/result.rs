@@ -87,7 +87,8 @@ impl Summary {
 }
 
 /// Writes an adapter in PEFT's format into `folder`, which is made where it is missing: its weights, as
-/// [`Decoder::trained_safetensors`] gives them, and adapter_config.json, which names `base` as its base model.
+/// [`Decoder::trained_safetensors`] gives them, and adapter_config.json, which names `base` as its base
+/// model.
 ///
 /// # Errors
 /// [`Error::Input`] for a decoder without an adapter, [`Error::Io`] for what the file system reports.

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::files::{AdapterFiles, Model, ModelFiles, Source};
 use crate::train::{Checkpoint, Inputs, Job};
 
-/// What a run is made from. It is asked again where a run begins anew: on a GPU that was opened again, or with
-/// less memory.
+/// What a run is made from. It is asked again where a run begins anew: on a GPU that was opened again, or
+/// with less memory.
 pub trait Material {
     /// The model.
     fn model(&self) -> &Model;

@@ -64,6 +64,7 @@ const KTO: Formula = Formula::Kto { beta: 0.5, desirable_weight: 1.0, undesirabl
 /// The KL divergence that a KTO loss is given.
 const KL: f64 = 0.25;
 const SFT: Formula = Formula::Sft;
+const UL: Formula = Formula::Ul;
 const DPO: Formula = Formula::Dpo { beta: 0.5, label_smoothing: 0.1 };
 
 #[rustfmt::skip]
@@ -74,8 +75,8 @@ const VARIANTS: [Variant; 9] = [
     Variant { biased: false, tied: true, lora: true, dtype: DType::F16, formula: D2O, normed: false },
     Variant { biased: true, tied: true, lora: false, dtype: DType::F32, formula: D2O, normed: true },
     Variant { biased: false, tied: false, lora: false, dtype: DType::F32, formula: SFT, normed: false },
-    Variant { biased: false, tied: true, lora: true, dtype: DType::Bf16, formula: Formula::Ul, normed: false },
-    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, formula: Formula::Ul, normed: false },
+    Variant { biased: false, tied: true, lora: true, dtype: DType::Bf16, formula: UL, normed: false },
+    Variant { biased: false, tied: false, lora: false, dtype: DType::F32, formula: UL, normed: false },
     Variant { biased: false, tied: true, lora: true, dtype: DType::F32, formula: KTO, normed: false },
 ];
 

@@ -73,8 +73,8 @@ impl fmt::Display for Variant {
     }
 }
 
-/// All variants that may be compiled, from `shaders/permutations`. `{a|b|}` in a line stands for each choice in
-/// turn, and `$name` for the choices of a set that a line `name: a|b` before it has defined.
+/// All variants that may be compiled, from `shaders/permutations`. `{a|b|}` in a line stands for each choice
+/// in turn, and `$name` for the choices of a set that a line `name: a|b` before it has defined.
 ///
 /// # Errors
 /// A value that is not a number, or a set that is not defined.

@@ -38,16 +38,16 @@ pub enum Wish {
     /// To go on.
     #[default]
     GoOn,
-    /// To end after this step with the best state so far, as if all steps were taken. Before the first step it
-    /// is the same as [`Wish::Stop`].
+    /// To end after this step with the best state so far, as if all steps were taken. Before the first step
+    /// it is the same as [`Wish::Stop`].
     Finish,
-    /// To end after this step with [`Error::Interrupted`](crate::Error::Interrupted). [`Observer::saved`] gets
-    /// the state first, so that another run can go on from it.
+    /// To end after this step with [`Error::Interrupted`](crate::Error::Interrupted). [`Observer::saved`]
+    /// gets the state first, so that another run can go on from it.
     Stop,
 }
 
-/// Watches a run. An error from any call ends it at once. The run waits for every call: an observer that blocks
-/// pauses it. All methods do nothing by default.
+/// Watches a run. An error from any call ends it at once. The run waits for every call: an observer that
+/// blocks pauses it. All methods do nothing by default.
 pub trait Observer {
     /// A phase of `total` items begins.
     fn begin(&mut self, phase: Phase, total: usize) {

@@ -1,5 +1,5 @@
-//! What an observer wants of a run: to finish it now, or to stop it so that another goes on. In a whole run with
-//! its folder, on a thread of its own.
+//! What an observer wants of a run: to finish it now, or to stop it so that another goes on. In a whole run
+//! with its folder, on a thread of its own.
 
 use std::fs;
 use std::path::Path;

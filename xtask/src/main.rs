@@ -1,5 +1,5 @@
-//! The project's own commands: `cargo xtask` lists them. Those that need a GPU first see to it that there is a
-//! Vulkan driver, a software one where there is no other.
+//! The project's own commands: `cargo xtask` lists them. Those that need a GPU first see to it that there is
+//! a Vulkan driver, a software one where there is no other.
 
 use std::env;
 use std::fs;

@@ -118,7 +118,8 @@ pub struct TrainArgs {
     pub overwrite: bool,
     /// Go on with the judge in this folder from its last checkpoint, as it was begun: other flags than those
     /// of the GPU have no effect
-    #[arg(long, value_name = "JUDGE", help_heading = "Output", conflicts_with_all = ["overwrite", "output_dir"])]
+    #[arg(long, value_name = "JUDGE", help_heading = "Output")]
+    #[arg(conflicts_with_all = ["overwrite", "output_dir"])]
     #[serde(skip)]
     pub resume: Option<PathBuf>,
     /// The GPU.
