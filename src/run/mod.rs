@@ -22,7 +22,7 @@ use crate::data::{ChatTokenizer, LengthCounts};
 use crate::error::{Error, Result};
 use crate::files::{RunFolder, checkpoint, write_whole};
 use crate::gpu::{Gpu, SUBMIT_SECONDS, bytes};
-use crate::train::{Metrics, Observer, Outcome, Prepared, Setup, State, Unwatched, align};
+use crate::train::{Job, Metrics, Observer, Outcome, Prepared, Setup, State, Unwatched, align};
 use keeper::{Disk, Keeper};
 
 pub use device::{OpenGpu, options, paranoid};
@@ -161,8 +161,7 @@ pub fn run(
         }
         let planned = Planned::of(&job, config.clone(), binding)?;
         watcher.planned(&planned);
-        let prepared = job.load(&gpu, &planned.config)?;
-        let error = match attempt.run(gpu, prepared, &planned, watcher) {
+        let error = match attempt.run(gpu, job, &planned, watcher) {
             Err(error @ Error::OutOfMemory { .. }) => error,
             ended => return ended,
         };
@@ -199,12 +198,12 @@ impl Attempt<'_> {
     fn run(
         &mut self,
         gpu: OpenGpu,
-        prepared: Prepared,
+        job: Job,
         planned: &Planned,
         watcher: &mut dyn Watcher,
     ) -> Result<Finished> {
         let (material, config) = (self.material, &planned.config);
-        let Prepared { setup, tokenizer, lengths } = prepared;
+        let Prepared { setup, tokenizer, lengths } = job.load(&gpu, config)?;
         material.check_unchanged()?;
         if std::mem::take(&mut self.first) {
             let (setup, tokenizer, lengths) = (&setup, &tokenizer, &lengths);
