@@ -28,7 +28,8 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 ///
 /// A gzip file is recognised by its first two bytes, whatever its name; several gzip members are read as one
 /// file. Only one line is held in memory at a time. Errors name `origin:line`: broken compression, over-long
-/// lines, invalid UTF-8, invalid JSON, a line that is not a JSON object, and whatever `each` returns.
+/// lines, invalid UTF-8, invalid JSON, a line that is not a JSON object, and whatever `each` returns. A file
+/// in a binary format is named without a line.
 pub fn for_each_object(
     bytes: &[u8],
     origin: &str,

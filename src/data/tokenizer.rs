@@ -32,7 +32,8 @@ struct TurnEnd {
     lead: String,
     /// All that the template writes after the answer: `<|im_end|>\n`.
     tail: String,
-    /// The tail up to and including its first special token: `<|im_end|>`. Empty when the tail has none.
+    /// The tail up to and including its first special token (or, if it has no special
+    /// one, its first added token): `<|im_end|>`. Empty when the tail has neither.
     text: String,
     /// That token, or the eos token when the tail has none.
     id: Option<u32>,
