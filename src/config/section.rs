@@ -53,16 +53,16 @@ macro_rules! section {
             /// The section's keys.
             pub const KEYS: &[&str] = &[$(stringify!($name),)* $(stringify!($oname),)*];
 
-            fn over(self, below: Self) -> Self {
+            pub(super) fn over(self, below: Self) -> Self {
                 Self { $($name: self.$name.or(below.$name),)* $($oname: self.$oname.or(below.$oname),)* }
             }
 
-            fn or_defaults(self) -> $run {
+            pub(super) fn or_defaults(self) -> $run {
                 let Self { $($name,)* $($oname,)* } = self;
                 $run { $($name: $name.unwrap_or_else(|| $default),)* $($oname,)* }
             }
 
-            fn given(&self) -> Vec<&'static str> {
+            pub(super) fn given(&self) -> Vec<&'static str> {
                 let present = [$(self.$name.is_some(),)* $(self.$oname.is_some(),)*];
                 Self::KEYS.iter().zip(present).filter_map(|(key, present)| present.then_some(*key)).collect()
             }

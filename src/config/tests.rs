@@ -168,20 +168,6 @@ fn every_value_with_a_default_says_so() {
 }
 
 #[test]
-fn target_modules_match_like_peft() {
-    let names = TargetModules::from("q_proj, self_attn.v_proj");
-    assert!(names.selects("model.layers.0.self_attn.q_proj") && names.selects("q_proj"));
-    assert!(names.selects("model.layers.3.self_attn.v_proj"));
-    assert!(
-        !names.selects("model.layers.0.self_attn.xq_proj") && !names.selects("model.layers.0.mlp.up_proj")
-    );
-    assert!(
-        TargetModules::AllLinear.selects("model.layers.0.mlp.up_proj")
-            && !TargetModules::AllLinear.selects("lm_head")
-    );
-}
-
-#[test]
 fn another_method_over_a_run_s_file_has_its_own_usual_constants() {
     let first = RunConfig {
         model: ModelConfig { model: "m".into(), ..ModelConfig::default() },

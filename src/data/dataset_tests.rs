@@ -2,6 +2,8 @@
 
 use super::super::testing::shared_data;
 use super::*;
+use crate::data::row::common_words;
+use crate::data::{Completion, Message, Prompt};
 
 fn parse(text: &str) -> Result<Vec<Row>> {
     parse_jsonl(text.as_bytes(), "d.jsonl").map(|parsed| parsed.rows)

@@ -14,15 +14,17 @@ pub mod lengths;
 pub mod packing;
 pub mod python_json;
 pub mod remarks;
+mod row;
 pub mod template;
 pub mod tokenizer;
 pub mod tokenizer_files;
 
-pub use dataset::{Parsed, Row, parse_jsonl, rows_with};
+pub use dataset::{Parsed, parse_jsonl, rows_with};
 pub use example::{Example, ExampleOptions, Needs, build_examples};
 pub use lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
 pub use packing::{Group, Packed};
 pub use remarks::{remarks, token_remarks};
+pub use row::Row;
 pub use template::ChatTemplate;
 pub use tokenizer::ChatTokenizer;
 pub(crate) use tokenizer_files::TokenizerFacts;

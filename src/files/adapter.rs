@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::model::{need_file, need_folder};
+use super::need::{need_file, need_folder};
 use super::{Mapped, Model};
 use crate::error::Result;
 use crate::model::AdapterBytes;

@@ -3,10 +3,12 @@
 mod adapter;
 pub mod cache;
 pub mod checkpoint;
+mod companions;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod lines;
 mod model;
+mod need;
 mod run_folder;
 mod shards;
 

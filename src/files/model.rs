@@ -3,15 +3,17 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::Mapped;
+use super::companions::{changed, companions};
 #[cfg(feature = "hub")]
 use super::hub;
+use super::need::{need_file, need_folder};
 use super::shards::shards;
 use crate::assets;
 use crate::data::TokenizerFiles;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::ModelBytes;
 use crate::model::gguf::{Companions, Damage, Gguf};
 
@@ -344,119 +346,6 @@ impl Model {
     }
 }
 
-/// The files of a model's directory that go where its weights go, in the order of their names.
-fn companions(directory: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-    let failed = |error| Error::io(directory, "list", error);
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        // Of a name that is no text nothing is known.
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        if path.is_file() && is_companion(name) {
-            found.push((name.to_owned(), super::read(&path, "--model")?));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Whether a file of this name goes along: configurations, tokenizers, templates and licences do. Weights in
-/// any format do not, nor does what says how they were cut up or trained, nor a model card, which would be
-/// another model's.
-fn is_companion(name: &str) -> bool {
-    let name = name.to_lowercase();
-    let legal = ["license", "licence", "notice", "use_policy"].iter().any(|start| name.starts_with(start));
-    let kind = [".json", ".jinja", ".model", ".tiktoken", ".txt"].iter().any(|end| name.ends_with(end));
-    let other = ["adapter_config.json", "trainer_state.json", "all_results.json", "train_results.json"];
-    (legal || kind)
-        && !name.starts_with('.')
-        && !name.ends_with(".index.json")
-        && !other.contains(&name.as_str())
-}
-
-/// config.json with the weights' type, under "dtype" where it has that (transformers 5), otherwise under
-/// "torch_dtype"; and as a judge's of that architecture. As it was, to the byte, where nothing changes.
-fn changed(config: &[u8], dtype: Option<&str>, architecture: Option<&str>, untied: bool) -> Result<Vec<u8>> {
-    if dtype.is_none() && architecture.is_none() && !untied {
-        return Ok(config.to_vec());
-    }
-    let wrong = |error| Error::input("config.json", "a JSON object", error, "fetch the file again");
-    let mut config: Map<String, Value> = serde_json::from_slice(config).map_err(wrong)?;
-    for key in ["dtype", "torch_dtype"] {
-        let own = config.contains_key(key) || (key == "torch_dtype" && !config.contains_key("dtype"));
-        if let Some(dtype) = dtype.filter(|_| own) {
-            config.insert(key.to_owned(), dtype.into());
-        }
-    }
-    if untied {
-        config.insert("tie_word_embeddings".into(), false.into());
-    }
-    if let Some(architecture) = architecture {
-        config.insert("architectures".into(), json!([architecture]));
-        config.insert("id2label".into(), json!({"0": "fine", "1": "flagged"}));
-        config.insert("label2id".into(), json!({"fine": 0, "flagged": 1}));
-    }
-    Ok((serde_json::to_string_pretty(&config).map_err(wrong)? + "\n").into_bytes())
-}
-
-pub(super) fn need_folder(directory: &Path, flag: &str, expected: &str) -> Result<()> {
-    if directory.is_dir() {
-        return Ok(());
-    }
-    let found = if directory.exists() { "a file" } else { "nothing" };
-    let found = format!("{found} at {}", directory.display());
-    let fix = match directory.components().count() {
-        1 if expected.contains("model") && !directory.exists() => {
-            "check the path; a model of the Hugging Face Hub is named owner/name, as in \
-             HuggingFaceTB/SmolLM2-135M-Instruct"
-        }
-        _ => "check the path; relative paths start at the current folder",
-    };
-    Err(Error::input(flag, expected, found, fix))
-}
-
-pub(super) fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std::path::PathBuf> {
-    let path = directory.join(file);
-    if path.is_file() {
-        return Ok(path);
-    }
-    let place = format!("{flag} {}", directory.display());
-    let has = |other: &str| directory.join(other).exists();
-    let instead = [
-        (
-            file.starts_with("adapter_") && has("adapters.safetensors"),
-            "adapters.safetensors, MLX's format",
-            "convert the adapter to PEFT's format",
-        ),
-        (
-            file.starts_with("adapter_") && has("adapter_model.bin"),
-            "adapter_model.bin, a pickle",
-            "save it again as safetensors: a pickle can hold programs, and is not opened",
-        ),
-        (file.starts_with("adapter_") && has("adapter"), "a run's folder", "give the folder adapter in it"),
-        (
-            file == "config.json" && has("adapter_config.json"),
-            "an adapter",
-            "give it with --adapter, and the model that it was made for with --model",
-        ),
-        (file == "config.json" && has("model"), "a run's folder", "give the folder model in it"),
-        (
-            file == "model.safetensors" && (has("pytorch_model.bin") || has("pytorch_model.bin.index.json")),
-            "pytorch_model.bin, a pickle",
-            "save the model again as safetensors: a pickle can hold programs, and is not opened",
-        ),
-    ];
-    if let Some((_, found, fix)) = instead.into_iter().find(|(there, ..)| *there) {
-        return Err(Error::input(place, format!("{file} in it"), found, fix));
-    }
-    let fix = if file.starts_with("adapter_") {
-        "give the folder that holds both files of a LoRA adapter, as a run's adapter/ does"
-    } else {
-        "fetch the whole model, in Hugging Face's layout with safetensors weights"
-    };
-    Err(Error::input(place, format!("{file} in it"), "no such file", fix))
-}
-
 fn optional(directory: &Path, flag: &str, file: &str) -> Result<Option<Vec<u8>>> {
     let path = directory.join(file);
     if path.is_file() { super::read(&path, flag).map(Some) } else { Ok(None) }
@@ -536,35 +425,5 @@ mod tests {
         assert!(!model.may_be("org/Qwen2-0.5B") && !model.may_be("SmolLM2-360M"));
         // A folder's name that says nothing of a model.
         assert!(Model::tiny().may_be("org/Qwen2-0.5B"));
-    }
-
-    #[test]
-    fn weights_and_what_describes_them_stay_behind() {
-        for name in
-            ["config.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "LICENSE", "NOTICE.md"]
-        {
-            assert!(is_companion(name), "{name}");
-        }
-        let others = "model.safetensors pytorch_model.bin model.safetensors.index.json a.gguf README.md \
-                      .gitattributes adapter_config.json training_args.bin";
-        for name in others.split_whitespace() {
-            assert!(!is_companion(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_configuration_names_the_type_once() {
-        let set = |config: &str| {
-            let bytes = changed(config.as_bytes(), Some("float32"), None, false).unwrap();
-            serde_json::from_slice::<Value>(&bytes).unwrap().to_string()
-        };
-        assert_eq!(set(r#"{"dtype": "bfloat16"}"#), r#"{"dtype":"float32"}"#);
-        assert_eq!(set(r#"{"torch_dtype": "bfloat16", "a": 1}"#), r#"{"a":1,"torch_dtype":"float32"}"#);
-        assert_eq!(set("{}"), r#"{"torch_dtype":"float32"}"#);
-        let untied = changed(br#"{"tie_word_embeddings": true}"#, None, None, true).unwrap();
-        assert!(String::from_utf8(untied).unwrap().contains("\"tie_word_embeddings\": false"));
-        assert!(
-            changed(b"[]", Some("float32"), None, false).unwrap_err().to_string().starts_with("config.json")
-        );
     }
 }

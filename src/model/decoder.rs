@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use super::adapter::{LoraSpec, Training, leaves, module_of};
+use super::adapter::{Training, leaves, module_of};
 use super::config::{JUDGE_CLASSES, NormKind, Rope};
 use super::export::serialize;
 use super::load::Loader;
+use super::lora::LoraSpec;
 use super::workspace::Workspace;
 use super::{Capacity, DecoderConfig, Weights};
 use crate::data::packing::{Group, Packed};

@@ -8,15 +8,17 @@ mod export;
 mod families;
 pub mod gguf;
 mod load;
+mod lora;
 mod target_modules;
 mod weights;
 mod workspace;
 
-pub use adapter::{Adapter, LoraSpec, Training};
+pub use adapter::{Adapter, Training};
 pub use bytes::{AdapterBytes, ModelBytes};
 pub use config::{BlockConfig, DecoderConfig, NormKind, Rope, RopeScaling};
 pub use decoder::Decoder;
 pub use export::{ExportDType, Merge, Merged, merged, serialize, write_gguf};
+pub use lora::{LoraSpec, Pattern};
 pub use target_modules::TargetModules;
 pub use weights::{ListedTensor, Stored, Weights};
 pub(crate) use workspace::chunk_rows;

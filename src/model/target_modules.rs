@@ -68,3 +68,23 @@ impl TargetModules {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn target_modules_match_like_peft() {
+        let names = TargetModules::from("q_proj, self_attn.v_proj");
+        assert!(names.selects("model.layers.0.self_attn.q_proj") && names.selects("q_proj"));
+        assert!(names.selects("model.layers.3.self_attn.v_proj"));
+        assert!(
+            !names.selects("model.layers.0.self_attn.xq_proj")
+                && !names.selects("model.layers.0.mlp.up_proj")
+        );
+        assert!(
+            TargetModules::AllLinear.selects("model.layers.0.mlp.up_proj")
+                && !TargetModules::AllLinear.selects("lm_head")
+        );
+    }
+}

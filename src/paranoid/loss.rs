@@ -2,8 +2,8 @@
 
 use super::{Output, UNIT, Witnessed, of_sum};
 use crate::kernels::{SERIAL_COLUMNS, log_prob, preference};
-use crate::loss::formula::{self, Formula, Outcome, Terms};
-use crate::reference;
+use crate::loss::{Formula, Terms};
+use crate::reference::{self, preference::Outcome};
 
 /// The target of the row with this number in its chunk.
 fn target(predict: &super::Bound, p: log_prob::Params, row: usize) -> u32 {
@@ -108,7 +108,7 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
             let policy: Vec<&[f64]> = policy.iter().map(Vec::as_slice).collect();
             let reference: Vec<f64> =
                 (0..spans.len()).map(|s| seen.bound[4].at(first + s) / off(s)).collect();
-            formula::forward(formula, &policy, &reference, terms)
+            reference::preference::forward(formula, &policy, &reference, terms)
         };
         let whole = with(0.0);
         let nudged = [with(1e-6), with(-1e-6)];
@@ -145,7 +145,7 @@ mod tests {
         let outcome = |formula: Formula, n: usize| {
             let policy: Vec<&[f64]> = [&[-1.5, -0.5][..], &[-0.25], &[-3.0]][..n].to_vec();
             let reference = [-1.0, -1.25, -2.0];
-            formula::forward(formula, &policy, &reference[..n], Terms::default())
+            reference::preference::forward(formula, &policy, &reference[..n], Terms::default())
         };
         for hundredth in 1..=300 {
             let beta = f64::from(hundredth) / 100.0;

@@ -2,7 +2,8 @@
 //!
 //! One file per kernel, under the kernel's own name, with `forward` and `backward` (or another fitting verb)
 //! beside each other. Nothing here is fast. Nothing is shared with the code of the shaders, so that a bug
-//! there cannot be repeated here: the module imports only the standard library, itself and [`crate::rng`].
+//! there cannot be repeated here: the module imports only the standard library, itself,
+//! [`crate::rng`] and the formulas of [`crate::loss`].
 //! [`decoder`] puts the kernels together into a whole small Llama with its gradient, [`linear`] is one
 //! projection with bias and LoRA, and [`compare`] holds the one comparison that tests and the self-test use.
 //!
@@ -35,6 +36,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod log_prob;
 pub mod matmul;
+pub mod preference;
 pub mod rms_norm;
 pub mod rope;
 pub mod row_scale;

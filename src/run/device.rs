@@ -64,12 +64,12 @@ impl Drop for OpenGpu {
 }
 
 /// What compares dispatches with their f64 references (`--paranoid`).
-pub fn paranoid() -> Arc<dyn Witness> {
+fn paranoid() -> Arc<dyn Witness> {
     Paranoid::new(|reading| block_on(reading))
 }
 
 /// How the GPU of a run is opened.
-pub fn options(config: &RunConfig) -> Options {
+pub(super) fn options(config: &RunConfig) -> Options {
     let g = &config.gpu;
     Options {
         adapter: g.adapter.clone(),

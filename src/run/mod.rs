@@ -23,11 +23,12 @@ use crate::error::{Error, Result};
 use crate::files::{RunFolder, checkpoint, write_whole};
 use crate::gpu::{Gpu, SUBMIT_SECONDS, bytes};
 use crate::train::{Job, Metrics, Observer, Outcome, Prepared, Setup, State, Unwatched, align};
+use device::options;
 use keeper::{Disk, Keeper};
+use origin::{last_state, origin, settings_sum};
 
-pub use device::{OpenGpu, options, paranoid};
+pub use device::OpenGpu;
 pub use fit::{Planned, Saving, savings};
-pub use origin::{last_state, origin, settings_sum};
 pub use result::{Summary, write_adapter, write_result};
 pub use sources::{Material, RunFiles};
 
@@ -149,7 +150,7 @@ pub fn run(
     if let (true, None) = (attempt.wants_folder, &attempt.folder) {
         RunFolder::check(&config.output.output_dir, "--output-dir", overwrite)?;
     }
-    for warning in config.warnings() {
+    for warning in material.remarks().into_iter().chain(config.warnings()) {
         watcher.warned(&warning);
     }
     loop {

@@ -10,7 +10,7 @@ use crate::train::{Inputs, State};
 
 /// CRC-32 of the settings that a run's result depends on. What is read counts by its content, not by its
 /// path.
-pub fn settings_sum(config: &RunConfig) -> String {
+pub(super) fn settings_sum(config: &RunConfig) -> String {
     let mut own = config.clone();
     (own.output, own.gpu) = Default::default();
     (own.model.model, own.data.train) = Default::default();
@@ -28,7 +28,7 @@ fn sum(of: &impl serde::Serialize) -> String {
 }
 
 /// What a run of `config` on `inputs` begins from.
-pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
+pub(super) fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
     let (summary, precision) = (gpu.summary(), gpu.precision());
     let tuned = match gpu.tuning() {
         Some(tuning) => format!(", kernels as measured ({})", sum(tuning)),
@@ -50,7 +50,7 @@ pub fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
 ///
 /// # Errors
 /// [`Error::Input`] where the run was begun from something else than `own`.
-pub fn last_state(folder: &Path, own: &Origin, warn: &mut dyn FnMut(String)) -> Result<Option<State>> {
+pub(super) fn last_state(folder: &Path, own: &Origin, warn: &mut dyn FnMut(String)) -> Result<Option<State>> {
     let Some(found) = checkpoint::latest(folder, warn)? else { return Ok(None) };
     let fix = "bring back what the run was begun with, or begin a new one";
     let differs = |place: String, then: &str, now: &str| Err(Error::input(place, then, now, fix));

@@ -16,6 +16,11 @@ pub trait Material {
     /// Everything that is read, as bytes.
     fn inputs(&self) -> Inputs<'_>;
 
+    /// What is odd about the files, though allowed: one sentence each, told when the run begins.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The examples, read and checked.
     ///
     /// # Errors
@@ -43,6 +48,7 @@ pub struct RunFiles {
     samples: Option<Source>,
     positive: Option<CheckpointFiles>,
     negative: Option<CheckpointFiles>,
+    remarks: Vec<String>,
 }
 
 /// A reference model from disk: of the kind that the run trains.
@@ -68,26 +74,21 @@ impl RunFiles {
     /// [`Error::Input`] names the first that is missing, and the flag that asked for it.
     pub fn open(config: &RunConfig) -> Result<Self> {
         let train = Source::read(&config.data.train, "--train")?;
-        Self::with(config, train, Model::open(&config.model.model)?, &mut |_| {})
+        Self::with(config, train, Model::open(&config.model.model)?)
     }
 
-    /// The same with training rows and a model that are open already; what is odd about an adapter is told to
-    /// `warn`.
+    /// The same with training rows and a model that are open already.
     ///
     /// # Errors
     /// As [`RunFiles::open`].
-    pub fn with(
-        config: &RunConfig,
-        train: Source,
-        model: Model,
-        warn: &mut dyn FnMut(String),
-    ) -> Result<Self> {
+    pub fn with(config: &RunConfig, train: Source, model: Model) -> Result<Self> {
         let source =
             |path: &Option<PathBuf>, flag| path.as_deref().map(|path| Source::read(path, flag)).transpose();
         let model = model.with_chat_template(config.model.chat_template.as_deref())?;
+        let mut remarks = Vec::new();
         let mut adapter = |path: &Path, flag| {
             let files = AdapterFiles::open(path, flag)?;
-            files.remarks(&model)?.into_iter().for_each(&mut *warn);
+            remarks.extend(files.remarks(&model)?);
             Ok::<_, Error>(files)
         };
         let own = config.model.adapter.as_deref().map(|path| adapter(path, "--adapter")).transpose()?;
@@ -108,6 +109,7 @@ impl RunFiles {
             positive,
             negative,
             model,
+            remarks,
         })
     }
 }
@@ -129,6 +131,10 @@ impl Material for RunFiles {
             negative: self.negative.as_ref().map(CheckpointFiles::bytes),
             ..Inputs::new(self.model.bytes(), named(&self.train))
         }
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        self.remarks.clone()
     }
 
     fn check_unchanged(&self) -> Result<()> {

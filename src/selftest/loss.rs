@@ -9,7 +9,7 @@ use crate::gpu::{Gpu, Recorder};
 use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::preference::{self, Batch, Count};
 use crate::kernels::{row_scale, sequence_sum};
-use crate::loss::{Formula, Terms, formula};
+use crate::loss::{Formula, Terms};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -151,7 +151,7 @@ impl Groups {
         for [start, end] in spans(&self.sizes).0 {
             let group = start as usize..end as usize;
             let policy: Vec<&[f64]> = self.tokens[group.clone()].iter().map(Vec::as_slice).collect();
-            let one = formula::forward(formula, &policy, &self.reference[group], terms);
+            let one = reference::preference::forward(formula, &policy, &self.reference[group], terms);
             outcome.extend([one.loss, one.margin(), one.rewards[0], one.rewards[1]]);
             coefficient.extend(one.coefficients.concat().iter().map(|c| c / divisor as f64));
         }

@@ -6,13 +6,13 @@ use super::{Check, Depth, Failure, Outcome, Tolerance, check};
 use crate::Result;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Precision, Purpose, Recorder};
-use crate::loss::{Formula, Loss, formula};
+use crate::loss::{Formula, Loss};
 use crate::model::{
     Adapter, Capacity, Decoder, DecoderConfig, ExportDType, LoraSpec, Training, Weights, merged, serialize,
 };
 use crate::nn::{Arenas, Decay, Recompute};
 use crate::reference::decoder::{self, Model, Shape, Tensors};
-use crate::reference::{compare, rope};
+use crate::reference::{compare, preference, rope};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![check!("model_gradients", gradients)]
@@ -285,10 +285,10 @@ impl Variant {
         let outcomes = groups.iter().map(|group| {
             let own = first..first + group.responses.len();
             first = own.end;
-            formula::forward(self.formula, &tokens[own.clone()], &reference[own], self.loss().terms(KL))
+            preference::forward(self.formula, &tokens[own.clone()], &reference[own], self.loss().terms(KL))
         });
-        let outcomes: Vec<formula::Outcome> = outcomes.collect();
-        let rows = formula::mean(&outcomes).1.concat();
+        let outcomes: Vec<preference::Outcome> = outcomes.collect();
+        let rows = preference::mean(&outcomes).1.concat();
         let gradients = decoder::backward(model, &batch, &saved, &rows);
         Expected {
             logps: saved.token.logp,

@@ -108,7 +108,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let train = Source::read(&config.data.train, "--train")?;
     let origin = train.origin.clone();
     let model = open::model(&config.model.model, true, output)?;
-    let files = RunFiles::with(&config, train, model, &mut |text| output.warn(text))?;
+    let files = RunFiles::with(&config, train, model)?;
     let watch = Watch::new(output, "aweigh align --resume").on_loaded(|loaded| {
         output.note(format_args!("{origin}: {}", loaded.lengths));
         let drawn = loaded.config.method.method.is_of_negatives();

@@ -17,7 +17,7 @@ use aweigh::config::RunConfig;
 use aweigh::data::ChatTokenizer;
 use aweigh::error::Result;
 use aweigh::eval::helpdesk::{self, HeldOut, MAX_NEW_TOKENS, Measured};
-use aweigh::files::{Model, RunFolder, TRAIN_COPY, write_whole};
+use aweigh::files::{Model, TRAIN_COPY, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
 use aweigh::nn::Pass;
@@ -104,9 +104,6 @@ struct Figures<'a> {
 /// What the device reports; a folder that is taken.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     at_least_one("--max-steps", args.max_steps.unwrap_or(1))?;
-    if let Some(folder) = &args.output_dir {
-        RunFolder::check(folder, "--output-dir", args.overwrite)?;
-    }
     let started = Instant::now();
     let config = config(&args);
     let mut held_out = None;
@@ -134,7 +131,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         None => Place::Nothing,
     };
     let finished = watch.over(|watch| run::run(&BuiltIn(Model::tiny()), config, place, watch))?;
-    let (Some(held_out), Some(before)) = (held_out, before) else { return Ok(()) };
+    let (held_out, before) = held_out.zip(before).expect("a run tells when its model is loaded");
     let (gpu, outcome) = (&finished.gpu, &finished.outcome);
     let (decoder, what) = (&outcome.decoder, "measuring after");
     let with = (&finished.tokenizer, args.seed, what);

@@ -65,7 +65,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         false => Source::read(&config.data.train, "--train")?,
     };
     let model = open::model(&config.model.model, false, output)?;
-    let files = RunFiles::with(&config, train, model, &mut |text| output.warn(text))?;
+    let files = RunFiles::with(&config, train, model)?;
+    files.remarks().iter().for_each(|remark| output.warn(remark));
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
     let binding = binding(&config)?;
