@@ -1,15 +1,11 @@
 //! Real models against transformers: log-probs of given answers, and greedy answers.
 //!
-//! stories260K comes with the shared data. SmolLM2-135M-Instruct is taken from AWEIGH_SMOLLM2 or
-//! ../models/smollm2/hf, or made by the shared data's script. Tests whose files are missing are skipped, with
-//! a note.
+//! stories260K comes with the shared data (AWEIGH_DATA, or ../shared/data). SmolLM2-135M-Instruct is taken
+//! from AWEIGH_SMOLLM2 or ../models/smollm2/hf. `cargo xtask test` runs these tests where it finds the files.
 
 mod common;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
 
 use aweigh::data::{
     ChatTokenizer, ExampleOptions, Group, LengthLimits, Message, Needs, Prompt, build_examples, parse_jsonl,
@@ -25,49 +21,20 @@ use pollster::block_on;
 /// Nats per token. PyTorch and Aweigh sum f32 in different orders: on llvmpipe they differ by up to 1e-5.
 const PER_TOKEN: f64 = 1e-4;
 
-/// Writes a line to stderr that the test harness does not capture.
-fn say(text: std::fmt::Arguments) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+/// A folder of real files.
+fn folder(variable: &str, default: &str) -> PathBuf {
+    let path = std::env::var_os(variable)
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(default), PathBuf::from);
+    assert!(path.is_dir(), "{} is not there: set {variable} to its place", path.display());
+    path
 }
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+fn shared_data() -> PathBuf {
+    folder("AWEIGH_DATA", "../shared/data")
 }
 
-/// The folder of shared data, or None (with a note on stderr) when it is absent.
-fn shared_data() -> Option<PathBuf> {
-    let path = std::env::var_os("AWEIGH_DATA").map_or_else(|| root().join("../shared/data"), PathBuf::from);
-    if !path.is_dir() {
-        say(format_args!("skipped: {} is not there (set AWEIGH_DATA to its place)", path.display()));
-    }
-    path.is_dir().then_some(path)
-}
-
-/// SmolLM2's folder, made if it is missing, or None (with a note on stderr). It is made only once, because
-/// tests run at the same time.
-fn smollm2(data: &Path) -> Option<PathBuf> {
-    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    FOLDER.get_or_init(|| find_or_make(data)).clone()
-}
-
-fn find_or_make(data: &Path) -> Option<PathBuf> {
-    let named = std::env::var_os("AWEIGH_SMOLLM2");
-    let path = named.as_ref().map_or_else(|| root().join("../models/smollm2/hf"), PathBuf::from);
-    if path.is_dir() {
-        return Some(path);
-    }
-    let script = data.join("get_smollm2.sh");
-    if named.is_some() || !script.is_file() {
-        say(format_args!("skipped: {} is not there (set AWEIGH_SMOLLM2 to its place)", path.display()));
-        return None;
-    }
-    let made = root().join("target/smollm2");
-    let status = Command::new("sh").arg(&script).arg(&made).status();
-    if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
-        say(format_args!("skipped: {} failed ({status:?}), so SmolLM2 is not there", script.display()));
-        return None;
-    }
-    Some(made.join("hf"))
+fn smollm2() -> PathBuf {
+    folder("AWEIGH_SMOLLM2", "../models/smollm2/hf")
 }
 
 fn open(folder: &Path) -> (ChatTokenizer, Decoder) {
@@ -109,8 +76,9 @@ fn greedy(decoder: &Decoder, tokenizer: &ChatTokenizer, prompts: &[Vec<u32>]) ->
 }
 
 #[test]
-fn stories260k_equals_transformers() {
-    let Some(data) = shared_data() else { return };
+#[ignore = "needs real data: cargo xtask test finds it"]
+fn stories260k_of_the_shared_data_equals_transformers() {
+    let data = shared_data();
     let (tokenizer, decoder) = open(&data.join("stories260K"));
     let golden = golden_json("stories260k.json");
     let text = golden["prompt"].as_str().expect("a prompt");
@@ -141,9 +109,9 @@ const SCORED: [(&str, u64); 4] = [
 ];
 
 #[test]
+#[ignore = "needs real data: cargo xtask test finds it"]
 fn smollm2_equals_transformers() {
-    let Some(data) = shared_data() else { return };
-    let Some(folder) = smollm2(&data) else { return };
+    let (data, folder) = (shared_data(), smollm2());
     let (tokenizer, decoder) = open(&folder);
     assert_eq!(decoder.config().parameters(), 134_515_008);
     for (file, line) in SCORED {
@@ -168,14 +136,10 @@ fn smollm2_equals_transformers() {
 
 /// The same model from its GGUF file gives the same ids for texts and the same greedy answers.
 #[test]
+#[ignore = "needs real data: cargo xtask test finds it"]
 fn smollm2_from_its_gguf_file() {
-    let Some(data) = shared_data() else { return };
-    let Some(folder) = smollm2(&data) else { return };
+    let (data, folder) = (shared_data(), smollm2());
     let file = folder.with_file_name("SmolLM2-135M-Instruct.Q4_1.gguf");
-    if !file.is_file() {
-        say(format_args!("skipped: {} is not there", file.display()));
-        return;
-    }
     let (tokenizer, decoder) = open(&file);
     let (expected, _) = open(&folder);
     let play = std::fs::read_to_string(data.join("tinyshakespeare.txt")).expect("a play");

@@ -77,6 +77,8 @@ fn a_judge_goes_on_where_it_was_stopped() {
     let sent = Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
     assert!(sent.unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    let refused = room.run(&["judge", "train", "--resume", "cut", "--r", "8"]);
+    assert_eq!(refused.status.code(), Some(2), "a judge goes on as it was begun");
     let (_, told) = texts(&room.run(&["judge", "train", "--resume", "cut"]));
     assert!(told.contains("going on after step "), "{told}");
     let weights =

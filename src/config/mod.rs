@@ -12,8 +12,6 @@ mod sections;
 mod validate;
 mod values;
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -186,7 +184,7 @@ impl RunConfig {
         let top = layers.into_iter().reduce(|below, above| above.over(below)).unwrap_or_default();
         let config = top.values.or_defaults();
         validate::required(&config)?;
-        validate::check(&config, &top.places)?;
+        validate::check(&config, Some(&top.places))?;
         Ok(config)
     }
 
@@ -196,7 +194,7 @@ impl RunConfig {
     /// # Errors
     /// [`Error::Input`] names the first setting that is out of range.
     pub fn check(&self) -> Result<()> {
-        validate::check(self, &BTreeMap::new())
+        validate::check(self, None)
     }
 
     /// The settings as TOML, defaults included: reading it back gives the same settings.

@@ -9,15 +9,16 @@ use crate::loss::Method;
 use crate::model::TargetModules;
 use crate::optim::LrScheduler;
 
-/// Where each setting was written, by `section.key`.
-struct Places<'a>(&'a BTreeMap<String, String>);
+/// Where each setting was written, by `section.key`; `None` of settings that a program has made.
+struct Places<'a>(Option<&'a BTreeMap<String, String>>);
 
 impl Places<'_> {
     fn of(&self, key: &str) -> String {
-        match self.0.get(key) {
+        let Some(places) = self.0 else { return key.to_owned() };
+        match places.get(key) {
             Some(place) if place.starts_with("--") => format!("{place} ({key})"),
             Some(place) => place.clone(),
-            None => key.to_owned(),
+            None => format!("{key} (left at its default)"),
         }
     }
 
@@ -51,7 +52,7 @@ impl Places<'_> {
 }
 
 /// Checks every setting of `config`; `places` says where each was written.
-pub(super) fn check(config: &RunConfig, places: &BTreeMap<String, String>) -> Result<()> {
+pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>>) -> Result<()> {
     let places = Places(places);
     data(config, &places)?;
     method(config, &places)?;

@@ -108,8 +108,9 @@ fn digest<'a>(sequences: impl Iterator<Item = &'a Vec<u32>>) -> u64 {
 /// 5 makes a GPT2Tokenizer for this model, without the pre-tokenizer's digit rule, and splits line breaks
 /// before digits differently.) Two rows of diasafety_labelled have an empty answer and are left out.
 #[test]
-fn shared_data_equals_transformers() {
-    let (Some(data), Some(model)) = (shared_data(), smollm2()) else { return };
+#[ignore = "needs real data: cargo xtask test finds it"]
+fn smollm2_gives_all_rows_the_ids_of_transformers() {
+    let (data, model) = (shared_data(), smollm2());
     let tokenizer = load(&model);
     for (name, rows, prompts, answers) in [
         ("beavertails_unsafe", 169, 0x4817_5f4d_0e5e_dece_u64, 0x5560_e3fc_8b41_00a5),

@@ -142,22 +142,20 @@ pub(crate) mod testing {
 
     use super::{ChatTokenizer, TokenizerFiles};
 
-    fn folder(variable: &str, default: &str) -> Option<PathBuf> {
+    fn folder(variable: &str, default: &str) -> PathBuf {
         let path = std::env::var_os(variable)
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(default), PathBuf::from);
-        if !path.is_dir() {
-            eprintln!("skipped: {} is not there (set {variable} to its place)", path.display());
-        }
-        path.is_dir().then_some(path)
+        assert!(path.is_dir(), "{} is not there: set {variable} to its place", path.display());
+        path
     }
 
-    /// The folder of real data, or None (with a note on stderr) when it is absent.
-    pub fn shared_data() -> Option<PathBuf> {
+    /// The folder of real data.
+    pub fn shared_data() -> PathBuf {
         folder("AWEIGH_DATA", "../shared/data")
     }
 
-    /// SmolLM2-135M-Instruct in Hugging Face's layout, or None (with a note on stderr) when it is absent.
-    pub fn smollm2() -> Option<PathBuf> {
+    /// SmolLM2-135M-Instruct in Hugging Face's layout.
+    pub fn smollm2() -> PathBuf {
         folder("AWEIGH_SMOLLM2", "../models/smollm2/hf")
     }
 

@@ -116,10 +116,14 @@ pub struct TrainArgs {
     #[arg(long, help_heading = "Output")]
     #[serde(skip)]
     pub overwrite: bool,
-    /// Go on with the judge in this folder from its last checkpoint, as it was begun: other flags than those
-    /// of the GPU have no effect
+    /// Go on with the judge in this folder from its last checkpoint, as it was begun. Only flags of the GPU
+    /// may stand beside it
     #[arg(long, value_name = "JUDGE", help_heading = "Output")]
-    #[arg(conflicts_with_all = ["overwrite", "output_dir"])]
+    #[arg(conflicts_with_all = [
+        "model", "full", "r", "train", "split", "eval", "eval_split", "max_samples", "max_eval_samples",
+        "max_length", "learning_rate", "per_device_train_batch_size", "num_train_epochs", "max_steps",
+        "eval_steps", "seed", "output_dir", "overwrite",
+    ])]
     #[serde(skip)]
     pub resume: Option<PathBuf>,
     /// The GPU.
