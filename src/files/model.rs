@@ -66,7 +66,8 @@ impl GgufFile {
     /// Opens `path`; `flag` says who named it.
     ///
     /// # Errors
-    /// [`Error::Input`] for a file that is no GGUF file, or whose architecture or tokenizer is not supported.
+    /// [`crate::Error::Input`] for a file that is no GGUF file, or whose architecture or tokenizer is not
+    /// supported.
     pub fn open(path: &Path, flag: &str) -> Result<Self> {
         let (name, map) = (path.display().to_string(), super::map(path, flag)?);
         let of = |damage: Damage| damage.of(&name);
@@ -96,8 +97,8 @@ impl Model {
     /// The same; `progress` is told of what is downloaded.
     ///
     /// # Errors
-    /// As [`Model::open`]; [`Error::Input`] for a repository or file that is not there, that asks for a
-    /// token, or that the network does not bring.
+    /// As [`Model::open`]; [`crate::Error::Input`] for a repository or file that is not there, that asks for
+    /// a token, or that the network does not bring.
     #[cfg(feature = "hub")]
     pub fn fetch(name: &str, progress: &mut dyn FnMut(hub::Download)) -> Result<Self> {
         match hub::Name::parse(name).filter(|_| !Path::new(name).exists()) {
@@ -131,7 +132,7 @@ impl Model {
     /// Fails where weights were written to since the model was opened.
     ///
     /// # Errors
-    /// [`Error::Input`] names the file.
+    /// [`crate::Error::Input`] names the file.
     pub fn check_unchanged(&self) -> Result<()> {
         match &self.source {
             Source::Tiny => Ok(()),
@@ -176,7 +177,7 @@ impl Model {
     /// The same with the chat template in a file, where one is named.
     ///
     /// # Errors
-    /// [`Error::Input`] for a file that is not there or no text.
+    /// [`crate::Error::Input`] for a file that is not there or no text.
     pub fn with_chat_template(self, file: Option<&Path>) -> Result<Self> {
         let read = |path: &Path| Ok((path.display().to_string(), super::read_text(path, "--chat-template")?));
         Ok(Self { chat_template: file.map(read).transpose()?, ..self })
@@ -217,7 +218,7 @@ impl ModelFiles {
     /// As [`Model::check_unchanged`].
     ///
     /// # Errors
-    /// [`Error::Input`] names the file.
+    /// [`crate::Error::Input`] names the file.
     pub fn check_unchanged(&self) -> Result<()> {
         self.weights.iter().try_for_each(|(_, map)| map.check_unchanged())
     }
@@ -225,7 +226,7 @@ impl ModelFiles {
     /// Opens the model in `directory`; `flag` says who named it.
     ///
     /// # Errors
-    /// [`Error::Input`] names what is missing from the directory.
+    /// [`crate::Error::Input`] names what is missing from the directory.
     pub fn open(directory: &Path, flag: &str) -> Result<Self> {
         need_folder(directory, flag, "a model's directory, a GGUF file, or tiny")?;
         let needed = |file: &str| need_file(directory, flag, file).and_then(|path| super::read(&path, flag));
@@ -306,8 +307,8 @@ impl Model {
     /// weights.
     ///
     /// # Errors
-    /// [`Error::Io`] where something cannot be read or written, [`Error::Input`] for a config.json that is
-    /// none.
+    /// [`crate::Error::Io`] where something cannot be read or written, [`crate::Error::Input`] for a
+    /// config.json that is none.
     pub fn write_companions(
         &self,
         folder: &Path,
