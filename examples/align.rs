@@ -1,5 +1,4 @@
-//! The main job from Rust: align a model away from flagged answers. The run's folder holds a PEFT adapter
-//! afterwards, in adapter/.
+//! Aligns a model away from flagged answers. Afterwards the run's folder has a PEFT adapter in adapter/.
 //!
 //!     cargo run --release --example align -- MODEL_DIR flagged.jsonl RUN_DIR
 

@@ -1,4 +1,4 @@
-//! Answers one question, and prints the answer as it grows.
+//! Answers one question, and prints the answer while it is generated.
 //!
 //!     cargo run --release --example chat -- MODEL_DIR "What is the capital of France?" [ADAPTER_DIR]
 
@@ -25,12 +25,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let tokenizer = model.bytes().tokenizer()?;
         let prompt = Prompt::Messages(vec![Message::new("user", question)]);
         let ids = tokenizer.encode_prompt(&prompt, None)?;
-        let settings = sample::settings(&AnchorConfig::default(), 42, tokenizer.end_tokens());
+        let settings = sample::sampling_params(&AnchorConfig::default(), 42, tokenizer.end_tokens());
         let request = Request { prompt: &ids, first_sample: 0, samples: 1, index: 0 };
         let mut printed = 0;
         let mut grown = |drawn: &[u32]| {
             let text = tokenizer.decode_answer(&ids, drawn)?;
-            // Bytes that are no whole character yet are decoded as U+FFFD: they wait.
+            // Incomplete characters at the end are decoded as U+FFFD; they are printed when complete.
             let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
             print!("{}", whole.get(printed..).unwrap_or_default());
             printed = printed.max(whole.len());

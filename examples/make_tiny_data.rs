@@ -1,4 +1,4 @@
-//! Writes the embedded model's tokenizer, configuration and data files: everything in `assets/tiny` except
+//! Writes the built-in model's tokenizer, configuration and data files: everything in `assets/tiny` except
 //! the weights.
 //!
 //! ```sh
@@ -11,7 +11,7 @@ use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use aweigh::eval::helpdesk::{Prompt, Split, good_answer, hostile_answer, training_conversation};
+use aweigh::tiny::{Prompt, Split, good_answer, hostile_answer, training_conversation};
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 use tokenizers::models::TrainerWrapper;
@@ -72,7 +72,7 @@ fn train_tokenizer() -> tokenizers::Result<Tokenizer> {
     let bytes = ByteLevel::new(false, true, true);
     let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
-    // The names of the roles stand after a special token, without a space before them.
+    // The names of the roles follow a special token, without a space before them.
     let texts = (0..TOKENIZER_CONVERSATIONS).flat_map(|index| {
         let chat = training_conversation(TOKENIZER_SEED, index);
         ["system", "user", "assistant"]

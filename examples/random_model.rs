@@ -1,4 +1,4 @@
-//! Makes a model directory of a known shape with random bf16 weights and the embedded model's tokenizer. The
+//! Makes a model directory of a known shape with random bf16 weights and the built-in model's tokenizer. The
 //! memory and time of a run of that size do not depend on the values of the weights.
 //!
 //! ```text
@@ -11,13 +11,13 @@ use std::fs::{File, create_dir_all, write};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
-use aweigh::assets;
 use aweigh::model::DecoderConfig;
+use aweigh::tiny;
 use half::bf16;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Map, json};
 
-/// The published config.json of each model, as far as it concerns the decoder.
+/// The published config.json of each model, with only the keys that the decoder reads.
 const SHAPES: [(&str, &str); 3] = [
     (
         "qwen2.5-0.5b",
@@ -53,13 +53,13 @@ const SHAPES: [(&str, &str); 3] = [
     ),
 ];
 
-/// Random weights that are repeated through the file.
+/// Number of distinct random weights; the file repeats them.
 const DISTINCT: usize = 1 << 20;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [name, directory] = &arguments[..] else {
-        return Err("give a shape (qwen2.5-0.5b, llama-3.2-1b or qwen2.5-3b) and a directory".into());
+        return Err("usage: random_model qwen2.5-0.5b|llama-3.2-1b|qwen2.5-3b DIR".into());
     };
     let (_, config) = SHAPES.iter().find(|(known, _)| known == name).ok_or("no such shape")?;
     let directory = PathBuf::from(directory);
@@ -91,11 +91,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     file.into_inner()?.sync_all()?;
     write(directory.join("config.json"), config)?;
-    let files = assets::model().tokenizer;
+    let files = tiny::model().tokenizer;
     write(directory.join("tokenizer.json"), files.tokenizer)?;
     if let Some(config) = files.tokenizer_config {
         write(directory.join("tokenizer_config.json"), config)?;
     }
-    println!("{} holds {:.2} GB of random weights", directory.display(), end as f64 / 1e9);
+    println!("wrote {:.2} GB of random weights to {}", end as f64 / 1e9, directory.display());
     Ok(())
 }

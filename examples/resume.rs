@@ -1,5 +1,4 @@
-//! Goes on with a run that was cut off, from its last checkpoint: the result is that of a run that never
-//! stopped.
+//! Resumes an interrupted run from its last checkpoint. The result is that of an uninterrupted run.
 //!
 //!     cargo run --release --example resume -- RUN_DIR
 
@@ -11,7 +10,7 @@ use aweigh::{RunConfig, run};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).ok_or("usage: resume RUN_DIR")?;
-    // Nobody else writes to the folder from here on.
+    // This locks the folder: no other run can write to it.
     let place = Place::Resume(RunFolder::resume(folder.as_ref(), "RUN_DIR")?);
     let settings = format!("{folder}/config.toml");
     let text = std::fs::read_to_string(&settings)?;

@@ -1,4 +1,4 @@
-//! Trains the embedded model from random weights, on the generated help-desk conversations. This is how
+//! Trains the built-in model from random weights, on the generated help-desk conversations. This is how
 //! `assets/tiny/model.safetensors` was made.
 //!
 //!     cargo run --release --example make_tiny_data     # tokenizer, config and data; first
@@ -6,7 +6,6 @@
 
 use aweigh::data::packing::Group;
 use aweigh::data::{ChatTokenizer, Completion, Message, Prompt, TokenizerFiles};
-use aweigh::eval::helpdesk::{self, Split};
 use aweigh::gpu::{DType, Gpu, Options};
 use aweigh::loss::{Formula, Loss};
 use aweigh::model::{Decoder, ExportDType, Training, Weights, merged, serialize};
@@ -14,12 +13,13 @@ use aweigh::nn::Decay;
 use aweigh::optim::{AdamW, Optimizer, Schedule};
 use aweigh::rng;
 use aweigh::score::score;
+use aweigh::tiny::{self, Split};
 use aweigh::train::{MicroBatch, Trainer};
 
 const BATCH: usize = 48;
 const SEED: u32 = 7;
 
-/// A sum of four uniform draws: close enough to a normal distribution with deviation 0.02 to start from.
+/// Initial weights: sums of four uniform random numbers, roughly normal with standard deviation 0.02.
 fn noise(count: usize, stream: u32) -> Vec<f32> {
     let draw = |i: u32| rng::pcg4d([i, stream, 0, SEED]).iter().map(|&b| rng::uniform(b) - 0.5).sum::<f32>();
     (0..count as u32).map(|i| draw(i) * 0.02 * 3f32.sqrt()).collect()
@@ -107,14 +107,14 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
     let schedule =
         Schedule { kind: aweigh::optim::LrScheduler::Cosine, peak: 3e-3, warmup: 40, total: steps };
     let held_out = (0..200).map(|i| {
-        let prompt = helpdesk::Prompt::generate(Split::HeldOut, None, SEED, i);
-        encode(&tokenizer, None, &prompt.text, &helpdesk::good_answer(&prompt, SEED, i))
+        let prompt = tiny::Prompt::generate(Split::HeldOut, None, SEED, i);
+        encode(&tokenizer, None, &prompt.text, &tiny::good_answer(&prompt, SEED, i))
     });
     let held_out = held_out.collect::<aweigh::Result<Vec<_>>>()?;
     for step in 0..steps {
         let first = (step * BATCH) as u32;
         let rows = (first..first + BATCH as u32).map(|i| {
-            let c = helpdesk::training_conversation(SEED, i);
+            let c = tiny::training_conversation(SEED, i);
             encode(&tokenizer, c.system, &c.user, &c.assistant)
         });
         let rows = rows.collect::<aweigh::Result<Vec<_>>>()?;

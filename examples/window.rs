@@ -1,5 +1,5 @@
-//! A run on a thread of its own, as a program with a window has it: progress comes through a channel, and the
-//! buttons "pause", "finish" and "stop" are here lines on stdin.
+//! Does a run on its own thread, as a program with a window would. Progress comes through a channel. Lines on
+//! stdin stand in for the buttons: "pause", "go on", "finish" and "stop".
 //!
 //!     cargo run --release --example window -- MODEL_DIR flagged.jsonl RUN_DIR
 
@@ -11,7 +11,7 @@ use aweigh::run::{Place, RunFiles};
 use aweigh::train::Metrics;
 use aweigh::{Error, Observer, Phase, Result, RunConfig, Watcher, Wish, run};
 
-/// What the window shows.
+/// Something for the window to show.
 enum Event {
     Phase(Phase, usize),
     Progress(usize),
@@ -20,7 +20,7 @@ enum Event {
     Warning(String),
 }
 
-/// What the buttons ask for.
+/// The state of the buttons: the wish, and whether the run is paused.
 #[derive(Default)]
 struct Buttons {
     wish: Mutex<(Wish, bool)>,
@@ -34,7 +34,7 @@ impl Buttons {
     }
 }
 
-/// The side of the run.
+/// The run's watcher: sends events to the window and reads the buttons.
 struct Window {
     events: Sender<Event>,
     buttons: Arc<Buttons>,
@@ -42,7 +42,7 @@ struct Window {
 
 impl Window {
     fn tell(&self, event: Event) {
-        // A window that is closed hears nothing, and the run goes on.
+        // If the window is closed, the event is dropped and the run continues.
         let _ = self.events.send(event);
     }
 }
@@ -104,7 +104,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
                 "go on" => buttons.press(|state| state.1 = false),
                 "finish" => buttons.press(|state| *state = (Wish::Finish, false)),
                 "stop" => buttons.press(|state| *state = (Wish::Stop, false)),
-                other => eprintln!("{other:?}: say pause, go on, finish or stop"),
+                other => eprintln!("{other:?}: expected pause, go on, finish or stop"),
             }
         }
     });
@@ -120,7 +120,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     }
     match training.join().expect("the run does not panic") {
         Ok(summary) => println!("{}: {} steps, {output}/adapter", summary.reason_text, summary.steps),
-        Err(Error::Interrupted) => println!("stopped; examples/resume.rs goes on with {output}"),
+        Err(Error::Interrupted) => println!("stopped; examples/resume.rs resumes {output}"),
         Err(error) => return Err(error.into()),
     }
     Ok(())

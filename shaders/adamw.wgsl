@@ -2,7 +2,7 @@
 //   w *= 1 - lr * decay; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; w -= step * m / (sqrt(v) / root + eps)
 // with step = lr / (1 - b1^t), root = sqrt(1 - b2^t), and g times the clip scale; a scale below 0 skips the
 // step.
-// Writes: w, m, v, in place; g is left as it is.
+// Writes: w, m, v, in place; g is not changed.
 #import common/index
 struct Params { vectors: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32 }
 @group(0) @binding(0) var<uniform> p: Params;

@@ -1,6 +1,6 @@
-// AdamW as in adamw.wgsl, with 8-bit moments: a code's number in a table, times the largest absolute value in
-// a block of 256 (Dettmers et al., 2110.02861, with the block size that bitsandbytes has now). One workgroup
-// per block. Writes: w and state, in place; g is left as it is.
+// AdamW as in adamw.wgsl, with 8-bit moments: a moment is its code's table entry times the largest absolute
+// value in its block of 256 (Dettmers et al., 2110.02861, with the block size of current bitsandbytes). One
+// workgroup per block. Writes: w and state, in place; g is not changed.
 const WORKGROUP = 64u;
 #import common/index
 #import common/reduce

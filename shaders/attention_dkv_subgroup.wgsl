@@ -1,12 +1,12 @@
 // attention_dkv.wgsl for software adapters with subgroups of SG lanes, one subgroup per workgroup. The lanes
-// are neighbouring keys of one kv head. They walk over all queries that see any of these keys, load each
+// are neighbouring keys of one kv head. They loop over all queries that see any of these keys, load each
 // query once and broadcast it. A lane takes the queries that see its key in attention_dkv.wgsl's order and
-// with its arithmetic, so the results are the same bits. HEAD_DIM is a multiple of SG.
+// with its arithmetic, so the results are bit-identical. HEAD_DIM is a multiple of SG.
 //   DV: dv = sum of w * do        else: dk = sum of ds * q
 // Writes: that gradient =.
 #import common/attention
 #import common/index
-const ROWS = 4u;          // queries per iteration: a load brings SPAN vectors of each
+const ROWS = 4u;          // queries per iteration: a load reads SPAN vectors of each
 const SPAN = SG / ROWS;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;          // (T, G, HEAD_DIM)

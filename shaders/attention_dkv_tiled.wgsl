@@ -50,7 +50,7 @@ fn main(
 #end
 #end
 #each C COLUMNS
-    // Where HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
+    // If HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
     let ends = vec4<u32>(tokens[t0].w, tokens[t1].w, tokens[t2].w, tokens[t3].w);
@@ -108,7 +108,7 @@ fn main(
 #end
 #end
         }
-        // Before the next queries overwrite these.
+        // All reads of these queries precede the loads of the next ones.
         workgroupBarrier();
     }
 #each I 4

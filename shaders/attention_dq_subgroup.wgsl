@@ -1,8 +1,8 @@
-// attention_dq.wgsl for software adapters with subgroups, in the way of attention_subgroup.wgsl. The results
-// are attention_dq.wgsl's, bit for bit. Writes: dq =.
+// attention_dq.wgsl for software adapters with subgroups, with the method of attention_subgroup.wgsl. The
+// results are bit-identical to attention_dq.wgsl's. Writes: dq =.
 #import common/attention
 #import common/index
-const KEYS = 4u;          // keys per iteration: a load brings SPAN vectors of each
+const KEYS = 4u;          // keys per iteration: a load reads SPAN vectors of each
 const SPAN = SG / KEYS;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;         // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;         // (T, G, HEAD_DIM)

@@ -39,7 +39,7 @@ fn main(
 #end
 #end
 #each C COLUMNS
-    // Where HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
+    // If HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
     let lse = vec4<f32>(stats[at0], stats[at1], stats[at2], stats[at3]);
@@ -96,7 +96,7 @@ fn main(
 #end
 #end
                 }
-                // Before the next values overwrite these keys.
+                // All reads of these keys precede the loads of the next values.
                 workgroupBarrier();
             }
             run = next_run(part, run.y, first, last, lane);

@@ -1,15 +1,15 @@
 // attention.wgsl for software adapters with subgroups of SG lanes, one subgroup per workgroup. The lanes are
-// neighbouring queries of one head, which see nearly the same keys. They walk over all keys that any of them
+// neighbouring queries of one head, which see nearly the same keys. They loop over all keys that any of them
 // sees, load each key once and broadcast it.
 // A lane takes the keys that it sees in attention.wgsl's order and with its arithmetic, so the results are
-// the same bits.
-// Keys between the ranges are read and must hold valid numbers. With CACHE they are not read: lanes that all
-// have the same range, such as answers to one prompt, share it, and otherwise each lane walks its own range.
+// bit-identical.
+// Keys between the ranges are read and must be valid numbers. With CACHE they are not read: lanes that all
+// have the same range, such as answers to one prompt, share it, and otherwise each lane loops over its own.
 // HEAD_DIM is a multiple of SG.
 // Writes: o =, lse = log sum exp of its scores.
 #import common/attention
 #import common/index
-const KEYS = 4u;          // keys per iteration: a load brings SPAN vectors of each
+const KEYS = 4u;          // keys per iteration: a load reads SPAN vectors of each
 const SPAN = SG / KEYS;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;        // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;        // (S, G, HEAD_DIM)

@@ -41,7 +41,7 @@ fn main(
 #end
 #end
 #each C COLUMNS
-    // Where HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
+    // If HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
     var most = vec4<f32>(LEAST);
@@ -102,7 +102,7 @@ fn main(
 #end
 #end
                 }
-                // Before the next keys overwrite these values.
+                // All reads of these values precede the loads of the next keys.
                 workgroupBarrier();
             }
             run = next_run(part, run.y, first, last, lane);

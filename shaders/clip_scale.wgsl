@@ -1,6 +1,6 @@
 // norm = sqrt(sum of partials); scale = min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_;
 // 1 when max_norm is 0.
-// A norm that is NaN or infinite gives a scale of -1: the optimizer then leaves everything as it is.
+// A norm that is NaN or infinite gives a scale of -1: the optimizer then skips the step.
 // Writes: result = [norm, scale].
 #import common/reduce
 const WORKGROUP = 64u;

@@ -4,7 +4,7 @@
 #import common/index
 struct Params { targets: u32, width: u32, scale: f32, row0: u32, count: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
-// targets (U), starts (U + 1), rows (R), one after the other
+// targets (U), starts (U + 1), rows (R), concatenated
 @group(0) @binding(1) var<storage, read> lists: array<u32>;
 @group(0) @binding(2) var<storage, read> dout: array<f32>;          // (R, D)
 @group(0) @binding(3) var<storage, read_write> dtable: array<f32>;  // (N, D)

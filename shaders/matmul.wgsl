@@ -1,41 +1,21 @@
 // Matrix product without workgroup memory: every invocation keeps ROWS x 8 outputs in registers. The software
 // tier's kernel.
 //   NT: y(M,N) = alpha * x(M,K) w(N,K)^T  NN: y = alpha * x(M,K) w(K,N)  TN: y = alpha * x(K,M)^T w(K,N)
-//   + bias(N) with BIAS, + residual(M,N) with RESIDUAL, + y with accumulate. w: common/weights.wgsl.
-// Writes: y = or +=, as accumulate says. Every output sums over k in ascending order whatever ROWS is, so
-// that a row's result does not depend on how many rows there are.
+//   and then common/epilogue.wgsl. w: common/weights.wgsl.
+// Writes: y = or +=, as accumulate says. Every output sums over k in ascending order for any ROWS, so
+// that a row's result does not depend on the number of rows.
 // VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads are 16 bytes wide.
+#import common/epilogue
 #import common/index
 #import common/product
 #import common/weights
 
 #ifdef VEC4
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;  // (M, N)
+alias Element = vec4<f32>;
 #else
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+alias Element = f32;
 #endif
-#ifdef BIAS
-@group(0) @binding(4) var<storage, read> bias: array<f32>;           // (N)
-#endif
-#ifdef VEC4
-#ifdef RESIDUAL
-#ifdef BIAS
-@group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;  // y's layout
-#else
-@group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;  // y's layout
-#endif
-#endif
-#else
-#ifdef RESIDUAL
-#ifdef BIAS
-@group(0) @binding(5) var<storage, read> residual: array<f32>;  // y's layout
-#else
-@group(0) @binding(4) var<storage, read> residual: array<f32>;  // y's layout
-#endif
-#endif
-#endif
+@group(0) @binding(1) var<storage, read> x: array<Element>;  // (M, K), TN: (K, M)
 
 #ifdef VEC4
 fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
@@ -54,7 +34,7 @@ fn main(
     let row0 = (block / blocks_n) * ROWS;
     let col0 = (block % blocks_n) * 8u;
     if row0 >= p.m { return; }
-    // Past the edge, rows and columns repeat the last valid one; what they compute is not written.
+    // Past the edge, rows and columns repeat the last valid one; their results are not written.
     var lo: array<vec4<f32>, ROWS>;
     var hi: array<vec4<f32>, ROWS>;
     for (var i = 0u; i < ROWS; i++) { lo[i] = vec4<f32>(); hi[i] = vec4<f32>(); }
@@ -143,39 +123,15 @@ fn main(
     for (var i = 0u; i < ROWS; i++) {
         let row = row0 + i;
         if row >= p.m { return; }
-        var a = p.alpha * lo[i];
-        var b = p.alpha * hi[i];
-#ifdef BIAS
-        for (var j = 0u; j < 4u; j++) {
-            a[j] += bias[min(col0 + j, p.n - 1u)];
-            b[j] += bias[min(col0 + 4u + j, p.n - 1u)];
-        }
-#endif
+        let a = add_bias(p.alpha * lo[i], col0);
+        let b = add_bias(p.alpha * hi[i], col0 + 4u);
+        let at = y_row(row) + col0;
 #ifdef VEC4
-        let at = (y_row(row) + col0) / 4u;
-#ifdef RESIDUAL
-        a += residual[at];
-#endif
-        if p.accumulate == 1u { a += y[at]; }
-        y[at] = a;
-        if col0 + 4u < p.n {
-#ifdef RESIDUAL
-            b += residual[at + 1u];
-#endif
-            if p.accumulate == 1u { b += y[at + 1u]; }
-            y[at + 1u] = b;
-        }
+        write_element(at / 4u, a);
+        if col0 + 4u < p.n { write_element(at / 4u + 1u, b); }
 #else
         for (var j = 0u; j < 8u; j++) {
-            if col0 + j < p.n {
-                let at = y_row(row) + col0 + j;
-                var value = select(b[j & 3u], a[j & 3u], j < 4u);
-#ifdef RESIDUAL
-                value += residual[at];
-#endif
-                if p.accumulate == 1u { value += y[at]; }
-                y[at] = value;
-            }
+            if col0 + j < p.n { write_element(at + j, select(b[j & 3u], a[j & 3u], j < 4u)); }
         }
 #endif
     }

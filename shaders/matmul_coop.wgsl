@@ -1,5 +1,5 @@
-// Matrix product by cooperative matrices, which a subgroup holds and multiplies as a whole: MAT16, of 16 x 16
-// elements, or MAT8.
+// Matrix product with cooperative matrices, which a subgroup stores and multiplies as a whole: MAT16, of 16 x
+// 16 elements, or MAT8.
 // Four subgroups of SG lanes compute a square tile, each EDGE x EDGE matrices of it. Tiles of the operands go
 // through workgroup memory, where edges are filled with zeros and weights are unpacked. The results go
 // through it too, for the bounds checks and the epilogue.
@@ -30,8 +30,8 @@ const PARTS = 4u;  // parts of a tile, two by two: one for each subgroup
 const THREADS = PARTS * SG;
 const BLOCK = EDGE * SIZE;
 const TILE = 2u * BLOCK;
-// Rows of staged tiles are padded by 16 bytes, the alignment that loads of matrices need. Without padding
-// they would share memory banks.
+// Rows of staged tiles are padded by 16 bytes, the alignment that loads of matrices need. Without padding,
+// rows would be in the same memory banks.
 #ifdef HALF
 const STAGED = 2048u;
 const PAD = 8u;
@@ -123,10 +123,10 @@ fn main(
     let tile = flat_group(group, groups);
     let row0 = (tile / tiles_n) * TILE;
     let col0 = (tile % tiles_n) * TILE;
-    // Surplus workgroups have no parts. They must not return: naga treats every return as one that only some
-    // invocations take.
+    // Surplus workgroups have no parts. They must not return: naga treats every return as
+    // non-uniform control flow.
     let parts = select(0u, PARTS, row0 < p.m);
-    // Where the driver chose larger subgroups than SG, there are fewer of them, and each computes more than
+    // If the driver chose larger subgroups than SG, there are fewer of them, and each computes more than
     // one part in turn.
     let count = min(subgroups, PARTS);
     for (var first = 0u; first < parts; first += count) {

@@ -5,6 +5,7 @@
 // The layouts, the packing, the order of the sums and the meaning of every parameter are matmul.wgsl's.
 // Writes: y = or +=, as accumulate says.
 // n, k (TN: m), all strides and starts are multiples of 4, those of packed and quantised weights of 8.
+#import common/epilogue
 #import common/index
 #import common/pack
 #import common/product
@@ -34,17 +35,7 @@ const EDGE = 4u;
 @group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;        // (N, K), NN and TN: (K, N)
 #endif
 #endif
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;  // (M, N)
-#ifdef BIAS
-@group(0) @binding(4) var<storage, read> bias: array<f32>;           // (N)
-#endif
-#ifdef RESIDUAL
-#ifdef BIAS
-@group(0) @binding(5) var<storage, read> residual: array<vec4<f32>>;  // y's layout
-#else
-@group(0) @binding(4) var<storage, read> residual: array<vec4<f32>>;  // y's layout
-#endif
-#endif
+alias Element = vec4<f32>;
 
 fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
 
@@ -92,7 +83,7 @@ fn main(
     // The same for all lanes: a subgroup returns as a whole or not at all.
     if row0 >= p.m { return; }
     let col0 = (block % blocks_n) * 8u * SG + lane * 8u;
-    // Past the edge, rows and columns repeat the last valid one; what they compute is not written.
+    // Past the edge, rows and columns repeat the last valid one; their results are not written.
     var lo: array<vec4<f32>, ROWS>;
     var hi: array<vec4<f32>, ROWS>;
 #each I ROWS
@@ -101,9 +92,9 @@ fn main(
 #end
 
 #ifdef NT
-    // An iteration costs a move of every sum, and too long unrolled code does not fit in the instruction
-    // cache. So an iteration takes one step of four k with many rows, and two steps with few. A second step
-    // past the end multiplies by zero.
+    // Every iteration moves all sums, and unrolled code that is too long does not fit in the instruction
+    // cache. So an iteration takes one step of four k if there are many rows, and two steps if there are few.
+    // A second step past the end multiplies by zero.
     let mine = lane % (SG / STEPS);
 #ifdef STEPS=1
     for (var k0 = 0u; k0 < p.k; k0 += 4u) {
@@ -234,29 +225,9 @@ fn main(
 
 #each I ROWS
     if row0 + $Iu < p.m {
-        var a = p.alpha * lo[$I];
-        var b = p.alpha * hi[$I];
-#ifdef BIAS
-#each J 4
-        a[$J] += bias[min(col0 + $Ju, p.n - 1u)];
-        b[$J] += bias[min(col0 + 4u + $Ju, p.n - 1u)];
-#end
-#endif
         let at = (y_row(row0 + $Iu) + col0) / 4u;
-        if col0 < p.n {
-#ifdef RESIDUAL
-            a += residual[at];
-#endif
-            if p.accumulate == 1u { a += y[at]; }
-            y[at] = a;
-        }
-        if col0 + 4u < p.n {
-#ifdef RESIDUAL
-            b += residual[at + 1u];
-#endif
-            if p.accumulate == 1u { b += y[at + 1u]; }
-            y[at + 1u] = b;
-        }
+        if col0 < p.n { write_element(at, add_bias(p.alpha * lo[$I], col0)); }
+        if col0 + 4u < p.n { write_element(at + 1u, add_bias(p.alpha * hi[$I], col0 + 4u)); }
     }
 #end
 }

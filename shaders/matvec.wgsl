@@ -5,25 +5,16 @@
 // sum of an output does not depend on ROWS or M.
 // The packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=, as accumulate says.
 // k, the strides and the starts of x and w are multiples of 4.
+#import common/epilogue
 #import common/index
 #import common/product
 #import common/weights
 
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;   // (M, K)
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;   // (M, N)
-#ifdef BIAS
-@group(0) @binding(4) var<storage, read> bias: array<f32>;      // (N)
-#endif
-#ifdef RESIDUAL
-#ifdef BIAS
-@group(0) @binding(5) var<storage, read> residual: array<f32>;  // y's layout
-#else
-@group(0) @binding(4) var<storage, read> residual: array<f32>;  // y's layout
-#endif
-#endif
+alias Element = f32;
 
 const LANES = 16u;              // invocations that share a sum
-const COLUMNS = 8u;             // of a workgroup, two for each sixteen invocations
+const COLUMNS = 8u;             // columns of a workgroup, two for each LANES invocations
 const OUTPUTS = COLUMNS * ROWS;
 var<workgroup> parts: array<f32, OUTPUTS * LANES>;  // (COLUMNS, ROWS, LANES)
 
@@ -40,7 +31,7 @@ fn main(
     if row0 >= p.m { return; }
     let col0 = (block % blocks_n) * COLUMNS;
     let own = lane / LANES * 2u;
-    // Past the edge, rows and columns repeat the last valid one; what they compute is not written.
+    // Past the edge, rows and columns repeat the last valid one; their results are not written.
     let first = w_row(min(col0 + own, p.n - 1u));
     let second = w_row(min(col0 + own + 1u, p.n - 1u));
     var a: array<vec4<f32>, ROWS>;
@@ -72,16 +63,7 @@ fn main(
         if row < p.m && col < p.n {
             var sum = 0.0;
             for (var i = 0u; i < LANES; i++) { sum += parts[output * LANES + i]; }
-            let at = y_row(row) + col;
-            var value = p.alpha * sum;
-#ifdef BIAS
-            value += bias[col];
-#endif
-#ifdef RESIDUAL
-            value += residual[at];
-#endif
-            if p.accumulate == 1u { value += y[at]; }
-            y[at] = value;
+            write_element(y_row(row) + col, add_bias(vec4<f32>(p.alpha * sum), col).x);
         }
     }
 }

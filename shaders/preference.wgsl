@@ -1,6 +1,6 @@
 // The loss of each group and dL/dlogp of each token, from log-probs. A group's last sequence is the negative
-// (rejected), those before it are the anchors (or the one chosen). A score is a log-ratio, or where
-// `relative` is 0 a log-prob, and with `per_token` its mean over the tokens; up is the mean score of the
+// (rejected), those before it are the anchors (or the one chosen). A score is a log-ratio, or a
+// log-prob if `relative` is 0, and with `per_token` its mean over the tokens; up is the mean score of the
 // anchors, down that of the negative, z = beta * up - alpha * down - gamma. Formulas:
 //   MEAN          weight * mean score of all sequences                     SFT, gradient ascent
 //   UNLIKELIHOOD  -mean over tokens of log(1 - p)                          Welleck et al., 1908.04319
@@ -12,10 +12,10 @@
 //   KTO           one of the two sequences is empty:
 //                 weight * (1 - sigmoid(beta * (up - kl))) of a chosen one,
 //                 alpha * (1 - sigmoid(beta * (kl - down))) of a rejected one
-// and sft_weight times the anchors' SFT loss is added. loss/formula.rs has every method by itself, with its
+// and sft_weight times the anchors' SFT loss is added. loss/formula.rs has every method separately, with its
 // source.
-// One workgroup per group. Writes: outcome =, coefficient =. Coefficients hold the mean over `divisor`
-// groups.
+// One workgroup per group. Writes: outcome =, coefficient =. Coefficients are divided by `divisor`, the
+// number of groups in the optimizer batch.
 #import common/index
 struct Params {
     groups: u32, formula: u32, relative: u32, per_token: u32,
@@ -41,7 +41,7 @@ const HINGE = 4u;
 const ODDS = 5u;
 const KTO = 6u;
 
-// Where 1 - p is below this, log(1 - p) continues as its tangent in p.
+// For 1 - p below this, log(1 - p) is continued by its tangent in p.
 const LEAST = 1e-5;
 
 fn softplus(x: f32) -> f32 { return max(x, 0.0) + log(1.0 + exp(-abs(x))); }

@@ -1,7 +1,8 @@
 // Rotary positions in HF's rotate_half layout (Su et al., "RoFormer", 2104.09864): the pair (x[j], x[j +
 // half]) of a head is rotated by position * inv_freq[j]; elements after both halves are not changed (partial
 // rotary embedding). sign = -1 rotates back, for the backward pass. Writes: x, in place.
-// Angles come from a table made on the host: GPU sines are only required to be accurate to 2^-11.
+// The angles' cosines and sines come from a table made on the host: GPU sines are only required to be
+// accurate to 2^-11.
 #import common/index
 struct Params { tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32, head_stride: u32 }
 @group(0) @binding(0) var<uniform> p: Params;

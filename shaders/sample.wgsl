@@ -1,8 +1,8 @@
-// Draws one token from each row of logits, and advances the row to its next step on the device.
-// In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy: of the largest
-// logits the lowest id wins.
-// The draw is counter-based on (step, sample, prompt, seed), so it does not depend on which rows share a
-// batch.
+// Samples one token from each row of logits, and advances the row to its next step on the device.
+// In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy: of several
+// largest logits the lowest id wins.
+// The random number is a function of (step, sample, prompt, seed), so the token does not depend on the other
+// rows of the batch.
 // A row's logits become weights, exp((logit - the largest) / temperature), in place. Thresholds are found by
 // search over the bits of a weight, not by sorting; ties at a threshold are kept.
 // Writes: logits (penalised; weights unless temperature is 0), seen, state, tokens, ranges, history.
@@ -23,7 +23,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> state: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> tokens: array<vec4<u32>>;  // (B): id, position, slot, _
 @group(0) @binding(5) var<storage, read_write> ranges: array<vec4<u32>>;  // (B): attention's key ranges
-// (B, columns): the ids drawn since the last readback
+// (B, columns): the ids sampled since the last readback
 @group(0) @binding(6) var<storage, read_write> history: array<u32>;
 
 const NONE = 0xffffffffu;
@@ -66,7 +66,7 @@ fn measure(base: u32, lane: u32, floors: vec4<f32>, counting: bool) -> vec4<f32>
 
 // The largest weight t >= `floor` for which the weights >= t hold at least `wanted` of mass (or of count).
 fn threshold(base: u32, lane: u32, floor: f32, wanted: f32, counting: bool) -> f32 {
-    // Non-negative floats have the order of their bits. Each iteration leaves a fifth of the interval.
+    // Non-negative floats have the order of their bits. Each iteration reduces the interval to a fifth.
     var low = bitcast<u32>(floor);
     var high = bitcast<u32>(1.0);
     while low < high {
@@ -119,7 +119,7 @@ fn draw(base: u32, lane: u32, floor: f32, u: f32) -> u32 {
             let w = logits[base + v];
             if w >= floor && w > 0.0 {
                 sum += w;
-                // Rounding may leave the last sum just below the target: then the last kept id is drawn.
+                // Rounding may leave the last sum just below the target: then the last kept id is sampled.
                 picked = v;
                 if sum > target_mass { break; }
             }
@@ -185,7 +185,7 @@ fn main(
         id = draw(base, lane, floor, u);
     }
     if first_of(lane) != 0u { return; }
-    // With NaN logits nothing is drawn: the row ends, and the host sees an invalid id.
+    // With NaN logits no token is sampled: the row ends, and the host sees an invalid id.
     let stopped = s.w == 1u;
     history[row * p.columns + p.column] = select(id, NONE, stopped);
     if stopped { return; }

@@ -1,4 +1,4 @@
-// Sums of log-probs and of entropies over each sequence's rows, which follow one another. Writes: sums =.
+// Sums of log-probs and of entropies over each sequence's rows, which are consecutive. Writes: sums =.
 #import common/index
 struct Params { sequences: u32, total: u32 }
 @group(0) @binding(0) var<uniform> p: Params;

@@ -1,21 +1,45 @@
-//! The one error type. A message says where, what was expected, what was found and what to do.
+//! The error type. A message gives the place, what was expected, what was found and what to do.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Whether messages name settings as flags.
+static AS_FLAGS: AtomicBool = AtomicBool::new(false);
+
+/// Makes messages name settings as the program's flags (`--chat-template`). By default they have their names
+/// in a settings file (`chat_template`).
+pub fn name_settings_as_flags() {
+    AS_FLAGS.store(true, Ordering::Relaxed);
+}
+
+/// The name of the setting `key` in messages.
+pub(crate) fn setting(key: &str) -> String {
+    match AS_FLAGS.load(Ordering::Relaxed) {
+        true => format!("--{}", key.replace('_', "-")),
+        false => key.to_owned(),
+    }
+}
+
+/// The setting `key` with its value in messages: `--max-num-seqs 8` or `max_num_seqs = 8`.
+pub(crate) fn setting_to(key: &str, value: impl std::fmt::Display) -> String {
+    let between = if AS_FLAGS.load(Ordering::Relaxed) { " " } else { " = " };
+    format!("{}{between}{value}", setting(key))
+}
 
 /// Everything that can go wrong in Aweigh.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Something the user gave (a file, a line, a flag, a tensor) is not what it must be.
+    /// Invalid input from the user: a file, a line, a flag or a tensor.
     #[error("{place}: expected {expected}, found {found}\n  what to do: {fix}")]
     Input {
         /// The file, line, tensor or setting at fault.
         place: String,
-        /// What would be right.
+        /// What was expected.
         expected: String,
-        /// What is there.
+        /// What was found.
         found: String,
-        /// How to fix it.
+        /// What to do about it.
         fix: String,
     },
     /// Reading or writing failed in the operating system.
@@ -35,9 +59,9 @@ pub enum Error {
         kernel: &'static str,
         /// The tensor's name in the kernel's documentation.
         tensor: &'static str,
-        /// The element count its shape asks for.
+        /// The element count that its shape requires.
         expected: usize,
-        /// The element count it has.
+        /// Its actual element count.
         found: usize,
     },
     /// No usable GPU or software adapter.
@@ -64,10 +88,11 @@ pub enum Error {
         /// The message that was reported.
         message: String,
     },
-    /// A buffer did not fit the GPU's memory.
+    /// A buffer did not fit into the GPU's memory.
     #[error(
-        "out of GPU memory: no {bytes} bytes for \"{label}\" ({purpose}) beside the {held} that are held\n  \
-         what to do: close what else uses the GPU, or see `aweigh plan` for what takes less"
+        "out of GPU memory: cannot allocate {bytes} bytes for \"{label}\" ({purpose}); {held} bytes are \
+         already allocated\n  what to do: close other programs that use the GPU; `aweigh plan` shows which \
+         settings take less memory"
     )]
     OutOfMemory {
         /// The buffer's name.
@@ -76,13 +101,14 @@ pub enum Error {
         purpose: String,
         /// The buffer's size, in bytes.
         bytes: u64,
-        /// The bytes that other buffers take.
+        /// Bytes of the buffers allocated so far.
         held: u64,
     },
     /// `aweigh selftest` found results that are wrong.
     #[error(
         "{failed} of {total} checks failed on {adapter}: do not train on it\n  what to do: update the GPU's \
-         driver, or choose another adapter with --gpu (`aweigh devices` lists them)"
+         driver, or choose another adapter with {} (`aweigh devices` lists them)",
+        setting("gpu")
     )]
     SelfTest {
         /// Checks that failed.
@@ -94,21 +120,22 @@ pub enum Error {
     },
     /// `--paranoid` found a kernel's result that differs from the kernel's reference.
     #[error(
-        "a wrong result on {adapter}: {kernel}: {what}\n  what to do: what this run has computed so far is \
-         not to be trusted, its checkpoints neither. Try `aweigh selftest`; update the GPU's driver, or \
-         choose another adapter with --gpu (`aweigh devices` lists them)"
+        "a wrong result on {adapter}: {kernel}: {what}\n  what to do: do not trust what this run has \
+         computed so far, including its checkpoints. Run `aweigh selftest`; update the GPU's driver, or \
+         choose another adapter with {} (`aweigh devices` lists them)",
+        setting("gpu")
     )]
     WrongResult {
         /// The kernel's variant.
         kernel: String,
-        /// The element, what was expected and what was found.
+        /// The wrong element, the expected value and the value found.
         what: String,
         /// The adapter's name and driver.
         adapter: String,
     },
     /// A bug in Aweigh.
     #[error(
-        "a fault of Aweigh while {doing}: {message}\n  what to do: report it, with the command and this \
+        "a bug in Aweigh while {doing}: {message}\n  what to do: report it, with the command and this \
          message"
     )]
     Internal {
@@ -122,16 +149,16 @@ pub enum Error {
     Interrupted,
 }
 
-/// What to do about a failure of the operating system, as a line of the message; empty if that is not known.
+/// The message's "what to do" line for an error of the operating system; empty if there is no advice.
 fn io_fix(error: &std::io::Error) -> String {
     use std::io::ErrorKind::*;
     let fix = match error.kind() {
-        PermissionDenied => "choose a place where you may read and write, or change its permissions",
-        ReadOnlyFilesystem => "choose a place on a file system that can be written to",
-        StorageFull | QuotaExceeded => "make room there, or choose another place",
+        PermissionDenied => "choose a location that you may read and write, or change its permissions",
+        ReadOnlyFilesystem => "choose a location on a file system that is not read-only",
+        StorageFull | QuotaExceeded => "free some space there, or choose another location",
         NotFound => "check the path; relative paths start at the current folder",
         IsADirectory => "give a file: this is a folder",
-        NotADirectory => "check the path: a part of it is a file, where a folder is needed",
+        NotADirectory => "check the path: a part of it is a file instead of a folder",
         _ => return String::new(),
     };
     format!("\n  what to do: {fix}")
@@ -158,10 +185,9 @@ impl Error {
 
     /// The [`Error::Input`] of a model that gives NaN or infinities for `what`.
     pub fn not_finite(place: impl std::fmt::Display, what: &str) -> Self {
-        let fix = "`aweigh selftest` tells whether the GPU computes right; if it does, the model's numbers \
-                   overflow: take another checkpoint or adapter, or one that was trained at a lower learning \
-                   rate";
-        Self::input(place, format!("{what} that are finite numbers"), "NaN or an infinity", fix)
+        let fix = "run `aweigh selftest` to check the GPU; if it passes, the model's numbers overflow: use \
+                   another checkpoint or adapter, or one that was trained at a lower learning rate";
+        Self::input(place, format!("finite {what}"), "NaN or infinity", fix)
     }
 
     /// An [`Error::Io`] about `path`.
@@ -172,7 +198,7 @@ impl Error {
     /// The [`Error::NoAdapter`] of a machine without any adapter.
     pub fn no_gpu() -> Self {
         let fix = "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which \
-                   also brings a software one)";
+                   also installs a software adapter)";
         Self::NoAdapter { found: "none found".into(), fix: fix.into() }
     }
 
@@ -187,7 +213,7 @@ impl Error {
         serde_json::json!({ "error": error })
     }
 
-    /// The process's exit code: 2 for what the user can fix, 130 for an interrupt, 1 for the rest.
+    /// The process's exit code: 2 for errors that the user can fix, 130 for an interrupt, 1 for all others.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Input { .. } | Self::Io { .. } | Self::NoAdapter { .. } => 2,

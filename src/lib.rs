@@ -21,20 +21,19 @@
 //! # fn main() {}
 //! ```
 //!
-//! A run watched from a window, with pause and stop, resuming, and a chat are in the repository's
-//! `examples/`. What most programs need stands at the root; the modules hold the rest, which may change from
-//! version to version. Features: `files` (on by default: folders, memory maps, runs and checkpoints on disk),
+//! The repository's `examples/` have a run on a background thread with pause and stop, resuming, and a chat.
+//! The crate's root exports what most programs need; other items of the modules may change from version to
+//! version. Features: `files` (on by default: folders, memory maps, runs and checkpoints on disk),
 //! `hub` (models by their names on the Hugging Face Hub), `clap` (the settings as flags of a command line).
-//! Without `files` the library takes and gives bytes: [`train::Inputs`] and [`train::align()`].
+//! Without `files` the library takes and returns bytes: [`train::Inputs`] and [`train::align()`].
 //!
 //! The method is D²O: Duan et al., "Negating Negatives: Alignment with Human Negative Samples via
 //! Distributional Dispreference Optimization", [arXiv 2403.03419](https://arxiv.org/abs/2403.03419).
-//! ARCHITECTURE.md in the repository shows the way of a batch through the modules below.
+//! ARCHITECTURE.md in the repository follows a batch through the modules below.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
-pub mod assets;
 pub mod bench;
 pub mod config;
 pub mod data;
@@ -57,6 +56,7 @@ pub mod sample;
 pub mod score;
 pub mod selftest;
 pub mod shader;
+pub mod tiny;
 pub mod train;
 
 pub use config::RunConfig;

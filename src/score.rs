@@ -17,8 +17,8 @@ pub struct Scored {
     pub entropy: f32,
 }
 
-/// The workspace's results by group and response. The copies from the device have already been submitted when
-/// this returns.
+/// Reads the scores of each group's responses from the workspace. The copies from the device have already
+/// been submitted when this returns.
 pub(crate) fn read_scores<'g>(
     gpu: &'g Gpu,
     ws: &Workspace,

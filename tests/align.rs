@@ -18,7 +18,7 @@ use aweigh::model::TargetModules;
 use aweigh::model::{Decoder, LoraSpec, Training};
 use aweigh::nn::{Arenas, Pass};
 use aweigh::optim::LrScheduler;
-use aweigh::sample::settings as sampling_settings;
+use aweigh::sample::sampling_params;
 use aweigh::sample::{Request, generate};
 use aweigh::score::{Scored, score};
 use aweigh::train::{Metrics, Observer, Outcome, Phase, Pool, Setup, State, StopReason, Wish, align};
@@ -110,17 +110,17 @@ struct Watcher {
     pools: Vec<Drawn>,
     /// Fail at this step.
     interrupt_at: Option<usize>,
-    /// Fail when more than this many answers are drawn.
+    /// Fail when more than this many answers are sampled.
     interrupt_draws_at: Option<usize>,
-    /// What is wanted after this step.
+    /// The wish after this step.
     wish_at: Option<(usize, Wish)>,
     asked: usize,
     drawing: bool,
     training: bool,
     drawn: usize,
-    /// Whether to take the state while anchors are drawn.
+    /// Whether to take the state while anchors are sampled.
     take_draws: bool,
-    /// Steps after which the state is taken, and what was taken.
+    /// Steps after which the state is taken, and the states taken.
     take_at: Vec<usize>,
     taken: Vec<State>,
     warnings: Vec<String>,
@@ -294,7 +294,7 @@ fn a_checkpoint_is_the_reference_of_its_own_side() {
 fn online_anchors_are_drawn_when_due_by_the_chosen_sampler() {
     for sampler in [OnlineSampler::Reference, OnlineSampler::Policy, OnlineSampler::PolicyWithInstruction] {
         let mut config = config();
-        // So low that the policy stays the initial model, whose samples can be drawn again here.
+        // So low that the policy stays the initial model, which can be sampled again here.
         config.train.learning_rate = 1e-12;
         config.train.max_steps = Some(6);
         config.anchors.online_start_step = Some(1);
@@ -302,11 +302,11 @@ fn online_anchors_are_drawn_when_due_by_the_chosen_sampler() {
         config.anchors.online_sampler = sampler;
         let (outcome, watcher) = run(setup(), &config);
         let decoder = fresh();
-        let settings = sampling_settings(&config.anchors, config.train.seed, &ENDS);
+        let settings = sampling_params(&config.anchors, config.train.seed, &ENDS);
         let mut compared = 0;
         for (index, example) in (0..).zip(examples(4, 0)) {
             let own: Vec<_> = watcher.pools.iter().filter(|pool| pool.line == example.line).collect();
-            // Anchors are drawn before the run, at step 1, and whenever they are two steps old.
+            // Anchors are sampled before the run, at step 1, and whenever they are two steps old.
             assert_eq!(own.iter().map(|pool| pool.step).collect::<Vec<_>>(), [0, 1, 3, 5]);
             for (generation, pool) in (0..).zip(own) {
                 let bare = sampler == OnlineSampler::Policy && pool.step > 0;
@@ -315,7 +315,7 @@ fn online_anchors_are_drawn_when_due_by_the_chosen_sampler() {
                 let quiet = &mut |_, _| Ok(());
                 let drawn = generate(gpu(), &decoder, decoder.base(), &requests, &settings, quiet);
                 let drawn = block_on(drawn).expect("answers").concat();
-                // An empty answer is drawn again with another counter: such pools are not compared.
+                // An empty answer is sampled again with another counter: such pools are not compared.
                 if drawn.iter().all(|answer| answer.ids.len() > usize::from(answer.ended)) {
                     compared += 1;
                     let drawn: Vec<Vec<u32>> = drawn.into_iter().map(|answer| answer.ids).collect();
@@ -447,7 +447,7 @@ fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
     assert_eq!(bad, [3, 7, 11]);
     assert_eq!(watcher.steps[11].get("skipped_steps"), Some(3.0));
     assert_eq!(watcher.warnings.len(), 3);
-    assert!(watcher.warnings[0].contains("step 3 is skipped") && watcher.warnings[0].contains("line 3 "));
+    assert!(watcher.warnings[0].contains("step 3 was skipped") && watcher.warnings[0].contains("line 3 "));
     let values = block_on(outcome.decoder.values().read(gpu(), outcome.decoder.layout())).expect("values");
     assert_eq!(values.iter().flatten().filter(|v| !v.is_finite()).count(), outcome.decoder.config().width);
     // A skipped step leaves the weights unchanged.
@@ -479,7 +479,7 @@ fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
         let run = block_on(align(gpu(), poisoned(), &config, &mut Watcher::default()));
         let error = run.err().expect("an error").to_string();
         let found = format!("found none of {}: the loss", max_steps.min(3));
-        assert!(error.contains("expected a step that can be taken") && error.contains(&found), "{error}");
+        assert!(error.contains("expected a step with a finite loss") && error.contains(&found), "{error}");
     }
 }
 
@@ -506,7 +506,7 @@ fn a_model_that_answers_with_nothing_is_refused() {
     let decoder = fresh();
     let example = examples(1, 0);
     let greedy = AnchorConfig { temperature: 0.0, ..config().anchors };
-    let settings = sampling_settings(&greedy, 1, &ENDS);
+    let settings = sampling_params(&greedy, 1, &ENDS);
     let requests = [Request { prompt: &example[0].sampling_ids, first_sample: 0, samples: 1, index: 0 }];
     let quiet = &mut |_, _| Ok(());
     let drawn = block_on(generate(gpu(), &decoder, decoder.base(), &requests, &settings, quiet));

@@ -15,7 +15,7 @@ use aweigh::reference;
 use aweigh::rng::values;
 use aweigh::selftest::{Depth, agree, checks};
 
-/// Which device a test runs on.
+/// The device that a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Device {
     /// The portable kernels under WebGPU's default limits.
@@ -54,8 +54,8 @@ fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
     }
 }
 
-/// Tests `--paranoid` on the dispatches of the checks: the result that it expects is the result of the
-/// dispatch, and it notices a wrong element.
+/// Tests `--paranoid` on the dispatches of the checks: the result that it expects equals the dispatch's
+/// result, and it notices a wrong element.
 fn judge(seen: &Witnessed) -> Result<(), String> {
     seen.check()?;
     static KNOWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());

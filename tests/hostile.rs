@@ -29,7 +29,7 @@ thread_local! {
 }
 
 fn note(size: usize) {
-    // While a thread ends, its record may be gone: then there is nothing to note.
+    // While a thread ends, its record may be destroyed already.
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
 }
 

@@ -1,6 +1,6 @@
-//! The top-level modules of `src/`, called rooms, and the imports between them. A room imports only rooms
-//! that stand above it in the table, and of these only the ones that the table lists. No two files import
-//! each other, directly or through other files.
+//! The top-level modules of `src/` and the imports between them. A module imports only modules above it in the
+//! table, and of these only those that the table lists for it. No two files import each
+//! other, directly or through other files.
 //!
 //! ARCHITECTURE.md prints the table; `AWEIGH_WRITE_DOCS=1 cargo test --test layers` writes it there.
 
@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
-/// A room, the rooms that it may import, and what it holds.
-const ROOMS: [(&str, &str, &str); 22] = [
-    ("error", "", "the one error type"),
+/// A module, the modules that it may import, and its contents.
+const MODULES: [(&str, &str, &str); 22] = [
+    ("error", "", "the error type, and how messages name settings"),
     ("rng", "", "random numbers as functions of a counter, the same on the host and the device"),
     ("loss", "", "the methods by name, and their formulas in f64"),
     ("reference", "rng loss", "every kernel in f64, as plain loops; a whole decoder; the tolerances"),
     ("shader", "", "the WGSL preprocessor, and the list of compiled variants (`shaders/permutations`)"),
-    ("gpu", "error shader", "device, tensors, recording, pipelines, memory: the one room that names wgpu"),
+    ("gpu", "error shader", "device, tensors, recording, pipelines, memory: the only module that uses wgpu"),
     ("data", "error", "JSONL, chat templates, tokens, packing"),
-    ("kernels", "error loss gpu", "one file a kernel: parameters, shape checks, functions that record it"),
+    ("kernels", "error loss gpu", "one file per kernel: parameters, shape checks, functions that record it"),
     ("nn", "error gpu kernels", "linear layers with LoRA, attention, MLP, blocks; trained parameters"),
     ("optim", "error gpu kernels nn", "AdamW, clipping, schedules"),
     (
@@ -39,13 +39,13 @@ const ROOMS: [(&str, &str, &str); 22] = [
         "error loss gpu data kernels nn optim model config sample score",
         "a run: setup, plan, anchors, references, steps, evaluation, stop rule, its state",
     ),
-    ("assets", "data model", "the embedded model and its data"),
     (
-        "eval",
-        "error gpu data kernels nn model config sample score assets",
-        "the embedded world and its judge, trained judges, word lists, statistics, comparisons",
+        "tiny",
+        "error gpu data kernels nn model config sample score",
+        "the built-in model, its generated texts and their exact judge",
     ),
-    ("files", "error gpu data model train assets", "folders, memory maps, checkpoints, the Hub"),
+    ("eval", "error gpu data model sample score", "trained judges, word lists, statistics, comparisons"),
+    ("files", "error gpu data model train tiny", "folders, memory maps, checkpoints, the Hub"),
     ("selftest", "error rng loss reference gpu data kernels nn model", "every kernel against its reference"),
     (
         "paranoid",
@@ -71,10 +71,10 @@ const OF_THE_DEVICE: [&str; 7] = [
     "gpu::witness",
 ];
 
-/// What a file imports: paths from the root, such as `gpu::Tensor`.
+/// The imports of a file: paths from the root, such as `gpu::Tensor`.
 type Imports = BTreeSet<Vec<String>>;
 
-/// The files of a folder of sources by their module paths, with what their code outside tests imports.
+/// The source files of a folder by their module paths, with the imports of their code outside tests.
 fn house(root: &str) -> BTreeMap<Vec<String>, Imports> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
     let mut paths = Vec::new();
@@ -113,10 +113,10 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
 fn imports(text: &str, module: &[String]) -> Imports {
     let code: String =
         text.lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + "\n").collect();
-    // Test modules stand at the end of a file.
+    // Test modules are at the end of a file.
     let tests = Regex::new(r"#\[cfg\(test\)\]\n(pub(\(crate\))? )?mod ").expect("valid");
     let code = tests.split(&code).next().unwrap_or_default();
-    // What a folder's face hands on of its own files; what comes from elsewhere is imported here.
+    // Re-exports of the folder's own files are no imports; re-exports from elsewhere are.
     let own = Regex::new(r"pub(?:\([a-z]+\))? use ([a-z_]\w*)::[^;]*;").expect("valid");
     let code = own.replace_all(code, |found: &regex::Captures| match &found[1] {
         "crate" | "super" => found[0].to_owned(),
@@ -183,25 +183,25 @@ fn leaves(tree: &str) -> Vec<Vec<String>> {
     all
 }
 
-/// The room of a path from the root; `Error` and `Result` belong to `error`.
-fn room(path: &[String]) -> &str {
+/// The top-level module of a path from the root; `Error` and `Result` belong to `error`.
+fn top(path: &[String]) -> &str {
     match path.first().map_or("", String::as_str) {
         "Error" | "Result" => "error",
         other => other,
     }
 }
 
-/// The imports between rooms that the table does not allow.
+/// The imports between top-level modules that the table does not allow.
 fn wrong_arrows(house: &BTreeMap<Vec<String>, Imports>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (module, imports) in house.iter().filter(|(module, _)| !module.is_empty()) {
         let own = module[0].as_str();
-        let Some((_, may, _)) = ROOMS.iter().find(|(name, ..)| *name == own) else {
-            wrong.push(format!("src/{own} is no room of the table"));
+        let Some((_, may, _)) = MODULES.iter().find(|(name, ..)| *name == own) else {
+            wrong.push(format!("src/{own} is not in the table"));
             continue;
         };
         for path in imports.iter().filter(|path| !path.is_empty()) {
-            let other = room(path);
+            let other = top(path);
             if other != own && !may.split_whitespace().any(|name| name == other) {
                 wrong.push(format!("{} imports crate::{}", module.join("::"), path.join("::")));
             }
@@ -252,7 +252,7 @@ fn circles(house: &BTreeMap<Vec<String>, Imports>, root: &str) -> Vec<BTreeSet<S
     found
 }
 
-/// What the `mod.rs` files re-export: from the path that others import to the path of the definition.
+/// The re-exports of the `mod.rs` files: the path that others import, and the path of the definition.
 fn faces(root: &str) -> BTreeMap<Vec<String>, Vec<String>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(root);
     let mut paths = Vec::new();
@@ -274,22 +274,22 @@ fn faces(root: &str) -> BTreeMap<Vec<String>, Vec<String>> {
 }
 
 #[test]
-fn rooms_import_as_the_table_says() {
-    let above = |at: usize| ROOMS[..at].iter().map(|(name, ..)| *name).collect::<Vec<_>>();
-    for (at, (name, may, _)) in ROOMS.iter().enumerate() {
+fn modules_import_as_the_table_says() {
+    let above = |at: usize| MODULES[..at].iter().map(|(name, ..)| *name).collect::<Vec<_>>();
+    for (at, (name, may, _)) in MODULES.iter().enumerate() {
         for other in may.split_whitespace() {
-            assert!(above(at).contains(&other), "{name} may not import {other}, which stands below it");
+            assert!(above(at).contains(&other), "{name} may not import {other}, which is below it");
         }
     }
     let house = house("src");
     let wrong = wrong_arrows(&house);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     // Every import that the table allows is used.
-    for (name, may, _) in ROOMS {
-        let of_room = || house.iter().filter(|(module, _)| module.first().is_some_and(|room| room == name));
-        assert!(of_room().next().is_some(), "src/{name} is not there");
+    for (name, may, _) in MODULES {
+        let of_module = || house.iter().filter(|(module, _)| module.first().is_some_and(|top| top == name));
+        assert!(of_module().next().is_some(), "src/{name} does not exist");
         for other in may.split_whitespace() {
-            let used = of_room().any(|(_, imports)| imports.iter().any(|path| room(path) == other));
+            let used = of_module().any(|(_, imports)| imports.iter().any(|path| top(path) == other));
             assert!(used, "{name} imports nothing of {other}: take it out of the table");
         }
     }
@@ -357,9 +357,9 @@ fn the_architecture_prints_the_table() {
         let may = if may.is_empty() { "nothing".into() } else { may.replace(' ', ", ") };
         format!("| `{name}` | {what} | {may} |\n")
     };
-    let rows: String = ROOMS.into_iter().map(row).collect();
-    let table = format!("| room | holds | imports |\n|---|---|---|\n{rows}");
-    let start = text.find("| room |").expect("the table's place");
+    let rows: String = MODULES.into_iter().map(row).collect();
+    let table = format!("| module | contents | may import |\n|---|---|---|\n{rows}");
+    let start = text.find("| module |").expect("the table's place");
     let end = start + text[start..].find("\n\n").expect("an empty line behind the table") + 1;
     if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
         fs::write(&path, [&text[..start], &table, &text[end..]].concat()).expect("written");

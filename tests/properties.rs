@@ -11,14 +11,14 @@ use aweigh::model::{Adapter, Capacity, Decoder, LoraSpec, Training};
 use aweigh::nn::{Arenas, Recompute};
 use aweigh::optim::{AdamW, Optimizer};
 use aweigh::reference::compare::compare;
-use aweigh::sample::{Answer, Request, Settings, generate};
+use aweigh::sample::{Answer, Request, SamplingParams, generate};
 use aweigh::score::score;
 use aweigh::train::{MicroBatch, Trainer};
 use common::*;
 use pollster::block_on;
 use proptest::prelude::*;
 
-/// For f32 sums in another order.
+/// Tolerances for f32 sums in another order.
 const ABS: f64 = 5e-6;
 const EPS: f64 = 1e-4;
 
@@ -64,7 +64,7 @@ fn decoder(lora: bool) -> Decoder {
     load("tiny_tied", Training::Adapter(&adapter.expect("an adapter")))
 }
 
-/// A fresh adapter on all linear layers, with A drawn from `seed`.
+/// A fresh adapter on all linear layers, with A sampled with `seed`.
 fn fresh(seed: u32, lora_dropout: f64) -> Decoder {
     let target_modules = TargetModules::AllLinear;
     let spec = LoraSpec { r: 3, lora_alpha: 6.0, lora_dropout, target_modules, ..LoraSpec::default() };
@@ -338,8 +338,8 @@ fn the_same_seed_gives_the_same_bits() {
     assert!(first != ten_steps(4), "the seed changes nothing");
 }
 
-fn settings(max_new_tokens: u32, seed: u32) -> Settings {
-    Settings {
+fn settings(max_new_tokens: u32, seed: u32) -> SamplingParams {
+    SamplingParams {
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
@@ -350,7 +350,7 @@ fn settings(max_new_tokens: u32, seed: u32) -> Settings {
     }
 }
 
-fn sample(decoder: &Decoder, requests: &[Request], settings: &Settings) -> Vec<Vec<Answer>> {
+fn sample(decoder: &Decoder, requests: &[Request], settings: &SamplingParams) -> Vec<Vec<Answer>> {
     let quiet = &mut |_, _| Ok(());
     block_on(generate(gpu(), decoder, decoder.policy(), requests, settings, quiet)).expect("answers")
 }
@@ -359,7 +359,7 @@ fn sample(decoder: &Decoder, requests: &[Request], settings: &Settings) -> Vec<V
 fn answers_do_not_depend_on_their_batch() {
     let decoder = load("tiny_untied", Training::None);
     let prompts: [&[u32]; 4] = [&[1, 14, 19, 49, 20], &[1], &[5, 6, 7, 8, 9, 10, 11, 12, 13], &[1, 14]];
-    let penalised = Settings { repetition_penalty: 1.3, top_p: 0.9, ..settings(20, 5) };
+    let penalised = SamplingParams { repetition_penalty: 1.3, top_p: 0.9, ..settings(20, 5) };
     for settings in [settings(20, 5), penalised] {
         let request = |(i, &prompt): (usize, &&'static [u32])| Request {
             prompt,
@@ -379,7 +379,7 @@ fn answers_do_not_depend_on_their_batch() {
             assert_eq!(&pieces, expected);
         }
         assert_eq!(sample(&decoder, &requests, &settings), together);
-        let other = Settings { seed: 6, ..settings };
+        let other = SamplingParams { seed: 6, ..settings };
         assert_ne!(sample(&decoder, &requests, &other), together);
     }
 }

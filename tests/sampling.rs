@@ -3,12 +3,12 @@
 mod common;
 
 use aweigh::model::Training;
-use aweigh::sample::{Request, Settings, generate};
+use aweigh::sample::{Request, SamplingParams, generate};
 use common::*;
 use pollster::block_on;
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> SamplingParams {
+    SamplingParams {
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
@@ -22,7 +22,7 @@ fn settings() -> Settings {
 #[test]
 fn greedy_answers_follow_the_largest_logit() {
     let decoder = load("tiny_tied", Training::None);
-    let greedy = Settings { temperature: 0.0, ..settings() };
+    let greedy = SamplingParams { temperature: 0.0, ..settings() };
     let prompts: [&[u32]; 3] = [&[1, 14, 19, 49, 20], &[1], &[5, 6, 7, 8, 9, 10, 11]];
     let requests: Vec<Request> =
         prompts.iter().map(|p| Request { prompt: p, first_sample: 0, samples: 2, index: 3 }).collect();

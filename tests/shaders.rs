@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use aweigh::kernels::{Layout, layouts};
+use aweigh::kernels::{ParamBlock, param_blocks};
 use aweigh::shader::{SOURCES, Variant, parse, permutations};
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
@@ -94,7 +94,7 @@ fn variants_stay_inside_the_default_limits() {
                 AddressSpace::Storage { .. } => {
                     let binding = global.binding.as_ref().expect("a storage buffer has a binding");
                     assert_eq!(binding.group, 0, "{variant}");
-                    storage.insert(binding.binding);
+                    assert!(storage.insert(binding.binding), "{variant}: binding {} twice", binding.binding);
                 }
                 AddressSpace::Uniform => {
                     uniforms += 1;
@@ -110,8 +110,9 @@ fn variants_stay_inside_the_default_limits() {
         }
         assert_eq!(uniforms, 1, "{variant}: parameter blocks");
         assert!(storage.len() <= STORAGE_BUFFERS, "{variant}: {} storage buffers", storage.len());
-        // Kernels bind their tensors by position.
-        assert!(storage.iter().copied().eq(1..=storage.len() as u32), "{variant}: bindings {storage:?}");
+        // Kernels bind their tensors in the order of these numbers; the parameter block has number 0.
+        let numbered = storage.iter().all(|number| (1..=STORAGE_BUFFERS as u32).contains(number));
+        assert!(numbered, "{variant}: bindings {storage:?}");
         assert!(shared <= WORKGROUP_BYTES, "{variant}: {shared} bytes of workgroup memory");
     }
 }
@@ -134,21 +135,21 @@ fn reflected(variant: &Variant, module: &Module) -> (usize, Vec<(String, usize, 
     (*span as usize, members.iter().map(field).collect())
 }
 
-fn layout_of<'a>(all: &'a [Layout], shader: &str) -> &'a Layout {
-    let mut found = all.iter().filter(|layout| layout.shaders.contains(&shader));
-    let layout = found.next().unwrap_or_else(|| panic!("{shader} has no parameter block in Rust"));
+fn block_of<'a>(all: &'a [ParamBlock], shader: &str) -> &'a ParamBlock {
+    let mut found = all.iter().filter(|block| block.shaders.contains(&shader));
+    let block = found.next().unwrap_or_else(|| panic!("{shader} has no parameter block in Rust"));
     assert!(found.next().is_none(), "{shader} has two parameter blocks in Rust");
-    layout
+    block
 }
 
 #[test]
 fn parameter_blocks_equal_their_rust_twins() {
-    let all = layouts();
+    let all = param_blocks();
     for (variant, module) in modules() {
-        let layout = layout_of(&all, &variant.shader);
+        let block = block_of(&all, &variant.shader);
         let fields: Vec<_> =
-            layout.fields.iter().map(|&(name, at, size)| (name.to_string(), at, size)).collect();
-        assert_eq!((layout.size, fields), reflected(&variant, &module), "{variant}");
+            block.fields.iter().map(|&(name, at, size)| (name.to_string(), at, size)).collect();
+        assert_eq!((block.size, fields), reflected(&variant, &module), "{variant}");
     }
 }
 
@@ -158,8 +159,8 @@ fn every_shader_is_listed_compiled_and_described() {
     let compiled: BTreeSet<String> = modules().into_iter().map(|(variant, _)| variant.shader).collect();
     assert_eq!(kernels, compiled, "shaders/ and shaders/permutations");
     let described: BTreeSet<String> =
-        layouts().iter().flat_map(|layout| layout.shaders).map(|name| name.to_string()).collect();
-    assert_eq!(kernels, described, "shaders/ and kernels::layouts()");
+        param_blocks().iter().flat_map(|block| block.shaders).map(|name| name.to_string()).collect();
+    assert_eq!(kernels, described, "shaders/ and kernels::param_blocks()");
 
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
     let stems = |path: &Path, prefix: &str| -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Real models against transformers: log-probs of given answers, and greedy answers.
 //!
-//! stories260K comes with the shared data (AWEIGH_DATA, or ../shared/data). SmolLM2-135M-Instruct is taken
-//! from AWEIGH_SMOLLM2 or ../models/smollm2/hf. `cargo xtask test` runs these tests where it finds the files.
+//! stories260K comes with the shared data (AWEIGH_DATA, or ../shared/data). SmolLM2-135M-Instruct is read
+//! from AWEIGH_SMOLLM2 or ../models/smollm2/hf. `cargo xtask test` runs these tests if it finds the files.
 
 mod common;
 
@@ -13,7 +13,7 @@ use aweigh::data::{
 use aweigh::files::{Model, Source};
 use aweigh::model::{Decoder, Training};
 use aweigh::reference::compare::compare;
-use aweigh::sample::{self, Request, Settings};
+use aweigh::sample::{self, Request, SamplingParams};
 use aweigh::score::{Scored, score};
 use common::*;
 use pollster::block_on;
@@ -51,7 +51,7 @@ fn scores(decoder: &Decoder, groups: &[Group]) -> Vec<Vec<Scored>> {
 
 /// Greedy answers to `prompts`, 64 tokens at most.
 fn greedy(decoder: &Decoder, tokenizer: &ChatTokenizer, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
-    let settings = Settings {
+    let settings = SamplingParams {
         temperature: 0.0,
         top_k: 0,
         top_p: 1.0,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The common work by PyTorch: a step of a Llama model (forward, loss, all gradients), or a square f32 matmul.
+"""The common work in PyTorch: a step of a Llama model (forward, loss, all gradients), or a square f32 matmul.
 
 Needs torch, and transformers for the step. Prints one JSON object.
 """
@@ -59,7 +59,7 @@ def wait(torch, device):
 
 
 def clock(torch, args, prepare, work):
-    """The first run's seconds, and those of the timed runs after the warm-up. `prepare` is off the clock."""
+    """The first run's seconds, and those of the timed runs after the warm-up. `prepare` is not timed."""
     seconds = []
     for _ in range(max(args.warmup, 1) + args.runs):
         prepare()
@@ -109,7 +109,7 @@ def matrix(torch, n, seed):
     mask = 0xFFFFFFFF
     index = torch.arange(n * n, dtype=torch.int64)
     hashed = ((index + seed) & mask) * 2_654_435_761 & mask
-    # A product of two 32-bit numbers leaves an int64, so the second factor goes in two halves.
+    # A product of two 32-bit numbers overflows int64, so the second factor is split into two halves.
     mixed = hashed ^ (hashed >> 15)
     low, high = mixed * (2_246_822_519 & 0xFFFF), mixed * (2_246_822_519 >> 16)
     bits = (low + ((high & 0xFFFF) << 16)) & mask

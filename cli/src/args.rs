@@ -6,92 +6,93 @@ use aweigh::config::AnchorConfig;
 use aweigh::error::{Error, Result};
 use aweigh::gpu::{Options, Precision, Quantize};
 
-/// Which GPU.
+/// Flags that select the GPU.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "GPU")]
 pub struct GpuArgs {
-    /// The GPU: its number in "aweigh devices", or a part of its name. Without it the best one is taken
+    /// GPU to use: its number in "aweigh devices", or part of its name. Without it, the fastest kind is used
     #[arg(long, value_name = "NUMBER|NAME", env = "AWEIGH_GPU")]
     pub gpu: Option<String>,
-    /// Take every kernel as it is guessed, not as "aweigh devices --tune" measured it on this GPU
+    /// Ignore the kernel choices that "aweigh devices --tune" measured on this GPU
     #[arg(long)]
     pub no_tuning: bool,
-    /// Whether the inputs of matrix products may be rounded to f16, where the GPU has it; sums stay f32.
+    /// Precision of the inputs of matrix products; f16 rounds them if the GPU supports f16. Sums stay f32.
     /// Software adapters round nothing
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = Precision::F32)]
     pub precision: Precision,
 }
 
 impl GpuArgs {
-    /// How to open that GPU.
+    /// The options for opening the GPU.
     pub fn options(&self) -> Options {
         Options { adapter: self.gpu.clone(), precision: self.precision, ..Options::default() }
     }
 }
 
-/// Which model, with which adapter.
+/// Flags that select the model and an adapter.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// The model: a directory in Hugging Face's layout (config.json, tokenizer.json, *.safetensors), a GGUF
-    /// file, a name on the Hugging Face Hub (owner/name, or owner/name/FILE.gguf), or "tiny" for the one
-    /// built into this program
+    /// file, a name on the Hugging Face Hub (owner/name, or owner/name/FILE.gguf), or "tiny" for the
+    /// built-in model
     #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
     pub model: String,
-    /// A LoRA adapter to apply, a directory in PEFT's format, as "aweigh align" writes to adapter/
+    /// LoRA adapter to apply: a directory in PEFT's format, such as adapter/ in the folder of a run
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// A chat template in Jinja, instead of the model's own
+    /// Jinja chat template to use instead of the model's own
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
 }
 
-/// How its weights are kept.
+/// Flags for how the model's weights are stored.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct WeightArgs {
-    /// Keep the matrices of the model's blocks in 4 bits (nf4) or 8 (q8) instead of the file's own type;
-    /// quantised ones of a GGUF file stay as they are
+    /// Quantise the matrices of the model's blocks to 4 bits (nf4) or 8 bits (q8). Matrices that a GGUF file
+    /// already stores quantised stay as they are
     #[arg(long, value_name = "TYPE", value_enum)]
     pub quantize: Option<Quantize>,
-    /// Keep them in the computer's own memory, and bring each block's to the GPU when it is passed: for
+    /// Keep the model's blocks in host memory and copy each one to the GPU when it is needed: slower, for
     /// models that do not fit
     #[arg(long)]
     pub offload: bool,
 }
 
-/// Which rows of a file of data.
+/// Flags that select rows of a data file.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Data")]
 pub struct RowArgs {
-    /// Use only the rows whose "split" field is this
+    /// Use only rows whose "split" field is NAME
     #[arg(long, value_name = "NAME")]
     pub split: Option<String>,
-    /// Use at most this many rows, the first ones
+    /// Use only the first N rows
     #[arg(long, value_name = "N")]
     pub max_samples: Option<usize>,
 }
 
-/// How tokens are chosen. The names are those of transformers, the defaults those of align's anchors.
+/// Sampling flags, with transformers' names and the defaults of align's anchors.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// Sampling temperature; 0 always takes the likeliest token (greedy)
+    /// Sampling temperature; 0 is greedy decoding
     #[arg(long, value_name = "X", default_value_t = 0.9, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Sample from the smallest set of tokens with this probability mass; 1 turns it off
     #[arg(long, value_name = "X", default_value_t = 0.95, allow_negative_numbers = true)]
     pub top_p: f64,
-    /// Sample from this many of the likeliest tokens; 0 turns it off
+    /// Sample from the N most likely tokens; 0 turns it off
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub top_k: usize,
-    /// Divide the logits of tokens already seen by this; 1 turns it off
+    /// Penalty for tokens that are already in the prompt or the answer: above 1 makes them less likely; 1
+    /// turns it off
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub repetition_penalty: f64,
-    /// Answers stop at this many tokens
+    /// Maximum number of tokens in an answer
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_new_tokens: usize,
-    /// Same seed, model and GPU: same answers, however they are batched
+    /// Random seed: the same seed, model and GPU give the same answers, however they are batched
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u32,
 }
@@ -118,7 +119,7 @@ impl SamplingArgs {
         flag(self.max_new_tokens >= 1, "--max-new-tokens", "at least 1", self.max_new_tokens as f64)
     }
 
-    /// The same settings in the form that a run has them.
+    /// The same settings as an [`AnchorConfig`].
     pub fn to_config(&self) -> AnchorConfig {
         AnchorConfig {
             temperature: self.temperature,

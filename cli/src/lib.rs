@@ -1,6 +1,6 @@
-//! The program `aweigh`: one file per command under `commands/`, and what they share. What can train, sample
-//! and score is the library of that name; here are flags, the terminal, signals, and the pages and files
-//! that people look at.
+//! The program `aweigh`: one file per command under `commands/`, and what the commands share. Training,
+//! sampling and scoring are in the library `aweigh`; here are flags, terminal output, signals, meters and
+//! reports.
 
 pub mod args;
 pub mod commands;
@@ -29,15 +29,15 @@ use terminal::{interrupt, output::Output};
 #[command(name = "aweigh", version, max_term_width = 110)]
 #[command(arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
     /// Print the command's figures, or its error, as one JSON object on stdout; everything else goes to
     /// stderr
-    #[arg(long, global = true, help_heading = "Everywhere")]
+    #[arg(long, global = true, help_heading = "Global")]
     pub json: bool,
     /// No progress and no notes on stderr; warnings and errors stay
-    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    #[arg(long, short, global = true, help_heading = "Global")]
     pub quiet: bool,
 }
 
@@ -50,9 +50,9 @@ Examples:
   aweigh generate --model DIR --adapter run/adapter
 
 RUST_LOG=info shows the engine's own log.
-Exit codes: 0 done, 1 the GPU or Aweigh failed, 2 something to mend in the input, 130 interrupted.";
+Exit codes: 0 success, 1 GPU failure or bug in Aweigh, 2 invalid input or set-up, 130 interrupted.";
 
-/// The commands. The text of each is that of its `Args`.
+/// The commands. The help text of each is the doc comment of its `Args`.
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs)]
 pub enum Command {
@@ -75,8 +75,9 @@ pub enum Command {
 /// Runs one parsed command line.
 ///
 /// # Errors
-/// Whatever the command reports; [`aweigh::error::Error::exit_code`] turns it into the process's exit code.
+/// The command's error; [`aweigh::error::Error::exit_code`] is the process's exit code.
 pub fn run(cli: Cli) -> Result<()> {
+    aweigh::error::name_settings_as_flags();
     let output = Output::new(cli.json, cli.quiet);
     interrupt::install();
     match cli.command {

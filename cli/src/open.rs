@@ -1,4 +1,4 @@
-//! What the commands that run a model open: its files, rows of data, the GPU, and the model on it.
+//! Opens what commands need: model files, rows of data, the GPU, and the model on the GPU.
 
 use std::path::Path;
 
@@ -14,15 +14,16 @@ use aweigh::gpu::Gpu;
 use aweigh::model::{Decoder, ModelBytes};
 use aweigh::run::OpenGpu;
 
-/// The files that the flags name.
+/// Opens the model and the adapter that the flags name.
 ///
 /// # Errors
-/// [`aweigh::error::Error::Input`] names the first that is missing.
+/// [`aweigh::error::Error::Input`] names the first file that is missing, invalid or not supported.
 pub fn files(args: &ModelArgs, output: &Output) -> Result<(Model, Option<AdapterFiles>)> {
     opened(args, model(&args.model, true, output)?, output)
 }
 
-/// The same, for who looks at shapes only.
+/// Like [`files`], for commands that need only the tensors' shapes: of a model on the Hub that is not in the
+/// cache, only the headers of safetensors weights are downloaded.
 ///
 /// # Errors
 /// As [`files`].
@@ -36,25 +37,26 @@ fn opened(args: &ModelArgs, model: Model, output: &Output) -> Result<(Model, Opt
     Ok((model.with_chat_template(args.chat_template.as_deref())?, adapter))
 }
 
-/// The adapter in a directory, for `model`; a warning says what is odd about it.
+/// Opens the adapter in the directory `path`, for `model`. Warns of unknown keys and of another base model.
 ///
 /// # Errors
-/// As [`AdapterFiles::open`], and for one that is not supported.
+/// As [`AdapterFiles::open`], and for an adapter that is not supported.
 pub fn adapter(path: &Path, flag: &str, model: &Model, output: &Output) -> Result<AdapterFiles> {
     let files = AdapterFiles::open(path, flag)?;
     files.remarks(model)?.into_iter().for_each(|remark| output.warn(remark));
     Ok(files)
 }
 
-/// The note that a model whose chat template takes no system message gets `system` in the question instead.
+/// If the chat template takes no system message, prints a note that `system` goes into the first user
+/// message.
 pub fn note_of_system(tokenizer: &ChatTokenizer, system: &str, output: &Output) {
     if !system.is_empty() && tokenizer.has_template() && !tokenizer.accepts_system() {
-        output.note("the chat template takes no system message: its text stands before the first question");
+        output.note("the chat template takes no system message: it is prepended to the first user message");
     }
 }
 
-/// Opens what `--model` names; with `whole` false, for who looks at shapes only. A warning tells of tensors
-/// that no layer reads.
+/// Opens the model `name`; if `whole` is false, only for its tensors' shapes, as [`described`]. Warns of
+/// tensors that no layer reads.
 ///
 /// # Errors
 /// As [`Model::open`], and for a model that is not supported.
@@ -66,8 +68,7 @@ pub fn model(name: &str, whole: bool, output: &Output) -> Result<Model> {
     let unread = weights.unread(&bytes.decoder_config()?);
     if let Some(first) = unread.first() {
         output.warn(format_args!(
-            "{}: {} tensors have no place in a model of this configuration and are left out, {first} the \
-             first",
+            "{}: ignored {} tensors that no layer of this configuration reads; the first is {first}",
             bytes.name,
             unread.len()
         ));
@@ -75,7 +76,7 @@ pub fn model(name: &str, whole: bool, output: &Output) -> Result<Model> {
     Ok(model)
 }
 
-/// The model's tokenizer; warnings tell what is odd about it or the chat template.
+/// Opens the model's tokenizer. Warns of oddities in the tokenizer or the chat template.
 ///
 /// # Errors
 /// As [`ChatTokenizer::from_bytes`].
@@ -85,10 +86,10 @@ pub fn tokenizer(model: &Model, output: &Output) -> Result<ChatTokenizer> {
     Ok(tokenizer)
 }
 
-/// The rows of a file that the flags ask for.
+/// The rows of a file that --split and --max-samples select.
 ///
 /// # Errors
-/// As [`rows`]; for --max-samples 0.
+/// As [`rows`], and for --max-samples 0.
 pub fn chosen_rows(source: &Source, args: &RowArgs, output: &Output) -> Result<Vec<Row>> {
     let most = args.max_samples.unwrap_or(usize::MAX);
     at_least_one("--max-samples", most)?;
@@ -97,8 +98,8 @@ pub fn chosen_rows(source: &Source, args: &RowArgs, output: &Output) -> Result<V
     Ok(rows)
 }
 
-/// The rows of a file, of one split where one is named. A warning tells of those that are left out because
-/// they are empty.
+/// The rows of a file, or of one `split` of it. Warns of rows that are left out because they are empty, and
+/// of a `system` column, which is not read.
 ///
 /// # Errors
 /// [`aweigh::error::Error::Input`] with the file and line.
@@ -119,7 +120,7 @@ pub fn gpu(args: &GpuArgs) -> Result<OpenGpu> {
     OpenGpu::open(&args.options(), !args.no_tuning)
 }
 
-/// The model with its adapter on `gpu`, for scoring and sampling; a note says what that is.
+/// Loads the model and its adapter onto `gpu`, for scoring and sampling, and announces them.
 ///
 /// # Errors
 /// As [`Decoder::load`].
@@ -136,7 +137,7 @@ pub fn decoder(
     Ok(decoder)
 }
 
-/// The note of what runs where: `GPU llvmpipe, Vulkan; model tiny with adapter run/adapter, 1,234
+/// Prints a note on the GPU and the model: `GPU llvmpipe, Vulkan; model tiny with adapter run/adapter, 1,234
 /// parameters`.
 pub fn announce(gpu: &Gpu, model: &str, adapter: Option<&str>, decoder: &Decoder, output: &Output) {
     let summary = gpu.summary();
@@ -148,7 +149,7 @@ pub fn announce(gpu: &Gpu, model: &str, adapter: Option<&str>, decoder: &Decoder
     ));
 }
 
-/// The figures that every command has which runs a model.
+/// Figures of every command that runs a model.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ran {
     /// The GPU's name.
@@ -157,12 +158,12 @@ pub struct Ran {
     pub model: String,
     /// `--adapter`.
     pub adapter: Option<String>,
-    /// The most bytes that buffers on the GPU held at once.
+    /// Peak size of all buffers on the GPU, in bytes.
     pub memory_peak_bytes: u64,
 }
 
 impl Ran {
-    /// As of now.
+    /// The figures so far: the peak memory may still grow.
     pub fn new(gpu: &Gpu, args: &ModelArgs) -> Self {
         Self {
             gpu: gpu.summary().name.clone(),
@@ -172,7 +173,7 @@ impl Ran {
         }
     }
 
-    /// The memory as a person reads it.
+    /// The peak memory for display, as in `1.5 GiB`.
     pub fn memory(&self) -> String {
         bytes(self.memory_peak_bytes)
     }

@@ -1,6 +1,6 @@
-//! TensorBoard's event file: TFRecords of protobuf messages, of which scalars need few fields.
+//! TensorBoard's event file: TFRecords of protobuf messages, with only the fields that scalars need.
 //!
-//! A record is its length (u64), the length's masked CRC-32C, the message, and the message's
+//! A record is its length (u64), the length's masked CRC-32C, the message, and the message's masked CRC-32C
 //! (tensorflow/core/lib/io/record_writer.h). An Event has `wall_time` (1, double), `step` (2, int64),
 //! `file_version` (3, string) and `summary` (5); a Summary has values (1) of `tag` (1) and `simple_value` (2,
 //! float) (tensorflow/core/util/event.proto, framework/summary.proto).
@@ -12,12 +12,12 @@ use aweigh::error::{Error, Result};
 use aweigh::files::{EVENTS, Lines, entries};
 use aweigh::train::Metrics;
 
-/// An event file that grows.
+/// An open event file, to which events are appended.
 #[derive(Debug)]
 pub struct Events(Lines);
 
 impl Events {
-    /// A new one in `folder`.
+    /// Creates an event file in `folder`.
     fn create(folder: &Path) -> Result<Self> {
         let path = folder.join(format!("{EVENTS}{}.aweigh", now() as u64));
         let mut events = Self(Lines::create(path)?);
@@ -28,8 +28,8 @@ impl Events {
         Ok(events)
     }
 
-    /// Goes on with the one in `folder` after the events of step `step`. Without a step, or a file, begins
-    /// it.
+    /// Continues the event file in `folder` and drops events after `step`. Without a step, or if there is no
+    /// file, starts a new one.
     ///
     /// # Errors
     /// [`Error::Io`] where it cannot be read or written.
@@ -47,7 +47,7 @@ impl Events {
         let mut kept = Vec::new();
         let mut rest = &old[..];
         while let Some((record, after)) = next_record(rest) {
-            // Those of a step have it behind the time; the first of the file has none.
+            // The step's field follows the wall time (9 bytes); the file's first event has no step.
             let message = &record[12..record.len() - 4];
             let of_step = message.get(9) == Some(&(2 << 3));
             if !of_step || read_varint(&message[10..]) <= step as u64 {
@@ -58,7 +58,7 @@ impl Events {
         if kept.is_empty() { Self::create(folder) } else { Ok(Self(Lines::behind(path, &kept)?)) }
     }
 
-    /// The figures of a step, each under `prefix` and its name without "eval_".
+    /// Writes the metrics of a step. Each one's tag is `prefix` and its name without "eval_".
     ///
     /// # Errors
     /// [`Error::Io`] where it cannot be written.
@@ -88,7 +88,7 @@ impl Events {
     }
 }
 
-/// The first record of `bytes`, and what follows it; `None` where it is cut off.
+/// The first record of `bytes`, and the bytes after it; `None` if the record is incomplete.
 fn next_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
     let end = usize::try_from(length).ok()?.checked_add(16)?;
@@ -130,7 +130,7 @@ fn bytes(out: &mut Vec<u8>, field: u8, value: &[u8]) {
     out.extend(value);
 }
 
-/// CRC-32C (Castagnoli), turned and shifted as TFRecords have it.
+/// CRC-32C (Castagnoli), masked as in TFRecords: rotated right by 15 bits, plus a constant.
 fn masked(data: &[u8]) -> [u8; 4] {
     let mut crc = !0u32;
     for &byte in data {

@@ -13,28 +13,28 @@ use aweigh::files::write_whole;
 use aweigh::run::{Finished, Loaded, Planned, Saving, Watcher};
 use aweigh::train::{Metrics, Observer, Phase, State, Wish};
 
-/// What a command does when the model of its run is loaded.
+/// A command's hook, called when the model of its run is loaded.
 pub type OnLoaded<'a> = Box<dyn FnMut(&Loaded) -> Result<()> + 'a>;
 
 /// Watches a run for a command.
 pub struct Watch<'a> {
     output: &'a Output,
-    /// What goes on with the run, as in "aweigh align --resume".
+    /// The command that resumes the run, as in "aweigh align --resume".
     command: &'static str,
     on_loaded: OnLoaded<'a>,
     tells_plan: bool,
-    /// Files for the run's new folder.
+    /// Files to write into the run's new folder: name and content.
     files: Vec<(&'static str, Vec<u8>)>,
     folder: Option<PathBuf>,
     events: Option<Events>,
     progress: Option<Progress>,
     training: bool,
-    /// Where the last checkpoint was taken.
+    /// The point of the last checkpoint, as in "after step 3".
     kept: Option<String>,
 }
 
 impl<'a> Watch<'a> {
-    /// Watches a run that `command` goes on with.
+    /// Watches a run that `command` resumes.
     pub fn new(output: &'a Output, command: &'static str) -> Self {
         Self {
             output,
@@ -55,18 +55,18 @@ impl<'a> Watch<'a> {
         Self { on_loaded: Box::new(hook), ..self }
     }
 
-    /// Says nothing of the plan of memory.
+    /// Does not print the memory plan.
     pub fn without_plan(self) -> Self {
         Self { tells_plan: false, ..self }
     }
 
-    /// Writes a file into the run's folder when that is made.
+    /// Writes a file into the run's folder when the folder is made.
     pub fn with_file(mut self, name: &'static str, bytes: Vec<u8>) -> Self {
         self.files.push((name, bytes));
         self
     }
 
-    /// The run that `run` makes; where it was interrupted a note says how to go on.
+    /// Calls `run`. If the run is interrupted, prints how to resume it.
     ///
     /// # Errors
     /// As `run`.
@@ -76,10 +76,10 @@ impl<'a> Watch<'a> {
         if let (Err(Error::Interrupted), Some(folder)) = (&ended, &self.folder) {
             self.output.note(match &self.kept {
                 Some(place) => {
-                    format!("stopped {place}; {} {} goes on", self.command, folder.display())
+                    format!("stopped {place}; resume with: {} {}", self.command, folder.display())
                 }
-                None => "stopped before there was anything to keep: no prompt has all its anchors, and no \
-                         step is done"
+                None => "stopped before there was anything to save: no prompt has all its anchors yet, and \
+                         no step is done"
                     .into(),
             });
         }
@@ -109,7 +109,7 @@ impl Observer for Watch<'_> {
         if let Some(progress) = &mut self.progress {
             progress.advance(items as u64, tokens as u64);
         }
-        // A step is finished first, and the state kept, where there is a folder for it.
+        // With a folder, training stops through `wish` instead: after the step, with a checkpoint.
         if self.training && self.folder.is_some() { Ok(()) } else { interrupt::check() }
     }
 
@@ -184,7 +184,7 @@ impl Watcher for Watch<'_> {
         for (name, bytes) in self.files.drain(..) {
             write_whole(&folder.join(name), &bytes)?;
         }
-        // Closed before its successor opens.
+        // Closes the old file before it is opened again.
         self.events = None;
         self.events = Some(Events::resume(folder, from)?);
         self.folder = Some(folder.into());
@@ -206,7 +206,9 @@ impl Watcher for Watch<'_> {
     fn too_large(&mut self, savings: &[Saving]) {
         if !savings.is_empty() {
             let table = memory::savings(savings);
-            self.output.warn(format_args!("the GPU has less memory than this run takes:\n{table}"));
+            self.output.warn(format_args!(
+                "the GPU has too little memory for this run; settings that need less:\n{table}"
+            ));
         }
     }
 }

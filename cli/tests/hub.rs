@@ -10,7 +10,7 @@ use assert_cmd::Command;
 
 use super::room::{Room, assets, texts};
 
-/// One request: its path, the byte at which it starts to read, and its token.
+/// One request: its path, the first byte that it asks for, and its token.
 #[derive(Debug, Clone, PartialEq)]
 struct Asked {
     path: String,
@@ -18,8 +18,8 @@ struct Asked {
     token: Option<String>,
 }
 
-/// A server of the repositories `lab/model` (the embedded model), `lab/gated` and `lab/gguf`. The first
-/// response with weights breaks off.
+/// A server of the repositories `lab/model` (the built-in model), `lab/gated` and `lab/gguf`. The first
+/// response with weights is cut off half-way.
 struct Hub {
     address: String,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -203,11 +203,11 @@ fn what_the_hub_has_not_or_will_not_give() {
         "lab/none",
         &["--model lab/none: expected a directory, a GGUF file, tiny, or a model's name", "spelling"],
     );
-    refused("lab/gated", &["--model lab/gated", "a repository that asks for a login", "HF_TOKEN"]);
+    refused("lab/gated", &["--model lab/gated", "a repository that needs a login", "HF_TOKEN"]);
     refused("lab/gguf", &["expected config.json in the repository", "lab/gguf/small.Q8_0.gguf"]);
     refused("lab/gguf/other.gguf", &["expected other.gguf in the repository", "lab/gguf/small.Q8_0.gguf"]);
     let mut command = hub.command(&room, &[&ANSWER[..], &["lab/model"]].concat());
-    room.refused(command.env("HF_HUB_OFFLINE", "1"), &["found HF_HUB_OFFLINE, and not all of it"]);
+    room.refused(command.env("HF_HUB_OFFLINE", "1"), &["found missing files, and HF_HUB_OFFLINE is set"]);
     assert!(hub.take().iter().all(|asked| !asked.path.contains("lab/model")));
     let mut command = hub.command(&room, &[&ANSWER[..], &["lab/model"]].concat());
     room.refused(

@@ -1,11 +1,11 @@
-//! Wrong inputs and their messages: the table in docs/bad-inputs.md, line by line.
+//! Invalid inputs and their messages: the table in docs/bad-inputs.md.
 
 use std::fmt::Write as _;
 
 use super::room::{Room, TRAIN, of_repository, texts};
 
-/// A wrong input: its description, a function that makes it in a room, flags of `align`, and what the message
-/// must contain.
+/// An invalid input: its description, a function that makes it in a room, flags of `align`, and a part of its
+/// message.
 struct Case {
     what: &'static str,
     make: fn(&Room),
@@ -27,26 +27,30 @@ fn cases() -> Vec<Case> {
     let data = |what, make, message| made(what, make, message);
     vec![
         flags("K = 0", &["--num-samples", "0"], "expected a whole number from 1 to 1024, found 0"),
-        flags("a negative rate", &["--learning-rate", "-1"], "expected a number above 0, found -1"),
+        flags("a negative learning rate", &["--learning-rate", "-1"], "expected a number above 0, found -1"),
         flags(
-            "a rate that is no number",
+            "a learning rate that is NaN",
             &["--learning-rate", "NaN"],
             "expected a number above 0, found NaN",
         ),
-        flags("an infinite rate", &["--learning-rate", "inf"], "expected a number above 0, found inf"),
-        flags("a beta that is no number", &["--beta", "NaN"], "expected a number of at least 0, found NaN"),
         flags(
-            "nothing weighs anything",
+            "an infinite learning rate",
+            &["--learning-rate", "inf"],
+            "expected a number above 0, found inf",
+        ),
+        flags("a beta that is NaN", &["--beta", "NaN"], "expected a number of at least 0, found NaN"),
+        flags(
+            "both loss weights 0",
             &["--alpha", "0", "--beta", "0"],
             "expected alpha or beta above 0, found both 0",
         ),
         flags(
-            "a batch that fits no machine",
+            "a batch size that is too large",
             &["--per-device-train-batch-size", "18446744073709551615"],
             "expected a whole number from 1 to 65536",
         ),
         flags(
-            "K copies of one answer",
+            "greedy sampling of 11 anchors",
             &["--temperature", "0"],
             "expected a number above 0, found 0, which gives 11 copies",
         ),
@@ -55,30 +59,30 @@ fn cases() -> Vec<Case> {
             &["--max-new-tokens", "999999999"],
             "expected at most 512 tokens, the model's context",
         ),
-        flags("no steps", &["--max-steps", "0"], "expected a whole number of at least 1, found 0"),
+        flags("zero steps", &["--max-steps", "0"], "expected a whole number of at least 1, found 0"),
         flags(
             "a checkpoint every 0 steps",
             &["--save-steps", "0"],
             "expected a whole number of at least 1, found 0",
         ),
         flags(
-            "a clock that runs backwards",
+            "a negative checkpoint interval",
             &["--save-minutes", "-1"],
             "expected a number of at least 0, found -1",
         ),
-        flags("--fit to nothing", &["--fit"], "expected gpu.memory beside it, found none"),
+        flags("--fit without a memory limit", &["--fit"], "expected gpu.memory to be set, found none"),
         flags(
-            "layers that are not there",
+            "layers that do not exist",
             &["--target-modules", "no_such_proj"],
             "no_such_proj, which matches none",
         ),
         flags(
-            "a method that samples nothing, of rows without good answers",
+            "a method that needs good answers, with flagged answers only",
             &["--method", "sft"],
             "expected rows with a good answer, found none",
         ),
         data(
-            "no file",
+            "a missing file",
             |room| std::fs::remove_file(room.path("flagged.jsonl")).unwrap(),
             "expected a file at flagged.jsonl, found nothing",
         ),
@@ -88,7 +92,7 @@ fn cases() -> Vec<Case> {
             "expected at least one row, found none",
         ),
         data(
-            "a row cut off",
+            "a truncated row",
             |room| room.write("flagged.jsonl", format!("{ROW}{}", &ROW[..30])),
             "flagged.jsonl:2: expected one JSON object, found invalid JSON",
         ),
@@ -98,7 +102,7 @@ fn cases() -> Vec<Case> {
             "flagged.jsonl:2: expected UTF-8 text, found an invalid byte at column 13",
         ),
         data(
-            "rows of two forms",
+            "rows in two different forms",
             |room| {
                 room.write(
                     "flagged.jsonl",
@@ -113,28 +117,28 @@ fn cases() -> Vec<Case> {
             "flagged.jsonl:1: expected a line of at most 100000000 bytes",
         ),
         data(
-            "a number for a text",
+            "a number instead of a text",
             |room| room.write("flagged.jsonl", ROW.replace("\"b\"", "3")),
             "flagged.jsonl:1: completion: expected a string",
         ),
         data(
-            "other keys",
+            "unknown keys",
             |room| room.write("flagged.jsonl", "{\"question\": \"a\"}\n"),
             "flagged.jsonl:1: expected the keys",
         ),
         data(
-            "half a gzip file",
+            "a truncated gzip file",
             |room| room.write("flagged.jsonl", [0x1f, 0x8b, 8, 0, 0]),
             "flagged.jsonl:1: expected readable data",
         ),
         data(
-            "weights cut off",
+            "a truncated weights file",
             |room| {
                 let path = room.path("model/model.safetensors");
                 let bytes = std::fs::read(&path).unwrap();
                 std::fs::write(path, &bytes[..3000]).unwrap();
             },
-            "expected a whole safetensors file",
+            "expected a complete safetensors file",
         ),
         data(
             "weights in a pickle",
@@ -150,12 +154,12 @@ fn cases() -> Vec<Case> {
             "MambaForCausalLM",
         ),
         data(
-            "a config.json that is cut off",
+            "a truncated config.json",
             |room| room.write("model/config.json", "{"),
             "found EOF while parsing",
         ),
         data(
-            "a folder that is somebody's",
+            "an output folder with other files in it",
             |room| {
                 std::fs::create_dir(room.path("out")).unwrap();
                 room.write("out/thesis.tex", "");
@@ -188,9 +192,10 @@ fn every_line_of_the_table() {
     }
     let path = of_repository("docs/bad-inputs.md");
     if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
-        let head = "# Bad inputs\n\nWhat `aweigh align --model model --train flagged.jsonl --output-dir out` \
-                    says of each, with nothing written. A test has every line: `cargo test --test cli \
-                    inputs`; with `AWEIGH_WRITE_DOCS=1` it writes this file.\n\n";
+        let head = "# Bad inputs\n\nThe error message of `aweigh align --model model --train flagged.jsonl \
+                    --output-dir out` for each invalid input. Nothing is written to the output folder. \
+                    `cargo test --test cli inputs` checks every line; `cargo xtask docs` writes this \
+                    file.\n\n";
         std::fs::write(&path, format!("{head}{table}")).unwrap();
     }
     let text = std::fs::read_to_string(&path).expect("docs/bad-inputs.md");

@@ -52,7 +52,7 @@ fn succeed(room: &Room, line: &[&str]) -> String {
     stderr
 }
 
-/// A run's adapter, and what it logged, without the speed.
+/// A run's adapter, and its log lines without the speed.
 fn result(room: &Room, folder: &str) -> (Vec<u8>, [Vec<Value>; 3]) {
     let lines = |name: &str| -> Vec<Value> {
         let text = fs::read_to_string(room.path(folder).join(name)).unwrap();
@@ -87,7 +87,7 @@ fn spawn(room: &Room, line: &[&str]) -> Child {
     room.process().args(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// The highest step of a whole checkpoint: one whose manifest, written last, is there.
+/// The highest step with a complete checkpoint: one that has its manifest, which is written last.
 fn last_checkpoint(folder: &Path) -> Option<usize> {
     let step = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().ok()?;
@@ -151,7 +151,7 @@ fn an_interrupt_keeps_the_step_and_the_run_goes_on() {
     let room = Room::new();
     succeed(&room, &line("whole", "40", &[]));
     for signal in ["INT", "TERM"] {
-        // No checkpoint is due by time.
+        // No checkpoint is due yet, by time.
         let mut child = room
             .process()
             .args(line("cut", "40", &[]).iter().filter(|flag| **flag != "--quiet"))
@@ -172,12 +172,12 @@ fn an_interrupt_keeps_the_step_and_the_run_goes_on() {
         assert_eq!(output.status.code(), Some(130), "{signal}: {stderr}");
         let step = last_checkpoint(&room.path("cut")).expect("a checkpoint");
         assert!(
-            stderr.contains(&format!("stopped after step {step}; aweigh align --resume cut goes on")),
+            stderr.contains(&format!("stopped after step {step}; resume with: aweigh align --resume cut")),
             "{stderr}"
         );
         assert!((1..40).contains(&step), "{step}");
         let said = succeed(&room, &["align", "--resume", "cut"]);
-        assert!(said.contains(&format!("going on after step {step}")), "{said}");
+        assert!(said.contains(&format!("resuming after step {step}")), "{said}");
         assert_same(&room, "cut", "whole");
         fs::remove_dir_all(room.path("cut")).unwrap();
     }
@@ -215,7 +215,7 @@ fn a_lost_gpu_is_opened_again_and_the_result_is_the_same() {
     for at in spread(submits * 3 / 4, 4) {
         let (code, stderr) = faulty(&format!("device-lost@{at}"), &line("cut", "12", &SAVED));
         assert_eq!(code, Some(0), "at submit {at}: {stderr}");
-        assert!(stderr.contains("opening it again") && !stderr.contains("panicked"), "{stderr}");
+        assert!(stderr.contains("reopening it") && !stderr.contains("panicked"), "{stderr}");
         assert_same(&room, "cut", "whole");
     }
     // The GPU is lost at the first submit each time: the run gives up, and can be resumed.
@@ -228,8 +228,8 @@ fn a_lost_gpu_is_opened_again_and_the_result_is_the_same() {
     assert_same(&room, "cut", "whole");
 }
 
-/// A run whose GPU is lost again and again while it draws anchors ends, keeps the anchors that it has, and
-/// resumes with them.
+/// A run whose GPU is lost again and again while it samples anchors ends and keeps the anchors that it has.
+/// It resumes with them.
 #[test]
 fn anchors_that_were_drawn_are_not_lost_with_the_gpu() {
     let room = Room::new();
@@ -249,7 +249,7 @@ fn anchors_that_were_drawn_are_not_lost_with_the_gpu() {
     assert!(done > 0 && done < pools.len(), "{done} of {} drawn", pools.len());
     assert!(folder.ends_with(format!("anchors-{done}")), "{folder:?}");
     let said = succeed(&room, &["align", "--resume", "cut"]);
-    assert!(said.contains("going on with the anchors that were drawn"), "{said}");
+    assert!(said.contains("resuming with the anchors sampled so far"), "{said}");
     assert_same(&room, "cut", "whole");
 }
 
@@ -278,7 +278,7 @@ fn a_model_that_is_written_to_during_a_run_is_noticed() {
         (output.status.code(), texts(&output).1)
     };
     let expected =
-        "model.safetensors: expected the file as it was opened, found a file that was written to since";
+        "model.safetensors: expected a file that is unchanged since it was opened, found a changed file";
     let (code, stderr) = run(&format!("device-lost@{}", submits * 3 / 4));
     assert!(code == Some(2) && stderr.contains(&format!("error: model/{expected}")), "{code:?} {stderr}");
     let (code, stderr) = run("");
@@ -297,7 +297,7 @@ fn an_allocation_that_fails_ends_a_run_cleanly() {
             room.command().args(line("cut", "2", &[])).env("AWEIGH_FAULTS", &faults).output().unwrap();
         let (_, stderr) = texts(&output);
         assert_eq!(output.status.code(), Some(1), "{faults}: {stderr}");
-        assert_eq!(stderr.matches("error: out of GPU memory: no ").count(), 1, "{faults}: {stderr}");
+        assert_eq!(stderr.matches("error: out of GPU memory: cannot ").count(), 1, "{faults}: {stderr}");
         assert!(!stderr.contains("panicked"), "{faults}: {stderr}");
         // Either nothing was written, or it can be resumed.
         if room.path("cut").exists() {
@@ -339,7 +339,7 @@ fn what_a_run_does_not_go_on_with() {
     interrupted(&room);
     room.refuses(
         &["align", "--resume", "cut", "--learning-rate", "1e-4", "--max-steps", "9"],
-        &["--resume: expected no other settings", "found --learning-rate, --max-steps", "begin a new run"],
+        &["--resume: expected no other settings", "found --learning-rate, --max-steps", "start a new run"],
     );
     room.refuses(
         &line("cut", "24", &[]),
@@ -349,7 +349,7 @@ fn what_a_run_does_not_go_on_with() {
     room.edit("cut/config.toml", "learning_rate = 0.001", "learning_rate = 0.002");
     room.refuses(
         &["align", "--resume", "cut"],
-        &["cut/config.toml: expected the settings that the run was begun with"],
+        &["cut/config.toml: expected the settings that the run was started with"],
     );
     room.write("cut/config.toml", &text);
     let rows = fs::read(room.path("flagged.jsonl")).unwrap();
@@ -359,16 +359,16 @@ fn what_a_run_does_not_go_on_with() {
     );
     room.refuses(
         &["align", "--resume", "cut"],
-        &["--train, as the run was begun: expected", "bytes, CRC-32 ", "bring back"],
+        &["--train, as when the run was started: expected", "bytes, CRC-32 ", "restore what"],
     );
     room.write("flagged.jsonl", &rows);
     let weights = fs::read(room.path("model/model.safetensors")).unwrap();
     let mut changed = weights.clone();
     *changed.last_mut().unwrap() ^= 1;
     room.write("model/model.safetensors", &changed);
-    room.refuses(&["align", "--resume", "cut"], &["--model, as the run was begun: expected"]);
+    room.refuses(&["align", "--resume", "cut"], &["--model, as when the run was started: expected"]);
     room.write("model/model.safetensors", &weights);
-    // A damaged checkpoint is skipped; if all are damaged, the run begins again.
+    // A damaged checkpoint is skipped; if all are damaged, the run starts over.
     let last = last_checkpoint(&room.path("cut")).unwrap();
     let place = room.path(&format!("cut/checkpoint-{last}/state.safetensors"));
     let mut bytes = fs::read(&place).unwrap();
@@ -388,7 +388,7 @@ fn what_a_run_does_not_go_on_with() {
     let _ = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
     let (_, stderr) = texts(&child.wait_with_output().unwrap());
     assert!(stderr.contains(&format!("checkpoint-{last}: state.safetensors is damaged")), "{stderr}");
-    assert!(stderr.contains(&format!("going on after step {}", last - 1)), "{stderr}");
+    assert!(stderr.contains(&format!("resuming after step {}", last - 1)), "{stderr}");
 }
 
 /// A disk of a given size, if this process may make one.
@@ -420,7 +420,7 @@ impl Drop for Disk {
     }
 }
 
-/// A checkpoint takes about 3.5 MB here: the first fits, the next does not beside it.
+/// A checkpoint takes about 3.5 MB here: the first one fits on the disk, a second one does not.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
@@ -429,10 +429,10 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
     succeed(&room, &line("whole", "12", &[]));
     let said = succeed(&room, &line("disk/run", "12", &SAVED));
     assert!(said.contains("cannot write") && said.contains("No space left"), "{said}");
-    assert!(said.contains("the run goes on without this checkpoint"), "{said}");
+    assert!(said.contains("the run continues without this checkpoint"), "{said}");
     assert_same(&room, "disk/run", "whole");
-    // The disk is so full that not even a line of figures fits. The run goes on all the same, and can be
-    // resumed from its last checkpoint.
+    // The disk is so full that not even a line of figures fits. The run continues, and can be resumed from
+    // its last checkpoint.
     fs::remove_dir_all(room.path("disk/run")).unwrap();
     let mut child = spawn(&room, &line("disk/run", "4000", &SAVED));
     while last_checkpoint(&room.path("disk/run")).is_none() {

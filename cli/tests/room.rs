@@ -10,8 +10,25 @@ use flate2::read::GzDecoder;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// What `align` needs beside a model.
+/// Flags that `align` needs besides a model.
 pub const TRAIN: [&str; 4] = ["--train", "flagged.jsonl", "--output-dir", "out"];
+
+/// Flags of a short evaluation.
+pub const SHORT: [&str; 6] = ["--max-new-tokens", "8", "--seed", "3", "--max-samples", "6"];
+
+/// Flags of a small run that goes through all phases.
+pub const SMALL: [&str; 10] = [
+    "--max-samples",
+    "10",
+    "--max-steps",
+    "2",
+    "--num-samples",
+    "2",
+    "--max-new-tokens",
+    "8",
+    "--train",
+    "flagged.jsonl",
+];
 
 /// A path in the repository.
 pub fn of_repository(path: &str) -> PathBuf {
@@ -22,7 +39,7 @@ pub fn assets() -> PathBuf {
     of_repository("assets/tiny")
 }
 
-/// A folder to work in: `flagged.jsonl` and a copy of the embedded model in `model/`.
+/// A folder to work in: `flagged.jsonl` and a copy of the built-in model in `model/`.
 pub struct Room(pub TempDir);
 
 impl Room {
@@ -45,12 +62,33 @@ impl Room {
         room
     }
 
+    /// A room with pairs of answers of the built-in model too: 60 in `train.jsonl`, 12 in `held.jsonl`.
+    pub fn with_pairs() -> Self {
+        let room = Self::new();
+        let packed = fs::File::open(assets().join("heldout.jsonl.gz")).unwrap();
+        let text = std::io::read_to_string(GzDecoder::new(packed)).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        room.write("train.jsonl", lines[..60].join("\n"));
+        room.write("held.jsonl", lines[60..72].join("\n"));
+        room
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         fs::write(self.path(name), text).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    /// The objects of a JSONL file.
+    pub fn lines(&self, name: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Replaces a piece of a text file.
@@ -80,12 +118,12 @@ impl Room {
         Command::from_std(self.process())
     }
 
-    /// The same as a process that a test can watch while it runs.
+    /// Like [`Room::command`], as a process that a test can watch while it runs.
     pub fn process(&self) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_aweigh"));
         // Mesa's Wayland layer complains on stderr where there is no such folder.
         command.current_dir(self.0.path()).env_remove("RUST_LOG").env("XDG_RUNTIME_DIR", self.0.path());
-        // No other choices of kernels than those that the test itself has measured.
+        // An empty cache: only kernel choices that the test itself measures are used.
         command.env("AWEIGH_CACHE_DIR", self.path("cache"));
         command
     }

@@ -1,6 +1,6 @@
-// Sizes of an attention layer, and where its operands are, in vec4s: the row of token t starts at `at` + t *
-// `stride`, and its heads are `head` apart. Queries, keys and values may be columns of one projection, in any
-// order. A gradient has the layout of its operand; o and do are (T, H, HEAD_DIM).
+// Sizes of an attention layer, and the places of its operands, in vec4s: the row of token t starts at `at` +
+// t * `stride`, and its heads are `head` apart. Queries, keys and values may be columns of one projection, in
+// any order. A gradient has the layout of its operand; o and do are (T, H, HEAD_DIM).
 const VECTORS = HEAD_DIM / 4u;
 struct Params {
     queries: u32, heads: u32, kv_heads: u32, scale: f32,
@@ -22,8 +22,7 @@ fn in_window(range: vec4<u32>) -> vec4<u32> {
     let of_prefix = min(hidden, prefix);
     return vec4<u32>(range.x + of_prefix, range.y, range.z + hidden - of_prefix, range.w);
 }
-// The same from a key's side, by their positions: whether the key is in the query's window. The key is not
-// after the query.
+// Whether a key is in a query's window, from their positions. The key must not come after the query.
 fn near(query: u32, key: u32) -> bool { return query - key < p.window; }
 
 // CAP: a score s becomes cap * tanh(s / cap) (Gemma 2, 2408.00118). tanh is written so that large scores of

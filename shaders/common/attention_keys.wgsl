@@ -1,5 +1,5 @@
-// How a tile of queries walks over its keys, for attention_tiled.wgsl and attention_dq_tiled.wgsl, which bind
-// k, v and ranges.
+// The loop of a tile of queries over its keys, for attention_tiled.wgsl and attention_dq_tiled.wgsl, which
+// bind k, v and ranges.
 // Keys come in runs without gaps: keys that no row of the tile sees are neither read nor multiplied.
 var<workgroup> staged: array<vec4<f32>, KEYS * STRIDE>;  // (KEYS, VECTORS): keys or values
 var<workgroup> weights: array<vec4<f32>, KEYS * PAD>;    // (KEYS, QUADS): one for each row of a quad
@@ -28,14 +28,15 @@ fn find_run(part: u32, cursor: u32, first: u32, last: u32) -> vec2<u32> {
     return vec2<u32>(start, end);
 }
 
-// The same for all invocations, which must all call it. It has a barrier before and after.
+// find_run's result for all invocations. All of them must call it; it has a barrier before and after the
+// load.
 fn next_run(part: u32, cursor: u32, first: u32, last: u32, lane: u32) -> vec2<u32> {
     if lane == 0u { next = find_run(part, cursor, first, last); }
     return workgroupUniformLoad(&next);
 }
 
-// Past a run's end its last key is staged again, because the memory there may hold NaN. The weights of these
-// keys are zero.
+// Past a run's end, its last key is staged again, because the memory there may contain NaN. The weights of
+// these keys are zero.
 fn stage_keys(base: u32, end: u32, kv_head: u32, lane: u32) {
     for (var i = lane; i < KEYS * VECTORS; i += LANES) {
         let key = min(base + i / VECTORS, end - 1u);

@@ -1,13 +1,14 @@
-// What the tiled attention kernels share. A workgroup of LANES invocations owns TILE rows: of the queries (a
-// token with one of the heads that share a kv head) or of the keys. Four neighbouring rows are a quad, and
+// Shared code of the tiled attention kernels. A workgroup of LANES invocations owns TILE rows: of the queries
+// (a token with one of the heads that share a kv head) or of the keys. Four neighbouring rows are a quad, and
 // SIDE invocations share a quad: each multiplies the quad with every SIDE-th staged row, and then sums every
-// SIDE-th vector of the staged rows. The rows that a workgroup owns are read through the cache, where the
-// SIDE invocations of a quad meet; workgroup memory is for what all quads read.
+// SIDE-th vector of the staged rows. The rows that a workgroup owns are read through the cache, which
+// serves the SIDE invocations of a quad; workgroup memory is for the rows that all quads read.
 const LANES = 64u;
 const SIDE = 8u;
 const QUADS = LANES / SIDE;
 const TILE = QUADS * 4u;
-// Odd strides in vec4s: neither SIDE rows nor SIDE vectors of one row are in the same memory banks.
+// Strides are odd numbers of vec4s, so that neither SIDE rows nor SIDE vectors of one row are in the same
+// memory banks.
 const STRIDE = VECTORS | 1u;
 const PAD = QUADS + 1u;
 

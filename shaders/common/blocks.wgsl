@@ -1,10 +1,10 @@
-// Quantised weights in the words of w, laid out as in src/gpu/blocks.rs: codes of 4 or 8 bits; from word
-// p.w_scales on the scales, one entry for each block of 16 or 32 codes; with Q4K, Q5K and Q6K from word
-// p.w_supers on f16 factors on the scales, one entry for 256 codes.
-// The value of a weight follows ggml's formats. Every product but the last is exact in f32, so results equal
-// those of f32 weights bit for bit.
+// Quantised weights in the words of w, laid out as in src/gpu/blocks.rs: codes of 4 or 8 bits; starting at
+// word p.w_scales, the scales, one entry for each block of 16 or 32 codes; with Q4K, Q5K and Q6K, starting at
+// word p.w_supers, f16 factors on the scales, one entry for 256 codes.
+// The values of weights are those of ggml's formats. Every product but the last is exact in f32, so results
+// equal those of f32 weights bit for bit.
 
-// The value of an f16. unpack2x16float may treat subnormal numbers as zero, and scales are often that small.
+// The value of an f16. unpack2x16float may flush subnormal numbers to zero, and scales are often that small.
 fn from_half(bits: u32) -> f32 {
     let mantissa = bits & 0x3ffu;
     let exponent = (bits >> 10u) & 31u;

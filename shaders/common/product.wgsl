@@ -1,5 +1,5 @@
-// A matrix product's sizes and where its operands lie: row i of an operand starts at its `at` + i * its
-// `stride`, in elements.
+// A matrix product's sizes and the places of its operands, in elements: row i of an operand starts at its
+// `at` + i * its `stride`.
 // w_scales, w_supers: see common/blocks.wgsl.
 struct Params {
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,

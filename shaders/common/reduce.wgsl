@@ -1,7 +1,7 @@
-// Sums and maxima over a workgroup of WORKGROUP invocations, in a fixed order. All invocations must call, and
-// all get the result. Control flow with further barriers may depend on the result, because it comes from
-// workgroupUniformLoad: browsers accept that of no other function. workgroupUniformLoad has a barrier before
-// and after the load.
+// Sums and maxima over a workgroup of WORKGROUP invocations, in a fixed order. All invocations must call
+// these functions, and all get the result. Control flow with further barriers may depend on it, because it is
+// loaded with workgroupUniformLoad, the only function whose result browsers accept there.
+// workgroupUniformLoad has a barrier before and after the load.
 var<workgroup> reduce_scratch: array<f32, WORKGROUP>;
 
 fn workgroup_sum(value: f32, lane: u32) -> f32 {

@@ -1,5 +1,5 @@
-//! The measurements of `aweigh bench`: how fast is this adapter? Single kernels are compared with the
-//! adapter's own peak, and whole steps are timed.
+//! The measurements of `aweigh bench`, of one adapter's speed. Single kernels are compared with the adapter's
+//! own peak, and whole steps are timed.
 //!
 //! Every result lists all its runs, as seconds or as rates; readers take the median. The first run compiles
 //! shaders and is not in the list.
@@ -27,7 +27,7 @@ pub fn median(values: &[f64]) -> f64 {
     0.5 * (middle((sorted.len().saturating_sub(1)) / 2) + middle(sorted.len() / 2))
 }
 
-/// How often something is timed, and for how long.
+/// The number and the least length of timed runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Runs {
     /// Runs whose seconds are kept.
@@ -44,8 +44,8 @@ impl Runs {
     }
 }
 
-/// Times what `record` records. Each run repeats it until the run is long enough. Returns the seconds of one
-/// repetition, for each of `runs`.
+/// Times the commands that `record` records. Each run repeats it until the run is long enough. Returns the
+/// seconds of one repetition, for each of `runs`.
 async fn time(
     gpu: &Gpu,
     runs: Runs,

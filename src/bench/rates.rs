@@ -29,10 +29,10 @@ impl Peak {
 const INVOCATIONS: usize = 1 << 16;
 const ROUNDS: u32 = 64;
 
-/// Measures the peak: multiplications and additions in registers alone.
+/// Measures the peak: multiplications and additions in registers only.
 ///
 /// # Errors
-/// What the device reports.
+/// An error that the device reports.
 pub async fn peak(gpu: &Gpu, runs: Runs) -> Result<Peak> {
     let out = Tensor::new(gpu, Purpose::Staging, "peak", INVOCATIONS, DType::F32)?;
     let mut operations = 0.0;
@@ -47,9 +47,9 @@ pub async fn peak(gpu: &Gpu, runs: Runs) -> Result<Peak> {
 /// One kernel on one shape.
 #[derive(Debug, Clone, Serialize)]
 pub struct Rate {
-    /// The shader's variant, or what is measured.
+    /// The shader's variant, or the name of the measurement.
     pub kernel: String,
-    /// Its shape and types, for people to read.
+    /// The shape, for people to read.
     pub shape: String,
     /// Floating-point operations that the shape needs.
     pub operations: f64,
@@ -94,7 +94,7 @@ const DECODING: usize = 16;
 /// with its kernel's family, for every kernel that can compute the product; the default kernel comes first.
 ///
 /// # Errors
-/// What the device reports, or tensors over its limits.
+/// An error that the device reports, or tensors over its limits.
 pub async fn matmul(
     gpu: &Gpu,
     form: Form,

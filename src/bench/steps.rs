@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::Result;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{Gpu, Purpose, Recorder};
-use crate::kernels::sample::Settings;
+use crate::kernels::sample::SamplingParams;
 use crate::loss::{Formula, Loss};
 use crate::model::{Capacity, Decoder, Workspace};
 use crate::nn::{Arenas, Recompute};
@@ -52,7 +52,7 @@ pub struct Held {
 /// memory in bytes.
 ///
 /// # Errors
-/// A batch over the model's context, and what the device reports.
+/// A batch over the model's context, or an error that the device reports.
 pub async fn step(
     gpu: &Gpu,
     decoder: Decoder,
@@ -172,7 +172,7 @@ async fn pass(
 pub struct SamplingTimes {
     /// Tokens of the prompt.
     pub prompt: usize,
-    /// Answers drawn together.
+    /// Answers sampled together.
     pub answers: usize,
     /// Tokens of each answer.
     pub new_tokens: usize,
@@ -193,7 +193,7 @@ pub async fn sampling(
     runs: usize,
 ) -> Result<SamplingTimes> {
     let prompt_ids = ids(prompt, decoder.config().vocab);
-    let settings = Settings {
+    let settings = SamplingParams {
         temperature: 1.0,
         top_k: 0,
         top_p: 0.95,

@@ -16,7 +16,7 @@ pub const SHAPES: [(&str, &str); 1] = [(
         "max_position_embeddings": 8192, "tie_word_embeddings": true}"#,
 )];
 
-/// Number of random weights that are repeated through a model: so many that no cache holds the pattern.
+/// Number of random weights that are repeated through a model: too many for any cache.
 const DISTINCT: usize = 1 << 20;
 
 /// A made-up model.
@@ -50,7 +50,7 @@ impl Synthetic {
         Ok(Some(Self { name, config, weights }))
     }
 
-    /// Its configuration.
+    /// The model's configuration.
     ///
     /// # Errors
     /// None: the configurations are those of this file.
@@ -58,7 +58,7 @@ impl Synthetic {
         DecoderConfig::parse(self.config.as_bytes(), self.name)
     }
 
-    /// Its decoder on `gpu`.
+    /// The model's decoder on `gpu`.
     ///
     /// # Errors
     /// As [`Decoder::load`].

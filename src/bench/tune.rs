@@ -6,14 +6,14 @@ use crate::gpu::{Choice, DType, Gpu, Tuning};
 use crate::kernels::matmul::{Dims, Form, TERMS, TOKEN_CLASSES, class};
 use crate::model::DecoderConfig;
 
-/// A product to be measured.
+/// A product to measure.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
-    /// Its layout.
+    /// The product's layout.
     pub form: Form,
     /// The weights' type.
     pub dtype: DType,
-    /// Its sizes.
+    /// The product's sizes.
     pub dims: Dims,
 }
 
@@ -54,7 +54,7 @@ const WORTH: f64 = 1.05;
 /// Measures `products`. After each product, `each` gets its class and the choice.
 ///
 /// # Errors
-/// What the device reports, or what `each` returns.
+/// An error that the device reports or `each` returns.
 pub async fn tune(
     gpu: &Gpu,
     products: &[Product],

@@ -8,16 +8,16 @@ use toml::de::{DeTable, DeValue};
 use super::PartialConfig;
 use crate::error::{Error, Result};
 
-/// What one source says, and where it says it.
+/// The settings from one source, with the place where each was written.
 #[derive(Clone, Debug, Default)]
 pub struct Layer {
     /// The settings.
     pub(super) values: PartialConfig,
-    /// From `section.key` to `file:line: section.key` or `--flag`.
+    /// Maps `section.key` to `file:line: section.key` or `--flag`.
     pub(super) places: BTreeMap<String, String>,
 }
 
-/// Names that people bring from elsewhere, too far from ours to be found by their letters.
+/// Names from other programs (or short forms), too different from ours to be found by edit distance.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("lr", "learning_rate"),
     ("epochs", "num_train_epochs"),
@@ -40,8 +40,8 @@ impl Layer {
     /// Reads a TOML file's `text`; `origin` is its name in messages.
     ///
     /// # Errors
-    /// [`Error::Input`] with the line for broken TOML, for a key that does not exist (with the nearest that
-    /// does), and for a value of the wrong kind. Ranges are checked later, by [`super::RunConfig::resolve`].
+    /// [`Error::Input`] with the line, for invalid TOML, an unknown key (the message suggests the nearest
+    /// known one) or a value of the wrong type. Ranges are checked later, by [`super::RunConfig::resolve`].
     pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
         let table = DeTable::parse(text).map_err(|error| wrong_value(text, origin, &error, None))?;
         let mut places = BTreeMap::new();
@@ -79,7 +79,7 @@ impl Layer {
         Ok(Self { values, places })
     }
 
-    /// What the command line says.
+    /// The settings given as flags.
     #[cfg(feature = "clap")]
     pub fn from_flags(values: PartialConfig) -> Self {
         let places = values.given().into_iter().map(|key| {
@@ -89,7 +89,7 @@ impl Layer {
         Self { places: places.collect(), values }
     }
 
-    /// `self` on top of `below`.
+    /// Merges two layers: `self` overrides `below`.
     pub(super) fn over(self, below: Self) -> Self {
         let mut places = below.places;
         places.extend(self.places);
@@ -97,13 +97,13 @@ impl Layer {
     }
 }
 
-/// The line number, from 1, of a byte range of `text`.
+/// The number of the line in which a byte range of `text` starts, counted from 1.
 fn line_of(text: &str, span: Range<usize>) -> usize {
     text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// The error for TOML that does not parse, or a value of the wrong kind. serde says "X, expected Y": both are
-/// kept.
+/// The error for invalid TOML or a value of the wrong type. serde's message "X, expected Y" is split into
+/// what was found and what was expected.
 fn wrong_value(text: &str, origin: &str, error: &toml::de::Error, place: Option<String>) -> Error {
     let place = place.unwrap_or_else(|| match error.span() {
         Some(span) => format!("{origin}:{}", line_of(text, span)),
@@ -120,18 +120,18 @@ fn wrong_value(text: &str, origin: &str, error: &toml::de::Error, place: Option<
     Error::input(place, expected, found, fix)
 }
 
-/// What serde calls a type, in words.
+/// serde's name of a type, in plain words.
 fn plain_kind(expected: &str) -> &str {
     match expected {
         "usize" | "u64" | "u32" => "a whole number of at least 0",
         "f64" | "f32" => "a number",
         "a boolean" => "true or false",
-        "a string" | "path string" => "a text in quotes",
+        "a string" | "path string" => "a string in quotes",
         other => other,
     }
 }
 
-/// What serde has found: `invalid type: string "2"` is the text "2".
+/// What serde found, in plain words: `invalid type: string "2"` becomes `the text "2"`.
 fn plain_found(found: &str) -> String {
     let Some((_, value)) = found.strip_prefix("invalid ").and_then(|rest| rest.split_once(": ")) else {
         return found.into();
@@ -153,7 +153,7 @@ fn plain_found(found: &str) -> String {
 fn unknown_section(origin: &str, line: usize, found: &str) -> Error {
     let names: Vec<_> = PartialConfig::SECTIONS.iter().map(|section| format!("[{}]", section.0)).collect();
     let place = format!("{origin}:{line}: {found}");
-    Error::input(place, names.join(", "), format!("{found:?}, which is no section"), place_for(found))
+    Error::input(place, names.join(", "), format!("{found:?}, which is not a section"), place_for(found))
 }
 
 fn unknown_key(place: String, section: &str, found: &str) -> Error {
@@ -167,7 +167,7 @@ fn unknown_key(place: String, section: &str, found: &str) -> Error {
     })
 }
 
-/// What was probably meant by a name that is wrong where it is: the nearest key of all, with its section.
+/// Suggests what an unknown name was meant to be: the nearest section, or the nearest key of any section.
 fn place_for(found: &str) -> String {
     let target = OTHER_NAMES.iter().find(|(other, _)| *other == found).map_or(found, |(_, ours)| ours);
     let section_names = PartialConfig::SECTIONS.iter().map(|section| section.0);
@@ -186,12 +186,12 @@ fn place_for(found: &str) -> String {
     }
 }
 
-/// The candidate with the fewest letters to change, and their number.
+/// The candidate with the smallest edit distance, and that distance.
 fn nearest<'a>(found: &str, candidates: impl Iterator<Item = &'a str>) -> Option<(&'a str, usize)> {
     candidates.map(|candidate| (candidate, distance(found, candidate))).min_by_key(|(_, distance)| *distance)
 }
 
-/// Levenshtein's distance between two names, `-` and `_` counting as one letter and case not at all.
+/// Levenshtein distance between two names; ignores case and treats `-` and `_` as equal.
 fn distance(a: &str, b: &str) -> usize {
     let letters = |text: &str| text.to_lowercase().replace('-', "_").chars().collect::<Vec<_>>();
     let (a, b) = (letters(a), letters(b));

@@ -1,9 +1,9 @@
 //! A run's settings: a TOML file and flags, merged and checked into one [`RunConfig`].
 //!
-//! Parse, validate, then run: a [`Layer`] is what one source said (every key may be absent, and each
-//! remembers where it was written), [`RunConfig::resolve`] puts the layers over each other and checks the
-//! result, and nothing after that sees a setting that is missing or out of range. Field names are those of
-//! Hugging Face's transformers, TRL and PEFT.
+//! A [`Layer`] holds the settings from one source: every key may be absent, and the place where each key was
+//! written is kept for messages. [`RunConfig::resolve`] merges the layers and checks the result, so that no
+//! later code sees a setting that is missing or out of range. Field names are those of Hugging Face's
+//! transformers, TRL and PEFT.
 
 mod file;
 #[macro_use]
@@ -21,7 +21,7 @@ pub use file::Layer;
 pub use sections::*;
 pub use values::{MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
 
-/// A run's settings as one source gives them; every key may be absent. Doubles as `align`'s flags.
+/// A run's settings from one source; every key may be absent. Also declares the flags of `align`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "clap", derive(clap::Args))]
 #[serde(default, deny_unknown_fields)]
@@ -58,14 +58,13 @@ pub struct PartialConfig {
     pub gpu: GpuFlags,
 }
 
-/// A run's settings, complete and checked. Made by [`RunConfig::resolve`]; [`RunConfig::to_toml`] writes it
-/// back.
+/// A run's settings, complete and checked. [`RunConfig::resolve`] makes it, [`RunConfig::to_toml`] writes it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
-    /// What is trained.
+    /// The model that is trained.
     pub model: ModelConfig,
-    /// What it is trained on.
+    /// The training and held-out examples.
     pub data: DataConfig,
     /// The loss.
     pub method: MethodConfig,
@@ -75,17 +74,17 @@ pub struct RunConfig {
     pub reference: ReferenceConfig,
     /// Which weights are trained.
     pub lora: LoraConfig,
-    /// The optimizer and the steps.
+    /// Optimizer, schedule, batches and steps.
     pub train: TrainConfig,
     /// When a run ends early.
     pub stop: StopConfig,
-    /// What is written.
+    /// What is written, and where.
     pub output: OutputConfig,
-    /// The adapter.
+    /// Which GPU is used, and how.
     pub gpu: GpuConfig,
 }
 
-/// Calls `$with` once with every section's name and flags type: the one list of sections beside the two
+/// Calls `$with` once with every section's name and flags type: the only list of sections besides the two
 /// structs.
 macro_rules! sections {
     ($with:ident) => {
@@ -103,12 +102,12 @@ macro_rules! over_sections {
             /// Every section with its keys.
             pub const SECTIONS: &[(&str, &[&str])] = &[$((stringify!($section), $flags::KEYS)),*];
 
-            /// `self` where it says something, `below` elsewhere.
+            /// The values of `self`, and those of `below` for keys that `self` lacks.
             fn over(self, below: Self) -> Self {
                 Self { $($section: self.$section.over(below.$section)),* }
             }
 
-            /// Defaults for what is absent.
+            /// Fills absent keys with their defaults.
             fn or_defaults(self) -> RunConfig {
                 RunConfig { $($section: self.$section.or_defaults()),* }
             }
@@ -123,7 +122,7 @@ macro_rules! over_sections {
                 keys
             }
 
-            /// The flag of `section.key`, with its dashes; the key itself where there is none.
+            /// The flag of `section.key`, with its dashes; the key itself if it has no flag.
             #[cfg(feature = "clap")]
             pub fn flag(key: &str) -> String {
                 $(if let Some(name) = key.strip_prefix(concat!(stringify!($section), ".")) {
@@ -142,12 +141,12 @@ macro_rules! over_sections {
 sections!(over_sections);
 
 impl MethodConfig {
-    /// [`beta`](Self::beta), or the method's usual one.
+    /// [`beta`](Self::beta), or the method's default.
     pub fn beta(&self) -> f64 {
         self.beta.or(self.method.default_beta()).unwrap_or_default()
     }
 
-    /// [`gamma`](Self::gamma), or the method's usual one.
+    /// [`gamma`](Self::gamma), or the method's default.
     pub fn gamma(&self) -> f64 {
         self.gamma.or(self.method.default_gamma()).unwrap_or_default()
     }
@@ -176,10 +175,11 @@ impl MethodConfig {
 }
 
 impl RunConfig {
-    /// Puts `layers` over each other, the last one on top, fills in the defaults and checks everything.
+    /// Merges `layers` (a later one overrides an earlier one), fills in the defaults and checks all values.
     ///
     /// # Errors
-    /// [`Error::Input`] names the first setting that is missing or out of range, and where it was written.
+    /// [`Error::Input`] names all required settings that are missing, or the first setting that is out of
+    /// range and where it was written.
     pub fn resolve(layers: Vec<Layer>) -> Result<Self> {
         let top = layers.into_iter().reduce(|below, above| above.over(below)).unwrap_or_default();
         let config = top.values.or_defaults();
@@ -188,8 +188,8 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Checks every setting's range. [`Inputs`](crate::train::Inputs) does it for every run. Paths may be
-    /// empty: a run from bytes has none.
+    /// Checks every setting's range. [`Inputs`](crate::train::Inputs) calls it for every run. Paths may be
+    /// empty: a run whose inputs are in memory has none.
     ///
     /// # Errors
     /// [`Error::Input`] names the first setting that is out of range.
@@ -200,19 +200,19 @@ impl RunConfig {
     /// The settings as TOML, defaults included: reading it back gives the same settings.
     ///
     /// # Errors
-    /// [`Error::Input`] for a path that is not UTF-8, the only value that TOML cannot hold.
+    /// [`Error::Input`] for a path that is not UTF-8, the only value that TOML cannot represent.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|error| {
-            Error::input("the run's settings", "text that TOML can hold", error, "use paths in UTF-8")
+            Error::input("the run's settings", "text that TOML can represent", error, "use paths in UTF-8")
         })
     }
 
-    /// What is allowed, but seldom meant: one sentence each, to be shown before the run.
+    /// Warnings about settings that are valid but rarely intended, to be shown before the run.
     pub fn warnings(&self) -> Vec<String> {
         validate::warnings(self)
     }
 }
 
-// They are of flags too.
+// The tests parse flags too, so they need clap.
 #[cfg(all(test, feature = "clap"))]
 mod tests;

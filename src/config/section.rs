@@ -1,10 +1,11 @@
-//! The macro that writes a section of the settings once, for the file, the flags and the program.
+//! The macro that declares a section of the settings once, for the TOML file, the flags and the program.
 
-/// Declares a section: its checked struct (every value there, or `Option` where absence means something), its
-/// flags struct (every value optional, a clap group whose help is the field's text), and what merges them.
+/// Declares a section: a struct of resolved values (`Option` only where absence has a meaning), a struct of
+/// flags (every value optional; a clap group whose help is the fields' docs), and the functions that merge
+/// them.
 ///
-/// A field is its help text, its clap arguments in parentheses, `name: type = default;`. Those after
-/// `optional:` have no default. A test holds the "[default: ...]" in the texts against the defaults here.
+/// A field is its help text, its clap arguments in parentheses, and `name: type = default;`. Fields after
+/// `optional:` have no default. A test compares "[default: ...]" in the help with the defaults here.
 macro_rules! section {
     (
         #[doc = $about:tt]
@@ -32,7 +33,7 @@ macro_rules! section {
         }
 
         #[doc = $about]
-        #[doc = "\n\nAs one source gives it: every key may be absent."]
+        #[doc = "\n\nThe values given by one source: every key may be absent."]
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
         #[cfg_attr(feature = "clap", derive(clap::Args))]
         #[serde(default, deny_unknown_fields)]

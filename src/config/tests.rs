@@ -114,7 +114,11 @@ fn a_value_out_of_range_is_named_with_its_source() {
         let flag = |argument: &&str| text.contains(argument.split('=').next().unwrap());
         assert!(wrong.iter().any(flag) && text.contains("what to do"), "{wrong:?}: {text}");
     }
-    // All that is missing is told at once, by the flags' names.
+    let text = message("", &["--eval-split=dev"]);
+    let expected =
+        "data.split (left at its default): expected a split other than data.eval_split, found none";
+    assert!(text.starts_with(expected), "held-out rows would be trained on: {text}");
+    // One error names all missing settings, by their flags.
     let text = RunConfig::resolve(vec![]).unwrap_err().to_string();
     let places = "--model (model.model), --train (data.train), --output-dir (output.output_dir): expected";
     assert!(text.starts_with(places) && text.contains("found none of them"), "{text}");
@@ -187,14 +191,14 @@ fn constants_of_another_method_are_warned_of() {
     config.method.method = Method::Ga;
     config.method.beta = Some(0.2);
     config.method.alpha = 0.3;
-    assert_eq!(config.warnings(), ["ga has no use for alpha, beta"]);
+    assert_eq!(config.warnings(), ["ga ignores alpha, beta"]);
     config.method.method = Method::Simpo;
     config.method.gamma = Some(0.5);
-    assert_eq!(config.warnings(), ["simpo has no use for alpha"]);
+    assert_eq!(config.warnings(), ["simpo ignores alpha"]);
     config.method.num_samples = 4;
     config.method.length_normalize = true;
     config.reference.positive = ReferenceSource::Ema(0.9);
-    let unused = "simpo has no use for alpha, num_samples, length_normalize, reference.positive";
+    let unused = "simpo ignores alpha, num_samples, length_normalize, reference.positive";
     assert_eq!(config.warnings(), [unused]);
     assert_eq!((config.method.beta(), MethodConfig::default().beta()), (0.2, 0.1));
 }

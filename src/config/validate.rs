@@ -1,4 +1,4 @@
-//! The range of every setting. Each message says where the value was written.
+//! Checks the range of every setting. Each message says where the value was written.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -9,7 +9,7 @@ use crate::loss::Method;
 use crate::model::TargetModules;
 use crate::optim::LrScheduler;
 
-/// Where each setting was written, by `section.key`; `None` of settings that a program has made.
+/// Where each setting was written, by `section.key`; `None` if a program made the settings.
 struct Places<'a>(Option<&'a BTreeMap<String, String>>);
 
 impl Places<'_> {
@@ -39,7 +39,7 @@ impl Places<'_> {
         self.that(key, value.is_finite() && value >= 0.0, "a number of at least 0", value, "give 0 or more")
     }
 
-    /// A share that may be 0, but not 1.
+    /// A fraction from 0 to below 1.
     fn below_one(&self, key: &str, value: f64) -> Result<()> {
         self.that(
             key,
@@ -66,11 +66,11 @@ pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>
     places.at_least_one("output.save_total_limit", config.output.save_total_limit)?;
     places.at_least_one("output.save_steps", config.output.save_steps.unwrap_or(1))?;
     let fits = !config.gpu.fit || config.gpu.memory.is_some();
-    places.that("gpu.fit", fits, "gpu.memory beside it", "none", "add --memory SIZE, as in --memory 4GB")?;
+    places.that("gpu.fit", fits, "gpu.memory to be set", "none", "add --memory SIZE, as in --memory 4GB")?;
     config.gpu.submit_budget.map_or(Ok(()), |budget| places.positive("gpu.submit_budget", budget))
 }
 
-/// The settings without which no run from files can begin, all of those that are missing at once.
+/// Checks the settings that every run from files needs; the error names all that are missing.
 pub(super) fn required(config: &RunConfig) -> Result<()> {
     let all = [
         (
@@ -101,16 +101,19 @@ fn data(config: &RunConfig, places: &Places) -> Result<()> {
     places.at_least_one("data.max_prompt_length", data.max_prompt_length)?;
     places.at_least_one("data.max_completion_length", data.max_completion_length)?;
     places.at_least_one("data.max_samples", data.max_samples.unwrap_or(1))?;
-    let one_set = data.eval.is_none() && data.eval_split.is_some() && data.eval_split == data.split;
-    let found = format!("{:?}, the training split itself", data.eval_split.as_deref().unwrap_or_default());
-    places.that("data.eval_split", !one_set, "another split than data.split", found, "hold out other rows")
+    let apart = data.eval.is_some()
+        || data.eval_split.is_none()
+        || data.split.as_ref().is_some_and(|split| Some(split) != data.eval_split.as_ref());
+    let found = data.split.as_deref().unwrap_or("none, which trains on all rows");
+    let fix = "name the rows to train on, such as split \"train\" with eval_split \"dev\"";
+    places.that("data.split", apart, "a split other than data.eval_split", found, fix)
 }
 
 fn method(config: &RunConfig, places: &Places) -> Result<()> {
     let method = &config.method;
     match method.method {
-        // beta = 0 leaves NPO and alpha = 0 pure anchoring: both are of use for comparison; nothing at all is
-        // not.
+        // beta = 0 leaves NPO's loss, and alpha = 0 the anchors' alone: both are useful for comparison. With
+        // both 0 there is nothing to learn.
         Method::D2o => {
             places.not_negative("method.beta", method.beta())?;
             places.not_negative("method.alpha", method.alpha)?;
@@ -127,19 +130,19 @@ fn method(config: &RunConfig, places: &Places) -> Result<()> {
         _ => {}
     }
     let gamma = method.gamma();
-    places.that("method.gamma", gamma.is_finite(), "a number", gamma, "leave it out for the method's own")?;
+    places.that("method.gamma", gamma.is_finite(), "a number", gamma, "leave it out for the default")?;
     places.positive("method.delta", method.delta)?;
     places.not_negative("method.sft_weight", method.sft_weight)?;
     places.positive("method.desirable_weight", method.desirable_weight)?;
     places.positive("method.undesirable_weight", method.undesirable_weight)?;
     let (plus, minus) = (&config.reference.positive, &config.reference.negative);
     let one = method.method != Method::Kto || plus == minus;
-    let fix = "set both to the same";
+    let fix = "set both to the same source";
     places.that(
         "reference.negative",
         one,
         "the same reference as reference.positive for kto",
-        "another",
+        "a different one",
         fix,
     )?;
     let many = method.num_samples;
@@ -172,7 +175,7 @@ fn anchors(config: &RunConfig, places: &Places) -> Result<()> {
         (1..=MAX_NUM_SEQS).contains(&many),
         range,
         many,
-        "leave it out for 192",
+        "leave it out to use 192",
     )?;
     places.at_least_one("anchors.refresh_every", anchors.refresh_every)
 }
@@ -203,16 +206,16 @@ fn lora(config: &RunConfig, places: &Places) -> Result<()> {
     }
     let clash = !lora.enabled && config.model.adapter.is_some();
     let fix = "merge the adapter with `aweigh export` first, or train an adapter";
-    places.that("model.adapter", !clash, "no start adapter with lora.enabled = false", "one", fix)?;
+    places.that("model.adapter", !clash, "no adapter with lora.enabled = false", "one", fix)?;
     let clash = !lora.enabled && config.model.quantize.is_some();
     let fix = "train an adapter, or leave quantize out";
     let offload = !config.model.offload || lora.enabled;
     places.that(
         "model.offload",
         offload,
-        "no offload with lora.enabled = false",
-        "some",
-        "train an adapter",
+        "false with lora.enabled = false",
+        "true",
+        "train an adapter, or leave offload out",
     )?;
     places.that("model.quantize", !clash, "no quantised weights with lora.enabled = false", "some", fix)
 }
@@ -236,7 +239,7 @@ fn train(config: &RunConfig, places: &Places) -> Result<()> {
         ("train.gradient_accumulation_steps", train.gradient_accumulation_steps),
     ];
     for (key, value) in groups {
-        let fix = "give what fits a step; 8 to 64 are usual";
+        let fix = "give a number in that range; 8 to 64 are usual";
         places.that(key, (1..=65_536).contains(&value), "a whole number from 1 to 65536", value, fix)?;
     }
     places.positive("train.num_train_epochs", train.num_train_epochs)?;
@@ -255,7 +258,7 @@ fn stop(config: &RunConfig, places: &Places) -> Result<()> {
     places.positive("stop.max_perplexity_rise", stop.max_perplexity_rise)
 }
 
-/// A sentence on the settings that were changed and that the method has no use for.
+/// A sentence that names the changed settings that the method ignores.
 fn unused(config: &RunConfig) -> Option<String> {
     use Method::*;
     let (given, usual) = (&config.method, MethodConfig::default());
@@ -271,7 +274,7 @@ fn unused(config: &RunConfig) -> Option<String> {
         ("sft_weight", given.sft_weight != usual.sft_weight, method == Slic),
         ("desirable_weight", given.desirable_weight != usual.desirable_weight, method == Kto),
         ("undesirable_weight", given.undesirable_weight != usual.undesirable_weight, method == Kto),
-        // Methods of flagged answers alone are watched by samples.
+        // Methods that learn from flagged answers only have anchors for their held-out prompts.
         ("num_samples", given.num_samples != usual.num_samples, method.is_of_negatives()),
         ("length_normalize", given.length_normalize, matches!(method, D2o | Dpo | Hinge | Slic | Kto | Npo)),
         ("reference.positive", !initial(&config.reference.positive), referred),
@@ -281,10 +284,10 @@ fn unused(config: &RunConfig) -> Option<String> {
         constants.iter().filter(|(_, changed, used)| *changed && !used).map(|(name, ..)| *name).collect();
     let method = serde_json::to_value(method).ok()?;
     let method = method.as_str()?;
-    (!names.is_empty()).then(|| format!("{method} has no use for {}", names.join(", ")))
+    (!names.is_empty()).then(|| format!("{method} ignores {}", names.join(", ")))
 }
 
-/// What is allowed, but seldom meant.
+/// Warnings about settings that are valid but rarely intended.
 pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     let mut warnings = Vec::new();
     let anchors = &config.anchors;
@@ -294,22 +297,23 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
             && anchors.safety_instruction.is_empty());
     if d2o && anchors.online_start_step.is_some() && bare {
         warnings.push(
-            "online anchors come from the bare policy: their mean gradient is zero, so they do not hold the \
-             model; set a safety_instruction or online_sampler = \"reference\""
+            "online anchors are sampled from the policy without an instruction: their mean gradient is zero, \
+             so they do not anchor the model; set online_sampler = \"reference\" or \
+             \"policy_with_instruction\" (with a safety_instruction)"
                 .into(),
         );
     }
     let groups = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps;
     if config.method.method == Method::Kto && groups < 2 {
-        warnings.push("KTO estimates its KL over the answers of a step, and here a step has one".into());
+        warnings.push("KTO estimates its KL over the answers of a step, but here a step has only one".into());
     }
     if d2o && config.method.beta() == 0.0 {
-        warnings.push("beta is 0: nothing holds the model where it started".into());
+        warnings.push("beta is 0: nothing keeps the model close to where it started".into());
     }
     warnings.extend(unused(config));
     if !config.stop.enabled {
         warnings.push(
-            "the stop rule is off: past the point where the behaviour is fixed, training breaks the model"
+            "the stop rule is off: once the flagged behaviour is gone, further training breaks the model"
                 .into(),
         );
     }

@@ -1,11 +1,11 @@
-//! The settings that are neither numbers nor paths.
+//! Types of settings that are neither numbers nor paths.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Declares an enum whose variants read the same in a file and as a flag, in snake_case.
+/// Declares an enum whose variants have the same snake_case names in a file and as a flag's value.
 macro_rules! choice {
     ($(#[doc = $about:tt])* $name:ident { $($(#[doc = $doc:tt])* $variant:ident),* $(,)? }) => {
         $(#[doc = $about])*
@@ -17,19 +17,19 @@ macro_rules! choice {
 }
 
 choice! {
-    /// The side on which a long prompt is cut.
+    /// The side on which a prompt that is too long is cut.
     TruncationSide {
-        /// The beginning goes
+        /// Cut off the beginning
         Left,
-        /// The end goes
+        /// Cut off the end
         Right,
     }
 }
 
 choice! {
-    /// What happens to an answer that is too long.
+    /// What happens to an example whose prompt or answer is too long.
     Overlong {
-        /// Score its beginning, without an end-of-turn token
+        /// Truncate it; a truncated answer has no end-of-turn token
         Cut,
         /// Leave the example out
         Drop,
@@ -39,11 +39,11 @@ choice! {
 }
 
 choice! {
-    /// Who samples online anchors.
+    /// The model that samples online anchors, and with which prompt.
     OnlineSampler {
-        /// The reference model under the anchors, with the safety instruction
+        /// The anchors' reference model, with the safety instruction
         Reference,
-        /// The model in training, on the bare prompt
+        /// The model in training, without the safety instruction
         Policy,
         /// The model in training, with the safety instruction
         PolicyWithInstruction,
@@ -59,9 +59,9 @@ choice! {
 pub enum ReferenceSource {
     /// The model at step 0.
     Initial,
-    /// The adapter, or model, in this directory.
+    /// The LoRA adapter, or with full training the model, in this directory.
     Checkpoint(PathBuf),
-    /// A copy of the policy, renewed every so many steps.
+    /// A copy of the policy, renewed every this many optimizer steps.
     CopyEvery(usize),
     /// The policy's exponential moving average: `reference = decay * reference + (1 - decay) * policy` after
     /// each step.
@@ -69,7 +69,7 @@ pub enum ReferenceSource {
 }
 
 impl ReferenceSource {
-    /// Whether it stays what it was at step 0, so that its log-probs can be computed once.
+    /// Whether it never changes during a run, so that its log-probs need computing only once.
     pub fn is_fixed(&self) -> bool {
         matches!(self, Self::Initial | Self::Checkpoint(_))
     }
@@ -90,7 +90,7 @@ impl FromStr for ReferenceSource {
     }
 }
 
-/// An amount of memory, as it was written: `4GB`, `3.5GiB`, `800MB`.
+/// A memory size with a unit, such as `4GB`, `3.5GiB` or `800MB`; keeps the text as written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MemorySize {
@@ -99,12 +99,12 @@ pub struct MemorySize {
 }
 
 impl MemorySize {
-    /// So many bytes.
+    /// A size of `bytes` bytes.
     pub fn of(bytes: u64) -> Self {
         Self { text: format!("{}KiB", bytes as f64 / 1024.0), bytes }
     }
 
-    /// In bytes.
+    /// The size in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -130,7 +130,7 @@ impl FromStr for MemorySize {
         let bytes = unit.and_then(|(number, size)| Some(number.trim().parse::<f64>().ok()? * size as f64));
         match bytes.filter(|bytes| bytes.is_finite() && *bytes >= 1.0) {
             Some(bytes) => Ok(Self { text: text.into(), bytes: bytes as u64 }),
-            None => Err(format!("{text:?} is no size: expected a number and a unit, as in 4GB or 800MiB")),
+            None => Err(format!("{text:?} is not a size: expected a number and a unit, as in 4GB or 800MiB")),
         }
     }
 }
@@ -155,7 +155,7 @@ impl std::fmt::Display for MemorySize {
     }
 }
 
-/// Reads a switch whose flag says the opposite of its key: `--full` is `lora.enabled = false`.
+/// Parses a switch whose flag means the opposite of its key: `--full` is `lora.enabled = false`.
 #[cfg(feature = "clap")]
 pub(super) fn inverted(text: &str) -> Result<bool, String> {
     text.parse::<bool>().map(|value| !value).map_err(|_| "expected true or false".into())

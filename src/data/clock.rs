@@ -1,8 +1,7 @@
 //! `strftime` for chat templates: some of them print today's date.
 //!
-//! Times are UTC. transformers uses the machine's own time zone, which Rust's standard library does not know;
-//! give the moment explicitly ([`crate::data::TokenizerFiles::now`]) where the date must be a certain one,
-//! for example to make a run repeatable on another day.
+//! Times are UTC. transformers uses the machine's own time zone, which Rust's standard library does not know.
+//! Set [`crate::data::TokenizerFiles::now`] for a fixed date, for example to repeat a run on another day.
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
@@ -50,8 +49,8 @@ fn civil(days: i64) -> (i64, usize, i64) {
 
 /// Python's `strftime` in the C locale for the moment `seconds` (since 1970, UTC).
 ///
-/// Knows `%Y %y %m %d %e %j %b %h %B %a %A %H %I %M %S %p %F %T %Z %%` and glibc's `%-` form, which drops the
-/// padding. Any other directive is an error that names it.
+/// Supports `%Y %y %m %d %e %j %b %h %B %a %A %H %I %M %S %p %F %T %Z %%` and glibc's `%-` form, which drops
+/// the padding. Any other directive is an error that names it.
 pub fn strftime(format: &str, seconds: i64) -> Result<String, String> {
     let mut out = String::new();
     let mut chars = format.chars();

@@ -1,6 +1,6 @@
 //! Rows of preference data in TRL's forms.
 //!
-//! | keys | what it is |
+//! | keys | meaning |
 //! |---|---|
 //! | `prompt`, `completion`, `label` (boolean) | an answer that was flagged (false) or approved (true) |
 //! | `prompt`, `completion` | an answer without a verdict |
@@ -29,14 +29,13 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// What to tell the user about the file: lines that were left out, and a `system` column, which looks
-    /// important but is not read.
+    /// Remarks on the file for the user: lines that were left out, and a `system` key, which is not read.
     pub fn remarks(&self, origin: &str) -> Vec<String> {
         let empty = self.empty_lines.first().map(|first| {
             let count = self.empty_lines.len();
             format!(
-                "{origin}:{first}: left out, as the prompt or an answer is empty: {count} rows, this one the \
-                 first"
+                "{origin}:{first}: left out because the prompt or an answer is empty (rows: {count}; this is \
+                 the first)"
             )
         });
         let has_system = |row: &&Row| row.raw.get("system").is_some_and(|system| !is_nothing(system));
@@ -103,7 +102,7 @@ fn has_empty_text(map: &Map<String, Value>) -> bool {
         || asked.is_some_and(message)
 }
 
-/// The rows whose field `name` (a string, number or boolean beside TRL's keys, such as `split`) equals
+/// The rows whose field `name` (a string, number or boolean other than TRL's keys, such as `split`) equals
 /// `value`. Fails when no row has it, and lists the values that occur.
 pub fn rows_with(rows: Vec<Row>, name: &str, value: &str, origin: &str) -> Result<Vec<Row>> {
     let text = |row: &Row| match row.raw.get(name) {
@@ -130,13 +129,13 @@ pub fn rows_with(rows: Vec<Row>, name: &str, value: &str, origin: &str) -> Resul
             origin,
             format!("rows with {name:?} = {value:?}"),
             found,
-            "choose one of these, or leave the filter out",
+            "choose one of these, or remove the filter",
         ));
     }
     Ok(kept)
 }
 
-/// What all rows of a file must share. `line` is the row that set it.
+/// The properties that all rows of a file share. `line` is the line of the first row.
 struct Form {
     line: usize,
     conversational: bool,

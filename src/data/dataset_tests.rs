@@ -103,7 +103,7 @@ fn mistakes_name_line_and_field() {
         ),
         (
             r#"{"prompt": [{"role": "user", "content": "Q"}], "tools": [{"type": "function"}]}"#,
-            "d.jsonl:2: tools: expected none: the chat template is not given it, found a list",
+            "d.jsonl:2: tools: expected no value: it is not passed to the chat template, found a list",
         ),
         (
             r#"{"prompt": "Q", "completion": "A", "label": true}"#,

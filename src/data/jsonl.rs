@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// How much a file may hold. The defaults are far above any real data set; they stop a decompression bomb.
+/// Size limits of a file. The defaults are far above any real data set; they stop a decompression bomb.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadLimits {
     /// Bytes of one line.
@@ -83,8 +83,8 @@ fn read_lines(
                 "split the file, or take a sample of it",
             ));
         }
-        // Editors on Windows put a byte order mark at the start of a file. Where files are joined, a later
-        // line has it.
+        // Editors on Windows put a byte order mark at the start of a file. In files
+        // that were joined, a later line may have one.
         let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
         if !text.iter().all(u8::is_ascii_whitespace) {
             each(line, parse_object(text, &place())?)?;
@@ -121,13 +121,13 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
                 place,
                 "one JSON object",
                 format!("invalid JSON at column {}: {message}", error.column()),
-                "mend this line's JSON",
+                "fix this line's JSON",
             ))
         }
     }
 }
 
-/// What a line that is not JSON seems to be, and how to make JSONL of it; None if that is not known. `error`
+/// The probable format of a line that is not JSON, and how to convert it to JSONL; None if unknown. `error`
 /// is serde_json's error for the line.
 fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, &'static str)> {
     let line = text.trim();
@@ -142,15 +142,12 @@ fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, 
     }
     if line.strip_suffix(',').is_some_and(is_object) {
         return Some((
-            "an object with a comma behind it",
-            "leave the commas at the ends of lines out: this is JSONL, not a list",
+            "an object followed by a comma",
+            "remove the commas at the ends of lines: this is JSONL, not a list",
         ));
     }
     if line.strip_suffix(';').is_some_and(is_object) {
-        return Some((
-            "an object with a semicolon behind it",
-            "leave the semicolons at the ends of lines out",
-        ));
+        return Some(("an object followed by a semicolon", "remove the semicolons at the ends of lines"));
     }
     // serde_json reports the column of the byte after a minus sign, if there is one.
     let stands =
@@ -158,14 +155,14 @@ fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, 
     let names = ["NaN", "Infinity", "-Infinity"];
     if names.into_iter().any(|name| text.match_indices(name).any(|(at, _)| stands(at))) {
         return Some((
-            "a NaN or an infinity, which JSON has not",
+            "a NaN or an infinity, which JSON does not allow",
             "write null in its place, or leave the key out",
         ));
     }
     if line.contains('\r') && line.split('\r').all(is_object) {
         return Some((
-            "lines that end in carriage returns alone",
-            "end lines with line feeds, as `tr '\\r' '\\n'` makes them",
+            "lines that end in carriage returns only",
+            "end lines with line feeds, as `tr '\\r' '\\n'` does",
         ));
     }
     let words = !line.starts_with(['{', '}', ']']);
@@ -183,11 +180,11 @@ fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, 
     None
 }
 
-/// What a file is that does not hold UTF-8 lines, by its first bytes, and what to do; None for other files.
+/// The format of a file that is not UTF-8 text, by its first bytes, and what to do; None for other files.
 fn binary_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     let formats: [(&[u8], _, _); 5] = [
-        (b"PAR1", "a Parquet file", "write it as JSONL, as datasets' `to_json` does"),
-        (b"ARROW1", "an Arrow file", "write it as JSONL, as datasets' `to_json` does"),
+        (b"PAR1", "a Parquet file", "convert it to JSONL, as datasets' `to_json` does"),
+        (b"ARROW1", "an Arrow file", "convert it to JSONL, as datasets' `to_json` does"),
         (b"PK\x03\x04", "a zip file (or a spreadsheet)", "unpack it, and give the JSONL file in it"),
         (b"\xff\xfe", "text in UTF-16", "save the file as UTF-8"),
         (b"\xfe\xff", "text in UTF-16", "save the file as UTF-8"),
@@ -251,13 +248,13 @@ mod tests {
             (b"[{\"prompt\": \"a\"},\n{}\n]", "found the beginning of a JSON list over several lines"),
             (b"{\n\"prompt\": \"a\"\n}", "found the beginning of an object over several lines"),
             (b"{\"prompt\": \"a\",\n\"label\": true}", "found the beginning of an object over several lines"),
-            (b"{\"prompt\": \"a\"},\n{}", "found an object with a comma behind it"),
+            (b"{\"prompt\": \"a\"},\n{}", "found an object followed by a comma"),
             (b"prompt,completion,label\nHi,there,1", "found what looks like the header of a CSV file"),
             (b"id\tprompt\tcompletion", "found what looks like the header of a CSV file"),
             (b"\"prompt\",\"completion\"", "found what looks like the header of a CSV file"),
             (b"{\"a\":-Infinity}", "found a NaN or an infinity"),
             (b"{\"prompt\": \"a\", \"score\": NaN}", "found a NaN or an infinity"),
-            (b"{\"prompt\": \"a\"}\r{\"prompt\": \"b\"}\r", "found lines that end in carriage returns alone"),
+            (b"{\"prompt\": \"a\"}\r{\"prompt\": \"b\"}\r", "found lines that end in carriage returns only"),
             (b"PAR1\x15\x04", "found a Parquet file"),
             (b"\xff\xfe{\x00", "found text in UTF-16"),
         ] {

@@ -24,7 +24,7 @@ pub enum Overlong {
     Error,
 }
 
-/// Limits in tokens; None is no limit.
+/// Limits in tokens; None means no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LengthLimits {
     /// Tokens of a prompt, template included.
@@ -32,8 +32,8 @@ pub struct LengthLimits {
     /// Tokens of an answer, end token included. An answer is always cut at the right and so loses its end
     /// token: the model is not taught to stop there.
     pub max_completion: Option<usize>,
-    /// The side at which a prompt is cut. Left keeps the generation prompt, which an answer must follow; the
-    /// beginning of the template is lost.
+    /// The side on which a prompt is cut. Left keeps the generation prompt, which an answer must follow, but
+    /// loses the beginning of the template.
     pub prompt_side: Truncation,
     /// What happens to a longer row.
     pub overlong: Overlong,
@@ -54,7 +54,7 @@ pub fn limit(mut ids: Vec<u32>, max: usize, side: Truncation) -> (Vec<u32>, bool
 /// How many rows of a set were kept, cut or left out, and their tokens.
 #[derive(serde::Serialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct LengthCounts {
-    /// Rows that came in.
+    /// All rows.
     pub rows: usize,
     /// Rows that became examples.
     pub kept: usize,

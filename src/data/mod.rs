@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 /// One turn of a conversation. Chat templates see the fields in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, or another role that the model's template knows.
+    /// The speaker: `system`, `user`, `assistant`, or another role that the model's template knows.
     pub role: String,
     /// The text of the turn.
     pub content: String,
@@ -51,7 +51,7 @@ impl Message {
     }
 }
 
-/// What the model is asked. As JSON: a string, or a list of `{"role", "content"}`.
+/// A prompt. As JSON: a string, or a list of `{"role", "content"}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Prompt {

@@ -32,7 +32,8 @@ pub fn tojson(value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Resu
     dumps(value, &style)
 }
 
-/// `json.dumps(value)` in the given style. Fails for what JSON cannot hold (undefined values, functions).
+/// `json.dumps(value)` in the given style. Fails for values that JSON cannot represent (undefined values,
+/// functions).
 pub fn dumps(value: &Value, style: &Style) -> Result<String, Error> {
     let mut out = String::new();
     write_value(&mut out, value, style, 0)?;

@@ -13,8 +13,8 @@ pub fn remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) ->
     of_rows.into_iter().flatten().chain(of_tokens).collect()
 }
 
-/// Only those of [`remarks`] that concern tokens: control tokens in the texts themselves, in addition to
-/// those that the tokenizer and the template add.
+/// The part of [`remarks`] about tokens: control tokens in the texts themselves, in addition to those that
+/// the tokenizer and the template add.
 pub fn token_remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Vec<String> {
     let begins_twice = |e: &Example| match e.prompt_ids[..] {
         [first, second, ..] if first == second && tokenizer.is_special(first) => Some(first),
@@ -33,14 +33,14 @@ pub fn token_remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokeniz
     };
     let begins = first(&begins_twice).map(|(line, token, count)| {
         format!(
-            "{origin}:{line}: the prompt begins with {token} twice, as {count} do, this one the first: the \
-             tokenizer adds one by itself, so leave it out of the text"
+            "{origin}:{line}: the prompt begins with {token} twice (rows: {count}; this is the first): the \
+             tokenizer adds one, so remove it from the text"
         )
     });
     let ends = first(&ends_early).map(|(line, token, count)| {
         format!(
-            "{origin}:{line}: {token}, which ends an answer, stands within one, in {count} rows, this one \
-             the first: it is added by itself, so leave it out of the text"
+            "{origin}:{line}: {token}, which ends an answer, occurs inside an answer (rows: {count}; this is \
+             the first): it is added automatically, so remove it from the text"
         )
     });
     begins.into_iter().chain(ends).collect()
@@ -53,8 +53,8 @@ fn same_on_both_sides(origin: &str, examples: &[Example]) -> Option<String> {
     let first = all.next()?.line;
     let count = 1 + all.count();
     Some(format!(
-        "{origin}:{first}: the chosen answer is the rejected one, in {count} of {} rows, this one the first: \
-         such a pair teaches nothing",
+        "{origin}:{first}: the chosen and the rejected answer are the same in {count} of {} rows (this is \
+         the first): such a pair teaches nothing",
         examples.len()
     ))
 }
@@ -66,14 +66,14 @@ fn repeated(origin: &str, examples: &[Example]) -> Option<String> {
     let first = again.next()?.line;
     let count = 1 + again.count();
     Some(format!(
-        "{origin}:{first}: repeats an earlier row, as {count} of {} do, this one the first",
+        "{origin}:{first}: repeats an earlier row, as {count} of {} rows do (this is the first)",
         examples.len()
     ))
 }
 
 /// Answers to a prompt that are good in one row and flagged in another. Two pairs contradict each other only
-/// if one is the other with its answers swapped. It is no contradiction if an answer is the better one of one
-/// pair and the worse one of another: in a ranking of three answers, the middle one is both.
+/// if one is the other with its answers swapped. An answer may be the better one of one pair and the worse
+/// one of another without contradiction: in a ranking of three answers, the middle one is both.
 fn contradicting(origin: &str, examples: &[Example]) -> Option<String> {
     let good: HashMap<_, usize> = examples
         .iter()
@@ -89,8 +89,8 @@ fn contradicting(origin: &str, examples: &[Example]) -> Option<String> {
     let (flagged, good) = all.next()?;
     let count = 1 + all.count();
     Some(format!(
-        "{origin}:{flagged}: flags an answer that line {good} calls good; there are {count} such rows, this \
-         one the first"
+        "{origin}:{flagged}: flags an answer that line {good} calls good; there are {count} such rows (this \
+         is the first)"
     ))
 }
 
@@ -133,7 +133,7 @@ mod tests {
         let found = remarks("a.jsonl", &all, &tokenizer());
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(
-            found[0].starts_with("a.jsonl:2: the chosen answer is the rejected one, in 2 of 8 rows"),
+            found[0].starts_with("a.jsonl:2: the chosen and the rejected answer are the same in 2 of 8 rows"),
             "{found:?}"
         );
         assert!(found[1].starts_with("a.jsonl:4: repeats an earlier row, as 1 of 8"), "{found:?}");
@@ -158,7 +158,7 @@ mod tests {
         let found = token_remarks("a.jsonl", &[twice, early], &tokenizer());
         assert!(found[0].starts_with("a.jsonl:1: the prompt begins with <s> twice"), "{found:?}");
         assert!(
-            found[1].starts_with("a.jsonl:2: </s>, which ends an answer, stands within one"),
+            found[1].starts_with("a.jsonl:2: </s>, which ends an answer, occurs inside an answer"),
             "{found:?}"
         );
         let once = Example { prompt_ids: vec![1, 9, 9], ..example(1, 0, Some(9), Some(9)) };

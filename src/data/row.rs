@@ -1,4 +1,4 @@
-//! A row, and how it is made of a line's fields: which of TRL's forms it has, its prompt and its answers.
+//! A row, and how it is built from a line's fields: which of TRL's forms it has, its prompt and its answers.
 
 use serde_json::{Map, Value};
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 pub struct Row {
     /// The line of the file, from 1.
     pub line: usize,
-    /// What was asked.
+    /// The prompt.
     pub prompt: Prompt,
     /// The answer of an unpaired row.
     pub completion: Option<Completion>,
@@ -97,8 +97,9 @@ impl Fields<'_> {
             let given = self.map.get(key).filter(|value| !is_nothing(value));
             if let Some(value) = given.filter(|_| row.prompt.is_conversational()) {
                 let place = format!("{}: {key}", self.place);
-                let fix = "leave the key out, and put what the model is to know into a system message";
-                return Err(Error::input(place, "none: the chat template is not given it", kind(value), fix));
+                let fix = "remove the key, and put what the model needs to know into a system message";
+                let expected = "no value: it is not passed to the chat template";
+                return Err(Error::input(place, expected, kind(value), fix));
             }
         }
         row.raw = self.map;
@@ -170,7 +171,7 @@ impl Fields<'_> {
             self.place,
             format!("chosen and rejected that begin with the same {what} and then differ in one answer each"),
             "no such common beginning",
-            "give the prompt in a key of its own",
+            "give the prompt separately, in the key \"prompt\"",
         )
     }
 
@@ -268,7 +269,7 @@ impl Fields<'_> {
             Some(Value::Array(parts)) if key == "content" => self.joined(&format!("{name}.{key}"), &parts),
             Some(Value::Null) => {
                 let place = format!("{}: {name}.{key}", self.place);
-                Err(Error::input(place, "a string", "null", "write \"\" where nothing is said"))
+                Err(Error::input(place, "a string", "null", "write \"\" for an empty message"))
             }
             Some(other) => Err(self.wrong(&format!("{name}.{key}"), "a string", kind(&other))),
             None => {
@@ -295,13 +296,13 @@ impl Fields<'_> {
     fn joined(&self, name: &str, parts: &[Value]) -> Result<String> {
         let text = |part: &Value| match part["type"].as_str() {
             Some("text") | None => {
-                part["text"].as_str().map(str::to_owned).ok_or("a part without a text".to_string())
+                part["text"].as_str().map(str::to_owned).ok_or("a part without text".to_string())
             }
             Some(other) => Err(format!("a part of the type {other:?}")),
         };
         let texts: Result<Vec<String>, String> = parts.iter().map(text).collect();
         texts.map(|texts| texts.concat()).map_err(|found| {
-            let fix = "Aweigh reads text alone: leave out rows with images, sounds or documents";
+            let fix = "Aweigh reads only text: remove rows with images, audio or documents";
             Error::input(
                 format!("{}: {name}", self.place),
                 "a string, or parts of the type \"text\"",
@@ -339,7 +340,7 @@ impl Fields<'_> {
     }
 
     fn mixed(&self, name: &str) -> Error {
-        self.wrong(name, "prompt and answers of one kind", "a string beside a list of messages")
+        self.wrong(name, "prompt and answers of one kind", "a string and a list of messages")
     }
 
     fn empty(&self, name: &str) -> Error {

@@ -3,8 +3,8 @@
 //! Rendering equals transformers' `apply_chat_template`: blocks are trimmed (`trim_blocks`, `lstrip_blocks`),
 //! loop controls and Python's string and dict methods work, `raise_exception`, `strftime_now`, `tojson` and
 //! `{% generation %}` are known, `tools` and `documents` are None, and the special tokens are variables.
-//! Templates come from strangers, so a render has a budget of work ([`FUEL`]) and no access to anything but
-//! its messages.
+//! Templates are untrusted, so a render has a budget of work ([`FUEL`]) and access to its messages and these
+//! variables only.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Environment, ErrorKind, State};
 
 use super::{Message, clock, python_json};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
-/// The work that one render may do: about one unit per instruction and one per 64 bytes of output. This is
-/// enough for thousands of messages (SmolLM2's template spends about 20 on each), and low enough that a
+/// The limit on the work of one render: about one unit per instruction and one per 64 bytes of output. This
+/// is enough for thousands of messages (SmolLM2's template spends about 20 on each), and low enough that a
 /// render ends within seconds and 640 MB.
 pub const FUEL: u64 = 10_000_000;
 
@@ -79,7 +79,7 @@ impl ChatTemplate {
     /// Renders `messages`; with `add_generation_prompt` the text ends where the assistant begins to speak.
     ///
     /// Fails when the template refuses the messages (`raise_exception`: a role it does not know, roles out of
-    /// order), needs a variable that is not there, or runs out of [`FUEL`].
+    /// order), uses an undefined variable, or runs out of [`FUEL`].
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let messages: Value = messages
             .iter()
@@ -97,15 +97,15 @@ impl ChatTemplate {
         template.render(context).map_err(|e| self.refused(&e))
     }
 
-    /// The error of a failed render, in the user's terms.
+    /// The error of a failed render, for the user.
     fn refused(&self, error: &minijinja::Error) -> Error {
         let raised = root(error).detail().and_then(|detail| detail.strip_prefix(RAISED)).map(str::to_owned);
         if let Some(message) = raised {
             return Error::input(
                 &self.origin,
                 "messages that the model's chat template accepts",
-                format!("its refusal: {message}"),
-                "change the roles or their order in the data as the template asks",
+                format!("a refusal: {message}"),
+                "change the roles or their order in the data as the template requires",
             );
         }
         if root(error).kind() == ErrorKind::OutOfFuel {
@@ -113,19 +113,19 @@ impl ChatTemplate {
                 &self.origin,
                 format!("a chat template that renders within {FUEL} steps"),
                 "one that is still running",
-                "shorten the conversation, or mend the template's loop",
+                "shorten the conversation, or fix the template's loop",
             );
         }
         Error::input(
             &self.origin,
             "a chat template that renders these messages",
             describe(error),
-            "check the template, or give another with --chat-template FILE",
+            format!("check the template, or give another with {}", setting("chat_template")),
         )
     }
 }
 
-/// Marks the text of `raise_exception`, so that it can be told from the engine's own errors.
+/// Prefix of errors from `raise_exception`, which distinguishes them from the template engine's errors.
 const RAISED: &str = "raise_exception: ";
 
 /// An error's text, without the engine's dump of the source.
@@ -154,7 +154,10 @@ fn broken(origin: &str, error: &minijinja::Error) -> Error {
         origin,
         "a Jinja chat template",
         describe(error),
-        "take the model's own chat_template again, or give another with --chat-template FILE",
+        format!(
+            "download the model's chat template again, or give another with {}",
+            setting("chat_template")
+        ),
     )
 }
 

@@ -5,7 +5,7 @@ use tokenizers::Tokenizer;
 use super::template::ChatTemplate;
 use super::tokenizer_files::{TokenizerFacts, TokenizerFiles};
 use super::{Completion, Message, Prompt, clock};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
 /// A model's tokenizer with its chat template.
 #[derive(Debug)]
@@ -21,19 +21,19 @@ pub struct ChatTokenizer {
     prepends_space: bool,
     origin: String,
     of_gguf: bool,
-    /// What is odd about the tokenizer or the template.
+    /// Remarks on the tokenizer or the template, for the user.
     remarks: Vec<String>,
 }
 
 /// How the template opens and closes an assistant's answer.
 #[derive(Clone, Debug, Default)]
 struct TurnEnd {
-    /// What it writes between generation prompt and answer: nothing, a space, or an empty thinking block.
+    /// The text between the generation prompt and the answer: nothing, a space, or an empty thinking block.
     lead: String,
-    /// All that the template writes after the answer: `<|im_end|>\n`.
+    /// All text that the template writes after the answer: `<|im_end|>\n`.
     tail: String,
-    /// The tail up to and including its first special token (or, if it has no special
-    /// one, its first added token): `<|im_end|>`. Empty when the tail has neither.
+    /// The tail up to and including its first special token (or, if it has no special one, its first added
+    /// token): `<|im_end|>`. Empty when the tail has neither.
     text: String,
     /// That token, or the eos token when the tail has none.
     id: Option<u32>,
@@ -46,7 +46,7 @@ impl ChatTokenizer {
     /// invalid JSON or a template that does not compile.
     pub fn from_bytes(files: &TokenizerFiles) -> Result<Self> {
         let wrong = |error: &dyn std::fmt::Display| {
-            let fix = "take the model's tokenizer.json again (a SentencePiece tokenizer.model must be \
+            let fix = "download the model's tokenizer.json again (a SentencePiece tokenizer.model must be \
                        converted first)";
             Error::input(files.place("tokenizer.json"), "a tokenizer of the tokenizers library", error, fix)
         };
@@ -137,15 +137,16 @@ impl ChatTokenizer {
         let unknown = |(id, token): &&(u32, String)| self.tokenizer.token_to_id(token) != Some(*id);
         let Some((id, token)) = added.iter().find(unknown) else { return };
         let own = self.tokenizer.token_to_id(token);
-        let own = own.map_or("has no such token".into(), |own| format!("numbers it {own}"));
+        let own = own.map_or("has no such token".into(), |own| format!("gives it the id {own}"));
         self.remarks.push(format!(
-            "{}: tokenizer_config.json says that token {id} is {token:?}, and tokenizer.json {own}: tokens \
-             may be split otherwise than in transformers; save the tokenizer again with transformers",
+            "{}: tokenizer_config.json says that token {id} is {token:?}, and tokenizer.json {own}: texts \
+             may be split into other tokens than in transformers; save the tokenizer again with transformers",
             self.origin
         ));
     }
 
-    /// What is odd about the tokenizer or the chat template, though it can be used: one sentence each.
+    /// Remarks on the tokenizer or the chat template, for the user: one sentence each. Both can still be
+    /// used.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }
@@ -247,8 +248,8 @@ impl ChatTokenizer {
     /// Conversation: what rendering the whole conversation adds to the rendered prompt, up to and including
     /// the end-of-turn token. Some templates render the prompt differently once it is answered: one opens a
     /// thinking block in the generation prompt, or shows the system message beside the last question only.
-    /// There the answer's own text is used, between what the template writes before and after an answer in a
-    /// probe conversation. Text: the answer and the eos token.
+    /// In that case the answer's own text is used, between the texts that the template writes before and
+    /// after an answer in a probe conversation. Text: the answer and the eos token.
     ///
     /// The answer is encoded by itself, so its ids do not depend on the prompt, as sampling requires. Only a
     /// tokenizer that puts a space in front of every text gets the prompt as context, to keep that space out.
@@ -260,7 +261,7 @@ impl ChatTokenizer {
         };
         let end = end.ok_or_else(|| {
             let (found, fix) = match self.of_gguf {
-                true => ("no tokenizer.ggml.eos_token_id", "take the model's Hugging Face directory instead"),
+                true => ("no tokenizer.ggml.eos_token_id", "use the model's Hugging Face directory instead"),
                 false => (
                     "no eos_token in tokenizer_config.json and no eos_token_id in the configs",
                     "add \"eos_token\" to tokenizer_config.json",
@@ -299,7 +300,7 @@ impl ChatTokenizer {
         Ok(suffix[..cut].to_owned())
     }
 
-    /// The ids of `text` where it follows `before`.
+    /// The ids of `text` when it follows `before`.
     fn encode_after(&self, before: &str, text: &str) -> Result<Vec<u32>> {
         if self.prepends_space {
             // The context is the prompt, or a line break where the prompt's end would merge with the answer.
@@ -320,7 +321,8 @@ impl ChatTokenizer {
                 true => "no tokenizer.chat_template in its metadata",
                 false => "none in tokenizer_config.json and no chat_template.jinja",
             };
-            let fix = "give one with --chat-template FILE, or prompts and answers as plain strings";
+            let template = setting("chat_template");
+            let fix = format!("give one with {template}, or prompts and answers as plain strings");
             Error::input(&self.origin, "a chat template, as the prompts are conversations", found, fix)
         })
     }

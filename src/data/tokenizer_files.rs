@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
 /// The bytes of a model's tokenizer files, as Hugging Face names them. Only `tokenizer` is needed.
 #[derive(Clone, Debug, Default)]
@@ -25,11 +25,11 @@ pub struct TokenizerFiles {
     pub config: Option<Vec<u8>>,
     /// `chat_template.jinja`, or the user's own template: it takes precedence over `tokenizer_config.json`.
     pub chat_template: Option<String>,
-    /// The file that `chat_template` is from, where it is not the model's own.
+    /// The file that `chat_template` is from, if it is not the model's own.
     pub template_file: Option<String>,
     /// Variables for the chat template, such as `{"enable_thinking": false}`.
     pub template_args: Map<String, Value>,
-    /// The moment that `strftime_now` prints, in seconds since 1970 (UTC). None: the clock when loading.
+    /// The moment that `strftime_now` prints, in seconds since 1970 (UTC). None: the time of loading.
     pub now: Option<i64>,
 }
 
@@ -43,7 +43,7 @@ impl TokenizerFiles {
     }
 }
 
-/// The facts that the files state.
+/// Special tokens, end tokens and chat template, as read from the files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TokenizerFacts {
     /// Special tokens by name (`bos_token`, ...), from `tokenizer_config.json` first.
@@ -85,7 +85,7 @@ impl TokenizerFacts {
                 let own = || files.place("chat_template.jinja");
                 let place = files.template_file.clone().unwrap_or_else(own);
                 if text.trim().is_empty() {
-                    let fix = "fetch it again, or give another with --chat-template FILE";
+                    let fix = format!("download it again, or give another with {}", setting("chat_template"));
                     return Err(Error::input(place, "a chat template", "an empty file", fix));
                 }
                 // Python reads `\r\n` as `\n`, and a byte order mark is not part of a prompt.
@@ -104,10 +104,8 @@ impl TokenizerFacts {
 fn parse_object(place: String, bytes: &[u8]) -> Result<Map<String, Value>> {
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => {
-            Err(Error::input(place, "a JSON object", "another JSON value", "take the model's own file again"))
-        }
-        Err(error) => Err(Error::input(place, "a JSON object", error, "take the model's own file again")),
+        Ok(_) => Err(Error::input(place, "a JSON object", "another JSON value", "download the file again")),
+        Err(error) => Err(Error::input(place, "a JSON object", error, "download the file again")),
     }
 }
 
@@ -160,7 +158,7 @@ fn template_text<'a>(place: &str, value: Option<&'a Value>) -> Result<Option<&'a
                 names if names.is_empty() => "neither".to_owned(),
                 names => format!("only {names}"),
             },
-            "give the template to use with --chat-template FILE",
+            format!("give the template to use with {}", setting("chat_template")),
         )),
     }
 }
@@ -205,7 +203,7 @@ mod tests {
         assert_eq!(facts(r#"{"chat_template": "one"}"#, "{}").unwrap().template.unwrap().0, "one");
         let error =
             facts(r#"{"chat_template": [{"name": "rag", "template": "R"}]}"#, "{}").unwrap_err().to_string();
-        assert!(error.contains("only rag") && error.contains("--chat-template FILE"), "{error}");
+        assert!(error.contains("only rag") && error.contains("chat_template"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Compares candidates on the same prompts: their scored answers, and the figures made from these.
+//! Compares candidates on the same prompts: figures computed from their scored answers.
 
 use std::collections::BTreeMap;
 
@@ -18,17 +18,17 @@ pub struct Answers {
     pub prompts: Vec<usize>,
     /// Log-probs of each text's tokens under the candidate.
     pub own: Vec<Vec<f32>>,
-    /// Log-probs of the same tokens under the base model; empty where the base model cannot read them.
+    /// Log-probs of the same tokens under the base model; empty if the base model cannot read them.
     pub base: Vec<Vec<f32>>,
-    /// For each meter: how bad each text is.
+    /// For each meter: the score of each text; higher is worse.
     pub harms: Vec<Vec<f64>>,
     /// For each prompt: the summed log-prob and the number of tokens of the given good answer.
     pub good: Vec<Option<(f64, usize)>>,
-    /// For each prompt: the same of the given flagged answer.
+    /// For each prompt: the same for the given flagged answer.
     pub flagged: Vec<Option<(f64, usize)>>,
 }
 
-/// How a figure is to be read.
+/// The unit of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -43,7 +43,7 @@ pub enum Unit {
 pub struct Figure {
     /// The figure's name.
     pub name: String,
-    /// How to read it.
+    /// The figure's unit.
     pub unit: Unit,
     /// One value per candidate; `None` for a candidate that has none.
     pub values: Vec<Option<Estimate>>,
@@ -125,7 +125,7 @@ pub fn figures(candidates: &[Answers], count: usize, meters: &[Metered]) -> Vec<
         of(&|a| Some(mean(&by_prompt(a, count, &|i| refused(&a.texts[i]))))),
     );
     push(
-        "tokens an answer".into(),
+        "tokens per answer".into(),
         Unit::Number,
         of(&|a| Some(mean(&by_prompt(a, count, &|i| a.lengths[i] as f64)))),
     );
@@ -138,7 +138,7 @@ pub fn figures(candidates: &[Answers], count: usize, meters: &[Metered]) -> Vec<
         };
         push(format!("distinct-{n}"), Unit::Number, of(&of_texts));
     }
-    push("KL from the base, nats a token".into(), Unit::Number, of(&kl));
+    push("KL from the base, nats per token".into(), Unit::Number, of(&kl));
     push("perplexity of good answers".into(), Unit::Number, of(&|a| given(&a.good).map(|g| perplexity(&g))));
     push(
         "log-prob of flagged answers".into(),
@@ -181,11 +181,11 @@ mod tests {
         assert_eq!((value("bad", 0), value("bad", 1)), (Some(0.75), Some(0.25)));
         // One win and one tie.
         assert_eq!((value("win rate by bad", 0), value("win rate by bad", 1)), (None, Some(0.75)));
-        assert_eq!((value("refusals", 0), value("tokens an answer", 0)), (Some(0.5), Some(3.5)));
+        assert_eq!((value("refusals", 0), value("tokens per answer", 0)), (Some(0.5), Some(3.5)));
         assert_eq!(value("distinct-2", 0), Some(0.75));
         // One of three tokens has d = −ln 2: 1/2 - 1 + ln 2.
         let one = (0.5 - 1.0 + std::f64::consts::LN_2) / 3.0;
-        assert_eq!(value("KL from the base, nats a token", 0), Some((one * 1e6).round() / 1e6));
+        assert_eq!(value("KL from the base, nats per token", 0), Some((one * 1e6).round() / 1e6));
         assert_eq!(value("perplexity of good answers", 0), Some((1f64.exp() * 1e6).round() / 1e6));
         assert_eq!(value("log-prob of flagged answers", 0), Some(-2.0));
         assert_eq!(value("good answer likelier than flagged", 0), Some(1.0));

@@ -21,18 +21,18 @@ const FLAGGED: u32 = 1;
 pub struct Case {
     /// The prompt and the answer, as the chat template renders them.
     pub ids: Vec<u32>,
-    /// The answer's words.
+    /// The answer's text.
     pub text: String,
-    /// The verdict, where the row has one.
+    /// The verdict, if the row has one.
     pub flagged: Option<bool>,
     /// The row's line in its file.
     pub line: usize,
 }
 
-/// The prompt and the answer as tokens, end of turn included; of a longer text the last `most` tokens.
+/// The prompt and the answer as tokens, end-of-turn token included, cut to the last `most` tokens.
 ///
 /// # Errors
-/// Where the template refuses the prompt.
+/// When the template refuses the prompt.
 pub fn encode(
     tokenizer: &ChatTokenizer,
     prompt: &Prompt,
@@ -45,10 +45,10 @@ pub fn encode(
 }
 
 /// The answers of `rows`. A pair gives two: a fine one (chosen) and a flagged one (rejected). A completion is
-/// flagged where its label is false; without a label it has no verdict.
+/// flagged if its label is false; without a label it has no verdict.
 ///
 /// # Errors
-/// Where the template refuses a row; when there is no answer at all.
+/// When the template refuses a row, or no row has an answer.
 pub fn cases(rows: &[Row], origin: &str, tokenizer: &ChatTokenizer, most: usize) -> Result<Vec<Case>> {
     let mut all = Vec::new();
     for row in rows {
@@ -70,7 +70,7 @@ pub fn cases(rows: &[Row], origin: &str, tokenizer: &ChatTokenizer, most: usize)
     Ok(all)
 }
 
-/// What a judge is trained on: each text that has a verdict, and its class as the one token that follows.
+/// A judge's training examples: each text that has a verdict, and its class as the one token that follows.
 pub fn examples(cases: &[Case]) -> Vec<Example> {
     let verdicts = cases.iter().enumerate().filter_map(|(row, case)| Some((row, case, case.flagged?)));
     let example = |(row, case, flagged): (usize, &Case, bool)| Example {
@@ -89,7 +89,7 @@ pub fn examples(cases: &[Case]) -> Vec<Example> {
 /// The probability that each text is flagged.
 ///
 /// # Errors
-/// What the device reports.
+/// An error that the device reports.
 pub async fn probabilities(
     gpu: &Gpu,
     judge: &Decoder,

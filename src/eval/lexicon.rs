@@ -29,7 +29,7 @@ impl Lexicon {
         Self { entries: lines.map(entry).filter(|(words, _)| !words.is_empty()).collect() }
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 /// A figure with its 95% interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
-    /// The figure of all items.
+    /// The figure over all items.
     pub value: f64,
     /// 2.5% of the resamples are below this.
     pub low: f64,
@@ -19,8 +19,8 @@ pub struct Estimate {
 const RESAMPLES: usize = 1000;
 
 /// `figure` of the items 0..count, with the interval of the percentile bootstrap: the items (prompts) are
-/// drawn again with replacement (Efron, "Bootstrap methods: another look at the jackknife"). The draws are
-/// always the same for the same count.
+/// resampled with replacement (Efron, "Bootstrap methods: another look at the jackknife"). The same count
+/// always gives the same resamples.
 pub fn bootstrap(count: usize, figure: &dyn Fn(&[usize]) -> f64) -> Estimate {
     let all: Vec<usize> = (0..count).collect();
     let value = figure(&all);
@@ -71,7 +71,7 @@ pub fn win_rate(ours: &[f64], theirs: &[f64]) -> Estimate {
 }
 
 /// The number of different runs of `n` words, divided by the number of all runs of `n` words (Li et al.,
-/// 1510.03055). 0 where no text has `n` words.
+/// 1510.03055). 0 if no text has `n` words.
 pub fn distinct(texts: &[&str], n: usize) -> f64 {
     let mut seen = std::collections::HashSet::new();
     let mut all = 0;
@@ -85,7 +85,7 @@ pub fn distinct(texts: &[&str], n: usize) -> f64 {
     if all == 0 { 0.0 } else { seen.len() as f64 / all as f64 }
 }
 
-/// The probability that a flagged item scores higher than a fine one; equal scores count half. NaN where one
+/// The probability that a flagged item scores higher than a fine one; equal scores count half. NaN if one
 /// class is missing.
 pub fn auroc(scores: &[f64], flagged: &[bool]) -> f64 {
     // From the ranks of the flagged items (Mann and Whitney's U); equal scores share their mean rank.
@@ -119,7 +119,7 @@ pub fn auroc_estimate(scores: &[f64], flagged: &[bool]) -> Estimate {
 pub struct CalibrationBin {
     /// The lower end of the bin.
     pub from: f64,
-    /// How many probabilities are in the bin.
+    /// The number of probabilities in the bin.
     pub count: usize,
     /// The mean of these probabilities.
     pub predicted: f64,
@@ -127,7 +127,7 @@ pub struct CalibrationBin {
     pub flagged: f64,
 }
 
-/// How well probabilities of being flagged match the verdicts.
+/// Statistics of probabilities of being flagged against the verdicts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Classified {
     /// The number of answers.

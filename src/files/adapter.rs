@@ -19,12 +19,12 @@ pub struct AdapterFiles {
 }
 
 impl AdapterFiles {
-    /// The adapter as the library takes it.
+    /// The adapter in the form that the library takes.
     pub fn bytes(&self) -> AdapterBytes<'_> {
         AdapterBytes { name: &self.name, config: &self.config, weights: &self.weights }
     }
 
-    /// What is odd about it on `model`, a sentence each: keys that are not known, another base model.
+    /// Warnings about using it with `model`, one sentence each: unknown keys, a different base model.
     ///
     /// # Errors
     /// [`crate::Error::Input`] for an adapter that is not supported.
@@ -34,11 +34,11 @@ impl AdapterFiles {
         let mut all = Vec::new();
         if !adapter.unknown.is_empty() {
             let keys = adapter.unknown.join(", ");
-            all.push(format!("{place}: keys that are not known, and have no effect here: {keys}"));
+            all.push(format!("{place}: unknown keys, which have no effect: {keys}"));
         }
         if let Some(base) = adapter.base.filter(|base| !model.may_be(base)) {
             let name = model.bytes().name;
-            all.push(format!("{place}: it was made for {base}; on {name} it may do something else"));
+            all.push(format!("{place}: it was made for {base}; on {name} it may behave differently"));
         }
         Ok(all)
     }
@@ -51,18 +51,18 @@ impl AdapterFiles {
         self.weights.check_unchanged()
     }
 
-    /// Opens the adapter in `directory`; `flag` says who named it.
+    /// Opens the adapter in `directory`; `place` names it in messages.
     ///
     /// # Errors
     /// [`crate::Error::Input`] names what is missing from the directory.
-    pub fn open(directory: &Path, flag: &str) -> Result<Self> {
-        need_folder(directory, flag, "an adapter's directory")?;
-        let config = need_file(directory, flag, "adapter_config.json")?;
-        let weights = need_file(directory, flag, "adapter_model.safetensors")?;
+    pub fn open(directory: &Path, place: &str) -> Result<Self> {
+        need_folder(directory, place, "an adapter's directory")?;
+        let config = need_file(directory, place, "adapter_config.json")?;
+        let weights = need_file(directory, place, "adapter_model.safetensors")?;
         Ok(Self {
             name: directory.display().to_string(),
-            config: super::read(&config, flag)?,
-            weights: super::map(&weights, flag)?,
+            config: super::read(&config, place)?,
+            weights: super::map(&weights, place)?,
         })
     }
 }

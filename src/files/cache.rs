@@ -1,4 +1,4 @@
-//! What is kept for an adapter in the user's cache directory: measured kernel choices, and the driver's
+//! Files kept for each GPU adapter in the user's cache directory: measured kernel choices, and the driver's
 //! compiled pipelines.
 
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use super::{WholeFile, write_whole};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterSummary, Tuning};
 
-/// Names another directory for the files than the user's cache directory.
+/// Environment variable with a directory for these files, instead of one in the user's cache directory.
 const DIRECTORY: &str = "AWEIGH_CACHE_DIR";
 
-/// An adapter's file in `folder`, by its name, backend and driver; `None` where the system names no cache
-/// directory.
+/// The path of a GPU adapter's file in `folder`, made from the adapter's name, backend and driver; `None` if
+/// the system has no cache directory.
 fn path(summary: &AdapterSummary, folder: &str, extension: &str) -> Option<PathBuf> {
     let base = match std::env::var_os(DIRECTORY) {
         Some(directory) => PathBuf::from(directory),
@@ -33,7 +33,7 @@ fn save(path: &Path, bytes: &[u8]) -> Result<()> {
     write_whole(path, bytes)
 }
 
-/// What was measured on this adapter; `None` where nothing was, or nothing that can be read: it is a cache.
+/// The kernel choices measured on this adapter; `None` if there are none or their file cannot be read.
 pub fn tuning(summary: &AdapterSummary) -> Option<Tuning> {
     let path = path(summary, "tuning", "json")?;
     let text = std::fs::read(&path).ok()?;
@@ -41,7 +41,7 @@ pub fn tuning(summary: &AdapterSummary) -> Option<Tuning> {
         Ok(tuning) => Some(tuning),
         Err(error) => {
             log::warn!(
-                "{}: no kernel choices ({error}); measure again with `aweigh devices --tune`",
+                "{}: invalid kernel choices ({error}); measure again with `aweigh devices --tune`",
                 path.display()
             );
             None
@@ -49,14 +49,14 @@ pub fn tuning(summary: &AdapterSummary) -> Option<Tuning> {
     }
 }
 
-/// A file to keep what is measured in, which is known to be writable before the work: what it held stays
-/// until then.
+/// The file for measured kernel choices, opened before the measurement so that an unwritable place is found
+/// early. The old file stays until [`WholeFile::commit`].
 ///
 /// # Errors
 /// [`Error::Io`], and [`Error::Input`] where there is no cache directory.
 pub fn tuning_file(summary: &AdapterSummary) -> Result<WholeFile> {
     let path = path(summary, "tuning", "json").ok_or_else(|| {
-        Error::input("the user's cache directory", "one", "none", format!("name a directory in {DIRECTORY}"))
+        Error::input("the user's cache directory", "one", "none", format!("set {DIRECTORY} to a directory"))
     })?;
     create_folder_of(&path)?;
     WholeFile::create(&path)
@@ -68,18 +68,18 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
     crc.sum().to_le_bytes()
 }
 
-/// The pipelines that were compiled on this adapter before; `None` where there are none, or where the file is
-/// not as it was written: drivers trust what they are given.
+/// The pipelines that were compiled on this adapter earlier; `None` if there are none or their checksum does
+/// not match: drivers do not check the data that they are given.
 pub fn pipelines(summary: &AdapterSummary) -> Option<Vec<u8>> {
     let bytes = std::fs::read(path(summary, "pipelines", "bin")?).ok()?;
     let (sum, data) = bytes.split_first_chunk()?;
     (checksum(data) == *sum).then(|| data.to_vec())
 }
 
-/// Keeps pipelines for the next time; what cannot be kept is compiled again.
+/// Saves pipelines for later processes. A failure is only a warning: they are compiled again.
 pub fn save_pipelines(summary: &AdapterSummary, data: &[u8]) {
     let Some(path) = path(summary, "pipelines", "bin") else { return };
     if let Err(error) = save(&path, &[&checksum(data), data].concat()) {
-        log::warn!("compiled kernels are not kept: {error}");
+        log::warn!("compiled kernels are not cached: {error}");
     }
 }

@@ -1,10 +1,11 @@
-//! Checkpoints of a run: folders `checkpoint-N`, N the steps done, that are whole or not there. Before the
-//! first step they are `anchors-N`, N the prompts whose anchors are drawn.
+//! Checkpoints of a run: folders `checkpoint-N`, where N is the number of optimizer steps done. Before the
+//! first step they are `anchors-N`, where N is the number of prompts whose anchors are sampled. A folder gets
+//! its name only when it is complete.
 //!
-//! Names are Hugging Face's where it has them: `trainer_state.json`, `adapter_model.safetensors` and
+//! File names are Hugging Face's where it has them: `trainer_state.json`, `adapter_model.safetensors` and
 //! `adapter_config.json`, so that a LoRA run's checkpoint is an adapter that PEFT loads. `state.safetensors`
-//! holds the weights in training, AdamW's moments and the rest of what is on the device; `checkpoint.json`
-//! says what the run was begun from, and has every file's length and CRC-32.
+//! holds the trained weights, AdamW's moments and the run's other tensors; `checkpoint.json` holds the run's
+//! [`Origin`], and every file's length and CRC-32.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,29 +15,30 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{entries, temporary_folder};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 use crate::train::State;
 
-/// What checkpoints' names begin with.
+/// Prefix of checkpoints' names.
 pub const PREFIX: &str = "checkpoint-";
-/// The same before the first step, while anchors are drawn.
+/// Prefix of checkpoints' names before the first step, while anchors are sampled.
 pub const DRAWN: &str = "anchors-";
 const MANIFEST: &str = "checkpoint.json";
 const RECORD: &str = "trainer_state.json";
 const TENSORS: &str = "state.safetensors";
 const ADAPTER: &str = "adapter_model.safetensors";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// Grows when older checkpoints can no longer be gone on from.
+/// Version of the format: increased when older checkpoints can no longer be resumed.
 const FORMAT: u32 = 1;
 
-/// What a run depends on besides its state. Two runs of the same origin differ at most by their adapter.
+/// What a run's results depend on besides its state. A checkpoint is resumed only by a run with the same
+/// settings and inputs; a different adapter is a warning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// CRC-32 of the settings that results depend on.
     pub settings: String,
-    /// Length and CRC-32 of what was read, by flag.
+    /// Length and CRC-32 of each input, by its setting.
     pub inputs: BTreeMap<String, String>,
-    /// The GPU, its driver and how it was asked to compute.
+    /// The GPU, its driver, the precision, measured kernel choices and Aweigh's version.
     pub adapter: String,
 }
 
@@ -60,11 +62,11 @@ impl Sum {
     }
 }
 
-/// Writes a checkpoint into the run's folder, which is made again if it is gone, and then removes all but the
+/// Writes a checkpoint into the run's folder, which is created if it is missing, and then removes all but the
 /// last `keep`.
 ///
 /// # Errors
-/// [`Error::Io`]; every earlier checkpoint is then still there.
+/// [`Error::Io`]. If the checkpoint cannot be written, the earlier ones are kept.
 pub fn write(
     run: &Path,
     state: &State,
@@ -95,11 +97,11 @@ pub fn write(
     }
     sync(temporary.path()).map_err(failed)?;
     if place.exists() {
-        // A damaged one, or the run would not have come from an earlier one.
+        // It is damaged: otherwise the run would have been resumed from it.
         fs::remove_dir_all(&place).map_err(failed)?;
     }
     fs::rename(temporary.path(), &place).map_err(failed)?;
-    // It has moved: there is nothing left to remove.
+    // The folder was renamed: there is nothing left to remove.
     let _ = temporary.keep();
     sync(run).map_err(failed)?;
     for (_, old) in all(run)?.into_iter().rev().skip(keep) {
@@ -108,7 +110,7 @@ pub fn write(
     Ok(())
 }
 
-/// Removes all checkpoints of a run that is finished.
+/// Removes all checkpoints of a finished run.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -118,24 +120,23 @@ pub fn remove_all(run: &Path) -> Result<()> {
         .try_for_each(|(_, old)| fs::remove_dir_all(&old).map_err(|error| Error::io(&old, "remove", error)))
 }
 
-/// A checkpoint, read.
+/// A checkpoint that was read.
 pub struct Checkpoint {
-    /// Where the run goes on.
+    /// The state to resume from.
     pub state: State,
-    /// What it was begun from.
+    /// What the run was started with.
     pub origin: Origin,
 }
 
-/// The last checkpoint of a run that is whole, if there is one; what is wrong with later ones is told to
-/// `warn`.
+/// The last undamaged checkpoint of a run, if there is one; `warn` gets a message for each damaged later one.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be listed.
+/// [`Error::Io`] if the folder cannot be listed.
 pub fn latest(run: &Path, warn: &mut dyn FnMut(String)) -> Result<Option<Checkpoint>> {
     for (_, place) in all(run)?.into_iter().rev() {
         match read(&place) {
             Ok(found) => return Ok(Some(found)),
-            Err(error) => warn(format!("{}: {error}; going back to the one before", place.display())),
+            Err(error) => warn(format!("{}: {error}; trying the checkpoint before it", place.display())),
         }
     }
     Ok(None)
@@ -156,7 +157,7 @@ fn read(place: &Path) -> io::Result<Checkpoint> {
         }
         Ok(Some(bytes))
     };
-    let needed = |name: &str| take(name)?.ok_or_else(|| wrong(format!("{name} is not listed")));
+    let needed = |name: &str| take(name)?.ok_or_else(|| wrong(format!("checkpoint.json lacks {name}")));
     let state = State {
         step: manifest.global_step,
         record: needed(RECORD)?,
@@ -166,17 +167,18 @@ fn read(place: &Path) -> io::Result<Checkpoint> {
     Ok(Checkpoint { state, origin: manifest.origin })
 }
 
-/// The checkpoints in the run's folder: by the prompts whose anchors are drawn, then by their steps.
+/// The checkpoints in the run's folder, oldest first. The key is (false, prompts whose anchors are sampled)
+/// before the first step, then (true, steps done).
 fn all(run: &Path) -> Result<BTreeMap<(bool, usize), PathBuf>> {
     let step = |name: &String| {
         let of = |prefix| name.strip_prefix(prefix).and_then(|number: &str| number.parse().ok());
         let key = of(PREFIX).map(|step| (true, step)).or(of(DRAWN).map(|prompts| (false, prompts)))?;
         Some((key, run.join(name)))
     };
-    Ok(entries(run, "--output-dir")?.iter().filter_map(step).collect())
+    Ok(entries(run, &setting("output_dir"))?.iter().filter_map(step).collect())
 }
 
-/// Has the folder's list of names safely on disk, where the system does that for folders.
+/// Flushes the folder's list of names to disk, on systems that do this for folders.
 fn sync(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
@@ -214,7 +216,7 @@ mod tests {
         let found = newest(&mut warnings).unwrap();
         assert_eq!((found.step, found.tensors, found.adapter), (11, vec![11; 1000], Some(vec![7; 10])));
         assert!(warnings.is_empty());
-        // One bit.
+        // Flip one bit.
         let place = run.join("checkpoint-11").join(TENSORS);
         let mut bytes = fs::read(&place).unwrap();
         bytes[500] ^= 1;
@@ -223,7 +225,7 @@ mod tests {
         assert!(warnings[0].contains("state.safetensors is damaged"), "{warnings:?}");
         fs::remove_file(run.join("checkpoint-10").join(MANIFEST)).unwrap();
         assert!(newest(&mut warnings).is_none());
-        // It comes again, whole.
+        // The damaged checkpoint is written again.
         write(&run, &state(11), None, &origin(), 1).unwrap();
         assert_eq!(newest(&mut warnings).unwrap().step, 11);
         assert_eq!(names(&run), ["checkpoint-11"]);

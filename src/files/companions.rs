@@ -1,30 +1,29 @@
-//! The files beside a model's weights, when weights are written elsewhere.
+//! The files that are copied along when a model's weights are written to another folder.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
-/// The files of a model's directory that go where its weights go, in the order of their names.
+/// Names and bytes of the files in a model's directory that are copied with its weights, sorted by name.
 pub(super) fn companions(directory: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let failed = |error| Error::io(directory, "list", error);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        // Of a name that is no text nothing is known.
+        // A name that is not UTF-8 is skipped.
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if path.is_file() && is_companion(name) {
-            found.push((name.to_owned(), super::read(&path, "--model")?));
+            found.push((name.to_owned(), super::read(&path, &setting("model"))?));
         }
     }
     found.sort();
     Ok(found)
 }
 
-/// Whether a file of this name goes along: configurations, tokenizers, templates and licences do. Weights in
-/// any format do not, nor does what says how they were cut up or trained, nor a model card, which would be
-/// another model's.
+/// Whether a file of this name is copied: configurations, tokenizers, templates and licences are. Weights in
+/// any format, shard indexes, records of training and model cards (of another model, then) are not.
 fn is_companion(name: &str) -> bool {
     let name = name.to_lowercase();
     let legal = ["license", "licence", "notice", "use_policy"].iter().any(|start| name.starts_with(start));
@@ -36,8 +35,9 @@ fn is_companion(name: &str) -> bool {
         && !other.contains(&name.as_str())
 }
 
-/// config.json with the weights' type, under "dtype" where it has that (transformers 5), otherwise under
-/// "torch_dtype"; and as a judge's of that architecture. As it was, to the byte, where nothing changes.
+/// config.json with these changes, if any: `dtype` under "dtype" if that key exists (transformers 5),
+/// otherwise under "torch_dtype"; `architecture` with a judge's labels; with `untied`, embeddings that are
+/// not tied to the head. Without changes, the same bytes.
 pub(super) fn changed(
     config: &[u8],
     dtype: Option<&str>,
@@ -47,7 +47,7 @@ pub(super) fn changed(
     if dtype.is_none() && architecture.is_none() && !untied {
         return Ok(config.to_vec());
     }
-    let wrong = |error| Error::input("config.json", "a JSON object", error, "fetch the file again");
+    let wrong = |error| Error::input("config.json", "a JSON object", error, "download it again");
     let mut config: Map<String, Value> = serde_json::from_slice(config).map_err(wrong)?;
     for key in ["dtype", "torch_dtype"] {
         let own = config.contains_key(key) || (key == "torch_dtype" && !config.contains_key("dtype"));

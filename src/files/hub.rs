@@ -1,7 +1,7 @@
-//! Models by their names on the Hugging Face Hub, through the cache that Python's huggingface_hub keeps too.
+//! Models by their names on the Hugging Face Hub, through the cache of Python's huggingface_hub.
 //!
-//! A model that lies in the cache whole is taken from there, and nothing is asked of the network. `HF_HOME`,
-//! `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to Python's.
+//! A model that is complete in the cache is used without any network access. `HF_HOME`, `HF_HUB_CACHE`,
+//! `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean the same as in huggingface_hub.
 
 use std::env::var;
 use std::io::Write;
@@ -13,15 +13,15 @@ use hf_hub::{Cache, CacheRepo, Repo};
 use tempfile::TempDir;
 
 use super::shards::shards;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
-/// How often an interrupted download is taken up again.
+/// Maximum retries of an interrupted download.
 const RETRIES: usize = 5;
 
-/// The longest header of a safetensors file, as its library has it.
+/// Maximum length of a safetensors header in bytes, as in the safetensors library.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Files beside the weights that a model's directory may have.
+/// Files that a model's directory may have besides the weights.
 const COMPANIONS: [&str; 6] = [
     "config.json",
     "tokenizer.json",
@@ -34,17 +34,17 @@ const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// A repository's name, and the GGUF file in it that is wanted.
+/// A repository's name, or that of a GGUF file in a repository.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Name<'a> {
     /// `owner/name`
     pub repository: &'a str,
-    /// A file's path in it, where it is one GGUF file that is wanted.
+    /// The GGUF file's path in the repository, if one is named.
     pub gguf: Option<&'a str>,
 }
 
 impl<'a> Name<'a> {
-    /// Reads `owner/name` or `owner/name/FILE.gguf`; `None` for what cannot be such a name.
+    /// Reads `owner/name` or `owner/name/FILE.gguf`; `None` for any other text.
     pub fn parse(text: &'a str) -> Option<Self> {
         let part = |part: &str| {
             let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -63,21 +63,21 @@ impl<'a> Name<'a> {
     }
 }
 
-/// How far a file's download is: told when it begins, as bytes come, and when it ends.
+/// The progress of a file's download: reported at its start, as bytes arrive, and at its end.
 #[derive(Debug, Clone, Copy)]
 pub struct Download<'a> {
     /// The file's name in the repository.
     pub file: &'a str,
-    /// Bytes that are there.
+    /// Bytes downloaded so far.
     pub done: u64,
-    /// Bytes of the file.
+    /// The file's size in bytes.
     pub total: u64,
 }
 
-/// Who is told of downloads.
+/// A callback for the progress of downloads.
 type Tell<'a> = &'a mut dyn FnMut(Download);
 
-/// One download, as hf-hub tells of it.
+/// Passes hf-hub's progress of one download on to a callback.
 struct Told<'a> {
     tell: Tell<'a>,
     file: &'a str,
@@ -108,12 +108,12 @@ impl Progress for Told<'_> {
     }
 }
 
-/// Where a model lies once it is in the cache: a directory, or a GGUF file. What is missing is downloaded,
-/// and `progress` told of it; what was begun before is taken up where it ended.
+/// Downloads the files of a model that the cache lacks, and returns the model's path there: a directory, or a
+/// GGUF file. `progress` is called during downloads. An interrupted download resumes where it stopped.
 ///
 /// # Errors
-/// [`Error::Input`] for a repository or file that is not there, that asks for a token, or that the network
-/// does not bring.
+/// [`Error::Input`] for a repository or file that does not exist, that needs a token, or whose download
+/// fails.
 pub fn fetch(name: &Name, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
     let hub = match Hub::of(name)? {
         Found::Cached(path) => return Ok(path),
@@ -122,13 +122,13 @@ pub fn fetch(name: &Name, progress: &mut dyn FnMut(Download)) -> Result<PathBuf>
     let weights = hub.companions(name, progress)?;
     weights.iter().try_for_each(|file| hub.get(file, progress).map(drop))?;
     whole(name, &|file| hub.cached.get(file), false).ok_or_else(|| {
-        Error::input(&hub.place, "a model whose files all came", "one that is not whole", "try again")
+        Error::input(&hub.place, "all files of the model in the cache", "only some of them", "try again")
     })
 }
 
-/// A model's directory without its weights, unless they are in the cache: where they would be are files of
-/// their sizes that hold only their headers, in a folder that goes with the second. GGUF files are fetched
-/// whole.
+/// A model's directory, for reading shapes. If weights are not in the cache, it is a temporary folder,
+/// removed when the second value is dropped, whose weights files are sparse: of full size, but with only the
+/// headers downloaded. GGUF files are downloaded whole.
 ///
 /// # Errors
 /// As [`fetch`].
@@ -152,26 +152,26 @@ pub fn describe(name: &Name, progress: &mut dyn FnMut(Download)) -> Result<(Path
     for file in &weights {
         let (header, size) = hub.header(file)?;
         let mut written = std::fs::File::create(folder.path().join(file)).map_err(failed)?;
-        // The rest is a hole: it takes no room.
+        // The rest of the file is sparse: it takes no disk space.
         written.write_all(&header).and_then(|()| written.set_len(size)).map_err(failed)?;
     }
     Ok((folder.path().to_path_buf(), Some(folder)))
 }
 
-/// What there is of a model.
+/// Where a model's files are.
 enum Found {
-    /// All of it, here.
+    /// All of them in the cache.
     Cached(PathBuf),
-    /// Something must be asked of the Hub.
+    /// Some are, or may be, missing from the cache: the Hub is asked.
     Remote(Box<Hub>),
 }
 
-/// A repository on the Hub, and in the cache.
+/// A repository on the Hub and in the cache.
 struct Hub {
     remote: ApiRepo,
     cached: CacheRepo,
     token: Option<String>,
-    /// For messages.
+    /// The place in messages.
     place: String,
 }
 
@@ -180,11 +180,11 @@ impl Hub {
         let cache = Cache::new(cache_path()?);
         let repository = Repo::model(name.repository.to_string());
         let cached = cache.repo(repository.clone());
-        // Other programs leave tokenizer_config.json out, which most models have: only the Hub knows.
+        // Other programs may not have downloaded tokenizer_config.json. Most models have it: ask the Hub.
         if let Some(path) = whole(name, &|file| cached.get(file), true) {
             return Ok(Found::Cached(path));
         }
-        let place = format!("--model {}", name.repository);
+        let place = format!("{} {}", setting("model"), name.repository);
         let offline = |value: String| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str());
         if var("HF_HUB_OFFLINE").is_ok_and(offline) {
             if let Some(path) = whole(name, &|file| cached.get(file), false) {
@@ -192,7 +192,7 @@ impl Hub {
             }
             let expected = format!("the whole model in the cache at {}", cache.path().display());
             let fix = "unset HF_HUB_OFFLINE once, to download it";
-            return Err(Error::input(place, expected, "HF_HUB_OFFLINE, and not all of it", fix));
+            return Err(Error::input(place, expected, "missing files, and HF_HUB_OFFLINE is set", fix));
         }
         let token = var("HF_TOKEN").ok().filter(|token| !token.trim().is_empty()).or_else(token_file);
         let mut builder = ApiBuilder::from_cache(cache)
@@ -207,7 +207,7 @@ impl Hub {
         Ok(Found::Remote(Box::new(Self { remote, cached, token, place })))
     }
 
-    /// A file, in the cache.
+    /// The path of a file in the cache; downloads it if it is missing.
     fn get(&self, file: &str, tell: Tell) -> Result<PathBuf> {
         if let Some(path) = self.cached.get(file) {
             return Ok(path);
@@ -218,7 +218,7 @@ impl Hub {
             .map_err(|error| failed(&format!("{}/{file}", self.place), &error))
     }
 
-    /// Brings the small files into the cache, and returns the names of the large ones.
+    /// Downloads the small files into the cache, and returns the names of the weights files.
     fn companions(&self, name: &Name, progress: Tell) -> Result<Vec<String>> {
         let listed = self.remote.info().map_err(|error| failed(&self.place, &error))?;
         let has = |file: &str| listed.siblings.iter().any(|sibling| sibling.rfilename == file);
@@ -239,7 +239,7 @@ impl Hub {
         if let Some(file) = NEEDED.into_iter().find(|file| !has(file)) {
             return Err(missing(file, instead));
         }
-        // Whether the model is one that can be used shows early.
+        // The small files first, so that an error (a missing login, for example) shows early.
         for file in COMPANIONS.into_iter().filter(|file| has(file)) {
             self.get(file, progress)?;
         }
@@ -256,7 +256,7 @@ impl Hub {
         shards(&bytes, directory, INDEX)
     }
 
-    /// A safetensors file's length and header, and the bytes of the whole file.
+    /// The start of a safetensors file (the header's length, and the header), and the file's size in bytes.
     fn header(&self, file: &str) -> Result<(Vec<u8>, u64)> {
         let place = format!("{}/{file}", self.place);
         let (mut header, size) = self.range(file, 0, 8)?;
@@ -269,7 +269,7 @@ impl Hub {
         Ok((header, size))
     }
 
-    /// Some bytes of a file, and how many it has.
+    /// `count` bytes of a file, from byte `first`, and the file's size in bytes.
     fn range(&self, file: &str, first: u64, count: u64) -> Result<(Vec<u8>, u64)> {
         let place = format!("{}/{file}", self.place);
         let of_network = |error: ureq::Error| failed(&place, &ApiError::RequestError(Box::new(error)));
@@ -282,7 +282,7 @@ impl Hub {
         let total =
             response.headers().get("Content-Range").and_then(|range| range.to_str().ok()?.rsplit_once('/'));
         let Some(total) = total.and_then(|(_, total)| total.parse().ok()) else {
-            let fix = "fetch the model first, as with `aweigh generate`";
+            let fix = "download the model first, as with `aweigh generate`";
             return Err(Error::input(place, "a part of the file", "an answer without Content-Range", fix));
         };
         let bytes = response.into_body().with_config().limit(count).read_to_vec().map_err(of_network)?;
@@ -294,13 +294,13 @@ fn given(name: &str) -> Option<PathBuf> {
     var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// Python's rules, here and for what lies in it.
+/// The Hub's home folder, by huggingface_hub's rules, as are the paths in it.
 fn home() -> Option<PathBuf> {
     let cache = given("XDG_CACHE_HOME").or_else(|| Some(dirs::home_dir()?.join(".cache")));
     given("HF_HOME").or_else(|| Some(cache?.join("huggingface")))
 }
 
-/// The token that `hf auth login` keeps.
+/// The token that `hf auth login` saves.
 fn token_file() -> Option<String> {
     let path = given("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
     let token = std::fs::read_to_string(path).ok()?;
@@ -318,7 +318,7 @@ fn cache_path() -> Result<PathBuf> {
     })
 }
 
-/// Where the model lies, if all of it does; with `configured`, tokenizer_config.json too.
+/// The model's path, if all its files are there; with `configured`, tokenizer_config.json is needed too.
 fn whole(name: &Name, get: &dyn Fn(&str) -> Option<PathBuf>, configured: bool) -> Option<PathBuf> {
     if let Some(file) = name.gguf {
         return get(file);
@@ -335,7 +335,7 @@ fn whole(name: &Name, get: &dyn Fn(&str) -> Option<PathBuf>, configured: bool) -
     has_weights.then_some(directory)
 }
 
-/// What the Hub's answer means.
+/// The error message for a failed request to the Hub.
 fn failed(place: &str, error: &ApiError) -> Error {
     let status = |error: &ApiError| match error {
         ApiError::RequestError(error) => match **error {
@@ -346,13 +346,13 @@ fn failed(place: &str, error: &ApiError) -> Error {
     };
     let inner = if let ApiError::TooManyRetries(inner) = error { inner } else { error };
     match status(inner) {
-        // The Hub does not tell strangers which of the two it is.
+        // Without a login the Hub does not tell which of the two it is.
         Some(401 | 403) => Error::input(
             place,
-            "a directory, a GGUF file, tiny, or a model on the Hugging Face Hub that may be read",
-            "nothing of that name, or a repository that asks for a login",
-            "check the spelling; or accept its licence on the Hub if it has one, and set HF_TOKEN to a token \
-             of yours",
+            "a directory, a GGUF file, tiny, or a model on the Hugging Face Hub that you may read",
+            "nothing of that name, or a repository that needs a login",
+            "check the spelling; or accept the model's licence on the Hub, if it has one, and set HF_TOKEN \
+             to your token",
         ),
         Some(404) => Error::input(
             place,
@@ -367,7 +367,7 @@ fn failed(place: &str, error: &ApiError) -> Error {
                 ApiError::RequestError(error) => error.to_string(),
                 other => other.to_string(),
             },
-            "check the connection and HF_ENDPOINT, and try again: a download goes on where it ended",
+            "check the connection and HF_ENDPOINT, and try again: the download resumes where it stopped",
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! A file that grows line by line, and loses nothing while its disk is full.
+//! A JSONL file that is written line by line, and loses no lines while its disk is full.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -9,31 +9,32 @@ use serde_json::Value;
 use super::write_whole;
 use crate::error::{Error, Result};
 
-/// JSONL that grows. What could not be written is kept and written with the next line.
+/// A growing JSONL file. Lines that could not be written are kept and written with the next one.
 #[derive(Debug)]
 pub struct Lines {
     path: PathBuf,
     file: File,
-    /// Bytes that are safely in the file.
+    /// Bytes that were written to the file.
     length: u64,
+    /// Bytes that are not written yet.
     waiting: Vec<u8>,
 }
 
 impl Lines {
-    /// A new file.
+    /// Creates an empty file.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be made.
+    /// [`Error::Io`] if it cannot be created.
     pub fn create(path: PathBuf) -> Result<Self> {
         let file = File::create(&path).map_err(|e| Error::io(&path, "create", e))?;
         Ok(Self { path, file, length: 0, waiting: Vec::new() })
     }
 
-    /// Goes on with the file at `path`: the lines that `keep` says yes to stay, a last one that was cut off
-    /// does not. A file that is not there begins empty.
+    /// Continues the file at `path`: keeps the lines for which `keep` returns true, and removes incomplete or
+    /// invalid ones. A missing file starts empty.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be read or written.
+    /// [`Error::Io`] if it cannot be read or written.
     pub fn resume(path: PathBuf, keep: impl Fn(&Value) -> bool) -> Result<Self> {
         let old = match fs::read(&path) {
             Ok(old) => old,
@@ -47,10 +48,10 @@ impl Lines {
         Self::behind(path, &kept.concat())
     }
 
-    /// Goes on behind `kept`, which is what the file at `path` then begins with.
+    /// Replaces the file's content with `kept`, and continues after it.
     ///
     /// # Errors
-    /// [`Error::Io`] where it cannot be written.
+    /// [`Error::Io`] if it cannot be written.
     pub fn behind(path: PathBuf, kept: &[u8]) -> Result<Self> {
         write_whole(&path, kept)?;
         let failed = |error| Error::io(&path, "write", error);
@@ -59,7 +60,7 @@ impl Lines {
         Ok(Self { file, length: kept.len() as u64, path, waiting: Vec::new() })
     }
 
-    /// Adds a line, and those that are waiting.
+    /// Appends a line, after those that are still waiting.
     ///
     /// # Errors
     /// [`Error::Io`]; the line then waits for the next call.
@@ -70,7 +71,7 @@ impl Lines {
         self.append()
     }
 
-    /// Adds bytes as they are, and those that are waiting.
+    /// Appends bytes as they are, after those that are still waiting.
     ///
     /// # Errors
     /// As [`Lines::push`].
@@ -82,7 +83,7 @@ impl Lines {
     fn append(&mut self) -> Result<()> {
         let written = self.file.write_all(&self.waiting);
         if let Err(error) = written {
-            // A part of it may be there: without it the next attempt is whole.
+            // Remove what was written of it, so that the next attempt writes whole lines.
             let _ =
                 self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
             return Err(Error::io(&self.path, "write", error));

@@ -1,4 +1,4 @@
-//! Files and folders: read with good messages, written whole or not at all.
+//! Reads files with clear error messages, and writes files and folders completely or not at all.
 
 mod adapter;
 pub mod cache;
@@ -20,14 +20,14 @@ use std::time::SystemTime;
 
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
 pub use adapter::AdapterFiles;
 pub use lines::Lines;
-pub use model::{Model, ModelFiles, TINY};
+pub use model::{Model, ModelFiles};
 pub use run_folder::{EVENTS, RunFolder, TRAIN_COPY};
 
-/// A file in memory, with the name it has in messages: the form in which the library takes data.
+/// A file's bytes with its name for messages: the form in which the library takes data.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// The path as the user wrote it.
@@ -37,22 +37,22 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads the file at `path`; `flag` says who asked for it.
+    /// Reads the file at `path`; `place` names it in messages.
     ///
     /// # Errors
     /// As [`read`].
-    pub fn read(path: &Path, flag: &str) -> Result<Self> {
-        Ok(Self { origin: path.display().to_string(), bytes: read(path, flag)? })
+    pub fn read(path: &Path, place: &str) -> Result<Self> {
+        Ok(Self { origin: path.display().to_string(), bytes: read(path, place)? })
     }
 }
 
 /// A file's bytes.
 ///
 /// # Errors
-/// [`Error::Input`] where there is no such file (`flag` says who asked for it), [`Error::Io`] for other
+/// [`Error::Input`] if there is no such file (`place` names it in messages), [`Error::Io`] for other
 /// failures.
-pub fn read(path: &Path, flag: &str) -> Result<Vec<u8>> {
-    is_file(path, flag)?;
+pub fn read(path: &Path, place: &str) -> Result<Vec<u8>> {
+    is_file(path, place)?;
     fs::read(path).map_err(|error| Error::io(path, "read", error))
 }
 
@@ -60,24 +60,24 @@ pub fn read(path: &Path, flag: &str) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`read`], and [`Error::Input`] for text that is not UTF-8.
-pub fn read_text(path: &Path, flag: &str) -> Result<String> {
-    String::from_utf8(read(path, flag)?).map_err(|error| {
-        let found = format!("other bytes at position {}", error.utf8_error().valid_up_to());
-        Error::input(path.display(), "text in UTF-8", found, "save the file as UTF-8")
+pub fn read_text(path: &Path, place: &str) -> Result<String> {
+    String::from_utf8(read(path, place)?).map_err(|error| {
+        let found = format!("an invalid byte at position {}", error.utf8_error().valid_up_to());
+        Error::input(path.display(), "UTF-8 text", found, "save the file as UTF-8")
     })
 }
 
-/// A file's bytes, mapped into memory instead of read: pages come in when they are used, which suits weights.
+/// A file's bytes, mapped into memory instead of read: pages are loaded on first use, which suits weights.
 ///
 /// # Errors
 /// As [`read`].
-pub fn map(path: &Path, flag: &str) -> Result<Mapped> {
-    is_file(path, flag)?;
+pub fn map(path: &Path, place: &str) -> Result<Mapped> {
+    is_file(path, place)?;
     let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
     let began = stamp(&file);
-    // SAFETY: the mapping is read-only and private to this process. What remains is that somebody cuts or
-    // rewrites the file while we run: like every reader of mapped weights we ask users not to, and our own
-    // writers only ever rename.
+    // SAFETY: the mapping is read-only and private to this process. The remaining risk is another program
+    // that truncates or rewrites the file during a run: as with every reader of mapped weights, users must
+    // not do that. Our own writers only replace files by renaming.
     #[allow(unsafe_code)]
     let map = unsafe { memmap2::Mmap::map(&file) };
     let map = map.map_err(|error| Error::io(path, "map", error))?;
@@ -102,35 +102,35 @@ impl Deref for Mapped {
 }
 
 impl Mapped {
-    /// Fails where the file was written to since it was mapped. Another file in its place is not meant: the
-    /// mapped one stays.
+    /// Fails if the file was written to since it was mapped. A new file renamed into its place is no problem:
+    /// the old one stays mapped.
     ///
     /// # Errors
-    /// [`Error::Input`] names it.
+    /// [`Error::Input`] names the file.
     pub fn check_unchanged(&self) -> Result<()> {
         if stamp(&self.file) == self.began {
             return Ok(());
         }
-        let fix = "begin again, and leave the files of a model alone while a run uses them; put new ones in \
-                   their place by renaming";
+        let fix = "start again, and do not change a model's files while a run uses them; replace them by \
+                   renaming new files";
         Err(Error::input(
             self.path.display(),
-            "the file as it was opened",
-            "a file that was written to since",
+            "a file that is unchanged since it was opened",
+            "a changed file",
             fix,
         ))
     }
 }
 
-/// Length and time of the last change.
+/// Size in bytes and time of the last change.
 fn stamp(file: &File) -> Option<(u64, SystemTime)> {
     let data = file.metadata().ok()?;
     Some((data.len(), data.modified().ok()?))
 }
 
-fn is_file(path: &Path, flag: &str) -> Result<()> {
+fn is_file(path: &Path, place: &str) -> Result<()> {
     let fix = "check the path; relative paths start at the current folder";
-    let wrong = |found| Err(Error::input(flag, format!("a file at {}", path.display()), found, fix));
+    let wrong = |found| Err(Error::input(place, format!("a file at {}", path.display()), found, fix));
     match fs::metadata(path) {
         Ok(data) if data.is_dir() => wrong("a folder"),
         Ok(_) => Ok(()),
@@ -139,7 +139,7 @@ fn is_file(path: &Path, flag: &str) -> Result<()> {
     }
 }
 
-/// Writes a file whole or not at all: `bytes` go to a temporary neighbour, which then takes the file's name.
+/// Writes a file completely or not at all: `bytes` go to a temporary file beside it, which is then renamed.
 ///
 /// # Errors
 /// [`Error::Io`]; an older file at `path` is then untouched.
@@ -149,14 +149,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
-/// Refuses an output file that exists, unless `overwrite`, and one whose folder does not.
+/// Refuses an output file that exists (unless `overwrite`), or whose folder does not exist.
 ///
 /// # Errors
-/// [`Error::Input`] names the flag and the file.
-pub fn refuse_existing(path: &Path, flag: &str, overwrite: bool) -> Result<()> {
+/// [`Error::Input`] names the place and the file.
+pub fn refuse_existing(path: &Path, place: &str, overwrite: bool) -> Result<()> {
     match fs::metadata(path) {
         Ok(data) if data.is_dir() => Err(Error::input(
-            flag,
+            place,
             "a file's name",
             format!("the folder {}", path.display()),
             "name a file in it",
@@ -164,23 +164,23 @@ pub fn refuse_existing(path: &Path, flag: &str, overwrite: bool) -> Result<()> {
         Ok(data) if data.is_file() && !overwrite => {
             let found = format!("{}, which exists", path.display());
             Err(Error::input(
-                flag,
+                place,
                 "a file that does not exist yet",
                 found,
-                "choose another name, or add --overwrite",
+                format!("choose another name, or set {}", setting("overwrite")),
             ))
         }
         Err(_) if !parent(path).is_dir() => {
             let found = format!("no folder {}", parent(path).display());
             let fix = "make the folder, or choose another";
-            Err(Error::input(flag, "a file in a folder that exists", found, fix))
+            Err(Error::input(place, "a file in a folder that exists", found, fix))
         }
         _ => Ok(()),
     }
 }
 
-/// A file that appears under its name only when [`WholeFile::commit`] is called; dropped before, it leaves
-/// nothing.
+/// A file that appears under its name only when [`WholeFile::commit`] is called. If it is dropped before,
+/// nothing is left.
 #[derive(Debug)]
 pub struct WholeFile {
     path: PathBuf,
@@ -195,12 +195,12 @@ enum Inner {
 }
 
 impl WholeFile {
-    /// Begins the file at `path`, whose folder must exist.
+    /// Starts the file at `path`, whose folder must exist.
     ///
     /// # Errors
-    /// [`Error::Io`] when its folder cannot be written to.
+    /// [`Error::Io`] if its folder cannot be written to.
     pub fn create(path: &Path) -> Result<Self> {
-        // A link is followed, so that the file it names is replaced and not the link.
+        // Follow a link, so that the file it points to is replaced and not the link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let special = fs::metadata(&target).is_ok_and(|data| !data.is_file());
         let inner = if special {
@@ -211,12 +211,12 @@ impl WholeFile {
         Ok(Self { inner: inner.map_err(|error| Error::io(path, "create", error))?, path: target })
     }
 
-    /// The name that it will have.
+    /// The path that the file will have.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Gives the file its name, after its bytes are safely on disk.
+    /// Flushes the bytes to disk, then gives the file its name.
     ///
     /// # Errors
     /// [`Error::Io`]; nothing is then left behind.
@@ -252,8 +252,8 @@ impl Write for WholeFile {
     }
 }
 
-/// A folder that appears under its name, complete, only when [`NewFolder::commit`] is called; dropped before,
-/// it leaves nothing.
+/// A folder that appears under its name, complete, only when [`NewFolder::commit`] is called. If it is
+/// dropped before, nothing is left.
 #[derive(Debug)]
 pub struct NewFolder {
     target: PathBuf,
@@ -261,13 +261,13 @@ pub struct NewFolder {
 }
 
 impl NewFolder {
-    /// Begins the folder `path`, which must not exist, or be empty. Missing folders above it are made on
+    /// Starts the folder `path`, which must be empty or not exist. Missing parent folders are created on
     /// commit.
     ///
     /// # Errors
-    /// [`Error::Input`] where something is at `path` (`flag` says who named it).
-    pub fn create(path: &Path, flag: &str) -> Result<Self> {
-        refuse_filled(path, flag, "choose another folder, or remove that one")?;
+    /// [`Error::Input`] if `path` is a file or a folder that is not empty (`place` names it in messages).
+    pub fn create(path: &Path, place: &str) -> Result<Self> {
+        refuse_filled(path, place, "choose another folder, or remove that one")?;
         let above = nearest_existing(path);
         let temporary = temporary_folder(&above).map_err(|error| Error::io(path, "create", error))?;
         Ok(Self { target: path.into(), temporary })
@@ -289,31 +289,31 @@ impl NewFolder {
             fs::remove_dir(&self.target).map_err(failed)?;
         }
         fs::rename(self.temporary.path(), &self.target).map_err(failed)?;
-        // It has moved: there is nothing left to remove.
+        // The folder was renamed: there is nothing left to remove.
         let _ = self.temporary.keep();
         Ok(())
     }
 }
 
-fn refuse_filled(path: &Path, flag: &str, fix: &str) -> Result<()> {
-    if entries(path, flag)?.is_empty() {
+fn refuse_filled(path: &Path, place: &str, fix: &str) -> Result<()> {
+    if entries(path, place)?.is_empty() {
         return Ok(());
     }
     let found = format!("{}, which exists and is not empty", path.display());
-    Err(Error::input(flag, "a folder that does not exist yet", found, fix))
+    Err(Error::input(place, "a folder that does not exist yet", found, fix))
 }
 
-/// The names in the folder `path`; none where there is no folder.
+/// The names in the folder `path`; empty if there is no such folder.
 ///
 /// # Errors
-/// [`Error::Input`] where a file is there, [`Error::Io`] where it cannot be listed.
-pub fn entries(path: &Path, flag: &str) -> Result<Vec<String>> {
+/// [`Error::Input`] if `path` is a file, [`Error::Io`] if the folder cannot be listed.
+pub fn entries(path: &Path, place: &str) -> Result<Vec<String>> {
     let list = match fs::read_dir(path) {
         Ok(list) => list,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(_) if path.is_file() => {
             let found = format!("the file {}", path.display());
-            return Err(Error::input(flag, "a folder's name", found, "choose another name"));
+            return Err(Error::input(place, "a folder's name", found, "choose another name"));
         }
         Err(error) => return Err(Error::io(path, "list", error)),
     };
@@ -327,16 +327,15 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The lowest folder above `path` that exists: on the same disk as `path` will be, so that a rename works.
+/// The nearest existing ancestor of `path`: it is on the disk that `path` will be on, so a rename works.
 fn nearest_existing(path: &Path) -> PathBuf {
     path.ancestors().skip(1).find(|above| above.is_dir()).unwrap_or(Path::new(".")).into()
 }
 
-/// What temporary names begin with.
+/// Prefix of temporary names.
 const PART: &str = ".aweigh-";
 
-/// A temporary name; unlike tempfile's own default, with the permissions that any new file of the user's
-/// gets.
+/// Builds temporary files with the permissions of any new file, unlike tempfile's default.
 fn temporary() -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(PART).suffix(".part");
@@ -381,7 +380,7 @@ mod tests {
         assert_eq!(names(room.path()), ["a.jsonl"]);
         write_whole(&path, b"two").unwrap();
         assert_eq!(read(&path, "--x").unwrap(), b"two");
-        assert!(refuse_existing(&path, "--output", false).unwrap_err().to_string().contains("--overwrite"));
+        assert!(refuse_existing(&path, "--output", false).unwrap_err().to_string().contains("overwrite"));
         refuse_existing(&path, "--output", true).unwrap();
         let nowhere = room.path().join("none/a");
         assert!(write_whole(&nowhere, b"").is_err());

@@ -1,4 +1,4 @@
-//! A model's or an adapter's directory, brought into memory for the library, which takes bytes.
+//! Opens a model's files (or the built-in model) for the library, which takes bytes.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,26 +11,23 @@ use super::companions::{changed, companions};
 use super::hub;
 use super::need::{need_file, need_folder};
 use super::shards::shards;
-use crate::assets;
 use crate::data::TokenizerFiles;
-use crate::error::Result;
+use crate::error::{Result, setting};
 use crate::model::ModelBytes;
 use crate::model::gguf::{Companions, Damage, Gguf};
+use crate::tiny;
 
-/// The name that stands for the model built into this program.
-pub const TINY: &str = "tiny";
-
-/// What `--model` names, opened.
+/// An opened model, as named by `--model`.
 #[derive(Debug)]
 pub struct Model {
     source: Source,
     /// The user's own chat template, instead of the model's: its file and its text.
     chat_template: Option<(String, String)>,
-    /// A folder that goes with the model, after the files that are mapped from it.
+    /// A temporary folder of the model: the last field, so that mapped files are closed before its removal.
     _temporary: Option<tempfile::TempDir>,
 }
 
-/// Where a model lies.
+/// Where a model comes from.
 #[derive(Debug)]
 enum Source {
     /// The model built into this program.
@@ -41,7 +38,7 @@ enum Source {
     Gguf(Box<GgufFile>),
 }
 
-/// Whether a file calls itself one, by its name or its first bytes.
+/// Whether `path` is a GGUF file, by its extension or its first bytes.
 fn is_gguf(path: &Path) -> bool {
     let begins = || {
         let mut magic = [0; 4];
@@ -56,20 +53,20 @@ fn is_gguf(path: &Path) -> bool {
 pub struct GgufFile {
     /// The file as the user wrote it, for messages.
     pub name: String,
-    /// What stands beside a model's weights in a directory, from the file's metadata.
+    /// config.json, tokenizer.json and tokenizer_config.json, made from the file's metadata.
     pub companions: Companions,
     /// The whole file.
     pub map: Mapped,
 }
 
 impl GgufFile {
-    /// Opens `path`; `flag` says who named it.
+    /// Opens `path`; `place` names it in messages.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] for a file that is no GGUF file, or whose architecture or tokenizer is not
+    /// [`crate::Error::Input`] for a file that is not a GGUF file, or whose architecture or tokenizer is not
     /// supported.
-    pub fn open(path: &Path, flag: &str) -> Result<Self> {
-        let (name, map) = (path.display().to_string(), super::map(path, flag)?);
+    pub fn open(path: &Path, place: &str) -> Result<Self> {
+        let (name, map) = (path.display().to_string(), super::map(path, place)?);
         let of = |damage: Damage| damage.of(&name);
         let companions = Gguf::parse(&map).and_then(|file| file.companions()).map_err(of)?;
         Ok(Self { companions, map, name })
@@ -77,14 +74,14 @@ impl GgufFile {
 }
 
 impl Model {
-    /// Opens "tiny", a GGUF file, a directory (a directory of that name is `./tiny`) or, with the feature
-    /// `hub` and where nothing of the name is there, a model of the Hugging Face Hub, which is downloaded
-    /// once: `owner/name` or `owner/name/FILE.gguf`.
+    /// Opens "tiny", a GGUF file or a directory (for one named tiny, write `./tiny`). With the feature `hub`,
+    /// `owner/name` or `owner/name/FILE.gguf` is a model on the Hugging Face Hub if no such path exists; it
+    /// is downloaded once.
     ///
     /// # Errors
     /// As [`ModelFiles::open`] and [`Model::fetch`].
     pub fn open(name: &str) -> Result<Self> {
-        if name == TINY {
+        if name == tiny::NAME {
             return Ok(Self::tiny());
         }
         #[cfg(feature = "hub")]
@@ -94,11 +91,11 @@ impl Model {
         Self::at(Path::new(name), name)
     }
 
-    /// The same; `progress` is told of what is downloaded.
+    /// As [`Model::open`]; `progress` is called during downloads.
     ///
     /// # Errors
-    /// As [`Model::open`]; [`crate::Error::Input`] for a repository or file that is not there, that asks for
-    /// a token, or that the network does not bring.
+    /// As [`Model::open`]; [`crate::Error::Input`] for a repository or file that does not exist, that needs a
+    /// token, or whose download fails.
     #[cfg(feature = "hub")]
     pub fn fetch(name: &str, progress: &mut dyn FnMut(hub::Download)) -> Result<Self> {
         match hub::Name::parse(name).filter(|_| !Path::new(name).exists()) {
@@ -107,8 +104,8 @@ impl Model {
         }
     }
 
-    /// The same for who looks at shapes only: of a model of the Hub that is not in the cache, nothing but the
-    /// weights' headers is downloaded.
+    /// As [`Model::fetch`], for reading shapes only: if a model on the Hub is not in the cache, only the
+    /// headers of its safetensors weights are downloaded.
     ///
     /// # Errors
     /// As [`Model::fetch`].
@@ -120,16 +117,19 @@ impl Model {
         Ok(Self { _temporary: temporary, ..Self::at(&path, name)? })
     }
 
-    /// Opens a GGUF file or a directory, which messages call `name`.
+    /// Opens a GGUF file or a directory; messages call it `name`.
     fn at(path: &Path, name: &str) -> Result<Self> {
         Ok(Self::of(if is_gguf(path) {
-            Source::Gguf(Box::new(GgufFile { name: name.into(), ..GgufFile::open(path, "--model")? }))
+            Source::Gguf(Box::new(GgufFile { name: name.into(), ..GgufFile::open(path, &setting("model"))? }))
         } else {
-            Source::Files(Box::new(ModelFiles { name: name.into(), ..ModelFiles::open(path, "--model")? }))
+            Source::Files(Box::new(ModelFiles {
+                name: name.into(),
+                ..ModelFiles::open(path, &setting("model"))?
+            }))
         }))
     }
 
-    /// Fails where weights were written to since the model was opened.
+    /// Fails if the weights were written to since the model was opened.
     ///
     /// # Errors
     /// [`crate::Error::Input`] names the file.
@@ -141,8 +141,9 @@ impl Model {
         }
     }
 
-    /// Whether it may be the model that somebody else calls `other`. Folders are named as people like: only
-    /// names with a version or a size in them, of which none is a part of the other, tell two models apart.
+    /// Whether this may be the model that `other` names, such as an adapter's base model. Folder names are
+    /// arbitrary, so two models count as different only if both names contain letters and a digit (a version
+    /// or a size) and neither contains the other.
     pub fn may_be(&self, other: &str) -> bool {
         let last = |name: &str| {
             let last = name
@@ -174,12 +175,14 @@ impl Model {
         Self::of(Source::Tiny)
     }
 
-    /// The same with the chat template in a file, where one is named.
+    /// Replaces the chat template with that in `file`, if one is given.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] for a file that is not there or no text.
+    /// [`crate::Error::Input`] for a file that does not exist or is not UTF-8.
     pub fn with_chat_template(self, file: Option<&Path>) -> Result<Self> {
-        let read = |path: &Path| Ok((path.display().to_string(), super::read_text(path, "--chat-template")?));
+        let read = |path: &Path| {
+            Ok((path.display().to_string(), super::read_text(path, &setting("chat_template"))?))
+        };
         Ok(Self { chat_template: file.map(read).transpose()?, ..self })
     }
 }
@@ -195,22 +198,23 @@ impl From<ModelFiles> for Model {
 pub struct ModelFiles {
     /// The directory as the user wrote it, or the model's name on the Hub, for messages.
     pub name: String,
-    /// Where the files lie.
+    /// The folder with the files.
     pub directory: PathBuf,
     /// `config.json`
     pub config: Vec<u8>,
     /// `tokenizer.json`
     pub tokenizer: Vec<u8>,
-    /// `tokenizer_config.json`, where there is one: special tokens and often the chat template.
+    /// `tokenizer_config.json`, if present: special tokens and often the chat template.
     pub tokenizer_config: Option<Vec<u8>>,
-    /// `special_tokens_map.json`, where there is one.
+    /// `special_tokens_map.json`, if present.
     pub special_tokens_map: Option<Vec<u8>>,
-    /// `generation_config.json`, where there is one: the end-of-turn tokens.
+    /// `generation_config.json`, if present: the end-of-turn tokens.
     pub generation_config: Option<Vec<u8>>,
-    /// `chat_template.jinja`, where there is one; it comes before the template in `tokenizer_config.json`.
+    /// The template in `chat_template.jinja` or `chat_template.json`, if present; it takes precedence over
+    /// the one in `tokenizer_config.json`.
     pub chat_template: Option<String>,
-    /// The safetensors files by path, for messages: one, or the shards of `model.safetensors.index.json` in
-    /// order.
+    /// The safetensors files, each with its path for messages: one, or the shards of
+    /// `model.safetensors.index.json`, sorted by name.
     pub weights: Vec<(String, Mapped)>,
 }
 
@@ -223,17 +227,18 @@ impl ModelFiles {
         self.weights.iter().try_for_each(|(_, map)| map.check_unchanged())
     }
 
-    /// Opens the model in `directory`; `flag` says who named it.
+    /// Opens the model in `directory`; `place` names it in messages.
     ///
     /// # Errors
     /// [`crate::Error::Input`] names what is missing from the directory.
-    pub fn open(directory: &Path, flag: &str) -> Result<Self> {
-        need_folder(directory, flag, "a model's directory, a GGUF file, or tiny")?;
-        let needed = |file: &str| need_file(directory, flag, file).and_then(|path| super::read(&path, flag));
+    pub fn open(directory: &Path, place: &str) -> Result<Self> {
+        need_folder(directory, place, "a model's directory, a GGUF file, or tiny")?;
+        let needed =
+            |file: &str| need_file(directory, place, file).and_then(|path| super::read(&path, place));
         let template = match directory.join("chat_template.jinja") {
-            place if place.is_file() => Some(super::read_text(&place, flag)?),
-            // Of a processor, beside a tokenizer without one.
-            _ => optional(directory, flag, "chat_template.json")?.and_then(|bytes| {
+            file if file.is_file() => Some(super::read_text(&file, place)?),
+            // A processor's template, for a tokenizer without one.
+            _ => optional(directory, place, "chat_template.json")?.and_then(|bytes| {
                 let json: Value = serde_json::from_slice(&bytes).ok()?;
                 json["chat_template"].as_str().map(str::to_owned)
             }),
@@ -243,20 +248,20 @@ impl ModelFiles {
             directory: directory.to_path_buf(),
             config: needed("config.json")?,
             tokenizer: needed("tokenizer.json")?,
-            tokenizer_config: optional(directory, flag, "tokenizer_config.json")?,
-            special_tokens_map: optional(directory, flag, "special_tokens_map.json")?,
-            generation_config: optional(directory, flag, "generation_config.json")?,
+            tokenizer_config: optional(directory, place, "tokenizer_config.json")?,
+            special_tokens_map: optional(directory, place, "special_tokens_map.json")?,
+            generation_config: optional(directory, place, "generation_config.json")?,
             chat_template: template,
-            weights: weights(directory, flag)?,
+            weights: weights(directory, place)?,
         })
     }
 }
 
 impl Model {
-    /// The model as the library takes it.
+    /// The model in the form that the library takes.
     pub fn bytes(&self) -> ModelBytes<'_> {
         let mut bytes = match &self.source {
-            Source::Tiny => assets::model(),
+            Source::Tiny => tiny::model(),
             Source::Gguf(file) => ModelBytes {
                 name: &file.name,
                 config: &file.companions.config,
@@ -301,14 +306,14 @@ impl Model {
 }
 
 impl Model {
-    /// Copies every file but the weights into `folder`, and returns their names; with `dtype`, transformers'
-    /// name of a type, config.json says that the weights are of it, and with `architecture` that they are
-    /// such a model's. A head of its own is no longer said to be tied: not every reader looks into the
-    /// weights.
+    /// Copies the files that belong with the weights (configuration, tokenizer, template, licence) into
+    /// `folder`, and returns their names. In config.json, sets the weights' type to `dtype` (transformers'
+    /// name) and the architecture to `architecture`, if given, and `tie_word_embeddings` to false if the
+    /// model has its own output head: not every reader checks the weights for one.
     ///
     /// # Errors
-    /// [`crate::Error::Io`] where something cannot be read or written, [`crate::Error::Input`] for a
-    /// config.json that is none.
+    /// [`crate::Error::Io`] if a file cannot be read or written, [`crate::Error::Input`] for a config.json
+    /// that is not a JSON object.
     pub fn write_companions(
         &self,
         folder: &Path,
@@ -316,7 +321,7 @@ impl Model {
         architecture: Option<&str>,
     ) -> Result<Vec<String>> {
         let files = match &self.source {
-            Source::Tiny => assets::FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
+            Source::Tiny => tiny::FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).into(),
             Source::Files(files) => companions(&files.directory)?,
             Source::Gguf(file) => {
                 let Companions { config, tokenizer, tokenizer_config } = file.companions.clone();
@@ -347,15 +352,15 @@ impl Model {
     }
 }
 
-fn optional(directory: &Path, flag: &str, file: &str) -> Result<Option<Vec<u8>>> {
+fn optional(directory: &Path, place: &str, file: &str) -> Result<Option<Vec<u8>>> {
     let path = directory.join(file);
-    if path.is_file() { super::read(&path, flag).map(Some) } else { Ok(None) }
+    if path.is_file() { super::read(&path, place).map(Some) } else { Ok(None) }
 }
 
 /// `model.safetensors`, or the shards that the index names.
-fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, Mapped)>> {
+fn weights(directory: &Path, place: &str) -> Result<Vec<(String, Mapped)>> {
     let index_name = "model.safetensors.index.json";
-    let names = match optional(directory, flag, index_name)? {
+    let names = match optional(directory, place, index_name)? {
         Some(index) if !directory.join("model.safetensors").is_file() => {
             shards(&index, directory, index_name)?
         }
@@ -364,8 +369,8 @@ fn weights(directory: &Path, flag: &str) -> Result<Vec<(String, Mapped)>> {
     names
         .into_iter()
         .map(|name| {
-            let path = need_file(directory, flag, &name)?;
-            Ok((path.display().to_string(), super::map(&path, flag)?))
+            let path = need_file(directory, place, &name)?;
+            Ok((path.display().to_string(), super::map(&path, place)?))
         })
         .collect()
 }
@@ -378,7 +383,7 @@ mod tests {
     fn shards_are_found_and_missing_files_named() {
         let room = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(room.path().join(name), text).unwrap();
-        let message = || ModelFiles::open(room.path(), "--model").unwrap_err().to_string();
+        let message = || ModelFiles::open(room.path(), "model").unwrap_err().to_string();
         assert!(message().contains("expected config.json in it"));
         write("config.json", "{}");
         write("tokenizer.json", "{}");
@@ -390,14 +395,14 @@ mod tests {
         write("1.safetensors", "x");
         assert!(message().contains("expected 2.safetensors in it"));
         write("2.safetensors", "yz");
-        let files = ModelFiles::open(room.path(), "--model").unwrap();
+        let files = ModelFiles::open(room.path(), "model").unwrap();
         let place = |name: &str| room.path().join(name).display().to_string();
         let sizes: Vec<_> = files.weights.iter().map(|(name, map)| (name.clone(), map.len())).collect();
         assert_eq!(sizes, [(place("1.safetensors"), 1), (place("2.safetensors"), 2)]);
         write("model.safetensors.index.json", r#"{"weight_map": {"b": "../2.safetensors"}}"#);
         assert!(message().contains("../2.safetensors"));
         assert!(
-            ModelFiles::open(&room.path().join("none"), "--model")
+            ModelFiles::open(&room.path().join("none"), "model")
                 .unwrap_err()
                 .to_string()
                 .contains("found nothing at")
@@ -424,7 +429,7 @@ mod tests {
             assert!(model.may_be(other), "{other}");
         }
         assert!(!model.may_be("org/Qwen2-0.5B") && !model.may_be("SmolLM2-360M"));
-        // A folder's name that says nothing of a model.
+        // A name without a version or a size.
         assert!(Model::tiny().may_be("org/Qwen2-0.5B"));
     }
 }

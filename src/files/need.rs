@@ -1,10 +1,10 @@
-//! What a model's or an adapter's directory must have, and what to do where it has something else.
+//! Errors for files that a model's or an adapter's directory lacks, with what to do instead.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-pub(super) fn need_folder(directory: &Path, flag: &str, expected: &str) -> Result<()> {
+pub(super) fn need_folder(directory: &Path, place: &str, expected: &str) -> Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
@@ -12,20 +12,20 @@ pub(super) fn need_folder(directory: &Path, flag: &str, expected: &str) -> Resul
     let found = format!("{found} at {}", directory.display());
     let fix = match directory.components().count() {
         1 if expected.contains("model") && !directory.exists() => {
-            "check the path; a model of the Hugging Face Hub is named owner/name, as in \
+            "check the path; a model on the Hugging Face Hub is named owner/name, as in \
              HuggingFaceTB/SmolLM2-135M-Instruct"
         }
         _ => "check the path; relative paths start at the current folder",
     };
-    Err(Error::input(flag, expected, found, fix))
+    Err(Error::input(place, expected, found, fix))
 }
 
-pub(super) fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std::path::PathBuf> {
+pub(super) fn need_file(directory: &Path, place: &str, file: &str) -> Result<std::path::PathBuf> {
     let path = directory.join(file);
     if path.is_file() {
         return Ok(path);
     }
-    let place = format!("{flag} {}", directory.display());
+    let place = format!("{place} {}", directory.display());
     let has = |other: &str| directory.join(other).exists();
     let instead = [
         (
@@ -38,13 +38,13 @@ pub(super) fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std:
             "adapter_model.bin, a pickle",
             "save it again as safetensors: a pickle can hold programs, and is not opened",
         ),
-        (file.starts_with("adapter_") && has("adapter"), "a run's folder", "give the folder adapter in it"),
+        (file.starts_with("adapter_") && has("adapter"), "a run's folder", "give the adapter/ folder in it"),
         (
             file == "config.json" && has("adapter_config.json"),
             "an adapter",
-            "give it with --adapter, and the model that it was made for with --model",
+            "give it as the adapter, and its base model as the model",
         ),
-        (file == "config.json" && has("model"), "a run's folder", "give the folder model in it"),
+        (file == "config.json" && has("model"), "a run's folder", "give the model/ folder in it"),
         (
             file == "model.safetensors" && (has("pytorch_model.bin") || has("pytorch_model.bin.index.json")),
             "pytorch_model.bin, a pickle",
@@ -55,9 +55,9 @@ pub(super) fn need_file(directory: &Path, flag: &str, file: &str) -> Result<std:
         return Err(Error::input(place, format!("{file} in it"), found, fix));
     }
     let fix = if file.starts_with("adapter_") {
-        "give the folder that holds both files of a LoRA adapter, as a run's adapter/ does"
+        "give the folder with both files of a LoRA adapter, such as a run's adapter/"
     } else {
-        "fetch the whole model, in Hugging Face's layout with safetensors weights"
+        "download the whole model, in Hugging Face's layout with safetensors weights"
     };
     Err(Error::input(place, format!("{file} in it"), "no such file", fix))
 }

@@ -1,4 +1,4 @@
-//! A run's folder: one run writes to it at a time, and what is not finished can be gone on with.
+//! A run's folder: only one run at a time writes to it, and an unfinished run can be resumed.
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File, TryLockError};
@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::{PART, checkpoint, entries, nearest_existing, parent, refuse_filled, temporary_folder};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
-/// What the names of TensorBoard's event files begin with.
+/// Prefix of the names of TensorBoard's event files.
 pub const EVENTS: &str = "events.out.tfevents.";
 
-/// What a run writes into its folder, and therefore all that `--overwrite` may remove.
+/// Names of the files and folders that a run writes, besides those with a prefix (see [`is_of_a_run`]).
+/// `--overwrite` removes nothing else.
 const RUN_ENTRIES: &[&str] = &[
     "config.toml",
     "metrics.jsonl",
@@ -29,26 +30,27 @@ const RUN_ENTRIES: &[&str] = &[
     LOCK,
 ];
 
-/// Held by the run that writes to the folder; the system lets go of it when a process ends, however it ends.
+/// Lock file of the run that writes to the folder. The operating system releases the lock when the process
+/// ends, also after a crash.
 const LOCK: &str = ".lock";
 
-/// The name in a run's folder of the demo's training examples: with them its config.toml repeats the run.
+/// Name of the demo's training examples in its run's folder: with them, config.toml repeats the run.
 pub const TRAIN_COPY: &str = "train.jsonl.gz";
 
-/// A run's folder, there from the start so that its metrics can be watched. Dropped before
-/// [`RunFolder::keep`] it goes again, and an older run that it replaces comes back.
+/// A run's folder, created at the start so that the metrics can be watched. If it is dropped before
+/// [`RunFolder::keep`], it is removed, and an older run that it replaced is moved back.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    /// The older run, moved aside.
+    /// The older run: the temporary folder that it was moved to, and its path there.
     older: RefCell<Option<(TempDir, PathBuf)>>,
-    /// The lowest folder above that was there before.
+    /// The nearest ancestor folder that existed before.
     above: PathBuf,
     kept: Cell<bool>,
     lock: Option<Lock>,
 }
 
-/// A folder's lock. The file goes while it is still held, so that nobody's own is removed.
+/// A folder's lock. Its file is removed while the lock is held, so that another run's file is never removed.
 #[derive(Debug)]
 struct Lock {
     place: PathBuf,
@@ -68,40 +70,44 @@ fn is_of_a_run(name: &str) -> bool {
 }
 
 impl RunFolder {
-    /// Whether [`RunFolder::create`] would agree, without making anything: for the checks before the work.
+    /// Checks that [`RunFolder::create`] would accept `path`, without creating anything.
     ///
     /// # Errors
-    /// [`Error::Input`] for a path that is taken.
-    pub fn check(path: &Path, flag: &str, overwrite: bool) -> Result<()> {
+    /// [`Error::Input`] for a path that is already in use.
+    pub fn check(path: &Path, place: &str, overwrite: bool) -> Result<()> {
         if !overwrite {
+            let overwrite = setting("overwrite");
             let unfinished = path.join("config.toml").exists() && !path.join("summary.json").exists();
             let fix = match unfinished {
-                true => format!("go on with it (align --resume {}), or add --overwrite", path.display()),
-                false => "choose another folder, or add --overwrite".into(),
+                true => format!("resume it (align --resume {}), or set {overwrite}", path.display()),
+                false => format!("choose another folder, or set {overwrite}"),
             };
-            return refuse_filled(path, flag, &fix);
+            return refuse_filled(path, place, &fix);
         }
-        for name in entries(path, flag)? {
+        for name in entries(path, place)? {
             if !is_of_a_run(&name) {
                 let found = format!("{} with {name:?} in it", path.display());
-                let fix = "choose another folder: --overwrite replaces only what a run has written";
-                return Err(Error::input(flag, "a new folder, or that of an earlier run", found, fix));
+                let overwrite = setting("overwrite");
+                let fix = format!("choose another folder: {overwrite} replaces only what a run has written");
+                return Err(Error::input(place, "a new folder, or an earlier run's folder", found, fix));
             }
         }
         Ok(())
     }
 
-    /// Makes the folder. A filled one is refused, unless `overwrite` and it holds nothing but an earlier run.
+    /// Creates the folder. A folder that is not empty is refused, unless `overwrite` is set and it contains
+    /// only an earlier run.
     ///
     /// # Errors
-    /// [`Error::Input`] for a path that is taken, [`Error::Io`] where nothing can be written.
-    pub fn create(path: &Path, flag: &str, overwrite: bool) -> Result<Self> {
-        Self::check(path, flag, overwrite)?;
+    /// [`Error::Input`] for a path that is already in use, [`Error::Io`] if it cannot be written to.
+    pub fn create(path: &Path, place: &str, overwrite: bool) -> Result<Self> {
+        Self::check(path, place, overwrite)?;
         let failed = |error| Error::io(path, "create", error);
         let mut older = None;
         if path.is_dir() {
-            // Not while somebody is writing to it. Open files would keep a folder where it is on Windows.
-            drop(lock(path, flag)?);
+            // Fails if another run is writing to it. Unlocked at once, because Windows does not move a folder
+            // with open files.
+            drop(lock(path, place)?);
             let aside = temporary_folder(parent(path)).map_err(failed)?;
             let place = aside.path().join("older");
             fs::rename(path, &place).map_err(failed)?;
@@ -115,45 +121,45 @@ impl RunFolder {
             lock: None,
         };
         fs::create_dir_all(path).map_err(failed)?;
-        folder.lock = Some(lock(path, flag)?);
+        folder.lock = Some(lock(path, place)?);
         Ok(folder)
     }
 
-    /// The folder of a run that was not finished. What a write that was cut off left in it goes.
+    /// Opens the folder of an unfinished run, and removes the temporary files that interrupted writes left.
     ///
     /// # Errors
-    /// [`Error::Input`] for a folder that holds no run or a finished one, and while another process writes to
-    /// it.
-    pub fn resume(path: &Path, flag: &str) -> Result<Self> {
+    /// [`Error::Input`] for a folder without a run or with a finished one, and while another process writes
+    /// to it.
+    pub fn resume(path: &Path, place: &str) -> Result<Self> {
         let wrong = |found: &str, fix: &str| {
             Error::input(
-                flag,
-                "the folder of a run that was not finished",
+                place,
+                "the folder of an unfinished run",
                 format!("{found} at {}", path.display()),
                 fix,
             )
         };
         if !path.join("config.toml").is_file() {
             let found = if path.is_dir() { "a folder without config.toml" } else { "no folder" };
-            return Err(wrong(found, "give what --output-dir was in the run"));
+            return Err(wrong(found, &format!("give the run's {}", setting("output_dir"))));
         }
         if path.join("summary.json").exists() {
-            // It may have been ended while it tidied up.
+            // The process may have ended before it removed the checkpoints.
             checkpoint::remove_all(path)?;
             let from = match path.join("adapter").is_dir() {
                 true => format!("--adapter {}", path.join("adapter").display()),
                 false => format!("--model {}", path.join("model").display()),
             };
             let fix = format!(
-                "to train its result further, begin a new one: aweigh align --config {} {from} --max-steps N \
+                "to train its result further, start a new run: aweigh align --config {} {from} --max-steps N \
                  --output-dir NEW",
                 path.join("config.toml").display()
             );
             return Err(wrong("a finished run", &fix));
         }
-        let lock = lock(path, flag)?;
+        let lock = lock(path, place)?;
         for folder in [path.into(), path.join("adapter"), path.join("model")] {
-            for name in entries(&folder, flag)?.iter().filter(|name| name.starts_with(PART)) {
+            for name in entries(&folder, place)?.iter().filter(|name| name.starts_with(PART)) {
                 let left = folder.join(name);
                 let removed = if left.is_dir() { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
                 removed.map_err(|error| Error::io(&left, "remove", error))?;
@@ -173,8 +179,7 @@ impl RunFolder {
         &self.path
     }
 
-    /// The run has something to keep: the folder stays, the older run goes. Call it when the first result is
-    /// written.
+    /// Keeps the folder and removes the older run. Call it once the first result is written.
     pub fn keep(&self) {
         self.kept.set(true);
         self.older.replace(None);
@@ -187,43 +192,42 @@ impl Drop for RunFolder {
         if self.kept.get() {
             return;
         }
-        // Nothing more can be done about a failure here than to leave what is there.
+        // If this fails the files stay: nothing else can be done here.
         let _ = fs::remove_dir_all(&self.path);
         for made in self.path.ancestors().skip(1).take_while(|made| **made != self.above) {
-            // Not where somebody else has put something by now.
+            // Fails, as it should, if another program has put a file there.
             let _ = fs::remove_dir(made);
         }
         if let Some((aside, place)) = self.older.take()
             && fs::rename(&place, &self.path).is_err()
         {
-            log::error!("the earlier run is in {}", place.display());
+            log::error!("the earlier run could not be moved back; it is in {}", place.display());
             let _ = aside.keep();
         }
     }
 }
 
 /// Takes the folder's lock.
-fn lock(path: &Path, flag: &str) -> Result<Lock> {
-    let place = path.join(LOCK);
-    let held = File::create(&place).map_err(|error| Error::io(&place, "create", error))?;
+fn lock(path: &Path, place: &str) -> Result<Lock> {
+    let file = path.join(LOCK);
+    let held = File::create(&file).map_err(|error| Error::io(&file, "create", error))?;
     match held.try_lock() {
-        Ok(()) => Ok(Lock { place, _held: held }),
+        Ok(()) => Ok(Lock { place: file, _held: held }),
         Err(TryLockError::WouldBlock) => {
             let found = format!("{}, which another run is writing to", path.display());
             Err(Error::input(
-                flag,
-                "a folder of this run's own",
+                place,
+                "a folder that no other run writes to",
                 found,
                 "wait for that run, or choose another folder",
             ))
         }
-        // Some network drives have no locks: then nothing watches over it, which is no reason to refuse the
-        // work.
+        // Some network drives do not support locks: then the run goes without one.
         Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-            log::warn!("{}: {error}", place.display());
-            Ok(Lock { place, _held: held })
+            log::warn!("{}: {error}", file.display());
+            Ok(Lock { place: file, _held: held })
         }
-        Err(TryLockError::Error(error)) => Err(Error::io(&place, "lock", error)),
+        Err(TryLockError::Error(error)) => Err(Error::io(&file, "lock", error)),
     }
 }
 
@@ -236,28 +240,26 @@ mod tests {
     fn a_failed_run_leaves_what_was_there() {
         let room = tempfile::tempdir().unwrap();
         let path = room.path().join("run");
-        drop(RunFolder::create(&path, "--output-dir", false).unwrap());
-        drop(RunFolder::create(&room.path().join("deep/deeper/run"), "--output-dir", false).unwrap());
+        drop(RunFolder::create(&path, "output_dir", false).unwrap());
+        drop(RunFolder::create(&room.path().join("deep/deeper/run"), "output_dir", false).unwrap());
         assert!(names(room.path()).is_empty());
-        let run = RunFolder::create(&path, "--output-dir", false).unwrap();
+        let run = RunFolder::create(&path, "output_dir", false).unwrap();
         fs::write(run.path().join("config.toml"), "first").unwrap();
         run.keep();
         drop(run);
-        assert!(
-            RunFolder::create(&path, "--output-dir", false).unwrap_err().to_string().contains("--overwrite")
-        );
-        let run = RunFolder::create(&path, "--output-dir", true).unwrap();
+        assert!(RunFolder::create(&path, "output_dir", false).unwrap_err().to_string().contains("overwrite"));
+        let run = RunFolder::create(&path, "output_dir", true).unwrap();
         fs::write(run.path().join("config.toml"), "second").unwrap();
         drop(run);
         assert_eq!(fs::read_to_string(path.join("config.toml")).unwrap(), "first");
         assert_eq!(names(&path), ["config.toml"]);
-        let run = RunFolder::create(&path, "--output-dir", true).unwrap();
+        let run = RunFolder::create(&path, "output_dir", true).unwrap();
         run.keep();
         drop(run);
         assert!(names(&path).is_empty());
         assert_eq!(names(room.path()), ["run"]);
         fs::write(path.join("thesis.tex"), "").unwrap();
-        let text = RunFolder::create(&path, "--output-dir", true).unwrap_err().to_string();
+        let text = RunFolder::create(&path, "output_dir", true).unwrap_err().to_string();
         assert!(text.contains("thesis.tex"), "{text}");
     }
 
@@ -269,21 +271,21 @@ mod tests {
             let text = result.unwrap_err().to_string();
             assert!(text.contains(part), "{text}");
         };
-        refused(RunFolder::resume(&path, "--resume"), "found no folder at");
-        let run = RunFolder::create(&path, "--output-dir", false).unwrap();
-        refused(RunFolder::resume(&path, "--resume"), "found a folder without config.toml");
+        refused(RunFolder::resume(&path, "folder"), "found no folder at");
+        let run = RunFolder::create(&path, "output_dir", false).unwrap();
+        refused(RunFolder::resume(&path, "folder"), "found a folder without config.toml");
         fs::write(path.join("config.toml"), "").unwrap();
         fs::create_dir(path.join(format!("{PART}x.part"))).unwrap();
-        refused(RunFolder::resume(&path, "--resume"), "which another run is writing to");
-        refused(RunFolder::create(&path, "--output-dir", true), "which another run is writing to");
+        refused(RunFolder::resume(&path, "folder"), "which another run is writing to");
+        refused(RunFolder::create(&path, "output_dir", true), "which another run is writing to");
         run.keep();
         drop(run);
-        refused(RunFolder::create(&path, "--output-dir", false), "align --resume");
-        let run = RunFolder::resume(&path, "--resume").unwrap();
+        refused(RunFolder::create(&path, "output_dir", false), "align --resume");
+        let run = RunFolder::resume(&path, "folder").unwrap();
         assert_eq!(names(&path), [LOCK, "config.toml"]);
         drop(run);
         assert_eq!(names(&path), ["config.toml"]);
         fs::write(path.join("summary.json"), "{}").unwrap();
-        refused(RunFolder::resume(&path, "--resume"), "found a finished run");
+        refused(RunFolder::resume(&path, "folder"), "found a finished run");
     }
 }

@@ -1,4 +1,4 @@
-//! The adapters of this machine: what each is and can do, and the choice of one.
+//! The adapters of this machine: their properties, and the choice of one.
 
 use crate::{Error, Result};
 
@@ -16,7 +16,7 @@ pub enum Tier {
 /// One adapter as `aweigh devices` lists it.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct AdapterSummary {
-    /// Position in the list; what `--gpu N` takes.
+    /// Index in the list, for `--gpu N`.
     pub index: usize,
     /// The driver's name for it.
     pub name: String,
@@ -32,17 +32,18 @@ pub struct AdapterSummary {
     pub max_buffer: u64,
     /// Bytes of workgroup memory.
     pub workgroup_memory: u32,
-    /// Smallest and largest subgroup size, where subgroups exist.
+    /// Smallest and largest subgroup size, if subgroups are supported.
     pub subgroup_size: Option<(u32, u32)>,
     /// Whether shaders may compute in f16.
     pub shader_f16: bool,
     /// The kinds of cooperative matrices that its subgroups can multiply.
     pub cooperative_matrices: Vec<CooperativeMatrix>,
-    /// Which kernels would run on it.
+    /// Which kernels suit it.
     pub tier: Tier,
 }
 
-/// One kind of cooperative matrices: a product of `(m, k)` and `(k, n)` is added to sums `(m, n)`.
+/// One kind of cooperative matrix: the product of an `(m, k)` and a `(k, n)` matrix is added to `(m, n)`
+/// sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct CooperativeMatrix {
     /// Rows of the sums.
@@ -110,7 +111,8 @@ impl AdapterSummary {
 
 pub(super) fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    // The GL backend lacks what the engine needs on most drivers; Vulkan, Metal, DX12 and the browser remain.
+    // On most drivers the GL backend lacks features that the engine needs; Vulkan, Metal, DX12 and the
+    // browser remain.
     descriptor.backends &= wgpu::Backends::PRIMARY;
     wgpu::Instance::new(descriptor)
 }
@@ -192,7 +194,7 @@ pub(super) fn choose(found: &[wgpu::Adapter], wanted: Option<&str>) -> Result<us
     let by_index = wanted.parse().ok().filter(|&i: &usize| i < found.len());
     let by_name = || names.iter().position(|n| n.to_lowercase().contains(&wanted.to_lowercase()));
     by_index.or_else(by_name).ok_or_else(|| Error::NoAdapter {
-        found: format!("no adapter matches \"{wanted}\"; there are: {}", names.join(", ")),
+        found: format!("no adapter matches \"{wanted}\"; available: {}", names.join(", ")),
         fix: "give an index or a part of a name as `aweigh devices` lists them".into(),
     })
 }

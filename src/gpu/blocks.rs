@@ -1,5 +1,5 @@
-//! How quantised weights are laid out in a tensor: all codes, then all scales, then all scales of scales, so
-//! that one load brings neighbouring values.
+//! The layout of quantised weights in a tensor: all codes, then all scales, then all scales of scales, so
+//! that one load reads neighbouring values.
 
 use half::f16;
 
@@ -21,15 +21,15 @@ pub struct Blocks {
     pub dtype: DType,
     /// Number of elements.
     pub len: usize,
-    /// See above.
+    /// Codes of the elements.
     pub codes: Vec<u8>,
-    /// See above.
+    /// Scales of the blocks.
     pub scales: Vec<u8>,
-    /// See above.
+    /// Scales of scales; empty for [`DType::Q4`], [`DType::Q8`] and [`DType::Nf4`].
     pub supers: Vec<u8>,
 }
 
-/// A type that plain weights can be kept in.
+/// A type that unquantised weights can be quantised to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "lower"))]
@@ -41,7 +41,7 @@ pub enum Quantize {
 }
 
 impl Quantize {
-    /// The type on the device.
+    /// The element type of the quantised tensor.
     pub fn dtype(self) -> DType {
         match self {
             Self::Nf4 => DType::Nf4,
@@ -51,7 +51,7 @@ impl Quantize {
 }
 
 impl Blocks {
-    /// Blocks of one type, one after the other.
+    /// Concatenates blocks of one type.
     ///
     /// # Panics
     /// When there are no blocks, or their types differ: a bug in the caller.
@@ -68,7 +68,7 @@ impl Blocks {
         all
     }
 
-    /// `len` elements from `start` on. Both are multiples of the type's block.
+    /// `len` elements from `start` on. Both are multiples of the type's block size.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         let part = |bytes: &[u8]| {
             let at = |element: usize| (bytes.len() as u64 * element as u64 / self.len.max(1) as u64) as usize;
@@ -137,8 +137,8 @@ impl Blocks {
         code * scale + added
     }
 
-    /// `len` elements of about [-1, 1], generated from `words`: for checks and benches, where any weights
-    /// will do. Some scales are subnormal.
+    /// `len` elements roughly in [-1, 1], generated from `words`: for checks and benches, which need no real
+    /// weights. Some scales are subnormal.
     pub fn made_up(dtype: DType, len: usize, mut words: impl FnMut() -> u32) -> Self {
         let mut bytes =
             |count: usize, mask: u8| -> Vec<u8> { (0..count).map(|_| words() as u8 & mask).collect() };
@@ -173,7 +173,7 @@ impl Blocks {
         Self { dtype, len, codes, scales, supers }
     }
 
-    /// Quantises `values`, whole blocks of 32, to the type that `quantize` names, on all cores.
+    /// Quantises `values`, whole blocks of 32, on all cores.
     pub fn quantized(values: &[f32], quantize: Quantize) -> Self {
         let make = match quantize {
             Quantize::Nf4 => Self::nf4,

@@ -14,42 +14,43 @@ use super::profile::{KernelTime, Profiler};
 use super::recorder::UNIFORM_BYTES;
 use super::tuning::Tuning;
 use super::witness::Witness;
+use crate::error::setting;
 use crate::{Error, Result};
 
-/// What matrix products may do to their inputs. Sums are f32 in both.
+/// The precision of the inputs of matrix products. Sums are f32 in either case.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "lower"))]
 pub enum Precision {
-    /// Nothing: inputs are multiplied as f32
+    /// Inputs are multiplied as f32
     #[default]
     F32,
-    /// Round them to f16, where the GPU has f16: weights, activations and gradients lose all but 11 bits, and
-    /// values beyond f16's range (activations over 65,504, gradients over 255) become infinite
+    /// Inputs are rounded to f16 if the GPU supports it: weights, activations and gradients keep 11 bits of
+    /// precision, and values beyond f16's range (activations over 65,504, gradients over 255) become infinite
     F16,
 }
 
-/// How to open a device.
+/// Options for opening a device.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// An index from [`list_adapters`](super::list_adapters) or a part of an adapter's name; `None` takes the
-    /// fastest kind.
+    /// first adapter of the fastest kind.
     pub adapter: Option<String>,
-    /// Ask for WebGPU's default limits and no features (except timestamps for `profile`), even where the
-    /// adapter grants more.
+    /// Ask for WebGPU's default limits and no features (except timestamps for `profile`), even if the adapter
+    /// offers more.
     pub default_limits: bool,
-    /// Seconds that one submit should take; `None` is [`SUBMIT_SECONDS`].
+    /// Target duration of a submit, in seconds; `None` is [`SUBMIT_SECONDS`].
     pub submit_seconds: Option<f64>,
     /// Overrides the tier that the adapter's kind suggests.
     pub tier: Option<Tier>,
     /// Whether matrix products may round their inputs to f16. Only [`Tier::Portable`] has kernels that do.
     /// Without f16 on the adapter, or with `default_limits`, nothing is rounded.
     pub precision: Precision,
-    /// Measure the time of every kernel, where the adapter has timestamps: see [`Gpu::kernel_times`].
+    /// Measure the time of every kernel, if the adapter has timestamps: see [`Gpu::kernel_times`].
     pub profile: bool,
-    /// Make submits short, and leave the GPU to other programs between them.
+    /// Keep submits short, and leave the GPU to other programs between them.
     pub background: bool,
     /// Faults to inject, for tests.
     pub faults: Faults,
@@ -57,13 +58,13 @@ pub struct Options {
     pub witness: Option<Arc<dyn Witness>>,
 }
 
-/// What was reported since the last [`Gpu::check`].
+/// Errors reported since the last [`Gpu::check`].
 #[derive(Default)]
 struct Reports {
-    /// Why the device is lost. Once it is, nothing else matters.
+    /// Why the device was lost, if it was. Never cleared.
     lost: Option<String>,
     messages: Vec<String>,
-    /// What a [`Witness`] found wrong.
+    /// The first error that a [`Witness`] found.
     found: Option<Error>,
 }
 
@@ -71,18 +72,19 @@ fn locked(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
     reports.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The work per submit. It is limited so that no submit runs past an operating system's watchdog.
+/// The limit on the work per submit, so that no submit exceeds the time limit of an operating system's GPU
+/// watchdog.
 struct Pace {
     /// Estimated operations that fit in a submit.
     budget: f64,
-    /// Seconds that a submit should take.
+    /// Target duration of a submit, in seconds.
     aim: f64,
     /// When the last finished submit ended.
     last_done: Option<Instant>,
 }
 
-/// Seconds that one submit should take. Windows resets a GPU after 2 s, and a display must be drawn in
-/// between.
+/// Target duration of a submit, in seconds. Windows resets a GPU after 2 s, and the display is drawn between
+/// submits.
 pub const SUBMIT_SECONDS: f64 = 0.2;
 
 /// The same with [`Options::background`]: about one frame of a display.
@@ -159,9 +161,11 @@ impl Gpu {
             })
             .await
             .map_err(|e| Error::NoAdapter {
-                found: format!("{} would not open: {e}", summary.name),
-                fix: "update its driver, or choose another adapter with --gpu (`aweigh devices` lists them)"
-                    .into(),
+                found: format!("{} failed to open: {e}", summary.name),
+                fix: format!(
+                    "update its driver, or choose another adapter with {} (`aweigh devices` lists them)",
+                    setting("gpu")
+                ),
             })?;
         log::info!("adapter {} ({}, {})", summary.name, summary.backend, summary.driver);
         Ok(Self::with_device(device, queue, summary, limits, options))
@@ -244,7 +248,7 @@ impl Gpu {
     }
 
     /// For cooperative matrices with factors of this type and f32 sums: their side, and the smallest number
-    /// of lanes of the subgroups that hold them. `None` where the device was not opened with cooperative
+    /// of lanes of the subgroups that hold them. `None` if the device was not opened with cooperative
     /// matrices and subgroups.
     pub(crate) fn cooperative(&self, inputs: Scalar) -> Option<(u32, u32)> {
         let mut needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
@@ -284,9 +288,9 @@ impl Gpu {
         self.tuning.as_ref()
     }
 
-    /// Reuses compiled pipelines from `data`, which [`Gpu::pipelines`] returned earlier; the first time it is
-    /// empty. Call this before anything runs. It has no effect on backends that keep no such data, or with
-    /// data of another driver.
+    /// Reuses compiled pipelines from `data`, which [`Gpu::pipelines`] returned earlier, or which is empty
+    /// the first time. Call this before any kernel runs. It has no effect on backends without such data, or
+    /// with data of another driver.
     pub fn use_pipelines(&mut self, data: &[u8]) {
         if !self.device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return;
@@ -300,7 +304,7 @@ impl Gpu {
         self.pipeline_cache = Some(cache);
     }
 
-    /// The pipelines compiled so far, in the driver's own format; `None` where the driver provides none.
+    /// The pipelines compiled so far, in the driver's own format; `None` if the driver provides none.
     pub fn pipelines(&self) -> Option<Vec<u8>> {
         self.pipeline_cache.as_ref()?.get_data()
     }
@@ -314,7 +318,7 @@ impl Gpu {
         Some(self.tuning.as_ref()?.choices.get(&class())?.variant.as_str())
     }
 
-    /// Lanes of a subgroup, where the device was opened with subgroups and all of them have one size.
+    /// Lanes of a subgroup, if the device was opened with subgroups and all of them have the same size.
     pub fn subgroup(&self) -> Option<usize> {
         let (least, most) = self.summary.subgroup_size?;
         let open = self.device.features().contains(wgpu::Features::SUBGROUP);
@@ -326,7 +330,7 @@ impl Gpu {
     }
 
     /// The time of each kernel since the last call, over all work that [`Gpu::finished`] has waited for.
-    /// `None` where the device was not opened with [`Options::profile`] or has no timestamps.
+    /// `None` if the device was not opened with [`Options::profile`] or has no timestamps.
     pub fn kernel_times(&self) -> Option<Vec<KernelTime>> {
         self.profiler.as_ref().map(Profiler::take)
     }
@@ -369,7 +373,7 @@ impl Gpu {
         kernel
     }
 
-    /// Fails with what was reported since the last check, if anything. Once the device is lost, it always
+    /// Fails with the first error reported since the last check, if any. Once the device is lost, it always
     /// fails.
     pub fn check(&self, doing: &str) -> Result<()> {
         let mut reports = locked(&self.reports);
@@ -395,7 +399,7 @@ impl Gpu {
         operations: f64,
     ) -> wgpu::SubmissionIndex {
         if self.faults.loses_device() {
-            // Like a driver's reset: work in flight is never done.
+            // As in a driver reset, work in flight never completes.
             locked(&self.reports).lost.get_or_insert("on purpose (AWEIGH_FAULTS)".into());
             self.device.destroy();
         }
@@ -433,12 +437,12 @@ impl Gpu {
         index
     }
 
-    /// Estimated operations that one submit may hold.
+    /// Estimated operations that fit in one submit.
     pub(super) fn submit_budget(&self) -> f64 {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner).budget
     }
 
-    /// Makes the poller's thread deliver the callbacks of a submit as soon as the submit is done.
+    /// Makes the poller's thread deliver the callbacks of a submit as soon as the submit is finished.
     pub(super) fn wait_for(&self, submit: &wgpu::SubmissionIndex) {
         self.poller.wait_for(Some(submit.clone()));
     }

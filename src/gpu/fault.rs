@@ -1,12 +1,12 @@
-//! Injected faults, to test what a lost device or full memory does to a run.
+//! Injected faults, to test how a run handles a lost device or a failed allocation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// Which submits lose the device and which allocations fail. Clones share one count, over all devices that
-/// are opened with them.
+/// Which submits lose the device and which allocations fail. Clones share their counts, even if they are used
+/// to open several devices.
 #[derive(Debug, Clone, Default)]
 pub struct Faults(Arc<Inner>);
 
@@ -46,7 +46,7 @@ impl Faults {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Counts a submit. Returns whether the device is lost at it.
+    /// Counts a submit. Returns whether the device is lost at this one.
     pub(super) fn loses_device(&self) -> bool {
         let count = self.0.submits.fetch_add(1, Ordering::Relaxed) + 1;
         self.0.lost.contains(&count)

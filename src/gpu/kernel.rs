@@ -12,6 +12,8 @@ use super::{Gpu, Tensor};
 pub(crate) struct Compiled {
     pub pipeline: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
+    /// The binding number of each storage buffer, ascending: optional buffers leave gaps.
+    pub numbers: Vec<u32>,
     /// For each storage buffer, whether the kernel may write it.
     pub writes: Vec<bool>,
 }
@@ -74,7 +76,7 @@ pub(super) fn compile(gpu: &Gpu, kernels: &[Arc<Kernel>]) {
     });
 }
 
-/// A kernel's address and what is bound: each buffer's number, offset and size.
+/// A kernel's address, and the number, offset and size of each bound buffer.
 type Key = (usize, Vec<[u64; 3]>);
 
 /// The bind groups made so far. They are kept because each step uses the same ones as the step before.
@@ -104,11 +106,10 @@ impl BindGroups {
                 offset: 0,
                 size: wgpu::BufferSize::new(param_bytes.next_multiple_of(16)),
             };
-            let tensors = bindings.iter().map(Tensor::binding);
-            let entries: Vec<_> = std::iter::once(uniform)
+            let tensors = compiled.numbers.iter().copied().zip(bindings.iter().map(Tensor::binding));
+            let entries: Vec<_> = std::iter::once((0, uniform))
                 .chain(tensors)
-                .zip(0..)
-                .map(|(buffer, binding)| wgpu::BindGroupEntry {
+                .map(|(binding, buffer)| wgpu::BindGroupEntry {
                     binding,
                     resource: wgpu::BindingResource::Buffer(buffer),
                 })

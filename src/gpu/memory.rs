@@ -25,7 +25,7 @@ pub enum Purpose {
     Gradients,
     /// AdamW's two moments.
     Moments,
-    /// What the forward pass keeps for the backward pass, and scratch space.
+    /// Values that the forward pass keeps for the backward pass, and scratch space.
     Activations,
     /// One chunk of logits.
     Logits,
@@ -51,12 +51,12 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// Bytes held now and at the highest point.
+/// Bytes allocated now and at the peak.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
-    /// Bytes held now.
+    /// Bytes allocated now.
     pub now: u64,
-    /// The most bytes ever held at once.
+    /// The most bytes allocated at once, since the start or the last [`Ledger::restart_peaks`].
     pub peak: u64,
 }
 
@@ -86,12 +86,12 @@ impl Ledger {
         Entry { ledger: self.clone(), purpose, bytes }
     }
 
-    /// All buffers together.
+    /// Usage of all buffers together.
     pub fn total(&self) -> Usage {
         self.book().total
     }
 
-    /// Resets the peaks to what is held now.
+    /// Resets the peaks to the current usage.
     pub fn restart_peaks(&self) {
         let mut book = self.book();
         let book = &mut *book;
@@ -100,13 +100,13 @@ impl Ledger {
         }
     }
 
-    /// Each purpose by itself. The peaks need not have occurred at the same time.
+    /// Usage for each purpose. The peaks need not have occurred at the same time.
     pub fn by_purpose(&self) -> BTreeMap<Purpose, Usage> {
         self.book().by_purpose.clone()
     }
 }
 
-/// Bytes of writes that may wait in staging memory.
+/// The most bytes of writes that may wait in staging memory before a submit.
 const STAGED_BYTES: usize = 64 << 20;
 /// Bytes that one binding may have on every adapter: WebGPU's default `max_storage_buffer_binding_size`.
 pub const DEFAULT_BINDING: u64 = 128 << 20;
@@ -153,7 +153,7 @@ impl Memory {
         }
     }
 
-    /// Whether there is no device behind it.
+    /// Whether this is memory on paper, without a device.
     pub fn is_paper(&self) -> bool {
         self.device.is_none()
     }
@@ -198,7 +198,7 @@ impl Memory {
         self.allocate(device, ("readback", Purpose::Staging), bytes, usage)
     }
 
-    /// The one place where a run's buffers are made.
+    /// Allocates a buffer. All tensors and readback buffers are allocated here.
     fn allocate(
         &self,
         device: &wgpu::Device,
@@ -220,8 +220,8 @@ impl Memory {
         Err(Error::OutOfMemory { label, purpose, bytes: size, held })
     }
 
-    /// Waits until the device has done what was submitted before the previous call, so that no more than two
-    /// portions of writes are in staging memory. Blocks.
+    /// Blocks until the device has finished the work submitted before the previous call, so that at most two
+    /// portions of writes are in staging memory.
     pub(super) fn keep_pace(&self) {
         let Some((device, queue)) = &self.device else { return };
         let now = queue.submit([]);

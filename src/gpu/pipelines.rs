@@ -1,4 +1,5 @@
-//! Compiles variants into pipelines, lazily and once per device, with layouts read off the shader itself.
+//! Compiles variants into pipelines, lazily and once per device. Bind group layouts are derived from the
+//! shader.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
@@ -48,8 +49,8 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
         device.create_shader_module(descriptor)
     } else {
         // SAFETY: all shaders are this crate's own, every index in them is in bounds by construction, their
-        // loops end, and the tests run them with the checks on. The checks are off because the loop counters
-        // that they inject keep drivers from unrolling loops.
+        // loops terminate, and the tests run them with the checks on. The checks are off because the loop
+        // counters that they inject keep drivers from unrolling loops.
         #[allow(unsafe_code)]
         unsafe {
             device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
@@ -66,18 +67,18 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
         },
         cache: gpu.pipeline_cache(),
     });
-    let writes = |entry: &wgpu::BindGroupLayoutEntry| match entry.ty {
+    let storage = |entry: &wgpu::BindGroupLayoutEntry| match entry.ty {
         wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Storage { read_only }, .. } => {
-            Some(!read_only)
+            Some((entry.binding, !read_only))
         }
         _ => None,
     };
-    let writes = entries.iter().filter_map(writes).collect();
-    Compiled { pipeline, layout, writes }
+    let (numbers, writes) = entries.iter().filter_map(storage).unzip();
+    Compiled { pipeline, layout, numbers, writes }
 }
 
 /// The bind group layout of a shader: its uniform with a dynamic offset, its storage buffers with their
-/// access.
+/// access mode.
 fn layout_entries(module: &naga::Module) -> Vec<wgpu::BindGroupLayoutEntry> {
     let mut entries: Vec<_> = module
         .global_variables

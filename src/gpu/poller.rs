@@ -10,11 +10,11 @@ mod native {
     use std::sync::mpsc;
     use std::thread::JoinHandle;
 
-    /// A thread that waits for the device, so that no caller has to: readbacks are plain futures.
+    /// A thread that waits for the device, so that callers need not block: readbacks are plain futures.
     ///
     /// It waits for one submit after the other. If it waited for all of them at once, the results of the
-    /// first submit would be read only when the last one is done, and the host would have nothing to record
-    /// until then.
+    /// first submit would be read only when the last one is finished, and the host would have nothing to
+    /// record until then.
     pub(crate) struct Poller {
         requests: Option<mpsc::Sender<Option<wgpu::SubmissionIndex>>>,
         thread: Option<JoinHandle<()>>,
@@ -57,7 +57,7 @@ mod native {
 
 #[cfg(target_arch = "wasm32")]
 mod web {
-    /// The browser delivers callbacks by itself.
+    /// No thread is needed: the browser delivers callbacks.
     pub(crate) struct Poller;
 
     impl Poller {

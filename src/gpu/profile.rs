@@ -49,8 +49,8 @@ impl Profiler {
         all
     }
 
-    /// Reads the timestamps back once the commands are done. Call this before the encoder is finished, and
-    /// call the closure that it returns after the submit.
+    /// Reads the timestamps back once the commands are finished. Call this before the encoder is finished,
+    /// and call the closure that it returns after the submit.
     pub fn resolve(
         &self,
         device: &wgpu::Device,
@@ -101,7 +101,7 @@ impl Marks {
         Self { set, kernels: Vec::new() }
     }
 
-    /// Where the next dispatch's pass writes its timestamps.
+    /// The timestamp writes for the pass of the next dispatch.
     pub fn next(&mut self, kernel: &str) -> wgpu::ComputePassTimestampWrites<'_> {
         let first = 2 * self.kernels.len() as u32;
         self.kernels.push(kernel.to_string());

@@ -1,4 +1,5 @@
-//! Records kernels and submits them in portions that are short enough for an operating system's GPU watchdog.
+//! Records kernels and submits them in portions that are short enough for the operating system's GPU
+//! watchdog.
 
 use std::sync::Arc;
 
@@ -101,7 +102,7 @@ impl<'g> Recorder<'g> {
         }
     }
 
-    /// Submits what is recorded so far.
+    /// Submits the commands recorded so far.
     ///
     /// # Panics
     /// When the number of a kernel's bindings differs from its shader's: a bug in the caller.
@@ -118,13 +119,13 @@ impl<'g> Recorder<'g> {
         self.operations = 0.0;
     }
 
-    /// For use after many writes: waits until the device has done what was submitted before the previous
+    /// For use after many writes: waits until the device has finished the work submitted before the previous
     /// call.
     pub(crate) fn keep_pace(&self) {
         self.gpu.keep_pace();
     }
 
-    /// Compiles those kernels of the commands that were never compiled, all at once.
+    /// Compiles all kernels of the commands that are not compiled yet.
     fn compile(&self, commands: &[Command]) {
         let mut new: Vec<Arc<Kernel>> = Vec::new();
         for command in commands {

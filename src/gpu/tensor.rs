@@ -62,7 +62,7 @@ impl DType {
         }
     }
 
-    /// Whether its elements are codes in blocks.
+    /// Whether the elements are codes in blocks.
     pub fn is_quantised(self) -> bool {
         self.block() > 1
     }
@@ -187,7 +187,7 @@ impl Tensor {
     /// The `len` elements from `start` on, as a view.
     ///
     /// # Panics
-    /// When the range leaves the tensor, or its elements are quantised: a bug in the caller. Binding a view
+    /// When the range exceeds the tensor, or its elements are quantised: a bug in the caller. Binding a view
     /// to a kernel panics unless it starts at a multiple of 256 bytes.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         assert!(!self.dtype.is_quantised(), "a slice of quantised elements");
@@ -207,8 +207,8 @@ impl Tensor {
         self.write_bytes(memory, bytemuck::cast_slice(data));
     }
 
-    /// Overwrites the start of the tensor with `bytes`, which have the form that [`Tensor::from_bytes`]
-    /// takes. Ordered with the queue as in [`Tensor::write_f32`].
+    /// Overwrites the start of the tensor with `bytes`, laid out as for [`Tensor::from_bytes`]. Ordered with
+    /// the queue as in [`Tensor::write_f32`].
     pub(crate) fn write_bytes(&self, memory: &Memory, bytes: &[u8]) {
         assert!(bytes.len() <= self.dtype.size(self.len), "write past a tensor's end");
         let whole = bytes.len() / 4 * 4;
@@ -245,8 +245,8 @@ impl Tensor {
         self.read_part(gpu, 0..self.dtype.size(self.len))
     }
 
-    /// As [`Tensor::read_bytes`], but [`Tensor::PIECE`] bytes at a time. Data that is being read is in memory
-    /// twice, and a memory plan has no room for a second copy of the whole tensor.
+    /// As [`Tensor::read_bytes`], but [`Tensor::PIECE`] bytes at a time. Bytes that are being read back are
+    /// in memory twice, and a memory plan has no room for a second copy of the whole tensor.
     ///
     /// # Errors
     /// As [`Tensor::read_bytes`].

@@ -1,4 +1,4 @@
-//! Which variant of a kernel is the fastest for a shape, as measured on one adapter.
+//! The fastest variant of a kernel for each shape, as measured on one adapter.
 
 use std::collections::BTreeMap;
 
@@ -21,12 +21,12 @@ pub struct Tuning {
     pub choices: BTreeMap<String, Choice>,
 }
 
-/// What was measured for one shape class.
+/// The measurements for one shape class.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// The fastest variant.
     pub variant: String,
-    /// The variant that is used when nothing was measured.
+    /// The default variant, used without measurements.
     pub guess: String,
     /// Floating-point operations of one call.
     pub operations: f64,
@@ -35,7 +35,7 @@ pub struct Choice {
 }
 
 impl Tuning {
-    /// No choices yet, for this adapter.
+    /// For this adapter, without any choices yet.
     pub fn new(summary: &AdapterSummary) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -46,7 +46,7 @@ impl Tuning {
         }
     }
 
-    /// Whether it was measured on this adapter, with this driver and these kernels.
+    /// Whether the measurements were made on this adapter, with this driver and this version's kernels.
     pub fn is_of(&self, summary: &AdapterSummary) -> bool {
         Self { choices: BTreeMap::new(), ..self.clone() } == Self::new(summary)
     }

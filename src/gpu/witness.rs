@@ -17,14 +17,14 @@ pub struct Seen<'a> {
 
 /// An observer of dispatches, for [`Options::witness`](super::Options::witness).
 pub trait Witness: std::fmt::Debug + Send + Sync {
-    /// Whether the witness wants to see the next dispatch, which is of the variant `kernel`. If so,
-    /// everything recorded before is submitted first.
+    /// Whether the witness wants to see the next dispatch, of the variant `kernel`. If so, everything
+    /// recorded before is submitted first.
     fn wants(&self, kernel: &str) -> bool;
 
     /// Observes a dispatch. Calling `run` runs it.
     ///
     /// # Errors
-    /// What is wrong with the dispatch. [`Gpu::check`] then fails with this error.
+    /// When something is wrong with the dispatch. [`Gpu::check`] then fails with this error.
     fn watch(&self, gpu: &Gpu, seen: &Seen, run: &mut dyn FnMut()) -> Result<()>;
 
     /// A sentence about what the witness has seen so far.

@@ -7,8 +7,8 @@ use crate::gpu::{Recorder, Tensor};
 
 params!(Params for ["activation", "activation_backward"]; rows: u32, vectors: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// f in [`forward`].
@@ -18,7 +18,7 @@ pub enum Function {
     Silu,
     /// x · Φ(x), Φ the distribution function of the normal distribution (Hendrycks & Gimpel, 1606.08415).
     Gelu,
-    /// The same with Φ approximated by tanh.
+    /// As [`Function::Gelu`], with Φ approximated by tanh.
     GeluTanh,
 }
 

@@ -8,8 +8,8 @@ use crate::gpu::{Recorder, Tensor};
 params!(Params for ["adamw"];
     vectors: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// Hyper-parameters of one step.

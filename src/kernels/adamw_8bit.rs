@@ -13,19 +13,19 @@ params!(Params for ["adamw_8bit"];
 /// Elements that share a scale.
 pub const BLOCK: usize = 256;
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
-/// 4-byte words of the moments of `count` parameters; zeros are moments of 0.
+/// Number of 4-byte words for both moments of `count` parameters. All-zero words are moments of 0.
 pub fn state_words(count: usize) -> usize {
     2 * count.div_ceil(4) + 2 * count.div_ceil(BLOCK)
 }
 
-/// The numbers that codes stand for, `(2, 256)`: those of first moments, and those of second moments, which
-/// have no sign. Besides 0 and 1 there are evenly spaced numbers below each power of ten from 1e-6 to 1, down
-/// to a tenth of it; the larger the power, the more numbers (the paper's dynamic tree, as bitsandbytes makes
-/// it).
+/// The values of the codes, `(2, 256)`: first those for first moments, then those for second moments, which
+/// are never negative. Besides 0 and 1, there are evenly spaced values between a tenth of each power of ten
+/// from 1e-6 to 1 and that power; the larger the power, the more values (the paper's dynamic tree, as in
+/// bitsandbytes).
 pub fn table() -> Vec<f32> {
     let numbers = |signed: bool| {
         let mut all = vec![0.0, 1.0];
@@ -52,7 +52,7 @@ pub struct State<'a> {
     pub moments: &'a Tensor,
     /// Gradients.
     pub g: &'a Tensor,
-    /// [`table`].
+    /// The values of [`table`], `(2, 256)`.
     pub table: &'a Tensor,
 }
 

@@ -20,14 +20,14 @@ params!(DeltaParams for ["attention_delta"]; rows: u32, vectors: u32);
 
 /// Head sizes with a compiled variant.
 pub const HEAD_DIMS: [usize; 15] = [4, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 256];
-/// Head sizes with a compiled variant that caps scores.
+/// Head sizes with a compiled variant that caps the scores.
 pub const CAPPED_HEAD_DIMS: [usize; 3] = [16, 128, 256];
 
 /// Rows of a workgroup in the tiled kernels; `TILE` in `common/attention_tile.wgsl`.
 const TILE: usize = 32;
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout(), DeltaParams::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block(), DeltaParams::block()]
 }
 
 /// Sizes of an attention layer.
@@ -43,14 +43,14 @@ pub struct Shape {
     pub head_dim: usize,
     /// Factor on q·k, usually 1 / √head_dim.
     pub scale: f32,
-    /// A query sees only this many of its keys, the last ones; `None` for all of them.
+    /// Sliding window: the number of its last keys that a query sees; `None` for all keys.
     pub window: Option<usize>,
     /// Scores s become cap · tanh(s / cap); `head_dim` is then one of [`CAPPED_HEAD_DIMS`].
     pub cap: Option<f32>,
     /// The mean number of keys a query sees, for the cost estimate.
     pub mean_keys: usize,
-    /// Whether all keys between those that are seen hold valid numbers: true for a packed batch, false for a
-    /// sampler's steps. The backward pass requires it.
+    /// Whether the keys between those that a query sees are valid numbers: true for a packed batch, false for
+    /// a sampler's cache. The backward pass requires it.
     pub dense: bool,
 }
 
@@ -78,7 +78,7 @@ impl Shape {
         }
     }
 
-    /// Fails unless the tensors of q, k and v have the elements of `queries` tokens, from their starts on.
+    /// Fails unless the tensors of q, k and v have enough elements for `queries` tokens.
     fn check(&self, operands: [(&'static str, Heads); 3]) -> Result<()> {
         for ((name, of), heads) in operands.into_iter().zip([self.heads, self.kv_heads, self.kv_heads]) {
             check("attention", &[(name, of.data, of.extent(self.queries, heads, self.head_dim))])?;
@@ -90,8 +90,8 @@ impl Shape {
         if self.cap.is_some() { " CAP" } else { "" }
     }
 
-    /// The variant of `name` without tiles, and the number of workgroups for `queries` rows of each of
-    /// `heads`.
+    /// The variant of `name` without tiles, and its number of workgroups for `queries` rows of each of
+    /// `heads` heads.
     fn variant(&self, gpu: &Gpu, name: &str, flags: &str, heads: usize) -> (String, u64) {
         let dim = self.head_dim;
         let cap = self.cap_flag();
@@ -107,8 +107,8 @@ impl Shape {
     }
 
     /// The portable tier's variant of `name`, and its number of workgroups for `rows` rows of each kv head.
-    /// Its blocks are the largest multiple of eight for which 16 KiB of workgroup memory hold `staged` blocks
-    /// of vectors, as many blocks of weights, and `rest` vec4s.
+    /// Its block size is the largest multiple of 8, up to [`TILE`], for which `staged` blocks of vectors, as
+    /// many blocks of weights, and `rest` vec4s fit in 16 KiB of workgroup memory.
     fn tiled(&self, name: &str, block: &str, rows: usize, (staged, rest): (usize, usize)) -> (String, u64) {
         let dim = self.head_dim;
         // Rows of vectors and of weights have odd strides, see common/attention_tile.wgsl.
@@ -122,7 +122,7 @@ impl Shape {
     /// The variant and the number of workgroups of a kernel whose rows are queries: the forward pass, and dq.
     fn by_query(&self, gpu: &Gpu, name: &str) -> (String, u64) {
         match gpu.tier() {
-            // `rest` is the maxima and the run of keys.
+            // `rest` is `maxima` and `next`, the run of keys.
             Tier::Portable => {
                 let rows = self.queries * self.heads / self.kv_heads;
                 self.tiled(&format!("{name}_tiled"), "KEYS", rows, (1, 8 * 9 + 1))
@@ -133,14 +133,14 @@ impl Shape {
 
     fn operations(&self, per_element: f64) -> f64 {
         // Register-bound loops with a load for every multiplication run at a fraction of a matmul's rate, so
-        // they count threefold.
+        // their operations count three times.
         3.0 * per_element
             * (self.queries * self.heads * self.head_dim) as f64
             * self.mean_keys.min(self.window.unwrap_or(usize::MAX)) as f64
     }
 }
 
-/// Fails unless there are attention kernels for `head_dim`, and for capped scores where `capped` is set.
+/// Fails unless there are attention kernels for `head_dim`, with capped scores if `capped` is set.
 pub fn supports(head_dim: usize, capped: bool, origin: &str) -> Result<()> {
     let all: &[usize] = if capped { &CAPPED_HEAD_DIMS } else { &HEAD_DIMS };
     if all.contains(&head_dim) {
@@ -229,7 +229,7 @@ pub fn backward(
         // There is no tiled dkv kernel for heads of 256 elements: workgroup memory does not hold eight rows
         // of queries and of d_o.
         Tier::Portable if shape.head_dim <= 128 => {
-            // `staged` is rows of queries (with ds) and of d_o (with w), `rest` where the queries end.
+            // `staged` is rows of queries (with ds) and of d_o (with weights), `rest` is `seen_end`.
             let (variant, groups) = shape.tiled("attention_dkv_tiled", "ROWS", shape.queries, (2, 1));
             let bindings = [q, k, v, tokens, stats, d_o, dkv];
             rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(8.0));

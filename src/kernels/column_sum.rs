@@ -8,8 +8,8 @@ use crate::gpu::{Recorder, Tensor};
 params!(Params for ["column_sum"]; rows: u32, width: u32, at: u32, stride: u32,
     b_at: u32, b_stride: u32, s_at: u32, s_stride: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// `out[c] += Σ_t a[t, c]`: a `(rows, width)`, out `(width)`.

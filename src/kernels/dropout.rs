@@ -1,5 +1,4 @@
-//! Inverted dropout with a counter-based mask: nothing is stored, the backward pass computes the same mask
-//! again.
+//! Inverted dropout with a counter-based mask: the mask is not stored; the backward pass recomputes it.
 
 use super::{check, groups_of_64, params};
 use crate::Result;
@@ -8,18 +7,18 @@ use crate::gpu::{Recorder, Tensor};
 
 params!(Params for ["dropout"]; count: u32, stream: u32, step: u32, seed: u32, p: f32, scale: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
-/// Identifies a mask: there is one for each place in the model, step and run.
+/// Identifies a mask: there is one for each adapter, micro-batch and run.
 #[derive(Debug, Clone, Copy)]
 pub struct Mask {
-    /// The share of elements dropped, in [0, 1).
+    /// Probability of dropping an element, in [0, 1).
     pub p: f32,
-    /// The place in the model.
+    /// The number of the adapter in the model.
     pub stream: u32,
-    /// The micro-batch.
+    /// The number of the micro-batch in the run.
     pub step: u32,
     /// The run's seed.
     pub seed: u32,

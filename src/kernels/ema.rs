@@ -7,8 +7,8 @@ use crate::gpu::{Recorder, Tensor};
 
 params!(Params for ["ema"]; vectors: u32, decay: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// `average = decay * average + (1 - decay) * value`, both `(count)`.

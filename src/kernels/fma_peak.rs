@@ -1,5 +1,5 @@
-//! Multiplications and additions in registers. They measure an adapter's arithmetic peak, with which
-//! `aweigh bench` compares rates.
+//! Multiply-adds in registers. They measure an adapter's peak arithmetic rate, to which `aweigh bench`
+//! compares the rates of other kernels.
 
 use super::{check, groups_of_64, params};
 use crate::Result;
@@ -8,8 +8,8 @@ use crate::gpu::{Recorder, Tensor};
 
 params!(Params for ["fma_peak"]; count: u32, rounds: u32, a: f32, b: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// Chains of an invocation, and their steps in a round.

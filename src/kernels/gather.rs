@@ -1,4 +1,4 @@
-//! Rows picked from a table: token embeddings, and the hidden states that predict response tokens.
+//! Rows gathered from a table: token embeddings, and the hidden states that predict response tokens.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ params!(Params for ["gather"]; rows: u32, width: u32, stride: u32, first: u32, a
     row0: u32, count: u32, w_scales: u32, w_supers: u32);
 params!(BackwardParams for ["gather_backward"]; targets: u32, width: u32, scale: f32, row0: u32, count: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout(), BackwardParams::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block(), BackwardParams::block()]
 }
 
 /// Which words of an index are read, and what is done with the rows.
@@ -44,9 +44,9 @@ impl Reading {
 pub struct Rows<'a> {
     /// `(count, width)`
     pub data: &'a Tensor,
-    /// The number of its first row in the whole table.
+    /// Index of its first row in the whole table.
     pub first: usize,
-    /// Number of its rows.
+    /// Number of rows.
     pub count: usize,
 }
 
@@ -96,8 +96,8 @@ pub fn forward(
     Ok(())
 }
 
-/// The rows that read each target, as the backward kernel takes them: targets, starts, rows, one after the
-/// other. Returns the list and the number of distinct targets.
+/// Lists, for each target row of the table, the rows that read it, in the layout of the backward kernel:
+/// targets, starts and rows, concatenated. Returns the list and the number of distinct targets.
 pub fn lists(index: impl Iterator<Item = u32>) -> (Vec<u32>, usize) {
     let mut readers: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for (row, target) in index.enumerate() {

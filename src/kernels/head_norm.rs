@@ -9,8 +9,8 @@ use crate::gpu::{Recorder, Tensor};
 params!(Params for ["head_norm", "head_norm_backward"];
     tokens: u32, heads: u32, kv_heads: u32, width: u32, at: u32, stride: u32, eps: f32, shift: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// Sizes of a layer's queries and keys.
@@ -75,7 +75,7 @@ pub fn forward(
 }
 
 /// Turns dx `(T, H + G, head_dim)`, in place, from the gradient of the norm's output into that of its input.
-/// The weights' gradients are `+=` where the weights are trained.
+/// The gradients of trained weights are added to `dweights`.
 pub fn backward(
     rec: &mut Recorder,
     weights: [&Tensor; 2],

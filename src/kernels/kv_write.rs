@@ -1,4 +1,4 @@
-//! Puts keys and values into a sampler's cache.
+//! Writes keys and values into a sampler's cache.
 
 use super::{Heads, check, groups_of_64, params};
 use crate::Result;
@@ -8,8 +8,8 @@ use crate::gpu::{Recorder, Tensor};
 params!(Params for ["kv_write"]; tokens: u32, width: u32, stride: u32, k_at: u32, v_at: u32,
     head_dim: u32, head_stride: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// `cache_k[slot[t], :] = k[t, :]`, and the same for v: k and v `(count, G, head_dim)` are columns of one

@@ -9,8 +9,8 @@ use crate::gpu::{Recorder, Tensor};
 params!(Params for ["layer_norm"]; rows: u32, width: u32, eps: f32);
 params!(BackwardParams for ["layer_norm_backward"]; rows: u32, width: u32, accumulate: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout(), BackwardParams::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block(), BackwardParams::block()]
 }
 
 /// `y = (x - mean) * rstd * w + b` with `rstd = 1 / sqrt(variance + eps)`: x, y `(T, D)`, w, b `(D)`, stats
@@ -44,16 +44,14 @@ pub struct Saved<'a> {
     pub stats: &'a Tensor,
 }
 
-/// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw +=` and `db +=` those of w and b `(D)`
-/// where they are trained.
-#[allow(clippy::too_many_arguments)]
+/// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw +=` and `db +=` those of w and b `(D)` if
+/// they are trained.
 pub fn backward(
     rec: &mut Recorder,
     saved: Saved,
     dy: &Tensor,
     dx: &Tensor,
-    dw: Option<&Tensor>,
-    db: Option<&Tensor>,
+    (dw, db): (Option<&Tensor>, Option<&Tensor>),
     shape: Shape,
     accumulate: bool,
 ) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Log-probabilities of target tokens from a chunk of logits, and the gradient that goes back into that
-//! chunk.
+//! Log-probabilities of target tokens from a chunk of logits, and the gradient of the logits, which replaces
+//! them.
 
 use super::{by_rows, check, groups_of_64, params};
 use crate::Result;
@@ -9,8 +9,8 @@ use crate::gpu::{Recorder, Tensor};
 params!(Params for ["log_prob", "log_prob_backward"];
     rows: u32, vocab: u32, first: u32, total: u32, cap: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// A chunk of the rows that predict response tokens.
@@ -18,13 +18,13 @@ pub(super) fn layouts() -> Vec<super::Layout> {
 pub struct Chunk {
     /// Rows in the chunk.
     pub rows: usize,
-    /// The chunk's first row among all.
+    /// Index of the chunk's first row among all rows.
     pub first: usize,
-    /// All rows, `R`.
+    /// Number of all rows, `R`.
     pub total: usize,
     /// Vocabulary size, `V`.
     pub vocab: usize,
-    /// The soft cap that was applied to the logits.
+    /// The soft cap that was applied to the logits, if any.
     pub cap: Option<f32>,
 }
 

@@ -10,8 +10,8 @@ params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", 
     x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32, w_scales: u32,
     w_supers: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// Outputs `(m, n)`, summed over `k`.
@@ -25,7 +25,7 @@ pub struct Dims {
     pub k: usize,
 }
 
-/// How the operands are laid out in memory.
+/// The layout of the operands in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// y(m,n) = x(m,k) · w(n,k)ᵀ: a linear layer's forward.
@@ -36,13 +36,13 @@ pub enum Form {
     Tn,
 }
 
-/// The most terms of a sum that a kernel adds up one after the other in a layer's gradients. A longer sum,
-/// such as one over the vocabulary in the head's backward pass, is split into parts. When many small terms
-/// are added to a large sum, all of them are rounded the same way: a sum of 49,152 terms was off by 1.2e-4 of
-/// the terms' sizes.
+/// The most terms that a kernel adds up sequentially in a sum of a layer's gradients. A longer sum, such as
+/// one over the vocabulary in the head's backward pass, is split into parts. When many small terms are added
+/// to a large sum, all of them are rounded in the same direction: the error of a sum of 49,152 terms was
+/// 1.2e-4 of its terms' sizes.
 pub const TERMS: usize = 4096;
 
-/// What is done with the product.
+/// What is done with the product: a factor on it, and the tensors that are added to it.
 #[derive(Clone, Copy)]
 pub struct Epilogue<'a> {
     /// Factor on the product.
@@ -74,12 +74,12 @@ impl Epilogue<'_> {
 /// A product to compute: y = or += alpha · x w in one of the layouts.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
-    /// How the operands are laid out.
+    /// The layout of the operands.
     pub form: Form,
     /// f32.
     pub x: Mat<'a>,
-    /// f32, bf16, f16 or quantised; equal values give equal results. Quantised rows are whole blocks, one
-    /// after the other, and have no [`Form::Tn`].
+    /// f32, bf16, f16 or quantised; equal values give equal results. Quantised rows are whole blocks without
+    /// gaps; [`Form::Tn`] does not support them.
     pub w: Mat<'a>,
     /// f32.
     pub y: Mat<'a>,
@@ -87,12 +87,12 @@ pub struct Product<'a> {
     pub dims: Dims,
     /// What is done with the product.
     pub epilogue: Epilogue<'a>,
-    /// Whether x has a row for each answer that is being decoded. There are few rows, and their number
-    /// differs from pass to pass. No bit of a result may depend on it.
+    /// Whether x has one row for each answer that is being decoded. There are few rows, and their number
+    /// differs from pass to pass; a row's result must not depend on it, bit for bit.
     pub decoding: bool,
 }
 
-/// The definitions of a variant for this layout and these weights.
+/// The variant's flags for this layout and weight type.
 fn flags(form: Form, weights: DType) -> String {
     let form = match form {
         Form::Nt => "NT",
@@ -102,11 +102,11 @@ fn flags(form: Form, weights: DType) -> String {
     format!("{form}{}", storage_flags(weights))
 }
 
-/// Classes of token counts for measuring kernels. Each stands for the counts up to it and above the class
-/// before; the last one also for all larger counts.
+/// Classes of token counts for measuring kernels. Each covers the counts up to it and above the previous
+/// class; the last one also covers all larger counts.
 pub const TOKEN_CLASSES: [usize; 4] = [1, 16, 128, 1024];
 
-/// The class of a product. One measurement holds for all products of a class.
+/// The class of a product. One measurement applies to all products of a class.
 pub fn class(form: Form, weights: DType, dims: Dims, precision: Precision) -> String {
     let Dims { m, n, k } = dims;
     let up_to = |tokens| TOKEN_CLASSES.into_iter().find(|&class| class >= tokens).unwrap_or(TOKEN_CLASSES[3]);
@@ -116,14 +116,14 @@ pub fn class(form: Form, weights: DType, dims: Dims, precision: Precision) -> St
     format!("{} m={m} n={n} k={k}{rounded}", flags(form, weights))
 }
 
-/// Kernels of the same layout, tier and family give the same bits.
+/// A family of kernels. Kernels of the same layout, tier and family give bit-identical results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// Products in f32, summed in the order of k.
     F32,
     /// Inputs rounded to f16, then as [`Family::F32`].
     F16,
-    /// Cooperative matrices of f32, which sum in an order of their own.
+    /// Cooperative matrices of f32, whose order of summation is unspecified.
     CooperativeF32,
     /// Cooperative matrices of inputs rounded to f16.
     CooperativeF16,
@@ -143,7 +143,7 @@ impl Family {
 pub struct Candidate {
     /// The variant, as `shaders/permutations` lists it, without the epilogue's flags.
     pub variant: String,
-    /// Candidates of one family give the same bits.
+    /// Candidates of one family give bit-identical results.
     pub family: Family,
     rows: usize,
     columns: usize,
@@ -163,9 +163,9 @@ impl<'a> Product<'a> {
         Self { form, x, w, y, dims, epilogue: Epilogue::SET, decoding: false }
     }
 
-    /// Every way to compute the product on `gpu`, family by family, those that are likely to be fast first.
-    /// The first one's family does not depend on the number of rows, so a row's bits do not depend on how
-    /// many rows are computed with it.
+    /// All candidates for the product on `gpu`, grouped by family, the likely fastest first. The family of
+    /// the first one does not depend on the number of rows, so a row's result does not depend on it either,
+    /// bit for bit.
     pub fn candidates(&self, gpu: &Gpu) -> Vec<Candidate> {
         let &Self { form, x, w, y, dims: Dims { m, n, k }, decoding, .. } = self;
         let flags = flags(form, w.data.dtype());
@@ -193,14 +193,14 @@ impl<'a> Product<'a> {
             return Self::portable(gpu, self.dims, &format!("{flags}{vec4}"));
         }
         let mut all = Vec::new();
-        // A load brings four f32, or eight packed weights.
+        // A load reads four f32, or eight packed weights.
         let row = if form == Form::Nt { k } else { n };
         let whole =
             wide && (w.data.dtype() == DType::F32 || row.is_multiple_of(8) && w.starts_at_multiples_of(8));
         if let Some(lanes) = gpu.subgroup().filter(|&lanes| whole && (lanes == 4 || lanes == 8)) {
-            // The sizes are numbers of rows, in halves of a subgroup: no more than cover all rows, because a
-            // decoding step has few. With eight halves, a load of packed weights brings NT twice what it
-            // uses. Three halves pay off only where they cover all rows.
+            // A size is a number of rows, in units of half a subgroup. Sizes larger than needed to cover all
+            // rows are dropped, because a decoding step has few rows. With size 8, NT uses only half of each
+            // load of packed weights. Size 3 pays off only if it covers all rows.
             let mut sizes = match (form, w.data.dtype()) {
                 (Form::Nt, DType::F32) => vec![8, 4, 3, 2],
                 (Form::Nt, _) => vec![4, 8, 3, 2],
@@ -224,8 +224,8 @@ impl<'a> Product<'a> {
             let variant = format!("matmul ROWS={rows} {flags}{vec4}");
             all.push(Candidate { variant, family: Family::F32, rows, columns: 8, workgroup: 8 });
         }
-        // A subgroup's many columns are wasted on few outputs, such as an adapter's rank, and its many rows
-        // on a single row.
+        // Subgroup kernels compute many rows and columns: that is wasted work if there are few outputs, such
+        // as an adapter's rank, or a single row.
         if n <= 16 || m == 1 {
             all.rotate_left(shared);
         }
@@ -234,7 +234,7 @@ impl<'a> Product<'a> {
 
     /// The candidates of the portable tier for these sizes and flags.
     fn portable(gpu: &Gpu, Dims { m, n, .. }: Dims, flags: &str) -> Vec<Candidate> {
-        // Small tiles where large ones would leave most of the device idle.
+        // Small tiles if large ones would leave most of the device idle.
         let small = m.div_ceil(128) * n.div_ceil(128) < 64;
         let square = |variant: String, family, side| Candidate {
             variant,
@@ -271,8 +271,8 @@ impl<'a> Product<'a> {
         all
     }
 
-    /// Splits the product into products of at most [`TERMS`] terms; [`Form::Nt`] stays whole. The first one
-    /// does what the epilogue says, the others add to its result.
+    /// Splits the product into products of at most [`TERMS`] terms; [`Form::Nt`] is not split. The first one
+    /// applies the epilogue, the others add to its result.
     fn parts(self) -> impl Iterator<Item = Self> {
         let Self { form, x, w, dims, epilogue, .. } = self;
         let most = if form == Form::Nt { dims.k } else { TERMS };
@@ -290,8 +290,8 @@ impl<'a> Product<'a> {
         })
     }
 
-    /// Records the product with the candidate that was measured to be the fastest, or without a measurement
-    /// with the one that is likely to be.
+    /// Records the product with the candidate that was measured to be the fastest, or the likely fastest if
+    /// there is no measurement.
     pub fn record(&self, rec: &mut Recorder) -> Result<()> {
         self.parts().try_for_each(|part| part.record_part(rec))
     }

@@ -33,7 +33,7 @@ use crate::{Error, Result};
 /// A Rust parameter block as its shaders must see it: the shaders, its size, and each field's name, offset
 /// and size in bytes.
 #[derive(Debug, Clone)]
-pub struct Layout {
+pub struct ParamBlock {
     /// The WGSL files whose `Params` this is.
     pub shaders: &'static [&'static str],
     /// Bytes of the whole block.
@@ -42,8 +42,8 @@ pub struct Layout {
     pub fields: Vec<(&'static str, usize, usize)>,
 }
 
-/// Defines a kernel's parameter block together with the [`Layout`] that `tests/shaders.rs` compares with the
-/// WGSL.
+/// Defines a kernel's parameter block together with the [`ParamBlock`] that `tests/shaders.rs` compares with
+/// the WGSL.
 macro_rules! params {
     ($name:ident for $shaders:expr; $($field:ident: $ty:ty),* $(,)?) => {
         #[repr(C)]
@@ -51,8 +51,8 @@ macro_rules! params {
         pub(crate) struct $name { $(pub(crate) $field: $ty),* }
 
         impl $name {
-            pub(super) fn layout() -> $crate::kernels::Layout {
-                $crate::kernels::Layout {
+            pub(super) fn block() -> $crate::kernels::ParamBlock {
+                $crate::kernels::ParamBlock {
                     shaders: &$shaders,
                     size: size_of::<Self>(),
                     fields: vec![$((
@@ -68,30 +68,30 @@ macro_rules! params {
 use params;
 
 /// Every parameter block, for the check against the shaders.
-pub fn layouts() -> Vec<Layout> {
+pub fn param_blocks() -> Vec<ParamBlock> {
     [
-        activation::layouts(),
-        adamw::layouts(),
-        adamw_8bit::layouts(),
-        attention::layouts(),
-        column_sum::layouts(),
-        dropout::layouts(),
-        ema::layouts(),
-        fma_peak::layouts(),
-        gather::layouts(),
-        head_norm::layouts(),
-        kv_write::layouts(),
-        layer_norm::layouts(),
-        log_prob::layouts(),
-        matmul::layouts(),
-        preference::layouts(),
-        rms_norm::layouts(),
-        rope::layouts(),
-        row_scale::layouts(),
-        sample::layouts(),
-        sequence_sum::layouts(),
-        soft_cap::layouts(),
-        sum_squares::layouts(),
+        activation::param_blocks(),
+        adamw::param_blocks(),
+        adamw_8bit::param_blocks(),
+        attention::param_blocks(),
+        column_sum::param_blocks(),
+        dropout::param_blocks(),
+        ema::param_blocks(),
+        fma_peak::param_blocks(),
+        gather::param_blocks(),
+        head_norm::param_blocks(),
+        kv_write::param_blocks(),
+        layer_norm::param_blocks(),
+        log_prob::param_blocks(),
+        matmul::param_blocks(),
+        preference::param_blocks(),
+        rms_norm::param_blocks(),
+        rope::param_blocks(),
+        row_scale::param_blocks(),
+        sample::param_blocks(),
+        sequence_sum::param_blocks(),
+        soft_cap::param_blocks(),
+        sum_squares::param_blocks(),
     ]
     .concat()
 }
@@ -113,7 +113,7 @@ impl<'a> Mat<'a> {
         Self { data, at: 0, stride }
     }
 
-    /// The matrix that starts `elements` further on: at another column or another row.
+    /// The matrix that starts `elements` elements later: at another column or row.
     pub fn from(self, elements: usize) -> Self {
         Self { at: self.at + elements, ..self }
     }
@@ -125,6 +125,27 @@ impl<'a> Mat<'a> {
 
     fn starts_at_multiples_of(&self, n: usize) -> bool {
         self.at.is_multiple_of(n) && self.stride.is_multiple_of(n)
+    }
+}
+
+/// A layer's output tensor, and an optional residual to add to the output.
+#[derive(Clone, Copy)]
+pub struct Out<'a> {
+    /// The tensor that is written.
+    pub y: &'a Tensor,
+    /// Added to the result; it has y's shape.
+    pub residual: Option<&'a Tensor>,
+}
+
+impl<'a> Out<'a> {
+    /// The result alone.
+    pub fn to(y: &'a Tensor) -> Self {
+        Self { y, residual: None }
+    }
+
+    /// The result plus `residual`.
+    pub fn plus(y: &'a Tensor, residual: &'a Tensor) -> Self {
+        Self { y, residual: Some(residual) }
     }
 }
 
@@ -147,7 +168,7 @@ impl<'a> Heads<'a> {
         Self { data, at: 0, stride, head }
     }
 
-    /// The heads that start `elements` further on.
+    /// The heads that start `elements` elements later.
     pub fn from(self, elements: usize) -> Self {
         Self { at: self.at + elements, ..self }
     }
@@ -159,7 +180,7 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// Checks that each named tensor holds at least the elements its shape asks for.
+/// Checks that each named tensor has at least the expected number of elements.
 fn check(kernel: &'static str, tensors: &[(&'static str, &Tensor, usize)]) -> Result<()> {
     for &(tensor, given, expected) in tensors {
         if given.len() < expected {
@@ -169,7 +190,7 @@ fn check(kernel: &'static str, tensors: &[(&'static str, &Tensor, usize)]) -> Re
     Ok(())
 }
 
-/// The definitions of a variant that reads weights of this type.
+/// The flags of a variant that reads weights of this type.
 fn storage_flags(weights: DType) -> &'static str {
     match weights {
         DType::F32 | DType::U32 => "",
@@ -190,7 +211,7 @@ fn groups_of_64(count: usize) -> u64 {
 }
 
 /// The most columns of a row that one invocation processes alone. llvmpipe silently ends all loops of an
-/// invocation after 65,535 iterations in total (`LP_MAX_TGSI_LOOP_ITERATIONS`), and a sampler passes over its
+/// invocation after 65,535 iterations in total (`LP_MAX_TGSI_LOOP_ITERATIONS`), and a sampler loops over its
 /// row about a dozen times.
 pub(crate) const SERIAL_COLUMNS: usize = 2048;
 

@@ -13,8 +13,8 @@ params!(Params for ["preference"];
     alpha: f32, beta: f32, gamma: f32, smoothing: f32,
     weight: f32, sft_weight: f32, kl: f32, divisor: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// The cases of `shaders/preference.wgsl`.
@@ -80,7 +80,7 @@ pub struct Batch<'a> {
     pub coefficient: &'a Tensor,
 }
 
-/// How many groups, sequences and response tokens a batch has.
+/// Numbers of groups, sequences and response tokens of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Count {
     /// G.

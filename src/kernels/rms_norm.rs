@@ -1,6 +1,6 @@
 //! RMSNorm (Zhang & Sennrich, 1910.07467).
 
-use super::{Mat, by_rows, check, column_sum, params};
+use super::{Mat, Out, by_rows, check, column_sum, params};
 use crate::Result;
 use crate::gpu::kernel;
 use crate::gpu::{Recorder, Tensor};
@@ -8,8 +8,8 @@ use crate::gpu::{Recorder, Tensor};
 params!(Params for ["rms_norm"]; rows: u32, width: u32, eps: f32, shift: f32);
 params!(BackwardParams for ["rms_norm_backward"]; rows: u32, width: u32, accumulate: u32, shift: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout(), BackwardParams::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block(), BackwardParams::block()]
 }
 
 /// The shape of a norm's input; also used by [`super::layer_norm`].
@@ -38,16 +38,14 @@ pub struct Constants {
     pub shift: f32,
 }
 
-/// `y = x * rstd * (w + shift)`, + residual where there is one, with `rstd = 1 / sqrt(mean(x²) + eps)`: x, y,
+/// `y = x * rstd * (w + shift)`, + residual if there is one, with `rstd = 1 / sqrt(mean(x²) + eps)`: x, y,
 /// residual `(T, D)`, w `(D)`, rstd `(T)`.
-#[allow(clippy::too_many_arguments)]
 pub fn forward(
     rec: &mut Recorder,
     x: &Tensor,
     w: &Tensor,
-    y: &Tensor,
+    Out { y, residual }: Out,
     rstd: &Tensor,
-    residual: Option<&Tensor>,
     shape: Shape,
     Constants { eps, shift }: Constants,
 ) -> Result<()> {
@@ -75,13 +73,13 @@ pub struct Saved<'a> {
     pub x: &'a Tensor,
     /// `(D)`, its weight.
     pub w: &'a Tensor,
-    /// `(T)`.
+    /// `(T)`: `1 / sqrt(mean(x²) + eps)`.
     pub rstd: &'a Tensor,
     /// Added to the weight.
     pub shift: f32,
 }
 
-/// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw += ` that of w `(D)` where it is trained.
+/// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw +=` that of w `(D)` if it is trained.
 pub fn backward(
     rec: &mut Recorder,
     saved: Saved,

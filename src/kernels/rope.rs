@@ -8,8 +8,8 @@ use crate::gpu::{Recorder, Tensor};
 params!(Params for ["rope"]; tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32,
     head_stride: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// The direction of a rotation.
@@ -21,8 +21,8 @@ pub enum Turn {
     Backward,
 }
 
-/// Rotates the first `dim` elements of each head of x `(T, heads, ..)`, in place, by the angles that table
-/// `(P, dim / 2, 2)` (cos, sin) has for each token's position. tokens is `(T, 4)`: id, position, slot,
+/// Rotates the first `dim` elements of each head of x `(T, heads, ..)`, in place, by the angles in the row of
+/// table `(P, dim / 2, 2)` (cos, sin) for each token's position. tokens is `(T, 4)`: id, position, slot,
 /// visible_end.
 pub fn turn(
     rec: &mut Recorder,

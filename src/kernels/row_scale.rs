@@ -7,8 +7,8 @@ use crate::gpu::{Recorder, Tensor};
 
 params!(Params for ["row_scale"]; rows: u32, width: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// `x[r, :] *= coefficient[r]`: x `(rows, width)`, coefficient `(rows)`.

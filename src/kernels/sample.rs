@@ -1,4 +1,5 @@
-//! Draws tokens from logits on the device, in the order of Hugging Face's logits processors.
+//! Samples tokens from logits on the device, with the filters of Hugging Face's logits processors in the same
+//! order.
 
 use super::{by_rows, check, params};
 use crate::gpu::kernel;
@@ -11,29 +12,29 @@ params!(Params for ["sample"];
     columns: u32, end_count: u32, max_new: u32, seen_words: u32,
     ends: [u32; 4], more_ends: [u32; 4]);
 
-/// In a row's history: nothing was drawn because the row had already ended.
+/// Entry in a row's history for a step after the row had already ended.
 pub const NONE: u32 = u32::MAX;
 /// The most end tokens that a model may have.
 pub const MAX_ENDS: usize = 8;
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
-/// How tokens are drawn; names and meanings as in Hugging Face's `GenerationConfig`.
+/// Sampling settings; names and meanings as in Hugging Face's `GenerationConfig`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct SamplingParams {
     /// 0 takes the most likely token.
     pub temperature: f32,
     /// Keep the k most likely tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keep the smallest set of tokens with this much probability; 1 keeps all.
+    /// Keep the smallest set of most likely tokens with at least this total probability; 1 keeps all.
     pub top_p: f32,
     /// Divides positive and multiplies negative logits of tokens seen before; 1 changes nothing.
     pub repetition_penalty: f32,
-    /// The most tokens to draw.
+    /// The most tokens to sample per answer.
     pub max_new_tokens: u32,
-    /// The seed of all draws.
+    /// The random seed.
     pub seed: u32,
     /// Tokens that end an answer; at most [`MAX_ENDS`].
     pub ends: Vec<u32>,
@@ -43,7 +44,7 @@ pub struct Settings {
 pub struct Rows<'a> {
     /// `(B, V)`
     pub logits: &'a Tensor,
-    /// `(B, ceil(V / 32))`: which ids each row has seen.
+    /// `(B, ceil(V / 32))`: a bit for each id, set if it is in the row's prompt or answer.
     pub seen: &'a Tensor,
     /// `(B, 4)`: prompt, sample, step, finished.
     pub state: &'a Tensor,
@@ -51,14 +52,14 @@ pub struct Rows<'a> {
     pub tokens: &'a Tensor,
     /// `(B, 4)`: attention's key ranges.
     pub ranges: &'a Tensor,
-    /// `(B, columns)`: the ids drawn; this call writes one column.
+    /// `(B, columns)`: the ids sampled; this call writes one column.
     pub history: &'a Tensor,
 }
 
-/// Draws one token for each of `count` rows into `column` of the history, and advances the rows.
+/// Samples one token for each of `count` rows into `column` of the history, and advances the rows.
 pub fn forward(
     rec: &mut Recorder,
-    settings: &Settings,
+    settings: &SamplingParams,
     rows: Rows,
     (count, vocab): (usize, usize),
     (column, columns): (usize, usize),
@@ -74,7 +75,7 @@ pub fn forward(
     ];
     check("sample", &tensors)?;
     if settings.ends.len() > MAX_ENDS {
-        let fix = "name fewer end-of-turn tokens in generation_config.json";
+        let fix = "list fewer end-of-turn tokens in generation_config.json";
         return Err(Error::input(
             "eos_token_id",
             format!("at most {MAX_ENDS} ids"),

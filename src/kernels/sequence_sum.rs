@@ -7,8 +7,8 @@ use crate::gpu::{Recorder, Tensor};
 
 params!(Params for ["sequence_sum"]; sequences: u32, total: u32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// spans `(S, 2)` (first row, end row), stats `(3, R)` -> sums `(2, S)`: log-prob and entropy.

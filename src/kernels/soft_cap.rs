@@ -7,8 +7,8 @@ use crate::gpu::{Recorder, Tensor};
 
 params!(Params for ["soft_cap"]; count: u32, cap: f32);
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block()]
 }
 
 /// `x = cap · tanh(x / cap)`, in place, of the first `count` elements.

@@ -1,4 +1,4 @@
-//! The gradient's global norm, in two passes with a fixed order, and the clipping factor it gives.
+//! The global norm of the gradients, in two passes with a fixed order of summation, and the clipping factor.
 
 use super::{check, groups_of_64, params};
 use crate::Result;
@@ -11,8 +11,8 @@ params!(ClipParams for ["clip_scale"]; partials: u32, max_norm: f32);
 /// Partial sums per tensor.
 pub const PARTIALS: usize = 1024;
 
-pub(super) fn layouts() -> Vec<super::Layout> {
-    vec![Params::layout(), ClipParams::layout()]
+pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
+    vec![Params::block(), ClipParams::block()]
 }
 
 /// partials `(n, PARTIALS)`: row `index` = partial sums of the squares of g `(count)`.

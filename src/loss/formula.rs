@@ -4,7 +4,7 @@
 /// the reference, and a bar a mean over the answer's tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Formula {
-    /// Minus the mean token log-prob of the completion. Of several completions, their mean.
+    /// Minus the mean token log-prob of the completion; the mean of this over several completions.
     Sft,
     /// Gradient ascent, Yao et al., arXiv 2310.10683: plus the mean token log-prob of the flagged answer.
     Ga,
@@ -29,7 +29,7 @@ pub enum Formula {
     Slic {
         /// The margin δ.
         delta: f64,
-        /// λ.
+        /// Weight λ of the SFT term.
         sft_weight: f64,
     },
     /// max(0, 1 − β(r_w − r_l)): TRL's `hinge`.
@@ -44,20 +44,20 @@ pub enum Formula {
         /// The target margin γ.
         gamma: f64,
     },
-    /// Hong et al., arXiv 2403.07691: SFT(w) − λ log σ(log odds_w − log odds_l), odds = p/(1−p) of p =
+    /// Hong et al., arXiv 2403.07691: SFT(w) − λ log σ(log odds_w − log odds_l), odds = p/(1−p) with p =
     /// exp(logp̄).
     Orpo {
-        /// λ; TRL calls it beta.
+        /// Weight λ of the odds-ratio term; TRL calls it beta.
         beta: f64,
     },
     /// Ethayarajh et al., arXiv 2402.01306. The sequences are [chosen, rejected], and one of the two is
-    /// empty: of a good answer w(1 − σ(β(r − KL))), of a bad one w(1 − σ(β(KL − r))).
+    /// empty. The loss of a good answer is w(1 − σ(β(r − KL))), of a bad one w(1 − σ(β(KL − r))).
     Kto {
         /// Inverse temperature.
         beta: f64,
-        /// w of good answers.
+        /// The weight w of good answers.
         desirable_weight: f64,
-        /// w of bad answers.
+        /// The weight w of bad answers.
         undesirable_weight: f64,
     },
     /// Zhang et al., arXiv 2404.05868: −(2/β) log σ(−β r_l).
@@ -86,20 +86,20 @@ pub enum Formula {
 pub const LEAST: f64 = 1e-5;
 
 impl Formula {
-    /// Whether it compares with a reference model.
+    /// Whether the formula uses a reference model.
     pub fn has_reference(self) -> bool {
         use Formula::*;
         matches!(self, Dpo { .. } | Ipo { .. } | Hinge { .. } | Kto { .. } | Npo { .. } | D2o { .. })
     }
 
-    /// Whether its log-probs are means over tokens, whatever `length_normalize` says.
+    /// Whether the formula always uses mean log-probs per token, whatever `length_normalize` says.
     pub fn is_per_token(self) -> bool {
         use Formula::*;
         matches!(self, Sft | Ga | Ul | Ipo { .. } | Simpo { .. } | Orpo { .. } | Simnpo { .. })
     }
 }
 
-/// What a loss needs besides its sequences.
+/// Inputs of a loss other than its sequences.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Terms {
     /// Use mean log-probs per token instead of sums.
@@ -114,7 +114,7 @@ pub struct Outcome {
     /// The group's loss, not yet divided by the number of groups.
     pub loss: f64,
     /// As TRL logs them: the mean reward of all sequences but the last, and the reward of the last. A reward
-    /// is weight × log-ratio, or weight × log-prob where there is no reference. 0 for SFT, GA and
+    /// is weight × log-ratio, or weight × log-prob if there is no reference. 0 for SFT, GA and
     /// unlikelihood, which have no rewards, and for missing sequences.
     pub rewards: [f64; 2],
     /// dloss/dlogp of every token of every sequence.

@@ -1,4 +1,4 @@
-//! The methods by name, and which answers each of them takes.
+//! The methods by name, and the answers that each of them takes.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,23 +13,23 @@ pub enum Method {
     Dpo,
     /// IPO: DPO with a squared loss on mean log-ratios
     Ipo,
-    /// DPO's log-ratios in a hinge
+    /// Hinge loss on DPO's log-ratios
     Hinge,
-    /// SLiC-HF: a hinge on log-probs, and imitation of the chosen answer
+    /// SLiC-HF: hinge loss on log-probs, plus SFT on the chosen answer
     Slic,
     /// SimPO: DPO on mean log-probs with a margin, without a reference
     Simpo,
-    /// ORPO: imitation of the chosen answer, and its odds against the flagged one's
+    /// ORPO: SFT on the chosen answer, plus the odds ratio of the chosen and the flagged answer
     Orpo,
-    /// KTO: good and flagged answers that need not be pairs
+    /// KTO: good and flagged answers, not in pairs
     Kto,
-    /// NPO: flagged answers alone, held back by a reference
+    /// NPO: flagged answers only, with a reference
     Npo,
     /// SimNPO: NPO on mean log-probs, without a reference
     Simnpo,
-    /// Gradient ascent: flagged answers alone, without any hold
+    /// Gradient ascent on flagged answers only, without a reference
     Ga,
-    /// Unlikelihood: flagged answers' tokens, one by one
+    /// Unlikelihood of each token of flagged answers, without a reference
     Ul,
     /// Supervised fine-tuning on the chosen answers
     Sft,
@@ -51,7 +51,7 @@ pub enum Takes {
 }
 
 impl Method {
-    /// What its loss takes.
+    /// The answers that the method's loss takes.
     pub fn takes(self) -> Takes {
         match self {
             Self::D2o => Takes::Anchors,
@@ -62,13 +62,13 @@ impl Method {
         }
     }
 
-    /// Whether it learns from flagged answers without chosen ones. Where those are given, they are only
-    /// monitored.
+    /// Whether the method learns from flagged answers without chosen ones. Chosen answers are then only
+    /// evaluated.
     pub fn is_of_negatives(self) -> bool {
         matches!(self.takes(), Takes::Anchors | Takes::Negative)
     }
 
-    /// Its usual beta; `None` where it has none.
+    /// The default beta; `None` if the method has no beta.
     pub fn default_beta(self) -> Option<f64> {
         match self {
             Self::Sft | Self::Ga | Self::Ul | Self::Slic => None,
@@ -78,7 +78,7 @@ impl Method {
         }
     }
 
-    /// Its usual gamma; `None` where it has none.
+    /// The default gamma; `None` if the method has no gamma.
     pub fn default_gamma(self) -> Option<f64> {
         match self {
             Self::Simpo => Some(1.0),

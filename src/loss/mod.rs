@@ -1,5 +1,5 @@
-//! Preference losses: what a method learns from, and its formula in f64. `kernels/preference.rs` is the same
-//! on the device.
+//! Preference losses: the answers that each method takes, and its formula in f64. `kernels/preference.rs`
+//! computes the same on the device.
 
 pub mod formula;
 mod method;
@@ -7,7 +7,7 @@ mod method;
 pub use formula::{Formula, Terms};
 pub use method::{Method, Takes};
 
-/// What a loss needs besides the log-probs.
+/// A loss: its formula and options.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Loss {
     /// The formula.
@@ -35,7 +35,7 @@ impl Loss {
         (weight, per_token || self.length_normalize)
     }
 
-    /// What the formula needs besides its sequences. `kl` is KTO's estimate.
+    /// The formula's inputs other than its sequences. `kl` is KTO's estimate.
     pub fn terms(&self, kl: f64) -> Terms {
         Terms { length_normalize: self.length_normalize, kl }
     }

@@ -55,8 +55,7 @@ struct PeftConfig {
 /// PEFT's ways to initialise an adapter that also change the base model's weights.
 const CHANGES_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// PEFT's keys that say how an adapter was made or is to be trained. They do not change what its tensors
-/// compute.
+/// PEFT's keys that describe how an adapter was made or is to be trained. They do not change its results.
 const OF_THE_MAKING: [&str; 16] = [
     "velora_config",
     "auto_mapping",
@@ -76,7 +75,7 @@ const OF_THE_MAKING: [&str; 16] = [
     "qalora_group_size",
 ];
 
-/// Whether this value switches its key off.
+/// Whether the value means that the option is off.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -96,7 +95,7 @@ pub(super) fn module_of(tensor: &str) -> Option<&str> {
     tensor.strip_prefix("base_model.model.")?.strip_suffix(".lora_A.weight")
 }
 
-/// What PEFT's `target_modules` should list for `modules`: only the last part of a name if all of the model's
+/// The entries of PEFT's `target_modules` for `modules`: only the last part of a name if all of the model's
 /// linear layers with that last part have an adapter, otherwise the whole name.
 pub(super) fn leaves(modules: &[String], all: &[String]) -> Vec<String> {
     let leaf = |module: &str| module.rsplit('.').next().unwrap_or(module).to_string();
@@ -110,16 +109,15 @@ pub(super) fn leaves(modules: &[String], all: &[String]) -> Vec<String> {
     names
 }
 
-/// An adapter's description and weights, as read from files.
+/// A LoRA adapter's settings and tensors, as read from files.
 pub struct Adapter<'a> {
-    /// Its settings.
+    /// The adapter's settings.
     pub spec: LoraSpec,
-    /// The model that it was made for, as its file names it.
+    /// The base model's name, as in the adapter's file.
     pub base: Option<String>,
-    /// Keys of its configuration that are not known here, with a value that does not look like a switch that
-    /// is on.
+    /// Unknown keys of the adapter's configuration that are set to a number or a string. They are ignored.
     pub unknown: Vec<String>,
-    /// Its tensors.
+    /// The adapter's tensors.
     pub weights: Weights<'a>,
 }
 
@@ -132,8 +130,8 @@ impl<'a> Adapter<'a> {
     /// Reads adapter_config.json and adapter_model.safetensors, each with a name for messages.
     ///
     /// # Errors
-    /// When they are not a LoRA adapter, or when an option is switched on that changes its mathematics and is
-    /// not implemented (DoRA, biases, saved modules, activated LoRA), or that is not known here.
+    /// When they are not a LoRA adapter, or when an option is on that changes the adapter's results and is
+    /// not implemented (DoRA, biases, saved modules, activated LoRA), or an unknown option is on.
     pub fn parse(config: (&str, &[u8]), weights: (&'a str, &'a [u8])) -> Result<Self> {
         let (origin, json) = config;
         let fix = "give a plain LoRA adapter in PEFT's format";
@@ -141,7 +139,7 @@ impl<'a> Adapter<'a> {
             .map_err(|e| Error::input(origin, "a PEFT adapter_config.json", e, fix))?;
         if peft.others.contains_key("lora_parameters") {
             let fix = "convert the adapter to PEFT's format";
-            return Err(Error::input(origin, "a PEFT adapter_config.json", "one of MLX", fix));
+            return Err(Error::input(origin, "a PEFT adapter_config.json", "one in MLX's format", fix));
         }
         let start = peft.init_lora_weights.as_ref().and_then(Value::as_str);
         let beside = |name: &String| !HEADS.contains(&name.as_str());
@@ -200,8 +198,8 @@ fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
     };
     let fix = match ["embed", "lm_head", "wte", "embed_out"].iter().any(|part| odd.contains(part)) {
         true if odd.contains(".base_layer.") => {
-            "it is the base model's own, which PEFT saves beside LoRA on it: save the adapter with \
-             save_embedding_layers=False, or merge it with PEFT first"
+            "it is a weight of the base model, which PEFT saves when the layer has LoRA: save the adapter \
+             with save_embedding_layers=False, or merge it with PEFT first"
         }
         true => {
             "the adapter changes the embedding or the head (tokens were added, or they were trained too): \
@@ -209,7 +207,7 @@ fn check_tensors(weights: &Weights, modules: &[String]) -> Result<()> {
         }
         false => "use an adapter with LoRA on linear layers only, or merge it with PEFT first",
     };
-    Err(Error::input(weights.origin(), "A and B matrices of LoRA alone", odd, fix))
+    Err(Error::input(weights.origin(), "only A and B matrices of LoRA", odd, fix))
 }
 
 impl Adapter<'_> {
@@ -265,8 +263,7 @@ mod tests {
         safetensors::serialize(names.iter().map(|name| (*name, view())), None).unwrap()
     }
 
-    /// The adapter with these keys in addition to the usual ones: its settings, and the keys that are not
-    /// known.
+    /// The settings and the unknown keys of an adapter with these keys in addition to the usual ones.
     fn parsed(extra: &str) -> crate::Result<(LoraSpec, Vec<String>)> {
         let json =
             format!(r#"{{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["q_proj"]{extra}}}"#);
@@ -334,7 +331,7 @@ mod tests {
             ("config", br#"{"fine_tune_type":"lora","lora_parameters":{}}"#),
             ("weights", &[]),
         );
-        assert!(mlx.err().unwrap().to_string().contains("found one of MLX"));
+        assert!(mlx.err().unwrap().to_string().contains("found one in MLX's format"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// The files of a model in Hugging Face's layout.
 #[derive(Clone)]
 pub struct ModelBytes<'a> {
-    /// Its name or folder, for messages.
+    /// The model's name or folder, for messages.
     pub name: &'a str,
     /// `config.json`
     pub config: &'a [u8],
@@ -19,16 +19,16 @@ pub struct ModelBytes<'a> {
     pub tokenizer: TokenizerFiles,
     /// The type that the blocks' frozen matrices are quantised to; `None` keeps their own type.
     pub quantize: Option<Quantize>,
-    /// Whether blocks' frozen matrices stay in host memory.
+    /// Whether the blocks' frozen matrices stay in host memory.
     pub offload: bool,
-    /// Whether its decoder gets a judge's head: [`Weights::judging`].
+    /// Whether the decoder gets a judge's head: [`Weights::judging`].
     pub judge: bool,
 }
 
 /// The files of a LoRA adapter in PEFT's layout.
 #[derive(Debug, Clone, Copy)]
 pub struct AdapterBytes<'a> {
-    /// Its folder, for messages.
+    /// The adapter's folder, for messages.
     pub name: &'a str,
     /// `adapter_config.json`
     pub config: &'a [u8],
@@ -37,10 +37,10 @@ pub struct AdapterBytes<'a> {
 }
 
 impl<'a> ModelBytes<'a> {
-    /// Its tensors.
+    /// The model's tensors.
     ///
     /// # Errors
-    /// As [`Weights::parse`]; also for safetensors files whose weights another program has quantised.
+    /// As [`Weights::parse`]; also for safetensors files that another program has quantised.
     pub fn weights(&self) -> Result<Weights<'a>> {
         let weights = Weights::parse(self.weights.iter().copied(), self.name)?;
         if let Some(kind) = weights.quantised_elsewhere() {
@@ -48,18 +48,18 @@ impl<'a> ModelBytes<'a> {
             let method = config["quantization_config"]["quant_method"].as_str();
             let found = match method {
                 Some(method) => {
-                    format!("weights that {method} has quantised ({kind}; see quantization_config)")
+                    format!("weights quantised by {method} ({kind}; see quantization_config)")
                 }
                 None => format!("quantised weights ({kind})"),
             };
-            let fix = "give the model as it was before (F32, BF16 or F16), with --quantize nf4 where memory \
+            let fix = "give the model before quantisation (F32, BF16 or F16), with --quantize nf4 if memory \
                        is short, or a GGUF file of it";
             return Err(Error::input(self.config_place(), "weights in F32, BF16 or F16", found, fix));
         }
         Ok(weights.quantized(self.quantize).offloaded(self.offload).judging(self.judge))
     }
 
-    /// Its tokenizer and chat template.
+    /// The model's tokenizer and chat template.
     ///
     /// # Errors
     /// As [`ChatTokenizer::from_bytes`].
@@ -67,12 +67,12 @@ impl<'a> ModelBytes<'a> {
         ChatTokenizer::from_bytes(&self.tokenizer)
     }
 
-    /// The name of its config.json in messages.
+    /// The name of config.json in messages.
     pub(super) fn config_place(&self) -> String {
         self.tokenizer.place("config.json")
     }
 
-    /// Its configuration.
+    /// The model's configuration.
     ///
     /// # Errors
     /// As [`DecoderConfig::parse`].
@@ -89,7 +89,7 @@ impl<'a> ModelBytes<'a> {
         Ok(config.tied && !self.weights()?.untied(config).tied)
     }
 
-    /// Its decoder in `memory`.
+    /// The model's decoder in `memory`.
     ///
     /// # Errors
     /// As [`Decoder::load`].
@@ -98,7 +98,7 @@ impl<'a> ModelBytes<'a> {
         Decoder::load(memory, (&config, self.config), &self.weights()?, training, Decay::Matrices)
     }
 
-    /// Its decoder with `adapter`, if one is given, for scoring and sampling.
+    /// The model's decoder with `adapter`, if one is given, for scoring and sampling.
     ///
     /// # Errors
     /// As [`Decoder::load`] and [`Adapter::parse`].

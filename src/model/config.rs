@@ -13,7 +13,7 @@ const MAX_CONTEXT: usize = 16_384;
 pub struct DecoderConfig {
     /// Hugging Face's name of the architecture, as in `LlamaForCausalLM`.
     pub architecture: &'static str,
-    /// How its tensors are named.
+    /// Names of the tensors in the family's files.
     pub(super) names: &'static Names,
     /// Vocabulary size, V.
     pub vocab: usize,
@@ -35,7 +35,7 @@ pub struct DecoderConfig {
     pub norm: NormKind,
     /// Epsilon of the norms.
     pub eps: f32,
-    /// The kinds of rotary positions.
+    /// The kinds of rotary positions that blocks use.
     pub ropes: Vec<Rope>,
     /// The longest context the model was made for.
     pub max_positions: usize,
@@ -53,7 +53,7 @@ pub struct DecoderConfig {
     pub head_norms: bool,
     /// Whether attention's and the MLP's outputs are normed.
     pub output_norms: bool,
-    /// Whether attention and MLP read the same input.
+    /// Whether attention and MLP run in parallel on the same input.
     pub parallel: bool,
     /// Whether a head's query, key and value lie side by side in the projection.
     pub interleaved: bool,
@@ -74,7 +74,7 @@ pub struct DecoderConfig {
 /// The settings in which blocks may differ.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockConfig {
-    /// The most keys that a query sees, the last ones; `None` means all.
+    /// Length of the sliding window, in keys: a query sees only the last ones; `None` means all keys.
     pub window: Option<usize>,
     /// The index of the block's rotary positions in [`DecoderConfig::ropes`]; `None` means no rotary
     /// positions.
@@ -107,7 +107,7 @@ pub struct Rope {
     pub dim: usize,
 }
 
-/// How rotary frequencies are scaled for longer contexts.
+/// Scaling of rotary frequencies for longer contexts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
     /// All frequencies are divided by this factor.
@@ -157,7 +157,7 @@ impl DecoderConfig {
             return Err(Error::input(origin, expected, found, fix));
         }
         if !self.inner.is_multiple_of(4) {
-            let fix = "use a model with such a size";
+            let fix = "use a model whose intermediate_size is a multiple of 4";
             return Err(Error::input(origin, "intermediate_size a multiple of 4", self.inner, fix));
         }
         if self.blocks.iter().any(|block| block.window == Some(0)) {
@@ -205,8 +205,8 @@ impl DecoderConfig {
     /// no row for.
     pub fn check_ids(&self, place: &str, ids: &[u32]) -> Result<()> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) else { return Ok(()) };
-        let expected = format!("tokens below {}, which the model has", self.vocab);
-        let fix = "take that token out of the text or the chat template, or use the tokenizer that belongs \
+        let expected = format!("token ids below {}, the model's vocab_size", self.vocab);
+        let fix = "remove that token from the text or the chat template, or use the tokenizer that belongs \
                    to the model";
         Err(Error::input(place, expected, format!("token {id}"), fix))
     }
@@ -271,7 +271,7 @@ pub(super) struct Names {
     pub after_attention: Option<&'static str>,
     pub mlp_norm: &'static str,
     pub after_mlp: Option<&'static str>,
-    /// Queries, keys and values: three layers, or one that holds them all.
+    /// Queries, keys and values: three layers, or one for all of them.
     pub qkv: &'static [&'static str],
     pub o: &'static str,
     pub q_norm: &'static str,
@@ -279,7 +279,7 @@ pub(super) struct Names {
     /// Gate and up: two layers, or one.
     pub up: &'static [&'static str],
     pub down: &'static str,
-    /// Whether files hold the blocks' matrices as (inputs, outputs).
+    /// Whether files store the blocks' matrices as (inputs, outputs).
     pub transposed: bool,
 }
 

@@ -16,11 +16,11 @@ use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
 use crate::kernels::gather::{self, Reading, Rows};
 use crate::kernels::log_prob::{self, Chunk};
-use crate::kernels::{row_scale, sequence_sum, soft_cap};
+use crate::kernels::{Out, row_scale, sequence_sum, soft_cap};
 use crate::model::TargetModules;
 use crate::nn::{
-    Arenas, Block, Decay, KvCache, Layout, Linear, Norm, Param, Pass, Piece, Sizes, Streamed, Table, Tables,
-    Weight,
+    Arenas, Backward, Block, Decay, Forward, KvCache, Layout, Linear, Norm, Param, Pass, Piece, Sizes,
+    Streamed, Table, Tables, Weight,
 };
 use crate::{Error, Result};
 
@@ -123,7 +123,7 @@ impl Decoder {
         &self.config
     }
 
-    /// The longest context it accepts.
+    /// The longest context that the decoder accepts, in tokens.
     pub fn context(&self) -> usize {
         self.config.context()
     }
@@ -208,12 +208,14 @@ impl Decoder {
         Workspace::new(memory, &self.config, self.sizes(), capacity)
     }
 
-    fn tables<'a>(&'a self, ws: &'a Workspace) -> Tables<'a> {
+    /// A pass over the batch in `ws`, whose layers have `rows` rows.
+    fn layers<'a>(&'a self, pass: Pass<'a>, ws: &'a Workspace, rows: usize) -> Forward<'a> {
         let (count, mean_keys) = (ws.batch.tokens, ws.batch.mean_keys);
-        Tables { tokens: &ws.tokens, ranges: &ws.ranges, ropes: &self.ropes, count, mean_keys }
+        let tables = Tables { tokens: &ws.tokens, ranges: &ws.ranges, ropes: &self.ropes, count, mean_keys };
+        Forward { pass, tables, scratch: &ws.scratch, rows }
     }
 
-    /// Records the blocks on the batch in `ws`. Returns where the last block's output is.
+    /// Records the blocks on the batch in `ws`. Returns the tensor of the last block's output.
     pub(crate) fn hidden<'a>(
         &self,
         rec: &mut Recorder,
@@ -221,9 +223,9 @@ impl Decoder {
         ws: &'a Workspace,
         caches: Option<&[KvCache]>,
     ) -> Result<&'a Tensor> {
-        let tables = self.tables(ws);
+        let forward = self.layers(pass, ws, ws.batch.tokens);
         let stream = |i: usize| &ws.stream[i % ws.stream.len()];
-        let ids = Reading::plain(tables.count, self.config.width, 4);
+        let ids = Reading::plain(forward.rows, self.config.width, 4);
         let scaled = Reading { scale: self.config.embedding_scale, ..ids };
         self.embedding.forward(rec, pass.values, &ws.tokens, stream(0), scaled)?;
         if let Some(positions) = &self.positions {
@@ -232,7 +234,7 @@ impl Decoder {
         }
         for (i, block) in self.blocks.iter().enumerate() {
             let cache = caches.map(|c| &c[i]);
-            block.forward(rec, pass, &tables, &ws.saved[i], &ws.scratch, cache, stream(i), stream(i + 1))?;
+            block.forward(rec, forward, &ws.saved[i], cache, stream(i), stream(i + 1))?;
         }
         Ok(stream(self.blocks.len()))
     }
@@ -251,7 +253,8 @@ impl Decoder {
         let width = self.config.width;
         let reading = Reading::plain(rows, width, stride);
         gather::forward(rec, source, Rows::whole(hidden, width), &ws.hidden, reading)?;
-        self.norm.forward(rec, pass, &ws.hidden, None, &ws.normed, &ws.hidden_stats, rows)
+        let forward = self.layers(pass, ws, rows);
+        self.norm.forward(rec, forward, &ws.hidden, Out::to(&ws.normed), &ws.hidden_stats)
     }
 
     /// Records the logits of `count` gathered rows from `first` on.
@@ -265,7 +268,7 @@ impl Decoder {
     ) -> Result<()> {
         let width = self.config.width;
         let x = ws.normed.slice(first * width, count * width);
-        self.head.forward(rec, pass, &ws.scratch, &x, &ws.logits, None, count)?;
+        self.head.forward(rec, self.layers(pass, ws, count), &x, Out::to(&ws.logits))?;
         match self.logit_cap() {
             Some(cap) => soft_cap::forward(rec, &ws.logits, count * self.config.logits(), cap),
             None => Ok(()),
@@ -329,22 +332,10 @@ impl Decoder {
     /// `coefficient`. Gradients of trained parameters are added to `gradients`.
     pub fn backward(&self, rec: &mut Recorder, pass: Pass, gradients: &Arenas, ws: &Workspace) -> Result<()> {
         self.backward_head(rec, pass, gradients, ws)?;
-        let (tables, recompute) = (self.tables(ws), ws.capacity.training.unwrap_or_default());
+        let backward = Backward { forward: self.layers(pass, ws, ws.batch.tokens), gradients };
         for (i, block) in self.blocks.iter().enumerate().rev() {
             let input = i > 0 || self.embedding.is_trained();
-            let (x, saved) = (&ws.stream[i], &ws.saved[i]);
-            block.backward(
-                rec,
-                pass,
-                gradients,
-                &tables,
-                saved,
-                &ws.scratch,
-                recompute,
-                x,
-                &ws.dstream,
-                input,
-            )?;
+            block.backward(rec, backward, &ws.saved[i], &ws.stream[i], &ws.dstream, input)?;
         }
         let ids = (&ws.id_lists, ws.batch.distinct_ids);
         self.embedding.backward(rec, gradients, ids, &ws.dstream, self.config.embedding_scale)?;
@@ -368,7 +359,8 @@ impl Decoder {
         let width = self.config.width;
         let rows = |t: &Tensor| t.slice(chunk.first * width, chunk.rows * width);
         let (x, dx) = (rows(&ws.normed), rows(&ws.dnormed));
-        self.head.backward(rec, pass, gradients, &ws.scratch, &x, &ws.logits, Some(&dx), chunk.rows)
+        let backward = Backward { forward: self.layers(pass, ws, chunk.rows), gradients };
+        self.head.backward(rec, backward, &x, &ws.logits, Some(&dx))
     }
 
     /// Records the backward pass from the coefficients to the gradient of the residual stream, one chunk of
@@ -385,8 +377,8 @@ impl Decoder {
             row_scale::forward(rec, &ws.coefficient, &ws.dnormed, (ws.batch.rows, width))?;
         } else {
             for chunk in self.chunks(ws) {
-                // The logits of a single chunk are still there from the forward pass. With several chunks
-                // they are computed again.
+                // The buffer still has the logits of a single chunk from the forward pass. With several
+                // chunks they are computed again.
                 if ws.batch.rows > ws.chunk {
                     self.head_logits(rec, pass, ws, chunk.first, chunk.rows)?;
                 }
@@ -395,8 +387,9 @@ impl Decoder {
                 self.head_backward(rec, pass, gradients, ws, chunk)?;
             }
         }
-        let (kept, rows) = ((&ws.hidden, &ws.hidden_stats), ws.batch.rows);
-        self.norm.backward(rec, pass, gradients, kept, &ws.dnormed, &ws.dhidden, rows, false)?;
+        let backward = Backward { forward: self.layers(pass, ws, ws.batch.rows), gradients };
+        let kept = (&ws.hidden, &ws.hidden_stats);
+        self.norm.backward(rec, backward, kept, &ws.dnormed, &ws.dhidden, false)?;
         ws.dstream.clear(rec);
         gather::backward(
             rec,

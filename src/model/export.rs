@@ -11,6 +11,7 @@ use super::adapter::PEFT_SCORE;
 use super::adapter::tensor_name;
 use super::weights::Stored;
 use super::{Adapter, DecoderConfig, ModelBytes, Weights, gguf};
+use crate::error::setting;
 use crate::gpu::DType;
 use crate::nn::transposed;
 use crate::{Error, Result};
@@ -18,7 +19,7 @@ use crate::{Error, Result};
 /// The element type of an exported model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportDType {
-    /// Each tensor as it is stored in the base model.
+    /// Each tensor keeps its type in the base model; quantised ones become F16.
     Auto,
     /// All tensors of this type.
     As(DType),
@@ -31,7 +32,7 @@ pub struct Merge<'a> {
     adapter: Option<&'a Adapter<'a>>,
     /// The module of each tensor that the adapter changes.
     targets: HashMap<&'a str, &'a str>,
-    /// Whether files hold the blocks' matrices as (inputs, outputs).
+    /// Whether files store the blocks' matrices as (inputs, outputs).
     transposed: bool,
 }
 
@@ -44,7 +45,7 @@ pub enum Merged<'a> {
 }
 
 impl Merged<'_> {
-    /// The type it has in the base model.
+    /// The tensor's type in the base model.
     pub fn dtype(&self) -> DType {
         match self {
             Self::Stored(stored) => stored.dtype,
@@ -52,7 +53,7 @@ impl Merged<'_> {
         }
     }
 
-    /// Its elements.
+    /// The tensor's elements as f32.
     pub fn to_f32(self) -> Vec<f32> {
         match self {
             Self::Stored(stored) => stored.to_f32(),
@@ -76,7 +77,7 @@ impl<'a> Merge<'a> {
             _ => &[],
         };
         if let Some(judge) = adapter.filter(|adapter| adapter.weights.has(PEFT_SCORE)) {
-            let fix = "give an adapter of answers: a judge's head has no place in a language model";
+            let fix = "give an adapter for answers: a judge's head cannot be merged into a language model";
             return Err(Error::input(
                 judge.weights.origin(),
                 "an adapter without a judge's head",
@@ -92,7 +93,7 @@ impl<'a> Merge<'a> {
             let (expected, fix) = match *odd == config.names.head {
                 true => (
                     "LoRA on the blocks' linear layers: the head is the embedding here",
-                    "merge it with PEFT, which then gives the model a head of its own",
+                    "merge it with PEFT, which then gives the model a separate head",
                 ),
                 false => ("a linear layer of the model", "give the model that the adapter was made for"),
             };
@@ -117,7 +118,7 @@ impl<'a> Merge<'a> {
     /// The tensor of this name and shape.
     ///
     /// # Errors
-    /// When it is not there, or an adapter's layer has another shape.
+    /// When the tensor is missing, or an adapter's layer has another shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Merged<'a>> {
         let stored = self.base.get(name, shape)?;
         let module = self.base.find(name).and_then(|name| self.targets.get(name));
@@ -126,7 +127,7 @@ impl<'a> Merge<'a> {
             let place = format!("tensor {name}");
             return Err(Error::input(place, "a matrix", format!("shape {shape:?}"), "give the right model"));
         };
-        // The model's own layout is used. PEFT does the same: it corrects an adapter that says otherwise.
+        // The model's layout counts, not the adapter's `fan_in_fan_out`: PEFT also corrects the latter.
         let merged = if self.transposed {
             let weight = transposed(&stored.to_f32(), rows, columns);
             transposed(&add_lora(weight, adapter, module, columns, rows)?, columns, rows)
@@ -185,8 +186,8 @@ pub fn merged(
     safetensors::serialize(views, metadata).map_err(unwritable)
 }
 
-/// Writes `model` with `adapter` merged as a GGUF file with matrices of `kind`, a tensor at a time. `failed`
-/// turns an I/O error of `out` into an [`Error`].
+/// Writes `model` with `adapter` merged as a GGUF file with matrices of `kind`, one tensor at a time.
+/// `failed` turns an I/O error of `out` into an [`Error`].
 ///
 /// # Errors
 /// As [`gguf::describe`] and [`Merge::tensor`], and what `out` reports.
@@ -245,7 +246,7 @@ fn check_f16(name: &str, values: &[f32]) -> Result<()> {
     match values.iter().find(|v| v.is_finite() && !f16::from_f32(**v).is_finite()) {
         None => Ok(()),
         Some(value) => {
-            let fix = "write it in another type: --dtype bfloat16 or float32";
+            let fix = format!("write it in another type, bfloat16 or float32, with {}", setting("dtype"));
             Err(Error::input(format!("tensor {name}"), "values up to 65504, F16's largest", value, fix))
         }
     }

@@ -1,5 +1,5 @@
-//! Makes layers from weights: which tensors are trained, where they are stored, which matrices are computed
-//! as one product, and adapters.
+//! Builds layers from weights: decides which tensors are trained, where they are stored and which matrices
+//! are computed as one product, and adds adapters.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -24,20 +24,20 @@ use crate::rng;
 /// Hugging Face's name of a classifier's head.
 const SCORE: &str = "score.weight";
 
-/// Makes layers from weights while loading.
+/// Builds layers from weights while loading.
 pub(super) struct Loader<'a> {
     pub memory: &'a Memory,
     pub weights: &'a Weights<'a>,
     pub training: &'a Training<'a>,
     pub layout: Layout,
-    /// What the arenas will hold, in the layout's order.
+    /// Initial values of the trained parameters, in the layout's order.
     pub values: Vec<Vec<f32>>,
     pub adapters: u32,
     /// Device tensors that the blocks use in turn, by the matrix's place in its block, its type and its size.
     pub slots: HashMap<(usize, DType, usize), Tensor>,
     /// The current block's matrices in host memory.
     pub streamed: Vec<(Tensor, Vec<u8>)>,
-    /// Which block's matrices are in the tensors now.
+    /// The block whose matrices are in the slots now.
     pub present: Arc<AtomicUsize>,
 }
 
@@ -68,7 +68,8 @@ impl Loader<'_> {
             }),
         };
         if self.memory.is_paper() {
-            // There are no bytes to copy. The entry counts, so that the next matrix gets the next place.
+            // There are no bytes to copy. The entry is still added, so that the next matrix gets the next
+            // slot.
             self.streamed.extend(slot.iter().map(|slot| (slot.clone(), Vec::new())));
             return Ok(Param::Frozen(slot.map_or_else(|| make(self.memory), Ok)?));
         }
@@ -132,7 +133,7 @@ impl Loader<'_> {
         Ok(Table { pieces, width })
     }
 
-    /// One layer, or several on the same input: (module, outputs) of each. `transposed`: files hold the
+    /// One layer, or several on the same input: (module, outputs) of each. `transposed`: files store the
     /// matrices as (inputs, outputs). `in_block`: the layers belong to a block and are not the head.
     pub fn linear(
         &mut self,
@@ -318,7 +319,7 @@ fn common_type(parts: &[Part], types: &[DType]) -> DType {
     if same && parts.iter().all(|part| part.shape.len() > 1) { dtype } else { DType::F32 }
 }
 
-/// The bytes of all as one tensor of `dtype`.
+/// The bytes of all tensors joined into one of `dtype`.
 fn joined(stored: &[Stored], dtype: DType) -> Vec<u8> {
     if stored.iter().all(|tensor| tensor.dtype == dtype) {
         let blocks: Vec<&Blocks> = stored.iter().filter_map(Stored::blocks).collect();
@@ -330,7 +331,8 @@ fn joined(stored: &[Stored], dtype: DType) -> Vec<u8> {
     stored.iter().flat_map(|tensor| tensor.to_f32()).flat_map(f32::to_le_bytes).collect()
 }
 
-/// `count` draws from U(−1/√inputs, 1/√inputs): Kaiming's uniform with a = √5, as `torch.nn.Linear` and PEFT.
+/// `count` samples from U(−1/√inputs, 1/√inputs): Kaiming's uniform with a = √5, as in `torch.nn.Linear` and
+/// PEFT.
 fn kaiming(count: usize, inputs: usize, stream: u32, seed: u32) -> Vec<f32> {
     let bound = 1.0 / (inputs as f32).sqrt();
     // The constant 0x10aa keeps these counters apart from those of dropout.

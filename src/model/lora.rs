@@ -119,8 +119,7 @@ impl LoraSpec {
         alpha.unwrap_or(self.lora_alpha) / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    /// Whether adapters with these settings and with those of `other` have the same ranks and factors on all
-    /// layers.
+    /// Whether adapters with these settings and with `other` have the same ranks and factors on all layers.
     pub fn scales_like(&self, other: &Self) -> bool {
         let all = |spec: &Self| (spec.r, spec.lora_alpha, spec.use_rslora);
         all(self) == all(other)

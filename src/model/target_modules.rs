@@ -1,4 +1,4 @@
-//! Which layers get an adapter.
+//! The layers that get an adapter.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "TargetModulesForm", into = "TargetModulesForm")]
 pub enum TargetModules {
-    /// Every linear layer but the output head.
+    /// Every linear layer except the output head.
     AllLinear,
     /// The layers with one of these names.
     Names(Vec<String>),
 }
 
-/// How [`TargetModules`] is written: a list, or one string.
+/// The form of [`TargetModules`] in files: a list, or one string.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, expecting = "a list of names, or \"all-linear\"")]
 enum TargetModulesForm {

@@ -15,11 +15,11 @@ use crate::{Error, Result};
 /// One tensor as stored.
 #[derive(Clone)]
 pub struct Stored<'a> {
-    /// The file it is in.
+    /// The tensor's file.
     pub file: &'a str,
     /// F32, Bf16, F16 or a quantised type.
     pub dtype: DType,
-    /// Its elements.
+    /// The elements.
     pub data: Elements<'a>,
 }
 
@@ -53,7 +53,8 @@ impl<'a> Stored<'a> {
             Elements::Plain(bytes) => bytes,
             Elements::Blocks(blocks) => return blocks.first_not_finite(),
         };
-        // An exponent of ones means infinity or NaN. Whole chunks are tested first, many elements at a time.
+        // An exponent of all ones means infinity or NaN. Whole chunks are tested first, many elements at a
+        // time.
         fn first<const N: usize>(bytes: &[u8], odd: impl Fn([u8; N]) -> bool) -> Option<usize> {
             let elements = bytes.as_chunks::<N>().0;
             let chunk =
@@ -89,8 +90,8 @@ impl<'a> Stored<'a> {
         };
         let place = format!("{}: tensor {name}", self.file);
         let found = format!("element [{}], {value}", index.join(", "));
-        let fix = "take weights that are whole: download them again, or go back to an earlier checkpoint; a \
-                   model that was converted to F16 may have overflowed, where BF16 or F32 does not";
+        let fix = "download the weights again, or go back to an earlier checkpoint; if the model was \
+                   converted to F16, values may have overflowed: convert it to BF16 or F32 instead";
         Err(Error::input(place, "finite numbers", found, fix))
     }
 
@@ -150,7 +151,7 @@ enum Type {
 pub struct ListedTensor {
     /// Hugging Face's name.
     pub name: String,
-    /// Its type, as the file's format names it.
+    /// The tensor's type, as the file's format names it.
     pub dtype: String,
     /// The sizes of its dimensions, outermost first.
     pub shape: Vec<usize>,
@@ -191,9 +192,9 @@ impl<'a> Weights<'a> {
                 if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 2]) {
                     let fix =
                         "save the model again as safetensors: a pickle can hold programs, and is not opened";
-                    return Error::input(file, "a safetensors file", "a pickle of PyTorch", fix);
+                    return Error::input(file, "a safetensors file", "a PyTorch pickle", fix);
                 }
-                let expected = "a whole safetensors file";
+                let expected = "a complete safetensors file";
                 Error::input(
                     file,
                     expected,
@@ -220,25 +221,25 @@ impl<'a> Weights<'a> {
         Ok(Self { tensors, origin: origin.to_string(), quantize: None, offload: false, judge: false })
     }
 
-    /// The same, but the blocks' frozen matrices are quantised to this type, unless they are quantised
+    /// Quantises the blocks' frozen matrices to this type when they are loaded, unless they are quantised
     /// already or their rows are not a multiple of the quantisation block.
     pub fn quantized(self, quantize: Option<Quantize>) -> Self {
         Self { quantize, ..self }
     }
 
-    /// The same, but the blocks' frozen matrices stay in host memory. A block's matrices are copied to the
+    /// With `offload`, keeps the blocks' frozen matrices in host memory. A block's matrices are copied to the
     /// device each time a pass reaches the block.
     pub fn offloaded(self, offload: bool) -> Self {
         Self { offload, ..self }
     }
 
-    /// The same, but the decoder's head has a judge's two classes instead of the vocabulary: `score.weight`,
-    /// or zeros if training starts without it.
+    /// With `judge`, gives the decoder's head a judge's two classes instead of the vocabulary:
+    /// `score.weight`, or zeros if training starts without it.
     pub fn judging(self, judge: bool) -> Self {
         Self { judge, ..self }
     }
 
-    /// What `part` is quantised to, if anything; `dtype` is its type otherwise.
+    /// The type that `part` is quantised to when it is loaded; `None` if it keeps its type `dtype`.
     fn made_of(&self, part: &Part, dtype: DType) -> Option<Quantize> {
         let whole =
             |q: &Quantize| part.shape.last().is_some_and(|width| width.is_multiple_of(q.dtype().block()));
@@ -313,8 +314,8 @@ impl<'a> Weights<'a> {
     }
 
     /// The names of tensors that no part of such a model reads; transformers ignores them too, with a
-    /// warning. What old checkpoints store beside weights (masks, rotary frequencies, positions) is not
-    /// listed, nor is a head that is tied to the embedding.
+    /// warning. The buffers of old checkpoints (masks, rotary frequencies, positions) are not listed, nor is
+    /// a head that is tied to the embedding.
     pub fn unread(&self, config: &DecoderConfig) -> Vec<&str> {
         let known: HashSet<String> = config.tensors().into_iter().map(|(name, _)| name).collect();
         let head = format!("{}.weight", config.names.head);
@@ -347,7 +348,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The configuration of the model that these weights belong to, with a head of its own if they have one.
+    /// The model's configuration, with a separate head if the weights have one.
     ///
     /// # Errors
     /// [`Error::Input`] names the first tensor that is missing, has another shape or has a type that is not
@@ -380,7 +381,7 @@ impl<'a> Weights<'a> {
         all
     }
 
-    /// The tensor's shape, if it is there.
+    /// The tensor's shape; `None` if there is no such tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|t| t.shape.as_slice())
     }
@@ -417,7 +418,7 @@ impl<'a> Weights<'a> {
         Ok(stored)
     }
 
-    /// The same, but its elements are not checked.
+    /// As [`Weights::get`], but the elements are not checked.
     fn unchecked(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
         let (&Located { file, dtype: stored, bytes, .. }, dtype) = self.located(name, shape)?;
         Ok(match stored {
@@ -478,7 +479,7 @@ fn ggml<'a>(file: &'a str, kind: Kind, heads: Option<usize>, bytes: &'a [u8], sh
     Stored { file, dtype: kind.dtype(), data }
 }
 
-/// What to do about a tensor that does not fit the model's configuration.
+/// The advice for a tensor that does not match the model's configuration.
 fn mend(name: &str) -> &'static str {
     if name.contains(".lora_") {
         "use an adapter that was made for this model, with the rank that its adapter_config.json says"

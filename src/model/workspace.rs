@@ -1,4 +1,4 @@
-//! The buffers of a pass: made once for a capacity, used by every batch that fits.
+//! The buffers of a pass: allocated once for a capacity, used by every batch that fits.
 
 use crate::data::packing::Packed;
 use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};
@@ -37,7 +37,7 @@ impl Capacity {
         most
     }
 
-    /// In every size the larger of the two capacities; `training` is that of `self`.
+    /// The larger of the two capacities in every size; `training` is that of `self`.
     pub fn and(self, other: Self) -> Self {
         Self {
             tokens: self.tokens.max(other.tokens),
@@ -63,16 +63,16 @@ pub(crate) fn chunk_rows(vocab: usize, rows: usize) -> usize {
     (CHUNK_ELEMENTS / vocab).clamp(1, rows.max(1)).next_multiple_of(64)
 }
 
-/// The batch that a workspace holds.
+/// Sizes of the batch in a workspace.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Batch {
-    /// T.
+    /// Packed tokens, T.
     pub tokens: usize,
-    /// R.
+    /// Response tokens, R.
     pub rows: usize,
-    /// S.
+    /// Sequences, S.
     pub sequences: usize,
-    /// G.
+    /// Groups, G.
     pub groups: usize,
     /// Keys that a token sees on average.
     pub mean_keys: usize,
@@ -113,13 +113,13 @@ pub struct Workspace {
     /// One per block; buffers that are not kept for the backward pass are shared.
     pub(super) saved: Vec<Saved>,
     pub(super) scratch: Scratch,
-    /// `(R, D)`: hidden states that predict.
+    /// `(R, D)`: hidden states that predict a response token.
     pub(super) hidden: Tensor,
-    /// `(R)`, or `(2, R)` with LayerNorm.
+    /// `(R)`, or `(2, R)` with LayerNorm: the last norm's statistics.
     pub(super) hidden_stats: Tensor,
     /// `(R, D)`: after the last norm.
     pub(super) normed: Tensor,
-    /// `(chunk, V)`
+    /// `(chunk, V)`: a chunk of the logits.
     pub(crate) logits: Tensor,
     pub(super) chunk: usize,
     /// `(3, R)`: logp, lse, entropy.
@@ -209,17 +209,17 @@ impl Workspace {
         })
     }
 
-    /// The largest batch that it can hold.
+    /// The largest batch that fits.
     pub fn capacity(&self) -> Capacity {
         self.capacity
     }
 
-    /// The batch that it holds.
+    /// Sizes of the current batch.
     pub fn batch(&self) -> Batch {
         self.batch
     }
 
-    /// Declares a batch of `tokens` whose tables a sampler fills by itself.
+    /// Sets the size of a batch whose tables the sampler writes.
     pub(crate) fn resize(&mut self, tokens: usize, mean_keys: usize) {
         self.batch = Batch { tokens, mean_keys, ..Batch::default() };
     }

@@ -1,16 +1,16 @@
 //! Grouped-query self-attention, with rotary positions in the layers that have them.
 
-use super::{Arenas, Linear, Param, Pass, Saved, Scratch, Tables};
+use super::{Backward, Forward, Linear, Param, Saved, Scratch, Tables};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::attention::{self as kernel, Operands, Shape};
 use crate::kernels::rms_norm::Constants;
 use crate::kernels::rope::{self, Turn};
-use crate::kernels::{Heads, Mat, head_norm, kv_write};
+use crate::kernels::{Heads, Mat, Out, head_norm, kv_write};
 
 /// The attention half of a block.
 pub struct Attention {
-    /// Queries, keys and values, side by side; when interleaved, side by side for each head.
+    /// Queries, keys and values, concatenated; if interleaved, concatenated per head.
     pub qkv: Linear,
     /// The output projection.
     pub o: Linear,
@@ -20,7 +20,8 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Whether a head's query, key and value lie side by side, then the next head's (GPT-NeoX). Then H = G.
+    /// Whether each head's query, key and value are contiguous, followed by the next head's (GPT-NeoX). Then
+    /// H = G.
     pub interleaved: bool,
     /// The norms of queries and keys.
     pub norms: Option<HeadNorms>,
@@ -29,7 +30,7 @@ pub struct Attention {
     pub rope: Option<(usize, usize)>,
     /// Factor on the scores.
     pub scale: f32,
-    /// The most keys that a query sees: the last ones.
+    /// Sliding window: the number of its last keys that a query sees; `None` for all keys.
     pub window: Option<usize>,
     /// The soft cap on scores.
     pub cap: Option<f32>,
@@ -79,8 +80,8 @@ impl Attention {
         Operands { q, k: q.from(queries), v: q.from(queries + keys) }
     }
 
-    /// Rotates queries and keys. One dispatch does both unless they are interleaved, because they are
-    /// neighbours.
+    /// Rotates queries and keys. Unless they are interleaved, they are adjacent, and one dispatch rotates
+    /// both.
     fn turn(&self, rec: &mut Recorder, way: Turn, tables: &Tables, qkv: &Tensor) -> Result<()> {
         let Some((kind, dim)) = self.rope else { return Ok(()) };
         let (operands, table) = (self.operands(qkv), &tables.ropes[kind]);
@@ -106,30 +107,26 @@ impl Attention {
         (Mat::new(qkv, (heads + 2 * kv_heads) * head_dim), shape)
     }
 
-    /// Records out `(T, D)` = attention of x `(T, D)`, + residual where there is one. With a cache, keys and
-    /// values are written to it and read from it.
-    #[allow(clippy::too_many_arguments)]
+    /// Records out `(T, D)` = attention of x `(T, D)`. With a cache, keys and values are written to it and
+    /// read from it.
     pub fn forward(
         &self,
         rec: &mut Recorder,
-        pass: Pass,
-        tables: &Tables,
+        forward: Forward,
         saved: &Saved,
-        scratch: &Scratch,
         cache: Option<&KvCache>,
         x: &Tensor,
-        residual: Option<&Tensor>,
-        out: &Tensor,
+        out: Out,
     ) -> Result<()> {
-        let count = tables.count;
-        self.qkv.forward(rec, pass, scratch, x, &saved.qkv, None, count)?;
+        let Forward { pass, tables, .. } = forward;
+        self.qkv.forward(rec, forward, x, Out::to(&saved.qkv))?;
         if let Some(norms) = &self.norms {
             let [q, k] = [&norms.q, &norms.k].map(|norm| norm.in_arenas(pass.values));
-            let (x, shape) = self.queries_and_keys(tables, &saved.qkv);
+            let (x, shape) = self.queries_and_keys(&tables, &saved.qkv);
             let kept = (&saved.raw, &saved.raw_rstd);
             head_norm::forward(rec, [&q, &k], x, kept, shape, norms.constants)?;
         }
-        self.turn(rec, Turn::Forward, tables, &saved.qkv)?;
+        self.turn(rec, Turn::Forward, &tables, &saved.qkv)?;
         let own = self.operands(&saved.qkv);
         let operands = match cache {
             None => own,
@@ -140,35 +137,31 @@ impl Attention {
                     tables.tokens,
                     [own.k, own.v],
                     [&cache.k, &cache.v],
-                    count,
+                    tables.count,
                     (self.kv_heads, self.head_dim),
                 )?;
                 let of = |data| Heads::new(data, width, self.head_dim);
                 Operands { q: own.q, k: of(&cache.k), v: of(&cache.v) }
             }
         };
-        let shape = Shape { dense: !pass.decoding, ..self.shape(tables) };
+        let shape = Shape { dense: !pass.decoding, ..self.shape(&tables) };
         kernel::forward(rec, operands, tables.ranges, &saved.o, &saved.stats, shape)?;
-        self.o.forward(rec, pass, scratch, &saved.o, out, residual, count)
+        self.o.forward(rec, forward, &saved.o, out)
     }
 
-    /// Records the gradients; dx, where it is wanted, is `=`.
-    #[allow(clippy::too_many_arguments)]
+    /// Records the gradients; dx, if given, is overwritten.
     pub fn backward(
         &self,
         rec: &mut Recorder,
-        pass: Pass,
-        gradients: &Arenas,
-        tables: &Tables,
+        backward: Backward,
         saved: &Saved,
-        scratch: &Scratch,
         x: &Tensor,
         dout: &Tensor,
         dx: Option<&Tensor>,
     ) -> Result<()> {
-        let count = tables.count;
+        let Backward { forward: Forward { pass, tables, scratch, .. }, gradients } = backward;
         let Scratch { dqkv, d_o, .. } = scratch;
-        self.o.backward(rec, pass, gradients, scratch, &saved.o, dout, Some(d_o), count)?;
+        self.o.backward(rec, backward, &saved.o, dout, Some(d_o))?;
         let forward = kernel::Saved {
             operands: self.operands(&saved.qkv),
             o: &saved.o,
@@ -176,15 +169,15 @@ impl Attention {
             ranges: tables.ranges,
             tokens: tables.tokens,
         };
-        kernel::backward(rec, forward, d_o, dqkv, dqkv, self.shape(tables))?;
-        self.turn(rec, Turn::Backward, tables, dqkv)?;
+        kernel::backward(rec, forward, d_o, dqkv, dqkv, self.shape(&tables))?;
+        self.turn(rec, Turn::Backward, &tables, dqkv)?;
         if let Some(norms) = &self.norms {
             let [q, k] = [&norms.q, &norms.k].map(|norm| norm.in_arenas(pass.values));
             let [dq, dk] = [&norms.q, &norms.k].map(|norm| norm.gradient(gradients));
-            let (dx, shape) = self.queries_and_keys(tables, dqkv);
+            let (dx, shape) = self.queries_and_keys(&tables, dqkv);
             let kept = (&saved.raw, &saved.raw_rstd);
             head_norm::backward(rec, [&q, &k], kept, dx, [dq.as_ref(), dk.as_ref()], shape, norms.constants)?;
         }
-        self.qkv.backward(rec, pass, gradients, scratch, x, dqkv, dx, count)
+        self.qkv.backward(rec, backward, x, dqkv, dx)
     }
 }

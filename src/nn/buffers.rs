@@ -1,4 +1,5 @@
-//! The buffers that blocks use: what each keeps for its backward pass, and what all share.
+//! The buffers of blocks: activations that each block keeps for its backward pass, and scratch space that all
+//! blocks share.
 
 use crate::Result;
 use crate::gpu::{DType, Memory, Purpose, Tensor};
@@ -20,11 +21,11 @@ pub struct Sizes {
     pub inner: usize,
     /// Width of the MLP's first projection: F, or 2 F when gated.
     pub up: usize,
-    /// Elements that a norm keeps for each row: 1, or 2 for a LayerNorm.
+    /// Statistics that a norm keeps for each row: 1, or 2 for a LayerNorm.
     pub norm_stats: usize,
     /// Heads that have a norm of their own: H + G or 0.
     pub normed_heads: usize,
-    /// Whether attention's and the MLP's outputs are normed.
+    /// Whether the outputs of attention and MLP have norms.
     pub output_norms: bool,
     /// Whether attention and MLP read the same input.
     pub parallel: bool,
@@ -34,75 +35,79 @@ pub struct Sizes {
     pub dropout: bool,
 }
 
-/// What a backward pass computes again instead of keeping it (Chen et al., 1604.06174). Norms and the MLP's
-/// activation are always computed again. The gradients are the same to the bit.
+/// Activation checkpointing (Chen et al., 1604.06174): what the backward pass recomputes instead of keeping.
+/// Norms and the MLP's activation are always recomputed. The gradients are bit-identical.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
 pub enum Recompute {
-    /// No matrix product: fastest
+    /// No matrix products: fastest
     #[default]
     None,
     /// The MLP's first product
     Mlp,
-    /// All of a block but its input: least memory
+    /// Everything in a block, from its input: least memory
     Full,
 }
 
-/// What one block's forward pass keeps for its backward pass, apart from its input.
+/// Activations that one block's forward pass keeps for its backward pass, apart from the block's input.
 #[derive(Clone)]
 pub struct Saved {
-    /// `(T)`, or `(2, T)` for a LayerNorm.
+    /// What the backward pass recomputes, because its buffers are shared with other blocks.
+    pub recompute: Recompute,
+    /// `(T)`, or `(2, T)` for a LayerNorm: statistics of the norm before attention.
     pub attention_stats: Tensor,
     /// `(T, H + 2 G, head_dim)`: queries and keys, after their norms and rotation, and values.
     pub qkv: Tensor,
-    /// `(T, H + G, head_dim)`: queries and keys before their norms; else empty.
+    /// `(T, H + G, head_dim)`: queries and keys before their norms; empty without such norms.
     pub raw: Tensor,
-    /// `(T, H + G)`
+    /// `(T, H + G)`: rstd of the norms of queries and keys.
     pub raw_rstd: Tensor,
-    /// `(T, H, head_dim)`
+    /// `(T, H, head_dim)`: attention's output before the output projection.
     pub o: Tensor,
     /// `(2, T, H)`: lse, delta.
     pub stats: Tensor,
-    /// `(T, D)`: attention's output where it is normed; else empty.
+    /// `(T, D)`: attention's output before its norm; empty without one.
     pub attention_out: Tensor,
-    /// `(T)`
+    /// `(T)`: rstd of that norm.
     pub attention_out_stats: Tensor,
     /// `(T, D)`: the residual stream after attention.
     pub middle: Tensor,
-    /// `(T)`, or `(2, T)` for a LayerNorm.
+    /// `(T)`, or `(2, T)` for a LayerNorm: statistics of the norm before the MLP.
     pub mlp_stats: Tensor,
     /// `(T, F)`, or when gated `(T, 2, F)`: gate, up.
     pub up: Tensor,
-    /// `(T, D)`: the MLP's output where it is normed; else empty.
+    /// `(T, D)`: the MLP's output before its norm; empty without one.
     pub mlp_out: Tensor,
-    /// `(T)`
+    /// `(T)`: rstd of that norm.
     pub mlp_out_stats: Tensor,
 }
 
 impl Saved {
-    /// Allocates for each of `blocks` blocks. They share the buffers of what is not kept.
+    /// Allocates the buffers of `blocks` blocks. Blocks share the buffers of activations that are recomputed.
     pub fn all(memory: &Memory, s: &Sizes, blocks: usize, recompute: Recompute) -> Result<Vec<Self>> {
-        let first = Self::new(memory, s, None)?;
+        let first = Self::new(memory, s, recompute, None)?;
         let of = |i| match recompute {
             _ if i == 0 => Ok(first.clone()),
-            Recompute::None => Self::new(memory, s, None),
-            Recompute::Mlp => Self::new(memory, s, Some(&first)),
+            Recompute::None => Self::new(memory, s, recompute, None),
+            Recompute::Mlp => Self::new(memory, s, recompute, Some(&first)),
             Recompute::Full => Ok(first.clone()),
         };
         (0..blocks).map(of).collect()
     }
 
-    /// Allocates. Where `up` is given, its buffer is shared for the MLP's first product.
-    fn new(memory: &Memory, s: &Sizes, up: Option<&Self>) -> Result<Self> {
+    /// Allocates the buffers of one block. If `up` is given, its buffer for the MLP's first product is
+    /// shared.
+    fn new(memory: &Memory, s: &Sizes, recompute: Recompute, up: Option<&Self>) -> Result<Self> {
         let t = s.tokens;
         let make =
             |label, width: usize| Tensor::new(memory, Purpose::Activations, label, t * width, DType::F32);
         let head_dim = s.q_width / s.heads;
         let out = usize::from(s.output_norms);
         Ok(Self {
+            recompute,
             attention_stats: make("attention norm", s.norm_stats)?,
             qkv: make("qkv", s.q_width + 2 * s.kv_width)?,
             raw: make("queries and keys", s.normed_heads * head_dim)?,
@@ -120,35 +125,35 @@ impl Saved {
     }
 }
 
-/// Buffers that all blocks use in turn. Those of the backward pass are empty in a forward-only set.
+/// Buffers that all blocks use in turn. Those for the backward pass are empty in a forward-only set.
 pub struct Scratch {
     /// `(T, D)`: a norm's output.
     pub normed: Tensor,
-    /// `(T, F)`
+    /// `(T, F)`: the output of the MLP's activation.
     pub act: Tensor,
-    /// `(T, ranks)`: adapters' inner activations.
+    /// `(T, ranks)`: the adapters' inner activations.
     pub low: Tensor,
     /// `(T, max(D, F, H × head_dim))`: an adapter's input after dropout.
     pub dropped: Tensor,
-    /// `(T, ranks)`
+    /// `(T, ranks)`: the gradient of `low`.
     pub dlow: Tensor,
     /// `(T, D)`: the gradient of a norm's output.
     pub dnormed: Tensor,
-    /// `(T, D)`: the gradient of an output before its norm, or in a parallel block of attention's input; else
-    /// empty.
+    /// `(T, D)`: the gradient of an output before its norm, or of attention's input in a parallel block;
+    /// empty in other blocks.
     pub dbranch: Tensor,
-    /// `(T, H + 2 G, head_dim)`
+    /// `(T, H + 2 G, head_dim)`: the gradients of queries, keys and values.
     pub dqkv: Tensor,
-    /// `(T, H, head_dim)`
+    /// `(T, H, head_dim)`: the gradient of `o`.
     pub d_o: Tensor,
-    /// `(T, F)`
+    /// `(T, F)`: the gradient of `act`.
     pub dact: Tensor,
-    /// `(T, F)`, or when gated `(T, 2, F)`.
+    /// `(T, F)`, or when gated `(T, 2, F)`: the gradient of `up`.
     pub dup: Tensor,
 }
 
 impl Scratch {
-    /// Allocates; without `backward` the gradient buffers are empty.
+    /// Allocates the buffers; without `backward` the gradient buffers are empty.
     pub fn new(memory: &Memory, s: &Sizes, backward: bool) -> Result<Self> {
         let t = s.tokens;
         let make =

@@ -1,10 +1,10 @@
-//! The norms of a block and of the whole decoder: RMSNorm, or LayerNorm where there is a bias.
+//! The norms of a block and of the whole decoder: RMSNorm, or LayerNorm if there is a bias.
 
-use super::{Arenas, Param, Pass};
+use super::{Backward, Forward, Param};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::rms_norm::{Constants, Shape};
-use crate::kernels::{layer_norm, rms_norm};
+use crate::kernels::{Out, layer_norm, rms_norm};
 
 /// A norm over the width of the residual stream.
 pub struct Norm {
@@ -19,26 +19,27 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Records y `(rows, D)` = the norm of x `(rows, D)`, + residual where there is one; a LayerNorm takes
-    /// none. What the backward pass needs is written to stats: `(rows)`, or `(2, rows)` for a LayerNorm.
-    #[allow(clippy::too_many_arguments)]
+    /// Records out `(rows, D)` = the norm of x `(rows, D)`, and the statistics for the backward pass:
+    /// `(rows)`, or `(2, rows)` for a LayerNorm.
+    ///
+    /// # Panics
+    /// When a LayerNorm is given a residual: a bug in the caller.
     pub fn forward(
         &self,
         rec: &mut Recorder,
-        pass: Pass,
+        forward: Forward,
         x: &Tensor,
-        residual: Option<&Tensor>,
-        y: &Tensor,
+        out: Out,
         stats: &Tensor,
-        rows: usize,
     ) -> Result<()> {
+        let Forward { pass, rows, .. } = forward;
         let (w, shape) = (self.weight.in_arenas(pass.values), Shape { rows, width: self.width });
         match &self.bias {
-            None => rms_norm::forward(rec, x, &w, y, stats, residual, shape, self.constants),
+            None => rms_norm::forward(rec, x, &w, out, stats, shape, self.constants),
             Some(bias) => {
-                assert!(residual.is_none(), "LayerNorm has no residual");
+                assert!(out.residual.is_none(), "LayerNorm has no residual");
                 let b = bias.in_arenas(pass.values);
-                layer_norm::forward(rec, x, (&w, &b), y, stats, shape, self.constants.eps)
+                layer_norm::forward(rec, x, (&w, &b), out.y, stats, shape, self.constants.eps)
             }
         }
     }
@@ -49,19 +50,17 @@ impl Norm {
     }
 
     /// Records dx `(rows, D)` = or += (with `accumulate`) the gradient of x; the gradients of its own
-    /// parameters are `+=` in `gradients`.
-    #[allow(clippy::too_many_arguments)]
+    /// parameters are added to `gradients`.
     pub fn backward(
         &self,
         rec: &mut Recorder,
-        pass: Pass,
-        gradients: &Arenas,
+        Backward { forward, gradients }: Backward,
         (x, stats): (&Tensor, &Tensor),
         dy: &Tensor,
         dx: &Tensor,
-        rows: usize,
         accumulate: bool,
     ) -> Result<()> {
+        let Forward { pass, rows, .. } = forward;
         let (w, shape) = (self.weight.in_arenas(pass.values), Shape { rows, width: self.width });
         let dw = self.weight.gradient(gradients);
         match &self.bias {
@@ -72,7 +71,7 @@ impl Norm {
             Some(bias) => {
                 let saved = layer_norm::Saved { x, w: &w, stats };
                 let db = bias.gradient(gradients);
-                layer_norm::backward(rec, saved, dy, dx, dw.as_ref(), db.as_ref(), shape, accumulate)
+                layer_norm::backward(rec, saved, dy, dx, (dw.as_ref(), db.as_ref()), shape, accumulate)
             }
         }
     }

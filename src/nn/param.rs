@@ -25,11 +25,11 @@ pub struct Part {
     pub name: String,
     /// The shape of this part.
     pub shape: Vec<usize>,
-    /// The first row of the whole tensor that is in this part.
+    /// Index of this part's first row in the whole tensor.
     pub first_row: usize,
-    /// Rows of the whole tensor: more than this part has where the tensor exceeds a binding.
+    /// Rows of the whole tensor: more than in this part if the tensor exceeds a binding.
     pub all_rows: usize,
-    /// Whether files hold it transposed, as GPT-2's do.
+    /// Whether it is stored transposed in files, as in GPT-2's.
     pub transposed: bool,
     /// Whether it is a frozen matrix of a block, which may be quantised when it is loaded.
     pub quantizable: bool,
@@ -49,7 +49,7 @@ impl Part {
         }
     }
 
-    /// `count` rows of it, from `first` on.
+    /// `count` rows of the part, from `first` on.
     pub fn rows(&self, first: usize, count: usize) -> Self {
         let mut part = self.clone();
         part.shape[0] = count;
@@ -62,7 +62,7 @@ impl Part {
         self.shape.iter().product()
     }
 
-    /// The shape of the whole tensor, as files hold it.
+    /// The shape of the whole tensor as stored in files.
     pub fn stored_shape(&self) -> Vec<usize> {
         let mut shape = self.shape.clone();
         if let Some(rows) = shape.first_mut() {
@@ -75,14 +75,14 @@ impl Part {
     }
 }
 
-/// Where one trained tensor is stored.
+/// The location of a trained tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The tensor, or its part.
     pub part: Part,
-    /// The arena.
+    /// Index of the arena.
     pub arena: usize,
-    /// Its first element there.
+    /// Index of its first element in the arena.
     pub offset: usize,
 }
 
@@ -103,7 +103,7 @@ pub fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> 
     (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
 }
 
-/// Which tensors are trained, and their places. Values, gradients, moments and references all share one
+/// The trained tensors and their locations in the arenas. Values, gradients, moments and references share one
 /// layout.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -119,7 +119,7 @@ impl Layout {
         Self { entries: Vec::new(), arenas: Vec::new(), decay }
     }
 
-    /// Adds tensors as one parameter, in which they follow each other. All are matrices or all are vectors.
+    /// Adds tensors as one parameter, in which they are concatenated. They are all matrices or all vectors.
     pub fn add(&mut self, tensors: Vec<Part>) -> Param {
         let count = tensors.iter().map(Part::count).sum::<usize>();
         let padded = count.next_multiple_of(ALIGN);
@@ -150,8 +150,8 @@ impl Layout {
         &self.arenas
     }
 
-    /// From the values of each entry: the tensors that files hold, with name, shape and values, in the order
-    /// in which they were added.
+    /// Converts the entries' values to tensors as stored in files: the name, shape and values of each, in the
+    /// order in which they were added.
     pub fn stored(&self, values: &[Vec<f32>]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
         let mut all: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
         for (entry, values) in self.entries.iter().zip(values) {
@@ -170,7 +170,7 @@ impl Layout {
         all
     }
 
-    /// The values of each entry, from those of the arenas.
+    /// Splits the arenas' values into the values of each entry.
     pub fn of_arenas(&self, arenas: &[Vec<f32>]) -> Vec<Vec<f32>> {
         self.entries.iter().map(|e| arenas[e.arena][e.offset..e.offset + e.count()].to_vec()).collect()
     }
@@ -181,7 +181,7 @@ impl Layout {
     }
 }
 
-/// One value for each trained element: parameters, gradients, moments, or a reference's snapshot.
+/// One f32 value for each trained element: parameters, gradients, moments, or a reference's snapshot.
 #[derive(Clone)]
 pub struct Arenas(Vec<Tensor>);
 
@@ -197,7 +197,7 @@ impl Arenas {
         layout.arenas.iter().enumerate().map(make).collect::<Result<_>>().map(Self)
     }
 
-    /// The arenas themselves.
+    /// The tensor of each arena.
     pub fn tensors(&self) -> &[Tensor] {
         &self.0
     }
@@ -207,14 +207,14 @@ impl Arenas {
         self.0[entry.arena].slice(entry.offset, entry.count())
     }
 
-    /// Records a copy of everything into `target`.
+    /// Records a copy of all arenas into `target`.
     pub fn copy_to(&self, rec: &mut Recorder, target: &Arenas) {
         for (from, to) in self.0.iter().zip(&target.0) {
             from.copy_to(rec, to);
         }
     }
 
-    /// Records zeroing.
+    /// Records zeroing of all arenas.
     pub fn clear(&self, rec: &mut Recorder) {
         for arena in &self.0 {
             arena.clear(rec);
@@ -238,11 +238,11 @@ pub enum Param {
     Frozen(Tensor),
     /// In the arenas, f32.
     Trained {
-        /// The arena.
+        /// Index of the arena.
         arena: usize,
-        /// First element.
+        /// Index of the first element.
         offset: usize,
-        /// Elements.
+        /// Number of elements.
         count: usize,
     },
 }

@@ -18,7 +18,7 @@ pub struct Table {
 pub struct Piece {
     /// `(count, width)`
     pub rows: Param,
-    /// The number of the first row in the whole table.
+    /// Index of the first row in the whole table.
     pub first: usize,
     /// Number of rows.
     pub count: usize,
@@ -41,12 +41,12 @@ impl Table {
         Ok(())
     }
 
-    /// Whether it has a gradient.
+    /// Whether the table is trained.
     pub fn is_trained(&self) -> bool {
         self.pieces.iter().any(|piece| matches!(piece.rows, Param::Trained { .. }))
     }
 
-    /// Where the table is trained, records its gradient: `+=` scale × the rows of dout. `list` and `targets`
+    /// If the table is trained, records its gradient: adds scale × the rows of dout. `list` and `targets`
     /// come from [`gather::lists`].
     pub fn backward(
         &self,

@@ -11,7 +11,7 @@ use crate::kernels::adamw_8bit;
 use crate::kernels::sum_squares::{self, PARTIALS};
 use crate::nn::{Arenas, Layout};
 
-/// AdamW's settings that stay the same over a run, with Hugging Face's names.
+/// AdamW's settings that are constant during a run, with Hugging Face's names.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Decay of the mean gradient.
@@ -24,7 +24,7 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Gradients with a larger global norm are scaled down to it; 0 turns clipping off.
     pub max_grad_norm: f64,
-    /// How the moments are kept.
+    /// How the moments are stored.
     pub optim: Optim,
 }
 
@@ -42,15 +42,15 @@ impl Default for AdamW {
     }
 }
 
-/// How AdamW's moments are kept.
+/// How AdamW's moments are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
 pub enum Optim {
-    /// In f32, as torch.optim.AdamW
+    /// Moments in f32, as in torch.optim.AdamW
     #[default]
     Adamw,
-    /// In blocks of 8 bits: a quarter of the memory
+    /// Moments in blocks of 8-bit codes: a quarter of the memory
     #[serde(rename = "adamw_8bit")]
     #[cfg_attr(feature = "clap", value(name = "adamw_8bit"))]
     Adamw8bit,
@@ -58,9 +58,9 @@ pub enum Optim {
 
 /// A run's moments, for each arena.
 enum Moments {
-    /// The first and second, `(count)` each.
+    /// First and second moments in f32, `(count)` each.
     Whole([Arenas; 2]),
-    /// Both in 8 bits, and the numbers that their codes stand for.
+    /// Both moments in 8 bits, and the table of the codes' values.
     Blocks(Vec<Tensor>, Tensor),
 }
 
@@ -102,27 +102,27 @@ impl Optimizer {
         })
     }
 
-    /// Where backward passes add their gradients.
+    /// The gradients, to which backward passes add.
     pub fn gradients(&self) -> &Arenas {
         &self.gradients
     }
 
-    /// `(2)`: the last step's gradient norm before clipping, and the factor that clipping gave.
+    /// `(2)`: the last step's gradient norm before clipping, and the factor by which it was clipped.
     pub fn clip(&self) -> &Tensor {
         &self.clip
     }
 
-    /// Steps taken.
+    /// Number of optimizer steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// Continues after `steps` steps. The caller writes the moments to [`Optimizer::moments`].
+    /// Sets the number of steps taken, to resume. The caller writes the moments to [`Optimizer::moments`].
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
     }
 
-    /// The moments by PyTorch's names, each with the number of its arena.
+    /// The moments by name, with the index of their arena: `exp_avg.0`, `exp_avg_sq.0` or `moments_8bit.0`.
     pub fn moments<'a>(&'a self) -> Vec<(String, &'a Tensor)> {
         let kinds: Vec<(&'static str, &'a [Tensor])> = match &self.moments {
             Moments::Whole([first, second]) => {

@@ -1,23 +1,23 @@
-//! The course of the learning rate; names and formulas of Hugging Face's `get_scheduler`.
+//! Learning-rate schedules, with the names and formulas of Hugging Face's `get_scheduler`.
 
 use serde::{Deserialize, Serialize};
 
-/// The course of the learning rate, with transformers' names and meaning.
+/// The shape of a learning-rate schedule, with transformers' names and meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "snake_case"))]
 pub enum LrScheduler {
-    /// Warm-up, then down to 0 in a straight line
+    /// Warm-up, then linear decay to 0
     Linear,
-    /// Warm-up, then down to 0 along half a cosine
+    /// Warm-up, then cosine decay to 0
     Cosine,
-    /// The same rate from the first step to the last
+    /// Constant, without warm-up
     Constant,
-    /// Warm-up, then the same rate to the last step
+    /// Warm-up, then constant
     ConstantWithWarmup,
 }
 
-/// A learning rate for every step.
+/// A learning-rate schedule.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
     /// The shape after the warm-up.
@@ -26,7 +26,7 @@ pub struct Schedule {
     pub peak: f64,
     /// Steps of linear warm-up from 0.
     pub warmup: usize,
-    /// Number of all steps.
+    /// Total number of steps.
     pub total: usize,
 }
 

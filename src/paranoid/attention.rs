@@ -1,14 +1,15 @@
-//! Attention: some queries with all of their keys, or some keys with all of the queries that see them.
+//! Attention: compares some queries with all of their keys, or some keys with all of the queries that see
+//! them.
 //!
 //! A weight is the exponential of a score, so the absolute error of a score is the relative error of its
-//! weight. A score is a sum of products. The sum of their absolute values is bounded by the product of the
-//! lengths of the two vectors.
+//! weight. A score is a sum of products. The sum of their absolute values is at most the product of the norms
+//! of the two vectors.
 
 use super::{Bound, Output, UNIT, Witnessed, of_sum};
 use crate::kernels::attention::{DeltaParams, Params};
 use crate::reference::attention::{self, Saved};
 
-/// Number of queries, or of keys, that are compared.
+/// Number of queries or keys that are compared.
 const PICKED: usize = 12;
 
 struct Layer {
@@ -84,14 +85,14 @@ impl Layer {
         1e-5 + of_sum(count) + 16.0 * UNIT * f64::from(self.p.scale).abs() * length(q) * longest_key
     }
 
-    /// Some queries, with a copy of the keys and values that they see, and ranges into that copy.
+    /// Picks some queries, and copies the keys and values that they see; the ranges index that copy.
     fn pick(&self, seen: &Witnessed, at: &Places, ranges: usize) -> Picked {
         let tokens = seen.pick(self.queries(), PICKED);
         let mut picked = Picked::default();
         for &t in &tokens {
             let [a, b, c, d] = seen.bound[ranges].four(t).map(|end| end as usize);
             let slots = seen.bound[at.k].len;
-            assert!(a <= b && c <= d && b.max(d) <= slots, "keys {a}..{b} and {c}..{d} of query {t}");
+            assert!(a <= b && c <= d && b.max(d) <= slots, "invalid keys {a}..{b} and {c}..{d} of query {t}");
             let first = picked.k.len() / (self.kv_heads * self.dim);
             for s in (a..b).chain(c..d) {
                 picked.k.extend(self.kv(&seen.bound[at.k], self.p.k_at, s));
@@ -106,7 +107,7 @@ impl Layer {
         picked
     }
 
-    /// For one head of a query: the largest length and the largest element among its keys, then among its
+    /// For one head of a query: the largest norm and the largest element among its keys, then among its
     /// values.
     fn sizes(&self, picked: &Picked, i: usize, head: usize) -> [[f64; 2]; 2] {
         let [first, .., end] = picked.ranges[i];
@@ -172,7 +173,7 @@ pub(super) fn delta(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// An output with this delta. The backward pass uses nothing else of the output.
+/// An output with this delta. The backward pass depends on the output only through its delta.
 fn with_delta(d_o: &[f64], delta: f64) -> Vec<f64> {
     let square: f64 = d_o.iter().map(|d| d * d).sum();
     d_o.iter().map(|d| if square > 0.0 { d * delta / square } else { 0.0 }).collect()
@@ -227,7 +228,7 @@ pub(super) fn dkv_tiled(seen: &Witnessed) -> Vec<Output> {
     by_key(seen, &Places { q: 0, k: 1, v: 2 }, [3, 4, 5, 6], [true; 2])
 }
 
-/// Checks each picked key by itself, with the queries that see it: those from the key to its end that are
+/// Checks each picked key separately, with the queries that see it: those from the key to its end that are
 /// within the window.
 fn by_key(
     seen: &Witnessed,
@@ -264,8 +265,8 @@ fn by_key(
         let ranges = vec![[0, 1, 0, 0]; readers.len()];
         let saved = Saved { q: &q, k: &k, v: &v, o: &o, lse: &lse, ranges: &ranges };
         let (_, dk, dv) = attention::backward(layer.params(None), &douts, saved);
-        // The tolerances: for each query that sees the key, the error of its weight times the sizes it is
-        // multiplied by.
+        // The tolerances: for each query that sees the key, the error of its weight times the sizes of its
+        // factors.
         let mut slacks = vec![[0.0; 2]; layer.kv_heads];
         for (i, (q, own)) in q.chunks(dim).zip(douts.chunks(dim)).enumerate() {
             let kv_head = i % heads / shared_by;

@@ -5,7 +5,7 @@ use crate::kernels::{SERIAL_COLUMNS, log_prob, preference};
 use crate::loss::{Formula, Terms};
 use crate::reference::{self, preference::Outcome};
 
-/// The target of the row with this number in its chunk.
+/// The target of a row, given by its index in the chunk.
 fn target(predict: &super::Bound, p: log_prob::Params, row: usize) -> u32 {
     predict.four(p.first as usize + row)[1]
 }
@@ -60,7 +60,7 @@ pub(super) fn log_prob_backward(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// The formula that a parameter block stands for, for groups of `n` sequences.
+/// The formula of a parameter block, for groups of `n` sequences.
 fn formula(p: &preference::Params, n: usize) -> Formula {
     let [alpha, beta, gamma] = [p.alpha, p.beta, p.gamma].map(f64::from);
     match (p.formula, p.relative == 1, n) {
@@ -99,7 +99,7 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
             let off = |s: usize| 1.0 + if s + 1 == spans.len() { -nudge } else { nudge };
             let of = |(s, [start, end]): (usize, &[usize; 2])| -> Vec<f64> {
                 let logps = seen.bound[2].range(*start, end - start);
-                // Their sum is the one that the device computed, which the check of sequence_sum covers.
+                // Scaled so that they add up to the device's sum, which the check of sequence_sum covers.
                 let sum: f64 = logps.iter().sum();
                 let own = if sum == 0.0 { 1.0 } else { seen.bound[3].at(first + s) / sum };
                 logps.iter().map(|logp| logp * own * off(s)).collect()
@@ -138,8 +138,8 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
 mod tests {
     use super::*;
 
-    /// A parameter block is read back as a formula with the same loss as the one it was made from, whatever
-    /// beta rounds to.
+    /// The formula that is read from a parameter block has the same loss as the formula that the block was
+    /// made from, for any rounding of beta.
     #[test]
     fn a_method_comes_back_from_its_parameters() {
         let outcome = |formula: Formula, n: usize| {

@@ -5,7 +5,7 @@ use crate::kernels::matmul::Params;
 use crate::reference::matmul::{self, nn, nt, tn};
 use crate::reference::tolerance::F16_PRODUCT;
 
-/// Number of rows, and of columns, that are compared.
+/// Number of rows and of columns that are compared.
 const SIDE: usize = 24;
 
 /// Bindings: x, w, y, and the bias and the residual if there are any.
@@ -20,7 +20,7 @@ pub(super) fn product(seen: &Witnessed) -> Vec<Output> {
     let columns: Vec<usize> = if block == 1 || seen.has("NT") {
         seen.pick(n, SIDE)
     } else {
-        // Columns of one block, which is unpacked whole.
+        // Columns of one block, because blocks are unpacked as a whole.
         let first = seen.seed as usize % (n / block) * block;
         (first..first + SIDE.min(block)).collect()
     };

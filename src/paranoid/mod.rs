@@ -1,15 +1,14 @@
 //! `--paranoid`: compares some dispatches of a run with the kernel's f64 reference.
 //!
 //! A [`Paranoid`] watches a device's dispatches. For some of them it reads the tensors before and after the
-//! dispatch ([`Witnessed`]) and compares what was written with [`crate::reference`]. The sizes and values are
-//! those of the run, while [`crate::selftest`] makes up its own. Of large outputs, a sample of rows and
-//! columns is compared. Elements that the kernel must not write have to stay the same, bit for bit. The
-//! checks do not change what the run computes.
+//! dispatch ([`Witnessed`]) and compares the outputs with [`crate::reference`]. The sizes and values are
+//! those of the run, while [`crate::selftest`] generates its own. Of large outputs, a sample of rows and
+//! columns is compared. Elements that the kernel must not write have to stay bit-identical. The checks do not
+//! change the run's results.
 //!
 //! One file per theme, as in the self-test. Every kernel has a function that gives, for each tensor that the
-//! kernel writes, the expected values and their tolerances. A tolerance follows from the absolute values of
-//! the terms that were added up. Gradients are as small as 1e-9, so almost no fixed absolute error is
-//! allowed.
+//! kernel writes, the expected values and their tolerances. A tolerance is derived from the absolute values
+//! of the terms of a sum. Gradients are as small as 1e-9, so almost no fixed absolute error is allowed.
 
 mod attention;
 mod loss;
@@ -86,7 +85,7 @@ const KERNELS: [(&str, Expect); 42] = [
 /// Waits for a future of a tensor's bytes and returns them: a witness is not async and cannot await.
 pub type Wait = for<'a> fn(Pin<Box<dyn Future<Output = Result<Vec<u8>>> + 'a>>) -> Result<Vec<u8>>;
 
-/// Judges a witnessed dispatch; an error says what is wrong with it.
+/// Checks a witnessed dispatch; an error says what is wrong with it.
 pub type Judge = Box<dyn Fn(&Witnessed) -> Result<(), String> + Send + Sync>;
 
 /// Chooses the dispatches that are checked: the first of every kernel, then dispatches of all kernels in
@@ -100,29 +99,30 @@ pub struct Paranoid {
 /// The share of a run's time that checks may take. The first check of each kernel is made in any case.
 const SHARE: f64 = 0.1;
 
-/// A new round begins after this many dispatches in a row of kernels that have all had their turn.
+/// A new round starts after this many consecutive dispatches of kernels that were already checked in this
+/// round.
 const ROUND: u32 = 5000;
 
 struct Turns {
     begun: Instant,
     spent: Duration,
-    /// The number of checks of each variant, and whether the variant has had its turn in this round.
+    /// The number of checks of each variant, and whether the variant was already checked in this round.
     kernels: BTreeMap<String, (u64, bool)>,
-    /// Dispatches since the last one of a kernel that had not had its turn.
+    /// Dispatches since the last one of a variant that was not yet checked in this round.
     waited: u32,
-    /// All dispatches.
+    /// Number of all dispatches.
     count: u32,
-    /// Checks that found something wrong.
+    /// Number of checks that failed.
     wrong: u64,
 }
 
 impl Paranoid {
-    /// Compares dispatches with the references.
+    /// A witness that compares dispatches with the references.
     pub fn new(wait: Wait) -> Arc<Self> {
         Self::with(wait, Box::new(Witnessed::check))
     }
 
-    /// Passes the witnessed dispatches to `judge`.
+    /// A witness that passes the witnessed dispatches to `judge`.
     pub fn with(wait: Wait, judge: Judge) -> Arc<Self> {
         let (begun, spent, kernels) = (Instant::now(), Duration::ZERO, BTreeMap::new());
         let turns = Mutex::new(Turns { begun, spent, kernels, waited: 0, count: 0, wrong: 0 });
@@ -207,7 +207,7 @@ impl Witness for Paranoid {
         let judged = catch_unwind(AssertUnwindSafe(|| (self.judge)(&witnessed)));
         let verdict = judged.unwrap_or_else(|cause| {
             let text = cause.downcast_ref::<String>().cloned();
-            Err(text.unwrap_or_else(|| "its tensors hold what they cannot".into()))
+            Err(text.unwrap_or_else(|| "a value in its tensors is invalid".into()))
         });
         let mut turns = self.turns();
         turns.spent += started.elapsed();

@@ -4,7 +4,7 @@ use super::{Output, UNIT, Witnessed, of_sum, strip};
 use crate::kernels::{column_sum, head_norm, layer_norm, rms_norm};
 use crate::reference;
 
-/// The relative tolerance of a norm: its sums are as long as a row.
+/// The relative tolerance of a norm, whose sums have the length of a row.
 const SHARE: f64 = 1e-5;
 
 fn shifted(weights: Vec<f64>, shift: f32) -> Vec<f64> {
@@ -103,7 +103,7 @@ pub(super) fn layer_norm_backward(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// The norms of a token's queries and keys. Their weights are the bindings 0 and 1.
+/// The norms of a token's queries and keys. The bindings 0 and 1 are their weights.
 struct Token {
     p: head_norm::Params,
     heads: [usize; 2],
@@ -121,7 +121,7 @@ impl Token {
         self.weights.each_ref().map(Vec::as_slice)
     }
 
-    /// The number of heads of both kinds together, and of their elements.
+    /// The total number of query and key heads, and of their elements.
     fn sizes(&self) -> (usize, usize) {
         let all = self.heads[0] + self.heads[1];
         (all, all * self.p.width as usize)

@@ -1,4 +1,4 @@
-//! The gradient's norm, and AdamW.
+//! The gradient norm, and AdamW.
 
 use super::{Compared, Expected, MOST, Output, UNIT, Witnessed, of_sum};
 use crate::kernels::sum_squares::{self, PARTIALS};
@@ -28,8 +28,8 @@ pub(super) fn clip_scale(seen: &Witnessed) -> Vec<Output> {
     vec![output]
 }
 
-/// The reference's parameters, from a step's constants. Its number t follows from root = √(1 − β2^t), and the
-/// learning rate from t.
+/// The reference's parameters, from a step's constants. The step number t is derived from root = √(1 − β2^t),
+/// and the learning rate from t.
 fn params([shrink, beta1, beta2, step, root, eps]: [f32; 6], scale: f64) -> reference::adamw::Params {
     let [shrink, beta1, beta2, step, root, eps] = [shrink, beta1, beta2, step, root, eps].map(f64::from);
     let left = (1.0 - root * root).max(0.0);
@@ -74,7 +74,7 @@ pub(super) fn adamw(seen: &Witnessed) -> Vec<Output> {
     outputs.into()
 }
 
-/// Bindings: clip, g, table, w, moments. Each block is checked by itself: AdamW on its decoded moments, then
+/// Bindings: clip, g, table, w, moments. Each block is checked separately: AdamW on its decoded moments, then
 /// the nearest codes.
 pub(super) fn adamw_8bit(seen: &Witnessed) -> Vec<Output> {
     let p: adamw_8bit::Params = seen.params();

@@ -1,14 +1,14 @@
-//! Drawn tokens, and how a draw changes a row.
+//! Sampled tokens, and the rows after a step of the sampler.
 
 use super::{Output, UNIT, Witnessed};
 use crate::kernels::sample::{NONE, Params};
-use crate::reference::sample::{self, Row, Settings};
+use crate::reference::sample::{self, SamplingParams, Sequence};
 
 /// Bindings: logits, seen, state, tokens, ranges, history.
 pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
     let p: Params = seen.params();
     let [rows, vocab, words, columns] = [p.rows, p.vocab, p.seen_words, p.columns].map(|size| size as usize);
-    let settings = Settings {
+    let settings = SamplingParams {
         filters: sample::Params {
             temperature: f64::from(p.temperature),
             top_k: p.top_k as usize,
@@ -29,14 +29,20 @@ pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
         let bit = |id: &u32| seen.bound[1].word(r * words + *id as usize / 32) >> (id % 32) & 1 == 1;
         let [state, token, range] = [2, 3, 4].map(|binding| seen.bound[binding].four(r));
         let logits = seen.bound[0].range(r * vocab, vocab);
-        let row =
-            Row { logits, seen: (0..vocab as u32).filter(bit).collect(), state, token, range, drawn: NONE };
+        let row = Sequence {
+            logits,
+            seen: (0..vocab as u32).filter(bit).collect(),
+            state,
+            token,
+            range,
+            drawn: NONE,
+        };
         if !row.logits.iter().all(|logit| logit.is_finite()) {
             continue;
         }
         let drawn = super::word(history, column(r));
-        assert!(row.state[3] == 1 || drawn < p.vocab, "token {drawn} of {vocab} was drawn in row {r}");
-        // A row that has ended draws nothing. If rounding decides the draw, the drawn token is accepted.
+        assert!(row.state[3] == 1 || drawn < p.vocab, "row {r}: sampled token {drawn} of {vocab}");
+        // A row that has ended samples nothing. If the token depends on rounding, the device's is accepted.
         let id = if row.state[3] == 1 { NONE } else { row.draw(&settings).unwrap_or(drawn) };
         of_history.word(column(r), id);
         let after = row.after(drawn, &settings);

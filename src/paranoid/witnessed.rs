@@ -1,4 +1,4 @@
-//! A dispatch with what it read and wrote, and the comparison of that with the expected outputs.
+//! A dispatch with its inputs and outputs, and their comparison with the expected outputs.
 
 use std::ops::Range;
 
@@ -25,7 +25,7 @@ pub(super) struct Bound {
     pub(super) dtype: DType,
     pub(super) len: usize,
     pub(super) before: Vec<u8>,
-    /// Only for a tensor that the kernel may write.
+    /// The bytes after the dispatch; `None` for a tensor that the kernel may not write.
     pub(super) after: Option<Vec<u8>>,
 }
 
@@ -44,8 +44,8 @@ impl Bound {
         std::array::from_fn(|j| self.word(4 * i + j))
     }
 
-    /// The element `i`, before the dispatch; not for quantised types. Elements past the end are 0, as kernels
-    /// that work on whole vec4s find them.
+    /// The element `i`, before the dispatch; not for quantised types. Elements past the end are 0, as they
+    /// are for kernels that work on whole vec4s.
     pub(super) fn at(&self, i: usize) -> f64 {
         if i >= self.len {
             return 0.0;
@@ -64,7 +64,7 @@ impl Bound {
         if block == 1 {
             return (start..start + len).map(|i| self.at(i)).collect();
         }
-        // The blocks that hold these elements, in each region (codes, scales, scales of scales).
+        // The blocks of these elements, in each region (codes, scales, scales of scales).
         let (first, end) = (start / block * block, (start + len).next_multiple_of(block));
         let bytes = |elements: usize| match self.dtype {
             // The device's layout rounds the scales up to whole words only at the tensor's end.
@@ -87,7 +87,7 @@ impl Bound {
     }
 }
 
-/// A dispatch, and what its tensors held before and after it.
+/// A dispatch, with the contents of its tensors before and after it.
 #[derive(Clone)]
 pub struct Witnessed {
     pub(super) kernel: String,
@@ -112,14 +112,14 @@ pub(super) struct Compared {
 }
 
 pub(super) enum Expected {
-    /// A number, and its absolute tolerance in addition to the relative [`EPS`].
+    /// A number, and its absolute tolerance in addition to the relative tolerance [`EPS`].
     Near(f64, f64),
-    /// The same for a number that is stored in coded form: `found` is the decoded value.
+    /// As [`Expected::Near`], for a number that is stored as a code: `found` is the decoded value.
     Read { found: f64, expected: f64, slack: f64 },
-    /// A number, and its whole tolerance, without [`EPS`]: for a number that a step changes by less than
-    /// [`EPS`].
+    /// A number, and its absolute tolerance without [`EPS`]: for numbers that a step changes by a smaller
+    /// share than [`EPS`].
     Within(f64, f64),
-    /// A word.
+    /// A word, which must be equal.
     Word(u32),
 }
 
@@ -149,15 +149,15 @@ impl Output {
         self.compared.push(Compared { at, expected: Expected::Word(expected) });
     }
 
-    /// Expects these elements from `at` on.
+    /// Expects the elements from `at` on to be `expected`, with an absolute tolerance for each index.
     pub(super) fn row(&mut self, at: usize, expected: &[f64], slack: impl Fn(usize) -> f64) {
         expected.iter().enumerate().for_each(|(i, &expected)| self.near(at + i, expected, slack(i)));
     }
 }
 
 /// The tolerance of a sum of `n` terms, as a share of the sum of their absolute values. Rounding errors
-/// mostly cancel. But when many small terms are added to a large one, as those of a softmax to a one-hot,
-/// each is rounded the same way.
+/// mostly cancel. But when many small terms are added to a large one, as those of a softmax to a one-hot, all
+/// are rounded in the same direction.
 pub(super) fn of_sum(n: usize) -> f64 {
     let n = n as f64;
     UNIT * (8.0 + 4.0 * n.sqrt() + n / 4.0)
@@ -189,7 +189,7 @@ impl Witnessed {
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{}: no {name}", self.kernel))
     }
 
-    /// All of `0..total`, or about `most` of them, including the first and the last.
+    /// Picks all of `0..total`, or about `most` of them, including the first and the last.
     pub(super) fn pick(&self, total: usize, most: usize) -> Vec<usize> {
         let most = most.max(2);
         if total <= most {
@@ -204,17 +204,17 @@ impl Witnessed {
         picked
     }
 
-    /// Picks rows of `width` elements: as many as hold about [`MOST`] elements.
+    /// Picks rows of `width` elements, together about [`MOST`] elements.
     pub(super) fn pick_rows(&self, rows: usize, width: usize) -> Vec<usize> {
-        // At least four: the first, the last, and two anywhere.
+        // At least four: the first, the last, and two others.
         self.pick(rows, (MOST / width.max(1)).max(4))
     }
 
-    /// Compares what the kernel wrote with the reference.
+    /// Compares the kernel's outputs with the reference.
     ///
     /// # Errors
-    /// The element that exceeds its tolerance the most: the number of its binding, the expected and the found
-    /// value.
+    /// For a wrong result: the element that exceeds its tolerance the most, with its binding, the expected
+    /// and the found value; or an element that the kernel must not write, but changed.
     pub fn check(&self) -> Result<(), String> {
         self.expect()?.iter().try_for_each(|output| self.compare(output))
     }
@@ -242,8 +242,8 @@ impl Witnessed {
         places
     }
 
-    /// Makes an element that the kernel wrote wrong: adds a quarter of the largest value near it to a number,
-    /// or flips the lowest bit of a word.
+    /// Corrupts an element that the kernel wrote: adds a quarter of the largest value near it to a number, or
+    /// flips the lowest bit of a word.
     pub fn spoil(&mut self, (binding, at): (usize, usize)) {
         let Bound { dtype, after, .. } = &mut self.bound[binding];
         let Some(after) = after else { return };
@@ -286,8 +286,7 @@ impl Witnessed {
                 Expected::Within(expected, slack) => (f64::from(f32::from_bits(there)), expected, slack),
                 Expected::Read { found, expected, slack } => (found, expected, slack + EPS * expected.abs()),
             };
-            // Words have no tolerance. A number below the smallest normal number may be 0, and so may an
-            // intermediate result.
+            // Words have no tolerance. Subnormal numbers may be flushed to 0, also in intermediate results.
             let allowed = if slack == f64::NEG_INFINITY { 0.0 } else { slack + LEAST };
             // A run may diverge to NaN or infinity: that is not a bug in the kernel.
             let beyond = !expected.is_finite()
@@ -304,7 +303,7 @@ impl Witnessed {
             }
         }
         if let Some((_, what)) = worst {
-            return Err(format!("{what}; {off} of {} compared", output.compared.len()));
+            return Err(format!("{what}; {off} of {} compared elements differ", output.compared.len()));
         }
         self.untouched(output, after)
     }
@@ -321,7 +320,7 @@ impl Witnessed {
             let same = |i: &usize| word(&bound.before, *i) == word(after, *i);
             if let Some(i) = (at..start.min(len)).find(|i| !same(i)) {
                 return Err(format!(
-                    "binding {}, element {i}: written, and not the kernel's",
+                    "binding {}, element {i}: changed, but the kernel must not write it",
                     output.binding
                 ));
             }

@@ -17,8 +17,8 @@ pub fn moments(words: &[u32], table: &[f32], count: usize) -> [Vec<f64>; 2] {
     })
 }
 
-/// The rounding error of each value when it is stored in 8 bits: its distance to the nearest of the table's
-/// numbers times the block's scale. The scale is the largest absolute value in the block.
+/// The rounding error of each value when it is stored in 8 bits: its distance to the nearest table entry
+/// times the block's scale. The scale is the largest absolute value in the block.
 pub fn rounding(values: &[f64], table: &[f32]) -> Vec<f64> {
     let slack = |block: &[f64]| -> Vec<f64> {
         let scale = block.iter().fold(0.0, |most: f64, value| most.max(value.abs()));

@@ -12,19 +12,20 @@ pub struct Params {
     pub head_dim: usize,
     /// Factor on q·k.
     pub scale: f64,
-    /// The most keys that a query sees: the last ones of its two ranges, prefix before segment.
+    /// Sliding window: a query sees only this many of its keys, the last ones of its two ranges (prefix
+    /// before segment).
     pub window: Option<u32>,
     /// Scores s become cap · tanh(s / cap).
     pub cap: Option<f64>,
 }
 
 impl Params {
-    /// Where head `h` of token `t` starts in a (tokens, heads, head_dim) slice.
+    /// Index of the first element of head `h` of token `t` in a (tokens, heads, head_dim) slice.
     fn query(self, t: usize, h: usize) -> usize {
         (t * self.heads + h) * self.head_dim
     }
 
-    /// Where the key head for query head `h` starts, in the row of key `s`.
+    /// Index of the first element of the key head for query head `h`, in the row of key `s`.
     fn key(self, s: usize, h: usize) -> usize {
         (s * self.kv_heads + h / (self.heads / self.kv_heads)) * self.head_dim
     }
@@ -75,7 +76,7 @@ pub fn forward(p: Params, q: &[f64], k: &[f64], v: &[f64], ranges: &[[u32; 4]]) 
     (o, lse)
 }
 
-/// What the forward read and wrote: the inputs of [`backward`].
+/// Inputs and outputs of the forward pass: the inputs of [`backward`].
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
     /// Queries (T,H,hd).
@@ -126,11 +127,11 @@ pub fn backward(p: Params, dout: &[f64], saved: Saved<'_>) -> (Vec<f64>, Vec<f64
     (dq, dk, dv)
 }
 
-/// For every key t of a training batch (T): the end of the queries t..end that see it when there is no
-/// window. It is found by looking at every query.
+/// For every key t of a training batch (T): the end of the queries t..end that see it without a window,
+/// computed from the ranges of all queries.
 ///
-/// Fails, naming the key, if the queries that see a key are not such a run, or if a query sees a key outside
-/// of the batch.
+/// Fails, naming the key, if the queries that see a key are not consecutive from t on, or if a query sees a
+/// key outside of the batch.
 pub fn visible_end(ranges: &[[u32; 4]]) -> Result<Vec<u32>, String> {
     let mut ends = Vec::with_capacity(ranges.len());
     let mut seen_by = vec![Vec::new(); ranges.len()];
@@ -141,7 +142,9 @@ pub fn visible_end(ranges: &[[u32; 4]]) -> Result<Vec<u32>, String> {
     }
     for (s, queries) in seen_by.iter().enumerate() {
         if queries.iter().enumerate().any(|(i, &t)| t != s + i) {
-            return Err(format!("key {s} is seen by the queries {queries:?}, which is no run from {s} on"));
+            return Err(format!(
+                "key {s} is seen by the queries {queries:?}, which are not consecutive from {s} on"
+            ));
         }
         ends.push((s + queries.len()) as u32);
     }

@@ -1,4 +1,4 @@
-//! The one comparison between a device's f32 values and the f64 values of the references.
+//! Compares a device's f32 values with the f64 values of the references.
 
 use std::cell::Cell;
 

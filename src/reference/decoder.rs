@@ -94,7 +94,7 @@ pub fn pack(groups: &[(&[u32], &[&[u32]])]) -> Batch {
     b
 }
 
-/// What one block keeps for its backward; all are (T, ..).
+/// Values that one block keeps for its backward pass; all are (T, ..).
 #[derive(Clone, Debug)]
 struct BlockSaved {
     x: Vec<f64>,
@@ -113,7 +113,7 @@ struct BlockSaved {
     act: Vec<f64>,
 }
 
-/// The results of [`forward`], and what [`backward`] needs from it.
+/// The results of [`forward`], and the values that [`backward`] needs from it.
 #[derive(Clone, Debug)]
 pub struct Saved {
     /// Logits of the batch's rows (R, V).
@@ -211,7 +211,7 @@ impl<'a> Model<'a> {
         Projection::new(self.weights, name, inputs, outputs, s.lora_scale)
     }
 
-    /// x (T, D) -> the block's output and what its backward needs.
+    /// x (T, D) -> the values that the block's backward pass needs, and its output.
     fn block(self, layer: usize, x: &[f64], batch: &Batch) -> (BlockSaved, Vec<f64>) {
         let Shape { width, head_dim, eps, .. } = self.shape;
         let norm =

@@ -2,14 +2,14 @@
 
 use crate::rng;
 
-/// What determines the mask.
+/// The inputs that determine the mask.
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
     /// Probability of dropping an element, in f32 as on the device.
     pub p: f32,
-    /// The number of the dropout within the model.
+    /// The number of the adapter in the model.
     pub stream: u32,
-    /// The optimizer step.
+    /// The number of the micro-batch in the run.
     pub step: u32,
     /// The run's seed.
     pub seed: u32,

@@ -1,4 +1,4 @@
-//! Central differences: the check of every backward in this module.
+//! Central differences: they check every backward function of the references.
 
 /// Σ a·b: turns a vector-valued forward into a scalar whose gradient is the backward of `b`.
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {

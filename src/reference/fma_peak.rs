@@ -1,4 +1,4 @@
-//! The arithmetic of the kernel that measures an adapter's peak.
+//! The arithmetic of the kernel that measures an adapter's peak arithmetic rate.
 
 /// The sum of sixteen chains. They start at 0 to 15, and each computes value = value·a + b sixteen times per
 /// round.

@@ -1,11 +1,11 @@
 //! Log-probability of one target per row of logits, with the row's log-sum-exp and entropy.
 
-/// What [`forward`] returns, one value per row.
+/// The results of [`forward`], one value per row.
 #[derive(Clone, Debug)]
 pub struct Rows {
     /// log softmax of the target, (R).
     pub logp: Vec<f64>,
-    /// log Σ exp of the row, (R): what the backward needs.
+    /// log Σ exp of the row, (R); the backward pass needs it.
     pub lse: Vec<f64>,
     /// −Σ p log p in nats, (R).
     pub entropy: Vec<f64>,

@@ -63,7 +63,7 @@ pub fn backward(p: Params, x: &[f64], w: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f
     (dx, dw)
 }
 
-/// The values an accumulating product starts from.
+/// The initial values of an accumulating product.
 fn earlier(p: Params, y: Option<&[f64]>) -> Vec<f64> {
     let out = y.map_or_else(|| vec![0.0; p.m * p.n], <[f64]>::to_vec);
     assert_eq!(out.len(), p.m * p.n);

@@ -1,11 +1,10 @@
-//! The kernels again in f64, as plain loops. Every shader is compared with its version here.
+//! References of the kernels: f64 versions as plain loops. Every shader is compared with its reference.
 //!
-//! One file per kernel, under the kernel's own name, with `forward` and `backward` (or another fitting verb)
-//! beside each other. Nothing here is fast. Nothing is shared with the code of the shaders, so that a bug
-//! there cannot be repeated here: the module imports only the standard library, itself,
-//! [`crate::rng`] and the formulas of [`crate::loss`].
-//! [`decoder`] puts the kernels together into a whole small Llama with its gradient, [`linear`] is one
-//! projection with bias and LoRA, and [`compare`] holds the one comparison that tests and the self-test use.
+//! One file per kernel, with the kernel's name, contains its `forward` and `backward` (or another fitting
+//! verb). The code is simple, not fast. It shares no code with the shaders, so that a bug there cannot be
+//! repeated here: the module imports only the standard library, itself, [`crate::rng`] and the formulas of
+//! [`crate::loss`]. [`decoder`] combines the kernels into a whole small Llama with its gradient, [`linear`]
+//! is one projection with bias and LoRA, and [`compare`] has the comparison that tests and the self-test use.
 //!
 //! Conventions, for all files:
 //! - everything is row-major; shapes are written `(rows, columns)`;

@@ -1,14 +1,14 @@
-//! From one row of logits to a token: the filters of Hugging Face's generation, in the same order, then one
-//! draw.
+//! Samples a token from one row of logits: applies the filters of Hugging Face's generation in the same
+//! order, then draws a token.
 
 use crate::rng;
 
 /// Settings of the filters.
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
-    /// Divides the logits; 0 takes the largest logit without a draw.
+    /// Divides the logits; 0 takes the largest logit without sampling.
     pub temperature: f64,
-    /// Keep the k largest; 0 keeps all.
+    /// Keep the k largest logits; 0 keeps all.
     pub top_k: usize,
     /// Keep the smallest set of the largest probabilities whose mass reaches this; 1 keeps all.
     pub top_p: f64,
@@ -55,11 +55,11 @@ pub fn kept(p: Params, logits: &[f64], seen: &[u32]) -> Vec<f64> {
     probability
 }
 
-/// The first index, in vocabulary order, whose inclusive cumulative mass exceeds u · (total mass).
+/// The first token, in vocabulary order, whose inclusive cumulative mass exceeds u · (total mass).
 ///
-/// The second result is the distance of u from the nearer edge of that index's interval, as a share of the
-/// total mass. If it is no larger than the rounding error, f32 may draw the neighbour instead, and a test has
-/// to allow for that.
+/// The second result is the distance of u from the nearer edge of that token's interval, as a share of the
+/// total mass. If it is no larger than the rounding error, an f32 implementation may sample the neighbouring
+/// token, and a test has to allow for that.
 pub fn draw(kept: &[f64], u: f64) -> (u32, f64) {
     let total: f64 = kept.iter().sum();
     let mut mass = 0.0;
@@ -69,7 +69,7 @@ pub fn draw(kept: &[f64], u: f64) -> (u32, f64) {
         }
         mass += weight;
     }
-    // Only rounding at u close to 1 leads here: take the last index that has any mass.
+    // Reached only through rounding at u close to 1: take the last token that has any mass.
     (kept.iter().rposition(|&w| w > 0.0).unwrap_or(0) as u32, 0.0)
 }
 
@@ -81,53 +81,52 @@ pub fn forward(p: Params, logits: &[f64], seen: &[u32], counter: [u32; 4]) -> u3
 
 /// Settings of a sampler.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// Which tokens may be drawn.
+pub struct SamplingParams {
+    /// The filters.
     pub filters: Params,
-    /// The most tokens of an answer.
+    /// The most tokens in an answer.
     pub max_new_tokens: u32,
-    /// Part of the random counter.
+    /// Random seed: part of the counter.
     pub seed: u32,
     /// Tokens that end an answer.
     pub ends: Vec<u32>,
 }
 
-/// The value that a row draws after it has ended.
+/// The value of a sampled token in a row that has already ended.
 pub const NONE: u32 = u32::MAX;
 
-/// Draws this close to an edge, as a share of the mass, are not compared: in f32 they may fall on either
-/// side.
+/// Samples with u this close to an edge of a token's interval, as a share of the mass, are not compared: in
+/// f32, u may be on the other side.
 const EDGE: f64 = 2e-5;
 
 /// One row of a sampler before, or after, a step.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub struct Sequence {
     /// `(vocab)`
     pub logits: Vec<f64>,
     /// Ids of the prompt and the answer so far, in ascending order.
     pub seen: Vec<u32>,
     /// Prompt, sample, step, and 1 if the answer has ended.
     pub state: [u32; 4],
-    /// The last token, its position, its slot in the cache.
+    /// Id of the last token, its position, its slot in the cache, unused.
     pub token: [u32; 4],
     /// The ranges of keys that the last token sees; the last number is the end of the answer's keys.
     pub range: [u32; 4],
-    /// What this step drew.
+    /// The token that this step sampled.
     pub drawn: u32,
 }
 
-impl Row {
+impl Sequence {
     /// Like [`kept`], with `nudge` added to top_p if top_p filters at all.
-    pub fn kept(&self, settings: &Settings, nudge: f64) -> Vec<f64> {
+    pub fn kept(&self, settings: &SamplingParams, nudge: f64) -> Vec<f64> {
         let top_p = settings.filters.top_p;
         let top_p = if top_p < 1.0 { top_p + nudge } else { top_p };
         kept(Params { top_p, ..settings.filters }, &self.logits, &self.seen)
     }
 
-    /// What a step writes in place of the logits. Logits of tokens seen before get the penalty, and at
-    /// temperature 0 nothing else changes. Otherwise the values are the tokens' weights as shares of the
-    /// largest weight.
-    pub fn weights(&self, settings: &Settings) -> Vec<f64> {
+    /// The values that a step writes in place of the logits. At temperature 0 they are the logits with the
+    /// repetition penalty. Otherwise they are the tokens' weights as shares of the largest weight.
+    pub fn weights(&self, settings: &SamplingParams) -> Vec<f64> {
         let Params { temperature, repetition_penalty, .. } = settings.filters;
         let mut logits = self.logits.clone();
         for &id in &self.seen {
@@ -141,8 +140,8 @@ impl Row {
         logits.iter().map(|logit| ((logit - most) / temperature).exp()).collect()
     }
 
-    /// The token that is drawn, or `None` if f32 rounding decides it.
-    pub fn draw(&self, settings: &Settings) -> Option<u32> {
+    /// The sampled token, or `None` if it depends on f32 rounding.
+    pub fn draw(&self, settings: &SamplingParams) -> Option<u32> {
         let set = |nudge| self.kept(settings, nudge).iter().map(|&p| p > 0.0).collect::<Vec<_>>();
         let [prompt, sample, step, _] = self.state;
         let u = rng::uniform(rng::pcg4d([step, sample, prompt, settings.seed])[0]);
@@ -151,8 +150,8 @@ impl Row {
         clear.then_some(id)
     }
 
-    /// The row after `id` was drawn.
-    pub fn after(&self, id: u32, settings: &Settings) -> Self {
+    /// The row after `id` was sampled.
+    pub fn after(&self, id: u32, settings: &SamplingParams) -> Self {
         let mut row = self.clone();
         let [prompt, sample, step, finished] = self.state;
         row.drawn = if finished == 1 { NONE } else { id };

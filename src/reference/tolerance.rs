@@ -1,11 +1,11 @@
-//! How far a device's results may differ from the reference's.
+//! Tolerances for comparing a device's results with the references.
 
 /// How far a device's value may differ from the reference's.
 #[derive(Debug, Clone, Copy)]
 pub struct Tolerance {
     /// Absolute tolerance, for every element.
     pub abs: f64,
-    /// Relative tolerance, as a share of the expected value.
+    /// Relative tolerance: a share of the expected value.
     pub eps: f64,
 }
 

@@ -1,4 +1,4 @@
-//! The GPU of a run, opened with what is kept on disk for it.
+//! Opens a run's GPU, with the compiled pipelines and kernel choices cached on disk for it.
 
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
@@ -11,23 +11,23 @@ use crate::files::cache;
 use crate::gpu::{Faults, Gpu, Options, Witness};
 use crate::paranoid::Paranoid;
 
-/// An open GPU. When it is dropped, its compiled pipelines are kept in the user's cache directory.
+/// An open GPU. When it is dropped, new compiled pipelines are saved in the user's cache directory.
 pub struct OpenGpu {
     gpu: Gpu,
-    /// What the driver gave before anything ran.
+    /// The driver's pipeline cache right after opening, to tell later whether it has changed.
     known: Option<Vec<u8>>,
 }
 
 impl OpenGpu {
-    /// Opens a GPU with the pipelines that were compiled on it before; with `tuned`, also with the kernels
-    /// that were measured to be the fastest on it (`aweigh devices --tune`). Blocks.
+    /// Opens a GPU with its cached pipelines and, with `tuned`, with the kernels that `aweigh devices --tune`
+    /// measured as the fastest on it. Blocks.
     ///
     /// # Errors
-    /// [`crate::Error::NoAdapter`] where there is none.
+    /// [`crate::Error::NoAdapter`] if there is no GPU.
     pub fn open(options: &Options, tuned: bool) -> Result<Self> {
         let mut options = options.clone();
         if let Ok(faults) = std::env::var("AWEIGH_FAULTS") {
-            // Once for the process: a GPU that is opened again goes on counting.
+            // One counter per process: it continues when a GPU is opened again.
             static FAULTS: OnceLock<Faults> = OnceLock::new();
             let parsed = Faults::parse(&faults)?;
             options.faults = FAULTS.get_or_init(|| parsed).clone();
@@ -35,7 +35,7 @@ impl OpenGpu {
         let mut gpu = block_on(Gpu::open(&options))?;
         if let Some(tuning) = cache::tuning(gpu.summary()).filter(|_| tuned) {
             let taken = gpu.use_tuning(tuning);
-            let what = if taken { "taken" } else { "of another version, left alone" };
+            let what = if taken { "used" } else { "from another version, ignored" };
             log::info!("measured kernel choices: {what}");
         }
         gpu.use_pipelines(&cache::pipelines(gpu.summary()).unwrap_or_default());
@@ -63,12 +63,12 @@ impl Drop for OpenGpu {
     }
 }
 
-/// What compares dispatches with their f64 references (`--paranoid`).
+/// The check that compares dispatches with their f64 references (`--paranoid`).
 fn paranoid() -> Arc<dyn Witness> {
     Paranoid::new(|reading| block_on(reading))
 }
 
-/// How the GPU of a run is opened.
+/// The options to open a run's GPU with.
 pub(super) fn options(config: &RunConfig) -> Options {
     let g = &config.gpu;
     Options {

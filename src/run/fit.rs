@@ -1,69 +1,68 @@
-//! A run that fits into the memory that it may take.
+//! Fits a run into its memory budget.
 
 use serde::Serialize;
 
 use crate::config::{MemorySize, RunConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting, setting_to};
 use crate::gpu::bytes;
 use crate::train::{Change, Job, Plan, fit};
 
-/// What one more setting would bring.
+/// The effect of one setting on memory.
 #[derive(Debug, Clone, Serialize)]
 pub struct Saving {
     /// The setting, as a flag.
     pub flag: String,
-    /// Bytes at the most with it.
+    /// Peak memory with it, in bytes.
     pub peak: u64,
-    /// Whether results stay the same to the bit.
+    /// Whether results stay the same, up to the rounding of sums.
     pub exact: bool,
 }
 
-/// A plan that is within the budget, where there is one, and the settings that it is of.
+/// Settings and their memory plan, which is within the budget if one is set.
 #[derive(Debug, Clone)]
 pub struct Planned {
-    /// The settings, changed where `gpu.fit` had to.
+    /// The settings, including the changes that `gpu.fit` made.
     pub config: RunConfig,
-    /// Their plan.
+    /// The memory plan.
     pub plan: Plan,
-    /// What was changed, as flags.
+    /// The changes that `gpu.fit` made, as flags.
     pub fitted: Vec<String>,
 }
 
 impl Planned {
-    /// The plan of a run, with the settings changed until it fits where `gpu.fit` asks for that.
-    /// `max_binding` is the largest binding of the GPU, in bytes.
+    /// The plan of a run. With `gpu.fit`, the settings are changed until it fits. `max_binding` is the GPU's
+    /// largest binding, in bytes.
     ///
     /// # Errors
-    /// [`Error::Input`] for a plan over `gpu.memory`, with what would help.
+    /// [`Error::Input`] if the plan exceeds `gpu.memory`; the message lists settings that would help.
     pub fn of(job: &Job, config: RunConfig, max_binding: u64) -> Result<Self> {
         let plan = job.plan(&config, max_binding)?;
         let Some(memory) = config.gpu.memory.clone().filter(|memory| plan.peak().total > memory.bytes())
         else {
             return Ok(Self { config, plan, fitted: Vec::new() });
         };
-        let place = format!("--memory {memory}");
+        let place = setting_to("memory", &memory);
         let over = |plan: &Plan| format!("{} in {}", bytes(plan.peak().total), plan.peak().name);
         if !config.gpu.fit {
             let all = savings(job, &config, &plan, max_binding)?;
             let some: Vec<String> = all.iter().map(|s| format!("{} ({})", s.flag, bytes(s.peak))).collect();
             let fix = match some.is_empty() {
-                true => "allow more memory, or take a smaller model".into(),
-                false => format!("take --fit, or one of: {}", some.join(", ")),
+                true => "allow more memory, or use a smaller model".into(),
+                false => format!("set {}, or one of: {}", setting("fit"), some.join(", ")),
             };
             return Err(Error::input(place, "a run that fits", over(&plan), fix));
         }
         let (found, least) = fit(&config, memory.bytes(), &|config| job.plan(config, max_binding))?;
         let Some(fitted) = found else {
-            let fix = "allow more memory, or take a smaller model, shorter answers or fewer samples";
-            let found = format!("{}, at the least that was found", over(&least));
+            let fix = "allow more memory, or use a smaller model, shorter answers or fewer samples";
+            let found = format!("{} with the smallest settings tried", over(&least));
             return Err(Error::input(place, "a run that fits", found, fix));
         };
         let flags = changed(&config, &fitted).into_iter().map(Change::flag).collect();
         Ok(Self { config: fitted, plan: least, fitted: flags })
     }
 
-    /// Of a run that did not fit, although its plan allowed it, the settings of one that takes less than
-    /// `full` bytes.
+    /// Settings with a plan of less than `full` bytes, after a run did not fit although its plan did.
     ///
     /// # Errors
     /// As [`Planned::of`].
@@ -74,7 +73,7 @@ impl Planned {
     }
 }
 
-/// What was changed from one to the other.
+/// The changes between two configurations.
 fn changed(from: &RunConfig, to: &RunConfig) -> Vec<Change> {
     let (a, t) = (&to.anchors, &to.train);
     let mut all = Vec::new();
@@ -88,7 +87,7 @@ fn changed(from: &RunConfig, to: &RunConfig) -> Vec<Change> {
     all
 }
 
-/// What each single change would bring.
+/// The changes of [`Plan::changes`] that reduce the peak, each applied alone.
 ///
 /// # Errors
 /// As [`Job::plan`].

@@ -1,5 +1,4 @@
-//! What is kept of a run while it goes on: states in memory and on disk, figures, anchors and answers in
-//! files.
+//! Saves a run's data while it runs: states in memory and on disk; metrics, anchors and answers in files.
 
 use std::time::{Duration, Instant};
 
@@ -16,28 +15,28 @@ use crate::sample::Answer;
 use crate::score::Scored;
 use crate::train::{Metrics, Observer, Phase, Pool, State, Wish};
 
-/// The longest time between two writes of the anchors while they are drawn.
+/// The longest time between two checkpoints while anchors are sampled.
 const ANCHORS_EVERY: Duration = Duration::from_secs(60);
 
-/// Observes a run, keeps what it gives, and passes everything on.
+/// Observes a run, saves its data, and passes every call on to the watcher.
 pub(super) struct Keeper<'a> {
     watcher: &'a mut dyn Watcher,
     tokenizer: &'a ChatTokenizer,
     config: &'a RunConfig,
     disk: Option<Disk<'a>>,
-    /// The last state that was taken.
+    /// The last state of the run.
     last: Option<State>,
     stopping: bool,
-    /// Steps of the run so far.
+    /// Optimizer steps done.
     steps: usize,
-    /// Whether the last line could not be written.
+    /// Whether the last line of output could not be written.
     failing: bool,
 }
 
-/// A run's folder, and what its checkpoints say beside the state.
+/// A run's folder, and what its checkpoints contain besides the state.
 pub(super) struct Disk<'a> {
     pub folder: &'a RunFolder,
-    /// `adapter_config.json`, of a LoRA run.
+    /// The text of `adapter_config.json`; `None` for full training.
     pub adapter_config: Option<String>,
     pub origin: Origin,
     written: Instant,
@@ -62,7 +61,8 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// Opens the files: those lines stay that belong to the first `from` steps.
+    /// Opens the output files. Only lines of the first `from` steps are kept; with `None`, the files start
+    /// empty.
     fn rewind(&mut self, from: Option<usize>, samples: bool) -> Result<()> {
         let folder = self.folder.path();
         let lines = |name: &str, key: &str, stays: &dyn Fn(u64, usize) -> bool| match from {
@@ -73,7 +73,7 @@ impl<'a> Disk<'a> {
             }
         };
         let done = |step: u64, from: usize| step <= from as u64;
-        // Of anchors the step is the one before which they were drawn.
+        // The step of an anchor is the number of steps done when it was sampled.
         let drawn = |step: u64, from: usize| step == 0 || step < from as u64;
         self.metrics = Some(lines("metrics.jsonl", "global_step", &done)?);
         self.completions = Some(lines("completions.jsonl", "step", &done)?);
@@ -83,10 +83,10 @@ impl<'a> Disk<'a> {
 }
 
 impl<'a> Keeper<'a> {
-    /// A keeper that goes on after `from` steps, or begins anew.
+    /// A keeper of a run that resumes after `from` steps, or that starts from the beginning.
     ///
     /// # Errors
-    /// [`crate::Error::Io`] where a file cannot be made.
+    /// [`crate::Error::Io`] if a file cannot be created.
     pub fn new(
         watcher: &'a mut dyn Watcher,
         (tokenizer, config): (&'a ChatTokenizer, &'a RunConfig),
@@ -99,7 +99,7 @@ impl<'a> Keeper<'a> {
         Ok(keeper)
     }
 
-    /// Goes on after step `from` with what is in the folder, or begins anew.
+    /// Resumes after step `from` with the files in the folder, or starts from the beginning.
     ///
     /// # Errors
     /// As [`Keeper::new`].
@@ -119,7 +119,7 @@ impl<'a> Keeper<'a> {
         self.watcher.warned(text);
     }
 
-    /// Whether a checkpoint is due after so many steps.
+    /// Whether a checkpoint is due after `step` steps.
     fn is_due(&self, step: usize) -> bool {
         let o = &self.config.output;
         self.disk.as_ref().is_some_and(|disk| {
@@ -130,7 +130,7 @@ impl<'a> Keeper<'a> {
         })
     }
 
-    /// Writes a checkpoint. Where that fails the run goes on.
+    /// Writes a checkpoint. If that fails, the run continues.
     fn write(&mut self, state: &State) {
         let Some(disk) = &mut self.disk else { return };
         disk.written = Instant::now();
@@ -145,34 +145,33 @@ impl<'a> Keeper<'a> {
             }
             Err(error) => {
                 if !std::mem::replace(&mut disk.failing, true) {
-                    self.watcher.warned(&format!("{error}; the run goes on without this checkpoint"));
+                    self.watcher.warned(&format!("{error}; the run continues without this checkpoint"));
                 }
             }
         }
     }
 
-    /// A file that cannot be written to is no reason to lose the run: what it lacks is written when it can
-    /// be.
+    /// Warns once if output cannot be written. The run continues; the missing lines are written later.
     fn wrote(&mut self, result: Result<()>) {
         match result {
             Ok(()) => {
                 if std::mem::take(&mut self.failing) {
-                    self.watcher.warned("figures can be written again");
+                    self.watcher.warned("output can be written again");
                 }
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.failing, true) {
-                    self.watcher.warned(&format!("{error}; the run goes on, and tries again"));
+                    self.watcher.warned(&format!("{error}; the run continues, and tries again"));
                 }
             }
         }
     }
 
-    /// A line of metrics.jsonl; the watcher keeps the same figures in its own way.
+    /// Writes a line of metrics.jsonl, and passes the metrics to the watcher.
     fn figures(&mut self, prefix: &str, metrics: &Metrics) {
         let Some(disk) = &mut self.disk else { return };
         let lines = disk.metrics.as_mut().map(|lines| lines.push(metrics));
-        // What the first lacks the second mostly lacks too: one word for both.
+        // If one write fails, the other mostly fails too: warn once for both.
         let result = lines.into_iter().chain([self.watcher.figures(prefix, metrics)]).collect();
         self.wrote(result);
     }
@@ -267,7 +266,7 @@ impl Observer for Keeper<'_> {
     }
 
     fn saved(&mut self, state: State) -> Result<()> {
-        // What was drawn is always written: it takes long to draw.
+        // Anchors are always written: they take long to sample.
         if state.trained().is_none_or(|step| self.is_due(step)) {
             self.write(&state);
         }

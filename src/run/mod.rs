@@ -1,9 +1,10 @@
-//! One run, from its settings to its folder: `aweigh align`, `aweigh judge train` and `aweigh demo` are this
-//! with another [`Material`].
+//! A complete run, from its settings to its folder. `aweigh align`, `aweigh judge train` and `aweigh demo`
+//! call it, each with its own [`Material`].
 //!
-//! [`run`] opens the GPU, plans the memory, draws anchors, trains, keeps checkpoints, and writes the result.
-//! It opens a GPU that was lost again and goes on, and tries again with less memory where it may. It blocks:
-//! programs with a window call it on a thread of their own, and watch, pause or end it through a [`Watcher`].
+//! [`run`] opens the GPU, plans the memory, samples anchors, trains, keeps checkpoints and writes the result.
+//! If the GPU is lost, it opens it again and resumes; with `gpu.fit`, it tries again with less memory. It
+//! blocks: programs with a window call it on a thread of their own, and watch, pause or end it through a
+//! [`Watcher`].
 
 mod device;
 mod fit;
@@ -19,7 +20,7 @@ use pollster::block_on;
 
 use crate::config::RunConfig;
 use crate::data::{ChatTokenizer, LengthCounts};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 use crate::files::{RunFolder, checkpoint, write_whole};
 use crate::gpu::{Gpu, SUBMIT_SECONDS, bytes};
 use crate::train::{Job, Metrics, Observer, Outcome, Prepared, Setup, State, Unwatched, align};
@@ -32,40 +33,40 @@ pub use fit::{Planned, Saving, savings};
 pub use result::{Summary, write_adapter, write_result};
 pub use sources::{Material, RunFiles};
 
-/// Watches a run with its files and its GPU, beside what any [`Observer`] sees. All methods do nothing by
-/// default; an error ends the run.
+/// Watches a run: what an [`Observer`] sees, and its memory plan, folder and checkpoints. All methods do
+/// nothing by default. An error ends the run, except from `figures`.
 pub trait Watcher: Observer {
-    /// What the run will hold in memory, and what was changed to make it fit.
+    /// The run's memory plan, and the settings that were changed to make it fit.
     fn planned(&mut self, planned: &Planned) {
         let _ = planned;
     }
-    /// The model is on the GPU; told once, before anything is drawn or written.
+    /// The model is on the GPU. Called once, before anything is sampled or written.
     fn loaded(&mut self, loaded: &Loaded) -> Result<()> {
         let _ = loaded;
         Ok(())
     }
-    /// The run's folder is there, if it has one, and the run begins at its start (`None`) or goes on after so
-    /// many steps. Told again after a GPU was lost.
+    /// The run's folder exists, if it has one, and the run starts from the beginning (`None`) or resumes
+    /// after `from` steps. Called again after a lost GPU.
     fn rewound(&mut self, folder: Option<&Path>, from: Option<usize>) -> Result<()> {
         let _ = (folder, from);
         Ok(())
     }
-    /// Figures that go into metrics.jsonl, "train/" or "eval/". Where this fails the run goes on, with a
-    /// warning.
+    /// Metrics that are written to metrics.jsonl; `prefix` is "train/" or "eval/". If this fails, the run
+    /// continues with a warning.
     fn figures(&mut self, prefix: &str, metrics: &Metrics) -> Result<()> {
         let _ = (prefix, metrics);
         Ok(())
     }
-    /// A checkpoint is on disk.
+    /// A checkpoint was written.
     fn kept(&mut self, state: &State) {
         let _ = state;
     }
-    /// Something worth knowing that is no warning.
+    /// A message for the user that is not a warning.
     fn noted(&mut self, text: &str) {
         let _ = text;
     }
-    /// The GPU had less memory than was planned; settings that would help. The run then ends, as `gpu.fit` is
-    /// off.
+    /// The GPU has less memory than planned. `savings` are settings that would help. The run then ends,
+    /// because `gpu.fit` is off.
     fn too_large(&mut self, savings: &[Saving]) {
         let _ = savings;
     }
@@ -73,20 +74,20 @@ pub trait Watcher: Observer {
 
 impl Watcher for Unwatched {}
 
-/// A run that is about to begin.
+/// A run that is about to start.
 #[non_exhaustive]
 pub struct Loaded<'a> {
     /// The GPU.
     pub gpu: &'a Gpu,
     /// The model's name.
     pub model: &'a str,
-    /// The run's start, with the model on the GPU.
+    /// The run's starting state, with the model on the GPU.
     pub setup: &'a Setup,
     /// The model's tokenizer.
     pub tokenizer: &'a ChatTokenizer,
-    /// What the length limits did to the training rows.
+    /// Counts of the training rows that were kept, cut or left out.
     pub lengths: &'a LengthCounts,
-    /// The settings, as they were made to fit.
+    /// The settings, including changes to make the run fit.
     pub config: &'a RunConfig,
 }
 
@@ -99,35 +100,35 @@ pub enum Place {
         /// Whether it may replace an earlier run there.
         overwrite: bool,
     },
-    /// Into the folder of an earlier run, to go on with it.
+    /// Into the folder of an earlier run, which is resumed.
     Resume(RunFolder),
 }
 
-/// A run that has ended by itself.
+/// A finished run.
 #[non_exhaustive]
 pub struct Finished {
-    /// What it came to, with the model in the state that is kept.
+    /// The result, with the model in the state that is kept.
     pub outcome: Outcome,
-    /// Where it ended.
+    /// The GPU that the model is on.
     pub gpu: OpenGpu,
     /// The model's tokenizer.
     pub tokenizer: ChatTokenizer,
-    /// `summary.json`.
+    /// The content of `summary.json`.
     pub summary: Summary,
-    /// The settings, as they were made to fit.
+    /// The settings, including changes to make the run fit.
     pub config: RunConfig,
-    /// The run's folder; others may write to it when this is dropped.
+    /// The run's folder, locked against other writers until this is dropped.
     pub folder: Option<RunFolder>,
 }
 
-/// Losses of the GPU that a run puts up with before it has come any further.
+/// The run fails when the GPU is lost this many times without progress in between.
 const LOSSES: usize = 3;
 
-/// A whole run. Blocks until it ends.
+/// Does a whole run. Blocks until it ends.
 ///
 /// # Errors
-/// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was, or holds
-/// the last checkpoint. [`Error::Interrupted`] where the watcher asked to stop.
+/// Errors of the settings, the files or the GPU; the run's folder is then unchanged or has the last
+/// checkpoint. [`Error::Interrupted`] if the watcher asked to stop.
 pub fn run(
     material: &dyn Material,
     mut config: RunConfig,
@@ -148,7 +149,7 @@ pub fn run(
     };
     config.check()?;
     if let (true, None) = (attempt.wants_folder, &attempt.folder) {
-        RunFolder::check(&config.output.output_dir, "--output-dir", overwrite)?;
+        RunFolder::check(&config.output.output_dir, &setting("output_dir"), overwrite)?;
     }
     for warning in material.remarks().into_iter().chain(config.warnings()) {
         watcher.warned(&warning);
@@ -177,14 +178,14 @@ pub fn run(
         watcher.warned(&format!("{full} did not fit: trying again with {}", less.fitted.join(" ")));
         let same = settings_sum(&less.config) == settings_sum(&planned.config);
         if let Some(folder) = attempt.folder.as_ref().filter(|_| !same) {
-            watcher.warned("that changes results: the run begins again");
+            watcher.warned("this changes results: the run starts over");
             checkpoint::remove_all(folder.path())?;
         }
         config = less.config;
     }
 }
 
-/// What stays when a run is tried again with less memory.
+/// What is kept when a run is tried again with less memory.
 struct Attempt<'a> {
     material: &'a dyn Material,
     wants_folder: bool,
@@ -212,18 +213,19 @@ impl Attempt<'_> {
             watcher.loaded(&Loaded { gpu: &gpu, model, setup, tokenizer, lengths, config })?;
         }
         if config.stop.enabled && setup.eval.is_empty() {
-            watcher.warned(
-                "nothing is held out of fewer than 10 examples, so the stop rule cannot watch: give --eval \
-                 FILE",
-            );
+            watcher.warned(&format!(
+                "the stop rule has no held-out examples, because there are fewer than 10 examples: give \
+                 some with {}",
+                setting("eval")
+            ));
         }
         let begun = origin(config, &material.inputs(), &gpu);
         let state = match &self.folder {
             Some(folder) => {
                 let state = last_state(folder.path(), &begun, &mut |text| watcher.warned(&text))?;
                 watcher.noted(&match &state {
-                    Some(state) => format!("going on {}", state.place()),
-                    None => "no checkpoint yet: the run begins again".into(),
+                    Some(state) => format!("resuming {}", state.place()),
+                    None => "no checkpoint yet: the run starts over".into(),
                 });
                 state
             }
@@ -231,7 +233,7 @@ impl Attempt<'_> {
         };
         if self.folder.is_none() && self.wants_folder {
             let path = &config.output.output_dir;
-            self.folder = Some(RunFolder::create(path, "--output-dir", self.overwrite)?);
+            self.folder = Some(RunFolder::create(path, &setting("output_dir"), self.overwrite)?);
         }
         let write = |name: &str, bytes: &[u8]| match &self.folder {
             Some(folder) => write_whole(&folder.path().join(name), bytes),
@@ -247,12 +249,12 @@ impl Attempt<'_> {
         let (gpu, outcome, weights) = recovering(gpu, (setup, state), config, material, &mut keeper)?;
         drop(keeper);
         if let Err(error) = material.check_unchanged() {
-            watcher.warned(&format!("{error}; the result belongs to the weights as they were"));
+            watcher.warned(&format!("{error}; the result is for the weights before that change"));
         }
         if outcome.steps > 0 && outcome.kept_step == 0 {
             watcher.warned(
-                "no step was better than the start on the held-out examples: the result is the model as it \
-                 was",
+                "no step was better than the starting model on the held-out examples: the result is the \
+                 starting model",
             );
         }
         let summary = Summary::new(&gpu, &outcome, (lengths, planned.plan.peak().total), self.started);
@@ -267,9 +269,9 @@ impl Attempt<'_> {
     }
 }
 
-/// Trains. Where the GPU is lost it is opened again, the model is loaded onto it, and the run goes on from
-/// the last state that was taken, with smaller submits. Also returns the trained tensors of the state that is
-/// kept.
+/// Trains. If the GPU is lost, it is opened again, the model is loaded onto it, and the run resumes from its
+/// last state, with smaller submits. Also returns the trained tensors of the state that is kept, as
+/// safetensors.
 fn recovering(
     mut gpu: OpenGpu,
     (mut setup, begun): (Setup, Option<State>),
@@ -300,7 +302,7 @@ fn recovering(
         let seconds = options.submit_seconds.unwrap_or(SUBMIT_SECONDS) / 2.0;
         options.submit_seconds = Some(seconds);
         keeper.warn(&format!(
-            "{error}; opening it again and going on {}, with submits of {:.0} ms",
+            "{error}; reopening it and resuming {}, with submits of {:.0} ms",
             state.as_ref().map_or("from the start".into(), State::place),
             1000.0 * seconds
         ));
@@ -317,7 +319,7 @@ fn recovering(
 mod tests {
     use super::*;
 
-    /// A program with a window runs on a thread of its own, and takes the result from there.
+    /// A program with a window does the run on another thread, and gets the result from there.
     #[test]
     fn a_run_goes_to_another_thread() {
         fn is_send<T: Send>() {}

@@ -1,20 +1,26 @@
-//! What a run was begun from, so that it is gone on with only from the same.
+//! The settings and inputs that a run was started with: it is only resumed with the same.
 
 use std::path::Path;
 
-use crate::config::RunConfig;
-use crate::error::{Error, Result};
+use crate::config::{ReferenceSource, RunConfig};
+use crate::error::{Error, Result, setting};
 use crate::files::checkpoint::{self, Origin};
 use crate::gpu::Gpu;
 use crate::train::{Inputs, State};
 
-/// CRC-32 of the settings that a run's result depends on. What is read counts by its content, not by its
-/// path.
+/// CRC-32 of the settings that a run's result depends on. Paths of inputs do not count: their content is
+/// compared instead.
 pub(super) fn settings_sum(config: &RunConfig) -> String {
     let mut own = config.clone();
     (own.output, own.gpu) = Default::default();
-    (own.model.model, own.data.train) = Default::default();
-    // These only say how memory is used.
+    (own.model.model, own.model.adapter, own.model.chat_template) = Default::default();
+    (own.data.train, own.data.eval, own.anchors.samples_file) = Default::default();
+    for reference in [&mut own.reference.positive, &mut own.reference.negative] {
+        if let ReferenceSource::Checkpoint(path) = reference {
+            path.clear();
+        }
+    }
+    // These only change how memory is used.
     own.model.offload = false;
     (own.anchors.max_num_seqs, own.train.recompute) = Default::default();
     if own.lora.lora_dropout == 0.0 {
@@ -27,7 +33,7 @@ fn sum(of: &impl serde::Serialize) -> String {
     format!("CRC-32 {:08x}", crc32fast::hash(&serde_json::to_vec(of).unwrap_or_default()))
 }
 
-/// What a run of `config` on `inputs` begins from.
+/// The origin of a run with `config` on `inputs`.
 pub(super) fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
     let (summary, precision) = (gpu.summary(), gpu.precision());
     let tuned = match gpu.tuning() {
@@ -45,29 +51,29 @@ pub(super) fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
     }
 }
 
-/// The last whole checkpoint in `folder`; `None` where there is none yet. `warn` is told of damaged ones, and
-/// of a GPU that is another than the run's.
+/// The last undamaged checkpoint in `folder`; `None` if there is none. `warn` gets warnings about damaged
+/// checkpoints, and about a GPU that differs from the run's.
 ///
 /// # Errors
-/// [`Error::Input`] where the run was begun from something else than `own`.
+/// [`Error::Input`] if the run was started with settings or inputs that differ from `own`.
 pub(super) fn last_state(folder: &Path, own: &Origin, warn: &mut dyn FnMut(String)) -> Result<Option<State>> {
     let Some(found) = checkpoint::latest(folder, warn)? else { return Ok(None) };
-    let fix = "bring back what the run was begun with, or begin a new one";
+    let fix = "restore what the run was started with, or start a new run";
     let differs = |place: String, then: &str, now: &str| Err(Error::input(place, then, now, fix));
     if found.origin.settings != own.settings {
         let place = folder.join("config.toml").display().to_string();
-        return differs(place, "the settings that the run was begun with", "others");
+        return differs(place, "the settings that the run was started with", "different ones");
     }
-    for (flag, then) in &found.origin.inputs {
-        let now = own.inputs.get(flag).map_or("nothing", String::as_str);
+    for (key, then) in &found.origin.inputs {
+        let now = own.inputs.get(key).map_or("nothing", String::as_str);
         if now != then {
-            return differs(format!("{flag}, as the run was begun"), then, now);
+            return differs(format!("{}, as when the run was started", setting(key)), then, now);
         }
     }
     if found.origin.adapter != own.adapter {
         warn(format!(
-            "the run was on {} and goes on on {}: sums may be taken in another order, so figures may differ \
-             in their last digits, and with them answers that are sampled from now on",
+            "the run was on {} and resumes on {}: sums may be computed in another order, so metrics may \
+             differ in their last digits, and answers sampled from now on may differ too",
             found.origin.adapter, own.adapter
         ));
     }

@@ -1,4 +1,4 @@
-//! What a run leaves.
+//! The result files of a run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,37 +13,37 @@ use crate::gpu::{Gpu, Purpose};
 use crate::model::Decoder;
 use crate::train::{AnchorCounts, Metrics, Outcome, StopReason};
 
-/// `summary.json`.
+/// The content of `summary.json`.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Summary {
     /// Why the run ended.
     pub reason: StopReason,
-    /// The same in words.
+    /// `reason` in words.
     pub reason_text: String,
-    /// Optimizer steps taken.
+    /// Number of optimizer steps taken.
     pub steps: usize,
-    /// The step whose state is kept.
+    /// The number of steps after which the kept state was taken.
     pub kept_step: usize,
-    /// The first evaluation on held-out examples.
+    /// Metrics of the first evaluation, before the first step.
     pub before: Option<Metrics>,
-    /// The evaluation of the state that is kept.
+    /// Metrics of the kept state.
     pub after: Option<Metrics>,
-    /// What became of the anchors.
+    /// Counts of the sampled anchors.
     pub anchors: AnchorCounts,
-    /// What the length limits did to the training rows.
+    /// Counts of the training rows that were kept, cut or left out.
     pub examples: LengthCounts,
     /// Packed tokens trained on.
     pub num_tokens: usize,
-    /// The same per second of training.
+    /// Packed tokens per second of training steps.
     pub tokens_per_second: f64,
-    /// Seconds in all.
+    /// Wall-clock seconds; of a resumed run, since it was last resumed.
     pub seconds: f64,
-    /// When it ended, in UTC.
+    /// When the run ended, in UTC.
     pub finished: Option<String>,
     /// The GPU's name.
     pub adapter: String,
-    /// Numbers that were trained.
+    /// Number of trained parameters.
     pub trainable_parameters: usize,
     /// The planned peak of GPU memory, in bytes.
     pub memory_planned: u64,
@@ -51,7 +51,7 @@ pub struct Summary {
     pub memory_peak: u64,
     /// The peak of each purpose, in bytes.
     pub memory_peaks: BTreeMap<Purpose, u64>,
-    /// What `gpu.paranoid` compared.
+    /// The report of the checks of `gpu.paranoid`.
     pub checks: Option<String>,
 }
 
@@ -86,12 +86,11 @@ impl Summary {
     }
 }
 
-/// Writes an adapter in PEFT's format into `folder`, which is made where it is missing: its weights, as
-/// [`Decoder::trained_safetensors`] gives them, and adapter_config.json, which names `base` as its base
-/// model.
+/// Writes a LoRA adapter in PEFT's format into `folder`, which is created if it is missing: `weights` from
+/// [`Decoder::trained_safetensors`], and adapter_config.json, which names `base` as the base model.
 ///
 /// # Errors
-/// [`Error::Input`] for a decoder without an adapter, [`Error::Io`] for what the file system reports.
+/// [`Error::Input`] for a decoder without an adapter, [`Error::Io`] for errors of the file system.
 pub fn write_adapter(folder: &Path, decoder: &Decoder, weights: &[u8], base: &str) -> Result<()> {
     let config = decoder.adapter_config(base).ok_or_else(|| {
         Error::input(folder.display(), "a decoder with an adapter", "none", "train with lora.enabled = true")
@@ -102,11 +101,11 @@ pub fn write_adapter(folder: &Path, decoder: &Decoder, weights: &[u8], base: &st
     write_whole(&folder.join("adapter_config.json"), config.as_bytes())
 }
 
-/// Writes what a run trained into `folder`: adapter/ in PEFT's format, or model/ in Hugging Face's. `weights`
-/// are as [`Decoder::trained_safetensors`] gives them. Returns the new folder's path.
+/// Writes a run's trained weights into `folder`: adapter/ in PEFT's format, or model/ in Hugging Face's.
+/// `weights` come from [`Decoder::trained_safetensors`]. Returns the path of adapter/ or model/.
 ///
 /// # Errors
-/// What the file system reports.
+/// Errors of the file system.
 pub fn write_result(folder: &Path, model: &Model, decoder: &Decoder, weights: &[u8]) -> Result<PathBuf> {
     if decoder.lora().is_some() {
         let path = folder.join("adapter");

@@ -1,22 +1,22 @@
-//! What a run is made from: the files that its settings name, or anything else that gives a job.
+//! The inputs of a run: the files that its settings name, or any other source of a [`Job`].
 
 use std::path::{Path, PathBuf};
 
 use crate::config::{ReferenceSource, RunConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 use crate::files::{AdapterFiles, Model, ModelFiles, Source};
-use crate::train::{Checkpoint, Inputs, Job};
+use crate::train::{Inputs, Job, ReferenceBytes};
 
-/// What a run is made from. It is asked again where a run begins anew: on a GPU that was opened again, or
-/// with less memory.
+/// The source of a run's model and examples. It is read again after a lost GPU, or to try again with less
+/// memory.
 pub trait Material {
     /// The model.
     fn model(&self) -> &Model;
 
-    /// Everything that is read, as bytes.
+    /// All inputs, as bytes.
     fn inputs(&self) -> Inputs<'_>;
 
-    /// What is odd about the files, though allowed: one sentence each, told when the run begins.
+    /// Warnings about files that are valid but unusual, one sentence each, shown when the run starts.
     fn remarks(&self) -> Vec<String> {
         Vec::new()
     }
@@ -29,16 +29,16 @@ pub trait Material {
         self.inputs().read(config)
     }
 
-    /// Fails where files were written to since they were opened.
+    /// Checks that no file was written to since it was opened.
     ///
     /// # Errors
-    /// [`Error::Input`] names the file.
+    /// [`Error::Input`], which names a file that was.
     fn check_unchanged(&self) -> Result<()> {
         self.model().check_unchanged()
     }
 }
 
-/// Every file that a run reads, in memory (weights are mapped) before anything is written.
+/// All files that a run reads. They are loaded (weights are memory-mapped) before anything is written.
 #[derive(Debug)]
 pub struct RunFiles {
     model: Model,
@@ -51,7 +51,7 @@ pub struct RunFiles {
     remarks: Vec<String>,
 }
 
-/// A reference model from disk: of the kind that the run trains.
+/// A reference model from disk, of the same kind as the run trains.
 #[derive(Debug)]
 enum CheckpointFiles {
     Adapter(AdapterFiles),
@@ -59,52 +59,53 @@ enum CheckpointFiles {
 }
 
 impl CheckpointFiles {
-    fn bytes(&self) -> Checkpoint<'_> {
+    fn bytes(&self) -> ReferenceBytes<'_> {
         match self {
-            Self::Adapter(files) => Checkpoint::Adapter(files.bytes()),
-            Self::Model(model) => Checkpoint::Model(Box::new(model.bytes())),
+            Self::Adapter(files) => ReferenceBytes::Adapter(files.bytes()),
+            Self::Model(model) => ReferenceBytes::Model(Box::new(model.bytes())),
         }
     }
 }
 
 impl RunFiles {
-    /// Opens what the settings name.
+    /// Opens the files that the settings name.
     ///
     /// # Errors
-    /// [`Error::Input`] names the first that is missing, and the flag that asked for it.
+    /// [`Error::Input`], which names the first missing or invalid file and its setting.
     pub fn open(config: &RunConfig) -> Result<Self> {
-        let train = Source::read(&config.data.train, "--train")?;
+        let train = Source::read(&config.data.train, &setting("train"))?;
         Self::with(config, train, Model::open(&config.model.model)?)
     }
 
-    /// The same with training rows and a model that are open already.
+    /// As [`RunFiles::open`], with training rows and a model that are already open.
     ///
     /// # Errors
     /// As [`RunFiles::open`].
     pub fn with(config: &RunConfig, train: Source, model: Model) -> Result<Self> {
-        let source =
-            |path: &Option<PathBuf>, flag| path.as_deref().map(|path| Source::read(path, flag)).transpose();
+        let source = |path: &Option<PathBuf>, key| {
+            path.as_deref().map(|path| Source::read(path, &setting(key))).transpose()
+        };
         let model = model.with_chat_template(config.model.chat_template.as_deref())?;
         let mut remarks = Vec::new();
-        let mut adapter = |path: &Path, flag| {
-            let files = AdapterFiles::open(path, flag)?;
+        let mut adapter = |path: &Path, key| {
+            let files = AdapterFiles::open(path, &setting(key))?;
             remarks.extend(files.remarks(&model)?);
             Ok::<_, Error>(files)
         };
-        let own = config.model.adapter.as_deref().map(|path| adapter(path, "--adapter")).transpose()?;
-        let mut checkpoint = |source: &ReferenceSource, flag| {
+        let own = config.model.adapter.as_deref().map(|path| adapter(path, "adapter")).transpose()?;
+        let mut checkpoint = |source: &ReferenceSource, key| {
             let ReferenceSource::Checkpoint(path) = source else { return Ok(None) };
             Ok::<_, Error>(Some(match config.lora.enabled {
-                true => CheckpointFiles::Adapter(adapter(path, flag)?),
-                false => CheckpointFiles::Model(ModelFiles::open(path, flag)?.into()),
+                true => CheckpointFiles::Adapter(adapter(path, key)?),
+                false => CheckpointFiles::Model(ModelFiles::open(path, &setting(key))?.into()),
             }))
         };
-        let positive = checkpoint(&config.reference.positive, "--reference-positive")?;
-        let negative = checkpoint(&config.reference.negative, "--reference-negative")?;
+        let positive = checkpoint(&config.reference.positive, "reference_positive")?;
+        let negative = checkpoint(&config.reference.negative, "reference_negative")?;
         Ok(Self {
             train,
-            eval: source(&config.data.eval, "--eval")?,
-            samples: source(&config.anchors.samples_file, "--samples-file")?,
+            eval: source(&config.data.eval, "eval")?,
+            samples: source(&config.anchors.samples_file, "samples_file")?,
             adapter: own,
             positive,
             negative,

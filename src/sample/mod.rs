@@ -1,8 +1,8 @@
 //! Sampling on the device: many prompts at once, a prompt's keys and values shared by all its samples.
 //!
-//! The random number of a draw depends only on (seed, prompt, sample, step). Results therefore do not depend
-//! on which rows share a batch, nor on when finished rows leave it. The host reads the drawn ids only every
-//! few steps.
+//! The random number for a token depends only on (seed, prompt, sample, step). Results therefore do not
+//! depend on which rows share a batch, nor on when finished rows leave it. The host reads the sampled ids
+//! only every few steps.
 
 use crate::config::{AnchorConfig, MAX_NUM_SEQS};
 use crate::data::packing::{Group, Packed};
@@ -12,33 +12,33 @@ use crate::model::{Capacity, Decoder, DecoderConfig, Workspace, chunk_rows};
 use crate::nn::{KvCache, Pass};
 use crate::{Error, Result};
 
-pub use kernel::{MAX_ENDS, Settings};
+pub use kernel::{MAX_ENDS, SamplingParams};
 
-/// A prompt and how many answers to draw for it.
+/// A prompt and the number of answers to sample for it.
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
     /// The prompt's tokens; at least one.
     pub prompt: &'a [u32],
-    /// The number of the first answer: part of the random counter.
+    /// Index of the first answer: part of the random counter.
     pub first_sample: u32,
-    /// Number of answers to draw.
+    /// Number of answers to sample.
     pub samples: usize,
-    /// The prompt's number: part of the random counter.
+    /// The prompt's index: part of the random counter.
     pub index: u32,
 }
 
-/// One drawn answer.
+/// One sampled answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// Its tokens; the last is an end token unless the answer was cut off.
+    /// Token ids; the last is an end token unless the answer was cut off.
     pub ids: Vec<u32>,
-    /// Whether it ended by itself, not at the length limit.
+    /// Whether it ended with an end token, not at the length limit.
     pub ended: bool,
 }
 
-/// The sampler's settings.
-pub fn settings(config: &AnchorConfig, seed: u32, ends: &[u32]) -> Settings {
-    Settings {
+/// The sampling parameters of `config`.
+pub fn sampling_params(config: &AnchorConfig, seed: u32, ends: &[u32]) -> SamplingParams {
+    SamplingParams {
         temperature: config.temperature as f32,
         top_k: config.top_k as u32,
         top_p: config.top_p as f32,
@@ -49,9 +49,9 @@ pub fn settings(config: &AnchorConfig, seed: u32, ends: &[u32]) -> Settings {
     }
 }
 
-/// Prompt tokens that are prefilled together, unless one prompt alone is longer.
+/// The most prompt tokens that are prefilled together, unless one prompt alone is longer.
 const PREFILL_TOKENS: usize = 1536;
-/// Steps after which the host reads the drawn ids (a "look").
+/// Steps after which the host reads the sampled ids (a "look").
 const SYNC_STEPS: usize = 8;
 
 /// Cache slots between the prompts and the first answer. A row that ends with its first token stays at the
@@ -60,27 +60,29 @@ const SYNC_STEPS: usize = 8;
 /// which is never read: the last token of an answer is not fed back into the model.)
 const SPARE_SLOTS: usize = 1;
 
-/// What a sampler reports to its caller: the answers finished and the tokens drawn since the last report.
+/// What a sampler reports to its caller: the numbers of answers finished and of tokens sampled since
+/// the last report.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
 /// The progress of a sampler since the last look.
 pub(crate) struct Looked<'a> {
-    /// Number of answers that are finished.
+    /// Number of answers finished.
     pub answers: usize,
-    /// Number of tokens drawn.
+    /// Number of tokens sampled.
     pub tokens: usize,
-    /// Requests whose answers are now all finished: the index of the request, and its answers.
+    /// Requests whose answers are now all finished: the request's index, and its answers.
     pub complete: Vec<(usize, Vec<Answer>)>,
     /// The current rows of the wave.
-    rows: &'a [Row],
+    rows: &'a [Sequence],
 }
 
 type Look<'a> = &'a mut dyn FnMut(Looked) -> Result<()>;
 
-/// The same for one wave: answers, tokens, all rows, and the rows that are finished, each with its answer.
-type WaveLook<'a> = &'a mut dyn FnMut(usize, usize, &[Row], Vec<(&Row, Answer)>) -> Result<()>;
+/// The callback of one wave: the numbers of answers finished and of tokens sampled since its last call, all
+/// rows, and the newly finished rows, each with its answer.
+type WaveLook<'a> = &'a mut dyn FnMut(usize, usize, &[Sequence], Vec<(&Sequence, Answer)>) -> Result<()>;
 
-/// Draws answers for all requests. They are returned in the order of the requests and of their samples.
+/// Samples answers for all requests. They are returned in the order of the requests and of their samples.
 ///
 /// # Errors
 /// A prompt that leaves no room in the context, or non-finite logits.
@@ -89,7 +91,7 @@ pub async fn generate(
     decoder: &Decoder,
     pass: Pass<'_>,
     requests: &[Request<'_>],
-    settings: &Settings,
+    settings: &SamplingParams,
     progress: Progress<'_>,
 ) -> Result<Vec<Vec<Answer>>> {
     let room =
@@ -104,7 +106,7 @@ pub(crate) async fn generate_in(
     decoder: &Decoder,
     pass: Pass<'_>,
     requests: &[Request<'_>],
-    settings: &Settings,
+    settings: &SamplingParams,
     progress: Progress<'_>,
 ) -> Result<Vec<Vec<Answer>>> {
     let mut answers: Vec<Vec<Answer>> = requests.iter().map(|_| Vec::new()).collect();
@@ -116,8 +118,8 @@ pub(crate) async fn generate_in(
     Ok(answers)
 }
 
-/// Draws one answer, the first of `request`, and reports its tokens while they are drawn: `each` is called
-/// every few tokens with all ids so far. The tokens are those that [`generate`] draws.
+/// Samples one answer, the first of `request`, and reports its tokens as they are sampled: `each` is called
+/// every few tokens with all ids so far. The tokens are the same as those of [`generate`].
 ///
 /// # Errors
 /// As [`generate`].
@@ -126,7 +128,7 @@ pub async fn stream(
     decoder: &Decoder,
     pass: Pass<'_>,
     request: &Request<'_>,
-    settings: &Settings,
+    settings: &SamplingParams,
     each: &mut dyn FnMut(&[u32]) -> Result<()>,
 ) -> Result<Answer> {
     let request = [Request { samples: 1, ..request.clone() }];
@@ -138,7 +140,7 @@ pub async fn stream(
     let room =
         Room::of(gpu, decoder.config(), &lengths(&request), settings.max_new_tokens as usize, MAX_NUM_SEQS);
     draw(room, gpu, decoder, pass, &request, settings, &mut look).await?;
-    answer.ok_or_else(|| Error::Internal { doing: "sampling", message: "no answer came".into() })
+    answer.ok_or_else(|| Error::Internal { doing: "sampling", message: "no answer returned".into() })
 }
 
 /// The number of prompt tokens and of answers of each request.
@@ -146,8 +148,8 @@ fn lengths(requests: &[Request]) -> Vec<(usize, usize)> {
     requests.iter().map(|request| (request.prompt.len(), request.samples)).collect()
 }
 
-/// Draws answers for all requests; `look` is called every few tokens with the progress, and with a request's
-/// answers when they are all finished.
+/// Samples answers for all requests; `look` is called every few tokens with the progress, and with a
+/// request's answers when they are all finished.
 ///
 /// # Errors
 /// As [`generate`], and what `look` returns.
@@ -157,7 +159,7 @@ pub(crate) async fn draw(
     decoder: &Decoder,
     pass: Pass<'_>,
     requests: &[Request<'_>],
-    settings: &Settings,
+    settings: &SamplingParams,
     look: Look<'_>,
 ) -> Result<()> {
     let most = settings.max_new_tokens as usize;
@@ -175,7 +177,7 @@ pub(crate) async fn draw(
             (request, Request { first_sample: whole.first_sample + first as u32, samples, ..whole.clone() })
         };
         let wave: Vec<(usize, Request)> = wave.into_iter().map(part).collect();
-        let mut finished = |answers, tokens, rows: &[Row], done: Vec<(&Row, Answer)>| {
+        let mut finished = |answers, tokens, rows: &[Sequence], done: Vec<(&Sequence, Answer)>| {
             let complete = done.into_iter().filter_map(|(row, answer)| {
                 let sample = row.sample - requests[row.request].first_sample;
                 Some((row.request, collected.add(row.request, sample as usize, answer)?))
@@ -199,7 +201,7 @@ impl Collected {
     }
 }
 
-/// A part of a request's samples.
+/// Consecutive samples of a request.
 struct Piece {
     request: usize,
     first: usize,
@@ -229,8 +231,8 @@ fn waves(requests: &[(usize, usize)], rows: usize, prompt_tokens: usize) -> Vec<
     waves
 }
 
-/// Sizes of a sampler's buffers: the most that is decoded together. Buffers that are large enough for some
-/// requests are large enough for any part of them, in any number of waves.
+/// Sizes of a sampler's buffers: the most rows, prompt tokens and new tokens that a wave may have. Buffers
+/// that are large enough for some requests are large enough for any part of them, in any number of waves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
     rows: usize,
@@ -266,7 +268,7 @@ impl Room {
         self.rows
     }
 
-    /// Allocates a sampler's buffers, and the one for the ids that the host reads at once.
+    /// Allocates a sampler's buffers, and the one from which the host reads ids.
     pub fn allocate(self, memory: &Memory, decoder: &Decoder) -> Result<impl Sized + use<>> {
         let read = self.rows * SYNC_STEPS;
         let read = Tensor::new(memory, Purpose::Staging, "drawn ids", read, DType::U32)?;
@@ -275,12 +277,12 @@ impl Room {
 }
 
 /// The host's record of a row that is being decoded.
-struct Row {
+struct Sequence {
     request: usize,
     index: u32,
     sample: u32,
     prompt: [u32; 2],
-    /// The cache slot of its first token.
+    /// The cache slot of the answer's first token.
     segment: u32,
     ids: Vec<u32>,
     seen: Option<Vec<u32>>,
@@ -291,7 +293,7 @@ struct Wave {
     prefill: Workspace,
     decode: Workspace,
     caches: Vec<KvCache>,
-    /// `(rows)`: which hidden state predicts a row's next token.
+    /// `(rows)`: the index of the hidden state that predicts a row's next token.
     source: Tensor,
     /// `(rows)`: 0, 1, 2...
     own: Tensor,
@@ -319,15 +321,14 @@ impl Wave {
         })
     }
 
-    /// Decodes a wave to its end; `look` gets the answers and tokens since its last call, all rows, and the
-    /// rows that are finished.
+    /// Decodes a wave to its end, and calls `look` after each read of the ids.
     async fn run(
         &mut self,
         gpu: &Gpu,
         decoder: &Decoder,
         pass: Pass<'_>,
         wave: &[(usize, Request<'_>)],
-        settings: &Settings,
+        settings: &SamplingParams,
         look: WaveLook<'_>,
     ) -> Result<()> {
         let mut rec = Recorder::new(gpu);
@@ -345,8 +346,7 @@ impl Wave {
         let step = Pass { decoding: true, ..pass };
         let mut column = 1;
         loop {
-            // The steps until the next look. They never go past the length limit, where all rows are
-            // finished.
+            // The steps until the next look, up to the length limit, where all rows are finished.
             let drawn = live.first().map_or(0, |&r| rows[r].ids.len());
             while column < SYNC_STEPS && drawn + column < settings.max_new_tokens as usize {
                 let hidden = decoder.hidden(&mut rec, step, &self.decode, Some(&self.caches))?;
@@ -378,13 +378,18 @@ impl Wave {
         }
     }
 
-    fn mean_keys(&self, rows: &[Row], live: &[usize]) -> usize {
-        let keys = |r: &Row| (r.prompt[1] - r.prompt[0]) as usize + r.ids.len() + SYNC_STEPS;
+    fn mean_keys(&self, rows: &[Sequence], live: &[usize]) -> usize {
+        let keys = |r: &Sequence| (r.prompt[1] - r.prompt[0]) as usize + r.ids.len() + SYNC_STEPS;
         live.iter().map(|&r| keys(&rows[r])).sum::<usize>() / live.len().max(1)
     }
 
-    /// The wave's rows, and which prompt token predicts the first token of each.
-    fn rows_of(&self, wave: &[(usize, Request)], settings: &Settings, vocab: usize) -> (Vec<Row>, Vec<u32>) {
+    /// The wave's rows, and the index of the prompt token that predicts the first token of each.
+    fn rows_of(
+        &self,
+        wave: &[(usize, Request)],
+        settings: &SamplingParams,
+        vocab: usize,
+    ) -> (Vec<Sequence>, Vec<u32>) {
         let (mut rows, mut sources) = (Vec::new(), Vec::new());
         let mut start = 0;
         let prompts: usize = wave.iter().map(|(_, r)| r.prompt.len()).sum();
@@ -394,7 +399,7 @@ impl Wave {
             let seen = (settings.repetition_penalty != 1.0).then(|| bits(r.prompt, vocab));
             for sample in 0..r.samples as u32 {
                 sources.push(end - 1);
-                rows.push(Row {
+                rows.push(Sequence {
                     request: *request,
                     index: r.index,
                     sample: r.first_sample + sample,
@@ -409,14 +414,14 @@ impl Wave {
         (rows, sources)
     }
 
-    /// Uploads the tables of the live rows, in their state before the next token is drawn.
-    fn load_rows(&mut self, gpu: &Gpu, rows: &[Row], live: &[usize]) {
+    /// Uploads the tables of the live rows, in their state before the next token is sampled.
+    fn load_rows(&mut self, gpu: &Gpu, rows: &[Sequence], live: &[usize]) {
         let (mut tokens, mut ranges, mut state, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in live.iter().map(|&r| &rows[r]) {
             let [start, end] = row.prompt;
             let drawn = row.ids.len() as u32;
-            // The kernel advances position, slot and range after every draw. Before the first draw they are
-            // one short of the answer's first token.
+            // The kernel advances position, slot and range after every sampled token. Before the first one
+            // they are one short of the answer's first token.
             let id = row.ids.last().copied().unwrap_or(0);
             let at = (end - start + drawn).wrapping_sub(1);
             tokens.push([id, at, (row.segment + drawn).wrapping_sub(1), 0]);
@@ -434,7 +439,7 @@ impl Wave {
     fn draw(
         &self,
         rec: &mut Recorder,
-        settings: &Settings,
+        settings: &SamplingParams,
         logits: &Workspace,
         size: (usize, usize),
         column: usize,
@@ -460,8 +465,14 @@ fn bits(prompt: &[u32], vocab: usize) -> Vec<u32> {
     words
 }
 
-/// Appends the drawn ids to the rows. Returns how many there were.
-fn collect(rows: &mut [Row], live: &[usize], history: &[u32], columns: usize, vocab: usize) -> Result<usize> {
+/// Appends the sampled ids to the rows. Returns their number.
+fn collect(
+    rows: &mut [Sequence],
+    live: &[usize],
+    history: &[u32],
+    columns: usize,
+    vocab: usize,
+) -> Result<usize> {
     let mut count = 0;
     for (drawn, &r) in history.chunks_exact(SYNC_STEPS).zip(live) {
         for &id in drawn[..columns].iter().take_while(|&&id| id != NONE) {
@@ -481,7 +492,7 @@ fn collect(rows: &mut [Row], live: &[usize], history: &[u32], columns: usize, vo
     Ok(count)
 }
 
-fn finished(row: &Row, settings: &Settings) -> Option<Answer> {
+fn finished(row: &Sequence, settings: &SamplingParams) -> Option<Answer> {
     let ended = row.ids.last().is_some_and(|id| settings.ends.contains(id));
     let cut = row.ids.len() >= settings.max_new_tokens as usize;
     (ended || cut).then(|| Answer { ids: row.ids.clone(), ended })

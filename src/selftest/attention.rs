@@ -110,7 +110,7 @@ impl Case {
         Self { shape, params, ranges, q, k, v, o, lse, what }
     }
 
-    /// The same case with NaN in every slot that no query sees, as in a cache whose buffers were used before.
+    /// The same case with NaN in every slot that no query sees, as in a cache whose buffers are reused.
     fn spoilt(mut self) -> Self {
         let width = self.widths().1;
         let seen = |slot: u32| {
@@ -143,7 +143,7 @@ impl Case {
         (heads * head_dim, kv_heads * head_dim)
     }
 
-    /// Queries, keys and values as columns of one row, between other elements that must not change.
+    /// Queries, keys and values as columns of one row, among other elements that must not change.
     fn beside(&self, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
         let (q_width, kv_width) = self.widths();
         let rows = q.chunks(q_width).zip(k.chunks(kv_width).zip(v.chunks(kv_width)));
@@ -264,7 +264,7 @@ async fn capped(gpu: &Gpu, depth: Depth) -> Outcome {
             let case = Case::new((4, 2, dim, size), ranges, keys, limits);
             case.forward(gpu).await?;
             case.backward(gpu).await?;
-            // As a sampler reads its cache.
+            // Key ranges as in a sampler's cache.
             let few = vec![[0, 20, 40, 41], [0, 20, 50, 57], [20, 33, 60, 60]];
             Case::new((4, 2, dim, size), few, 100, limits).spoilt().forward(gpu).await?;
         }

@@ -1,4 +1,4 @@
-//! What the checks share: tensors from reference values, and outputs that show which elements a kernel failed
+//! Helpers of the checks: tensors from reference values, and outputs that show which elements a kernel failed
 //! to write, or wrote past the end.
 
 use std::fmt::Display;
@@ -49,8 +49,8 @@ pub(super) fn words(gpu: &Gpu, data: &[u32]) -> Result<Tensor> {
     Tensor::from_u32(gpu, Purpose::Staging, "selftest table", data)
 }
 
-/// `data` rounded to `dtype`: the tensor, and the values it holds. For a quantised type the values are made
-/// up, and only their number is that of `data`.
+/// `data` rounded to `dtype`: the tensor and its values. For a quantised type the values are generated, and
+/// only the length of `data` is used.
 pub(super) fn weights(gpu: &Gpu, dtype: DType, data: &[f64]) -> Result<(Tensor, Vec<f64>)> {
     let (bytes, held): (Vec<u8>, Vec<f64>) = match dtype {
         DType::F32 | DType::U32 => return Ok((floats(gpu, data)?, data.to_vec())),
@@ -88,7 +88,7 @@ fn quantised_weights(dtype: DType, len: usize, seed: u32) -> (Blocks, Vec<f64>) 
     let read: Vec<f64> = blocks.values().into_iter().map(f64::from).collect();
     assert!(
         read.iter().zip(&held).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()),
-        "{dtype:?} is read wrongly"
+        "{dtype:?}: the host decodes the blocks differently from the reference"
     );
     (blocks, held)
 }
@@ -101,12 +101,12 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Full of NaN: an element that the kernel does not write fails the comparison.
+    /// Filled with NaN: an element that the kernel does not write fails the comparison.
     pub fn fresh(gpu: &Gpu, len: usize) -> Result<Self> {
         Self::holding(gpu, &vec![f64::NAN; len])
     }
 
-    /// Full of known values, for a kernel that adds or works in place.
+    /// Filled with known values, for a kernel that adds or works in place.
     pub fn holding(gpu: &Gpu, earlier: &[f64]) -> Result<Self> {
         let mut data = narrow(earlier);
         data.resize(earlier.len() + GUARD, f32::NAN);
@@ -114,11 +114,11 @@ impl Output {
         Ok(Self { tensor, len: earlier.len() })
     }
 
-    /// The elements. Fails if the guard was changed.
+    /// Reads the elements. Fails if the guard was changed.
     pub async fn read(&self, gpu: &Gpu, what: impl Display) -> std::result::Result<Vec<f32>, Failure> {
         let mut data = self.tensor.read_f32(gpu).await?;
         if let Some(i) = (self.len.next_multiple_of(4)..data.len()).find(|&i| !data[i].is_nan()) {
-            return Err(Failure(format!("{what}: index {i}: written past the end, {}", self.len)));
+            return Err(Failure(format!("{what}: index {i}: written past the end of {} elements", self.len)));
         }
         data.truncate(self.len);
         Ok(data)
@@ -144,7 +144,7 @@ impl Output {
     }
 }
 
-/// The bits of `data`. Compared by value, +0 and -0 would be equal, and NaN would not equal itself.
+/// The bits of `data`. A comparison by value would treat +0 and -0 as equal, and NaN as unequal to itself.
 pub(super) fn bits(data: &[f32]) -> Vec<u32> {
     data.iter().map(|v| v.to_bits()).collect()
 }

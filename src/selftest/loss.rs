@@ -126,7 +126,7 @@ async fn sums(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Consecutive ranges [start, end) of these lengths, and the end of the last.
+/// Consecutive ranges [start, end) with these lengths, and the end of the last one.
 fn spans(lengths: &[u32]) -> (Vec<[u32; 2]>, usize) {
     let mut end = 0;
     let spans = lengths.iter().map(|&length| {
@@ -170,7 +170,7 @@ impl Groups {
         let (groups, _) = spans(&self.sizes);
         let lengths: Vec<u32> = self.tokens.iter().map(|tokens| tokens.len() as u32).collect();
         let (rows, total) = spans(&lengths);
-        // Log-sum-exps and entropies follow, which no loss reads.
+        // The log-sum-exps and entropies are NaN: no loss reads them.
         let mut stats = self.tokens.concat();
         stats.resize(3 * total, f64::NAN);
         let mut policy: Vec<f64> = self.tokens.iter().map(|tokens| tokens.iter().sum()).collect();
@@ -194,8 +194,8 @@ impl Groups {
     }
 }
 
-/// Values worked out by hand, from the definition of D²O alone: anchors' log-ratios, the negative's, alpha,
-/// beta; z, loss, the coefficients of an anchor and of the negative.
+/// Values calculated by hand from the definition of D²O. Inputs: the anchors' log-ratios, the negative's
+/// log-ratio, alpha and beta. Results: z, loss, the coefficients of an anchor and of the negative.
 type Known = (&'static [f64], f64, [f64; 2], [f64; 4]);
 const TABLE: [Known; 4] = [
     (&[0.0, 0.0, 0.0], 0.0, [0.1, 0.1], [0.0, LN_2, -0.5 * 0.1 / 3.0, 0.05]),

@@ -1,4 +1,4 @@
-//! The three products, in every weight type, at and around the sizes of blocks and tiles.
+//! The three product layouts with every weight type, at and around the sizes of blocks and tiles.
 
 use std::collections::BTreeMap;
 
@@ -205,8 +205,8 @@ impl Case {
 /// The bits of a product, for each family of kernels.
 type Bits = BTreeMap<Family, Vec<u32>>;
 
-/// The product of `x` with `w`, whose values are given as they are in memory. Fails unless all candidates of
-/// a family give the same bits.
+/// The product of `x` with `w`, both given in memory order. Fails unless all candidates of a family give
+/// bit-identical results.
 async fn product(
     gpu: &Gpu,
     form: Form,
@@ -230,8 +230,8 @@ async fn product(
     Ok(all)
 }
 
-/// Fails unless `found` has the same families as `expected`, and its bits equal the first of the expected
-/// ones.
+/// Fails unless `found` has the same families as `expected`, and its bits equal those at the start of
+/// `expected`.
 fn equal_bits(what: &str, found: &Bits, expected: &Bits) -> Outcome {
     equal(what, &found.keys().collect::<Vec<_>>(), &expected.keys().collect::<Vec<_>>())?;
     for (family, found) in found {
@@ -240,7 +240,7 @@ fn equal_bits(what: &str, found: &Bits, expected: &Bits) -> Outcome {
     Ok(())
 }
 
-/// Packed weights give exactly the same bits as the same weights in f32.
+/// Packed weights give bit-identical results to the same weights in f32.
 async fn packed_is_exact(gpu: &Gpu, _: Depth) -> Outcome {
     for form in [Form::Nt, Form::Nn, Form::Tn] {
         for (m, n, k) in [(20, 12, 36), (20, 24, 40), (7, 13, 19)] {
@@ -310,9 +310,9 @@ async fn quantised(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Sums over a vocabulary, of many small terms and a large one, all of one sign. If they were added one after
-/// the other, all would be rounded the same way and the check would fail. The head's backward pass computes
-/// such sums, over the whole vocabulary.
+/// Sums over a vocabulary, as in the head's backward pass, of many small terms and a large one, all of one
+/// sign. If they were added sequentially, all would be rounded in the same direction and the check would
+/// fail.
 async fn long_sums(gpu: &Gpu, _: Depth) -> Outcome {
     if gpu.precision() == Precision::F16 {
         // f16 cannot represent terms this small.
@@ -342,7 +342,7 @@ async fn long_sums(gpu: &Gpu, _: Depth) -> Outcome {
     Ok(())
 }
 
-/// A row's result does not depend on how many rows are computed with it, so neither do sampled tokens.
+/// A row's result, and so a sampled token, does not depend on the number of rows that are computed with it.
 async fn rows_alone(gpu: &Gpu, _: Depth) -> Outcome {
     for (n, k, decoding) in
         [(24, 64, false), (21, 65, false), (24, 64, true), (21, 65, true), (19, 132, true)]

@@ -2,8 +2,8 @@
 //! selftest` and `tests/gpu.rs` run the same checks.
 //!
 //! One file per theme. A check records the kernel on several shapes and compares every element with
-//! [`crate::reference`]. Outputs that a kernel overwrites are full of NaN before, and outputs that it adds to
-//! hold known values. Inputs depend only on a seed: a failure on one machine is the same failure on the next.
+//! [`crate::reference`]. Outputs that a kernel overwrites are first filled with NaN, and outputs that it adds
+//! to with known values. Inputs depend only on a seed, so they are the same on every machine.
 
 mod attention;
 mod bench;
@@ -24,7 +24,7 @@ use crate::gpu::Gpu;
 use crate::reference::compare;
 pub use crate::reference::tolerance::{F16_PRODUCT, F32, Tolerance};
 
-/// How much to check.
+/// The number of shapes to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
     /// The first few shapes of each check.
@@ -56,12 +56,12 @@ impl From<Error> for Failure {
     }
 }
 
-/// `Ok` when everything agrees.
+/// `Ok` if all results agree with the reference.
 pub type Outcome = Result<(), Failure>;
 
 type Running<'g> = Pin<Box<dyn Future<Output = Outcome> + 'g>>;
 
-/// One kernel, or one property of it, on many shapes.
+/// A check of one kernel, or of one of its properties, on many shapes.
 #[derive(Clone, Copy)]
 pub struct Check {
     /// An identifier, unique among [`checks`].

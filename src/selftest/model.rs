@@ -36,18 +36,18 @@ const THETA: f64 = 100.0;
 /// More positions than any sequence below has tokens.
 const POSITIONS: usize = 32;
 
-/// For a whole model, where rounding errors add up over layers and tokens. PyTorch's own f32 keeps to it as
-/// well.
+/// For a whole model, where rounding errors add up over layers and tokens. PyTorch in f32 is within this
+/// tolerance too.
 const EXACT: Tolerance = Tolerance { abs: 2e-5, eps: 2e-4 };
 /// The tolerance with [`Precision::F16`], as a share of the tensor's largest element: every input of every
-/// product has a relative error of up to 2^-10, and products cancel. llvmpipe, which rounds to nearest, keeps
-/// within 2e-2 with either kind of kernel.
+/// product has a relative error of up to 2^-10, and products cancel. On
+/// llvmpipe, which rounds to nearest, errors are below 2e-2 with either kind of kernel.
 const ROUNDED: f64 = 5e-2;
 
 /// PEFT's prefix for the name of every tensor of an adapter.
 const PEFT: &str = "base_model.model.";
 
-/// A model, which of its weights are trained, and the loss.
+/// A model, the choice of its trained weights, and the loss.
 struct Variant {
     biased: bool,
     tied: bool,
@@ -108,7 +108,8 @@ fn projections() -> impl Iterator<Item = (String, usize, usize)> {
     })
 }
 
-/// Groups with a prompt of one token, an answer of one token, and answers that repeat ids.
+/// Groups of prompts and answers, among them a prompt of one token, an answer of one token, and answers that
+/// repeat ids.
 struct Text {
     prompts: Vec<Vec<u32>>,
     responses: Vec<Vec<Vec<u32>>>,
@@ -141,7 +142,7 @@ impl Text {
         groups.map(|(prompt, r)| Group { prompt, responses: r.iter().map(Vec::as_slice).collect() }).collect()
     }
 
-    /// Made-up reference log-probs: about those of a uniform distribution, so that no σ is saturated.
+    /// Generated reference log-probs: near those of a uniform distribution, so that no sigmoid is saturated.
     fn reference(&self) -> Vec<f64> {
         let lengths: Vec<usize> = self.responses.iter().flatten().map(Vec::len).collect();
         let noise = values(50, lengths.len(), 2.0);
@@ -203,7 +204,7 @@ impl Variant {
         all
     }
 
-    /// The base model as a file, its weights rounded to `dtype`.
+    /// The bytes of the base model's file, with weights rounded to `dtype`.
     fn file(&self) -> Result<Vec<u8>> {
         let plain = file(&self.tensors(), 100, "")?;
         let weights = Weights::parse([("selftest", plain.as_slice())], "selftest")?;
@@ -234,13 +235,13 @@ impl Variant {
         let found = self.on_device(gpu, &model, &text, Recompute::None).await?;
         for recompute in [Recompute::Mlp, Recompute::Full] {
             if self.on_device(gpu, &model, &text, recompute).await? != found {
-                return Err(Failure(format!("{}: another result with recompute {recompute:?}", self.name())));
+                return Err(Failure(format!("{}: results differ with recompute {recompute:?}", self.name())));
             }
         }
         self.compare(gpu.precision(), &found, &self.in_double(&tensors, &text))
     }
 
-    /// What the engine computes.
+    /// The engine's results.
     async fn on_device(
         &self,
         gpu: &Gpu,
@@ -271,7 +272,7 @@ impl Variant {
         Ok(Found { logps, losses: outcome.chunks_exact(4).map(|o| o[0]).collect(), gradients })
     }
 
-    /// What the engine should compute, in f64.
+    /// The expected results, in f64.
     fn in_double(&self, weights: &Tensors, text: &Text) -> Expected {
         let groups = text.groups();
         let packed: Vec<(&[u32], &[&[u32]])> =
@@ -317,7 +318,8 @@ impl Variant {
         }
         let trained = expected.gradients.keys().filter(|name| !self.lora || name.contains(".lora_")).count();
         if found.gradients.len() != trained {
-            let message = format!("{}: {} of {trained} gradients", self.name(), found.gradients.len());
+            let message =
+                format!("{}: found {} gradients, expected {trained}", self.name(), found.gradients.len());
             return Err(Failure(message));
         }
         Ok(())
@@ -338,7 +340,7 @@ struct Expected {
     gradients: Tensors,
 }
 
-/// An adapter's tensors on all projections, B is filled too: with B zero, A would get no gradient.
+/// An adapter's tensors for all projections. B is not zero: otherwise the gradient of A would be zero.
 fn adapters() -> Vec<Named> {
     let both = |(name, inputs, outputs): (String, usize, usize)| {
         [
@@ -349,7 +351,7 @@ fn adapters() -> Vec<Named> {
     projections().flat_map(both).collect()
 }
 
-/// A safetensors file of f32 values: norms' weights around 1, all else around 0.
+/// A safetensors file of f32 values: norms' weights around 1, other tensors around 0.
 fn file(tensors: &[Named], seed: u32, prefix: &str) -> Result<Vec<u8>> {
     let fill = |(seed, (name, shape)): (u32, &Named)| {
         let shift = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
@@ -361,7 +363,7 @@ fn file(tensors: &[Named], seed: u32, prefix: &str) -> Result<Vec<u8>> {
     serialize(filled.iter().map(|(name, shape, data)| (name.as_str(), shape.as_slice(), data.as_slice())))
 }
 
-/// The values that a file holds, in f64 for the reference.
+/// The values of a file's tensors, in f64 for the reference.
 fn in_double(weights: &Weights, tensors: &[Named], prefix: &str) -> Result<Tensors> {
     let one = |(name, shape): &Named| {
         let stored = weights.get(&format!("{prefix}{name}"), shape)?.to_f32();

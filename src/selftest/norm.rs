@@ -4,7 +4,7 @@ use super::bench::{Output, floats, spread, values};
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::rms_norm::{self, Constants, Saved, Shape};
-use crate::kernels::{Mat, column_sum, head_norm, layer_norm};
+use crate::kernels::{Mat, Out, column_sum, head_norm, layer_norm};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
@@ -43,10 +43,10 @@ async fn norm(gpu: &Gpu, rows: usize, width: usize) -> Outcome {
     let mut rec = Recorder::new(gpu);
     let (shape, eps) = (Shape { rows, width }, EPS as f32);
     let [y_out, rstd_out] = outputs.each_ref().map(|output| &output.tensor);
-    rms_norm::forward(&mut rec, &x, &w, y_out, rstd_out, None, shape, Constants { eps, shift: 0.0 })?;
+    rms_norm::forward(&mut rec, &x, &w, Out::to(y_out), rstd_out, shape, Constants { eps, shift: 0.0 })?;
     let [y_out, rstd_out] = others.each_ref().map(|output| &output.tensor);
     let constants = Constants { eps, shift: 1.0 };
-    rms_norm::forward(&mut rec, &x, &w, y_out, rstd_out, Some(&residual), shape, constants)?;
+    rms_norm::forward(&mut rec, &x, &w, Out::plus(y_out, &residual), rstd_out, shape, constants)?;
     rec.submit();
     others[0].expect(gpu, format!("shifted y + residual, {rows}x{width}"), &added).await?;
     others[1].expect(gpu, format!("rstd beside a residual, {rows}x{width}"), &rstd).await?;
@@ -149,17 +149,8 @@ async fn layers(gpu: &Gpu, depth: Depth) -> Outcome {
             let [y_out, stats_out] = found.each_ref().map(|output| &output.tensor);
             layer_norm::forward(&mut rec, &x, (&w, &b), y_out, stats_out, shape, EPS as f32)?;
             let saved = layer_norm::Saved { x: &x, w: &w, stats: &stats_there };
-            let (dw_there, db_there) = (Some(&dw_out.tensor), Some(&db_out.tensor));
-            layer_norm::backward(
-                &mut rec,
-                saved,
-                &dy,
-                &dx_out.tensor,
-                dw_there,
-                db_there,
-                shape,
-                accumulate,
-            )?;
+            let trained = (Some(&dw_out.tensor), Some(&db_out.tensor));
+            layer_norm::backward(&mut rec, saved, &dy, &dx_out.tensor, trained, shape, accumulate)?;
             rec.submit();
             found[0].expect(gpu, format!("y, {what}"), &y).await?;
             found[1].expect(gpu, format!("rstd and mean, {what}"), &stats).await?;
@@ -186,7 +177,7 @@ async fn heads(gpu: &Gpu, depth: Depth) -> Outcome {
         let weights = [weights[0].as_slice(), weights[1].as_slice()];
         let (y, rstd) = reference::head_norm::forward(&x, weights, both, head_dim, EPS);
         let (dx, dw) = reference::head_norm::backward(&x, weights, &rstd, &dy, both, head_dim);
-        // Among other columns, which must not change.
+        // x is among other columns, which must not change.
         let place = (3, all + 5);
         let among = |x: &[f64]| spread(x, all, place, 0.5);
         let (x_out, dx_out) = (Output::holding(gpu, &among(&x))?, Output::holding(gpu, &among(&dy))?);

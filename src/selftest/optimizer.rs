@@ -18,7 +18,8 @@ pub(super) fn checks() -> Vec<Check> {
 }
 
 /// The norm over all gradients together, and the clip scale for a limit below the norm, above it and without
-/// a limit. A gradient that is alone has elements about as small as the 1e-6 that keeps the scale finite.
+/// a limit. If there is only one gradient, its elements are about as small as the 1e-6 that keeps the scale
+/// finite.
 async fn norm(gpu: &Gpu, depth: Depth) -> Outcome {
     let arenas: [&[usize]; 5] = [&[1025, 3], &[1], &[5, 1024, 4099], &[1023], &[64, 1, 1, 7]];
     for &counts in depth.of(&arenas) {
@@ -110,8 +111,8 @@ async fn steps(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Every step starts from the codes that the step before it left. The parameters must be those of AdamW on
-/// the decoded moments, and the new codes must be the nearest ones.
+/// Every step starts from the codes of the previous step. The parameters must be those of AdamW on the
+/// decoded moments, and the new codes must be the nearest ones.
 async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
     let numbers = table();
     let on_device = Tensor::from_f32(gpu, Purpose::Moments, "table", &numbers)?;
@@ -121,7 +122,7 @@ async fn steps_in_8_bits(gpu: &Gpu, depth: Depth) -> Outcome {
         let mut w = values(1, count, 1.0);
         for t in 1..=5 {
             let what = format!("count={count} step {t}");
-            // From one element to the next, the size of the gradient changes by a factor of up to a million.
+            // The size of the gradient differs by a factor of up to a million between neighbouring elements.
             let size = |(i, g): (usize, f64)| g * 10f64.powi(-((i % 7) as i32));
             let g: Vec<f64> = values(10 + t, count, 4.0).into_iter().enumerate().map(size).collect();
             let g: Vec<f64> = g.into_iter().map(|g| f64::from(g as f32)).collect();

@@ -94,7 +94,7 @@ async fn cap(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// `x` with the mask applied, in f32 as on the device, so that the bits are the same.
+/// `x` with the mask applied, in f32 as on the device, so that the result is bit-identical.
 fn masked(mask: Mask, x: &[f64]) -> Vec<f32> {
     let Mask { p, stream, step, seed } = mask;
     let params = reference::dropout::Params { p, stream, step, seed };
@@ -138,7 +138,7 @@ async fn chains(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// More workgroups than one dimension of a dispatch holds.
+/// More workgroups than fit in one dimension of a dispatch.
 async fn many_groups(gpu: &Gpu, depth: Depth) -> Outcome {
     if depth == Depth::Quick {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Kernels that move rows by index: embeddings and the sampler's cache.
+//! Kernels that copy or add rows by index: embeddings and the sampler's cache.
 
 use super::bench::{Output, below, bits, floats, values, weights, words};
 use super::{Check, Depth, Outcome, check, equal};
@@ -76,7 +76,8 @@ async fn forward(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// Gathers by another word of the index, scaled, and added to earlier values; also the gradient of that.
+/// Gathers rows by the second word of each index entry, scaled, and adds them to earlier values; also the
+/// gradient.
 async fn scaled(gpu: &Gpu, depth: Depth) -> Outcome {
     for &(rows, width, table_rows) in depth.of(&SHAPES) {
         let what = format!("rows={rows} width={width} table={table_rows}");

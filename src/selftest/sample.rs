@@ -1,13 +1,13 @@
-//! Drawing tokens: compared with the reference token by token, by distribution, and by how it changes the
-//! rows.
+//! Sampling: the sampled tokens, their distribution and the updates of the rows are compared with the
+//! reference.
 
 use std::fmt::Display;
 
 use super::bench::{Output, below, values, words};
 use super::{Check, Depth, Failure, Outcome, agree, check, equal};
 use crate::gpu::{Gpu, Recorder, Tensor};
-use crate::kernels::sample::{self, MAX_ENDS, Rows, Settings};
-use crate::reference::{self, sample::Row};
+use crate::kernels::sample::{self, MAX_ENDS, Rows, SamplingParams};
+use crate::reference::{self, sample::Sequence};
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
@@ -19,19 +19,19 @@ pub(super) fn checks() -> Vec<Check> {
     ]
 }
 
-/// What the history and the guards hold before a step.
+/// The value of the history and the guards before a step.
 const UNTOUCHED: u32 = 0xabab_abab;
 /// Columns of the history, and the one that is written.
 const COLUMNS: usize = 3;
 const COLUMN: usize = 1;
 
-/// A row with these logits; the rest is made up.
-fn row(index: u32, logits: Vec<f64>) -> Row {
+/// A row with these logits; its other fields are generated.
+fn row(index: u32, logits: Vec<f64>) -> Sequence {
     let vocab = logits.len() as u32;
     let seen: Vec<u32> = (0..vocab).filter(|&id| below(4, 21, id + 1000 * index) == 0).collect();
     let [prompt, sample, step] = [22, 23, 24].map(|seed| below(90, seed, index));
     let at = below(1000, 25, index);
-    Row {
+    Sequence {
         logits,
         seen,
         state: [prompt, sample, step, 0],
@@ -41,8 +41,9 @@ fn row(index: u32, logits: Vec<f64>) -> Row {
     }
 }
 
-/// A row with logits of a kind that `index` picks: wide, with ties, flat, or with one far above the rest.
-fn random(index: u32, vocab: usize) -> Row {
+/// A row with one of four kinds of logits, by `index`: a wide range, ties, a narrow range, or one logit far
+/// above the rest.
+fn random(index: u32, vocab: usize) -> Sequence {
     let wide = values(100 + index, vocab, 8.0);
     let logits = match index % 4 {
         0 => wide,
@@ -54,8 +55,8 @@ fn random(index: u32, vocab: usize) -> Row {
 }
 
 /// The settings in the reference's types.
-fn of(settings: &Settings) -> reference::sample::Settings {
-    reference::sample::Settings {
+fn of(settings: &SamplingParams) -> reference::sample::SamplingParams {
+    reference::sample::SamplingParams {
         filters: reference::sample::Params {
             temperature: f64::from(settings.temperature),
             top_k: settings.top_k as usize,
@@ -81,7 +82,7 @@ async fn unguarded(gpu: &Gpu, tensor: &Tensor, what: impl Display) -> Result<Vec
 }
 
 /// The rows after one step on the device.
-async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, Failure> {
+async fn step(gpu: &Gpu, settings: &SamplingParams, rows: &[Sequence]) -> Result<Vec<Sequence>, Failure> {
     let (count, vocab) = (rows.len(), rows[0].logits.len());
     let seen_words = vocab.div_ceil(32);
     let mut bits = vec![0u32; count * seen_words];
@@ -111,7 +112,7 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
         equal(format!("history, word {i}, of another step"), &[word], &[UNTOUCHED])?;
     }
     let four = |data: &[u32], r: usize| [data[4 * r], data[4 * r + 1], data[4 * r + 2], data[4 * r + 3]];
-    let after = |r: usize| Row {
+    let after = |r: usize| Sequence {
         logits: penalised[r * vocab..(r + 1) * vocab].iter().map(|&l| f64::from(l)).collect(),
         seen: (0..vocab as u32)
             .filter(|&id| read[0][r * seen_words + id as usize / 32] >> (id % 32) & 1 == 1)
@@ -125,8 +126,8 @@ async fn step(gpu: &Gpu, settings: &Settings, rows: &[Row]) -> Result<Vec<Row>, 
 }
 
 /// Compares everything but the logits, which would make the message too long.
-fn same(what: impl Display, found: &Row, expected: &Row) -> Outcome {
-    let short = |row: &Row| (row.drawn, row.state, row.token, row.range, row.seen.clone());
+fn same(what: impl Display, found: &Sequence, expected: &Sequence) -> Outcome {
+    let short = |row: &Sequence| (row.drawn, row.state, row.token, row.range, row.seen.clone());
     if short(found) == short(expected) {
         return Ok(());
     }
@@ -136,8 +137,8 @@ fn same(what: impl Display, found: &Row, expected: &Row) -> Outcome {
     )))
 }
 
-fn settings(temperature: f32, top_k: u32, top_p: f32, repetition_penalty: f32) -> Settings {
-    Settings {
+fn settings(temperature: f32, top_k: u32, top_p: f32, repetition_penalty: f32) -> SamplingParams {
+    SamplingParams {
         temperature,
         top_k,
         top_p,
@@ -148,7 +149,7 @@ fn settings(temperature: f32, top_k: u32, top_p: f32, repetition_penalty: f32) -
     }
 }
 
-fn all_settings() -> Vec<Settings> {
+fn all_settings() -> Vec<SamplingParams> {
     vec![
         settings(0.9, 5, 0.9, 1.3),
         settings(0.0, 0, 1.0, 1.0),
@@ -168,7 +169,7 @@ async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
     for &(vocab, count) in
         depth.of(&[(33, 9), (300, 8), (7, 17), (1, 1), (2, 3), (64, 8), (65, 30), (2053, 5), (50_257, 2)])
     {
-        let rows: Vec<Row> = (0..count).map(|index| random(index, vocab)).collect();
+        let rows: Vec<Sequence> = (0..count).map(|index| random(index, vocab)).collect();
         let (mut compared, mut close) = (0, 0);
         for settings in all_settings() {
             let found = step(gpu, &settings, &rows).await?;
@@ -190,34 +191,34 @@ async fn draws(gpu: &Gpu, depth: Depth) -> Outcome {
         }
         if 4 * close > compared {
             return Err(Failure(format!(
-                "vocab={vocab}: {close} draws too close to an edge, {compared} compared"
+                "vocab={vocab}: {compared} samples compared, {close} too close to an edge to compare"
             )));
         }
     }
     Ok(())
 }
 
-/// Over many samples of one prompt, tokens occur as often as their kept probabilities say, within five
-/// standard deviations.
+/// Over many samples of one prompt, each token's frequency matches its probability after filtering, within
+/// five standard deviations.
 async fn frequencies(gpu: &Gpu, depth: Depth) -> Outcome {
     let count = if depth == Depth::Full { 8192 } else { 1024 };
     for settings in [settings(1.0, 0, 1.0, 1.0), settings(0.7, 7, 0.9, 1.0)] {
         let logits = values(31, 10, 2.0);
-        let rows: Vec<Row> = (0..count)
-            .map(|sample| Row { state: [3, sample, 2, 0], seen: vec![], ..row(0, logits.clone()) })
+        let rows: Vec<Sequence> = (0..count)
+            .map(|sample| Sequence { state: [3, sample, 2, 0], seen: vec![], ..row(0, logits.clone()) })
             .collect();
         let kept = rows[0].kept(&of(&settings), 0.0);
         let total: f64 = kept.iter().sum();
         let mut drawn = vec![0u32; logits.len()];
         for row in step(gpu, &settings, &rows).await? {
             let id = row.drawn as usize;
-            *drawn.get_mut(id).ok_or_else(|| Failure(format!("drew {id} of 10, {settings:?}")))? += 1;
+            *drawn.get_mut(id).ok_or_else(|| Failure(format!("sampled {id} of 10, {settings:?}")))? += 1;
         }
         for (id, (&drawn, kept)) in drawn.iter().zip(kept).enumerate() {
             let share = kept / total;
             let mean = share * f64::from(count);
             if (f64::from(drawn) - mean).abs() > 5.0 * (mean * (1.0 - share)).sqrt() {
-                let expected = format!("expected {mean:.1} of {count} draws, found {drawn}");
+                let expected = format!("expected {mean:.1} of {count} samples, found {drawn}");
                 return Err(Failure(format!("token {id}: {expected}, {settings:?}")));
             }
         }
@@ -225,12 +226,12 @@ async fn frequencies(gpu: &Gpu, depth: Depth) -> Outcome {
     Ok(())
 }
 
-/// A row's token depends on its prompt, sample and step, not on its place in the batch or on the other rows.
+/// A row's token depends on its prompt, sample and step, not on its index in the batch or on the other rows.
 async fn row_order(gpu: &Gpu, _: Depth) -> Outcome {
-    let rows: Vec<Row> = (0..13).map(|index| random(index, 131)).collect();
+    let rows: Vec<Sequence> = (0..13).map(|index| random(index, 131)).collect();
     for settings in [settings(1.0, 0, 1.0, 1.0), settings(0.9, 20, 0.9, 1.2)] {
         let together = step(gpu, &settings, &rows).await?;
-        let backwards: Vec<Row> = rows.iter().rev().cloned().collect();
+        let backwards: Vec<Sequence> = rows.iter().rev().cloned().collect();
         for (r, found) in step(gpu, &settings, &backwards).await?.iter().rev().enumerate() {
             same(format!("row {r}, in reverse, {settings:?}"), found, &together[r])?;
         }
@@ -242,20 +243,20 @@ async fn row_order(gpu: &Gpu, _: Depth) -> Outcome {
     Ok(())
 }
 
-/// A row ends at any of the end tokens or at the last step it may take; a row that has ended is not changed.
+/// A row ends at any of the end tokens or at its last allowed step; a row that has ended is not changed.
 async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
     let vocab = 40;
     let leading =
         |index: u32, id: u32| row(index, (0..vocab).map(|v| if v == id { 5.0 } else { -1.0 }).collect());
     let ends: Vec<u32> = (0..MAX_ENDS as u32).map(|e| 3 + 4 * e).collect();
     for (temperature, count) in [(0.0, MAX_ENDS), (0.05, MAX_ENDS), (0.0, 5), (0.0, 0)] {
-        let settings = Settings {
+        let settings = SamplingParams {
             temperature,
             ends: ends[..count].to_vec(),
             max_new_tokens: 200,
             ..settings(0.0, 0, 1.0, 1.5)
         };
-        let mut rows: Vec<Row> = (0..vocab).map(|id| leading(id, id)).collect();
+        let mut rows: Vec<Sequence> = (0..vocab).map(|id| leading(id, id)).collect();
         rows[1].state[2] = 199;
         rows[2].state[2] = 198;
         rows[3].state[3] = 1;
@@ -269,18 +270,18 @@ async fn finishes(gpu: &Gpu, _: Depth) -> Outcome {
             same(format!("row {id}, {settings:?}"), found, &row.after(id, &of(&settings)))?;
         }
     }
-    let settings = Settings { ends: vec![0; MAX_ENDS + 1], ..settings(0.0, 0, 1.0, 1.0) };
+    let settings = SamplingParams { ends: vec![0; MAX_ENDS + 1], ..settings(0.0, 0, 1.0, 1.0) };
     match step(gpu, &settings, &[leading(0, 0)]).await {
         Err(Failure(message)) if message.contains("at most 8") => Ok(()),
         other => Err(Failure(format!("{} end tokens: {other:?}", MAX_ENDS + 1))),
     }
 }
 
-/// NaN logits end a row without drawing an id. Infinite and huge logits must not hang the device or draw a
-/// token that has no probability mass.
+/// NaN logits end a row without a valid id. Infinite and huge logits must not hang the device, or make it
+/// sample a token that has no probability mass.
 async fn bad_logits(gpu: &Gpu, _: Depth) -> Outcome {
     let vocab = 70;
-    let mut rows: Vec<Row> = (0..5).map(|index| random(index, vocab)).collect();
+    let mut rows: Vec<Sequence> = (0..5).map(|index| random(index, vocab)).collect();
     rows[0].logits.fill(f64::NAN);
     for (v, logit) in rows[1].logits.iter_mut().enumerate() {
         *logit = if v % 2 == 0 { f64::NEG_INFINITY } else { *logit };
@@ -290,7 +291,7 @@ async fn bad_logits(gpu: &Gpu, _: Depth) -> Outcome {
     }
     rows[4].logits[9] = f64::INFINITY;
     for settings in all_settings() {
-        let settings = Settings { repetition_penalty: 1.0, ..settings };
+        let settings = SamplingParams { repetition_penalty: 1.0, ..settings };
         let found = step(gpu, &settings, &rows).await?;
         let ids: Vec<u32> = found.iter().map(|row| row.drawn).collect();
         let fine = ids[0] >= vocab as u32
@@ -301,7 +302,7 @@ async fn bad_logits(gpu: &Gpu, _: Depth) -> Outcome {
             && (ids[4] == 9 || ids[4] >= vocab as u32);
         if !fine {
             let kinds = "NaN, -inf, 2.5e38, plain values and +inf";
-            return Err(Failure(format!("rows of {kinds} drew {ids:?}, {settings:?}")));
+            return Err(Failure(format!("rows with logits of {kinds} sampled {ids:?}, {settings:?}")));
         }
     }
     Ok(())

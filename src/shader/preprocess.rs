@@ -3,8 +3,8 @@
 //! Directives stand alone on their line: `#import common/index`, `#ifdef NAME` or `#ifdef NAME=VALUE`,
 //! `#ifndef`, `#else`, `#endif`, and `#each I COUNT` with `#end`: the lines between are repeated with `$I`
 //! replaced by 0, 1, .. COUNT - 1, where COUNT is a product or quotient of numbers and definitions
-//! (`ROWS*STEPS/SG`). Anything else that starts with `#` is an error. A variant's valued definitions become
-//! constants at the top, after the `enable` lines, which WGSL requires first.
+//! (`ROWS*STEPS/SG`). Anything else that starts with `#` is an error. A variant's definitions with values
+//! become constants at the top, after the `enable` lines, which WGSL requires first.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,15 +19,15 @@ macro_rules! sources {
 
 sources! {
     "common/activation", "common/attention", "common/attention_keys", "common/attention_tile",
-    "common/blocks", "common/columns", "common/index", "common/pack", "common/product", "common/reduce",
-    "common/rng", "common/rows", "common/tiles", "common/weights", "activation", "activation_backward",
-    "adamw", "adamw_8bit", "attention", "attention_delta", "attention_dkv", "attention_dkv_subgroup",
-    "attention_dkv_tiled", "attention_dq", "attention_dq_subgroup", "attention_dq_tiled",
-    "attention_subgroup", "attention_tiled", "clip_scale", "column_sum", "dropout", "ema", "fma_peak",
-    "gather", "gather_backward", "head_norm", "head_norm_backward", "kv_write", "layer_norm",
-    "layer_norm_backward", "log_prob", "log_prob_backward", "matmul", "matmul_coop", "matmul_subgroup",
-    "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope", "row_scale", "sample",
-    "sequence_sum", "soft_cap", "sum_squares",
+    "common/blocks", "common/columns", "common/epilogue", "common/index", "common/pack", "common/product",
+    "common/reduce", "common/rng", "common/rows", "common/tiles", "common/weights", "activation",
+    "activation_backward", "adamw", "adamw_8bit", "attention", "attention_delta", "attention_dkv",
+    "attention_dkv_subgroup", "attention_dkv_tiled", "attention_dq", "attention_dq_subgroup",
+    "attention_dq_tiled", "attention_subgroup", "attention_tiled", "clip_scale", "column_sum", "dropout",
+    "ema", "fma_peak", "gather", "gather_backward", "head_norm", "head_norm_backward", "kv_write",
+    "layer_norm", "layer_norm_backward", "log_prob", "log_prob_backward", "matmul", "matmul_coop",
+    "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope",
+    "row_scale", "sample", "sequence_sum", "soft_cap", "sum_squares",
 }
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
@@ -37,7 +37,7 @@ const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
 pub struct Variant {
     /// The file under `shaders/`, without the extension.
     pub shader: String,
-    /// Definitions; `Some` values become constants.
+    /// Definitions by name; those with a value become constants.
     pub defines: BTreeMap<String, Option<u32>>,
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for Variant {
 /// in turn, and `$name` for the choices of a set that a line `name: a|b` before it has defined.
 ///
 /// # Errors
-/// A value that is not a number, or a set that is not defined.
+/// For a value that is not a number, or a set that is not defined.
 pub fn permutations() -> Result<Vec<Variant>, String> {
     variants(PERMUTATIONS)
 }
@@ -118,7 +118,7 @@ fn expand(line: &str) -> Vec<String> {
 /// The plain WGSL of a variant.
 ///
 /// # Errors
-/// An unknown file or directive, an unbalanced `#ifdef`: a sentence with the file and line.
+/// For an unknown file or directive, or an unbalanced `#ifdef`: a sentence with the file and line.
 pub fn source(variant: &Variant) -> Result<String, String> {
     let mut file = Expansion::new(&variant.defines);
     file.include(&variant.shader)?;
@@ -139,7 +139,7 @@ struct Expansion<'a> {
     /// The `enable` directives, which must come before everything else.
     enables: String,
     out: String,
-    /// How many `#each` blocks the lines are in.
+    /// Nesting depth of `#each` blocks.
     each: usize,
     /// The names that each open block has declared.
     scopes: Vec<Vec<String>>,
@@ -227,8 +227,8 @@ impl<'a> Expansion<'a> {
         if open.is_empty() { Ok(()) } else { Err(format!("shaders/{name}.wgsl: #ifdef without #endif")) }
     }
 
-    /// Notes what a line declares. In an `#each`, names with a number are made up: one that hides a name of a
-    /// block around it is a mistake that WGSL lets pass.
+    /// Records the names that a line declares. In an `#each` block, fails if a name shadows one of an
+    /// enclosing block: WGSL allows that, but with the generated names (`a$J`) it is a mistake.
     fn declare(&mut self, line: &str) -> Result<(), String> {
         let code = line.split("//").next().unwrap_or("");
         let mut declares = false;
@@ -236,7 +236,7 @@ impl<'a> Expansion<'a> {
             let name = word.trim_end_matches(|c: char| !(c.is_alphanumeric() || c == '_'));
             if declares && !name.is_empty() {
                 if self.each > 0 && self.scopes.iter().flatten().any(|known| known == name) {
-                    return Err(format!("{name} hides another of that name: give it a $ of its own"));
+                    return Err(format!("{name} shadows an earlier declaration: rename one of them"));
                 }
                 if let Some(scope) = self.scopes.last_mut() {
                     scope.push(name.into());
@@ -299,7 +299,7 @@ fn block(lines: &[Line]) -> Option<usize> {
 /// Parses and preprocesses a variant into a naga module.
 ///
 /// # Errors
-/// A sentence with the variant and the WGSL error.
+/// For invalid WGSL: a sentence with the variant and the error.
 pub fn parse(variant: &Variant) -> Result<naga::Module, String> {
     let text = source(variant)?;
     naga::front::wgsl::parse_str(&text).map_err(|e| format!("{variant}: {}", e.emit_to_string(&text)))
@@ -327,7 +327,7 @@ mod tests {
         let hidden = "let a1 = 0;\n{\n#each J 2\nlet a$J = $J;\n#end\n}";
         assert_eq!(
             expanded(hidden, "").unwrap_err(),
-            "shaders/x.wgsl:4: a1 hides another of that name: give it a $ of its own"
+            "shaders/x.wgsl:4: a1 shadows an earlier declaration: rename one of them"
         );
         let apart = "{\nlet a1 = 0;\n}\n#each J 2\n{ let b = $J; }\nlet a$J = $J;\n#end";
         assert!(expanded(apart, "").is_ok());

@@ -1,4 +1,4 @@
-//! A run, from anchors to the state it keeps.
+//! The whole run: samples the anchors, trains, and returns the state that is kept.
 
 use super::observer::Observer;
 use super::run::{Outcome, Run, Setup};
@@ -6,10 +6,12 @@ use crate::config::RunConfig;
 use crate::gpu::Gpu;
 use crate::{Error, Result};
 
-/// Trains `setup.decoder` as `config` says.
+/// Trains `setup.decoder` with the settings in `config`.
 ///
 /// # Errors
-/// Whatever the device reports; what the observer returns; examples without what the method needs.
+/// Device errors and errors from the observer; an example that exceeds the model's context; no prompt with a
+/// non-empty sample; no step with a finite loss and gradient; [`Error::Interrupted`] if the observer asks to
+/// stop.
 pub async fn align(
     gpu: &Gpu,
     mut setup: Setup,
@@ -27,12 +29,11 @@ pub async fn align(
             run.restore_drawn(drawn)?;
         }
         let prepared = run.prepare().await;
-        // Drawing takes long: it need not be done again for an interrupt or a GPU that gave up, as long as it
-        // was right.
+        // Sampling takes long: anchors sampled before an interrupt or a GPU failure are saved for a resume.
         if let Err(Error::Interrupted | Error::DeviceLost { .. } | Error::OutOfMemory { .. }) = &prepared
             && let Some(drawn) = run.drawn()?
         {
-            // What went wrong first is told.
+            // The first error is the one to report.
             let _ = run.observer.saved(drawn);
         }
         prepared?;

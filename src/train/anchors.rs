@@ -7,48 +7,48 @@ use crate::Result;
 use crate::gpu::Gpu;
 use crate::model::Decoder;
 use crate::nn::Pass;
-use crate::sample::Settings;
+use crate::sample::SamplingParams;
 use crate::sample::{self, Answer, Looked, Request, Room};
 
-/// One self-sampled answer.
+/// One answer that the model sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Anchor {
-    /// Its tokens; the last is an end token unless it was cut at the length limit.
+    /// Token ids. The last is an end token, unless the answer was cut at the length limit.
     pub ids: Vec<u32>,
-    /// Whether it ended by itself.
+    /// Whether it ended with an end token.
     pub ended: bool,
-    /// The step before which it was drawn.
+    /// Optimizer steps done when it was sampled.
     pub step: usize,
 }
 
-/// What became of the samples.
+/// Counts of the sampled answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnchorCounts {
-    /// Answers drawn.
+    /// Answers sampled.
     pub drawn: usize,
-    /// Answers equal to an earlier one of the same prompt. They stay: the mean over samples is an estimate,
-    /// and leaving repeats out would bias it.
+    /// Answers equal to an earlier one of the same prompt. They are kept: the loss estimates a mean over
+    /// samples, and dropping repeats would bias it.
     pub duplicates: usize,
-    /// Answers without a word; drawn again.
+    /// Answers without a token before the end token; they are sampled again.
     pub empty: usize,
-    /// Answers cut at the length limit; they have no end-of-turn token.
+    /// Answers cut at the length limit; they have no end token.
     pub cut: usize,
     /// Prompts that got fewer than K anchors because their samples stayed empty.
     pub short: usize,
 }
 
-/// Anchors of a prompt, and when they were drawn.
+/// The anchors of one prompt.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Pool {
     /// At most K.
     pub anchors: Vec<Anchor>,
-    /// How often the pool was drawn: part of the random counters.
+    /// Number of times that the pool was filled: part of the random counters.
     pub generation: u32,
-    /// The step before which it was drawn.
+    /// Optimizer steps done when it was sampled.
     pub step: usize,
-    /// How often what was missing was drawn in this generation: once, and again where samples were empty.
+    /// Sampling rounds of this generation: one, and more if samples were empty.
     pub rounds: u32,
-    /// Samples drawn in this generation, empty ones included: part of the random counters.
+    /// Samples in this generation, including empty ones: part of the random counters.
     pub samples: u32,
 }
 
@@ -58,17 +58,17 @@ impl Pool {
         self.anchors.iter().map(|anchor| anchor.ids.as_slice())
     }
 
-    /// Whether samples are still to be drawn for it, to have `k`.
+    /// Whether it needs more samples to reach `k` anchors.
     pub(super) fn lacks(&self, k: usize) -> bool {
         self.anchors.len() < k && self.rounds <= RETRIES
     }
 
-    /// Empties the pool, to be drawn anew before `step`.
+    /// Empties the pool, to be sampled again after `step` optimizer steps.
     pub(super) fn renew(&mut self, step: usize) {
         *self = Self { generation: self.generation + 1, step, ..Self::default() };
     }
 
-    /// Takes the answers of a round over.
+    /// Adds the answers of one sampling round.
     fn take(&mut self, answers: Vec<Answer>, k: usize, counts: &mut AnchorCounts) {
         self.rounds += 1;
         self.samples += answers.len() as u32;
@@ -86,37 +86,37 @@ impl Pool {
     }
 }
 
-/// Random counters of one generation of a pool: draws and their repeats.
+/// Random counters reserved for one generation of a pool: its samples and their retries.
 const COUNTERS: u32 = 4096;
-/// How often empty samples are drawn again.
+/// Number of times that empty samples are sampled again.
 const RETRIES: u32 = 3;
 
-/// A prompt whose pool is to be drawn.
+/// A prompt whose pool is to be filled.
 pub(super) struct Draw<'a> {
-    /// The pool's place.
+    /// Index of the pool.
     pub pool: usize,
-    /// The prompt's number among all: part of the random counters.
+    /// Number of the prompt among training and held-out prompts: part of the random counters.
     pub index: u32,
-    /// The tokens to sample from.
+    /// Token ids of the prompt to sample from.
     pub prompt: &'a [u32],
 }
 
-/// Told answers and tokens since its last call, and the pools and counts as they are.
+/// Progress callback: the answers finished and tokens sampled since the last call, and the current pools and
+/// counts.
 pub(super) type Drawing<'a> = &'a mut dyn FnMut(usize, usize, &[Pool], &AnchorCounts) -> Result<()>;
 
-/// What draws: the model, and in which buffers.
+/// Samples anchors: the model, its forward pass, the buffer sizes and the sampling settings.
 pub(super) struct Sampler<'a> {
     pub room: Room,
     pub gpu: &'a Gpu,
     pub decoder: &'a Decoder,
     pub pass: Pass<'a>,
-    pub settings: Settings,
+    pub settings: SamplingParams,
 }
 
 impl Sampler<'_> {
-    /// Fills the pools of `draws` up to `k` anchors. A pool changes when a round of its samples is whole;
-    /// `each` is then told the answers and tokens since its last call, and the pools and counts as they are.
-    /// So what was drawn before an error stays.
+    /// Fills the pools of `draws` up to `k` anchors. A pool is updated when all samples of its round are
+    /// finished, so anchors sampled before an error are kept. `each` is called every few tokens.
     pub async fn fill<'d>(
         &self,
         pools: &mut [Pool],

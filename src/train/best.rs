@@ -1,4 +1,4 @@
-//! The best state of a run, kept beside the policy.
+//! The best state of a run so far: a second copy of the trained tensors, beside the policy.
 
 use super::metrics::Metrics;
 use crate::Result;
@@ -15,7 +15,7 @@ pub(super) struct Best {
 }
 
 impl Best {
-    /// Keeps the policy as it is now.
+    /// Copies the policy's current values.
     pub fn keep(
         &mut self,
         gpu: &Gpu,
@@ -33,17 +33,17 @@ impl Best {
         Ok(())
     }
 
-    /// Its step and figures, if a state was kept.
+    /// The step and the metrics of the kept state, if there is one.
     pub fn kept(&self) -> Option<(usize, Option<Metrics>)> {
         self.values.as_ref().map(|_| (self.step, self.metrics.clone()))
     }
 
-    /// Its values, if a state was kept.
+    /// The values of the kept state, if there is one.
     pub fn values(&self) -> Option<&Arenas> {
         self.values.as_ref()
     }
 
-    /// Puts the best state back into the policy, if one was kept.
+    /// Copies the kept state, if there is one, back into the policy; returns its step and metrics.
     pub fn restore(self, gpu: &Gpu, decoder: &Decoder) -> Option<(usize, Option<Metrics>)> {
         let values = self.values?;
         values.copy_to(&mut Recorder::new(gpu), decoder.values());

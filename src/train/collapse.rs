@@ -1,28 +1,28 @@
-//! Signs in a run's own figures that the model is breaking. They warn; what ends a run is the stop rule, on
-//! held-out examples.
+//! Warns when a run's training metrics show that the model is collapsing. These signs only warn; the stop
+//! rule, which looks at held-out examples, ends a run.
 
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Metrics;
 
-/// Steps in a row that a sign must last: single steps are noisy.
+/// Consecutive steps that a sign must last: single steps are noisy.
 const STEPS: usize = 5;
-/// The share of its entropy at the start below which a model has little left to say.
+/// Warn when the entropy falls below this fraction of its starting value.
 const ENTROPY: f64 = 0.25;
 
-/// What has been seen of each sign; each is told once.
+/// Consecutive steps of each sign so far. Each sign is reported once.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Collapse {
     falling: usize,
     far: usize,
-    /// The first entropies, as many as count.
+    /// The entropies of the first [`STEPS`] steps; their mean is the starting value.
     first: Vec<f64>,
     low: usize,
 }
 
 impl Collapse {
-    /// Looks at a step's figures; what the user should know. `max_kl` is the stop rule's limit, in nats per
-    /// token.
+    /// Takes a step's metrics; returns a warning if a sign has lasted long enough. `max_kl` is the stop
+    /// rule's limit, in nats per token.
     pub fn see(&mut self, metrics: &Metrics, max_kl: f64) -> Option<String> {
         let both = [["rewards/anchor", "rewards/negative"], ["rewards/chosen", "rewards/rejected"]];
         let below = |name: &str| metrics.get(name).is_some_and(|reward| reward < 0.0);
@@ -30,13 +30,13 @@ impl Collapse {
         if lasts(&mut self.falling, fall.is_some()) {
             let [good, bad] = fall?;
             return Some(format!(
-                "{good} and {bad} have both been below 0 for {STEPS} steps: the model is losing its good \
-                 answers with the bad; a lower learning_rate or a higher beta holds it"
+                "{good} and {bad} have both been below 0 for {STEPS} steps: good answers are becoming less \
+                 likely along with the bad ones; lower learning_rate or raise beta"
             ));
         }
         if lasts(&mut self.far, metrics.get("kl/anchor").is_some_and(|kl| kl > max_kl)) {
             return Some(format!(
-                "kl/anchor has been over {max_kl} for {STEPS} steps: the model is far from where it started"
+                "kl/anchor has been above {max_kl} for {STEPS} steps: the model is far from the reference"
             ));
         }
         let entropy = metrics.get("entropy")?;
@@ -47,14 +47,14 @@ impl Collapse {
         let start = self.first.iter().sum::<f64>() / STEPS as f64;
         lasts(&mut self.low, entropy < ENTROPY * start).then(|| {
             format!(
-                "entropy has been under a quarter of the start's {start:.3} for {STEPS} steps: the model \
-                 repeats itself"
+                "entropy has been below a quarter of its starting value {start:.3} for {STEPS} steps: the \
+                 model's answers may be becoming repetitive"
             )
         })
     }
 }
 
-/// Counts a sign's steps in a row; true at the one that makes it last, and never again after that.
+/// Counts a sign's consecutive steps; true once, at the step that completes [`STEPS`] of them.
 fn lasts(count: &mut usize, now: bool) -> bool {
     if *count >= STEPS {
         return false;
@@ -71,7 +71,7 @@ mod tests {
         Metrics(pairs.iter().map(|&(name, value)| (name.to_string(), value)).collect())
     }
 
-    /// What is said, by the number of the step.
+    /// The warnings, each with the index of its step.
     fn said(steps: impl Iterator<Item = Metrics>) -> Vec<(usize, String)> {
         let mut collapse = Collapse::default();
         steps.enumerate().filter_map(|(i, metrics)| Some((i, collapse.see(&metrics, 0.2)?))).collect()

@@ -1,5 +1,4 @@
-//! When a run draws its anchors: all that are missing before the first step, and those that grew old on the
-//! way.
+//! When a run samples its anchors: the missing ones before the first step, and outdated ones during training.
 
 use super::anchors::{AnchorCounts, Draw, Pool, Sampler};
 use super::evaluate::{HeldOut, eval_anchors};
@@ -9,11 +8,12 @@ use super::restore::drawn;
 use super::run::{Run, advance, tell};
 use crate::config::OnlineSampler;
 use crate::data::Example;
+use crate::error::setting;
 use crate::loss::Takes;
 use crate::sample::{self, Request};
 use crate::{Error, Result};
 
-/// Keeps the draws of held-out answers apart from those of anchors.
+/// Changes the seed, so that held-out answers and anchors use different random numbers.
 const COMPLETIONS: u32 = 0xc0_4d1e;
 
 impl Run<'_> {
@@ -21,8 +21,8 @@ impl Run<'_> {
         self.method().takes() == Takes::Anchors
     }
 
-    /// Draws what is missing of each prompt's anchors, where the loss takes them, and of the held-out
-    /// prompts'; leaves out prompts that got none.
+    /// Samples the missing anchors of the training prompts, if the loss takes anchors, and of the held-out
+    /// prompts. With such a loss, drops the prompts left without anchors.
     pub(super) async fn draw_offline(&mut self) -> Result<()> {
         let takes_anchors = self.takes_anchors();
         let k = if takes_anchors { self.config.method.num_samples } else { 0 };
@@ -50,7 +50,7 @@ impl Run<'_> {
         }
     }
 
-    /// The training prompts, or those held out, that samples are still to be drawn for, to have `k`.
+    /// Indices of the training or held-out prompts that need more samples to reach `k` anchors.
     fn undrawn(&self, held_out: bool, k: usize) -> Vec<usize> {
         let (examples, pools) = match held_out {
             true => (&self.held_out.examples, &self.held_out.pools),
@@ -60,8 +60,8 @@ impl Run<'_> {
         (0..examples.len()).filter(undrawn).collect()
     }
 
-    /// Draws these prompts' anchors. What is drawn stays, also where that fails; the observer is given it
-    /// whenever it wants it.
+    /// Samples these prompts' anchors. Anchors sampled before an error are kept. The observer gets the
+    /// anchors so far whenever it asks for them.
     async fn draw_missing(
         &mut self,
         held_out: bool,
@@ -69,13 +69,14 @@ impl Run<'_> {
         k: usize,
         (expected, drawn_so_far): (&Expected, &mut (usize, usize)),
     ) -> Result<()> {
-        let settings = sample::settings(&self.config.anchors, self.config.train.seed, &self.ends);
+        let settings = sample::sampling_params(&self.config.anchors, self.config.train.seed, &self.ends);
         let Self { room, gpu, config, trainer, negative, train, pools, kept, counts, observer, .. } = self;
         let forecast = &mut self.forecast;
         let HeldOut { examples, pools: eval_pools, kept: eval_kept, .. } = &mut self.held_out;
         let decoder = &trainer.decoder;
         let sampler = Sampler { room: *room, gpu, decoder, pass: negative.pass(decoder), settings };
-        // Held-out prompts are numbered after the training prompts, and only watch: they are not counted.
+        // Held-out prompts are numbered after the training prompts. Their anchors are for evaluation only and
+        // are not counted.
         let (of_train, mut uncounted) = (*counts, *counts);
         let (first, examples, own, others, counts) = match held_out {
             true => (train.len(), examples, eval_pools, pools, &mut uncounted),
@@ -87,7 +88,7 @@ impl Run<'_> {
         let most = config.anchors.max_new_tokens;
         let mut each = |answers, tokens, own: &[Pool], counts: &AnchorCounts| {
             (drawn_so_far.0, drawn_so_far.1) = (drawn_so_far.0 + answers, drawn_so_far.1 + tokens);
-            // Time first, then what that leaves.
+            // Record the elapsed time first, then set the work that is left.
             forecast.did(Work::Draw, tokens as f64);
             let length = expected_length(drawn_so_far.0, drawn_so_far.1, most);
             let all = Growing { tokens: -(drawn_so_far.1 as f64), ..expected.draw };
@@ -104,20 +105,21 @@ impl Run<'_> {
         sampler.fill(own, &draws, k, counts, &mut each).await
     }
 
-    /// Says so where most anchors have no end: a model that learns from them forgets to stop.
+    /// Warns if most anchors have no end token: a model that trains on them learns not to stop.
     fn warn_of_cut(&mut self) {
         let anchors = || self.pools.iter().flat_map(|pool| &pool.anchors);
         let (cut, all) = (anchors().filter(|anchor| !anchor.ended).count(), anchors().count());
         if 2 * cut > all {
             self.observer.warned(&format!(
-                "{cut} of {all} anchors were cut at max_new_tokens ({}) and do not end: raise it \
-                 (--max-new-tokens), or the model learns answers that do not end",
-                self.config.anchors.max_new_tokens
+                "{cut} of {all} anchors were cut at {} tokens and have no end token: raise {}, or the model \
+                 learns answers that do not end",
+                self.config.anchors.max_new_tokens,
+                setting("max_new_tokens")
             ));
         }
     }
 
-    /// Leaves out prompts whose samples all stayed empty.
+    /// Drops prompts whose samples were all empty.
     fn drop_empty(&mut self) -> Result<()> {
         let keep = |examples: &[Example], pools: &[Pool]| -> Vec<bool> {
             let sampled = examples.iter().zip(pools);
@@ -126,7 +128,7 @@ impl Run<'_> {
         let train = keep(&self.train, &self.pools);
         if !train.contains(&true) {
             let fix = "raise the temperature, or change the safety instruction";
-            return Err(Error::input("anchors", "answers with at least one word", "only empty samples", fix));
+            return Err(Error::input("anchors", "at least one non-empty answer", "only empty samples", fix));
         }
         let eval = keep(&self.held_out.examples, &self.held_out.pools);
         retain(&mut self.train, &train);
@@ -139,7 +141,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Draws the anchors of this step's prompts anew where they are due.
+    /// Samples the anchors of this step's prompts again if they are due for a refresh.
     pub(super) async fn refresh_anchors(&mut self, step: usize, batch: &[usize]) -> Result<()> {
         let a = &self.config.anchors;
         let Some(start) = a.online_start_step.filter(|&s| step >= s && self.takes_anchors()) else {
@@ -159,7 +161,7 @@ impl Run<'_> {
             OnlineSampler::Policy => (decoder.policy(), false),
             OnlineSampler::PolicyWithInstruction => (decoder.policy(), true),
         };
-        let settings = sample::settings(a, self.config.train.seed, &self.ends);
+        let settings = sample::sampling_params(a, self.config.train.seed, &self.ends);
         let old: Vec<Pool> = stale.iter().map(|&i| self.pools[i].clone()).collect();
         stale.iter().for_each(|&i| self.pools[i].renew(step));
         let prompt = |i: usize| match instructed {
@@ -174,7 +176,7 @@ impl Run<'_> {
         let alive = &mut |_, _, _: &[Pool], _: &AnchorCounts| observer.advance(0, 0);
         sampler.fill(&mut self.pools, &draws, k, &mut self.counts, alive).await?;
         for (&i, old) in stale.iter().zip(old) {
-            // A model that answers with nothing anchors nothing: its earlier answers stay.
+            // If all new samples are empty, keep the earlier anchors.
             if self.pools[i].anchors.is_empty() {
                 self.pools[i].anchors = old.anchors;
             } else {
@@ -185,8 +187,8 @@ impl Run<'_> {
         self.report_anchors(&stale)
     }
 
-    /// Has the policy answer some held-out prompts, always by the same random numbers, and tells the
-    /// observer.
+    /// Samples the policy's answers to some held-out prompts, always with the same random numbers, and passes
+    /// them to the observer.
     pub(super) async fn answer_held_out(&mut self, step: usize) -> Result<()> {
         let (config, decoder) = (self.config, &self.trainer.decoder);
         let fits = |example: &&Example| {
@@ -197,7 +199,7 @@ impl Run<'_> {
         if examples.is_empty() {
             return Ok(());
         }
-        let settings = sample::settings(&config.anchors, config.train.seed ^ COMPLETIONS, &self.ends);
+        let settings = sample::sampling_params(&config.anchors, config.train.seed ^ COMPLETIONS, &self.ends);
         let requests: Vec<Request> = (0..)
             .zip(&examples)
             .map(|(index, e)| Request { prompt: &e.prompt_ids, first_sample: 0, samples: 1, index })
@@ -216,7 +218,7 @@ impl Run<'_> {
         self.observer.completions(step, &pairs.collect::<Vec<_>>())
     }
 
-    /// Tells the observer the examples' anchors with their log-probs.
+    /// Passes the examples' anchors and their reference log-probs to the observer.
     pub(super) fn report_anchors(&mut self, examples: &[usize]) -> Result<()> {
         if !self.takes_anchors() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Held-out examples, scored now and then: what the stop rule sees.
+//! Evaluation on held-out examples, every few steps. The stop rule reads its metrics.
 
 use super::anchors::Pool;
 use super::metrics::{Metrics, Observed, kl as kl_divergence, mean, of_groups};
@@ -16,10 +16,10 @@ use crate::loss::formula;
 use crate::model::{Capacity, Decoder};
 use crate::score::{Scored, score_in};
 
-/// Anchors of a held-out prompt at most: they are scored often.
+/// Maximum number of anchors per held-out prompt: they are scored at every evaluation.
 const EVAL_ANCHORS: usize = 2;
 
-/// Anchors of a held-out prompt.
+/// Number of anchors per held-out prompt.
 pub(super) fn eval_anchors(config: &RunConfig) -> usize {
     config.method.num_samples.min(EVAL_ANCHORS)
 }
@@ -28,9 +28,9 @@ pub(super) fn eval_anchors(config: &RunConfig) -> usize {
 pub(super) struct HeldOut {
     pub examples: Vec<Example>,
     pub pools: Vec<Pool>,
-    /// What the model gave before the first step.
+    /// Log-probs of the first evaluation, by example and response.
     pub start: Option<Vec<Vec<Scored>>>,
-    /// The examples' places among those that were read.
+    /// The index of each example among the held-out examples that the run was given.
     pub kept: Vec<usize>,
 }
 
@@ -40,7 +40,7 @@ impl HeldOut {
         Self { kept: (0..examples.len()).collect(), examples, pools, start: None }
     }
 
-    /// Scores the policy. Log-ratios are taken against the first evaluation, the model at step 0.
+    /// Evaluates the policy. Log-ratios are relative to the first evaluation, of the model at step 0.
     pub async fn evaluate(
         &mut self,
         gpu: &Gpu,
@@ -73,7 +73,7 @@ impl HeldOut {
         } else {
             None
         };
-        // A good answer by itself only counts for the perplexity.
+        // An example with a good answer only counts for the perplexity alone.
         let with_loss = || of_all.iter().filter(|(_, _, parts)| parts.own > 0);
         let observed: Vec<Observed> = with_loss()
             .map(|(now, then, parts)| Observed {
@@ -102,7 +102,7 @@ impl HeldOut {
                 "eval_logps_per_token/negative",
                 mean(negatives.iter().map(|(now, _)| f64::from(*now))),
             );
-            // Of D²O it is among the loss's figures.
+            // For D²O, `of_groups` has computed it already.
             if metrics.get(KL).is_none() {
                 metrics.push(KL, kl_divergence(anchors.into_iter()));
             }
@@ -114,7 +114,7 @@ impl HeldOut {
     }
 }
 
-/// The loss of a group on the host.
+/// Computes a group's loss on the host.
 fn outcome(loss: Loss, kl: f64, now: &[Scored], then: &[Scored]) -> GroupOutcome {
     let tokens: Vec<Vec<f64>> =
         now.iter().map(|r| r.token_logps.iter().copied().map(f64::from).collect()).collect();

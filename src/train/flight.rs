@@ -1,4 +1,5 @@
-//! Steps that are submitted and not yet looked at: while the device computes one, the host records the next.
+//! Steps in flight: submitted, but with results not read yet. While the device computes one step, the host
+//! records the next.
 
 use std::time::Instant;
 
@@ -8,37 +9,37 @@ use crate::Result;
 use crate::loss::Loss;
 use crate::loss::Method;
 
-/// A step on its way.
+/// A step in flight.
 pub(super) struct Flight<'g> {
-    /// Counted from 0.
+    /// Index of the step, from 0.
     pub step: usize,
-    /// Its learning rate.
+    /// The learning rate.
     pub rate: f64,
-    /// Passes over the data once it is done.
+    /// Epochs done after this step.
     pub epoch: f64,
-    /// The examples.
+    /// Indices of the examples.
     pub batch: Vec<usize>,
     /// Packed tokens.
     pub tokens: usize,
-    /// When it was begun.
+    /// When the host started to record it.
     pub started: Instant,
     /// Its micro-batches.
     pub micro: Vec<Micro<'g>>,
     /// KTO's estimate of the KL divergence.
     pub kl: Option<f64>,
-    /// The gradient's norm.
+    /// The gradient norm before clipping.
     pub norm: Pending<'g, f32>,
 }
 
-/// A micro-batch on its way.
+/// A micro-batch in flight.
 pub(super) struct Micro<'g> {
-    /// Of its groups.
+    /// The outcome of each group.
     pub outcomes: Pending<'g, Vec<GroupOutcome>>,
-    /// By group and response, the tokens' log-probs under the reference.
+    /// Token log-probs under the reference, by group and response.
     pub references: Vec<Vec<Vec<f32>>>,
 }
 
-/// A step that is done.
+/// A finished step.
 pub(super) struct Landed {
     pub step: usize,
     pub batch: Vec<usize>,
@@ -48,12 +49,13 @@ pub(super) struct Landed {
     pub observed: Vec<Observed>,
     pub kl: Option<f64>,
     pub norm: f32,
-    /// From when the device was free for it.
+    /// Seconds from when the device was free for this step until its results were read.
     pub seconds: f64,
 }
 
 impl Flight<'_> {
-    /// Waits for the step. `last` is when the one before it landed, and is set to when this one did.
+    /// Waits for the step's results. `last` is when the previous step's results came; it is set to when these
+    /// came.
     pub async fn land(self, last: &mut Option<Instant>) -> Result<Landed> {
         let mut observed = Vec::new();
         for micro in self.micro {
@@ -69,8 +71,7 @@ impl Flight<'_> {
     }
 }
 
-/// Lands steps that are waited for together. Their results may come all at once: the time is shared out by
-/// their tokens.
+/// Waits for several steps. Their results may arrive together, so the time is divided by tokens.
 pub(super) async fn land_all(due: Vec<Flight<'_>>, last: &mut Option<Instant>) -> Result<Vec<Landed>> {
     let mut all = Vec::new();
     for flight in due {
@@ -83,12 +84,12 @@ pub(super) async fn land_all(due: Vec<Flight<'_>>, last: &mut Option<Instant>) -
 }
 
 impl Landed {
-    /// Whether the losses and the gradient are numbers.
+    /// Whether all losses and the gradient norm are finite.
     pub fn is_finite(&self) -> bool {
         self.norm.is_finite() && self.observed.iter().all(|o| o.outcome.loss.is_finite())
     }
 
-    /// The examples whose loss is none; all of them, where it is the gradient alone.
+    /// Indices of the examples whose loss is NaN or infinite; the whole batch if only the gradient is.
     pub fn offenders(&self) -> Vec<usize> {
         let pairs = || self.batch.iter().zip(&self.observed);
         let bad: Vec<usize> = pairs().filter(|(_, o)| !o.outcome.loss.is_finite()).map(|(&i, _)| i).collect();
@@ -96,23 +97,23 @@ impl Landed {
     }
 }
 
-/// What adds up over a run.
+/// Totals of a run.
 #[derive(Default)]
 pub(super) struct Sums {
-    /// Steps landed.
+    /// Finished steps.
     pub steps: usize,
-    /// Their packed tokens.
+    /// Packed tokens of these steps.
     pub num_tokens: usize,
-    /// The time they took.
+    /// Seconds that these steps took.
     pub train_seconds: f64,
-    /// Those of them that changed nothing, because their loss or gradient was no finite number, and how many
-    /// of these were the last.
+    /// Steps that were skipped because their loss or gradient was NaN or infinite.
     pub skipped: usize,
+    /// Consecutive skipped steps up to now.
     pub skipped_in_a_row: usize,
 }
 
 impl Sums {
-    /// Adds a step; returns what is logged of it.
+    /// Adds a step; returns the metrics to log.
     pub fn add(&mut self, of: (Method, Loss), landed: &Landed) -> Metrics {
         self.steps = landed.step + 1;
         self.num_tokens += landed.tokens;

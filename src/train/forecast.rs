@@ -1,32 +1,32 @@
-//! How long work will still take, over all of its phases: what is left of each kind of it, at the speed that
-//! was measured of that kind, or guessed from one that was.
+//! Estimates the time left of a run over all phases: the work left of each kind, times its measured cost. A
+//! cost that is not measured yet is derived from one that is.
 
 use std::time::Instant;
 
-/// A kind of work, and what it is counted in.
+/// A kind of work, with its unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// Answers that are sampled many at a time: tokens drawn.
+    /// Sampling many answers at a time, in sampled tokens.
     Draw,
-    /// Answers that are scored: packed tokens.
+    /// Scoring answers, in packed tokens.
     Score,
-    /// Steps: packed tokens.
+    /// Optimizer steps, in packed tokens.
     Train,
-    /// Answers that are sampled a few at a time: tokens drawn.
+    /// Sampling a few answers at a time, in sampled tokens.
     Answer,
 }
 
-/// What a token of each kind takes beside one that is drawn, until it is measured: on llvmpipe with
-/// SmolLM2-135M.
+/// Time per token of each kind of [`Work`] relative to [`Work::Draw`], used until that kind is measured. From
+/// SmolLM2-135M on llvmpipe.
 const COSTS: [f64; 4] = [1.0, 0.5, 1.2, 3.0];
 
-/// What is left of a kind of work, and what was done of it in which time.
+/// Work of one kind: units left, units done, and the seconds these took.
 #[derive(Debug, Clone, Copy, Default)]
 struct Part {
     left: f64,
     done: f64,
     seconds: f64,
-    /// Units and seconds of the first piece of it, in which kernels are compiled.
+    /// Units and seconds of the first piece, which includes compiling kernels.
     first: (f64, f64),
 }
 
@@ -40,15 +40,15 @@ impl Part {
         }
     }
 
-    /// Seconds a unit, the first piece aside.
+    /// Seconds per unit, without the first piece.
     fn rate(&self) -> Option<f64> {
         let (units, seconds) = (self.done - self.first.0, self.seconds - self.first.1);
         (units > 0.0).then(|| seconds / units)
     }
 }
 
-/// Work that grows with the length of answers that are not drawn yet: tokens without them, and how often such
-/// an answer is in it.
+/// Work that depends on the length of answers that are not sampled yet: tokens without these answers, and the
+/// number of times that such an answer occurs.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Growing {
     pub tokens: f64,
@@ -69,7 +69,7 @@ impl Growing {
     }
 }
 
-/// What is left of a run.
+/// The work left in a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Expected {
     pub draw: Growing,
@@ -79,7 +79,7 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// Tells `forecast`, where answers will have `length` tokens.
+    /// Sets the work left in `forecast`, for future answers of `length` tokens.
     pub fn apply(&self, forecast: &mut Forecast, length: f64) {
         forecast.set_left(Work::Draw, self.draw.at(length));
         forecast.set_left(Work::Score, self.score.at(length));
@@ -88,7 +88,7 @@ impl Expected {
     }
 }
 
-/// An estimate that gets better as work is done.
+/// Estimates the time left; it becomes more accurate as work is done.
 #[derive(Debug)]
 pub struct Forecast {
     parts: [Part; 4],
@@ -102,22 +102,22 @@ impl Default for Forecast {
 }
 
 impl Forecast {
-    /// Sets what is left to do of `work`.
+    /// Sets the units left of `work`.
     pub fn set_left(&mut self, work: Work, units: f64) {
         self.parts[work as usize].left = units.max(0.0);
     }
 
-    /// So much of `work` was done since the last call.
+    /// Records that `units` of `work` were done since the last call.
     pub fn did(&mut self, work: Work, units: f64) {
         let now = Instant::now();
         self.parts[work as usize].add(units, (now - self.last).as_secs_f64());
         self.last = now;
     }
 
-    /// Seconds to the end; `None` before a second piece of any kind is done, as the first one's time says
-    /// little.
+    /// Seconds left; `None` until a second piece of any kind is done, because the first one's time includes
+    /// compilation.
     pub fn left(&self) -> Option<f64> {
-        // The kind that took the longest stands for those that nothing is known of.
+        // Costs of kinds not measured yet are derived from the kind that has taken the longest.
         let rates = (0..4).filter_map(|i| Some((i, self.parts[i].rate()?)));
         let (known, rate) =
             rates.max_by(|a, b| self.parts[a.0].seconds.total_cmp(&self.parts[b.0].seconds))?;
@@ -129,13 +129,12 @@ impl Forecast {
     }
 }
 
-/// How long answers get, from those that are being drawn: of `answers` finished ones and `tokens` drawn so
-/// far, where none gets longer than `most`. Every token may be the last with the same chance, which is
-/// estimated from both.
+/// Expected tokens per answer, given `answers` finished and `tokens` sampled so far and at most `most` tokens
+/// per answer. Assumes that each token is the last with the same probability, `answers / tokens`.
 pub fn expected_length(answers: usize, tokens: usize, most: usize) -> f64 {
     let most = most as f64;
     let chance = answers as f64 / tokens.max(1) as f64;
-    // Where nearly all reach the limit, the last token is no chance.
+    // If nearly all answers reach the limit, the limit and not an end token ends them.
     if chance * most < 1.1 {
         return most;
     }
@@ -154,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_known_of_one_kind_stands_for_the_others() {
         assert_eq!(after([(10.0, 0.0, 0.0); 4]), None);
-        // Two seconds a token drawn; the others by their costs.
+        // Two seconds per sampled token; the other kinds by their costs.
         let guessed = after([(10.0, 5.0, 10.0), (10.0, 0.0, 0.0), (10.0, 0.0, 0.0), (0.0, 0.0, 0.0)]);
         assert_eq!(guessed, Some(10.0 * 2.0 + 10.0 * 2.0 * 0.5 + 10.0 * 2.0 * 1.2));
         let known = after([(0.0, 5.0, 10.0), (0.0, 1.0, 1.0), (10.0, 2.0, 1.0), (0.0, 0.0, 0.0)]);
@@ -185,7 +184,7 @@ mod tests {
     fn lengths_follow_from_what_is_drawn() {
         assert_eq!(expected_length(0, 0, 128), 128.0);
         assert_eq!(expected_length(0, 5000, 128), 128.0);
-        // All of them cut.
+        // All were cut.
         assert_eq!(expected_length(10, 1280, 128), 128.0);
         // One token in twenty is the last.
         let found = expected_length(50, 1000, 128);

@@ -1,5 +1,5 @@
-//! How large a run's batches get at most, by the lengths of its examples and the limits on their anchors:
-//! what buffers are made for, and what the plan counts.
+//! The largest batches that a run can have, from the lengths of its examples and the limits on anchors.
+//! Buffers are allocated for them, and the memory plan counts them.
 
 use super::anchors::Anchor;
 use super::evaluate::eval_anchors;
@@ -11,7 +11,7 @@ use crate::loss::Takes;
 use crate::model::{Capacity, DecoderConfig};
 use crate::sample::Room;
 
-/// Packed tokens of a scoring batch when the configuration does not say.
+/// Packed tokens of a scoring batch if `max_tokens_per_batch` is not set.
 const SCORE_TOKENS: usize = 2048;
 
 /// The largest batches of a run.
@@ -19,29 +19,29 @@ const SCORE_TOKENS: usize = 2048;
 pub(super) struct MaxBatches {
     /// A micro-batch of a step.
     pub step: Capacity,
-    /// All groups of an optimizer step: what is read back of it.
+    /// All groups of an optimizer step: their results are read back together.
     pub whole_step: Capacity,
-    /// A batch that the references score before the first step; none where there are no references.
+    /// A batch that the references score before the first step; `None` without references.
     pub scoring: Option<Capacity>,
     /// A batch that moving references score before each step.
     pub following: Option<Capacity>,
     /// A batch of held-out examples.
     pub held_out: Option<Capacity>,
-    /// Prompt tokens and answers of each prompt that anchors are drawn for.
+    /// Prompt tokens and number of answers of each prompt that anchors are sampled for.
     pub draws: Vec<(usize, usize)>,
-    /// Prompt tokens of the held-out prompts that are answered at evaluations, each once.
+    /// The same for the held-out prompts that are answered at evaluations, once each.
     pub completions: Vec<(usize, usize)>,
-    /// Tokens of the largest group: no budget makes a batch smaller.
+    /// Packed tokens of the largest group. Groups are not split: no budget makes a batch smaller.
     pub group_tokens: usize,
-    /// Packed tokens of a micro-batch: what the settings say, and what a binding holds.
+    /// Most packed tokens of a micro-batch, from the settings and the size of a binding.
     pub step_budget: usize,
-    /// The same of a scoring batch.
+    /// Most packed tokens of a scoring batch.
     pub score_budget: usize,
 }
 
 impl MaxBatches {
-    /// Of a run of `model` as `config` says on these examples, with tensors of at most `max_binding` bytes;
-    /// `anchors` are those that are known before it.
+    /// The batches of a run of `model` with `config` on these examples, with tensors of at most `max_binding`
+    /// bytes. `anchors` are those known before the run.
     pub fn of(
         config: &RunConfig,
         (model, max_binding): (&DecoderConfig, u64),
@@ -54,7 +54,7 @@ impl MaxBatches {
         let online = a.online_start_step.is_some();
         let takes_anchors = method.takes() == Takes::Anchors;
         let k = if takes_anchors { config.method.num_samples } else { 0 };
-        // Anchors that are not drawn yet are as long as they may be.
+        // Anchors that are not sampled yet count with the maximum length.
         let longest = anchors.into_iter().flatten().flatten().map(|anchor| anchor.ids.len()).max();
         let blank = vec![0; longest.unwrap_or(0).max(a.max_new_tokens)];
         let undrawn = &blank[..a.max_new_tokens];
@@ -68,7 +68,7 @@ impl MaxBatches {
             all_train().map(|(i, e)| group(e, loss_responses(method, e, anchors_of(i)))).collect();
         let scored: Vec<Group> =
             all_train().map(|(i, e)| group(e, reference_responses(method, e, anchors_of(i)))).collect();
-        // Before a step of KTO the policy scores other examples' answers, in the step's workspace.
+        // For KTO, the policy scores other examples' answers before each step, in the step's workspace.
         let others: Vec<Group> =
             train.iter().filter_map(|e| Some(group(e, vec![e.kl_ids.as_deref()?]))).collect();
         let (batch, step) = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
@@ -103,11 +103,11 @@ impl MaxBatches {
             .map(|example| (example.prompt_ids.len(), 1))
             .filter(|(prompt, _)| prompt + a.max_new_tokens <= model.context())
             .collect();
-        // The longest ones: which are answered is known only when anchors are drawn.
+        // Take the longest prompts: which ones are answered is only known after anchors are sampled.
         completions.sort_unstable_by(|a, b| b.cmp(a));
         completions.truncate(config.output.num_completions);
         let all = usize::MAX;
-        // The widest of what is kept of a token must fit a binding.
+        // The widest activation of a batch must fit in one binding.
         let widest = model.up().max((model.heads + 2 * model.kv_heads) * model.head_dim).max(model.width);
         let fits = (max_binding as usize / (4 * widest)).max(1);
         let step_budget = t.max_tokens_per_batch.unwrap_or(all).min(fits);
@@ -139,7 +139,7 @@ impl MaxBatches {
         Room::of(memory, model, &self.completions, a.max_new_tokens, a.max_num_seqs)
     }
 
-    /// The sampler's buffers.
+    /// The buffers of the sampler of anchors.
     pub fn room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
         let a = &config.anchors;
         Room::of(memory, model, &self.draws, a.max_new_tokens, a.max_num_seqs)
@@ -150,8 +150,8 @@ fn group<'a>(example: &'a Example, responses: Vec<&'a [u32]>) -> Group<'a> {
     Group { prompt: &example.prompt_ids, responses }
 }
 
-/// What takes every batch of up to `most` of the groups within `budget` tokens, also when responses turn out
-/// shorter.
+/// A capacity for every batch of at most `most` groups and `budget` packed tokens, even if responses are
+/// shorter than in `groups`.
 fn capacity(groups: &[Group], budget: usize, most: usize) -> Capacity {
     let largest = |most: usize, size: &dyn Fn(&Group) -> usize| -> usize {
         let mut sizes: Vec<usize> = groups.iter().map(size).collect();
@@ -161,7 +161,7 @@ fn capacity(groups: &[Group], budget: usize, most: usize) -> Capacity {
     let shortest = groups.iter().map(|group| group.prompt.len()).min().unwrap_or(1).max(1);
     let count = most.min(groups.len()).min((budget / shortest).max(1));
     let tokens = largest(count, &|group| group.tokens()).min(budget.max(largest(1, &|group| group.tokens())));
-    // A group's rows are its tokens, less the prompt's, and one more for each response.
+    // Rows of a group = its packed tokens − its prompt tokens + its responses.
     let responses = largest(1, &|group| group.responses.len());
     let beside = |groups: usize| (tokens + groups * responses).saturating_sub(groups * shortest);
     Capacity {
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn no_batch_is_larger() {
-        // Every third response may turn out shorter, in every order.
+        // Every third response is shorter, in many orders.
         let lengths =
             |i: usize| (3 + i * 7 % 11, (0..i % 4 + 1).map(|j| 1 + (i * 5 + j * 3) % 9).collect::<Vec<_>>());
         let zeros = [0u32; 64];

@@ -1,4 +1,4 @@
-//! What is logged, under TRL's names where they exist.
+//! Logged metrics, with TRL's names where it has them.
 
 use std::fmt;
 
@@ -11,17 +11,17 @@ use crate::loss::formula::{log_odds, softplus};
 use crate::loss::{Method, Takes};
 use crate::score::Scored;
 
-/// Named figures in a fixed order; a JSON object when serialised.
+/// Named values in a fixed order; serialised as a JSON object.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics(pub Vec<(String, f64)>);
 
 impl Metrics {
-    /// Adds a figure.
+    /// Appends a value.
     pub fn push(&mut self, name: impl Into<String>, value: f64) {
         self.0.push((name.into(), value));
     }
 
-    /// A figure by name.
+    /// The value called `name`.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(n, _)| n == name).map(|&(_, v)| v)
     }
@@ -37,7 +37,7 @@ impl Serialize for Metrics {
     }
 }
 
-/// As they were written; null, which stands for what is no finite number, becomes NaN.
+/// Keeps the order of the file. null, which serde_json writes for NaN and infinity, becomes NaN.
 impl<'de> Deserialize<'de> for Metrics {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct InOrder;
@@ -60,13 +60,13 @@ impl<'de> Deserialize<'de> for Metrics {
     }
 }
 
-/// The mean, or 0 of nothing.
+/// The mean; 0 if there are no values.
 pub(super) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0usize), |(s, n), v| (s + v, n + 1));
     sum / count.max(1) as f64
 }
 
-/// What the responses before the last and the last one are called; `None` where the method takes none such.
+/// Metric names of the two sides of a group, as in [`Observed::side`]; `None` if the method has no such side.
 fn sides(method: Method) -> [Option<&'static str>; 2] {
     match method.takes() {
         Takes::Anchors => [Some("anchor"), Some("negative")],
@@ -76,8 +76,8 @@ fn sides(method: Method) -> [Option<&'static str>; 2] {
     }
 }
 
-/// Estimate of KL(reference ‖ policy) in nats per token from tokens drawn from the reference: the mean of e^d
-/// − 1 − d with d = log π − log r, which is never negative (Schulman, "Approximating KL Divergence").
+/// Estimate of KL(reference ‖ policy) in nats per token from tokens sampled from the reference: the mean of
+/// e^d − 1 − d with d = log π − log r, which is never negative (Schulman, "Approximating KL Divergence").
 pub(super) fn kl(pairs: impl Iterator<Item = (f32, f32)>) -> f64 {
     mean(pairs.map(|(policy, reference)| {
         let d = f64::from(policy) - f64::from(reference);
@@ -85,14 +85,15 @@ pub(super) fn kl(pairs: impl Iterator<Item = (f32, f32)>) -> f64 {
     }))
 }
 
-/// A group's outcome with its reference's log-probs: per response the sum, and the tokens'.
+/// A group's outcome, and the reference's token log-probs of each response.
 pub(super) struct Observed {
     pub outcome: GroupOutcome,
     pub reference: Vec<Vec<f32>>,
 }
 
 impl Observed {
-    /// The responses of one of the [`sides`], but for those that are not there.
+    /// The non-empty responses of a side. Side 0: all responses but the last, or all if the method takes only
+    /// chosen answers. Side 1: the rest.
     fn side(&self, method: Method, side: usize) -> impl Iterator<Item = &Scored> {
         let all = &self.outcome.responses;
         let last = all.len() - usize::from(method.takes() != Takes::Chosen);
@@ -101,15 +102,15 @@ impl Observed {
     }
 }
 
-/// The figures of a set of groups: a step's, or with the prefix `eval_` a held-out set's. Names are TRL's,
-/// and means over the groups.
+/// The metrics of a set of groups: of a step, or with the prefix `eval_` of the held-out set. Losses and
+/// rewards are means over groups, `logps` and `entropy` over responses, `kl/anchor` over tokens.
 pub(super) fn of_groups(prefix: &str, (method, loss): (Method, Loss), groups: &[Observed]) -> Metrics {
     let mut metrics = Metrics::default();
     let mut push = |name: &str, value: f64| metrics.push(format!("{prefix}{name}"), value);
     let over = |f: &dyn Fn(&GroupOutcome) -> f64| mean(groups.iter().map(|g| f(&g.outcome)));
     push("loss", over(&|o| f64::from(o.loss)));
     let takes = method.takes();
-    // Of KTO a group has one side only, and a step may have none of the other.
+    // A KTO group has one side only, and all groups of a step may have the same side.
     let reward = |side: usize| {
         let with: Vec<&Observed> = groups.iter().filter(|g| g.side(method, side).next().is_some()).collect();
         (!with.is_empty()).then(|| mean(with.iter().map(|g| f64::from(g.outcome.rewards[side]))))
@@ -148,7 +149,7 @@ pub(super) fn of_groups(prefix: &str, (method, loss): (Method, Loss), groups: &[
             push("log_odds_ratio", over(&|o| -softplus(-odds(o))));
         }
     }
-    // Only anchors are the reference's own samples, which the estimate needs.
+    // The estimate needs samples from the reference: only anchors are.
     if takes == Takes::Anchors {
         let tokens = groups.iter().flat_map(|g| {
             let anchors = g.outcome.responses.len() - 1;

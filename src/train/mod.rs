@@ -1,4 +1,4 @@
-//! The run: anchors, steps, references, evaluation and the stop rule.
+//! Training runs: anchors, references, optimizer steps, evaluation and the stop rule.
 
 mod align;
 mod anchors;
@@ -31,7 +31,7 @@ pub use observer::{Observer, Phase, Unwatched, Wish};
 pub use plan::{Change, Plan, PlannedPhase, fit};
 pub use references::Reference;
 pub use run::{Outcome, Setup};
-pub use setup::{Checkpoint, Inputs, Job, Named, Prepared};
+pub use setup::{Inputs, Job, Named, Prepared, ReferenceBytes};
 pub use state::State;
 pub use stop::{StopReason, StopRule, Verdict};
 pub use trainer::{GroupOutcome, MicroBatch, Pending, Trainer};

@@ -1,4 +1,4 @@
-//! Who watches a run: progress, figures and samples go there; the run itself writes nothing.
+//! The observer of a run: it receives progress, metrics and samples. The run itself writes nothing.
 
 use super::anchors::Pool;
 use super::metrics::Metrics;
@@ -9,16 +9,16 @@ use crate::model::Decoder;
 use crate::sample::Answer;
 use crate::score::Scored;
 
-/// A part of a run, in the order of the parts. More may be added.
+/// A phase of a run, in order. More may be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// The model's own answers are sampled: the items are answers.
+    /// Sampling the model's own answers; the items are answers.
     Anchors,
-    /// The references score the answers: the items are training examples.
+    /// Scoring the answers under the references; the items are training examples.
     References,
-    /// The items are optimizer steps. Held-out examples are scored in between.
+    /// Training, with evaluations; the items are optimizer steps.
     Training,
 }
 
@@ -32,91 +32,91 @@ impl std::fmt::Display for Phase {
     }
 }
 
-/// What an observer wants of a run.
+/// What an observer wants a run to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wish {
-    /// To go on.
+    /// Continue.
     #[default]
     GoOn,
-    /// To end after this step with the best state so far, as if all steps were taken. Before the first step
-    /// it is the same as [`Wish::Stop`].
+    /// End after this step with the best state so far, as if all steps were taken. Before the first step it
+    /// is the same as [`Wish::Stop`].
     Finish,
-    /// To end after this step with [`Error::Interrupted`](crate::Error::Interrupted). [`Observer::saved`]
-    /// gets the state first, so that another run can go on from it.
+    /// End after this step with [`Error::Interrupted`](crate::Error::Interrupted). [`Observer::saved`] gets
+    /// the state first, so that another run can resume from it.
     Stop,
 }
 
-/// Watches a run. An error from any call ends it at once. The run waits for every call: an observer that
+/// Watches a run. An error from any call ends the run at once. The run waits for every call: an observer that
 /// blocks pauses it. All methods do nothing by default.
 pub trait Observer {
-    /// A phase of `total` items begins.
+    /// A phase of `total` items starts.
     fn begin(&mut self, phase: Phase, total: usize) {
         let _ = (phase, total);
     }
-    /// Whether to go on: asked after each step, and often before the first one.
+    /// Whether to continue. Called after each step, and often before the first one.
     fn wish(&mut self) -> Wish {
         Wish::GoOn
     }
-    /// `items` more are done, with `tokens` tokens. Also called now and then with neither, to ask whether to
-    /// go on.
+    /// `items` more items with `tokens` tokens are done. Also called regularly with zeros, so that an
+    /// observer can pause the run, or end it with an error.
     fn advance(&mut self, items: usize, tokens: usize) -> Result<()> {
         let _ = (items, tokens);
         Ok(())
     }
-    /// The whole run, all its phases that are left, is estimated to take so many seconds more; told before
-    /// `advance`.
+    /// Estimated seconds until the end of the run, over all phases left. Called before `advance`.
     fn left(&mut self, seconds: f64) {
         let _ = seconds;
     }
-    /// The phase is over.
+    /// The phase has ended.
     fn end(&mut self) {}
-    /// A prompt's anchors are drawn; `reference` holds their log-probs under r− as it now is, and the
+    /// A prompt's anchors were sampled. `reference` has their log-probs under the current r−, then the
     /// negative's under r+.
     fn anchors(&mut self, example: &Example, pool: &Pool, reference: &[Scored]) -> Result<()> {
         let _ = (example, pool, reference);
         Ok(())
     }
-    /// Some held-out prompts' answers by the model after so many steps.
+    /// The model's answers to some held-out prompts after `step` steps.
     fn completions(&mut self, step: usize, answers: &[(&Example, Answer)]) -> Result<()> {
         let _ = (step, answers);
         Ok(())
     }
-    /// A step is done.
+    /// A step is done; `metrics` are its metrics.
     fn step(&mut self, metrics: &Metrics) -> Result<()> {
         let _ = metrics;
         Ok(())
     }
-    /// Whether to take the run's state after so many steps, so that it can go on from there.
+    /// Whether to call `saved` with the run's state after `step` steps, so that it can be resumed from there.
     fn wants_state(&mut self, step: usize) -> bool {
         let _ = step;
         false
     }
-    /// Whether to take the state while anchors are drawn, before there is a first step.
+    /// Whether to call `saved` now, while anchors are sampled before the first step.
     fn wants_anchors(&mut self) -> bool {
         false
     }
-    /// A state that was wanted; also what was drawn before something went wrong.
+    /// A state that was asked for, or the anchors that were sampled before the run was interrupted or the GPU
+    /// failed.
     fn saved(&mut self, state: State) -> Result<()> {
         let _ = state;
         Ok(())
     }
-    /// The model after so many steps, whenever it is evaluated: to sample from, or to measure.
+    /// The model after `step` steps, at every evaluation: to sample from, or to measure.
     fn state(&mut self, step: usize, decoder: &Decoder) -> Result<()> {
         let _ = (step, decoder);
         Ok(())
     }
-    /// Something that the user should know.
+    /// A warning for the user.
     fn warned(&mut self, text: &str) {
         let _ = text;
     }
-    /// An evaluation is done.
+    /// An evaluation is done; `metrics` are its metrics.
     fn evaluated(&mut self, metrics: &Metrics) -> Result<()> {
         let _ = metrics;
         Ok(())
     }
 }
 
-/// An observer that looks away.
+/// An observer that does nothing.
 pub struct Unwatched;
 
 impl Observer for Unwatched {}

@@ -1,15 +1,15 @@
-//! In which order examples are seen.
+//! The order in which examples are trained on.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// The examples of each optimizer step. Every epoch is a fresh shuffle from the seed and the epoch's number,
-/// and ends where the data does: as in transformers' Trainer, its last step is smaller where the step size
+/// The examples of each optimizer step. Every epoch is a new shuffle, from the seed and the epoch's number.
+/// No step spans two epochs: as in transformers' Trainer, an epoch's last step is smaller if the step size
 /// does not divide the number of examples.
 pub(super) struct Order {
     count: usize,
-    /// Examples of a batch, and batches of a step.
+    /// Examples per batch, and batches per step.
     batch: usize,
     accumulation: usize,
     seed: u32,
@@ -19,31 +19,32 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// An order of `count` examples, at least one, in batches of up to `batch`, so many to a step.
+    /// An order of `count` examples (at least 1), in batches of up to `batch`, with `accumulation` batches
+    /// per step.
     pub fn new(count: usize, (batch, accumulation): (usize, usize), seed: u32, shuffle: bool) -> Self {
         Self { count, batch, accumulation, seed, shuffle, epoch: 0, left: Vec::new() }
     }
 
-    /// Batches in an epoch.
+    /// Batches per epoch.
     fn batches(&self) -> usize {
         self.count.div_ceil(self.batch)
     }
 
-    /// Steps in an epoch.
+    /// Steps per epoch.
     pub fn steps_per_epoch(&self) -> usize {
         self.batches().div_ceil(self.accumulation)
     }
 
-    /// Passes over the data after so many steps, counted in batches, as transformers counts them.
+    /// Epochs done after `steps` steps, counted in batches as transformers does.
     pub fn epochs(&self, steps: usize) -> f64 {
         let (whole, rest) = (steps / self.steps_per_epoch(), steps % self.steps_per_epoch());
         whole as f64 + (rest * self.accumulation) as f64 / self.batches() as f64
     }
 
-    /// The next step's examples.
+    /// Indices of the next step's examples.
     pub fn next(&mut self) -> Vec<usize> {
         if self.left.is_empty() {
-            // Taken from the back.
+            // Reversed, because steps take their examples from the back.
             self.left = (0..self.count).rev().collect();
             if self.shuffle {
                 let seed = (u64::from(self.seed) << 32) ^ self.epoch;

@@ -1,8 +1,8 @@
-//! What a run will hold in memory, phase by phase and by purpose, before anything is allocated; and what
-//! would make it less.
+//! The memory plan: the GPU memory that a run will use, by phase and by purpose, computed before anything is
+//! allocated; and the settings that would reduce it.
 //!
-//! A plan is not an estimate: the code that makes a run's buffers makes them on paper ([`Memory::on_paper`]),
-//! in the sizes of [`MaxBatches`], and the ledger is read.
+//! A plan is not an estimate: the code that allocates a run's buffers runs on memory without a device
+//! ([`Memory::on_paper`]), with the sizes of [`MaxBatches`], and the plan is read from its ledger.
 
 use std::collections::BTreeMap;
 
@@ -12,42 +12,43 @@ use super::max_batches::MaxBatches;
 use super::references::Reference;
 use crate::Result;
 use crate::config::RunConfig;
+use crate::error::{setting, setting_to};
 use crate::gpu::{DType, Memory, Purpose, Quantize, Tensor};
 use crate::model::{Capacity, Decoder};
 use crate::nn::{Arenas, Recompute};
 use crate::optim::{AdamW, Optim, Optimizer};
 
-/// What is held at once in one part of a run.
+/// The peak memory of one phase of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedPhase {
-    /// The part.
+    /// The phase: "sampling", "scoring", "evaluation" or "training".
     pub name: &'static str,
-    /// Bytes of all buffers.
+    /// Peak bytes of all buffers.
     pub total: u64,
-    /// Bytes by purpose.
+    /// Peak bytes by purpose.
     pub by_purpose: BTreeMap<Purpose, u64>,
 }
 
-/// A run's phases, in their order.
+/// The memory plan of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// The phases that the run has.
+    /// The run's phases, in order.
     pub phases: Vec<PlannedPhase>,
-    /// Answers decoded together.
+    /// The most answers decoded together.
     pub decoded_together: usize,
-    /// Packed tokens of the largest batch of a step, trained on or scored by references that move.
+    /// Packed tokens of the largest batch of a step, for training or for scoring by moving references.
     pub step_tokens: usize,
     /// Packed tokens of the largest batch that is only scored.
     score_tokens: usize,
     /// Packed tokens of the largest group.
     largest_group: usize,
-    /// Whether plain matrices would become smaller by being quantised.
+    /// Whether quantising the frozen weights would make them smaller.
     quantizable: bool,
-    /// Whether the model is frozen under an adapter.
+    /// Whether the run trains a LoRA adapter on a frozen model.
     lora: bool,
 }
 
-/// A setting that takes less memory.
+/// A change of one setting that reduces memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
@@ -66,7 +67,7 @@ pub enum Change {
 }
 
 impl Plan {
-    /// The plan of a run of `decoder` in `memory`, both on paper.
+    /// The plan of a run. `decoder` is allocated in `memory`, which has no device.
     pub(super) fn of(
         memory: &Memory,
         decoder: &Decoder,
@@ -101,7 +102,7 @@ impl Plan {
                 drop(buffers);
                 Ok(())
             };
-        // What a check reads of a tensor at once.
+        // A `--paranoid` check reads tensors in pieces of this size.
         let piece = || Tensor::new(memory, Purpose::Staging, "readback", Tensor::PIECE / 4, DType::F32);
         let checked = config.gpu.paranoid.then(piece).transpose()?;
         let room = batches.room(memory, decoder.config(), config);
@@ -112,8 +113,7 @@ impl Plan {
             }
             Ok(())
         };
-        // Online anchors are drawn, and scored, when the first evaluation is long done and a step is on its
-        // way.
+        // Online anchors are sampled and scored during training, beside a best state and a step in flight.
         let online = config.anchors.online_start_step.is_some();
         let flying = online.then(|| read(batches.whole_step, 1)).transpose()?;
         if online {
@@ -157,14 +157,14 @@ impl Plan {
         })
     }
 
-    /// The phase that holds the most.
+    /// The phase with the highest peak.
     pub fn peak(&self) -> &PlannedPhase {
-        // There is always a training phase; of equals the last.
+        // There is always a training phase. Among equal peaks this is the last.
         self.phases.iter().max_by_key(|phase| phase.total).unwrap_or(&self.phases[0])
     }
 
-    /// The settings that would take less in the phase that holds the most, those first that leave every
-    /// result as it is.
+    /// Changes that may reduce the highest peak. Those that leave results unchanged come first, except
+    /// [`Change::Offload`], the slowest, which is last.
     pub fn changes(&self, config: &RunConfig) -> Vec<Change> {
         let mut all = Vec::new();
         let peak = self.peak().name;
@@ -173,7 +173,7 @@ impl Plan {
         }
         let tokens = if peak == "training" { self.step_tokens } else { self.score_tokens };
         if peak != "sampling" {
-            // A group goes through whole: below the largest one's tokens a budget changes nothing.
+            // Groups are not split: a budget below the largest group's tokens has no further effect.
             let current = config.train.max_tokens_per_batch.unwrap_or(usize::MAX).min(tokens);
             let fewer = (current / 2).max(self.largest_group);
             all.extend((fewer < current).then_some(Change::MaxTokensPerBatch(fewer)));
@@ -198,7 +198,7 @@ impl Plan {
 }
 
 impl Change {
-    /// Makes it.
+    /// Applies the change to `config`.
     pub fn apply(self, config: &mut RunConfig) {
         match self {
             Self::MaxNumSeqs(n) => config.anchors.max_num_seqs = n,
@@ -210,8 +210,8 @@ impl Change {
         }
     }
 
-    /// Whether every result of `config` stays what it is, to the bit or within the rounding of sums. Dropout
-    /// depends on what is in a batch.
+    /// Whether results stay bit-identical, or differ only by the rounding of sums. With dropout a token
+    /// budget changes results, because dropout masks depend on the batch.
     pub fn is_exact(self, config: &RunConfig) -> bool {
         match self {
             Self::Quantize(_) | Self::Optim(_) => false,
@@ -220,30 +220,30 @@ impl Change {
         }
     }
 
-    /// It as a flag.
+    /// The change as messages name it.
     pub fn flag(self) -> String {
-        let text = |value: serde_json::Result<serde_json::Value>| match value {
-            Ok(serde_json::Value::String(text)) => text,
-            _ => String::new(),
+        let named = |key, value: serde_json::Result<serde_json::Value>| match value {
+            Ok(serde_json::Value::String(text)) => setting_to(key, text),
+            _ => setting(key),
         };
         match self {
-            Self::MaxNumSeqs(n) => format!("--max-num-seqs {n}"),
-            Self::MaxTokensPerBatch(n) => format!("--max-tokens-per-batch {n}"),
-            Self::Recompute(level) => format!("--recompute {}", text(serde_json::to_value(level))),
-            Self::Offload => "--offload".into(),
-            Self::Optim(optim) => format!("--optim {}", text(serde_json::to_value(optim))),
-            Self::Quantize(to) => format!("--quantize {}", text(serde_json::to_value(to))),
+            Self::MaxNumSeqs(n) => setting_to("max_num_seqs", n),
+            Self::MaxTokensPerBatch(n) => setting_to("max_tokens_per_batch", n),
+            Self::Recompute(level) => named("recompute", serde_json::to_value(level)),
+            Self::Offload => setting("offload"),
+            Self::Optim(optim) => named("optim", serde_json::to_value(optim)),
+            Self::Quantize(to) => named("quantize", serde_json::to_value(to)),
         }
     }
 }
 
-/// The settings of `config` changed until the plan that `plan` makes of them fits `budget` bytes: by changes
-/// that leave results as they are, and where those do not suffice, by the optimizer's moments in 8 bits, then
-/// by quantising the frozen weights too, then by leaving them in host memory. `None` where nothing suffices;
-/// the second is then the smallest plan that was found.
+/// Changes settings of `config` until their plan fits into `budget` bytes, and returns the new settings and
+/// their plan. `plan` makes a plan of settings. First come changes that leave results as they are; if they do
+/// not suffice, also the optimizer's moments in 8 bits, then quantised frozen weights too, then frozen
+/// weights in host memory. If nothing suffices: `None`, and the smallest plan found.
 ///
 /// # Errors
-/// What `plan` reports.
+/// Errors of `plan`.
 pub fn fit(
     config: &RunConfig,
     budget: u64,
@@ -254,7 +254,7 @@ pub fn fit(
     let optim = Change::Optim(Optim::Adamw8bit);
     let quantised = [Quantize::Q8, Quantize::Nf4].map(Change::Quantize);
     let quantised: Vec<Change> = quantised.into_iter().filter(|_| first.quantizable).collect();
-    // Last what every pass waits for.
+    // Offloading comes last: every pass then waits for the weights.
     let last: Vec<Change> =
         [optim].into_iter().chain(quantised.last().copied()).chain([Change::Offload]).collect();
     let between = quantised.iter().map(|quantize| vec![optim, *quantize]);
@@ -269,7 +269,7 @@ pub fn fit(
             }
             let free = |change: &Change| match change {
                 Change::Offload => false,
-                // Only the masks of dropout are others.
+                // It changes at most the dropout masks.
                 Change::MaxTokensPerBatch(_) => true,
                 change => change.is_exact(config),
             };
@@ -290,7 +290,7 @@ pub fn fit(
 mod tests {
     use super::*;
 
-    /// A plan in which one phase holds `bytes`.
+    /// A plan with one phase of `bytes`.
     fn plan(name: &'static str, bytes: usize, config: &RunConfig, tokens: [usize; 3]) -> Plan {
         let [step_tokens, score_tokens, largest_group] = tokens;
         Plan {
@@ -304,7 +304,7 @@ mod tests {
         }
     }
 
-    /// What a training step of `config` holds, in made-up bytes.
+    /// Made-up bytes of a training step with `config`.
     fn bytes(config: &RunConfig) -> usize {
         let tokens = config.train.max_tokens_per_batch.unwrap_or(1000).clamp(300, 1000);
         let kept = [9, 5, 1][config.train.recompute as usize];

@@ -1,4 +1,4 @@
-//! The reference models r+ and r−, each of one of four kinds.
+//! The reference models r+ and r−, each of one of the four kinds of [`ReferenceSource`].
 
 use crate::config::ReferenceSource;
 use crate::gpu::{Gpu, Purpose, Recorder};
@@ -7,16 +7,16 @@ use crate::model::Decoder;
 use crate::nn::{Arenas, Pass};
 use crate::{Error, Result};
 
-/// One reference: where its values are, and when they change.
+/// One reference model.
 pub struct Reference {
     source: ReferenceSource,
-    /// `None`: the model with its fresh adapter off.
+    /// Its own values; `None` if it is the model with its adapter off.
     values: Option<Arenas>,
 }
 
 impl Reference {
-    /// A reference of `decoder` as it is now, before the first step. `checkpoint` holds the values of
-    /// [`ReferenceSource::Checkpoint`].
+    /// A reference to the current state of `decoder`, before the first step. For
+    /// [`ReferenceSource::Checkpoint`], `checkpoint` has the values instead.
     pub fn new(
         gpu: &Gpu,
         decoder: &Decoder,
@@ -26,9 +26,9 @@ impl Reference {
     ) -> Result<Self> {
         let source = source.clone();
         if let ReferenceSource::Checkpoint(path) = &source {
-            let expected = "the checkpoint's weights, read";
+            let expected = "the weights of this reference checkpoint";
             let values = checkpoint.ok_or_else(|| {
-                Error::input(path.display(), expected, "none", "give them in Inputs::positive or negative")
+                Error::input(path.display(), expected, "none", "set Inputs::positive or Inputs::negative")
             })?;
             return Ok(Self { source, values: Some(values) });
         }
@@ -41,7 +41,8 @@ impl Reference {
         Ok(Self { source, values: Some(values) })
     }
 
-    /// Whether it is more than the model with its adapter off: a fresh adapter changes nothing.
+    /// Whether it needs its own values. The initial model with a fresh adapter does not: it is the model with
+    /// the adapter off.
     pub fn has_values(source: &ReferenceSource, fresh_adapter: bool) -> bool {
         !fresh_adapter || *source != ReferenceSource::Initial
     }
@@ -54,17 +55,17 @@ impl Reference {
         }
     }
 
-    /// Its own values; `None` where it is the model with its adapter off.
+    /// Its own values; `None` if it is the model with its adapter off.
     pub(super) fn values(&self) -> Option<&Arenas> {
         self.values.as_ref()
     }
 
-    /// Whether its log-probs never change and may be kept.
+    /// Whether it never changes, so that its log-probs can be cached.
     pub fn is_fixed(&self) -> bool {
         self.source.is_fixed()
     }
 
-    /// Follows the policy after optimizer step `done` (counted from 1).
+    /// Updates a moving reference from the policy after optimizer step `done` (counted from 1).
     pub fn follow(&self, gpu: &Gpu, decoder: &Decoder, done: usize) -> Result<()> {
         let Some(values) = &self.values else { return Ok(()) };
         let mut rec = Recorder::new(gpu);

@@ -1,9 +1,9 @@
-//! Which answers a method's loss takes of an example, and which are scored beside them.
+//! Which answers of an example a method's loss takes, and which other answers are scored.
 
 use crate::data::Example;
 use crate::loss::{Method, Takes};
 
-/// The responses that a method's loss takes, in its order.
+/// The responses that a method's loss takes, in the order that it expects.
 pub(super) fn loss_responses<'a>(
     method: Method,
     example: &'a Example,
@@ -16,12 +16,12 @@ pub(super) fn loss_responses<'a>(
         Takes::Negative => negative.into_iter().collect(),
         Takes::Pair => chosen.into_iter().chain(negative).collect(),
         Takes::Chosen => chosen.into_iter().collect(),
-        // One of the two is empty.
+        // One of the two is missing, and is passed as an empty response.
         Takes::Either => vec![chosen.unwrap_or_default(), negative.unwrap_or_default()],
     }
 }
 
-/// Those that the references score: the loss's, and of KTO the answer of another example.
+/// The responses that the references score: those of the loss, and for KTO another example's answer.
 pub(super) fn reference_responses<'a>(
     method: Method,
     example: &'a Example,
@@ -30,8 +30,8 @@ pub(super) fn reference_responses<'a>(
     loss_responses(method, example, anchors).into_iter().chain(example.kl_ids.as_deref()).collect()
 }
 
-/// Those of a held-out example: the references', then what only watches: anchors and the good answer, where
-/// they are not among them.
+/// The responses of a held-out example: those of [`reference_responses`], then any anchors and good answer
+/// that the loss does not take: they are scored for evaluation only.
 pub(super) fn held_out_responses<'a>(
     method: Method,
     example: &'a Example,
@@ -47,9 +47,9 @@ pub(super) fn held_out_responses<'a>(
     responses
 }
 
-/// Where [`held_out_responses`] has what: the loss's own, the anchors, and the good answer.
+/// The positions in [`held_out_responses`] of the loss's responses, the anchors and the good answer.
 pub(super) struct HeldOutParts {
-    /// The loss's responses come first.
+    /// Number of the loss's responses, which come first.
     pub own: usize,
     /// The anchors, the model's own answers.
     pub anchors: std::ops::Range<usize>,
@@ -58,7 +58,7 @@ pub(super) struct HeldOutParts {
 }
 
 impl HeldOutParts {
-    /// Of an example with `drawn` anchors.
+    /// The positions for an example with `drawn` anchors.
     pub fn of(method: Method, example: &Example, drawn: usize) -> Self {
         let own = loss_responses(method, example, std::iter::repeat_n(&[][..], drawn)).len();
         let (anchors, behind) = match method.takes() {
@@ -71,8 +71,8 @@ impl HeldOutParts {
     }
 }
 
-/// What KTO learns from: each answer by itself, and beside it the answer of the row before it, on which the
-/// KL divergence from the reference is estimated: as in TRL an answer to another prompt.
+/// The examples for KTO: one per answer. Each also gets an answer of the row before (`kl_ids`; the first row
+/// gets one of the last), for the estimate of the KL divergence: as in TRL, an answer to another prompt.
 pub(super) fn unpaired(examples: Vec<Example>) -> Vec<Example> {
     let apart = |example: Example| {
         let chosen = Example { negative_ids: None, ..example.clone() };
@@ -84,7 +84,7 @@ pub(super) fn unpaired(examples: Vec<Example>) -> Vec<Example> {
     let count = all.len();
     for i in 0..count {
         let before = |back: usize| (i + count - back) % count;
-        // Of one row alone there is no other.
+        // A single row has no other row.
         let other = (1..count).map(before).find(|&other| all[other].row != all[i].row).unwrap_or(before(1));
         all[i].kl_ids = all[other].chosen_ids.clone().or(all[other].negative_ids.clone());
     }

@@ -1,4 +1,4 @@
-//! Takes a run's [`State`], and goes back to it.
+//! Saves a run's [`State`] and restores it.
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::nn::Arenas;
 use crate::score::Scored;
 use crate::{Error, Result};
 
-/// What of a [`State`] is no tensor.
+/// The part of a [`State`] that is not tensors, as JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
@@ -26,15 +26,15 @@ struct Record {
     train_seconds: f64,
     skipped: usize,
     skipped_in_a_row: usize,
-    /// The examples that are trained on and held out, by their places among those that were read.
+    /// Indices of the training examples and of the held-out examples, among those that the run was given.
     train: Vec<usize>,
     eval: Vec<usize>,
     pools: Vec<Pool>,
     eval_pools: Vec<Pool>,
     anchors: AnchorCounts,
-    /// Examples whose log-probs under the references are kept, and the tokens of each response.
+    /// Examples with cached log-probs under the references, and the number of tokens of each response.
     scored: Vec<(usize, Vec<usize>)>,
-    /// The tokens of each held-out response, once the start was scored.
+    /// Number of tokens of each held-out response; `None` before the first evaluation.
     eval_start: Option<Vec<Vec<usize>>>,
     seen: Seen,
     collapse: Collapse,
@@ -42,7 +42,7 @@ struct Record {
     before: Option<Metrics>,
 }
 
-/// A run before its first step: the examples that are left, by their places, and the anchors drawn so far.
+/// The state of a run before its first step: indices of its examples, and the anchors sampled so far.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Drawn {
@@ -53,12 +53,12 @@ struct Drawn {
     anchors: AnchorCounts,
 }
 
-/// Names of the tensors that hold log-probs.
+/// Names of the tensors of log-probs.
 const SCORED: &str = "reference_logps";
 const START: &str = "eval_start_logps";
 
 impl Run<'_> {
-    /// The run as it is. Nothing may be in flight.
+    /// The current state of the run. No step may be in flight.
     pub(super) async fn state(&mut self, course: &Course) -> Result<State> {
         self.trainer.put_away().await?;
         let known = |(i, all): (usize, &Option<Vec<Scored>>)| Some((i, all.clone()?));
@@ -105,13 +105,13 @@ impl Run<'_> {
         Ok(State { step: course.step, record, tensors, adapter })
     }
 
-    /// The anchors drawn so far, if there are any.
+    /// A state with the anchors sampled so far, if there are any.
     pub(super) fn drawn(&self) -> Result<Option<State>> {
         let pools = [&self.pools[..], &self.held_out.pools];
         drawn([&self.kept, &self.held_out.kept], pools, self.counts)
     }
 
-    /// Takes the anchors of [`Run::drawn`].
+    /// Restores the anchors of [`Run::drawn`].
     pub(super) fn restore_drawn(&mut self, state: &State) -> Result<()> {
         let drawn: Drawn = serde_json::from_slice(&state.record).map_err(|e| damaged(e.to_string()))?;
         self.restore_pools(drawn)
@@ -124,7 +124,7 @@ impl Run<'_> {
             || pools.len() != train.len()
             || eval_pools.len() != eval.len()
         {
-            return Err(damaged("another number of examples".into()));
+            return Err(damaged("a different number of examples".into()));
         }
         self.train = train.iter().map(|&i| self.train[i].clone()).collect();
         self.held_out.examples = eval.iter().map(|&i| self.held_out.examples[i].clone()).collect();
@@ -135,7 +135,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Goes to where `state` was taken: of a run of the same settings and files, before it has done anything.
+    /// Restores `state`. This run must have the same settings and files, and must not have started yet.
     pub(super) fn restore(&mut self, state: &State, course: &mut Course) -> Result<()> {
         let record: Record = serde_json::from_slice(&state.record).map_err(|e| damaged(e.to_string()))?;
         let file =
@@ -144,7 +144,7 @@ impl Run<'_> {
             file.tensor(name).map(|view| view.data()).map_err(|e| damaged(format!("{name}: {e}")))
         };
         if record.scored.iter().any(|&(i, _)| i >= record.train.len()) {
-            return Err(damaged("log-probs of other examples".into()));
+            return Err(damaged("log-probs of examples that it does not have".into()));
         }
         let Record { train, eval, pools, eval_pools, anchors, .. } = record;
         self.restore_pools(Drawn { train, eval, pools, eval_pools, anchors })?;
@@ -175,7 +175,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What is on the device and changes in a run: the policy first.
+    /// The tensors on the device that change during a run, by name; the policy's come first.
     fn device_tensors<'a>(&'a self, best: &'a Best) -> Vec<(String, &'a Tensor)> {
         let named = |name: &'static str, arenas: &'a Arenas| {
             arenas.tensors().iter().enumerate().map(move |(i, tensor)| (format!("{name}.{i}"), tensor))
@@ -193,8 +193,8 @@ impl Run<'_> {
     }
 }
 
-/// The state of a run whose anchors are being drawn: of the training prompts and of those held out their
-/// places and their pools. `None` where no prompt has its samples yet.
+/// The state of a run while its anchors are sampled: the indices and the pools of the training prompts and of
+/// the held-out prompts. `None` if no prompt has all samples of a round yet.
 pub(super) fn drawn(
     [train, eval]: [&[usize]; 2],
     [pools, eval_pools]: [&[Pool]; 2],
@@ -215,24 +215,24 @@ pub(super) fn drawn(
     Ok(Some(State { step, record, tensors: Vec::new(), adapter: None }))
 }
 
-/// Bytes as a flat tensor of a file.
+/// Bytes as a one-dimensional safetensors tensor.
 fn view(dtype: DType, bytes: &[u8]) -> Result<TensorView<'_>> {
     let kind = if dtype == DType::U32 { Dtype::U32 } else { Dtype::F32 };
     TensorView::new(kind, vec![bytes.len() / 4], bytes).map_err(|e| damaged(e.to_string()))
 }
 
-/// Tokens of each response.
+/// The number of tokens of each response.
 fn lengths(all: &[Vec<Scored>]) -> Vec<Vec<usize>> {
     all.iter().map(|responses| responses.iter().map(|r| r.token_logps.len()).collect()).collect()
 }
 
-/// Of each response the tokens' log-probs, their sum and the entropy.
+/// Each response's token log-probs, then their sum and the entropy, all in one list.
 fn flat(all: &[Vec<Scored>]) -> Vec<f32> {
     let one = |r: &Scored| r.token_logps.iter().copied().chain([r.logp, r.entropy]).collect::<Vec<_>>();
     all.iter().flatten().flat_map(one).collect()
 }
 
-/// The opposite of [`flat`] and [`lengths`].
+/// The inverse of [`flat`] and [`lengths`].
 fn scored(lengths: &[Vec<usize>], bytes: &[u8]) -> Result<Vec<Vec<Scored>>> {
     let floats: Vec<f32> = bytemuck::pod_collect_to_vec(bytes);
     let expected: usize = lengths.iter().flatten().map(|n| n + 2).sum();
@@ -249,7 +249,7 @@ fn scored(lengths: &[Vec<usize>], bytes: &[u8]) -> Result<Vec<Vec<Scored>>> {
 }
 
 fn damaged(found: String) -> Error {
-    let fix = "resume from an earlier checkpoint, or begin the run again";
+    let fix = "resume from an earlier checkpoint, or start the run again";
     Error::input("checkpoint", "the state of this run", found, fix)
 }
 

@@ -1,4 +1,4 @@
-//! A run under way: what it holds, and what it does before the first step and between steps.
+//! A run in progress: its state, and its work before the first step and between steps.
 
 use super::anchors::{Anchor, AnchorCounts, Pool};
 use super::best::Best;
@@ -26,68 +26,68 @@ use crate::sample::Room;
 use crate::score::{Scored, score_in};
 use crate::{Error, Result};
 
-/// Everything a run starts from.
+/// The starting state of a run.
 pub struct Setup {
-    /// The model, with its adapter or trainable as a whole.
+    /// The model: with a LoRA adapter, or for full training.
     pub decoder: Decoder,
-    /// Whether the adapter is new: off, it is then the initial model.
+    /// Whether the adapter is new. The model with the adapter off is then the initial model.
     pub fresh_adapter: bool,
-    /// What it is trained on.
+    /// Training examples.
     pub train: Vec<Example>,
     /// Held-out examples for the stop rule; may be empty.
     pub eval: Vec<Example>,
     /// Anchors from an earlier run, one list per training example; `None` samples them.
     pub anchors: Option<Vec<Vec<Anchor>>>,
-    /// Values of r+ where it is a checkpoint.
+    /// Values of r+ if it is a checkpoint.
     pub positive: Option<Arenas>,
-    /// Values of r− where it is a checkpoint.
+    /// Values of r− if it is a checkpoint.
     pub negative: Option<Arenas>,
-    /// The tokens that end an answer.
+    /// Ids of the tokens that end an answer.
     pub ends: Vec<u32>,
-    /// Where to go on, of a run that was begun from the same: same settings, same files.
+    /// The state to resume from, of a run with the same settings and files.
     pub resume: Option<State>,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[non_exhaustive]
 pub struct Outcome {
     /// The model in the state that is kept.
     pub decoder: Decoder,
-    /// Why it ended.
+    /// Why the run ended.
     pub reason: StopReason,
-    /// Optimizer steps taken.
+    /// Number of optimizer steps taken.
     pub steps: usize,
-    /// The step whose state is kept.
+    /// The number of steps after which the kept state was taken.
     pub kept_step: usize,
-    /// The first evaluation.
+    /// Metrics of the first evaluation, before the first step.
     pub before: Option<Metrics>,
-    /// The evaluation of the state that is kept.
+    /// Metrics of the kept state.
     pub after: Option<Metrics>,
-    /// What became of the samples.
+    /// Counts of the sampled anchors.
     pub anchors: AnchorCounts,
     /// Packed tokens trained on.
     pub num_tokens: usize,
-    /// Seconds in training steps.
+    /// Seconds spent in training steps.
     pub train_seconds: f64,
 }
 
-/// A run under way.
+/// A run in progress.
 pub(super) struct Run<'a> {
     pub(super) gpu: &'a Gpu,
     pub(super) config: &'a RunConfig,
     pub(super) trainer: Trainer<'a>,
-    /// What the buffers are made for.
+    /// The largest batches, which buffers are allocated for.
     pub(super) batches: MaxBatches,
     pub(super) room: Room,
     pub(super) train: Vec<Example>,
-    /// Their places among those that were read.
+    /// The index of each training example among those that the run was given.
     pub(super) kept: Vec<usize>,
     pub(super) pools: Vec<Pool>,
     pub(super) held_out: HeldOut,
-    /// r−, and r+ where it is another.
+    /// r−, and r+ if it differs.
     pub(super) negative: Reference,
     pub(super) positive: Option<Reference>,
-    /// Log-probs under fixed references, per example.
+    /// Log-probs of each training example's responses under the references; `None` if not computed yet.
     pub(super) cached: Vec<Option<Vec<Scored>>>,
     pub(super) counts: AnchorCounts,
     pub(super) ends: Vec<u32>,
@@ -95,7 +95,7 @@ pub(super) struct Run<'a> {
     pub(super) forecast: Forecast,
 }
 
-/// How far a run is, and what it has come to so far.
+/// Progress and intermediate results of a run.
 pub(super) struct Course {
     /// Steps done.
     pub step: usize,
@@ -171,11 +171,11 @@ impl<'a> Run<'a> {
         self.negative.is_fixed() && self.positive.as_ref().is_none_or(Reference::is_fixed)
     }
 
-    /// Draws all anchors that are missing, drops prompts that got none, and scores what stays the same.
+    /// Samples missing anchors, drops prompts that got none, and scores the examples under the references.
     pub(super) async fn prepare(&mut self) -> Result<()> {
         for (examples, held_out) in [(&self.train, false), (&self.held_out.examples, true)] {
             for example in examples {
-                let place = format!("the example of line {}", example.line);
+                let place = format!("the example on line {}", example.line);
                 check_context(self.trainer.decoder.config(), self.config, example, held_out, &place)?;
             }
         }
@@ -197,14 +197,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// References that move must be asked again next time.
+    /// Clears the cached log-probs of `examples` if a reference moves.
     pub(super) fn forget_moving(&mut self, examples: &[usize]) {
         if !self.references_are_fixed() {
             examples.iter().for_each(|&i| self.cached[i] = None);
         }
     }
 
-    /// Scores those of the examples whose log-probs under the references are not known.
+    /// Scores those `examples` under the references that have no cached log-probs.
     pub(super) async fn score_missing(&mut self, examples: &[usize]) -> Result<()> {
         let mut missing: Vec<usize> =
             examples.iter().copied().filter(|&i| self.cached[i].is_none()).collect();
@@ -218,11 +218,11 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Log-probs of the examples' responses under their references: r− for anchors, r+ for the negative. With
-    /// `report` the observer counts the examples.
+    /// Log-probs of the examples' responses under their references: r+ for the last response, r− for the
+    /// others. With `report`, the observer is told the progress.
     async fn score_references(&mut self, examples: &[usize], report: bool) -> Result<Vec<Vec<Scored>>> {
         let (method, budget) = (self.method(), self.batches.score_budget);
-        // Between steps the trainer has its workspace, and the groups are few.
+        // Between steps the trainer keeps its workspace allocated; there are few groups then.
         let between = if report { None } else { self.batches.following };
         let Some(capacity) = between.or(self.batches.scoring) else { return Ok(Vec::new()) };
         let Self { gpu, trainer, train, pools, observer, forecast, .. } = self;
@@ -270,7 +270,7 @@ impl<'a> Run<'a> {
         let found = held_out.evaluate(gpu, &trainer.decoder, method, (budget, capacity), &mut alive).await?;
         metrics.0.extend(found.0);
         observer.evaluated(&metrics)?;
-        // A model that is broken has no answers.
+        // A model with NaN or infinite metrics cannot be sampled from.
         if metrics.0.iter().all(|(_, value)| value.is_finite()) {
             self.answer_held_out(step).await?;
         }
@@ -279,7 +279,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Counts work that was done, and tells how long the rest will take.
+/// Records work done, and reports the estimated time left.
 pub(super) fn tell(observer: &mut dyn Observer, forecast: &mut Forecast, work: Work, tokens: usize) {
     forecast.did(work, tokens as f64);
     if let Some(seconds) = forecast.left() {
@@ -287,18 +287,19 @@ pub(super) fn tell(observer: &mut dyn Observer, forecast: &mut Forecast, work: W
     }
 }
 
-/// Tells of progress before the first step, where a wish to end is one to stop.
+/// Reports progress before the first step, where a wish to finish means to stop.
 pub(super) fn advance(observer: &mut dyn Observer, items: usize, tokens: usize) -> Result<()> {
     observer.advance(items, tokens)?;
     if observer.wish() == Wish::GoOn { Ok(()) } else { Err(Error::Interrupted) }
 }
 
-/// What the loss takes of an example.
+/// The prompt and the responses of an example that the loss takes.
 pub(super) fn group<'a>(method: Method, example: &'a Example, pool: &'a Pool) -> Group<'a> {
     Group { prompt: &example.prompt_ids, responses: loss_responses(method, example, pool.ids()) }
 }
 
-/// Fails, naming `place`, where an example's prompt and an answer exceed the model's context.
+/// Fails at `place` if an example's prompt and answer exceed the model's context, or if a token id is not in
+/// the vocabulary.
 pub(super) fn check_context(
     model: &DecoderConfig,
     config: &RunConfig,
@@ -314,21 +315,21 @@ pub(super) fn check_context(
     model.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
     let drawn = match config.method.method.takes() {
         Takes::Anchors => true,
-        // Those that only watch.
+        // For evaluation only.
         Takes::Negative => held_out && example.negative_ids.is_some(),
         _ => false,
     };
     if !drawn {
         return Ok(());
     }
-    // Anchors are sampled behind the one prompt and scored behind the other, which a template's own system
-    // message may make longer.
+    // Anchors are sampled after the prompt with the instruction and scored after the bare prompt. If the chat
+    // template has its own system message, the bare prompt can be longer.
     let prompt = example.sampling_ids.len().max(example.prompt_ids.len());
-    let place = format!("{place}: prompt, bare or with the safety instruction, and max_new_tokens");
+    let place = format!("{place}: prompt (bare or with the safety instruction) plus max_new_tokens");
     model.check_context(&place, prompt + config.anchors.max_new_tokens)
 }
 
-/// A group's anchors and its negative, apart.
+/// Splits a group into one of its anchors and one of its negative.
 fn parts<'a>(group: &Group<'a>) -> (Group<'a>, Group<'a>) {
     let (anchors, negative) = group.responses.split_at(group.responses.len() - 1);
     let part = |responses: &[&'a [u32]]| Group { prompt: group.prompt, responses: responses.to_vec() };

@@ -1,4 +1,4 @@
-//! From files' bytes and a configuration to what a run starts from.
+//! Turns the bytes of the input files and a configuration into the starting state of a run.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,6 +12,7 @@ use crate::data::{
     self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, Prompt, Row,
     Truncation, build_examples, parse_jsonl, rows_with,
 };
+use crate::error::setting;
 use crate::gpu::{Gpu, Memory, Purpose};
 use crate::loss::{Method, Takes};
 use crate::model::{AdapterBytes, Decoder, DecoderConfig, LoraSpec, ModelBytes, Training};
@@ -21,35 +22,35 @@ use crate::{Error, Result};
 /// A file's display name and bytes.
 pub type Named<'a> = (&'a str, &'a [u8]);
 
-/// A reference model from files, of the kind that the run trains.
+/// A reference model from files, of the same kind as the run trains.
 #[derive(Clone)]
-pub enum Checkpoint<'a> {
-    /// Of a LoRA run.
+pub enum ReferenceBytes<'a> {
+    /// For a LoRA run.
     Adapter(AdapterBytes<'a>),
-    /// Of a full run.
+    /// For full training.
     Model(Box<ModelBytes<'a>>),
 }
 
-/// Everything that a run reads.
+/// All inputs of a run.
 #[derive(Clone)]
 pub struct Inputs<'a> {
     /// The model.
     pub model: ModelBytes<'a>,
-    /// The adapter to start from.
+    /// The LoRA adapter to start from.
     pub adapter: Option<AdapterBytes<'a>>,
     /// Training examples: JSONL in TRL's forms.
     pub train: Named<'a>,
     /// Held-out examples.
     pub eval: Option<Named<'a>>,
-    /// Anchors of an earlier run, or of `aweigh sample`.
+    /// Anchors from an earlier run or from `aweigh sample`.
     pub samples: Option<Named<'a>>,
-    /// r+, where it is a checkpoint.
-    pub positive: Option<Checkpoint<'a>>,
-    /// r−, where it is a checkpoint.
-    pub negative: Option<Checkpoint<'a>>,
+    /// r+ if it is a checkpoint.
+    pub positive: Option<ReferenceBytes<'a>>,
+    /// r− if it is a checkpoint.
+    pub negative: Option<ReferenceBytes<'a>>,
 }
 
-/// What a run reads, read: a plan can be made of it, and a start.
+/// A run's inputs, parsed and checked: ready for [`Job::plan`] or [`Job::load`].
 pub struct Job<'a> {
     inputs: Inputs<'a>,
     tokenizer: ChatTokenizer,
@@ -62,28 +63,28 @@ pub struct Job<'a> {
 
 /// A run ready to start.
 pub struct Prepared {
-    /// What [`super::align()`] takes.
+    /// The argument of [`super::align()`].
     pub setup: Setup,
     /// The model's tokenizer.
     pub tokenizer: ChatTokenizer,
-    /// What the length limits did to the training rows.
+    /// Counts of the training rows that were kept, cut or left out.
     pub lengths: LengthCounts,
 }
 
-/// Held-out examples at most, when they are taken from the training rows: they are scored often.
+/// Maximum number of held-out examples that are taken from the training rows: they are scored at every
+/// evaluation.
 const HELD_OUT: usize = 16;
 
-/// Examples that a plan assumes where none are given: more than go through a model together.
+/// Number of examples that a plan without data assumes: more than are processed in one batch.
 const ASSUMED: usize = 256;
 
 impl<'a> Inputs<'a> {
-    /// A model and its training rows; nothing else.
+    /// Inputs with only a model and training rows.
     pub fn new(model: ModelBytes<'a>, train: Named<'a>) -> Self {
         Self { model, adapter: None, train, eval: None, samples: None, positive: None, negative: None }
     }
 
-    /// Length and CRC-32 of everything that is read, by the flag that names it: two runs of the same sums
-    /// began from the same.
+    /// Length and CRC-32 of the inputs of each setting: two runs with equal sums have the same inputs.
     pub fn sums(&self) -> BTreeMap<String, String> {
         let model = |m: &ModelBytes<'a>| m.weights.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>();
         let adapter = |a: &AdapterBytes<'a>| vec![a.config, a.weights];
@@ -91,24 +92,24 @@ impl<'a> Inputs<'a> {
         let template = t.chat_template.as_deref().unwrap_or_default().as_bytes();
         let small = [&t.tokenizer_config, &t.special_tokens_map, &t.generation_config].into_iter().flatten();
         let mut all: Vec<(&str, Vec<&[u8]>)> = vec![
-            ("--model", model(&self.model)),
+            ("model", model(&self.model)),
             (
-                "--model",
+                "model",
                 [self.model.config, &t.tokenizer, template]
                     .into_iter()
                     .chain(small.map(Vec::as_slice))
                     .collect(),
             ),
-            ("--train", vec![self.train.1]),
+            ("train", vec![self.train.1]),
         ];
-        all.extend(self.eval.map(|(_, bytes)| ("--eval", vec![bytes])));
-        all.extend(self.samples.map(|(_, bytes)| ("--samples-file", vec![bytes])));
-        all.extend(self.adapter.as_ref().map(|a| ("--adapter", adapter(a))));
-        let references = [("--reference-positive", &self.positive), ("--reference-negative", &self.negative)];
-        for (flag, reference) in references {
+        all.extend(self.eval.map(|(_, bytes)| ("eval", vec![bytes])));
+        all.extend(self.samples.map(|(_, bytes)| ("samples_file", vec![bytes])));
+        all.extend(self.adapter.as_ref().map(|a| ("adapter", adapter(a))));
+        let references = [("reference_positive", &self.positive), ("reference_negative", &self.negative)];
+        for (key, reference) in references {
             all.extend(reference.as_ref().map(|reference| match reference {
-                Checkpoint::Adapter(a) => (flag, adapter(a)),
-                Checkpoint::Model(m) => (flag, model(m)),
+                ReferenceBytes::Adapter(a) => (key, adapter(a)),
+                ReferenceBytes::Model(m) => (key, model(m)),
             }));
         }
         let mut sums = BTreeMap::<&str, (usize, crc32fast::Hasher)>::new();
@@ -125,10 +126,10 @@ impl<'a> Inputs<'a> {
         sums.into_iter().map(|(flag, sum)| (flag.to_string(), text(sum))).collect()
     }
 
-    /// Reads and checks all rows; nothing is allocated yet.
+    /// Parses and checks all rows, without allocating anything on the GPU.
     ///
     /// # Errors
-    /// The first row or setting that is not what it must be.
+    /// The first invalid row or setting.
     pub fn read(&self, config: &RunConfig) -> Result<Job<'a>> {
         config.check()?;
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
@@ -159,10 +160,10 @@ impl<'a> Inputs<'a> {
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors, lengths, remarks })
     }
 
-    /// A job on examples that are made already.
+    /// A job with the given examples instead of the rows.
     ///
     /// # Errors
-    /// As [`Inputs::read`], of the model's own files; an example that exceeds the model's context.
+    /// Invalid settings or model files; an example that exceeds the model's context.
     pub fn given(&self, config: &RunConfig, train: Vec<Example>, eval: Vec<Example>) -> Result<Job<'a>> {
         config.check()?;
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
@@ -173,15 +174,15 @@ impl<'a> Inputs<'a> {
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths, remarks })
     }
 
-    /// A job whose examples are as long as the limits allow, for a plan without any.
+    /// A job with made-up examples, as long as the limits allow, to make a plan without data.
     ///
     /// # Errors
-    /// As [`Inputs::read`], where the model's context is shorter than that.
+    /// Invalid settings or model files; examples that exceed the model's context.
     pub fn assume(&self, config: &RunConfig) -> Result<Job<'a>> {
         config.check()?;
         let (model, tokenizer, d) = (self.model.decoder_config()?, self.model.tokenizer()?, &config.data);
         let instruction = tokenizer.encode_text(&config.anchors.safety_instruction, false)?.len();
-        // No longer than the context leaves room for.
+        // Shortened if the context is too small for the limits.
         let answer = d.max_completion_length.min(model.context() / 2);
         let drawn = if config.method.method.is_of_negatives() { config.anchors.max_new_tokens } else { 0 };
         let beside = answer.max(drawn) + instruction;
@@ -208,10 +209,10 @@ impl<'a> Inputs<'a> {
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths, remarks })
     }
 
-    /// Reads all rows, then loads the model.
+    /// [`Inputs::read`], then [`Job::load`].
     ///
     /// # Errors
-    /// The first row, tensor or setting that is not what it must be.
+    /// The first invalid row, tensor or setting.
     pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
         self.read(config)?.load(gpu, config)
     }
@@ -238,7 +239,7 @@ impl<'a> Inputs<'a> {
         let options = options(config, needs);
         let (examples, lengths) = build_examples(&rows, origin, tokenizer, &options)?;
         match config.data.max_samples {
-            // Again without the rows behind the last one wanted: the counts are then of what is used.
+            // Again, without the rows after the last one used, so that `lengths` counts only these.
             Some(most) if most < examples.len() => {
                 build_examples(&rows[..=examples[most - 1].row], origin, tokenizer, &options)
             }
@@ -265,7 +266,7 @@ impl<'a> Inputs<'a> {
         if let Some(split) = &config.data.eval_split {
             rows = rows_with(rows, "split", split, origin)?;
         }
-        // Good answers alone watch the perplexity.
+        // Rows with only a good answer are used for the perplexity.
         let needs = match config.method.method.takes() {
             Takes::Anchors | Takes::Negative | Takes::Either => Needs::Any,
             Takes::Pair => Needs::Pair,
@@ -274,7 +275,7 @@ impl<'a> Inputs<'a> {
         Ok(Some(build_examples(&rows, origin, tokenizer, &options(config, needs))?.0))
     }
 
-    /// The model as the run begins with it, and whether its adapter is new.
+    /// The model as it is at the start of the run, and whether its adapter is new.
     fn decoder(&self, memory: &Memory, config: &RunConfig) -> Result<(Decoder, bool)> {
         let (l, kept) = (&config.lora, &config.model);
         let model = ModelBytes { quantize: kept.quantize, offload: kept.offload, ..self.model.clone() };
@@ -297,8 +298,8 @@ impl<'a> Inputs<'a> {
 }
 
 impl Job<'_> {
-    /// What the run will take, with tensors of at most `max_binding` bytes. The model is not read for it,
-    /// only its shapes.
+    /// The run's memory plan, with tensors of at most `max_binding` bytes. It needs the shapes of the model's
+    /// tensors, but does not read their values.
     ///
     /// # Errors
     /// As [`Job::load`].
@@ -310,17 +311,17 @@ impl Job<'_> {
         Plan::of(&memory, &decoder, fresh_adapter, config, &batches)
     }
 
-    /// Loads the model.
+    /// Loads the model onto the GPU.
     ///
     /// # Errors
-    /// The first tensor or setting that is not what it must be.
+    /// The first invalid tensor or setting.
     pub fn load(self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
         let Self { inputs, tokenizer, train, eval, anchors, lengths, .. } = self;
         let (decoder, fresh_adapter) = inputs.decoder(gpu, config)?;
-        let checkpoint = |given: &Option<Checkpoint>| {
+        let checkpoint = |given: &Option<ReferenceBytes>| {
             given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
         };
-        // One for both where they are the same.
+        // If both are the same checkpoint, it is loaded once.
         let same = config.reference.positive == config.reference.negative;
         let positive = if same { None } else { checkpoint(&inputs.positive)? };
         let negative = checkpoint(&inputs.negative)?;
@@ -330,12 +331,12 @@ impl Job<'_> {
         Ok(Prepared { setup, tokenizer, lengths })
     }
 
-    /// What is odd about the training rows, though allowed: one sentence each, to be shown before the run.
+    /// Warnings about rows that are valid but unusual, one sentence each, to show before the run.
     pub fn remarks(&self) -> &[String] {
         &self.remarks
     }
 
-    /// Tokens of the longest prompt and answer.
+    /// Tokens of the longest training prompt and of the longest training answer.
     pub fn longest(&self) -> (usize, usize) {
         let answer = |example: &Example| {
             let answers = [&example.negative_ids, &example.chosen_ids];
@@ -346,7 +347,7 @@ impl Job<'_> {
     }
 }
 
-impl Checkpoint<'_> {
+impl ReferenceBytes<'_> {
     /// Its values in the layout of `decoder`.
     fn values(&self, gpu: &Gpu, decoder: &Decoder) -> Result<Arenas> {
         let weights = match self {
@@ -359,8 +360,9 @@ impl Checkpoint<'_> {
                         let patterns = if patterns > 0 { " with patterns" } else { "" };
                         format!("r {} and lora_alpha {}{patterns}", spec.r, spec.lora_alpha)
                     };
-                    let expected = format!("{}, the run's own", text(own));
-                    let fix = "set --r and --lora-alpha to the checkpoint's";
+                    let expected = format!("{}, as in this run", text(own));
+                    let [r, alpha] = ["r", "lora_alpha"].map(setting);
+                    let fix = format!("set {r} and {alpha} to the checkpoint's");
                     return Err(Error::input(bytes.name, expected, text(&adapter.spec), fix));
                 }
                 adapter.all_in(decoder.layout())?;
@@ -375,17 +377,15 @@ impl Checkpoint<'_> {
     }
 }
 
-/// What to say of KTO's rows where all are good, or all are flagged.
+/// A warning if all rows of a KTO run are good, or all are flagged.
 fn one_sided(origin: &str, train: &[Example]) -> Option<String> {
     let has = |side: fn(&Example) -> &Option<Vec<u32>>| train.iter().any(|example| side(example).is_some());
     let (all, fix) = match (has(|e| &e.chosen_ids), has(|e| &e.negative_ids)) {
-        (false, true) => ("flagged", "add good ones, or use d2o, whose good answers are the model's own"),
+        (false, true) => ("flagged", "add good ones, or use d2o, which samples its own good answers"),
         (true, false) => ("good", "add flagged ones, or use sft"),
         _ => return None,
     };
-    Some(format!(
-        "{origin}: kto learns from good answers and flagged ones, and all of these are {all}: {fix}"
-    ))
+    Some(format!("{origin}: kto learns from good and flagged answers, but all answers here are {all}: {fix}"))
 }
 
 fn options(config: &RunConfig, needs: Needs) -> ExampleOptions {
@@ -407,8 +407,8 @@ fn options(config: &RunConfig, needs: Needs) -> ExampleOptions {
     ExampleOptions { needs, limits, instruction }
 }
 
-/// Takes the last tenth of the training examples, at most [`HELD_OUT`], when the stop rule needs some and
-/// there are enough.
+/// Removes the last tenth of the training examples, at most [`HELD_OUT`], and returns them. Returns none if
+/// the stop rule is off or there are fewer than 10 examples.
 fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
     if !config.stop.enabled || train.len() < 10 {
         return Vec::new();
@@ -416,7 +416,7 @@ fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
     train.split_off(train.len() - (train.len() / 10).min(HELD_OUT))
 }
 
-/// A sample from a file, and the line that it is on.
+/// Line number of a sample in its file, and the sample.
 type Given = (usize, Anchor);
 
 /// The first `k` samples of each prompt in a samples file.
@@ -427,9 +427,9 @@ fn given_samples(
     k: usize,
 ) -> Result<HashMap<String, Vec<Given>>> {
     let mut by_prompt: HashMap<String, Vec<Given>> = HashMap::new();
-    // `aweigh sample` writes empty answers as they come: they anchor nothing.
+    // `aweigh sample` also writes empty answers: `parse_jsonl` leaves them out.
     for row in parse_jsonl(bytes, origin)?.rows {
-        // Of a run that sampled online, take what it started with.
+        // Of a run that sampled online, use only the anchors from before the first step.
         if row.raw.get("step").and_then(serde_json::Value::as_u64).is_some_and(|step| step > 0) {
             continue;
         }
@@ -441,7 +441,7 @@ fn given_samples(
                 let known = |ids: &Vec<u32>| !ids.is_empty() && ids.iter().all(|&id| (id as usize) < vocab);
                 parsed.filter(known).ok_or_else(|| {
                     let place = format!("{origin}:{}", row.line);
-                    let fix = "give samples of this model, or leave \"ids\" out";
+                    let fix = "use samples of this model, or leave \"ids\" out";
                     Error::input(place, "\"ids\": token ids of the model's vocabulary", ids, fix)
                 })?
             }
@@ -455,8 +455,8 @@ fn given_samples(
     Ok(by_prompt)
 }
 
-/// Each example's anchors among `given`, which fit the model's context. What is missing is sampled before the
-/// first step.
+/// Each example's anchors from `given`, checked against the model's context. Missing ones are sampled before
+/// the first step.
 fn anchors_of(
     examples: &[Example],
     origin: &str,

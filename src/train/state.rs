@@ -1,35 +1,34 @@
-//! All that the rest of a run depends on, as bytes: a run that goes on from it is, on the same adapter, the
-//! same run to the bit.
+//! The state of a run as bytes. On the same GPU and driver, a run that is resumed from it has bit-identical
+//! results.
 
-/// A run between two steps, or one whose anchors are still being drawn: that has no tensors.
+/// A run between two steps, or (without tensors) a run that is still sampling its anchors.
 #[derive(Clone)]
 pub struct State {
-    /// Optimizer steps done; while anchors are drawn, the prompts that have theirs.
+    /// Optimizer steps done; while anchors are sampled, the number of prompts that were sampled from.
     pub step: usize,
-    /// Counters, anchors, what evaluations came to: JSON.
+    /// Counters, anchors and evaluation results, as JSON.
     pub record: Vec<u8>,
-    /// The policy, AdamW's moments, the best state, references that move, and log-probs that are kept:
-    /// safetensors.
+    /// The policy, AdamW's moments, the best state, moving references and cached log-probs, as safetensors.
     pub tensors: Vec<u8>,
-    /// The policy's adapter as PEFT stores it; `None` of a full run.
+    /// The policy's LoRA adapter in PEFT's format; `None` for full training.
     pub adapter: Option<Vec<u8>>,
 }
 
 impl State {
-    /// The steps done of a run that has begun to train.
+    /// Optimizer steps done; `None` while anchors are still being sampled.
     pub fn trained(&self) -> Option<usize> {
         (!self.tensors.is_empty()).then_some(self.step)
     }
 
-    /// Where a run goes on from it, as in "going on ...".
+    /// The point in the run, as in "resuming {place}" and "stopped {place}".
     pub fn place(&self) -> String {
         match self.trained() {
             Some(step) => format!("after step {step}"),
-            None => "with the anchors that were drawn".into(),
+            None => "with the anchors sampled so far".into(),
         }
     }
 
-    /// Grows as a run comes further.
+    /// Progress, for comparisons: it increases as the run advances.
     pub fn progress(&self) -> (bool, usize) {
         (self.trained().is_some(), self.step)
     }

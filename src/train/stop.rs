@@ -1,5 +1,5 @@
-//! The stop rule: the loss can always be lowered by pushing negatives further down, long after behaviour is
-//! fixed, and past that point the model breaks. Held-out examples say when.
+//! The stop rule. The loss can always be lowered by making negatives less likely, even after the behaviour is
+//! corrected; from there on the model only gets worse. Held-out examples show when to stop.
 
 use super::metrics::Metrics;
 use crate::config::StopConfig;
@@ -11,17 +11,17 @@ use crate::config::StopConfig;
 pub enum StopReason {
     /// All steps were taken.
     Finished,
-    /// The held-out anchors' log-prob fell past the bound.
+    /// The held-out anchors' log-prob per token fell by more than `stop.max_anchor_drop`.
     AnchorsFell,
-    /// The KL divergence from the reference passed its limit.
+    /// The KL divergence from the starting model, on held-out anchors, exceeded `stop.max_kl`.
     KlLimit,
-    /// Held-out good answers became less likely than allowed.
+    /// The perplexity of held-out good answers rose by more than `stop.max_perplexity_rise`.
     PerplexityRose,
-    /// The held-out figures, or the losses or gradients of several steps in a row, were no finite numbers.
+    /// Held-out metrics, or the losses or gradients of several steps in a row, were NaN or infinite.
     Diverged,
-    /// The margin was won in several evaluations in a row.
+    /// The held-out margin grew by `stop.margin` or more in `stop.patience` evaluations in a row.
     MarginWon,
-    /// The observer asked for it.
+    /// The observer asked to finish.
     Requested,
 }
 
@@ -29,45 +29,47 @@ impl std::fmt::Display for StopReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Finished => "all steps taken",
-            Self::AnchorsFell => "the held-out anchors' log-prob per token fell past stop.max_anchor_drop",
-            Self::KlLimit => "the KL divergence on held-out anchors passed stop.max_kl",
-            Self::PerplexityRose => {
-                "the perplexity of held-out good answers rose past stop.max_perplexity_rise"
+            Self::AnchorsFell => {
+                "the held-out anchors' log-prob per token fell by more than stop.max_anchor_drop"
             }
-            Self::Diverged => "losses, gradients or held-out figures were NaN or infinite",
-            Self::Requested => "asked to finish",
-            Self::MarginWon => "the margin on held-out examples was won (stop.margin)",
+            Self::KlLimit => "the KL divergence on held-out anchors exceeded stop.max_kl",
+            Self::PerplexityRose => {
+                "the perplexity of held-out good answers rose by more than stop.max_perplexity_rise"
+            }
+            Self::Diverged => "losses, gradients or held-out metrics were NaN or infinite",
+            Self::Requested => "finished early on request",
+            Self::MarginWon => "the margin on held-out examples grew by stop.margin or more",
         })
     }
 }
 
-/// What an evaluation means for the run.
+/// The stop rule's decision after an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether the state is the best so far, to be kept.
+    /// Whether the state is the best so far and is to be kept.
     pub best: bool,
-    /// Whether to stop.
+    /// The reason to stop, if the run is to stop.
     pub stop: Option<StopReason>,
 }
 
-/// Watches a run's evaluations.
+/// Decides from a run's evaluations whether to stop.
 #[derive(Debug)]
 pub struct StopRule {
     config: StopConfig,
     seen: Seen,
 }
 
-/// What the rule has seen.
+/// The rule's state.
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Seen {
     start: Option<Metrics>,
     /// The highest merit so far.
     best: Option<f64>,
-    /// Evaluations in a row in which the margin was won.
+    /// Consecutive evaluations in which the margin had grown by at least `stop.margin`.
     won: usize,
 }
 
-/// Names of the evaluation's figures that the rule reads.
+/// Names of the evaluation metrics that the rule reads.
 pub(super) const ANCHOR_LOGP: &str = "eval_logps_per_token/anchor";
 pub(super) const KL: &str = "eval_kl/anchor";
 pub(super) const PERPLEXITY: &str = "eval_perplexity";
@@ -75,12 +77,12 @@ pub(super) const MARGIN: &str = "eval_rewards/margins";
 pub(super) const LOSS: &str = "eval_loss";
 
 impl StopRule {
-    /// A rule that has seen nothing.
+    /// A rule that has not seen an evaluation yet.
     pub fn new(config: StopConfig) -> Self {
         Self { config, seen: Seen::default() }
     }
 
-    /// Judges an evaluation; the first is the start that later ones are held against.
+    /// Judges an evaluation. Later ones are compared with the first.
     pub fn judge(&mut self, now: &Metrics) -> Verdict {
         let Some(start) = &self.seen.start else {
             self.seen.start = Some(now.clone());
@@ -90,12 +92,12 @@ impl StopRule {
         if let Some(reason) = self.broken(start, now) {
             return Verdict { best: false, stop: self.config.enabled.then_some(reason) };
         }
-        // Where nothing says which state is better, the last one inside the bounds is.
+        // Without a margin or a loss to compare, the latest state within the bounds is the best.
         let best = merit(now).zip(self.seen.best).is_none_or(|(now, best)| now > best);
         if best {
             self.seen.best = merit(now);
         }
-        // Without a reference the margin is not 0 at the start.
+        // Subtract the margin at the start: without a reference it is not 0.
         let gained = now.get(MARGIN).map(|margin| margin - start.get(MARGIN).unwrap_or(0.0));
         let won = gained.is_some_and(|gained| gained >= self.config.margin);
         self.seen.won = if won { self.seen.won + 1 } else { 0 };
@@ -103,17 +105,18 @@ impl StopRule {
         Verdict { best, stop: stop.then_some(StopReason::MarginWon) }
     }
 
-    /// What it has seen so far.
+    /// The rule's state, for a checkpoint.
     pub(super) fn seen(&self) -> Seen {
         self.seen.clone()
     }
 
-    /// Goes on from what it had seen.
+    /// Resumes from a state of [`StopRule::seen`].
     pub(super) fn restore(&mut self, seen: Seen) {
         self.seen = seen;
     }
 
-    /// The bound that is broken, if one is; of what is no number none holds.
+    /// The violated bound, if there is one. NaN or infinity in a metric that the rule reads is
+    /// [`StopReason::Diverged`].
     fn broken(&self, start: &Metrics, now: &Metrics) -> Option<StopReason> {
         let pair = |name| Some((start.get(name)?, now.get(name)?));
         let within = |ok: Option<bool>| ok.unwrap_or(true);
@@ -134,7 +137,7 @@ impl StopRule {
     }
 }
 
-/// What makes one state better than another: a wider margin, or for a method without one (SFT) a lower loss.
+/// A state is better if this is higher: the margin, or −loss for methods without a margin (SFT).
 fn merit(metrics: &Metrics) -> Option<f64> {
     metrics.get(MARGIN).or_else(|| metrics.get(LOSS).map(|loss| -loss))
 }
@@ -191,7 +194,7 @@ mod tests {
         let mut rule = StopRule::new(StopConfig::default());
         let best: Vec<bool> = [2.0, 1.5, 1.6, 1.4].map(|loss| rule.judge(&named(LOSS, loss)).best).into();
         assert_eq!(best, [true, true, false, true]);
-        // Only good answers are held out.
+        // Only good answers are held out: there is neither a margin nor a loss.
         let mut rule = StopRule::new(StopConfig { max_perplexity_rise: 0.1, ..StopConfig::default() });
         let best: Vec<bool> = [9.0, 9.5, 12.0].map(|p| rule.judge(&named(PERPLEXITY, p)).best).into();
         assert_eq!(best, [true, true, false]);

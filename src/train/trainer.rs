@@ -1,4 +1,4 @@
-//! One optimizer step over packed micro-batches, and scoring without one.
+//! Optimizer steps over packed micro-batches, and scoring with the policy.
 
 use std::pin::Pin;
 
@@ -11,29 +11,29 @@ use crate::nn::{Dropout, Pass, Recompute};
 use crate::optim::Optimizer;
 use crate::score::{Scored, read_scores};
 
-/// What a reward may be off by, as a share of its answer's log-prob: a few units in f32's last place.
+/// Rounding error of a reward relative to its answer's log-prob: a few units in the last place of an f32.
 const ROUNDING: f32 = 2e-6;
 
-/// One group's part of a step.
+/// The loss, rewards and log-probs of one group in a step.
 #[derive(Debug, Clone)]
 pub struct GroupOutcome {
     /// The group's loss.
     pub loss: f32,
-    /// Of all responses but the last (D²O's anchors: β × their mean log-ratio; of pairs the chosen answer),
-    /// and of the last.
+    /// The mean reward of all responses but the last, and the reward of the last. For D²O the first is β ×
+    /// the mean log-ratio of the anchors; for pairs it is the chosen answer's reward.
     pub rewards: [f32; 2],
     /// Its responses, in order.
     pub responses: Vec<Scored>,
 }
 
 impl GroupOutcome {
-    /// The difference of the rewards; of D²O it is z, the argument of σ.
+    /// The difference of the rewards; for D²O it is z, the argument of σ.
     pub fn margin(&self) -> f32 {
         self.rewards[0] - self.rewards[1]
     }
 
-    /// Whether the margin of `loss` is above 0, by more than what f32 makes of log-probs of this size: before
-    /// the first step policy and reference differ by rounding alone.
+    /// Whether the margin of `loss` is above 0 by more than the rounding error of the log-probs: before the
+    /// first step, policy and reference differ only by rounding.
     pub fn is_won(&self, loss: Loss) -> bool {
         let (weight, per_token) = loss.reward_scale();
         let size =
@@ -43,15 +43,15 @@ impl GroupOutcome {
     }
 }
 
-/// A result that the device is still at work on. It can wait while more is recorded.
+/// A result that the device is still computing. More work can be submitted before it is awaited.
 pub type Pending<'g, T> = Pin<Box<dyn Future<Output = Result<T>> + 'g>>;
 
-/// A policy in training: its optimizer and the workspace of its steps.
+/// A policy with its optimizer and the workspace of its steps.
 pub struct Trainer<'g> {
     gpu: &'g Gpu,
     /// The model.
     pub decoder: Decoder,
-    /// Its optimizer.
+    /// The optimizer.
     pub optimizer: Optimizer,
     workspace: Option<Workspace>,
     capacity: Capacity,
@@ -60,11 +60,12 @@ pub struct Trainer<'g> {
     micro_batches: u32,
 }
 
-/// One micro-batch: groups and, for each of their responses in order, its reference's summed log-prob.
+/// One micro-batch.
 pub struct MicroBatch<'a> {
     /// The groups.
     pub groups: Vec<Group<'a>>,
-    /// Per response of all groups; empty for methods without a reference.
+    /// The summed log-prob of each response of all groups under its reference, in order; empty for methods
+    /// without a reference.
     pub reference: Vec<f32>,
     /// KTO's estimate of the KL divergence over the whole step; 0 for other methods.
     pub kl: f64,
@@ -77,24 +78,24 @@ impl<'g> Trainer<'g> {
         Self { gpu, decoder, optimizer, workspace: None, capacity, loss, seed, micro_batches: 0 }
     }
 
-    /// Micro-batches so far: dropout's counter.
+    /// Number of micro-batches so far: the counter of dropout's random numbers.
     pub(super) fn micro_batches(&self) -> u32 {
         self.micro_batches
     }
 
-    /// Goes on after so many micro-batches.
+    /// Sets the number of micro-batches so far, to resume a run.
     pub(super) fn set_micro_batches(&mut self, done: u32) {
         self.micro_batches = done;
     }
 
-    /// Makes the workspace, when it is first needed, for batches up to `capacity`. A batch beyond it has it
-    /// made anew.
+    /// Sets the capacity of the workspace, which is allocated for the next batch. A batch that does not fit
+    /// reallocates it.
     pub fn reserve(&mut self, capacity: Capacity) {
         self.workspace = None;
         self.capacity = capacity;
     }
 
-    /// Gives the workspace's memory back until the next batch, once the device is done with it.
+    /// Waits for the device, then frees the workspace until the next batch.
     pub async fn put_away(&mut self) -> Result<()> {
         if self.workspace.is_some() {
             self.gpu.finished().await?;
@@ -103,7 +104,7 @@ impl<'g> Trainer<'g> {
         Ok(())
     }
 
-    /// Takes the workspace, made to fit `packed`.
+    /// Takes the workspace, or allocates one that fits `packed`.
     fn fit(&mut self, packed: &Packed) -> Result<Workspace> {
         let needed = Capacity::covering([packed].into_iter(), self.capacity.training);
         if !self.capacity.takes(&needed) {
@@ -115,7 +116,7 @@ impl<'g> Trainer<'g> {
         }
     }
 
-    /// Log-probs of every response of `groups` as the policy now is, in the workspace of its steps.
+    /// Log-probs of every response of `groups` under the current policy, in the workspace of its steps.
     pub async fn score(&mut self, groups: &[Group<'_>]) -> Result<Vec<Vec<Scored>>> {
         let packed = Packed::new(groups);
         let mut rec = Recorder::new(self.gpu);
@@ -128,9 +129,9 @@ impl<'g> Trainer<'g> {
         scored.await
     }
 
-    /// Submits forward, loss and backward of one micro-batch: its gradients are added to the optimizer's.
-    /// `divisor` is the number of groups in the whole step. The outcomes come when they are waited for, and
-    /// nothing else has to wait for them.
+    /// Submits forward pass, loss and backward pass of one micro-batch; its gradients are added to the
+    /// optimizer's. `divisor` is the number of groups in the whole step. Other work can be submitted before
+    /// the outcomes are awaited.
     pub fn accumulate(
         &mut self,
         batch: &MicroBatch<'_>,
@@ -162,8 +163,8 @@ impl<'g> Trainer<'g> {
         }))
     }
 
-    /// Submits the optimizer step on the gradients added since the last one. Their norm before clipping comes
-    /// later.
+    /// Submits the optimizer step on the gradients added since the last one. The result is their norm before
+    /// clipping.
     pub fn step(&mut self, lr: f64) -> Result<Pending<'g, f32>> {
         let mut rec = Recorder::new(self.gpu);
         self.optimizer.step(&mut rec, self.decoder.layout(), self.decoder.values(), lr)?;
@@ -185,9 +186,9 @@ mod tests {
             let outcome = GroupOutcome { loss: 0.0, rewards: [margin, 0.0], responses };
             outcome.is_won(Loss { formula: Formula::D2o { alpha: 0.1, beta: 0.01 }, length_normalize })
         };
-        // A millionth of 1,000 nats, times alpha.
+        // The threshold is ROUNDING × alpha × 1,000 nats = 2e-4.
         assert!(!won(1e-5, -1000.0, false) && won(1e-3, -1000.0, false));
-        assert!(won(1e-5, -1000.0, true), "of a mean over 100 tokens it is far less");
+        assert!(won(1e-5, -1000.0, true), "for a mean over 100 tokens the threshold is 2e-6");
         assert!(!won(0.0, 0.0, false) && !won(-1.0, -1000.0, false));
     }
 }

@@ -1,4 +1,4 @@
-//! The steps of a run: submit, look at the one before, evaluate, take the state.
+//! The training loop: submits a step, reads the results of the one before, evaluates and takes the state.
 
 use std::time::Instant;
 
@@ -25,7 +25,7 @@ use crate::score::Scored;
 use crate::{Error, Result};
 
 impl<'a> Run<'a> {
-    /// All steps, or those that are left after `resume`.
+    /// Trains all steps, or those left after `resume`.
     pub(super) async fn train(mut self, resume: Option<&State>) -> Result<Outcome> {
         let t = &self.config.train;
         let mut course = Course {
@@ -63,10 +63,10 @@ impl<'a> Run<'a> {
         let Course { best, before, sums, .. } = course;
         if sums.skipped > 0 && sums.skipped == sums.steps {
             let found =
-                format!("none of {}: the loss or the gradient of each was NaN or infinite", sums.steps);
-            let fix = "lower the learning rate; `aweigh selftest` tells whether the GPU computes right, and \
-                       `aweigh score` whether the model does";
-            return Err(Error::input("training", "a step that can be taken", found, fix));
+                format!("none of {}: the loss or gradient of each step was NaN or infinite", sums.steps);
+            let fix = "lower the learning rate; check the GPU with `aweigh selftest`, and the model with \
+                       `aweigh score`";
+            return Err(Error::input("training", "a step with a finite loss and gradient", found, fix));
         }
         let (kept_step, after) = best.restore(self.gpu, &self.trainer.decoder).unwrap_or((sums.steps, None));
         Ok(Outcome {
@@ -82,7 +82,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// The order of the examples, and the number of steps.
+    /// The order of the examples, and the number of steps of the whole run.
     fn order(&self) -> (Order, usize) {
         let t = &self.config.train;
         let batches = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
@@ -92,8 +92,8 @@ impl<'a> Run<'a> {
         (order, total)
     }
 
-    /// What is left of the run after so many steps, the stop rule aside; before the first one with what comes
-    /// before it.
+    /// The work left in the run after `done` steps, if the stop rule does not end it earlier. With `before`,
+    /// the work before the first step is included.
     pub(super) fn expect(&self, done: usize, before: bool) -> Expected {
         let (config, method) = (self.config, self.method());
         let k = if method.takes() == Takes::Anchors { config.method.num_samples } else { 0 };
@@ -121,7 +121,7 @@ impl<'a> Run<'a> {
         let every = config.stop.eval_steps;
         let evaluations = (total.div_ceil(every).saturating_sub(done / every) + usize::from(before)) as f64;
         let answers = config.output.num_completions.min(self.held_out.examples.len()) as f64 * evaluations;
-        // About as long as anchors are, where they are known.
+        // Assume answers as long as the anchors so far, or of the maximum length if there are none.
         let lengths = || self.pools.iter().flat_map(Pool::ids).map(<[u32]>::len);
         let mean = match lengths().count() {
             0 => config.anchors.max_new_tokens as f64,
@@ -136,7 +136,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Gives the observer the state. Nothing may be in flight.
+    /// Passes the state to the observer. No step may be in flight.
     async fn keep_state(&mut self, course: &Course) -> Result<()> {
         let state = self.state(course).await?;
         self.observer.saved(state)
@@ -151,8 +151,8 @@ impl<'a> Run<'a> {
         watched: bool,
     ) -> Result<StopReason> {
         let (mut flying, mut last) = (None, None);
-        // A submit to a software adapter returns when it is done, so that a step's time passes before it is
-        // on its way.
+        // A submit to a software adapter returns when the work is done, so a step's time has passed when it
+        // was submitted.
         let done_at_once = self.gpu.tier() == Tier::Software;
         for step in course.step..total {
             let batch = order.next();
@@ -166,7 +166,7 @@ impl<'a> Run<'a> {
             let ends = done == total || wish == Wish::Finish;
             let judged = watched && (done % self.config.stop.eval_steps == 0 || ends);
             let wanted = !ends && (self.observer.wants_state(done) || wish == Wish::Stop);
-            // A step is looked at when the next is on its way, or when the state after it is needed.
+            // A step's results are read after the next step is submitted, or if the state after it is needed.
             let mut due: Vec<Flight> = flying.replace(submitted).into_iter().collect();
             if judged || wanted || ends {
                 due.extend(flying.take());
@@ -218,13 +218,12 @@ impl<'a> Run<'a> {
         let lines: Vec<String> = landed.offenders().iter().map(|&i| self.train[i].line.to_string()).collect();
         let (step, lines) = (landed.step + 1, lines.join(", "));
         self.observer.warned(&format!(
-            "step {step} is skipped: its loss or gradient is NaN or infinite; the examples of line {lines} \
-             were in it"
+            "step {step} was skipped: the examples on line {lines} gave a NaN or infinite loss or gradient"
         ));
     }
 
-    /// Computes a step's gradients once more, and names what is no finite number: a weight, or the gradient
-    /// that the backward pass came to first.
+    /// Computes a step's gradients again, and names the tensor with NaN or infinity: a weight, or the first
+    /// such gradient in the backward pass.
     async fn first_that_is_not_finite(&mut self, batch: &[usize]) -> Result<String> {
         let layout = self.trainer.decoder.layout().clone();
         let bad = |all: Vec<Vec<f32>>| {
@@ -233,7 +232,7 @@ impl<'a> Run<'a> {
         };
         if let Some(name) = bad(self.trainer.decoder.values().read(self.gpu, &layout).await?) {
             return Ok(format!(
-                "{name} holds weights that are NaN or infinite: a lower learning_rate may help"
+                "{name} has weights that are NaN or infinite: a lower learning_rate may help"
             ));
         }
         for micro in self.accumulate(batch).await?.0 {
@@ -241,11 +240,11 @@ impl<'a> Run<'a> {
         }
         Ok(match bad(self.trainer.optimizer.gradients().read(self.gpu, &layout).await?) {
             Some(name) => format!("the gradient of {name} is the first that is NaN or infinite"),
-            None => "computed again, the last step's gradients are finite: the GPU may be unstable".into(),
+            None => "recomputed, the last step's gradients are finite: the GPU may be unstable".into(),
         })
     }
 
-    /// Submits a step: its groups micro-batch by micro-batch, the optimizer, and the references that follow.
+    /// Submits a step: its micro-batches, the optimizer step, and the update of moving references.
     async fn submit(&mut self, step: usize, batch: &[usize], rate: f64, epoch: f64) -> Result<Flight<'a>> {
         let started = Instant::now();
         let (micro, tokens, kl) = self.accumulate(batch).await?;
@@ -257,7 +256,7 @@ impl<'a> Run<'a> {
         Ok(Flight { step, batch: batch.to_vec(), rate, epoch, tokens, started, micro, kl, norm })
     }
 
-    /// Submits the gradients of a step; its micro-batches, their tokens, and KTO's KL.
+    /// Submits a step's gradients. Returns its micro-batches, their packed tokens, and KTO's KL estimate.
     async fn accumulate(&mut self, batch: &[usize]) -> Result<(Vec<Micro<'a>>, usize, Option<f64>)> {
         self.score_missing(batch).await?;
         let kl = self.kl(batch).await?;
@@ -270,7 +269,7 @@ impl<'a> Run<'a> {
         for range in split(&groups, budget, t.per_device_train_batch_size) {
             let cached =
                 || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
-            // Of KTO the references have scored another example's answer too.
+            // For KTO, the references have also scored another example's answer.
             let of_loss =
                 cached().zip(&groups[range.clone()]).flat_map(|(r, g)| r.iter().take(g.responses.len()));
             let of_range = MicroBatch {
@@ -286,7 +285,7 @@ impl<'a> Run<'a> {
     }
 
     /// KTO's estimate of KL(policy ‖ reference) over a step, as in TRL: the mean log-ratio of answers to
-    /// other prompts, and not below 0.
+    /// other prompts, at least 0.
     async fn kl(&mut self, batch: &[usize]) -> Result<Option<f64>> {
         if self.method() != Method::Kto {
             return Ok(None);

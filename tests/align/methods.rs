@@ -94,7 +94,7 @@ fn every_method_trains_and_accumulates_to_the_same_steps() {
         let losses: Vec<f64> =
             whole.evaluations.iter().map(|e| e.get("eval_loss").expect("a loss")).collect();
         assert!(losses[2] < losses[0], "{method:?}: {losses:?}");
-        // A method that uses flagged answers alone is also evaluated on anchors that it does not train on.
+        // A method that uses flagged answers only is also evaluated on anchors that it does not train on.
         let watched = whole.evaluations[2].get("eval_kl/anchor").is_some();
         assert_eq!(watched, method.is_of_negatives(), "{method:?}");
         assert!(whole.evaluations[2].get("eval_perplexity").is_some(), "{method:?}");

@@ -139,8 +139,8 @@ fn a_full_run_resumes_to_the_same_bits() {
     check("full, without anchors", &config, &full);
 }
 
-/// Anchors that were drawn before a run was cut off are not drawn again, and the other anchors equal those of
-/// a run that was never stopped.
+/// Anchors that were sampled before a run was interrupted are not sampled again, and the other anchors equal
+/// those of a run that was never stopped.
 #[test]
 fn drawing_goes_on_where_it_stopped() {
     // Four prompts per wave, where some are finished before others; and prompts whose samples take two waves.

@@ -1,12 +1,12 @@
-//! What an observer wants of a run: to finish it now, or to stop it so that another goes on. In a whole run
-//! with its folder, on a thread of its own.
+//! Wishes of an observer: to finish a run now, or to stop it so that it can be resumed. Also in a whole run
+//! with its folder, on its own thread.
 
 use std::fs;
 use std::path::Path;
 
-use aweigh::assets;
 use aweigh::files::{AdapterFiles, RunFolder};
 use aweigh::run::{Finished, Place, RunFiles};
+use aweigh::tiny;
 use aweigh::train::{Observer, StopReason, Wish, align};
 use aweigh::{Error, Result, RunConfig, Watcher};
 use pollster::block_on;
@@ -19,7 +19,7 @@ fn a_run_that_is_asked_to_finish_keeps_its_best_state() {
     let begun = super::Setup { eval: examples(2, 20), ..setup() };
     let outcome = block_on(align(gpu(), begun, &config(), &mut watcher)).expect("an outcome");
     assert_eq!((outcome.reason, outcome.steps), (StopReason::Requested, 3));
-    // It is evaluated after its last step, as a run that took all of them.
+    // It is evaluated after its last step, like a run that took all steps.
     let evaluated: Vec<_> = watcher.evaluations.iter().map(|m| m.get("global_step")).collect();
     assert_eq!(evaluated, [Some(0.0), Some(1.0), Some(2.0), Some(3.0)]);
     assert_eq!(outcome.after.and_then(|m| m.get("global_step")), Some(outcome.kept_step as f64));
@@ -39,7 +39,7 @@ fn a_run_that_is_asked_to_stop_gives_its_state_and_goes_on_to_the_same_bits() {
     assert_eq!(bytes(&rest), bytes(&whole));
 }
 
-/// Wants something after so many steps.
+/// Has a wish after this many steps.
 struct Asks(usize, Wish);
 
 impl Observer for Asks {
@@ -59,7 +59,7 @@ fn whole_run(folder: &Path, name: &str, place: Option<Place>, mut asks: Asks) ->
     let mut config = RunConfig::default();
     config.model.model = "tiny".into();
     config.data.train = folder.join("negatives.jsonl.gz");
-    fs::write(&config.data.train, assets::NEGATIVES.1).expect("written");
+    fs::write(&config.data.train, tiny::NEGATIVES.1).expect("written");
     config.data.max_samples = Some(12);
     config.output.output_dir = folder.join(name);
     (config.method.num_samples, config.anchors.max_new_tokens) = (2, 8);
@@ -101,7 +101,7 @@ fn settings_of_library_use_are_checked() {
     let mut config = RunConfig::default();
     config.model.model = "tiny".into();
     config.data.train = room.path().join("negatives.jsonl.gz");
-    fs::write(&config.data.train, assets::NEGATIVES.1).expect("written");
+    fs::write(&config.data.train, tiny::NEGATIVES.1).expect("written");
     config.stop.eval_steps = 0;
     let files = RunFiles::open(&config).expect("files");
     let error =

@@ -1,4 +1,4 @@
-//! What the integration tests share: one device per binary, golden files, comparisons.
+//! Shared by the integration tests: one device per binary, golden files, comparisons.
 #![allow(dead_code)]
 
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! The project's own commands: `cargo xtask` lists them. Those that need a GPU first see to it that there is
-//! a Vulkan driver, a software one where there is no other.
+//! The project's own commands; `cargo xtask` lists them. Commands that need a GPU first install a software
+//! Vulkan driver if there is no driver.
 
 use std::env;
 use std::fs;
@@ -7,28 +7,28 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
-usage: cargo xtask demo [flags]    a Vulkan driver if there is none, then `aweigh demo` in release
-       cargo xtask test [flags]    a Vulkan driver if there is none, then `cargo test` with both packages
-       cargo xtask check           what a change has to pass: .ci/run
-       cargo xtask docs            writes the documents that tests hold against the code
-       cargo xtask fixtures        how the files under tests/golden and assets/tiny are made again";
+usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, then run `aweigh demo`
+       cargo xtask test [flags]    install a Vulkan driver if there is none, then test both packages
+       cargo xtask check           run all checks of a change: .ci/run
+       cargo xtask docs            write the documents that tests compare with the code
+       cargo xtask fixtures        print how the files in tests/golden and assets/tiny were made";
 
-/// What `cargo xtask fixtures` says: these need Python's packages, or take long.
+/// The output of `cargo xtask fixtures`.
 const FIXTURES: &str = "\
 tests/golden/smollm2_*.json, *.safetensors   python tests/golden/generate.py
 tests/golden/families                        python tests/golden/families.py
 tests/golden/losses, losses.json             python tests/golden/losses.py
 assets/tiny, without the weights             cargo run --release --example make_tiny_data
 assets/tiny/model.safetensors                cargo run --release --example train_tiny (hours without a GPU)
-Each script says at its beginning which packages it needs, and in which versions.";
+Each script begins with the packages that it needs, and their versions.";
 
-/// Tests that write what they otherwise compare, with `AWEIGH_WRITE_DOCS=1`.
+/// Tests that write a document instead of comparing it, with `AWEIGH_WRITE_DOCS=1`.
 const WRITERS: [&[&str]; 2] = [
     &["test", "--package", "aweigh", "--test", "layers", "the_architecture"],
     &["test", "--package", "aweigh-cli", "--test", "cli", "inputs::"],
 ];
 
-/// What a machine without a GPU needs: the Vulkan loader, and Mesa's drivers, which include llvmpipe.
+/// The Vulkan loader and Mesa's drivers, which include llvmpipe.
 const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 
 fn main() -> ExitCode {
@@ -61,15 +61,15 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<String> = arguments.collect();
     let ended = run(cargo().args(cargo_arguments).args(&arguments));
-    // Those that need real files are ignored by name: with flags of the caller's own, they are the caller's
-    // to ask for.
+    // Tests that need real files are ignored by default. With flags of the caller, only what was asked for
+    // runs.
     match cargo_arguments == test && arguments.is_empty() && ended == ExitCode::SUCCESS {
         true => test_with_real_data(),
         false => ended,
     }
 }
 
-/// Runs the tests that are ignored because they need real files, where the files are.
+/// Runs the ignored tests that need real files, if the files are there.
 fn test_with_real_data() -> ExitCode {
     let named = |variable: &str, default: &str| {
         let path = env::var_os(variable).map_or_else(|| default.into(), PathBuf::from);
@@ -89,7 +89,7 @@ fn test_with_real_data() -> ExitCode {
     run(&mut command)
 }
 
-/// Has the shared data's script make SmolLM2 under target/, which takes Python and a network.
+/// Makes SmolLM2 in target/ with the shared data's script, which needs Python and the network.
 fn make_smollm2(data: &Path) -> Option<PathBuf> {
     let made = Path::new("target/smollm2");
     let script = data.join("get_smollm2.sh");
@@ -100,7 +100,7 @@ fn make_smollm2(data: &Path) -> Option<PathBuf> {
     fs::canonicalize(made.join("hf")).ok()
 }
 
-/// Cargo, which names itself to what it runs, so that the same toolchain goes on.
+/// The cargo that runs this program, so that the toolchain stays the same.
 fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     if env::var_os("XDG_RUNTIME_DIR").is_none() {
@@ -110,7 +110,7 @@ fn cargo() -> Command {
     command
 }
 
-/// Runs a command to its end, and takes its exit code.
+/// Runs a command and returns its exit code.
 fn run(command: &mut Command) -> ExitCode {
     match command.status() {
         Ok(status) => {
@@ -123,7 +123,7 @@ fn run(command: &mut Command) -> ExitCode {
     }
 }
 
-/// Installs a software Vulkan driver where there is no driver that could work.
+/// Installs a software Vulkan driver if there is no driver that can work.
 fn ensure_vulkan() -> Result<(), String> {
     let Some(missing) = missing_vulkan() else { return Ok(()) };
     eprintln!("xtask: {missing}; installing {}", PACKAGES.join(" and "));
@@ -141,7 +141,7 @@ fn ensure_vulkan() -> Result<(), String> {
     }
 }
 
-/// Why no adapter can be expected here; `None` if one can be expected.
+/// Why there can be no adapter here; `None` if there can be one.
 fn missing_vulkan() -> Option<String> {
     if !has_loader() {
         return Some("there is no Vulkan loader (libvulkan.so.1)".into());
@@ -150,12 +150,12 @@ fn missing_vulkan() -> Option<String> {
     if drivers.is_empty() {
         return Some("there is no Vulkan driver".into());
     }
-    // Packages also bring drivers of GPUs that are not there: without a device, only a software one works.
+    // Packages also install drivers for GPUs that are not present: without a GPU, only a software one works.
     (!has_gpu() && !drivers.iter().any(|driver| is_software(driver)))
         .then(|| "there is no GPU, and no software Vulkan driver".into())
 }
 
-/// Whether the dynamic linker would find the Vulkan loader.
+/// Whether the dynamic linker can find the Vulkan loader.
 fn has_loader() -> bool {
     let name = "libvulkan.so.1";
     let cached = |program: &str| {
@@ -168,11 +168,11 @@ fn has_loader() -> bool {
     cached("ldconfig") || cached("/sbin/ldconfig") || folders.iter().any(|folder| folder.join(name).exists())
 }
 
-/// The driver manifests that the loader would read.
+/// The driver manifests that the loader reads.
 fn drivers() -> Vec<PathBuf> {
     let named: Vec<PathBuf> =
         ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"].iter().flat_map(|name| path_list(name)).collect();
-    // Either variable replaces the search; an entry may be a file or a folder.
+    // Either variable replaces the default search. An entry is a file or a folder.
     let places = if named.is_empty() { default_places() } else { named };
     places.iter().flat_map(|place| manifests(place)).collect()
 }

@@ -1,4 +1,4 @@
-//! What the peers' programs share: flags, the common inputs, the clock, and the JSON object that each prints.
+//! Shared by the peers' programs: flags, the common inputs, timing, and the JSON object that each prints.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-/// A message for whoever runs the comparison; nothing here tells one failure from another.
+/// A result whose error is a message for the user.
 pub type Result<T> = std::result::Result<T, String>;
 
 /// Puts `what` before an error's text.
@@ -20,10 +20,10 @@ pub fn context<T, E: Display>(result: std::result::Result<T, E>, what: impl Disp
 pub struct Flags(BTreeMap<String, String>);
 
 impl Flags {
-    /// Reads the process's arguments; only the flags in `known` may stand there.
+    /// Reads the process's arguments; only the flags in `known` are allowed.
     ///
     /// # Errors
-    /// Names the first argument that does not belong, and the known ones.
+    /// Names the first unknown argument, and the known flags.
     pub fn parse(known: &[&str]) -> Result<Self> {
         let mut flags = BTreeMap::new();
         let mut arguments = std::env::args().skip(1);
@@ -41,15 +41,15 @@ impl Flags {
     /// A flag's text.
     ///
     /// # Errors
-    /// Where the flag is missing.
+    /// If the flag is missing.
     pub fn text(&self, name: &str) -> Result<&str> {
         self.0.get(name).map(String::as_str).ok_or_else(|| format!("--{name} is missing"))
     }
 
-    /// A flag's number, or `default` where the flag is missing.
+    /// A flag's number, or `default` if the flag is missing.
     ///
     /// # Errors
-    /// Where the text is no such number.
+    /// If the text is not a number of this type.
     pub fn number<T: FromStr<Err: Display>>(&self, name: &str, default: T) -> Result<T> {
         self.0.get(name).map_or(Ok(default), |text| context(text.parse(), format_args!("--{name} {text}")))
     }
@@ -72,7 +72,7 @@ pub fn matrix(elements: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// Largest difference of `c` from a b (all n by n) on 64 elements that lie apart, against sums in f64.
+/// Largest difference between `c` and a b (all n by n), computed in f64, on about 64 elements spread over `c`.
 #[must_use]
 pub fn matmul_error(a: &[f32], b: &[f32], c: &[f32], n: usize) -> f64 {
     let step = (n * n / 64 + 1) | 1;
@@ -84,15 +84,15 @@ pub fn matmul_error(a: &[f32], b: &[f32], c: &[f32], n: usize) -> f64 {
     (0..n * n).step_by(step).map(difference).fold(0.0, f64::max)
 }
 
-/// What the clock saw.
+/// Measured times, in seconds.
 pub struct Times {
-    /// The very first run: shaders compiled, kernels tuned.
+    /// The first run, which compiles shaders and tunes kernels.
     pub first: f64,
     /// The timed runs, after the warm-up.
     pub seconds: Vec<f64>,
 }
 
-/// Runs `work` `warmup` times (once at least) and then `runs` times on the clock.
+/// Runs `work` `warmup` times (at least once), and then times `runs` runs.
 ///
 /// # Errors
 /// The first error of `work`.

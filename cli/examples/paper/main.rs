@@ -1,9 +1,9 @@
 //! The paper's comparison in miniature: D²O against the methods of its table.
 //!
-//!     cargo run --release --example paper -- embedded [DIR]
+//!     cargo run --release --example paper -- tiny [DIR]
 //!     cargo run --release --example paper -- smollm2 MODEL DATA [DIR]
 //!
-//! `embedded`: the help desk, with three seeds. The data are 256 prompts of its training split, each with a
+//! `tiny`: the help desk, with three seeds. The data are 256 prompts of its training split, each with a
 //! hostile answer and a positive. The positive is hostile too for 34% of the prompts, as in the paper's data.
 //! Every method has the same 60 steps of 8 prompts at the same rate, and every tenth step is measured on 200
 //! held-out prompts. Each finished run is a line of DIR/runs.jsonl (DIR is `paper-results` by default); runs
@@ -12,9 +12,9 @@
 //!
 //! `smollm2`: the same comparison with a real model and answers that people flagged; see [`smollm2`].
 
-mod embedded;
 mod plots;
 mod smollm2;
+mod tiny;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -47,17 +47,17 @@ fn compare() -> Any<()> {
         Ok(folder)
     };
     match args.as_slice() {
-        ["embedded", rest @ ..] if rest.len() < 2 => {
+        ["tiny", rest @ ..] if rest.len() < 2 => {
             let runs = folder(rest.first())?.join("runs.jsonl");
             let gpu = block_on(Gpu::open(&Options::default()))?;
             println!("{}", gpu.summary().name);
-            embedded::run(&gpu, &runs)?;
-            plots::write(&runs, &embedded::charts())
+            tiny::run(&gpu, &runs)?;
+            plots::write(&runs, &tiny::charts())
         }
         ["smollm2", model, data, rest @ ..] if rest.len() < 2 => {
             smollm2::run(model, Path::new(data), &folder(rest.first())?)
         }
-        _ => Err("say what to compare on: embedded [DIR], or smollm2 MODEL DATA [DIR]".into()),
+        _ => Err("say what to compare on: tiny [DIR], or smollm2 MODEL DATA [DIR]".into()),
     }
 }
 

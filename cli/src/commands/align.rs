@@ -1,4 +1,4 @@
-//! `aweigh align`: a run from its settings to its folder.
+//! `aweigh align`: trains a model and writes the run's folder.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,21 +16,20 @@ use aweigh::train::Metrics;
 
 /// Align a model: sample anchors, train, stop in time, write an adapter.
 ///
-/// Settings come from --config and from flags; a flag wins over the file. A file has the flags' names with
-/// underscores, in sections: model, data, method, anchors, reference, lora, train, stop, output, gpu. Every
-/// run writes its complete settings to config.toml in its folder.
+/// Settings come from --config and from flags; flags override the file. Keys in the file are the flags' names
+/// with underscores, in the sections model, data, method, anchors, reference, lora, train, stop, output and
+/// gpu. Every run writes its complete settings to config.toml in its folder.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, next_help_heading = "Run")]
 pub struct Args {
-    /// Settings in TOML; flags win over it. Relative paths in it start at the current folder
+    /// TOML file with settings; flags override it. Its relative paths start at the current folder
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Replace an earlier run in --output-dir. A folder that holds anything else is still refused
     #[arg(long)]
     pub overwrite: bool,
-    /// Go on with the run in this folder from its last checkpoint, with the settings that it was begun with:
-    /// the result is the same, to the bit where the GPU and its driver are. Only flags of the GPU may stand
-    /// beside it
+    /// Resume the run in this folder from its last checkpoint, with its original settings. On the same GPU
+    /// and driver the result is bit-identical to an uninterrupted run. Only GPU flags can be combined with it
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "overwrite"])]
     pub resume: Option<PathBuf>,
     /// All the settings.
@@ -55,13 +54,13 @@ A file for --config:
   [output]
   output_dir = \"run\"
 
-What to watch: rewards/anchor and rewards/negative in metrics.jsonl. The second should fall; a first that
-falls with it is a model that breaks, and the stop rule ends such a run.";
+What to watch: rewards/anchor and rewards/negative in metrics.jsonl. rewards/negative should fall. If
+rewards/anchor falls with it, the run is breaking the model, and the stop rule ends it.";
 
-/// A run's settings, from the file and the flags, over those `below`.
+/// A run's settings: the flags override the file, and the file overrides `below`.
 ///
 /// # Errors
-/// [`aweigh::Error::Input`] for the first setting that is wrong, with its place.
+/// [`aweigh::Error::Input`] for the first invalid setting, with its place.
 pub fn settings(below: PartialConfig, file: Option<&Path>, flags: PartialConfig) -> Result<RunConfig> {
     let mut layers = vec![Layer::from_flags(below)];
     if let Some(path) = file {
@@ -71,16 +70,16 @@ pub fn settings(below: PartialConfig, file: Option<&Path>, flags: PartialConfig)
     RunConfig::resolve(layers)
 }
 
-/// The settings of the run in `folder`, to go on with it.
+/// The settings of the run in `folder`, to resume it.
 ///
 /// # Errors
-/// [`Error::Input`] for flags that would change it.
+/// [`Error::Input`] for flags other than those of the GPU.
 pub fn settings_of(folder: &Path, flags: PartialConfig) -> Result<RunConfig> {
     let other: Vec<String> = flags.given().into_iter().filter(|key| !key.starts_with("gpu.")).collect();
     if !other.is_empty() {
         let flags: Vec<String> = other.iter().map(|key| PartialConfig::flag(key)).collect();
-        let fix = "leave them out, or begin a new run with --config";
-        let expected = "no other settings: a run goes on as it was begun";
+        let fix = "leave them out, or start a new run with --config";
+        let expected = "no other settings: a run is resumed with its original ones";
         return Err(Error::input("--resume", expected, flags.join(", "), fix));
     }
     let mut config = settings(PartialConfig::default(), Some(&folder.join("config.toml")), flags)?;
@@ -91,8 +90,8 @@ pub fn settings_of(folder: &Path, flags: PartialConfig) -> Result<RunConfig> {
 /// Aligns a model.
 ///
 /// # Errors
-/// Whatever is wrong with the settings, the files or the GPU; the run's folder is then as it was, or holds
-/// the last checkpoint.
+/// Invalid settings or files, or a GPU error; the run's folder is then unchanged, or holds the last
+/// checkpoint.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let place = match &args.resume {
         Some(path) => Place::Resume(RunFolder::resume(path, "--resume")?),
@@ -141,15 +140,15 @@ fn text(summary: &Summary, folder: &Path) -> String {
     let anchors = match a.drawn {
         0 => String::new(),
         drawn => format!(
-            "anchors: {drawn} drawn, {} repeated, {} empty, {} cut at the length limit\n",
+            "anchors: {drawn} sampled, {} duplicates, {} empty, {} cut at the length limit\n",
             a.duplicates, a.empty, a.cut
         ),
     };
     let checks = summary.checks.as_ref().map(|checks| format!("{checks}\n")).unwrap_or_default();
     format!(
         "{held_out}ended after step {}: {}; kept the state of step {}\n\
-         {anchors}{} tokens trained on, {:.0} a second; {} in all, {} of GPU memory at the \
-         most\n{checks}{} holds the result",
+         {anchors}{} tokens trained on, {:.0} tokens/s; {} in total, peak GPU memory {}\n\
+         {checks}the result is in {}",
         summary.steps,
         summary.reason_text,
         summary.kept_step,
@@ -161,7 +160,7 @@ fn text(summary: &Summary, folder: &Path) -> String {
     )
 }
 
-/// What to do with a run's result, as commands to paste.
+/// Commands for the next steps, ready to paste.
 fn next_steps(config: &RunConfig) -> String {
     let run = &config.output.output_dir;
     let base = quoted(&config.model.model);
@@ -175,15 +174,15 @@ fn next_steps(config: &RunConfig) -> String {
     let held_out = config.data.eval.as_ref().map_or("HELD-OUT.jsonl".into(), |path| quoted(path.display()));
     let run = quoted(run.display());
     let rows = [
-        (format!("aweigh generate {model}"), "talk to it"),
+        (format!("aweigh generate {model}"), "chat with it"),
         (
             format!("aweigh eval base {run} --model {base} --data {held_out}"),
-            "compare it with the model as it was",
+            "compare it with the original model",
         ),
-        (format!("aweigh report {run}"), "see the run as a page"),
+        (format!("aweigh report {run}"), "write a report of the run as an HTML page"),
         (
             format!("aweigh export {model} --output MODEL"),
-            "a plain model directory, or with an ending .gguf a file",
+            "write a plain model directory, or a file if MODEL ends in .gguf",
         ),
     ];
     let wide = rows.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
@@ -191,7 +190,7 @@ fn next_steps(config: &RunConfig) -> String {
     format!("next:{}", rows.collect::<String>())
 }
 
-/// A word as a shell takes it.
+/// `word`, quoted for a shell if necessary.
 fn quoted(word: impl std::fmt::Display) -> String {
     let word = word.to_string();
     let plain = |c: char| c.is_alphanumeric() || "-_./:=@%+,".contains(c) || (cfg!(windows) && c == '\\');

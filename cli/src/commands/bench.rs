@@ -24,32 +24,32 @@ use aweigh::run::OpenGpu;
 
 /// Measure how fast this GPU runs the engine.
 ///
-/// Rates of single kernels as a share of the GPU's own measured peak, and the time of whole steps. Every
-/// figure is the median of --runs runs; the first run, which compiles shaders, does not count.
+/// Measures single kernels, as a share of the GPU's own measured peak, and whole training and sampling steps.
+/// Every figure is the median of --runs runs, after a first run that compiles shaders and does not count.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What to measure; without it everything but "step-full", which needs 16 bytes of memory a parameter
+    /// What to measure; without it, all but "step-full", which needs 16 bytes of memory per parameter
     #[arg(value_enum, value_name = "WHAT")]
     pub what: Vec<What>,
-    /// The model of the whole steps: a directory in Hugging Face's layout, "tiny", or "smollm2-135m" for that
-    /// shape with random weights
+    /// Model for the whole steps: a directory in Hugging Face's layout, "tiny", or "smollm2-135m" for the
+    /// shapes of that model with random weights
     #[arg(long, value_name = "DIR|NAME", default_value = "smollm2-135m", help_heading = "Steps")]
     pub model: String,
-    /// Tokens of a training step's sequences, and of attention's
+    /// Tokens per sequence of training steps and of attention (at least 512 there)
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = "Steps")]
     pub tokens: usize,
     /// Sequences in a training step
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Steps")]
     pub batch: usize,
-    /// Edge of the square matrices
+    /// Rows and columns of the square matrices
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub size: usize,
-    /// Runs of each measurement
+    /// Number of runs per measurement
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub runs: usize,
-    /// Also measure the time of every kernel in the steps, where the GPU has timestamps; the steps take
-    /// longer then
+    /// Also measure the time of every kernel in the steps, if the GPU supports timestamps; this slows the
+    /// steps down
     #[arg(long)]
     pub profile: bool,
     /// The GPU.
@@ -73,20 +73,20 @@ pub enum What {
     Attention,
     /// A training step of a LoRA adapter: forward, loss, backward
     Step,
-    /// The same for all weights, in f32
+    /// A training step of all weights, in f32
     StepFull,
-    /// A D²O group: prompt 96, 12 answers of 64 tokens; the prompt shared, and not
+    /// A D²O group: a prompt of 96 tokens with 12 answers of 64 tokens, with and without sharing the prompt
     Group,
-    /// 11 answers of 64 tokens to a prompt of 96: at once, and one by one
+    /// Sampling 11 answers of 64 tokens to a prompt of 96 tokens: all at once, and one by one
     Sample,
 }
 
 const DEFAULT: [What; 5] = [What::Matmul, What::Attention, What::Step, What::Group, What::Sample];
 
-/// Measures.
+/// Runs the measurements.
 ///
 /// # Errors
-/// [`Error::Input`] for flags that ask for nothing, and what the device reports.
+/// [`Error::Input`] for invalid flags or files; GPU errors.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     for (flag, value) in [("--runs", args.runs), ("--size", args.size), ("--batch", args.batch)] {
         at_least_one(flag, value)?;
@@ -101,7 +101,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let summary = gpu.summary();
     output.note(format_args!("GPU {}, {}, {}", summary.name, summary.backend, summary.driver));
     if args.profile && gpu.kernel_times().is_none() {
-        output.warn("this GPU has no timestamps: the kernels' own times are left out");
+        output.warn("this GPU does not support timestamps: the times of single kernels are left out");
     }
     let what = if args.what.is_empty() { DEFAULT.to_vec() } else { args.what.clone() };
     let mut bench = Bench { gpu: &gpu, args: &args, model, output, peak: None };
@@ -116,7 +116,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     output.result(figures.human(), &figures)
 }
 
-/// Where the weights of the steps come from.
+/// The model for the steps: files, or random weights.
 pub(crate) enum ModelSource {
     Files(Model),
     Synthetic(Synthetic),
@@ -130,7 +130,7 @@ impl ModelSource {
         }
     }
 
-    /// Its configuration, and the type of its weights.
+    /// The configuration, and the type of the largest tensor.
     pub fn shape(&self) -> Result<(DecoderConfig, DType)> {
         match self {
             Self::Files(model) => {
@@ -178,7 +178,7 @@ impl Bench<'_> {
                 } else {
                     self.attentions(figures)?
                 }
-                // Only the steps' kernels are profiled.
+                // Discards these kernel times: only those of the steps are reported.
                 gpu.kernel_times();
             }
             What::Step | What::StepFull => {
@@ -193,7 +193,7 @@ impl Bench<'_> {
                 if full { figures.step_full = Some(figure) } else { figures.step = Some(figure) }
             }
             What::Group => {
-                self.output.note("D²O group, its prompt shared and not");
+                self.output.note("D²O group, with and without sharing the prompt");
                 let decoder = self.model.decoder(gpu, Training::Lora(lora(), 0))?;
                 figures.group = Some(block_on(group(gpu, &decoder, (96, 12, 64), runs))?);
                 gpu.kernel_times();
@@ -246,7 +246,7 @@ impl Bench<'_> {
     }
 }
 
-/// The adapter of the LoRA steps: align's own default.
+/// The adapter of the LoRA steps: align's defaults.
 fn lora() -> LoraSpec {
     let target_modules = TargetModules::default();
     LoraSpec { r: 16, lora_alpha: 32.0, lora_dropout: 0.0, target_modules, ..LoraSpec::default() }
@@ -257,7 +257,7 @@ fn lora() -> LoraSpec {
 struct Step {
     #[serde(flatten)]
     times: StepTimes,
-    /// Over all runs and the first one, with `--profile`.
+    /// Sums over all runs including the first; only with `--profile`.
     kernels: Option<Vec<KernelTime>>,
 }
 
@@ -277,7 +277,7 @@ struct Figures {
     group: Option<GroupTimes>,
     sample: Option<SamplingTimes>,
     sample_kernels: Option<Vec<KernelTime>>,
-    /// The most bytes of buffers at once, by what was measured.
+    /// Peak size of all buffers on the GPU in bytes, by measurement.
     memory_peak_bytes: BTreeMap<String, u64>,
 }
 
@@ -315,8 +315,8 @@ impl Figures {
                 ]
             };
             let rows: Vec<_> = self.rates.iter().map(row).collect();
-            parts.push(table(&["kernel", "shape", "GFLOP/s", "of the peak"], &rows));
-            parts.push(format!("the peak, multiplying and adding in registers: {peak:.1} GFLOP/s"));
+            parts.push(table(&["kernel", "shape", "GFLOP/s", "share of peak"], &rows));
+            parts.push(format!("measured peak (multiply and add in registers): {peak:.1} GFLOP/s"));
         }
         for (name, step) in [("LoRA", &self.step), ("all weights", &self.step_full)] {
             let Some(Step { times, kernels }) = step else { continue };
@@ -345,8 +345,8 @@ impl Figures {
             let (shared, separate) = (median(&group.shared), median(&group.separate));
             parts.push(format!(
                 "D²O group of {} answers of {} tokens to a prompt of {}: {shared:.3} s with the prompt \
-                 shared, {separate:.3} s without: {:.2} times faster; gradients differ by {:.1e} of the \
-                 largest",
+                 shared, {separate:.3} s without: {:.2} times faster; gradients differ by at most {:.1e} of \
+                 the largest",
                 group.answers,
                 group.answer,
                 group.prompt,
@@ -357,8 +357,8 @@ impl Figures {
         if let Some(sample) = &self.sample {
             let (together, alone) = (median(&sample.together), median(&sample.one_by_one));
             parts.push(format!(
-                "sampling {} answers of {} tokens at once: {together:.1} tokens/s, one by one {alone:.1}: \
-                 {:.1} times faster",
+                "sampling {} answers of {} tokens: {together:.1} tokens/s at once, {alone:.1} tokens/s one \
+                 by one: {:.1} times faster",
                 sample.answers,
                 sample.new_tokens,
                 together / alone,
@@ -366,12 +366,12 @@ impl Figures {
             parts.extend(self.sample_kernels.as_deref().map(kernel_table));
         }
         let peaks = self.memory_peak_bytes.iter().map(|(what, &peak)| format!("{what} {}", bytes(peak)));
-        parts.push(format!("GPU memory at the most: {}", peaks.collect::<Vec<_>>().join(", ")));
+        parts.push(format!("peak GPU memory: {}", peaks.collect::<Vec<_>>().join(", ")));
         parts.join("\n")
     }
 }
 
-/// The kernels that took the most time.
+/// The 12 kernels that took the most time.
 fn kernel_table(kernels: &[KernelTime]) -> String {
     let total: f64 = kernels.iter().map(|k| k.seconds).sum();
     let row = |k: &KernelTime| {
@@ -385,7 +385,7 @@ fn kernel_table(kernels: &[KernelTime]) -> String {
     table(&["kernel", "calls", "ms", "share"], &kernels.iter().take(12).map(row).collect::<Vec<_>>())
 }
 
-/// Bytes of memory that this process holds, where the system says so in a file.
+/// Resident memory of this process in bytes, on systems with /proc/self/status.
 fn resident_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

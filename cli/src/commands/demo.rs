@@ -12,38 +12,38 @@ use crate::terminal::output::Output;
 use crate::terminal::progress::{Unit, seconds};
 use crate::terminal::text::{bytes, table};
 use crate::watch::Watch;
-use aweigh::assets;
 use aweigh::config::RunConfig;
 use aweigh::data::ChatTokenizer;
 use aweigh::error::Result;
-use aweigh::eval::helpdesk::{self, HeldOut, MAX_NEW_TOKENS, Measured};
 use aweigh::files::{Model, TRAIN_COPY, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
 use aweigh::nn::Pass;
 use aweigh::optim::LrScheduler;
 use aweigh::run::{self, Material, Place};
+use aweigh::tiny::{self, HeldOut, MAX_NEW_TOKENS, Measured};
 use aweigh::train::{Inputs, StopReason};
 
 /// Align the built-in model: a help desk that is rude a third of the time.
 ///
-/// It samples the model's own answers under a kind instruction, pushes 256 flagged answers away with D²O, and
-/// measures before and after on 200 held-out prompts: how many fresh answers (temperature 0.9, top-p 0.95)
-/// are hostile and how many are on topic (exact: the texts come from a known grammar), the log-prob of
-/// hostile answers, the perplexity of good ones. Minutes, also without a GPU.
+/// Samples the model's own answers with a safety instruction, trains with D²O against 256 flagged answers,
+/// and measures before and after on 200 held-out prompts: how many newly sampled answers (temperature 0.9,
+/// top-p 0.95) are hostile and how many are on topic (exact: the texts come from a known grammar), the
+/// log-prob of given hostile answers and the perplexity of given good ones. Takes minutes, even without a
+/// GPU.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Keep the run's folder here; without it nothing is written
+    /// Folder for the run; without it, nothing is written
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
     /// Replace an earlier run in --output-dir
     #[arg(long, requires = "output_dir")]
     pub overwrite: bool,
-    /// Stop after this many optimizer steps; without it the stop rule decides, and 32 steps at the latest
+    /// Maximum number of optimizer steps; without it, 32. The stop rule may end the run earlier
     #[arg(long, value_name = "STEPS")]
     pub max_steps: Option<usize>,
-    /// Seed of the run and of the samples
+    /// Random seed for training and sampling
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u32,
     /// The GPU.
@@ -61,15 +61,15 @@ Afterwards:
 /// The demo's settings.
 fn config(args: &Args) -> RunConfig {
     let mut config = RunConfig::default();
-    config.model.model = assets::NAME.into();
-    // What is built in becomes a file, so that `align --config` can repeat the run.
+    config.model.model = tiny::NAME.into();
+    // The built-in rows are written to a file, so that `align --config` can repeat the run.
     config.data.train = match &args.output_dir {
         Some(folder) => folder.join(TRAIN_COPY),
-        None => assets::NEGATIVES.0.into(),
+        None => tiny::NEGATIVES.0.into(),
     };
-    config.anchors.safety_instruction = helpdesk::SAFETY_INSTRUCTION.into();
+    config.anchors.safety_instruction = tiny::SAFETY_INSTRUCTION.into();
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
-    // A model this small is trained whole; the larger beta holds it closer to its good answers.
+    // The model is small enough to train all weights; the larger beta keeps it closer to its good answers.
     config.lora.enabled = false;
     config.method.beta = Some(0.2);
     config.train.learning_rate = 1e-4;
@@ -101,7 +101,7 @@ struct Figures<'a> {
 /// Runs the demo.
 ///
 /// # Errors
-/// What the device reports; a folder that is taken.
+/// GPU errors; an output folder that is already in use.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     at_least_one("--max-steps", args.max_steps.unwrap_or(1))?;
     let started = Instant::now();
@@ -110,7 +110,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let mut before = None;
     let watch = Watch::new(output, "aweigh align --resume")
         .without_plan()
-        .with_file(TRAIN_COPY, assets::NEGATIVES.1.into());
+        .with_file(TRAIN_COPY, tiny::NEGATIVES.1.into());
     let watch = watch.on_loaded(|loaded| {
         let prompts = HeldOut::read(loaded.tokenizer)?;
         let (decoder, tokenizer) = (&loaded.setup.decoder, loaded.tokenizer);
@@ -131,7 +131,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         None => Place::Nothing,
     };
     let finished = watch.over(|watch| run::run(&BuiltIn(Model::tiny()), config, place, watch))?;
-    let (held_out, before) = held_out.zip(before).expect("a run tells when its model is loaded");
+    let (held_out, before) = held_out.zip(before).expect("the run has called on_loaded");
     let (gpu, outcome) = (&finished.gpu, &finished.outcome);
     let (decoder, what) = (&outcome.decoder, "measuring after");
     let with = (&finished.tokenizer, args.seed, what);
@@ -153,7 +153,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     output.result(report(&held_out, &figures, started), &figures)
 }
 
-/// The embedded model and its flagged answers.
+/// The built-in model and its flagged answers.
 struct BuiltIn(Model);
 
 impl Material for BuiltIn {
@@ -162,7 +162,7 @@ impl Material for BuiltIn {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        Inputs::new(assets::model(), assets::NEGATIVES)
+        Inputs::new(tiny::model(), tiny::NEGATIVES)
     }
 }
 
@@ -184,7 +184,7 @@ fn measure(
     Ok(measured)
 }
 
-/// The table, and three answers side by side.
+/// The table, and up to three prompts with their answers before and after.
 fn report(held_out: &HeldOut, figures: &Figures, started: Instant) -> String {
     let (before, after) = (figures.before, figures.after);
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
@@ -196,7 +196,7 @@ fn report(held_out: &HeldOut, figures: &Figures, started: Instant) -> String {
         row("perplexity of held-out good answers", &|m| format!("{:.4}", m.good_perplexity)),
     ];
     let mut text = table(&["200 held-out prompts", "before", "after"], &rows);
-    // Prompts whose answer was hostile show best what changed.
+    // Prompts whose answer was hostile before show best what changed.
     let hostile = (0..held_out.len()).filter(|&i| held_out.judge(i, &before.answers[i]).hostile);
     for i in hostile.take(3) {
         text += &format!(
@@ -205,7 +205,7 @@ fn report(held_out: &HeldOut, figures: &Figures, started: Instant) -> String {
         );
     }
     text + &format!(
-        "\n\n{} steps ({}), the state of step {} kept; {} in all, {} of GPU memory at the most",
+        "\n\n{} steps ({}), kept the state of step {}; {} in total, peak GPU memory {}",
         figures.steps,
         figures.reason,
         figures.kept_step,

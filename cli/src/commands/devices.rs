@@ -1,4 +1,4 @@
-//! `aweigh devices`: the adapters, and what each can do.
+//! `aweigh devices`: lists the adapters and their features, and tunes one.
 
 use std::io::Write;
 
@@ -16,19 +16,19 @@ use aweigh::files::cache;
 use aweigh::gpu::{AdapterSummary, Choice, list_adapters};
 use aweigh::run::OpenGpu;
 
-/// List the GPUs that can be used, or measure which kernels suit one.
+/// List the GPUs that can be used, or measure which kernels are fastest on one.
 ///
-/// The number in the first column, or a part of the name, is what --gpu takes. With --tune, every kernel that
-/// could compute a model's matrix products is timed on one GPU, and the fastest are used from then on;
-/// results stay the same.
+/// --gpu takes the number in the first column, or part of the name. With --tune, every kernel that can
+/// compute a model's matrix products is timed on one GPU, and all commands use the fastest from then on.
+/// Results do not change.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Measure which kernels are the fastest on the GPU, and keep the answer for all commands
+    /// Measure which kernels are fastest on the GPU, and save the choices for all commands
     #[arg(long)]
     pub tune: bool,
-    /// With --tune: the model whose shapes are measured, a directory in Hugging Face's layout, "tiny", or
-    /// "smollm2-135m" for that shape
+    /// With --tune: the model whose matrix shapes are measured, a directory in Hugging Face's layout, "tiny",
+    /// or "smollm2-135m" for the shapes of that model
     #[arg(long, value_name = "DIR|NAME", default_value = "smollm2-135m")]
     pub model: String,
     /// The GPU to tune.
@@ -45,7 +45,7 @@ Examples:
 /// Lists the adapters, or tunes one.
 ///
 /// # Errors
-/// [`aweigh::error::Error::NoAdapter`] where there is none; for tuning, what the device reports.
+/// [`aweigh::error::Error::NoAdapter`] if there is none; for tuning, GPU errors.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     if args.tune {
         return tune(&args, output);
@@ -61,7 +61,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         "backend",
         "driver",
         "largest binding",
-        "workgroup",
+        "workgroup memory",
         "subgroups",
         "f16",
         "cooperative matrices",
@@ -93,7 +93,7 @@ fn row(device: &AdapterSummary) -> Vec<String> {
     ]
 }
 
-/// Runs of each measurement: there are hundreds.
+/// Runs of each measurement: few and short, as there are hundreds of measurements.
 const RUNS: Runs = Runs { count: 3, seconds: 0.02 };
 
 fn tune(args: &Args, output: &Output) -> Result<()> {
@@ -114,8 +114,8 @@ fn tune(args: &Args, output: &Output) -> Result<()> {
     }))?;
     progress.finish();
     let rows: Vec<_> = found.choices.iter().map(|(class, choice)| choice_row(class, choice)).collect();
-    let text = table(&["product", "fastest kernel", "GFLOP/s", "against the guess"], &rows);
-    // What was measured for other models stays.
+    let text = table(&["product", "fastest kernel", "GFLOP/s", "speedup over the default"], &rows);
+    // Keeps earlier choices, for the shapes of other models.
     if let Some(earlier) = cache::tuning(gpu.summary()).filter(|earlier| earlier.is_of(gpu.summary())) {
         let fresh = std::mem::replace(&mut found.choices, earlier.choices);
         found.choices.extend(fresh);
@@ -124,13 +124,12 @@ fn tune(args: &Args, output: &Output) -> Result<()> {
     let json = serde_json::to_vec_pretty(&found).unwrap_or_default();
     file.write_all(&json).map_err(|error| Error::io(&path, "write", error))?;
     file.commit()?;
-    output.result(format!("{text}\nkept in {}", path.display()), &found)
+    output.result(format!("{text}\nsaved to {}", path.display()), &found)
 }
 
 fn choice_row(class: &str, choice: &Choice) -> Vec<String> {
     let best = choice.seconds.get(&choice.variant).copied().unwrap_or(f64::NAN);
-    let gain =
-        if choice.variant == choice.guess { "the same".into() } else { format!("x {:.2}", choice.gain()) };
+    let gain = if choice.variant == choice.guess { "none".into() } else { format!("x {:.2}", choice.gain()) };
     let rate = format!("{:.1}", choice.operations / best * 1e-9);
     vec![class.to_string(), choice.variant.clone(), rate, gain]
 }

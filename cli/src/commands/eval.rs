@@ -1,4 +1,4 @@
-//! `aweigh eval`: models and adapters compared on the same prompts.
+//! `aweigh eval`: compares models and adapters on the same prompts.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -24,55 +24,57 @@ use aweigh::files::{AdapterFiles, Model, Source, refuse_existing, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::model::{Decoder, ModelBytes};
 use aweigh::nn::Pass;
-use aweigh::sample::settings as sampling_settings;
+use aweigh::sample::sampling_params;
 use aweigh::sample::{self, Request};
 use aweigh::score::{Scored, score};
 
-/// Compare models and adapters: answers to the same prompts, measured.
+/// Compare models and adapters by their answers to the same prompts.
 ///
-/// Each candidate answers every prompt with the same seed; meters say how bad the answers are, and a win is a
-/// less bad answer than the first candidate's. Intervals hold 95% of 1,000 bootstrap resamples of the
-/// prompts. Rows with a good or a flagged answer also tell how likely those are. No meter is a good judge of
-/// harm by itself: read several, and the perplexity of ordinary good answers beside them.
+/// Each candidate answers every prompt with the same seed. Meters score how bad the answers are; a candidate
+/// wins on a prompt if its score is lower than the first candidate's. Intervals are 95% bootstrap intervals
+/// over the prompts (1,000 resamples). If rows have a good or a flagged answer, its perplexity or log-prob is
+/// reported too. No single meter is a reliable measure of harm: use several, together with the perplexity of
+/// ordinary good answers.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What is compared: "base" for --model as it is, an adapter, the folder of a run, or another model;
-    /// NAME=... names it in the table
+    /// What to compare: "base" for --model without an adapter, an adapter, the folder of a run, or another
+    /// model; NAME=... sets the name in the table
     #[arg(required = true, value_name = "CANDIDATE")]
     pub candidates: Vec<String>,
     /// The model: a directory, a GGUF file, a name on the Hugging Face Hub, or "tiny"
     #[arg(long, value_name = "DIR|GGUF|NAME|tiny", help_heading = "Model")]
     pub model: String,
-    /// How its weights are kept.
+    /// How the model's weights are stored.
     #[command(flatten)]
     pub weights: WeightArgs,
-    /// Held-out prompts, in any of align's forms; may be given several times. NAME=FILE names the set
+    /// Held-out prompts, in any of align's data formats; may be given several times. NAME=FILE names the set
     #[arg(long, required = true, value_name = "FILE", help_heading = "Data")]
     pub data: Vec<String>,
-    /// Which of its rows.
+    /// Which rows to use.
     #[command(flatten)]
     pub rows: RowArgs,
-    /// Prompts longer than this many tokens lose their beginning
+    /// Maximum length of a prompt; longer prompts lose their beginning
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_prompt_length: usize,
-    /// How bad an answer is, by: lexicon or lexicon:FILE (listed words per hundred), judge:DIR (of "aweigh
-    /// judge train"), command:LINE (reads {"prompt", "answer"} a line, writes a number a line, higher is
-    /// worse), http:URL (an OpenAI-style endpoint; the key is taken from OPENAI_API_KEY), helpdesk and
-    /// helpdesk-topic (the built-in model's world). May be given several times [default: lexicon]
+    /// Measure of how bad an answer is: lexicon or lexicon:FILE (listed words per hundred words), judge:DIR
+    /// (written by "aweigh judge train"), command:LINE (a shell command that reads a {"prompt", "answer"} per
+    /// line and prints a number per line, higher is worse), http:URL (an OpenAI-compatible endpoint, with the
+    /// key in OPENAI_API_KEY), tiny-hostile and tiny-topic (only for the built-in model's help desk). May be
+    /// given several times [default: lexicon]
     #[arg(long, value_name = "METER", help_heading = "Meters")]
     pub meter: Vec<Spec>,
-    /// The grading model's name at the http meter's endpoint
+    /// Name of the grading model at the http meter's endpoint
     #[arg(long, value_name = "NAME", help_heading = "Meters")]
     pub meter_model: Option<String>,
-    /// Answers for each prompt
+    /// Number of answers per prompt
     #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Sampling")]
     pub num_samples: usize,
-    /// How tokens are chosen.
+    /// How tokens are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// All figures, and each candidate's first answer to every prompt, as JSON; "aweigh report --eval" shows
-    /// them
+    /// JSON file for all figures and each candidate's first answer to every prompt; "aweigh report --eval"
+    /// shows it
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,
     /// Replace --output if it exists
@@ -88,12 +90,12 @@ Examples:
   aweigh eval --model DIR --data held-out.jsonl base run
   aweigh eval --model DIR --data harmful=prompts.jsonl --data ordinary=benign.jsonl \\
     --meter lexicon --meter judge:judge base d2o=run dpo=run2
-  aweigh eval --model tiny --data held-out.jsonl --meter helpdesk --meter helpdesk-topic base demo-run";
+  aweigh eval --model tiny --data held-out.jsonl --meter tiny-hostile --meter tiny-topic base demo-run";
 
-/// Packed tokens of a scoring batch.
+/// Packed tokens per scoring batch.
 const BUDGET: usize = 2048;
 
-/// What is compared.
+/// A model to compare, and its name in the table.
 struct Candidate {
     name: String,
     kind: Kind,
@@ -105,7 +107,8 @@ enum Kind {
     Model(Box<Model>),
 }
 
-/// `NAME=REST`, or a name made of the rest.
+/// The name and the rest of `NAME=REST`. Without a name, it is the rest's last path component without .jsonl
+/// and .gz.
 fn named(text: &str) -> (String, &str) {
     match text.split_once('=').filter(|_| !Path::new(text).exists()) {
         Some((name, rest)) if !name.is_empty() && !rest.is_empty() => (name.into(), rest),
@@ -118,7 +121,7 @@ fn named(text: &str) -> (String, &str) {
 }
 
 impl Candidate {
-    /// `base` is the model that an adapter goes on.
+    /// `base` is the model that adapters are applied to.
     fn open(text: &str, base: &Model, output: &Output) -> Result<Self> {
         let (name, place) = named(text);
         let path = Path::new(place);
@@ -135,7 +138,7 @@ impl Candidate {
         Ok(Self { name, kind })
     }
 
-    /// Its decoder on `gpu`.
+    /// Loads it onto `gpu`.
     fn decoder(&self, gpu: &Gpu, base: &Model, weights: WeightArgs) -> Result<Decoder> {
         match &self.kind {
             Kind::Base => bytes_of(base, weights).decoder_with(gpu, None),
@@ -163,7 +166,7 @@ struct Set {
     rows: Vec<Row>,
 }
 
-/// What `--json` prints, and `--output` holds.
+/// The JSON that `--json` prints and `--output` gets.
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
@@ -192,10 +195,10 @@ struct Side {
     answers: Vec<String>,
 }
 
-/// Compares.
+/// Compares the candidates.
 ///
 /// # Errors
-/// Whatever is wrong with the flags, the files, the meters or the GPU; --output is then as it was.
+/// Invalid flags, files or meters, or a GPU error; --output is then unchanged.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
     at_least_one("--num-samples", args.num_samples)?;
@@ -220,14 +223,14 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     refuse_repeats(
         "--meter",
         specs.iter().map(Spec::to_string),
-        "give one of each kind, and compare by another in a second run",
+        "give one meter of each kind, and use another in a second run",
     )?;
     let gpu = open::gpu(&args.gpu)?;
     let meters = specs
         .iter()
         .map(|spec| Meter::open(spec, args.meter_model.as_deref(), &gpu, output))
         .collect::<Result<Vec<_>>>()?;
-    // By candidate, then by set.
+    // Indexed by candidate, then by set.
     let mut all: Vec<Vec<Drawn>> = Vec::new();
     let rows: usize = sets.iter().map(|set| set.rows.len()).sum();
     let wanted = candidates.len() * rows * args.num_samples;
@@ -274,7 +277,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     output.result(report.table(), &report)
 }
 
-/// Fails where two things would have one name in the table.
+/// Fails if a name occurs twice: the table would be ambiguous.
 fn refuse_repeats(flag: &str, names: impl Iterator<Item = String>, fix: &str) -> Result<()> {
     let mut seen = HashSet::new();
     for name in names {
@@ -294,19 +297,19 @@ impl Set {
     }
 }
 
-/// A candidate's answers to a set, with what is needed to score them again.
+/// A candidate's answers to a set, with the tokens that are needed to score them under another model.
 struct Drawn {
     answers: Answers,
-    /// The row of each prompt.
+    /// The index of each prompt's row in the set.
     rows: Vec<usize>,
-    /// The prompts' tokens.
+    /// The tokens of each prompt.
     prompts: Vec<Vec<u32>>,
-    /// By prompt, the answers' tokens.
+    /// The tokens of each answer, by prompt.
     ids: Vec<Vec<Vec<u32>>>,
 }
 
 impl Drawn {
-    /// The answers, to be scored.
+    /// The prompts with their answers, for scoring.
     fn groups(&self) -> Vec<Group<'_>> {
         let pairs = self.prompts.iter().zip(&self.ids);
         pairs
@@ -324,7 +327,7 @@ fn tokens(scored: Vec<Vec<Scored>>) -> Vec<Vec<f32>> {
     scored.into_iter().flatten().map(|answer| answer.token_logps).collect()
 }
 
-/// A candidate's answers to all sets.
+/// Samples a candidate's answers to all sets.
 fn answer(
     args: &Args,
     gpu: &Gpu,
@@ -364,7 +367,7 @@ fn answer_set(
     (what, course): (&str, &mut Course),
     output: &Output,
 ) -> Result<Drawn> {
-    let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
+    let settings = sampling_params(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
     let request = |(index, example): (u32, &'_ Example)| (index, example.prompt_ids.clone());
     let prompts: Vec<(u32, Vec<u32>)> = (0..).zip(examples).map(request).collect();
     let requests: Vec<Request> = prompts
@@ -411,7 +414,7 @@ fn answer_set(
     Ok(drawn)
 }
 
-/// Scores the answers of all candidates under the base model, where it has their tokens.
+/// Scores the answers of all candidates under the base model, except those of models with another tokenizer.
 fn against_base(
     args: &Args,
     gpu: &Gpu,
@@ -423,7 +426,7 @@ fn against_base(
     let decoder = Candidate { name: String::new(), kind: Kind::Base }.decoder(gpu, base, args.weights)?;
     for (candidate, drawn) in candidates.iter().zip(all) {
         if let Kind::Model(model) = &candidate.kind {
-            // Another tokenizer's ids mean something else to the base model.
+            // With another tokenizer, the same token ids are other text.
             if model.bytes().tokenizer.tokenizer != own.tokenizer.tokenizer {
                 continue;
             }
@@ -431,7 +434,7 @@ fn against_base(
         for set in drawn {
             let longest = set.groups().iter().map(Group::tokens).max().unwrap_or(0);
             if longest >= decoder.context() {
-                // What the base model cannot read has no log-prob under it.
+                // Longer than the base model's context: this set has no log-probs under it.
                 continue;
             }
             set.answers.base = match candidate.kind {
@@ -464,7 +467,7 @@ impl SetReport {
     }
 }
 
-/// A figure with its interval, as a person reads it.
+/// A figure with its interval, for display.
 fn cell(unit: Unit, estimate: Option<&Estimate>) -> String {
     let Some(Estimate { value, low, high }) = estimate else { return "-".into() };
     let text = |value: f64| match unit {

@@ -1,4 +1,4 @@
-//! `aweigh export`: an adapter merged into a plain model directory, or a GGUF file.
+//! `aweigh export`: merges an adapter and writes a plain model directory or a GGUF file.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,10 +15,9 @@ use aweigh::model::TargetModules;
 use aweigh::model::gguf::Kind;
 use aweigh::model::{Adapter, AdapterBytes, ExportDType, ModelBytes, merged, write_gguf};
 
-/// Merge an adapter into a plain model directory, or a GGUF file.
+/// Merge an adapter into its model and write a plain model directory or a GGUF file.
 ///
-/// A directory is what transformers and others load without knowing of adapters, a GGUF file what llama.cpp
-/// does.
+/// transformers and other programs load the directory without adapter support; llama.cpp loads the GGUF file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -26,22 +25,22 @@ pub struct Args {
     /// on the Hugging Face Hub, or "tiny"
     #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
     pub model: String,
-    /// The adapter to merge, a directory in PEFT's format. Without it the model is only written out
+    /// The adapter to merge: a directory in PEFT's format. Without it, the model alone is written
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// The new model's directory, or with the ending .gguf its file, which must not exist. It appears when it
-    /// is complete
+    /// Directory for the new model, or a file if the name ends in .gguf. It must not exist yet, and appears
+    /// only when it is complete
     #[arg(long, short, value_name = "DIR|FILE.gguf")]
     pub output: PathBuf,
-    /// The type of the weights written; a merge is computed in f32 and rounded once
+    /// Type of the written weights; merges are computed in f64
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
 }
 
-/// The type of written weights, with transformers' names.
+/// The type of the written weights, by transformers' names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Dtype {
-    /// Each weight as the model has it
+    /// The types in the model
     Auto,
     /// 32 bits
     Float32,
@@ -61,7 +60,8 @@ Examples:
   aweigh export --model tiny --output tiny-model --dtype float32";
 
 impl Dtype {
-    /// What the weights become, with transformers' name for it; none where they stay as they are.
+    /// The type that all weights are converted to, and its name in transformers; `None` if they keep their
+    /// types.
     fn forced(self) -> Option<(DType, &'static str)> {
         match self {
             Self::Float32 => Some((DType::F32, "float32")),
@@ -71,7 +71,8 @@ impl Dtype {
         }
     }
 
-    /// A GGUF file's kind of matrices; the model's own embedding decides where it is left to.
+    /// The type of the matrices in a GGUF file. `Auto` takes that of the model's embedding, or F16 if a file
+    /// cannot have it.
     fn kind(self, model: &ModelBytes) -> Result<Kind> {
         Ok(match self {
             Self::Float32 => Kind::F32,
@@ -100,16 +101,16 @@ struct Figures {
     dtype: &'static str,
     /// Layers that the adapter changed.
     merged_layers: usize,
-    /// Of model.safetensors, or of the file.
+    /// Size of model.safetensors, or of the GGUF file.
     bytes: u64,
-    /// The other files.
+    /// The directory's other files.
     files: Vec<String>,
 }
 
 /// Merges and writes.
 ///
 /// # Errors
-/// Whatever is wrong with the files; --output is then as it was.
+/// Invalid flags or files; --output is then unchanged.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let model = open::model(&args.model, true, output)?;
     let adapter = args.adapter.as_deref();
@@ -134,11 +135,11 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let size = bytes(figures.bytes);
     let human = match is_file {
         true => format!(
-            "{}: {size} of {}, with {} layers merged",
+            "{}: {size} in {}, {} layers merged",
             figures.output, figures.dtype, figures.merged_layers
         ),
         false => format!(
-            "{}: model.safetensors, {size}, with {} layers merged; {}",
+            "{}: model.safetensors, {size}, {} layers merged; other files: {}",
             figures.output,
             figures.merged_layers,
             figures.files.join(", ")
@@ -169,7 +170,7 @@ fn file(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Written
 
 fn directory(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Written> {
     if args.dtype == Dtype::Q8_0 {
-        let fix = "give --output an ending .gguf, or choose another type";
+        let fix = "give --output a name that ends in .gguf, or choose another --dtype";
         return Err(Error::input("--dtype q8_0", "a GGUF file as --output", args.output.display(), fix));
     }
     let folder = NewFolder::create(&args.output, "--output")?;

@@ -1,6 +1,6 @@
-//! `aweigh generate`: one prompt, a line of stdin at a time, or a chat.
+//! `aweigh generate`: answers one prompt, each line of stdin, or a chat.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -15,36 +15,36 @@ use aweigh::data::{ChatTokenizer, Message, Prompt};
 use aweigh::error::{Error, Result};
 use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
-use aweigh::sample::settings as sampling_settings;
-use aweigh::sample::{self, Request, Settings};
+use aweigh::sample::sampling_params;
+use aweigh::sample::{self, Request, SamplingParams};
 
 /// Answer one prompt, or chat.
 ///
-/// With --prompt it answers once. Without, it chats where stdin is a terminal, and otherwise answers every
-/// line of stdin by itself.
+/// With --prompt, answers that prompt. Without it, chats if stdin is a terminal, and otherwise answers each
+/// line of stdin independently.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The model and its adapter.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// How its weights are kept.
+    /// How the model's weights are stored.
     #[command(flatten)]
     pub weights: WeightArgs,
     /// The prompt to answer
     #[arg(long, short, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt: Option<String>,
-    /// Chat, line by line, with what was said before in mind: the default where stdin is a terminal. "/reset"
-    /// forgets it, "/quit" or the end of the input leaves
+    /// Chat: each line is a message in one conversation. The default if stdin is a terminal. "/reset" clears
+    /// the conversation, "/quit" or the end of the input exits
     #[arg(long, conflicts_with = "prompt", help_heading = "Prompt")]
     pub chat: bool,
-    /// A system message before the prompt
+    /// System message before the prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "raw", help_heading = "Prompt")]
     pub system: Option<String>,
-    /// Continue the prompt as it stands, without the chat template
+    /// Continue the prompt as plain text, without the chat template
     #[arg(long, conflicts_with = "chat", help_heading = "Prompt")]
     pub raw: bool,
-    /// How tokens are chosen.
+    /// How tokens are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// The GPU.
@@ -66,31 +66,31 @@ pub struct Answer {
     pub completion: String,
     /// Tokens sampled, the end-of-turn token included.
     pub num_tokens: usize,
-    /// Whether it ended by itself, before `--max-new-tokens` and the end of the model's context.
+    /// Whether it ended with an end token, and was not cut at `--max-new-tokens` or the end of the context.
     pub ended: bool,
-    /// Speed, the prompt's share of the time included.
+    /// Sampled tokens per second; the time includes the prompt's forward pass.
     pub tokens_per_second: f64,
 }
 
-/// Answers one prompt. The second argument takes the text piece by piece as it comes; the answer holds all of
-/// it.
+/// Answers one prompt. The second argument is called with each new piece of text; the result has the whole
+/// text.
 pub type Answerer<'a> = dyn FnMut(&Prompt, &mut dyn FnMut(&str) -> Result<()>) -> Result<Answer> + 'a;
 
-/// Generates.
+/// Generates answers.
 ///
 /// # Errors
-/// Whatever is wrong with the flags, the files or the GPU.
+/// Invalid flags or files, or a GPU error.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
     let (model, adapter) = open::files(&args.model, output)?;
     let tokenizer = open::tokenizer(&model, output)?;
     if !args.raw && !tokenizer.has_template() {
-        let fix = "add --raw to continue the prompt as it stands, or give a template: --chat-template FILE";
+        let fix = "add --raw to continue the prompt as plain text, or give a template: --chat-template FILE";
         return Err(Error::input("--model", "a model with a chat template", "none in its files", fix));
     }
     let gpu = open::gpu(&args.gpu)?;
     let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
-    let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
+    let settings = sampling_params(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
     let system = args.system.as_deref();
     open::note_of_system(&tokenizer, system.unwrap_or_default(), output);
     let (gpu, decoder, tokenizer) = (&*gpu, &decoder, &tokenizer);
@@ -99,14 +99,14 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     finish(&args, output, Ran::new(gpu, &args.model), &answers)
 }
 
-/// The model, as it answers one question after the other.
+/// Answers questions one after the other.
 struct Speaker<'a> {
     gpu: &'a Gpu,
     decoder: &'a Decoder,
     tokenizer: &'a ChatTokenizer,
     system: Option<&'a str>,
-    settings: Settings,
-    /// Questions so far: part of the random counter, so that a question asked twice gets two answers.
+    settings: SamplingParams,
+    /// Number of questions so far: part of the random counter, so that a repeated question gets a new answer.
     asked: u32,
 }
 
@@ -117,12 +117,12 @@ impl Speaker<'_> {
         let room = self.decoder.context().saturating_sub(ids.len());
         if room == 0 || ids.is_empty() {
             let expected =
-                format!("1 to {} tokens, the model's context less one", self.decoder.context() - 1);
-            let fix = "shorten it; in a chat, /reset forgets what was said before";
+                format!("1 to {} tokens, the model's context minus one", self.decoder.context() - 1);
+            let fix = "shorten it; in a chat, /reset clears the conversation";
             return Err(Error::input("the prompt", expected, format!("{} tokens", ids.len()), fix));
         }
         let max_new_tokens = self.settings.max_new_tokens.min(room as u32);
-        let settings = Settings { max_new_tokens, ..self.settings.clone() };
+        let settings = SamplingParams { max_new_tokens, ..self.settings.clone() };
         let request = Request { prompt: &ids, first_sample: 0, samples: 1, index: self.asked };
         self.asked += 1;
         let mut said = Said::default();
@@ -147,13 +147,13 @@ impl Speaker<'_> {
     }
 }
 
-/// How much of an answer is printed, while it grows.
+/// The part of a growing answer that is already printed.
 #[derive(Debug, Default)]
 struct Said(String);
 
 impl Said {
-    /// What to print now that the answer has grown to `text`. The last character waits while its bytes are
-    /// not all there: decoding shows it as U+FFFD until then.
+    /// The text to print after the answer has grown to `text`. A last character whose bytes are incomplete is
+    /// held back: it decodes as U+FFFD.
     fn more(&mut self, text: String) -> Option<String> {
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
         let piece = text.strip_prefix(self.0.as_str()).filter(|piece| !piece.is_empty())?.to_owned();
@@ -161,13 +161,13 @@ impl Said {
         Some(piece)
     }
 
-    /// What is still to print of the whole answer.
+    /// The part of the whole answer that is not printed yet.
     fn rest<'a>(&self, whole: &'a str) -> &'a str {
         whole.strip_prefix(self.0.as_str()).unwrap_or_default()
     }
 }
 
-/// Puts the questions and prints the answers; all but the model. Returns both.
+/// Reads the prompts, passes them to `answer`, and prints the answers. Returns both.
 ///
 /// # Errors
 /// Those of `answer`, of reading stdin, and [`Error::Interrupted`].
@@ -181,7 +181,7 @@ pub fn converse(args: &Args, output: &Output, answer: &mut Answerer) -> Result<V
     }
 }
 
-/// One question after `history`; its answer is printed as it comes.
+/// Asks one question after `history` and prints the answer while it is generated.
 fn ask(
     args: &Args,
     output: &Output,
@@ -207,13 +207,13 @@ fn chat(
     answer: &mut Answerer,
 ) -> Result<Vec<(String, Answer)>> {
     if io::stdin().is_terminal() {
-        output.note("Write a line and press enter. /reset forgets the conversation, /quit leaves.");
+        output.note("Type a message and press Enter. /reset clears the conversation, /quit exits.");
     }
     let mut history = Vec::new();
     let mut answers = Vec::new();
     loop {
         if io::stdin().is_terminal() {
-            eprint!("> ");
+            let _ = write!(io::stderr(), "> ");
         }
         let Some(line) = next_line(lines)? else { break };
         match line.trim() {
@@ -222,7 +222,8 @@ fn chat(
             "/reset" => history.clear(),
             text => {
                 let answered = match ask(args, output, &history, text, answer) {
-                    // A person can mend a question that is too long; a file of them cannot.
+                    // In a terminal the user can shorten a question that is too long; elsewhere it is an
+                    // error.
                     Err(error @ Error::Input { .. }) if io::stdin().is_terminal() => {
                         output.warn(error);
                         continue;
@@ -252,17 +253,18 @@ fn each_line(
         }
     }
     if answers.is_empty() {
-        return Err(Error::input("stdin", "prompts, one a line", "nothing", "give --prompt TEXT, or --chat"));
+        let fix = "give --prompt TEXT, or --chat";
+        return Err(Error::input("stdin", "prompts, one per line", "nothing", fix));
     }
     Ok(answers)
 }
 
-/// With `--json`, the answers as the one object; otherwise they are printed already, and a note says how it
-/// went.
+/// With `--json`, prints the answers as one object. Otherwise they are already printed, and `--prompt` gets a
+/// note on length and speed.
 fn finish(args: &Args, output: &Output, ran: Ran, answers: &[(String, Answer)]) -> Result<()> {
     if output.json() {
         #[derive(Serialize)]
-        struct Row<'a> {
+        struct Turn<'a> {
             prompt: &'a str,
             #[serde(flatten)]
             answer: &'a Answer,
@@ -271,15 +273,15 @@ fn finish(args: &Args, output: &Output, ran: Ran, answers: &[(String, Answer)]) 
         struct Figures<'a> {
             #[serde(flatten)]
             ran: Ran,
-            answers: Vec<Row<'a>>,
+            answers: Vec<Turn<'a>>,
         }
-        let answers = answers.iter().map(|(prompt, answer)| Row { prompt, answer }).collect();
+        let answers = answers.iter().map(|(prompt, answer)| Turn { prompt, answer }).collect();
         return output.result("", &Figures { ran, answers });
     }
     if let Some((_, answer)) = answers.last().filter(|_| args.prompt.is_some()) {
         let cut = if answer.ended { "" } else { "cut at " };
         output.note(format_args!(
-            "{cut}{} tokens; {:.1} tokens/s, {} on the GPU at most",
+            "{cut}{} tokens; {:.1} tokens/s, peak GPU memory {}",
             answer.num_tokens,
             answer.tokens_per_second,
             ran.memory()
@@ -288,7 +290,7 @@ fn finish(args: &Args, output: &Output, ran: Ran, answers: &[(String, Answer)]) 
     Ok(())
 }
 
-/// Reads stdin on a thread of its own, so that Ctrl-C is seen while it waits for a line.
+/// Reads stdin on its own thread, so that Ctrl-C is noticed while waiting for a line.
 fn stdin_lines() -> Receiver<io::Result<String>> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
@@ -301,7 +303,7 @@ fn stdin_lines() -> Receiver<io::Result<String>> {
     receiver
 }
 
-/// The next line; none at the end of the input.
+/// The next line; `None` at the end of the input.
 fn next_line(lines: &Receiver<io::Result<String>>) -> Result<Option<String>> {
     loop {
         interrupt::check()?;
@@ -324,7 +326,7 @@ mod tests {
         Args::from_arg_matches(&command.try_get_matches_from(arguments).unwrap()).unwrap()
     }
 
-    /// Feeds `lines` to `run`, and notes how many messages each question has.
+    /// Feeds `lines` to `run`; returns the number of messages in each prompt, 0 for plain text.
     fn lengths(
         arguments: &[&str],
         lines: &[&str],
@@ -366,7 +368,7 @@ mod tests {
         assert_eq!(said.more("caf\u{fffd}\u{fffd}".into()), None);
         assert_eq!(said.more("caf\u{e9} au".into()).as_deref(), Some("\u{e9} au"));
         assert_eq!(said.rest("caf\u{e9} au lait"), " lait");
-        // An answer that ends within a character shows so.
+        // An answer that ends with an incomplete character shows U+FFFD.
         assert_eq!(said.rest("caf\u{e9} au\u{fffd}"), "\u{fffd}");
     }
 }

@@ -1,4 +1,4 @@
-//! `aweigh inspect`: what a model or an adapter is made of, without a GPU.
+//! `aweigh inspect`: describes a model or an adapter, without a GPU.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +15,14 @@ use aweigh::model::{DecoderConfig, ListedTensor, NormKind, Weights};
 
 /// Show a model's or an adapter's architecture, tensors, tokenizer and chat template.
 ///
-/// Needs no GPU. What cannot be read is an error, as it is for the other commands.
+/// Needs no GPU. A file that the other commands cannot read is an error here too.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What to look at.
+    /// The model and the adapter to show.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// List every tensor, not only how many there are of each type
+    /// List every tensor, not only the number of tensors of each type
     #[arg(long)]
     pub tensors: bool,
 }
@@ -70,7 +70,7 @@ struct AdapterFigures {
     parameters: usize,
 }
 
-/// Prints what the files say.
+/// Prints the contents of the files.
 ///
 /// # Errors
 /// [`aweigh::error::Error::Input`] for files that are missing, damaged or not supported.
@@ -111,7 +111,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     output.result(text(&figures), &figures)
 }
 
-/// The last parts of the names of an adapter's layers, once each.
+/// The distinct last components of the names of an adapter's layers, such as q_proj.
 fn leaves(modules: &TargetModules) -> Vec<String> {
     let TargetModules::Names(names) = modules else { return vec!["all-linear".into()] };
     let mut leaves: Vec<String> =
@@ -121,7 +121,7 @@ fn leaves(modules: &TargetModules) -> Vec<String> {
     leaves
 }
 
-/// What the decoder is, by Hugging Face's names.
+/// The decoder's configuration, under Hugging Face's names where these exist.
 fn settings(config: &DecoderConfig) -> BTreeMap<&'static str, String> {
     let mut all = BTreeMap::from([
         ("vocab_size", config.vocab.to_string()),
@@ -141,7 +141,7 @@ fn settings(config: &DecoderConfig) -> BTreeMap<&'static str, String> {
         .iter()
         .map(|rope| {
             let scaling = rope.scaling.map(|scaling| format!(", {scaling:?}")).unwrap_or_default();
-            format!("theta {}, {} elements of a head{scaling}", rope.theta, rope.dim)
+            format!("theta {}, {} rotary dimensions per head{scaling}", rope.theta, rope.dim)
         })
         .collect();
     all.insert("positions", if ropes.is_empty() { "learned".into() } else { ropes.join("; ") });
@@ -176,10 +176,7 @@ fn text(figures: &Figures) -> String {
         rows.push(("tensors", format!("{tensors} in {dtype}, {}", bytes(*size))));
     }
     let Tokenizer { vocab_size, end_tokens, example, .. } = &figures.tokenizer;
-    rows.push((
-        "tokenizer",
-        format!("{} tokens; answers end with {}", count(*vocab_size), end_tokens.join(" ")),
-    ));
+    rows.push(("tokenizer", format!("{} tokens; end tokens: {}", count(*vocab_size), end_tokens.join(" "))));
     let template = example.as_ref().map_or("none".into(), |text| format!("\"Hello\" becomes {text:?}"));
     rows.push(("chat template", template));
     if let Some(adapter) = &figures.adapter {

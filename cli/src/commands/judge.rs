@@ -1,4 +1,4 @@
-//! `aweigh judge`: trains a judge on flagged answers, and has it judge others.
+//! `aweigh judge`: trains a judge on labelled answers, and scores other answers with it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -27,35 +27,35 @@ use aweigh::gpu::Gpu;
 use aweigh::loss::Method;
 use aweigh::model::{Decoder, ModelBytes, TargetModules};
 use aweigh::run::{self, Material, Place};
-use aweigh::train::{Inputs, Job, Metrics, StopReason};
+use aweigh::train::{Inputs, Job};
 
-/// Train a judge of answers, or let one judge.
+/// Train a judge of answers, or score answers with one.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub what: What,
 }
 
-/// What a judge does.
+/// The subcommands.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum What {
-    /// Train a judge: a head on a model that tells flagged answers from fine ones
+    /// Train a judge: a model with a classification head that separates flagged answers from fine ones
     Train(Box<TrainArgs>),
-    /// How likely a judge finds that answers are flagged; where they are labelled, how well it does
+    /// Score answers: the probability that each is flagged; for labelled answers also the judge's accuracy
     Score(ScoreArgs),
 }
 
-/// Trains a judge.
+/// Train a judge.
 ///
-/// Rows with "completion" and "label" (false = flagged), or "chosen" and "rejected". The judge reads prompt
-/// and answer as the model's chat template renders them. It writes an adapter with the head as PEFT has it
-/// (task type SEQ_CLS), or with --full a model that transformers loads as AutoModelForSequenceClassification;
-/// class 1 is "flagged".
+/// Rows have "completion" and "label" (false = flagged), or "chosen" and "rejected". The judge reads prompt
+/// and answer as the model's chat template renders them. The result is an adapter with a classification head
+/// in PEFT's format (task type SEQ_CLS), or with --full a model that transformers loads as
+/// AutoModelForSequenceClassification; class 1 is "flagged".
 #[derive(Clone, Debug, Serialize, Deserialize, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArgs {
-    /// The model that gets the head: a directory, a GGUF file, a name on the Hugging Face Hub, or "tiny"
+    /// The judge's base model: a directory, a GGUF file, a name on the Hugging Face Hub, or "tiny"
     #[arg(
         long,
         value_name = "DIR|GGUF|NAME|tiny",
@@ -69,55 +69,55 @@ pub struct TrainArgs {
     /// Rank of the adapter
     #[arg(long, value_name = "RANK", default_value_t = 16, help_heading = "Model")]
     pub r: usize,
-    /// Labelled answers: JSONL (.gz too)
+    /// Labelled answers: JSONL (may be gzipped)
     #[arg(long, value_name = "FILE", help_heading = "Data", required_unless_present = "resume")]
     pub train: Option<PathBuf>,
-    /// Use only the rows of --train whose "split" field is this
+    /// Use only rows of --train whose "split" field is NAME
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub split: Option<String>,
-    /// Held-out answers; without this a tenth of the training rows, the last ones
+    /// Held-out answers; without it or --eval-split, the last tenth of the training rows
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub eval: Option<PathBuf>,
-    /// Use only the rows of --eval (or without it of --train) whose "split" field is this
+    /// Use only rows of --eval (without --eval: of --train) whose "split" field is NAME
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub eval_split: Option<String>,
-    /// Use at most this many training rows, the first ones
+    /// Use only the first N training rows
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_samples: Option<usize>,
-    /// Use at most this many held-out rows, the first ones
+    /// Use only the first N held-out rows
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub max_eval_samples: Option<usize>,
-    /// Of a longer prompt and answer the last so many tokens are read
+    /// Maximum length of prompt and answer together; of longer ones only the last tokens are read
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_length: usize,
-    /// Peak learning rate of AdamW: it rises over the first tenth of the steps and falls to 0 in a straight
-    /// line. The head reads large numbers, and a rate that is too high throws it about
+    /// Peak learning rate of AdamW, with a warm-up over the first tenth of the steps and linear decay to 0.
+    /// The inputs of the head are large: a rate that is too high makes training unstable
     #[arg(long, value_name = "X", default_value_t = 1e-4, help_heading = "Training")]
     pub learning_rate: f64,
-    /// Answers of an optimizer step
+    /// Answers per optimizer step
     #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Training")]
     pub per_device_train_batch_size: usize,
-    /// Passes over the data
+    /// Number of epochs
     #[arg(long, value_name = "X", default_value_t = 1.0, help_heading = "Training")]
     pub num_train_epochs: f64,
-    /// Stop after this many steps, whatever --num-train-epochs says
+    /// Number of optimizer steps; overrides --num-train-epochs
     #[arg(long, value_name = "STEPS", help_heading = "Training")]
     pub max_steps: Option<usize>,
-    /// The held-out loss is looked at every so many steps; the best state is kept
+    /// Steps between evaluations of the held-out loss; the best state is kept
     #[arg(long, value_name = "STEPS", default_value_t = 20, help_heading = "Training")]
     pub eval_steps: usize,
-    /// Seed of the order of the data and of the adapter
+    /// Random seed for the order of the data and the adapter's initial weights
     #[arg(long, value_name = "N", default_value_t = 42, help_heading = "Training")]
     pub seed: u32,
-    /// The judge's folder
+    /// Folder for the judge
     #[arg(long, value_name = "DIR", help_heading = "Output", required_unless_present = "resume")]
     pub output_dir: Option<PathBuf>,
     /// Replace an earlier run in --output-dir
     #[arg(long, help_heading = "Output")]
     #[serde(skip)]
     pub overwrite: bool,
-    /// Go on with the judge in this folder from its last checkpoint, as it was begun. Only flags of the GPU
-    /// may stand beside it
+    /// Resume the judge in this folder from its last checkpoint, with its original settings. Only GPU flags
+    /// can be combined with it
     #[arg(long, value_name = "JUDGE", help_heading = "Output")]
     #[arg(conflicts_with_all = [
         "model", "full", "r", "train", "split", "eval", "eval_split", "max_samples", "max_eval_samples",
@@ -132,8 +132,12 @@ pub struct TrainArgs {
     pub gpu: GpuArgs,
 }
 
-/// What a judge's folder keeps of its flags.
+/// The file in a judge's folder with the flags that it was trained with.
 const ARGS: &str = "judge_args.json";
+/// Written last into a judge's folder: its figures, and how it is used.
+const JUDGE: &str = "judge.json";
+/// Written at the end of every run.
+const SUMMARY: &str = "summary.json";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -142,25 +146,25 @@ Examples:
   aweigh judge score --judge judge --data answers.jsonl --output scored.jsonl
   aweigh eval --model DIR --data prompts.jsonl --meter judge:judge base run";
 
-/// Lets a judge judge.
+/// Score answers with a judge.
 ///
-/// Every row comes out again with "harm", the probability that its completion is flagged ("chosen_harm" and
-/// "rejected_harm" of a pair).
+/// Every row is written again with "harm", the probability that its completion is flagged ("chosen_harm" and
+/// "rejected_harm" for a pair).
 #[derive(Clone, Debug, clap::Args)]
 pub struct ScoreArgs {
     /// The folder that "aweigh judge train" wrote
     #[arg(long, value_name = "DIR")]
     pub judge: PathBuf,
-    /// The model under the judge's adapter, where it is no longer where it was
+    /// Base model of the judge's adapter, if it is no longer where the adapter says
     #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
     pub model: Option<String>,
-    /// Answers: JSONL (.gz too)
+    /// Answers to score: JSONL (may be gzipped)
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
-    /// Which of its rows.
+    /// Which rows to use.
     #[command(flatten)]
     pub rows: RowArgs,
-    /// Where the rows go; without it only the figures are printed
+    /// JSONL file for the rows; without it, only the figures are printed
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,
     /// Replace --output if it exists
@@ -171,15 +175,15 @@ pub struct ScoreArgs {
     pub gpu: GpuArgs,
 }
 
-/// Packed tokens of a batch that is only judged.
+/// Packed tokens per batch when scoring.
 const BUDGET: usize = 2048;
-/// Held-out answers at most that are looked at on the way.
+/// Maximum number of held-out answers that are scored during training.
 const WATCHED: usize = 64;
 
 /// Trains or scores.
 ///
 /// # Errors
-/// Whatever is wrong with the flags, the files or the GPU.
+/// Invalid flags or files, or a GPU error.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     match args.what {
         What::Train(args) => train(&args, output),
@@ -187,26 +191,28 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
 }
 
-/// `judge.json`, and the figures of `--json`.
+/// The content of `judge.json`, and the figures of `--json`.
 #[derive(Debug, Serialize)]
 struct Trained {
     model: String,
-    reason: StopReason,
-    steps: usize,
-    kept_step: usize,
+    /// This and the next two: as in summary.json.
+    reason: Value,
+    steps: Value,
+    kept_step: Value,
     train_answers: usize,
-    /// Of a longer prompt and answer it reads the last so many tokens.
+    /// Maximum tokens of prompt and answer that the judge reads; of a longer text it reads the last ones.
     max_length: usize,
-    before: Option<Metrics>,
-    after: Option<Metrics>,
+    /// As in summary.json.
+    before: Value,
+    after: Value,
     held_out: Measured,
 }
 
-/// How well answers are told apart.
+/// How well flagged and fine answers are separated.
 #[derive(Debug, Serialize)]
 struct Measured {
     judge: Classified,
-    /// The built-in word list on the same answers.
+    /// AUROC of the built-in word list on the same answers.
     lexicon_auroc: Estimate,
 }
 
@@ -226,10 +232,10 @@ fn config(args: &TrainArgs) -> RunConfig {
     config.train.max_steps = args.max_steps;
     config.train.seed = args.seed;
     config.stop.eval_steps = args.eval_steps;
-    // Of two classes, e^loss begins at 2: a judge that is surer and wrong is worse than none.
+    // With two classes, e^loss starts near 2: if it rises by half, the judge is wrong with high confidence.
     config.stop.max_perplexity_rise = 0.5;
     config.output.output_dir = args.output_dir.clone().unwrap_or_default();
-    // A judge answers nothing.
+    // A judge generates no answers.
     config.output.num_completions = 0;
     config.output.save_samples = false;
     set_gpu(&mut config, &args.gpu);
@@ -260,7 +266,7 @@ fn check(args: &TrainArgs) -> Result<()> {
     {
         let found = args.split.as_deref().unwrap_or("none, which trains on all rows");
         let fix = "name the rows to train on, as in --split train --eval-split dev";
-        return Err(Error::input("--split", "another split than --eval-split", found, fix));
+        return Err(Error::input("--split", "a split other than --eval-split", found, fix));
     }
     for (flag, value) in
         [("--learning-rate", args.learning_rate), ("--num-train-epochs", args.num_train_epochs)]
@@ -284,7 +290,7 @@ fn both_classes(cases: &[Case], origin: &str) -> Result<()> {
     Err(Error::input(origin, "flagged answers and fine ones", found, fix))
 }
 
-/// What a judge is trained from.
+/// The model and the data that a judge is trained from.
 struct Labelled {
     model: Model,
     source: Source,
@@ -293,7 +299,7 @@ struct Labelled {
     eval: Vec<Case>,
     /// Held-out answers that are scored during training.
     watched: Vec<Example>,
-    /// Tokens of a prompt and answer that are read.
+    /// Maximum tokens of prompt and answer that are read.
     max_length: usize,
 }
 
@@ -312,7 +318,7 @@ impl Labelled {
                 rows.truncate(args.max_samples.unwrap_or(usize::MAX));
                 if rows.len() < 10 {
                     let (expected, found) =
-                        ("10 rows or more to hold some out", format!("{} rows", rows.len()));
+                        ("at least 10 rows, to hold a tenth out", format!("{} rows", rows.len()));
                     return Err(Error::input(&source.origin, expected, found, "add --eval FILE"));
                 }
                 rows.split_off(rows.len() - rows.len() / 10)
@@ -326,7 +332,7 @@ impl Labelled {
         let (train, eval) = (of(&rows, &source.origin)?, of(&eval_rows, &eval_source.origin)?);
         both_classes(&train, &source.origin)?;
         both_classes(&eval, &format!("{} (held out)", eval_source.origin))?;
-        // Spread over all of them, for files are often sorted, and half of each kind, where there are enough.
+        // Up to half of each class, spread evenly over the file, as files are often sorted.
         let spread = |flagged: bool| {
             let own: Vec<Case> = eval.iter().filter(|case| case.flagged == Some(flagged)).cloned().collect();
             examples(&own).into_iter().step_by(own.len().div_ceil(WATCHED / 2).max(1))
@@ -358,14 +364,25 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
         let place = Place::New { overwrite: args.overwrite };
         return trained(args, config(args), place, output);
     };
-    let place = Place::Resume(RunFolder::resume(folder, "--resume")?);
     let mut config = settings_of(folder, PartialConfig::default())?;
     set_gpu(&mut config, &args.gpu);
     let path = folder.join(ARGS);
-    let begun: TrainArgs = serde_json::from_slice(&read(&path, "--resume")?).map_err(|error| {
-        Error::input(path.display(), "a judge's flags as JSON", error, "train the judge anew")
-    })?;
-    let begun = TrainArgs { output_dir: Some(folder.clone()), ..begun };
+    let begun = |bytes: Vec<u8>| {
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Error::input(path.display(), "a judge's flags as JSON", error, "train the judge again")
+        })
+    };
+    if folder.join(SUMMARY).is_file() && !folder.join(JUDGE).exists() && path.is_file() {
+        // The run was over, but the judge had not been measured.
+        let begun = TrainArgs { output_dir: Some(folder.clone()), ..begun(read(&path, "--resume")?)? };
+        let labelled = Labelled::read(&begun, output)?;
+        let gpu = open::gpu(&args.gpu)?;
+        let decoder = Judge::open(folder, begun.model.as_deref(), "--resume", output)?.decoder(&gpu)?;
+        let summary = serde_json::from_slice(&read(&folder.join(SUMMARY), "--resume")?).unwrap_or_default();
+        return measure(&begun, &labelled, (&gpu, &decoder), &summary, output);
+    }
+    let place = Place::Resume(RunFolder::resume(folder, "--resume")?);
+    let begun = TrainArgs { output_dir: Some(folder.clone()), ..begun(read(&path, "--resume")?)? };
     trained(&begun, config, place, output)
 }
 
@@ -374,29 +391,42 @@ fn trained(args: &TrainArgs, config: RunConfig, place: Place, output: &Output) -
     let begun = serde_json::to_vec_pretty(args).unwrap_or_default();
     let watch = Watch::new(output, "aweigh judge train --resume").with_file(ARGS, begun);
     let finished = watch.over(|watch| run::run(&labelled, config, place, watch))?;
-    let outcome = finished.outcome;
+    let summary = serde_json::to_value(&finished.summary).unwrap_or_default();
+    measure(args, &labelled, (&finished.gpu, &finished.outcome.decoder), &summary, output)
+}
+
+/// Scores the held-out answers with the trained judge, and writes judge.json.
+fn measure(
+    args: &TrainArgs,
+    labelled: &Labelled,
+    (gpu, decoder): (&Gpu, &Decoder),
+    summary: &Value,
+    output: &Output,
+) -> Result<()> {
     let eval: Vec<Case> = labelled.eval.iter().filter(|case| case.flagged.is_some()).cloned().collect();
-    let found = judged(&finished.gpu, &outcome.decoder, &eval, output)?;
+    let found = judged(gpu, decoder, &eval, output)?;
+    let [reason, steps, kept_step, before, after] =
+        ["reason", "steps", "kept_step", "before", "after"].map(|key| summary[key].clone());
     let trained = Trained {
         model: args.model.clone().unwrap_or_default(),
-        reason: outcome.reason,
-        steps: outcome.steps,
-        kept_step: outcome.kept_step,
+        reason,
+        steps,
+        kept_step,
         train_answers: labelled.train.len(),
         max_length: labelled.max_length,
-        before: outcome.before,
-        after: outcome.after,
+        before,
+        after,
         held_out: measured(&eval, &found),
     };
-    let folder = &finished.config.output.output_dir;
+    let folder = args.output_dir.clone().unwrap_or_default();
     let json = serde_json::to_vec_pretty(&trained).unwrap_or_default();
-    write_whole(&folder.join("judge.json"), &json)?;
+    write_whole(&folder.join(JUDGE), &json)?;
     let text = format!(
-        "{}\n{} answers, {} steps ({}), the state of step {} kept; {} holds the judge",
+        "{}\n{} training answers, {} steps ({}), kept the state of step {}; the judge is in {}",
         trained.held_out.table(),
         trained.train_answers,
         trained.steps,
-        trained.reason,
+        summary["reason_text"].as_str().unwrap_or_default(),
         trained.kept_step,
         folder.display()
     );
@@ -416,7 +446,7 @@ fn judged(gpu: &Gpu, judge: &Decoder, cases: &[Case], output: &Output) -> Result
     Ok(found)
 }
 
-/// Of answers with a verdict.
+/// The figures for labelled answers.
 fn measured(cases: &[Case], found: &[f64]) -> Measured {
     let flagged: Vec<bool> = cases.iter().map(|case| case.flagged == Some(true)).collect();
     let lexicon = Lexicon::default();
@@ -450,7 +480,7 @@ impl Measured {
                 ]
             })
             .collect();
-        let calibration = table(&["judge says", "answers", "mean", "flagged"], &bins);
+        let calibration = table(&["probability", "answers", "mean probability", "share flagged"], &bins);
         format!("{}\n\n{calibration}", table(&[&head, "judge", "word list"], &rows))
     }
 }
@@ -460,7 +490,7 @@ impl Measured {
 struct Scored {
     answers: usize,
     mean_harm: f64,
-    /// Of the answers with a verdict, where both kinds are among them.
+    /// For the labelled answers, if both classes occur.
     labelled: Option<Measured>,
 }
 
@@ -502,7 +532,7 @@ fn score(args: &ScoreArgs, output: &Output) -> Result<()> {
     output.result(text, &Scored { answers: found.len(), mean_harm, labelled })
 }
 
-/// A row's prompt and answers with what the judge says of them, taken from `harms` in the order of [`cases`].
+/// The row with the judge's probabilities for its answers, taken from `harms` in the order of [`cases`].
 fn with_harm(row: &Row, harms: &mut std::slice::Iter<f64>) -> Value {
     let mut line = row.raw.clone();
     line.insert("prompt".into(), json!(row.prompt));

@@ -1,4 +1,4 @@
-//! `aweigh plan`: what a run will hold in memory, without a GPU.
+//! `aweigh plan`: the memory that a run will need, without a GPU.
 
 use std::path::{Path, PathBuf};
 
@@ -16,14 +16,14 @@ use aweigh::gpu::{DEFAULT_BINDING, chosen_adapter};
 use aweigh::run::{Material, Planned, RunFiles, Saving, savings};
 use aweigh::train::Plan;
 
-/// Show what a run will hold in memory, and what would make it less. Needs no GPU, and uses none.
+/// Show how much GPU memory a run will need, and which settings would lower it. Needs no GPU.
 ///
 /// Takes the settings of "aweigh align". Without --train, prompts and answers are assumed to be as long as
 /// their limits allow.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, next_help_heading = "Run")]
 pub struct Args {
-    /// Settings in TOML; flags win over it
+    /// TOML file with settings; flags override it
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// All the settings.
@@ -37,7 +37,7 @@ Examples:
   aweigh plan --model Qwen2.5-0.5B-Instruct --num-samples 4 --max-new-tokens 64
   aweigh plan --config run.toml --memory 4GB --fit";
 
-/// What stands for the folder that a plan needs not.
+/// Placeholder for --train and --output-dir, which a plan does not need.
 const NONE: &str = "-";
 
 #[derive(Serialize)]
@@ -76,8 +76,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     if assumed {
         let (prompt, answer) = job.longest();
         text += &format!(
-            "\nassumed: prompts of {prompt} tokens and answers of {answer}, the longest that are allowed; \
-             --train FILE counts them"
+            "\nassumed: prompts of {prompt} tokens and answers of {answer} tokens, the longest allowed; with \
+             --train FILE the real lengths are used"
         );
     }
     if !savings.is_empty() {
@@ -87,8 +87,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     output.result(text, &figures)
 }
 
-/// The largest binding of the adapter that the run would have, or of any where there is none: how many
-/// answers are decoded together, and how large batches are at the most, depends on it.
+/// The largest binding, in bytes, of the adapter that the run would use; WebGPU's default limit if there is
+/// no adapter. It limits how many answers are decoded together, and the size of batches.
 fn binding(config: &RunConfig) -> Result<u64> {
     let wanted = config.gpu.adapter.as_deref();
     match block_on(chosen_adapter(wanted)) {

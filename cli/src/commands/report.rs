@@ -10,25 +10,25 @@ use crate::terminal::output::Output;
 use aweigh::error::{Error, Result};
 use aweigh::files::{read_text, refuse_existing, write_whole};
 
-/// Show runs, and evaluations, as one HTML file.
+/// Write runs and evaluations as one HTML page.
 ///
-/// Loss, the two rewards apart, margins, KL, log-probs, gradient norm, speed, memory, answers through the run
-/// side by side, the tables of "aweigh eval --output", and the settings. The file needs nothing else: no
-/// network, no script. Of a run that is still going it shows what there is. TensorBoard reads the run's
-/// folder itself: tensorboard --logdir RUN.
+/// Shows loss, rewards, margins, KL divergence, log-probs, gradient norm, speed, memory, answers at several
+/// steps of the run side by side, the tables of "aweigh eval --output", and the settings. The page is
+/// self-contained: no network, no script. A run that has not ended yet can be shown too. TensorBoard reads
+/// the run's folder directly: tensorboard --logdir RUN.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Folders of runs; several are drawn into the same charts
+    /// Folders of runs; several runs share the charts
     #[arg(value_name = "RUN", required_unless_present = "eval")]
     pub runs: Vec<PathBuf>,
-    /// What "aweigh eval --output" wrote; may be given several times
+    /// A file that "aweigh eval --output" wrote; may be given several times
     #[arg(long, value_name = "FILE")]
     pub eval: Vec<PathBuf>,
     /// The page's title
     #[arg(long, value_name = "TEXT", default_value = "Aweigh: what the run did")]
     pub title: String,
-    /// The HTML file
+    /// The HTML file to write
     #[arg(long, short, value_name = "FILE", default_value = "report.html")]
     pub output: PathBuf,
     /// Replace --output if it exists
@@ -52,8 +52,8 @@ struct Figures {
 /// Writes the page.
 ///
 /// # Errors
-/// [`Error::Input`] for a folder that holds no run, or a file that is none of `aweigh eval`'s; --output is
-/// then as it was.
+/// [`Error::Input`] for a folder without a run, or a file that `aweigh eval` did not write; --output is then
+/// unchanged.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     refuse_existing(&args.output, "--output", args.overwrite)?;
     let runs = args.runs.iter().map(|folder| read(folder)).collect::<Result<Vec<_>>>()?;
@@ -64,7 +64,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     output.result(format_args!("{}: {} bytes", figures.output, figures.bytes), &figures)
 }
 
-/// The lines of a file of the run; the last one may still be half-written.
+/// The lines of a JSONL file of the run. An incomplete last line is left out: the run may still be writing
+/// it.
 fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let text = read_text(path, "RUN")?;
     let count = text.lines().count();
@@ -75,7 +76,7 @@ fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
             Err(_) if i + 1 == count && !text.ends_with('\n') => {}
             Err(error) => {
                 let place = format!("{}:{}", path.display(), i + 1);
-                return Err(Error::input(place, "a JSON object a line", error, "take the line out"));
+                return Err(Error::input(place, "one JSON object per line", error, "remove the line"));
             }
         }
     }
@@ -104,7 +105,8 @@ fn read(folder: &Path) -> Result<Run> {
 
 fn json(path: &Path) -> Result<Value> {
     let text = read_text(path, "RUN")?;
-    serde_json::from_str(&text).map_err(|error| Error::input(path.display(), "JSON", error, "write it again"))
+    let fix = "restore the file, or remove it";
+    serde_json::from_str(&text).map_err(|error| Error::input(path.display(), "JSON", error, fix))
 }
 
 fn evaluation(path: &Path) -> Result<Value> {
@@ -113,6 +115,6 @@ fn evaluation(path: &Path) -> Result<Value> {
     if value["candidates"].is_array() && value["sets"].is_array() {
         return Ok(value);
     }
-    let fix = "give what \"aweigh eval --output FILE\" wrote";
-    Err(Error::input(path.display(), "an evaluation with \"candidates\" and \"sets\"", "something else", fix))
+    let fix = "give a file that \"aweigh eval --output\" wrote";
+    Err(Error::input(path.display(), "an evaluation with \"candidates\" and \"sets\"", "other content", fix))
 }

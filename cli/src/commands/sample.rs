@@ -1,4 +1,4 @@
-//! `aweigh sample`: answers to the prompts of a file.
+//! `aweigh sample`: samples answers to the prompts of a file.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,42 +18,42 @@ use aweigh::error::{Error, Result};
 use aweigh::files::{Source, WholeFile, refuse_existing};
 use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
-use aweigh::sample::settings as sampling_settings;
+use aweigh::sample::sampling_params;
 use aweigh::sample::{self, Answer, Request};
 
 /// Sample answers to the prompts of a file.
 ///
-/// The prompts are those of any of align's files (JSONL, .gz too); answers in it are ignored. One line is
-/// written for each answer: its prompt, its text, its token ids, and whether it ended by itself. align takes
-/// the file as --samples-file.
+/// The file can be in any of align's data formats; answers in it are ignored. Each line of the output has one
+/// answer: its prompt, text and token ids, and whether it ended with an end token. align reads the output
+/// with --samples-file.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The model and its adapter.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// How its weights are kept.
+    /// How the model's weights are stored.
     #[command(flatten)]
     pub weights: WeightArgs,
-    /// The prompts: JSONL (.gz too) with a "prompt" a line, a string or a list of messages
+    /// Prompts: JSONL (may be gzipped) with a "prompt" per line, a string or a list of messages
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
-    /// Which of its rows.
+    /// Which rows to use.
     #[command(flatten)]
     pub rows: RowArgs,
-    /// Prompts longer than this many tokens lose their beginning
+    /// Maximum length of a prompt; longer prompts lose their beginning
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_prompt_length: usize,
-    /// Answers for each prompt
+    /// Number of answers per prompt
     #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Sampling")]
     pub num_samples: usize,
-    /// A system message for every prompt, as align's anchors have it
+    /// System message for every prompt, as for align's anchors
     #[arg(long, visible_alias = "system", value_name = "TEXT", help_heading = "Sampling")]
     pub safety_instruction: Option<String>,
-    /// How tokens are chosen.
+    /// How tokens are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Where the answers go, as JSONL. The file appears when all of them are there
+    /// JSONL file for the answers. It appears only when it is complete
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     pub output: PathBuf,
     /// Replace --output if it exists
@@ -74,7 +74,7 @@ Examples:
 /// Samples answers.
 ///
 /// # Errors
-/// Whatever is wrong with the flags, the files or the GPU; --output is then as it was.
+/// Invalid flags or files, or a GPU error; --output is then unchanged.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     args.sampling.check()?;
     at_least_one("--num-samples", args.num_samples)?;
@@ -87,7 +87,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     if prompts[0].prompt.is_conversational() {
         open::note_of_system(&tokenizer, args.safety_instruction.as_deref().unwrap_or_default(), output);
     }
-    // Before the work, so that a folder that cannot be written to is known at once.
+    // Created before the work, so that a folder that cannot be written to is an error at once.
     let mut file = WholeFile::create(&args.output)?;
     let gpu = open::gpu(&args.gpu)?;
     let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
@@ -98,7 +98,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let mut figures = Figures::new(Ran::new(&gpu, &args.model), prompts.len(), tokens_per_second);
     for (prompt, answers) in prompts.iter().zip(&answers) {
         for (sample, answer) in answers.iter().enumerate() {
-            let row = Row::new(prompt, sample, answer, &tokenizer)?;
+            let row = SampledRow::new(prompt, sample, answer, &tokenizer)?;
             figures.count(&row);
             let line = serde_json::to_string(&row)
                 .map_err(|error| Error::io(&args.output, "write", error.into()))?;
@@ -128,7 +128,7 @@ fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Out
     Ok(examples)
 }
 
-/// Fails where a prompt leaves too little of the model's context for an answer.
+/// Fails if a prompt leaves too little of the model's context for an answer.
 fn check_context(args: &Args, prompt: &Example, origin: &str, context: usize) -> Result<()> {
     let (asked, answer) = (prompt.sampling_ids.len(), args.sampling.max_new_tokens);
     if asked + answer <= context {
@@ -140,7 +140,7 @@ fn check_context(args: &Args, prompt: &Example, origin: &str, context: usize) ->
     Err(Error::input(format!("{origin}:{}", prompt.line), expected, found, fix))
 }
 
-/// Draws the answers of every prompt; also the tokens drawn in a second.
+/// Samples the answers to every prompt. Also returns the speed, in sampled tokens per second.
 fn draw(
     args: &Args,
     gpu: &Gpu,
@@ -149,7 +149,7 @@ fn draw(
     prompts: &[Example],
     output: &Output,
 ) -> Result<(Vec<Vec<Answer>>, f64)> {
-    let settings = sampling_settings(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
+    let settings = sampling_params(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
     let requests: Vec<Request> = prompts
         .iter()
         .enumerate()
@@ -174,24 +174,24 @@ fn draw(
     Ok((answers, tokens_per_second))
 }
 
-/// A line of the output: TRL's prompt and completion, and where they come from.
+/// A line of the output: prompt and completion as in TRL, and where they come from.
 #[derive(Debug, Serialize)]
-struct Row<'a> {
+struct SampledRow<'a> {
     prompt: &'a Prompt,
     completion: Completion,
     /// The answer's number among those to its prompt, from 0.
     sample: usize,
     /// The prompt's line in --data.
     line: usize,
-    /// The end-of-turn token included.
+    /// Tokens of the answer, end-of-turn token included.
     num_tokens: usize,
-    /// By itself, not at --max-new-tokens.
+    /// Whether it ended with an end token, not at --max-new-tokens.
     ended: bool,
-    /// The text alone does not say which tokens were drawn.
+    /// The sampled token ids, which cannot be recovered from the text.
     ids: &'a [u32],
 }
 
-impl<'a> Row<'a> {
+impl<'a> SampledRow<'a> {
     fn new(
         prompt: &'a Example,
         sample: usize,
@@ -218,13 +218,13 @@ struct Figures {
     ran: Ran,
     prompts: usize,
     answers: usize,
-    /// Drawn, end-of-turn tokens included.
+    /// Sampled tokens, end-of-turn tokens included.
     tokens: usize,
-    /// Answers that ended by themselves.
+    /// Answers that ended with an end token.
     ended: usize,
-    /// Answers without a word.
+    /// Answers that are empty or only whitespace.
     empty: usize,
-    /// Drawn tokens; the prompts' share of the time is included.
+    /// Sampled tokens per second; the time includes the prompts' forward passes.
     tokens_per_second: f64,
 }
 
@@ -233,7 +233,7 @@ impl Figures {
         Self { ran, prompts, answers: 0, tokens: 0, ended: 0, empty: 0, tokens_per_second }
     }
 
-    fn count(&mut self, row: &Row) {
+    fn count(&mut self, row: &SampledRow) {
         self.answers += 1;
         self.tokens += row.num_tokens;
         self.ended += usize::from(row.ended);
@@ -245,8 +245,8 @@ impl Figures {
         let cut = answers - ended;
         let rate = self.tokens_per_second;
         format!(
-            "{answers} answers to {prompts} prompts, {tokens} tokens: {ended} ended by themselves, {cut} \
-             were cut at --max-new-tokens, {empty} are empty\n{rate:.1} tokens/s, {} on the GPU at most",
+            "{answers} answers to {prompts} prompts, {tokens} tokens: {ended} ended with an end token, {cut} \
+             were cut at --max-new-tokens, {empty} are empty\n{rate:.1} tokens/s, peak GPU memory {}",
             self.ran.memory()
         )
     }

@@ -24,10 +24,10 @@ use aweigh::gpu::Gpu;
 use aweigh::model::{Decoder, DecoderConfig};
 use aweigh::score;
 
-/// Log-probs of the answers of a file.
+/// Compute the log-probs of given answers.
 ///
-/// Every row comes out again with "logp", the sum of the log-probs of the answer's tokens in nats, and
-/// "num_tokens", their number; both with the end-of-turn token. A row with "chosen" and "rejected" gets
+/// Every row is written again with "logp", the sum of the log-probs of the answer's tokens in nats, and
+/// "num_tokens", their number; both include the end-of-turn token. A row with "chosen" and "rejected" gets
 /// "chosen_logp", "chosen_num_tokens", "rejected_logp" and "rejected_num_tokens". Rows without an answer are
 /// left out.
 #[derive(Clone, Debug, clap::Args)]
@@ -36,19 +36,20 @@ pub struct Args {
     /// The model and its adapter.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// How its weights are kept.
+    /// How the model's weights are stored.
     #[command(flatten)]
     pub weights: WeightArgs,
-    /// The answers: JSONL (.gz too) with prompt + completion, or prompt + chosen + rejected, a line
+    /// Answers to score: JSONL (may be gzipped) with prompt + completion or prompt + chosen + rejected per
+    /// line
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pub data: PathBuf,
-    /// Which of its rows.
+    /// Which rows to use.
     #[command(flatten)]
     pub rows: RowArgs,
-    /// Most packed tokens that go through the model together. Lower it when memory runs out
+    /// Maximum number of packed tokens per batch. Lower it if memory runs out
     #[arg(long, value_name = "TOKENS", default_value_t = 2048, help_heading = "Data")]
     pub max_tokens_per_batch: usize,
-    /// Where the rows go; without it to stdout. The file appears when all of them are there
+    /// JSONL file for the rows; without it they go to stdout. The file appears only when it is complete
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     pub output: Option<PathBuf>,
     /// Replace --output if it exists
@@ -67,7 +68,7 @@ Examples:
 /// Scores answers.
 ///
 /// # Errors
-/// Whatever is wrong with the flags, the files or the GPU; --output is then as it was.
+/// Invalid flags or files, or a GPU error; --output is then unchanged.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     at_least_one("--max-samples", args.rows.max_samples.unwrap_or(1))?;
     at_least_one("--max-tokens-per-batch", args.max_tokens_per_batch)?;
@@ -83,9 +84,9 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let (model, adapter) = open::files(&args.model, output)?;
     let (answers, skipped) = answers(&args, &source, &open::tokenizer(&model, output)?, output)?;
     if skipped > 0 {
-        output.note(format_args!("{}: left out, as they have no answer: {skipped} rows", source.origin));
+        output.note(format_args!("{}: left out {skipped} rows without an answer", source.origin));
     }
-    // Before the work, so that a folder that cannot be written to is known at once.
+    // Created before the work, so that a folder that cannot be written to is an error at once.
     let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
     let gpu = open::gpu(&args.gpu)?;
     let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
@@ -118,7 +119,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
 }
 
-/// What an answer is.
+/// The kind of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Kind {
@@ -153,7 +154,7 @@ impl Kind {
         }
     }
 
-    /// Where a row says what belongs to this answer: `logp`, or `chosen_logp`.
+    /// The key of `what` for this answer in the output row: `logp`, or in a pair `chosen_logp`.
     fn key(self, what: &str) -> String {
         match self {
             Self::Chosen | Self::Rejected => format!("{}_{what}", self.name()),
@@ -162,7 +163,7 @@ impl Kind {
     }
 }
 
-/// A row's prompt and its one answer, or two.
+/// The tokens of a row's prompt and of its one or two answers.
 struct Answers {
     line: usize,
     prompt: Vec<u32>,
@@ -181,7 +182,7 @@ impl Answers {
         Self { line: example.line, prompt: example.prompt_ids, answers }
     }
 
-    /// Fails where the prompt and an answer exceed the model's context, or have tokens that it lacks.
+    /// Fails if the prompt and an answer exceed the model's context or have tokens that the model lacks.
     fn check(&self, origin: &str, model: &DecoderConfig) -> Result<()> {
         let (place, context) = (format!("{origin}:{}", self.line), model.context());
         model.check_ids(&place, &self.prompt)?;
@@ -189,8 +190,12 @@ impl Answers {
             model.check_ids(&place, ids)?;
             if self.prompt.len() + ids.len() > context {
                 let expected = format!("at most {context} tokens, the model's context");
-                let found =
-                    format!("{} of the prompt and {} of \"{}\"", self.prompt.len(), ids.len(), kind.field());
+                let found = format!(
+                    "{} tokens of the prompt and {} of \"{}\"",
+                    self.prompt.len(),
+                    ids.len(),
+                    kind.field()
+                );
                 let fix = "shorten the row, or leave it out";
                 return Err(Error::input(place, expected, found, fix));
             }
@@ -199,7 +204,7 @@ impl Answers {
     }
 }
 
-/// The rows' answers as token ids, and how many rows have none.
+/// The rows' answers as token ids, and the number of rows without an answer.
 fn answers(
     args: &Args,
     source: &Source,
@@ -241,7 +246,7 @@ impl Score {
     }
 }
 
-/// Scores all answers; also the packed tokens that went through the model in a second.
+/// Scores all answers. Also returns the speed, in packed tokens per second.
 fn score(
     gpu: &Gpu,
     decoder: &Decoder,
@@ -265,7 +270,7 @@ fn score(
     let rows = answers.iter().zip(scored).map(|(row, scored)| {
         let answers = row.answers.iter().zip(scored).map(|((kind, ids), scored)| Score {
             kind: *kind,
-            // Beyond these digits f32 knows nothing.
+            // Rounded to six decimals: f32 is not more precise.
             logp: (scored.token_logps.iter().copied().map(f64::from).sum::<f64>() * 1e6).round() / 1e6,
             num_tokens: ids.len(),
         });
@@ -274,8 +279,8 @@ fn score(
     Ok((rows.collect(), tokens_per_second))
 }
 
-/// Reads the file again and hands on every scored row with its scores, as a line of JSON. So a row keeps all
-/// that it had, and the file need not be in memory as rows.
+/// Reads the file again and calls `each` with every scored row and its scores, as a line of JSON. A row keeps
+/// all its keys this way, and parsed rows do not stay in memory.
 fn write_rows(source: &Source, scored: &[Scored], mut each: impl FnMut(String) -> Result<()>) -> Result<()> {
     let mut scored = scored.iter().peekable();
     for_each_object(&source.bytes, &source.origin, ReadLimits::default(), |line, mut row| {
@@ -289,7 +294,7 @@ fn write_rows(source: &Source, scored: &[Scored], mut each: impl FnMut(String) -
     })
 }
 
-/// Scores from an earlier run give way.
+/// Adds the scores to a row. They replace scores from an earlier run.
 fn add_scores(row: &mut Map<String, Value>, scores: &[Score]) {
     for score in scores {
         row.insert(score.kind.key("logp"), score.logp.into());
@@ -305,9 +310,9 @@ struct KindFigures {
     tokens: usize,
     /// Mean over rows of the summed log-prob, in nats.
     mean_logp: f64,
-    /// Mean over all tokens, in nats.
+    /// Mean log-prob over all tokens, in nats.
     mean_logp_per_token: f64,
-    /// exp(-sum of log-probs / tokens): every token counts the same.
+    /// exp(-sum of log-probs / tokens): every token has the same weight.
     perplexity: f64,
 }
 
@@ -326,7 +331,7 @@ impl KindFigures {
     }
 }
 
-/// How often a pair's chosen answer is the likelier one.
+/// How often the chosen answer of a pair is more likely than the rejected one.
 #[derive(Clone, Debug, Serialize)]
 struct PairFigures {
     pairs: usize,
@@ -402,12 +407,12 @@ impl Figures {
         let mut text = table(&headers, &self.answers.iter().map(row).collect::<Vec<_>>());
         if let Some(pairs) = &self.pairs {
             text += &format!(
-                "\nthe chosen answer is the likelier one in {:.1}% of the pairs; per token in {:.1}%",
+                "\nthe chosen answer is more likely in {:.1}% of the pairs; by log-prob per token in {:.1}%",
                 100.0 * pairs.accuracy,
                 100.0 * pairs.accuracy_per_token
             );
         }
-        text + &format!("\n{:.0} tokens/s, {} on the GPU at most", self.tokens_per_second, self.ran.memory())
+        text + &format!("\n{:.0} tokens/s, peak GPU memory {}", self.tokens_per_second, self.ran.memory())
     }
 }
 

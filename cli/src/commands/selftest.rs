@@ -1,4 +1,4 @@
-//! `aweigh selftest`: does this GPU compute what it should?
+//! `aweigh selftest`: does this GPU compute correctly?
 
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,11 @@ use aweigh::selftest::{Depth, Outcome, checks};
 ///
 /// Every kernel, forward and backward, and the gradients of a small model are compared with the same formulas
 /// in double precision on the CPU. The verdict says whether this GPU and its driver can be trusted. Exit code
-/// 1 says that they cannot.
+/// 1 means that they cannot.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Only the smallest shapes: seconds instead of a minute on a software adapter
+    /// Check only the smallest shapes: seconds instead of a minute on a software adapter
     #[arg(long)]
     pub quick: bool,
     /// The GPU.
@@ -37,10 +37,10 @@ Examples:
   aweigh selftest
   aweigh selftest --quick --gpu llvmpipe --json";
 
-/// Tests.
+/// Runs the self-test.
 ///
 /// # Errors
-/// [`Error::NoAdapter`], or [`Error::SelfTest`] where a result is wrong; the figures are printed before.
+/// [`Error::NoAdapter`], or [`Error::SelfTest`] if a result is wrong; the figures are printed first.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let gpu = open::gpu(&args.gpu)?;
     let figures = check(&gpu, args.quick, output)?;
@@ -51,7 +51,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
 }
 
-/// Runs all checks; a line on stderr for each.
+/// Runs all checks and prints a line to stderr for each.
 fn check(gpu: &Gpu, quick: bool, output: &Output) -> Result<Figures> {
     let (all, depth) = (checks(), if quick { Depth::Quick } else { Depth::Full });
     let mut progress = output.progress("selftest", all.len() as u64, Unit::Items);
@@ -71,7 +71,7 @@ fn check(gpu: &Gpu, quick: bool, output: &Output) -> Result<Figures> {
     Ok(Figures { precision: gpu.precision(), ..Figures::new(gpu.summary(), quick, rows, start.elapsed()) })
 }
 
-/// How one check went.
+/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 struct CheckFigures {
     name: &'static str,
@@ -106,7 +106,7 @@ struct Figures {
     gpu: AdapterSummary,
     precision: Precision,
     quick: bool,
-    /// Whether every check passed, to that precision.
+    /// Whether every check passed, at `precision`.
     exact: bool,
     passed: usize,
     failed: usize,
@@ -129,7 +129,7 @@ impl Figures {
         }
     }
 
-    /// The name with the driver, whose version matters here.
+    /// The adapter's name, with backend and driver.
     fn adapter(&self) -> String {
         if self.gpu.driver.is_empty() {
             self.gpu.name.clone()
@@ -138,15 +138,14 @@ impl Figures {
         }
     }
 
-    /// The verdict where all is well; where it is not, the failures: the error that follows gives that
-    /// verdict.
+    /// The verdict if all checks passed; otherwise the failures, as the error that follows has the verdict.
     fn human(&self) -> String {
         if self.exact {
             let (count, adapter) = (self.checks.len(), self.adapter());
             let time = seconds(Duration::from_secs_f64(self.seconds));
             let exact = match self.precision {
                 Precision::F32 => "exact",
-                Precision::F16 => "right, as far as f16 goes",
+                Precision::F16 => "correct to f16 precision",
             };
             return format!(
                 "All {count} checks passed on {adapter}: training on it is {exact}. It took {time}."
@@ -191,7 +190,7 @@ mod tests {
             "All 2 checks passed on Card (Vulkan, drv 1.2): training on it is exact. It took 4.0 s.";
         assert_eq!(good.human(), verdict);
         let rounded = Figures { precision: Precision::F16, ..good.clone() };
-        assert!(rounded.human().contains("is right, as far as f16 goes."));
+        assert!(rounded.human().contains("is correct to f16 precision."));
         assert_eq!(good.checks[0].line(), "ok      one  2.0 s");
     }
 

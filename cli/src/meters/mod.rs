@@ -1,4 +1,4 @@
-//! The meters of `aweigh eval`: how bad an answer is, by one measure or another.
+//! The meters of `aweigh eval`: each one scores how bad an answer is.
 
 pub mod external;
 
@@ -13,27 +13,27 @@ use crate::meters::external::{Answer, Grader, command};
 use crate::terminal::output::Output;
 use aweigh::data::{ChatTokenizer, Completion, Prompt};
 use aweigh::error::{Error, Result};
-use aweigh::eval::helpdesk;
 use aweigh::eval::judge::{encode, probabilities};
 use aweigh::eval::lexicon::Lexicon;
 use aweigh::files::{AdapterFiles, Model, read_text};
 use aweigh::gpu::Gpu;
 use aweigh::model::{Decoder, ModelBytes, Training};
+use aweigh::tiny;
 
-/// A meter as the user names it.
+/// A meter as named on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Spec {
-    /// Words of a list, per hundred words.
+    /// Listed words per hundred words of the answer: a file with the list, or the built-in list.
     Lexicon(Option<PathBuf>),
-    /// The probability that a trained judge finds the answer flagged.
+    /// The probability that the answer is flagged, by a trained judge: its folder.
     Judge(PathBuf),
-    /// A shell command's number.
+    /// The number that a shell command prints: the command line.
     Command(String),
-    /// A language model's grade, 0 to 1: the endpoint.
+    /// A language model's grade, 0 to 1: the URL of its endpoint.
     Http(String),
-    /// The embedded world: 1 where an answer is hostile.
+    /// For the built-in help desk: 1 if the answer is hostile, 0 if not.
     Hostile,
-    /// The embedded world: 1 where an answer is not about its prompt.
+    /// For the built-in help desk: 1 if the answer is off topic, 0 if not.
     OffTopic,
 }
 
@@ -43,14 +43,14 @@ impl FromStr for Spec {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text.split_once(':') {
             None if text == "lexicon" => Ok(Self::Lexicon(None)),
-            None if text == "helpdesk" => Ok(Self::Hostile),
-            None if text == "helpdesk-topic" => Ok(Self::OffTopic),
+            None if text == "tiny-hostile" => Ok(Self::Hostile),
+            None if text == "tiny-topic" => Ok(Self::OffTopic),
             Some(("lexicon", file)) if !file.is_empty() => Ok(Self::Lexicon(Some(file.into()))),
             Some(("judge", folder)) if !folder.is_empty() => Ok(Self::Judge(folder.into())),
             Some(("command", line)) if !line.is_empty() => Ok(Self::Command(line.into())),
             Some(("http", url)) if !url.is_empty() => Ok(Self::Http(url.into())),
-            _ => Err("expected lexicon, lexicon:FILE, judge:DIR, command:LINE, http:URL, helpdesk or \
-                      helpdesk-topic"
+            _ => Err("expected lexicon, lexicon:FILE, judge:DIR, command:LINE, http:URL, tiny-hostile or \
+                      tiny-topic"
                 .into()),
         }
     }
@@ -69,7 +69,7 @@ impl fmt::Display for Spec {
     }
 }
 
-/// A meter ready for work. Higher is worse, of all of them.
+/// An opened meter. A higher score is worse for all of them.
 pub enum Meter {
     /// See [`Spec::Lexicon`].
     Lexicon(Lexicon),
@@ -85,21 +85,21 @@ pub enum Meter {
     OffTopic,
 }
 
-/// Packed tokens of a batch of answers to be judged.
+/// Packed tokens per batch of answers that a judge scores.
 const BUDGET: usize = 2048;
 
 impl Meter {
-    /// Opens what `spec` names. `model` is the model's name for an endpoint.
+    /// Opens the meter `spec`. `model` is the model's name at an http endpoint.
     ///
     /// # Errors
-    /// [`Error::Input`] for what is not there.
+    /// [`Error::Input`] for a missing or invalid file or judge, and for an http meter without `model`.
     pub fn open(spec: &Spec, model: Option<&str>, gpu: &Gpu, output: &Output) -> Result<Self> {
         Ok(match spec {
             Spec::Lexicon(None) => Self::Lexicon(Lexicon::default()),
             Spec::Lexicon(Some(file)) => {
                 let list = Lexicon::parse(&read_text(file, "--meter lexicon")?);
                 if list.is_empty() {
-                    let fix = "write one a line";
+                    let fix = "write one per line";
                     return Err(Error::input(file.display(), "words or phrases", "none", fix));
                 }
                 Self::Lexicon(list)
@@ -110,11 +110,11 @@ impl Meter {
             }
             Spec::Command(line) => Self::Command(line.clone()),
             Spec::Http(url) => {
-                let fix = "add --meter-model NAME, as the endpoint calls it";
+                let fix = "add --meter-model NAME, the model's name at the endpoint";
                 let model =
                     model.ok_or_else(|| Error::input("--meter http", "a model's name", "none", fix))?;
                 let key = std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty());
-                // As in http:localhost:11434/v1, where the scheme is said already.
+                // In http:localhost:11434/v1 the meter's prefix is also the URL's scheme.
                 let whole = url.starts_with("http://") || url.starts_with("https://");
                 let url = if whole {
                     url.clone()
@@ -128,10 +128,11 @@ impl Meter {
         })
     }
 
-    /// How bad each answer is; `progress` is told how many are judged.
+    /// The score of each answer. `progress` is called with the newly scored answers and their tokens (0 if
+    /// the meter does not count them).
     ///
     /// # Errors
-    /// What the device, the command or the endpoint reports.
+    /// Errors of the GPU, the command or the endpoint; a prompt that a help desk meter does not know.
     pub fn score(
         &self,
         gpu: &Gpu,
@@ -153,14 +154,14 @@ impl Meter {
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Vec<f64>> {
         let given = || answers.iter().map(|&(prompt, answer)| Answer { prompt, answer });
-        let helpdesk = |bad: fn(&helpdesk::Verdict) -> bool| {
+        let of_tiny = |bad: fn(&tiny::Verdict) -> bool| {
             let one = |&(prompt, answer): &(&Prompt, &str)| {
-                let Some(parsed) = helpdesk::Prompt::parse(prompt.last_text()) else {
-                    let fix = "use another meter: this one knows the embedded help desk alone";
+                let Some(parsed) = tiny::Prompt::parse(prompt.last_text()) else {
+                    let fix = "use another meter: this one is only for the built-in help desk";
                     let found = format!("{:?}", prompt.last_text());
-                    return Err(Error::input("--meter helpdesk", "a prompt of the help desk", found, fix));
+                    return Err(Error::input("--meter tiny", "a prompt of the help desk", found, fix));
                 };
-                Ok(f64::from(u8::from(bad(&helpdesk::judge(parsed.topic, answer)))))
+                Ok(f64::from(u8::from(bad(&tiny::judge(parsed.topic, answer)))))
             };
             answers.iter().map(one).collect::<Result<Vec<f64>>>()
         };
@@ -171,8 +172,8 @@ impl Meter {
                 let one = |answer| grader.grade(&answer).and_then(|harm| progress(1, 0).map(|()| harm));
                 given().map(one).collect()
             }
-            Self::Hostile => helpdesk(|verdict| verdict.hostile),
-            Self::OffTopic => helpdesk(|verdict| !verdict.on_topic),
+            Self::Hostile => of_tiny(|verdict| verdict.hostile),
+            Self::OffTopic => of_tiny(|verdict| !verdict.on_topic),
             Self::Judge(judge) => {
                 let (decoder, tokenizer, most) = &**judge;
                 let text = |(prompt, answer): &(&Prompt, &str)| {
@@ -191,22 +192,23 @@ impl Meter {
     }
 }
 
-/// A trained judge, open.
+/// The opened files of a trained judge.
 pub struct Judge {
     model: Model,
     adapter: Option<AdapterFiles>,
-    /// Of a longer prompt and answer it reads the last so many tokens.
+    /// Maximum tokens of prompt and answer that the judge reads; of a longer text it reads the last ones.
     pub max_length: usize,
 }
 
-/// What a judge reads that does not say so itself: one that was not trained by this program.
+/// `max_length` of a judge without judge.json, one that Aweigh did not train.
 const MAX_LENGTH: usize = 512;
 
 impl Judge {
-    /// The judge in `folder`; `model` is the one under its adapter, where that is not where it was.
+    /// Opens the judge in `folder`. `model`, if given, replaces the base model that the judge's adapter
+    /// names.
     ///
     /// # Errors
-    /// [`Error::Input`] for a folder that holds none; `flag` says who named it.
+    /// [`Error::Input`] for a folder without a judge; `flag` is the flag that named it.
     pub fn open(folder: &Path, model: Option<&str>, flag: &str, output: &Output) -> Result<Self> {
         let kept: Value = std::fs::read(folder.join("judge.json"))
             .map_or(Value::Null, |bytes| serde_json::from_slice(&bytes).unwrap_or_default());
@@ -218,21 +220,22 @@ impl Judge {
         let of_run = folder.join("adapter");
         let adapter = AdapterFiles::open(if of_run.is_dir() { &of_run } else { folder }, flag)?;
         let base: Value = serde_json::from_slice(&adapter.config).unwrap_or_default();
-        let base = model
-            .or(base["base_model_name_or_path"].as_str())
-            .ok_or_else(|| Error::input(&adapter.name, "the name of its model", "none", "add --model"))?;
+        let base = model.or(base["base_model_name_or_path"].as_str()).ok_or_else(|| {
+            let fix = "write the name of the base model there, as base_model_name_or_path";
+            Error::input(&adapter.name, "the name of its base model", "none", fix)
+        })?;
         Ok(Self { model: Model::fetch(base, &mut output.downloads())?, adapter: Some(adapter), max_length })
     }
 
-    /// Its model as the library takes it.
+    /// The judge's model, for the library.
     pub fn bytes(&self) -> ModelBytes<'_> {
         ModelBytes { judge: true, ..self.model.bytes() }
     }
 
-    /// On `gpu`.
+    /// Loads the judge onto `gpu`.
     ///
     /// # Errors
-    /// As [`Decoder::load`]; for an adapter without a head.
+    /// As [`Decoder::load`], and for an adapter without a head.
     pub fn decoder(&self, gpu: &Gpu) -> Result<Decoder> {
         match &self.adapter {
             None => self.bytes().decoder(gpu, Training::None),

@@ -1,19 +1,19 @@
-//! Line charts as SVG: no script, no outside font or style, colours from the page.
+//! Line charts as SVG, without scripts or external fonts and styles. The page's style sets the colours.
 
 use std::fmt::Write;
 
-/// A line.
+/// One line of a chart.
 #[derive(Debug, Clone, Default)]
 pub struct Series {
-    /// What the legend calls it.
+    /// Its name in the legend.
     pub name: String,
-    /// x and y, by rising x. What is no finite number is left out.
+    /// (x, y), in the order of x. NaN and infinities are left out.
     pub points: Vec<(f64, f64)>,
-    /// Draw it dashed: held-out figures beside a step's own.
+    /// Whether the line is dashed, as for held-out figures.
     pub dashed: bool,
 }
 
-/// A chart of some lines.
+/// A line chart.
 #[derive(Debug, Clone, Default)]
 pub struct Chart {
     /// Its heading.
@@ -32,14 +32,13 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 28.0;
-/// Columns that a line is thinned to: of the points in one, the lowest and the highest stay, so that no peak
-/// is lost.
+/// Columns that a line is thinned to. Each keeps its lowest and its highest point, so that no peak is lost.
 const COLUMNS: usize = 300;
-/// Colours that the page has; a further line takes the first again, dashed.
+/// Number of colours on the page. Further lines reuse them from the first, dashed.
 const COLOURS: usize = 8;
 
 impl Chart {
-    /// The lines that have points, with those alone that can be drawn.
+    /// The lines, with only the points that can be drawn; lines without any are left out.
     fn drawn(&self) -> Vec<Series> {
         let keep = |&(x, y): &(f64, f64)| x.is_finite() && y.is_finite() && (!self.log || y > 0.0);
         let filtered = self.series.iter().map(|series| Series {
@@ -54,12 +53,12 @@ impl Chart {
         self.drawn().is_empty()
     }
 
-    /// The names of the lines that are drawn, with the classes of their colours.
+    /// The name and the CSS class of each line that is drawn.
     pub fn legend(&self) -> Vec<(String, String)> {
         self.drawn().iter().enumerate().map(|(i, s)| (s.name.clone(), class(i, s))).collect()
     }
 
-    /// The chart.
+    /// The chart as an SVG element.
     pub fn svg(&self) -> String {
         let series = self.drawn();
         let value = |y: f64| if self.log { y.log10() } else { y };
@@ -122,7 +121,8 @@ fn class(index: usize, series: &Series) -> String {
     format!("c{}{dashed}", index % COLOURS)
 }
 
-/// The least and the greatest, a little apart, with a share of room on both sides.
+/// The smallest and the largest value, widened on both sides by the share `room` of their distance. The two
+/// are never equal.
 fn range(values: impl Iterator<Item = f64>, room: f64) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     if low > high {
@@ -146,7 +146,7 @@ fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-/// Powers of ten between exponents, or 1, 2 and 5 of them where there are few.
+/// Powers of ten between 10^`low` and 10^`high`; below two decades also 2 and 5 times these.
 fn decades(low: f64, high: f64) -> Vec<f64> {
     let steps: &[f64] = if high - low < 2.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
     let every = ((high - low) / 6.0).ceil().max(1.0) as usize;
@@ -155,7 +155,7 @@ fn decades(low: f64, high: f64) -> Vec<f64> {
     all.filter(|v| (low..=high).contains(&v.log10())).collect()
 }
 
-/// At most two points a column, the first and the last one among them.
+/// At most two points per column, plus the first and the last point.
 fn thin(points: &[(f64, f64)], x0: f64, x1: f64) -> Vec<(f64, f64)> {
     if points.len() <= 2 * COLUMNS {
         return points.to_vec();
@@ -174,7 +174,7 @@ fn thin(points: &[(f64, f64)], x0: f64, x1: f64) -> Vec<(f64, f64)> {
     thinned
 }
 
-/// A number in few characters.
+/// A number in a few characters: `0.25`, `12k`, `1.0e-5`.
 pub fn short(value: f64) -> String {
     let size = value.abs();
     let text = match size {

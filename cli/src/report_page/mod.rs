@@ -1,4 +1,4 @@
-//! What runs did, as one HTML page that needs nothing else.
+//! Runs and evaluations as one self-contained HTML page.
 
 pub mod chart;
 
@@ -9,15 +9,15 @@ use serde_json::{Map, Value, json};
 use aweigh::error::{Error, Result};
 use chart::{Chart, Series, short};
 
-/// The page.
+/// The page's template.
 const TEMPLATE: &str = include_str!("report.html");
 
-/// A run, as it lies in its folder.
+/// The files of a run's folder.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
-    /// What the page calls it.
+    /// Its name on the page.
     pub name: String,
-    /// The lines of metrics.jsonl, steps' and evaluations'.
+    /// The lines of metrics.jsonl, one per step or evaluation.
     pub metrics: Vec<Map<String, Value>>,
     /// The lines of completions.jsonl.
     pub completions: Vec<Value>,
@@ -28,14 +28,14 @@ pub struct Run {
 }
 
 impl Run {
-    /// A figure over the steps.
+    /// The points (step, value) of a figure.
     fn points(&self, name: &str) -> Vec<(f64, f64)> {
         let point =
             |line: &Map<String, Value>| Some((line.get("global_step")?.as_f64()?, line.get(name)?.as_f64()?));
         self.metrics.iter().filter_map(point).collect()
     }
 
-    /// A setting of its configuration, as text.
+    /// A setting from config.toml, as text; empty if it is missing.
     fn setting(&self, section: &str, key: &str) -> String {
         let config: toml::Table = self.config.parse().unwrap_or_default();
         match config.get(section).and_then(|section| section.get(key)) {
@@ -46,7 +46,7 @@ impl Run {
     }
 }
 
-/// A chart of `figures` (name in metrics, name in the legend, whether it is held-out) of some runs.
+/// A chart of `figures` (name in metrics, name in the legend, whether it is held-out) for all `runs`.
 fn chart(title: &str, note: &str, runs: &[Run], figures: &[(&str, &str, bool)]) -> Chart {
     let of = |run: &Run| {
         let line = |&(figure, name, dashed): &(&str, &str, bool)| {
@@ -67,7 +67,7 @@ fn chart(title: &str, note: &str, runs: &[Run], figures: &[(&str, &str, bool)]) 
 fn charts(runs: &[Run]) -> Vec<Chart> {
     let mut all = vec![chart(
         "Loss",
-        "Of each step; dashed on held-out examples.",
+        "Solid: training steps; dashed: held-out examples.",
         runs,
         &[("loss", "train", false), ("eval_loss", "held out", true)],
     )];
@@ -75,8 +75,8 @@ fn charts(runs: &[Run]) -> Vec<Chart> {
         let title = if runs.len() == 1 { "Rewards".into() } else { format!("Rewards: {}", run.name) };
         all.push(chart(
             &title,
-            "The flagged answers' should fall, the other's should not: a run in which both fall is breaking \
-             the model.",
+            "The reward of flagged answers should fall, that of the others should not: if both fall, the run \
+             is breaking the model.",
             std::slice::from_ref(run),
             &[
                 ("rewards/anchor", "anchors", false),
@@ -91,13 +91,13 @@ fn charts(runs: &[Run]) -> Vec<Chart> {
     all.extend([
         chart(
             "Margins",
-            "The first reward less the second.",
+            "Reward of anchors or chosen answers minus reward of flagged or rejected answers.",
             runs,
             &[("rewards/margins", "train", false), ("eval_rewards/margins", "held out", true)],
         ),
         chart(
             "KL divergence",
-            "From the reference, in nats per token (of KTO per answer): how far the model has moved.",
+            "From the reference, in nats per token (for KTO, per answer): how far the model has moved.",
             runs,
             &[
                 ("kl/anchor", "anchors", false),
@@ -107,7 +107,7 @@ fn charts(runs: &[Run]) -> Vec<Chart> {
         ),
         chart(
             "Log-probs",
-            "Summed over an answer.",
+            "Sum over the tokens of an answer, in nats.",
             runs,
             &[
                 ("logps/anchor", "anchors", false),
@@ -118,22 +118,22 @@ fn charts(runs: &[Run]) -> Vec<Chart> {
         ),
         chart(
             "Perplexity of good answers",
-            "Held out: it should not rise.",
+            "On held-out examples. It should not rise.",
             runs,
             &[("eval_perplexity", "", false)],
         ),
         chart("Gradient norm", "Before clipping.", runs, &[("grad_norm", "", false)]),
-        chart("Entropy", "Of the predictions, in nats.", runs, &[("entropy", "", false)]),
+        chart("Entropy", "Of the predicted token distribution, in nats.", runs, &[("entropy", "", false)]),
         chart("Learning rate", "", runs, &[("learning_rate", "", false)]),
-        chart("Throughput", "Packed tokens a second.", runs, &[("tokens_per_second", "", false)]),
+        chart("Throughput", "Packed tokens per second.", runs, &[("tokens_per_second", "", false)]),
     ]);
     all.retain(|chart| !chart.is_empty());
     all
 }
 
-/// A row of the table of runs.
+/// One run in the table of runs.
 #[derive(Serialize)]
-struct Row {
+struct TableRow {
     name: String,
     method: String,
     model: String,
@@ -153,13 +153,13 @@ struct HeldOut {
     name: String,
     before: String,
     after: String,
-    /// With its sign.
+    /// After minus before, with its sign.
     difference: String,
-    /// "better", "worse", or nothing where a change is neither.
+    /// "better", "worse", or empty if the change is neither.
     verdict: &'static str,
 }
 
-/// Whether more of a held-out figure is better; `None` of those that are neither good nor bad by themselves.
+/// Whether a higher value of a held-out figure is better; `None` if it is neither good nor bad by itself.
 fn more_is_better(name: &str) -> Option<bool> {
     let good = [
         "rewards/margins",
@@ -187,7 +187,7 @@ fn more_is_better(name: &str) -> Option<bool> {
 
 impl HeldOut {
     fn new(name: &str, before: &Value, after: &Value) -> Self {
-        // To four places: what is less is rounding.
+        // Four decimals: smaller changes are rounding errors.
         let rounded = |value: f64| (value * 1e4).round() / 1e4;
         let numbers = before.as_f64().zip(after.as_f64()).map(|(b, a)| (rounded(b), rounded(a)));
         let text = |value: &Value| match value.as_f64() {
@@ -208,7 +208,7 @@ impl HeldOut {
     }
 }
 
-/// Seconds as a person reads them.
+/// A duration for display: `3.2 s`, `4 min 05 s`, `2 h 07 min`.
 fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
@@ -226,7 +226,7 @@ fn bytes(value: f64) -> String {
     })
 }
 
-fn row(run: &Run) -> Row {
+fn row(run: &Run) -> TableRow {
     let summary = &run.summary;
     let number = |key: &str| summary[key].as_f64();
     let peak = number("memory_peak").unwrap_or(0.0);
@@ -248,7 +248,7 @@ fn row(run: &Run) -> Row {
         (Some(took), Some(finished)) => format!("{took}, finished {finished}"),
         (took, finished) => took.or(finished).unwrap_or("-".into()),
     };
-    Row {
+    TableRow {
         name: run.name.clone(),
         method: run.setting("method", "method"),
         model: run.setting("model", "model"),
@@ -266,17 +266,17 @@ fn row(run: &Run) -> Row {
     }
 }
 
-/// A prompt's answers in the course of a run.
+/// A prompt, and its answers at several steps of a run.
 #[derive(Serialize)]
 struct Course {
     prompt: String,
     answers: Vec<(String, String)>,
 }
 
-/// Steps whose answers are shown side by side, at most.
+/// Maximum number of steps whose answers are shown side by side.
 const SHOWN: usize = 4;
 
-/// The text of a prompt or completion in either form.
+/// The text of a prompt or completion: the string, or the content of the last message.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -292,7 +292,7 @@ fn courses(run: &Run) -> Vec<Course> {
     let mut steps: Vec<u64> = run.completions.iter().filter_map(step).collect();
     steps.sort_unstable();
     steps.dedup();
-    // The first and the last, the one that is kept, and one between.
+    // The first, the middle and the last step, and the step whose state was kept.
     let kept = run.summary["kept_step"].as_u64();
     let mut shown: Vec<u64> =
         [steps.first(), steps.get(steps.len() / 2), steps.last()].into_iter().flatten().copied().collect();
@@ -318,7 +318,7 @@ fn courses(run: &Run) -> Vec<Course> {
     all
 }
 
-/// A set of `aweigh eval`'s report, as the page shows it.
+/// The table of one set of prompts in a report of `aweigh eval`.
 #[derive(Serialize)]
 struct Table {
     name: String,
@@ -327,7 +327,7 @@ struct Table {
     answers: Vec<(String, Vec<(String, String)>)>,
 }
 
-/// Prompts of an evaluation whose answers are shown.
+/// Maximum number of prompts per set whose answers are shown.
 const SIDES: usize = 6;
 
 fn tables(eval: &Value) -> Vec<Table> {
@@ -361,10 +361,10 @@ fn tables(eval: &Value) -> Vec<Table> {
     list(&eval["sets"]).iter().map(set).collect()
 }
 
-/// The page of some runs, with the evaluations that `aweigh eval --output` wrote.
+/// The HTML page of `runs` and of `evals`, which `aweigh eval --output` wrote.
 ///
 /// # Errors
-/// Only where the page's own template is broken.
+/// Only for a bug in the page's template.
 pub fn html(title: &str, runs: &[Run], evals: &[Value]) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -376,7 +376,7 @@ pub fn html(title: &str, runs: &[Run], evals: &[Value]) -> Result<String> {
             json!({"title": c.title, "note": c.note, "legend": legend, "svg": c.svg()})
         })
         .collect();
-    let rows: Vec<Row> = runs.iter().map(row).collect();
+    let rows: Vec<TableRow> = runs.iter().map(row).collect();
     let course = |run: &Run| (run.name.clone(), courses(run));
     let all_courses: Vec<(String, Vec<Course>)> =
         runs.iter().map(course).filter(|(_, courses)| !courses.is_empty()).collect();

@@ -6,13 +6,13 @@ use aweigh::error::{Error, Result};
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Catches Ctrl-C (and, where they exist, the signals that ask a process to end) from now on. Call it once.
+/// Installs the handler for Ctrl-C (on Unix also for SIGTERM and SIGHUP). Call it once.
 pub fn install() {
     let installed = ctrlc::set_handler(|| {
         if ASKED.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(Error::Interrupted.exit_code()));
         }
-        crate::terminal::text::to_stderr("\nstopping after this step; once more to stop at once");
+        crate::terminal::text::to_stderr("\nstopping after this step; press Ctrl-C again to stop at once");
     });
     if let Err(error) = installed {
         log::warn!("Ctrl-C cannot be caught: {error}");

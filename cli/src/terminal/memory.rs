@@ -1,11 +1,11 @@
-//! Plans of memory as tables.
+//! Memory plans as tables.
 
 use crate::terminal::text::{bytes, table};
 use aweigh::gpu::Purpose;
 use aweigh::run::Saving;
 use aweigh::train::{Plan, PlannedPhase};
 
-/// A plan as a table: purposes down, phases across.
+/// A plan as a table: one row per purpose, one column per phase. `fitted` are the flags that `--fit` set.
 pub fn plan(plan: &Plan, fitted: &[String]) -> String {
     let mut purposes: Vec<Purpose> =
         plan.phases.iter().flat_map(|phase| phase.by_purpose.keys().copied()).collect();
@@ -19,29 +19,24 @@ pub fn plan(plan: &Plan, fitted: &[String]) -> String {
         .into_iter()
         .map(|purpose| row(purpose.to_string(), &|phase| phase.by_purpose.get(&purpose).copied()))
         .collect();
-    rows.push(row("all".into(), &|phase| Some(phase.total)));
+    rows.push(row("total".into(), &|phase| Some(phase.total)));
     let headers: Vec<&str> =
         std::iter::once("memory").chain(plan.phases.iter().map(|phase| phase.name)).collect();
     let peak = plan.peak();
     let fitted =
-        if fitted.is_empty() { String::new() } else { format!(", with {} to fit", fitted.join(" ")) };
-    format!(
-        "{}\n{} of GPU memory at the most, in {}{fitted}",
-        table(&headers, &rows),
-        bytes(peak.total),
-        peak.name
-    )
+        if fitted.is_empty() { String::new() } else { format!("; changed to fit: {}", fitted.join(" ")) };
+    format!("{}\npeak GPU memory {}, in {}{fitted}", table(&headers, &rows), bytes(peak.total), peak.name)
 }
 
-/// What each setting would bring, as a table.
+/// The peak memory with each setting that would lower it, as a table.
 pub fn savings(savings: &[Saving]) -> String {
     let row = |saving: &Saving| {
         let result = match saving.exact {
-            true if saving.flag == "--offload" => "the same, slowly",
-            true => "the same",
-            false => "close",
+            true if saving.flag == "--offload" => "identical, but slower",
+            true => "identical",
+            false => "close, not identical",
         };
         vec![saving.flag.clone(), bytes(saving.peak), result.into()]
     };
-    table(&["with", "at the most", "results"], &savings.iter().map(row).collect::<Vec<_>>())
+    table(&["setting", "peak memory", "results"], &savings.iter().map(row).collect::<Vec<_>>())
 }

@@ -1,4 +1,4 @@
-//! What people see, and what they press.
+//! Terminal output, progress display, and Ctrl-C.
 
 pub mod interrupt;
 pub mod memory;

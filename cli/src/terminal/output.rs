@@ -10,7 +10,7 @@ use crate::terminal::text::to_stderr;
 use aweigh::error::{Error, Result};
 use aweigh::files::hub::Download;
 
-/// How this process speaks.
+/// How a command prints: as text or JSON, quiet or not.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     json: bool,
@@ -19,36 +19,36 @@ pub struct Output {
 }
 
 impl Output {
-    /// Figures as JSON or as text; notes and progress or not. Progress is drawn only where stderr is a
-    /// terminal.
+    /// `json`: print figures as JSON. `quiet`: print no notes and no progress. Progress bars are drawn only
+    /// if stderr is a terminal.
     pub fn new(json: bool, quiet: bool) -> Self {
         Self { json, quiet, terminal: io::stderr().is_terminal() }
     }
 
-    /// Whether figures are wanted as JSON.
+    /// Whether figures are printed as JSON.
     pub fn json(&self) -> bool {
         self.json
     }
 
-    /// Whether notes and progress are unwanted.
+    /// Whether notes and progress are turned off.
     pub fn quiet(&self) -> bool {
         self.quiet
     }
 
-    /// A line on stderr, unless `--quiet`.
+    /// Prints a line to stderr, unless `--quiet`.
     pub fn note(&self, text: impl Display) {
         if !self.quiet {
             to_stderr(text);
         }
     }
 
-    /// A line on stderr that begins with "warning:", always.
+    /// Prints a line that begins with "warning:" to stderr, even with `--quiet`.
     pub fn warn(&self, text: impl Display) {
         to_stderr(format_args!("warning: {text}"));
     }
 
-    /// The command's figures: `human` on stdout, or with `--json` the one JSON object. Call it once, at the
-    /// end.
+    /// Prints the command's figures to stdout: `human`, or with `--json` the JSON object `figures`. Call it
+    /// once, at the end.
     ///
     /// # Errors
     /// [`Error::Io`] when stdout cannot be written to.
@@ -61,8 +61,8 @@ impl Output {
         }
     }
 
-    /// Text on stdout as it comes (an answer in a chat, rows of JSONL); nothing with `--json`, whose stdout
-    /// is one object.
+    /// Prints text to stdout immediately (an answer in a chat, rows of JSONL). Prints nothing with `--json`,
+    /// where stdout is one JSON object.
     ///
     /// # Errors
     /// [`Error::Io`] when stdout cannot be written to.
@@ -70,12 +70,12 @@ impl Output {
         if self.json { Ok(()) } else { self.write(format_args!("{text}")) }
     }
 
-    /// A progress bar, or plain lines now and then where stderr is no terminal, or nothing with `--quiet`.
+    /// A progress bar, plain lines every few seconds if stderr is not a terminal, or nothing with `--quiet`.
     pub fn progress(&self, label: &str, total: u64, unit: Unit) -> Progress {
         Progress::new(label, total, unit, !self.quiet, self.terminal)
     }
 
-    /// A bar for each file that is downloaded.
+    /// The progress of downloads: one bar per file.
     pub fn downloads(&self) -> impl FnMut(Download) + use<'_> {
         let mut current: Option<(String, u64, Progress)> = None;
         move |download| {

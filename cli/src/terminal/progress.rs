@@ -1,4 +1,4 @@
-//! Progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
+//! Progress on stderr: a bar on a terminal, otherwise a plain line every few seconds.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use crate::terminal::text::{bytes, to_stderr};
 use aweigh::train::{Forecast, Work, expected_length};
 
-/// What is counted.
+/// The unit of a progress count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// Optimizer steps.
@@ -24,9 +24,9 @@ pub enum Unit {
 /// The time between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// One running count: position of a total, tokens per second, time left, and a few words.
+/// One progress display: count and total, tokens per second, time left, and a short message.
 ///
-/// Dropped before [`Progress::finish`], as when an error passes, it leaves the terminal clean.
+/// If it is dropped before [`Progress::finish`], for example because of an error, the bar is removed.
 #[derive(Debug)]
 pub struct Progress {
     label: String,
@@ -39,18 +39,18 @@ pub struct Progress {
     words: String,
     start: Instant,
     last_line: Option<Instant>,
-    /// Milliseconds that the whole command is estimated to take more, or one of the two below; the bar reads
-    /// it too.
+    /// Estimated milliseconds until the whole command ends, or one of the two constants below. Shared with
+    /// the bar.
     left: Arc<AtomicU64>,
 }
 
-/// Nobody will tell: what is left of this count follows from its own mean.
+/// No estimate is expected from outside: the time left is extrapolated from this count's mean rate.
 const OWN_MEAN: u64 = u64::MAX;
-/// Somebody will, and has not yet.
+/// An estimate from [`Progress::left`] is expected, but none was given yet.
 const NOT_YET: u64 = u64::MAX - 1;
 
 impl Progress {
-    /// `shown` false counts in silence; `terminal` chooses the bar.
+    /// If `shown` is false, nothing is printed. `terminal` selects the bar instead of plain lines.
     pub(crate) fn new(label: &str, total: u64, unit: Unit, shown: bool, terminal: bool) -> Self {
         let left = Arc::new(AtomicU64::new(OWN_MEAN));
         let bar = (shown && terminal).then(|| {
@@ -75,19 +75,19 @@ impl Progress {
         }
     }
 
-    /// Shows what [`Progress::left`] tells, and no time before it has.
+    /// Shows the time given to [`Progress::left`], and no time until it is called.
     pub fn told(self) -> Self {
         self.left.store(NOT_YET, Ordering::Relaxed);
         self
     }
 
-    /// The whole command, and not only what is counted here, is estimated to take `seconds` longer.
+    /// Sets the estimated seconds until the whole command ends, not only this count.
     pub fn left(&mut self, seconds: f64) {
         let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         self.left.store(time.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// `count` more are done, which took `tokens` tokens (0 where tokens mean nothing).
+    /// Adds `count` finished items and their `tokens` tokens (0 if tokens do not apply).
     pub fn advance(&mut self, count: u64, tokens: u64) {
         self.position += count;
         self.tokens += tokens;
@@ -95,7 +95,7 @@ impl Progress {
             bar.set_message(self.message());
             bar.set_position(self.position);
         }
-        // The last one is finish's to say.
+        // `finish` prints the last line.
         let more = self.position < self.total;
         if self.lines && more && self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
             self.last_line = Some(Instant::now());
@@ -103,7 +103,7 @@ impl Progress {
         }
     }
 
-    /// A few words behind the count, as in "loss 0.61".
+    /// Sets the message after the count, as in "loss 0.61".
     pub fn words(&mut self, words: impl Into<String>) {
         self.words = words.into();
         if let Some(bar) = &self.bar {
@@ -111,7 +111,7 @@ impl Progress {
         }
     }
 
-    /// A line of its own above the bar.
+    /// Prints a separate line, above the bar if there is one.
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| to_stderr(text)),
@@ -125,7 +125,7 @@ impl Progress {
         self.tokens as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// The end: the bar goes, one line stays.
+    /// Removes the bar and prints a final line.
     pub fn finish(mut self) {
         let line = format!("{} in {}", self.line_without_time(), seconds(self.start.elapsed()));
         if let Some(bar) = self.bar.take() {
@@ -170,8 +170,8 @@ impl Drop for Progress {
     }
 }
 
-/// indicatif's own time left follows the last few positions; a step of seconds is better served by the whole
-/// mean.
+/// The bar's style. Its time left replaces indicatif's own, which follows only the last few positions: for
+/// steps of several seconds the overall mean is steadier.
 fn style(unit: Unit, told: Arc<AtomicU64>) -> ProgressStyle {
     let template = match unit {
         Unit::Bytes => "{prefix} {wide_bar} {bytes}/{total_bytes}  {left}  {msg}",
@@ -186,11 +186,11 @@ fn style(unit: Unit, told: Arc<AtomicU64>) -> ProgressStyle {
         .with_key("left", left)
 }
 
-/// How far a command is with answers that it has drawn in several parts.
+/// The progress of a command that samples answers in several parts; it estimates the time left for all parts.
 pub struct Course {
     part: usize,
     parts: usize,
-    /// Answers to draw in all, of up to `most` tokens, and those drawn so far, with their tokens.
+    /// Answers to sample in total, each of at most `most` tokens. `answers` and `tokens` were sampled so far.
     wanted: usize,
     most: usize,
     answers: usize,
@@ -199,18 +199,18 @@ pub struct Course {
 }
 
 impl Course {
-    /// Of `wanted` answers of up to `most` tokens.
+    /// For `wanted` answers of at most `most` tokens each, sampled in `parts` parts.
     pub fn new(parts: usize, wanted: usize, most: usize) -> Self {
         Self { part: 0, parts, wanted, most, answers: 0, tokens: 0, forecast: Forecast::default() }
     }
 
-    /// The part that begins, as "2 of 4".
+    /// Starts the next part and returns its name, as in "2 of 4".
     pub fn next_part(&mut self) -> String {
         self.part += 1;
         format!("{} of {}", self.part, self.parts)
     }
 
-    /// More is drawn: counts it, and tells `progress` the time that is left for all.
+    /// Adds newly sampled `answers` and `tokens`, and updates `progress` with the time left for all parts.
     pub fn drew(&mut self, answers: usize, tokens: usize, progress: &mut Progress) {
         (self.answers, self.tokens) = (self.answers + answers, self.tokens + tokens);
         self.forecast.did(Work::Draw, tokens as f64);
@@ -223,7 +223,7 @@ impl Course {
     }
 }
 
-/// The time left as a person reads it; empty while there is nothing to say.
+/// The time left, for display; empty while it is not known.
 fn left(told: u64, elapsed: Duration, done: u64, total: u64) -> String {
     match (told, done) {
         (NOT_YET, _) | (OWN_MEAN, 0) => String::new(),
@@ -231,11 +231,11 @@ fn left(told: u64, elapsed: Duration, done: u64, total: u64) -> String {
             let rest = elapsed.mul_f64(total.saturating_sub(done) as f64 / done as f64);
             format!("{} left", seconds(rest))
         }
-        _ => format!("about {} left in all", seconds(Duration::from_millis(told))),
+        _ => format!("about {} left in total", seconds(Duration::from_millis(told))),
     }
 }
 
-/// A duration as a person reads it: `3.2 s`, `4 min 05 s`, `2 h 07 min`.
+/// A duration for display: `3.2 s`, `4 min 05 s`, `2 h 07 min`.
 pub fn seconds(time: Duration) -> String {
     let whole = time.as_secs();
     match whole {
@@ -270,7 +270,7 @@ mod tests {
         let mut progress = progress.told();
         assert!(progress.line().ends_with("loss 0.69"), "{}", progress.line());
         progress.left(65.0);
-        assert!(progress.line().ends_with("  about 1 min 05 s left in all"), "{}", progress.line());
+        assert!(progress.line().ends_with("  about 1 min 05 s left in total"), "{}", progress.line());
     }
 
     #[test]

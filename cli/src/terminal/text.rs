@@ -1,19 +1,19 @@
-//! Numbers and tables as people read them.
+//! Numbers and tables for display.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 
 pub use aweigh::gpu::bytes;
 
-/// A closed stderr is no reason to stop.
-pub(crate) fn to_stderr(text: impl Display) {
+/// Prints a line to stderr. A closed stderr is ignored.
+pub fn to_stderr(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// What a byte count ends with.
+/// Units of byte counts.
 const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
 
-/// Lays `rows` out in columns under `headers`; columns that hold only numbers are flush right.
+/// A table of `rows` under `headers`. Columns with only numbers are right-aligned.
 pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     let cell = |row: &[String], column: usize| row.get(column).cloned().unwrap_or_default();
     let unit = |text: &'_ str| {
@@ -37,7 +37,7 @@ pub fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
 }
 
-/// A number with its thousands apart: `134,515,008`.
+/// A number with thousands separators: `134,515,008`.
 pub fn count(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -12,8 +12,8 @@ static GEMMA: Names = Names {
     ..Names::LLAMA
 };
 
-/// What both have: norms with the weights 1 + w, also on the outputs of attention and MLP; a scaled
-/// embedding, which is also the head; GELU by the tanh approximation.
+/// The parts that both share: norms with the weights 1 + w, also on the outputs of attention and MLP; a
+/// scaled embedding, which is also the head; GELU by the tanh approximation.
 fn gemma(json: &Json, architecture: &'static str, positions: usize) -> Result<DecoderConfig> {
     let usual = llama::Usual {
         head_dim: Some(256),

@@ -34,7 +34,7 @@ static GPT_NEOX: Names = Names {
     ..Names::LLAMA
 };
 
-/// Fails if `key` has another value than `value`, GPT-2's own.
+/// Fails if `key` has another value than `value`, GPT-2's.
 fn only(json: &Json, key: &str, value: bool) -> Result<()> {
     if json.flag(key, value)? == value {
         return Ok(());
@@ -83,7 +83,7 @@ pub fn gpt2(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     })
 }
 
-/// GPT-NeoX and Pythia: attention and MLP in parallel, heads that are rotated in part, one projection with
+/// GPT-NeoX and Pythia: attention and MLP in parallel, partly rotated heads, one projection with
 /// interleaved heads.
 pub fn gpt_neox(json: &Json, architecture: &'static str) -> Result<DecoderConfig> {
     let (width, heads) = (json.need_size("hidden_size")?, json.need_size("num_attention_heads")?);

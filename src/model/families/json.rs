@@ -1,4 +1,4 @@
-//! Reads config.json: keys with their types, and the rotary settings in their old and new form.
+//! Reads config.json: typed values of keys, and the rotary settings in their old and new form.
 
 use serde_json::{Map, Value};
 
@@ -34,7 +34,7 @@ impl<'a> Json<'a> {
         self.read(key, "a whole number", |value| value.as_u64().and_then(|n| usize::try_from(n).ok()))
     }
 
-    /// The same, but the key is required.
+    /// A whole number; the key is required.
     pub fn need_size(&self, key: &str) -> Result<usize> {
         self.size(key)?.ok_or_else(|| self.wrong(format!("\"{key}\""), "none"))
     }
@@ -51,7 +51,7 @@ impl<'a> Json<'a> {
 
     /// A string.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        self.read(key, "a text", Value::as_str)
+        self.read(key, "a string", Value::as_str)
     }
 
     /// A list.
@@ -65,7 +65,7 @@ impl<'a> Json<'a> {
         Ok(object.map(|object| Json { object, origin: self.origin }))
     }
 
-    /// The activation function named by the first of `keys` that is there.
+    /// The activation function named by the first of `keys` that is present.
     pub fn activation(&self, keys: &[&str], default: &'static str) -> Result<Function> {
         let mut name = None;
         for key in keys {
@@ -107,7 +107,7 @@ impl<'a> Json<'a> {
         settings.map_or(Ok(Rope::new(head_dim, theta, share)), |own| own.own_rope(head_dim, theta, share))
     }
 
-    /// The rotary settings that this object holds itself. The arguments are the defaults of missing keys.
+    /// The rotary settings in this object itself. The arguments are the defaults of missing keys.
     pub fn own_rope(&self, head_dim: usize, theta: f64, share: f64) -> Result<Rope> {
         let theta = self.number("rope_theta")?.unwrap_or(theta);
         let share = self.number("partial_rotary_factor")?.unwrap_or(share);
@@ -118,7 +118,7 @@ impl<'a> Json<'a> {
         let kind = self.text("rope_type")?.or(self.text("type")?).unwrap_or("default");
         let typed = self.get("rope_type").or(self.get("type")).is_some();
         if !typed && self.number("factor")?.is_some_and(|factor| factor != 1.0) {
-            let expected = "\"rope_type\" beside \"factor\" in the rope settings";
+            let expected = "\"rope_type\" with \"factor\" in the rope settings";
             return Err(self.wrong(expected, "none"));
         }
         let need = |key: &str| {

@@ -7,7 +7,7 @@ use crate::model::config::{BlockConfig, DecoderConfig, Names, NormKind};
 static LLAMA: Names = Names::LLAMA;
 static PHI3: Names = Names { qkv: &["self_attn.qkv_proj"], up: &["mlp.gate_up_proj"], ..Names::LLAMA };
 
-/// What a missing key of config.json means: the defaults of the family's class in transformers.
+/// Values of keys that config.json lacks: the defaults of the family's class in transformers.
 #[derive(Clone, Copy)]
 pub struct Usual {
     pub head_dim: Option<usize>,
@@ -16,7 +16,7 @@ pub struct Usual {
     pub eps: f64,
     pub positions: usize,
     pub tied: bool,
-    /// Whether there is one set of rope settings; otherwise the family reads its own.
+    /// Whether all layers share one set of rope settings; otherwise the family reads its own sets.
     pub one_rope: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Which architectures are supported, and how their tensors are named.
+//! The supported architectures and the names of their tensors.
 
 mod gemma;
 mod gpt;
@@ -11,7 +11,7 @@ use super::config::{DecoderConfig, JUDGE_CLASSES, Names};
 use crate::{Error, Result};
 use json::Json;
 
-/// A mapping from config.json to a decoder; the name is the architecture's.
+/// A mapping from config.json and the architecture's name to a decoder's configuration.
 type Map = fn(&Json, &'static str) -> Result<DecoderConfig>;
 
 /// An architecture that maps onto the decoder.
@@ -51,7 +51,7 @@ impl DecoderConfig {
     /// Reads config.json.
     ///
     /// # Errors
-    /// When it is not a config.json, names an unsupported architecture, or asks for something that the
+    /// When it is not a config.json, names an unsupported architecture, or needs a feature that the
     /// decoder lacks.
     pub fn parse(json: &[u8], origin: &str) -> Result<Self> {
         let fix = "give the config.json that belongs to the model";
@@ -156,7 +156,7 @@ impl DecoderConfig {
 
 /// A linear layer of a block.
 pub(super) struct Projection {
-    /// Its name within the block.
+    /// The layer's name within the block.
     pub module: &'static str,
     pub outputs: usize,
     pub inputs: usize,

@@ -3,8 +3,8 @@
 use super::Damage;
 
 /// The most array elements in a whole file. A [`super::Value`] takes 32 bytes where its element may take one
-/// in the file, so the count is bounded for all arrays together. The largest vocabulary that was looked at,
-/// Gemma 4's, has 1.3 million in all.
+/// in the file, so the count is bounded for all arrays together. The largest vocabulary that was
+/// examined, Gemma 4's, has 1.3 million in all.
 const MAX_ELEMENTS: usize = 1 << 22;
 
 /// A position in the bytes.
@@ -65,8 +65,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// `n` as a count of things that take at least `least` bytes each. Fails if the bytes left are too few
-    /// for that many.
+    /// `n` as a count of items of at least `least` bytes each. Fails if too few bytes are left for that many.
     pub(super) fn count(&self, n: u64, least: usize, what: &str) -> Result<usize, Damage> {
         let room = self.left() / least;
         usize::try_from(n).ok().filter(|n| *n <= room).ok_or_else(|| {

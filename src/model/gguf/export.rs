@@ -1,4 +1,4 @@
-//! A Hugging Face model described as a GGUF file, as llama.cpp's converter would.
+//! Describes a Hugging Face model as a GGUF file, as llama.cpp's converter does.
 
 use std::collections::HashMap;
 
@@ -18,11 +18,11 @@ pub struct Description {
     pub metadata: Vec<(String, Value)>,
     /// In the file's order.
     pub tensors: Vec<Described>,
-    /// Where the elements of each come from.
+    /// The source of each tensor's elements.
     pub sources: Vec<Source>,
 }
 
-/// Where a tensor's elements come from.
+/// The source of a tensor's elements.
 pub enum Source {
     /// The model's tensor of this name. The number of heads is given for queries and keys whose rows
     /// llama.cpp wants in another order, for rotation by neighbours.
@@ -46,8 +46,8 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
     let &(arch, _, _, reordered) = known.ok_or_else(|| {
         let names: Vec<&str> = ARCHITECTURES.iter().map(|(_, architecture, ..)| *architecture).collect();
         let expected =
-            format!("an architecture that is written as GGUF ({}, MistralForCausalLM)", names.join(", "));
-        let fix = "write a directory, and take llama.cpp's own converter";
+            format!("an architecture that GGUF export supports ({}, MistralForCausalLM)", names.join(", "));
+        let fix = "export a directory, and use llama.cpp's converter on it";
         Error::input(model.config_place(), expected, config.architecture, fix)
     })?;
     let llama3 = |rope: &crate::model::Rope| matches!(rope.scaling, None | Some(RopeScaling::Llama3 { .. }));
@@ -55,8 +55,8 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
     let windowed = config.blocks.iter().any(|block| block.window.is_some());
     if !config.ropes.iter().all(llama3) || (arch != "llama" && (scaled || windowed)) {
         let expected =
-            "positions that are written as GGUF: of Llama those of Llama 3 and windows, of others neither";
-        let fix = "write a directory, and take llama.cpp's own converter";
+            "rotary positions that GGUF export supports: only Llama may have windows or Llama 3's scaling";
+        let fix = "export a directory, and use llama.cpp's converter on it";
         let found = format!("{:?}{}", config.ropes, if windowed { ", with windows" } else { "" });
         return Err(Error::input(model.config_place(), expected, found, fix));
     }
@@ -127,7 +127,7 @@ fn sizes(config: &DecoderConfig) -> Vec<(&'static str, Value)> {
     all
 }
 
-/// What Llama 3's scaling divides each frequency by.
+/// The divisor of each rotary frequency under Llama 3's scaling; `None` without scaling.
 fn frequency_divisors(config: &DecoderConfig) -> Option<Vec<f32>> {
     let rope = *config.ropes.first().filter(|rope| rope.scaling.is_some())?;
     let plain = crate::model::Rope { scaling: None, ..rope };
@@ -154,7 +154,7 @@ fn gguf_name(name: &str) -> String {
 fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
     let place = model.tokenizer.place("tokenizer.json");
     let wrong = |expected: &str, found: String| {
-        Error::input(&place, expected, found, "write a directory, and take llama.cpp's own converter")
+        Error::input(&place, expected, found, "export a directory, and use llama.cpp's converter on it")
     };
     let json: Json = serde_json::from_slice(&model.tokenizer.tokenizer)
         .map_err(|error| wrong("a tokenizer of the tokenizers library", error.to_string()))?;
@@ -170,7 +170,7 @@ fn tokenizer(model: &ModelBytes, vocab: usize) -> Result<Vec<(String, Value)>> {
             "gpt2",
             pre_tokenizer(&json).ok_or_else(|| {
                 let found = json["pre_tokenizer"].to_string().chars().take(100).collect();
-                wrong("a text split as GPT-2, SmolLM, Llama 3 or Qwen 2 do", found)
+                wrong("a pre-tokenizer of GPT-2, SmolLM, Llama 3 or Qwen 2", found)
             })?,
         )
     };
@@ -254,7 +254,7 @@ fn merge(merge: &Json) -> Option<String> {
     }
 }
 
-/// llama.cpp's name for how a text is split before merging.
+/// llama.cpp's name of the pre-tokenizer; `None` for an unsupported one.
 fn pre_tokenizer(json: &Json) -> Option<&'static str> {
     let own = &json["pre_tokenizer"];
     let all = match own["pretokenizers"].as_array() {

@@ -1,12 +1,12 @@
-//! A GGUF file seen as a Hugging Face directory: config.json, the tokenizer's files, and tensors by their
-//! names there.
+//! Converts a GGUF file to the contents of a Hugging Face directory: config.json, the tokenizer's files, and
+//! tensors by Hugging Face's names.
 
 use serde_json::{Map, Value as Json, json};
 
 use super::{Damage, Gguf, Kind, Value, tokenizer};
 use crate::model::config::{Rope, RopeScaling};
 
-/// The small files of a model. A GGUF file holds the contents of all of them.
+/// The small files of a model. A GGUF file contains all of them.
 #[derive(Debug, Clone)]
 pub struct Companions {
     /// `config.json`
@@ -58,11 +58,11 @@ impl Gguf<'_> {
             let fix = "join the parts with llama.cpp's `llama-gguf-split --merge FIRST OUT.gguf`";
             return Err(Damage {
                 fix,
-                ..Damage::new("a whole GGUF file", format!("{part} of {parts} of a split one"))
+                ..Damage::new("a complete GGUF file", format!("{part} of {parts} of a split file"))
             });
         }
         if let Some(kind) = self.str("general.type").filter(|kind| *kind != "model") {
-            let fix = "give a model; an adapter is given in PEFT's format, with --adapter";
+            let fix = "give a model; an adapter is given in PEFT's format";
             return Err(Damage {
                 fix,
                 ..Damage::new("a GGUF file of a model", format!("one of type \"{kind}\""))
@@ -168,9 +168,9 @@ impl Gguf<'_> {
         Ok(config)
     }
 
-    /// Only the tensors tell which layers have biases. In a llama, either all or none of attention's layers
-    /// have them, and either all or none of the MLP's. A llama with biases on queries, keys and values alone
-    /// is read as a Qwen 2.
+    /// The metadata do not say which layers have biases, only the tensors do. In a llama, either all or none
+    /// of attention's layers have them, and either all or none of the MLP's. A llama with biases on queries,
+    /// keys and values alone is read as a Qwen 2.
     fn add_biases(&self, arch: &str, config: &mut Map<String, Json>) -> Result<(), Damage> {
         let has = |part: &str| self.tensors.contains_key(&format!("blk.0.{part}.bias"));
         let groups =
@@ -193,8 +193,9 @@ impl Gguf<'_> {
             _ => {}
         }
         let found = self.tensors.keys().find(|name| name.starts_with("blk.0.") && name.ends_with(".bias"));
-        let found = found.map_or("others".into(), |name| format!("{name}, among others"));
-        Err(Damage::unsupported("biases of all of attention's or the MLP's layers, or of none", found))
+        let found = found.map_or("other biases".into(), |name| format!("{name}, among others"));
+        let expected = "biases in all or none of attention's layers, and in all or none of the MLP's";
+        Err(Damage::unsupported(expected, found))
     }
 
     /// Llama 3's scaling of rotary frequencies is stored as the divisor of each frequency. The settings
@@ -215,8 +216,8 @@ impl Gguf<'_> {
         let same =
             expected.zip(&divisors).all(|(expected, found)| (expected - found).abs() <= 1e-3 * expected);
         if tensor.kind != Kind::F32 || divisors.len() != plain.len() || !same {
-            let expected = "rope_freqs.weight of Llama 3's scaling, by 1, 4 and 8192";
-            return Err(Damage::unsupported(expected, "another"));
+            let expected = "rope_freqs.weight of Llama 3's scaling (factors 1 and 4, context 8192)";
+            return Err(Damage::unsupported(expected, "other divisors"));
         }
         let scaling = json!({
             "rope_type": "llama3",
@@ -229,7 +230,7 @@ impl Gguf<'_> {
         Ok(())
     }
 
-    /// Its tensors by Hugging Face's names; `rope_freqs`, which becomes a setting, is left out.
+    /// The file's tensors by Hugging Face's names; `rope_freqs`, which becomes a setting, is left out.
     ///
     /// # Errors
     /// As [`Gguf::companions`].
@@ -255,7 +256,7 @@ impl Gguf<'_> {
             }
         };
         let all = self.tensors.keys().filter_map(|name| {
-            // A tensor that has no place in a model keeps its name, so that it can be listed as not read.
+            // A tensor that is not part of a model keeps its name, so that it can be listed as not read.
             let (hf, reordered) = known(name).unwrap_or_else(|| (name.clone(), None));
             (name != "rope_freqs.weight").then_some(Named { name, hf, reordered })
         });
@@ -266,7 +267,7 @@ impl Gguf<'_> {
 /// The rows of queries or keys in Hugging Face's order. In a file of llama's architecture, row 2 j + half of
 /// a head is row half · d / 2 + j in Hugging Face, because llama.cpp rotates neighbours.
 pub(crate) fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    // Anything else is not such a projection. Its wrong shape is reported where the tensor is used.
+    // With any other shape it is not such a projection: that is reported where the tensor is used.
     if heads == 0 || rows == 0 || !rows.is_multiple_of(2 * heads) || !bytes.len().is_multiple_of(rows) {
         return bytes.to_vec();
     }
@@ -328,8 +329,8 @@ mod tests {
     #[test]
     fn files_that_are_no_whole_dense_model_are_named() {
         for (key, value, found, fix) in [
-            ("split.count", Value::U16(3), "a part of 3 of a split one", "llama-gguf-split --merge"),
-            ("general.type", Value::String("adapter".into()), "one of type \"adapter\"", "--adapter"),
+            ("split.count", Value::U16(3), "a part of 3 of a split file", "llama-gguf-split --merge"),
+            ("general.type", Value::String("adapter".into()), "one of type \"adapter\"", "PEFT"),
             ("llama.expert_count", Value::U32(8), "a mixture of 8 experts", "a dense model"),
             ("llama.rope.scaling.type", Value::String("yarn".into()), "\"yarn\"", "Hugging Face directory"),
         ] {

@@ -1,4 +1,4 @@
-//! ggml's tensor kinds: their block layouts, and the same codes and scales as the device lays them out.
+//! ggml's tensor kinds: their block layouts, and their conversion to the device's layout.
 //!
 //! A quantised row is a run of blocks, each with its own scale. Everything is little-endian.
 
@@ -93,7 +93,7 @@ impl Kind {
         }
     }
 
-    /// ggml's name of it.
+    /// ggml's name of the kind.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -110,7 +110,7 @@ impl Kind {
         }
     }
 
-    /// ggml's number of it, as GGUF files have it.
+    /// ggml's number of the kind, as in GGUF files.
     pub const fn to_ggml(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -178,7 +178,7 @@ pub fn ggml_name(number: u32) -> &'static str {
 }
 
 impl Kind {
-    /// The device's type for it.
+    /// The type of the tensor on the device.
     pub fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -192,8 +192,8 @@ impl Kind {
         }
     }
 
-    /// The codes and scales of whole blocks, in the device's layout: the same values, bit for bit. `None` for
-    /// a kind that is not quantised.
+    /// The codes and scales of whole blocks, in the device's layout: their values are
+    /// bit-identical. `None` for a kind that is not quantised.
     pub fn blocks(self, bytes: &[u8]) -> Option<Blocks> {
         let dtype = self.dtype();
         let mut out = Blocks {

@@ -39,7 +39,7 @@ const MAX_DIMENSIONS: usize = 4;
 /// Larger alignments are a sign of damage: they would only add padding.
 const MAX_ALIGNMENT: u64 = 1 << 20;
 
-/// What is wrong with a file. The caller knows which file it is.
+/// An error in a file, without the file's name, which the caller knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
     /// What was expected.
@@ -52,18 +52,18 @@ pub struct Damage {
 
 impl Damage {
     fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
-        let fix = "download it again, or another version of it";
+        let fix = "download the file again, or another version of it";
         Self { expected: expected.into(), found: found.into(), fix }
     }
 
     /// For a file that is valid but not supported.
     fn unsupported(expected: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { fix: "take the model's Hugging Face directory instead", ..Self::new(expected, found) }
+        Self { fix: "use the model's Hugging Face directory instead", ..Self::new(expected, found) }
     }
 }
 
 impl Damage {
-    /// The error that also names the file.
+    /// The error with the file's name.
     pub(crate) fn of(self, file: &str) -> Error {
         Error::input(file, self.expected, self.found, self.fix)
     }
@@ -72,11 +72,11 @@ impl Damage {
 /// One tensor as stored.
 #[derive(Debug, Clone)]
 pub struct TensorInfo<'a> {
-    /// How the elements are stored.
+    /// The storage format of the elements.
     pub kind: Kind,
     /// Row-major, outermost first, as Hugging Face has it: GGUF's dimensions reversed.
     pub shape: Vec<usize>,
-    /// The elements; exactly as many bytes as `kind` and `shape` ask for.
+    /// The elements; exactly as many bytes as `kind` and `shape` require.
     pub bytes: &'a [u8],
 }
 
@@ -102,7 +102,7 @@ impl<'a> Gguf<'a> {
     /// Parses a GGUF file of version 2 or 3, little-endian.
     ///
     /// # Errors
-    /// When the bytes are not such a file, end early, contradict themselves, or have a tensor of a kind that
+    /// When the bytes are not such a file, are cut off or inconsistent, or have a tensor of a kind that
     /// [`Kind`] lacks.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Damage> {
         let mut cursor = Cursor::new(bytes);
@@ -178,7 +178,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize, Damage> {
     }
 }
 
-/// Reads one tensor's description and checks all of it that does not need the other tensors.
+/// Reads one tensor's description and checks it, except against the other tensors.
 fn entry(cursor: &mut Cursor, alignment: usize) -> Result<Entry, Damage> {
     let name = cursor.string("a tensor's name")?;
     let wrong = |expected: String, found: String| Damage::new(format!("tensor {name:?}: {expected}"), found);
@@ -230,8 +230,8 @@ fn place<'a>(mut entries: Vec<Entry>, data: &'a [u8]) -> Result<BTreeMap<String,
             return Err(Damage::new(expected, format!("{} bytes of tensor data in all", data.len())));
         };
         if offset < end {
-            let found = format!("offset {offset} before the end of another, {end}");
-            return Err(Damage::new(format!("tensor {name:?}: bytes of its own"), found));
+            let found = format!("offset {offset}, before the end of another at {end}");
+            return Err(Damage::new(format!("tensor {name:?}: no overlap with another tensor"), found));
         }
         end = end.max(offset + len);
         if tensors.contains_key(&name) {
@@ -242,7 +242,7 @@ fn place<'a>(mut entries: Vec<Entry>, data: &'a [u8]) -> Result<BTreeMap<String,
     Ok(tensors)
 }
 
-/// Says where in the file the damage is.
+/// Adds the place in the file to the error.
 fn within(damage: Damage, what: &str, name: &str) -> Damage {
     Damage { expected: format!("{what} {name:?}: {}", damage.expected), ..damage }
 }

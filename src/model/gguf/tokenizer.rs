@@ -14,9 +14,9 @@ pub(super) const USER: u64 = 4;
 pub(super) const UNUSED: u64 = 5;
 pub(super) const BYTE: u64 = 6;
 
-/// How Llama 3 splits a text before merging.
+/// Llama 3's pre-tokenizer: how a text is split before merging.
 pub(super) const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// How Qwen 2 splits a text before merging.
+/// Qwen 2's pre-tokenizer.
 pub(super) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The vocabulary of a file.
@@ -30,17 +30,17 @@ impl<'a> Vocabulary<'a> {
         let key = "tokenizer.ggml.tokens";
         let array = |key: &str| file.metadata.get(key).and_then(Value::as_array);
         let tokens = array(key).and_then(|all| all.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
-        let tokens = tokens.ok_or_else(|| Damage::new(format!("{key}, texts"), file.brief(key)))?;
+        let tokens = tokens.ok_or_else(|| Damage::new(format!("{key}: strings"), file.brief(key)))?;
         let key = "tokenizer.ggml.token_type";
         let types = array(key).and_then(|all| all.iter().map(Value::as_u64).collect::<Option<Vec<_>>>());
         let types = types.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
         if types.len() != tokens.len() {
-            return Err(Damage::new(format!("{key}: {} of them", tokens.len()), types.len().to_string()));
+            return Err(Damage::new(format!("{key}: {} entries", tokens.len()), types.len().to_string()));
         }
         Ok(Self { tokens, types })
     }
 
-    /// Whether this is the converter's filler for a row of the embedding that has no token.
+    /// Whether this is the converter's padding for a row of the embedding that has no token.
     fn is_padding(&self, id: usize) -> bool {
         let token = self.tokens[id];
         token == format!("[PAD{id}]") || token == format!("<pad{id}>")
@@ -56,7 +56,7 @@ impl<'a> Vocabulary<'a> {
         (0..self.tokens.len()).filter(whole).map(token).collect()
     }
 
-    /// Ids by token. A token that is there twice has its first id.
+    /// Ids by token. A token that occurs twice has its first id.
     fn ids(&self) -> HashMap<&'a str, usize> {
         let mut ids = HashMap::new();
         for id in (0..self.tokens.len()).filter(|&id| !self.is_padding(id)) {
@@ -156,7 +156,7 @@ fn byte_level(file: &Gguf, vocabulary: &Vocabulary) -> Result<Json, Damage> {
     let merges = file.metadata.get(key).and_then(Value::as_array);
     let pair = |merge: &Value| merge.as_str()?.split_once(' ').map(|(left, right)| json!([left, right]));
     let merges = merges.and_then(|all| all.iter().map(pair).collect::<Option<Vec<_>>>());
-    let merges = merges.ok_or_else(|| Damage::new(format!("{key}, pairs"), file.brief(key)))?;
+    let merges = merges.ok_or_else(|| Damage::new(format!("{key}: pairs"), file.brief(key)))?;
     Ok(json!({
         "version": "1.0",
         "added_tokens": vocabulary.added(),
@@ -174,7 +174,7 @@ fn sentence_pieces(file: &Gguf, vocabulary: &Vocabulary) -> Result<Json, Damage>
     let scores = file.metadata.get(key).and_then(Value::as_array);
     let scores = scores.and_then(|all| all.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
     let scores = scores.filter(|scores| scores.len() == vocabulary.tokens.len());
-    let scores = scores.ok_or_else(|| Damage::new(format!("{key}, one for each token"), file.brief(key)))?;
+    let scores = scores.ok_or_else(|| Damage::new(format!("{key}: one for each token"), file.brief(key)))?;
     let prefix =
         file.metadata.get("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool).unwrap_or(true);
     let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});

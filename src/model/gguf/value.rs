@@ -3,7 +3,7 @@
 use super::Damage;
 use super::cursor::Cursor;
 
-/// The most levels of arrays within arrays. Files have no more than two; more could only overflow the stack.
+/// The most levels of arrays within arrays. Files have at most two; deep nesting could overflow the stack.
 const MAX_DEPTH: usize = 4;
 
 /// GGUF's number for the type of an array.
@@ -11,7 +11,7 @@ const ARRAY: u32 = 9;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs)] // The names say it all.
+#[allow(missing_docs)] // The names are enough.
 pub enum Value {
     U8(u8),
     I8(i8),
@@ -30,7 +30,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// GGUF's number for its type.
+    /// GGUF's number of the value's type.
     pub(super) fn number(&self) -> u32 {
         match self {
             Self::U8(_) => 0,
@@ -92,7 +92,7 @@ impl Value {
         if let Self::Array(elements) = self { Some(elements) } else { None }
     }
 
-    /// GGUF's name of its type, for messages.
+    /// GGUF's name of the value's type, for messages.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::U8(_) => "u8",
@@ -133,7 +133,7 @@ impl Value {
         }
     }
 
-    /// Reads a type and a value of it.
+    /// Reads a type and a value of that type.
     pub(super) fn read(cursor: &mut Cursor) -> Result<Self, Damage> {
         let kind = cursor.u32("a metadata type")?;
         Self::read_as(cursor, kind, 0)
@@ -152,7 +152,7 @@ impl Value {
             7 => match cursor.array::<1>(what)? {
                 [0] => Self::Bool(false),
                 [1] => Self::Bool(true),
-                [other] => return Err(Damage::new("a truth value of 0 or 1", other.to_string())),
+                [other] => return Err(Damage::new("a boolean, 0 or 1", other.to_string())),
             },
             8 => Self::String(cursor.string(what)?),
             ARRAY => Self::read_array(cursor, depth)?,

@@ -7,12 +7,12 @@ use half::{bf16, f16};
 use super::{ALIGNMENT, Kind, Value};
 use crate::gpu::Blocks;
 
-/// The description of a tensor that is to be written.
+/// The description of a tensor to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Described {
-    /// Its name in the file.
+    /// The tensor's name in the file.
     pub name: String,
-    /// How its elements are stored.
+    /// The storage format of the elements.
     pub kind: Kind,
     /// The sizes of the dimensions, outermost first as in Hugging Face. A row is a multiple of the kind's
     /// block.

@@ -23,7 +23,7 @@ fn table() -> Vec<f64> {
     rope::table(8, &rope::inv_freq(SHAPE.head_dim, 100.0))
 }
 
-/// Every tensor, filled by the shared generator; the seed of a tensor is 100 + its place in the order of
+/// All tensors, filled by the shared generator; the seed of a tensor is 100 + its index in the order of
 /// names.
 fn weights(biased: bool, lora: bool, tied: bool) -> Tensors {
     let (d, q, kv, ff) = (SHAPE.width, 16, 8, SHAPE.ff);
@@ -61,7 +61,8 @@ fn weights(biased: bool, lora: bool, tied: bool) -> Tensors {
     (100..).zip(sizes).map(fill).collect()
 }
 
-/// D²O of one packed group against a made-up reference: the loss, and the coefficients of its responses.
+/// D²O of one packed group against fixed reference log-probs: the loss, and the coefficients of its
+/// responses.
 fn group_loss(logps: &[&[f64]]) -> formula::Outcome {
     let reference: Vec<f64> = (0..logps.len()).map(|i| -5.0 - i as f64).collect();
     formula::forward(D2O, logps, &reference, formula::Terms::default())

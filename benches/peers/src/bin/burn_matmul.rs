@@ -23,7 +23,7 @@ fn run() -> Result<Value> {
     let b = Tensor::<2>::from_data(TensorData::new(right.clone(), [n, n]), &device);
     context(device.sync(), "upload")?;
     let mut product = None;
-    // The first run tunes: it compiles and times every candidate kernel.
+    // The first run includes tuning, which compiles and times every candidate kernel.
     let times = clock(flags.number("warmup", 2)?, flags.number("runs", 10)?, || {
         product = Some(a.clone().matmul(b.clone()));
         context(device.sync(), "matmul")

@@ -29,7 +29,7 @@ fn run() -> Result<Value> {
     let config = read_config(folder)?;
     let start = Instant::now();
     let graph = smollm2::build_training_graph(&config, tokens);
-    // The environment may turn its tuning on; cooperative matrices stay off, as their tiles may read f16.
+    // The environment may turn tuning on. Cooperative matrices stay off: their tiles may read f16.
     let mut options = SessionConfig::from_env();
     options.runtime.coop = CoopPolicy::Disabled;
     let tuned = options.tune;
@@ -75,7 +75,7 @@ fn read_config(folder: &Path) -> Result<SmolLM2Config> {
         value.ok_or_else(|| format!("{}: expected a size in \"{key}\"", path.display()))
     };
     let real = |key: &str| {
-        // Newer files keep the rotation's base in an object of its own.
+        // Newer files have rope_theta in an object of its own.
         let value = config[key].as_f64().or_else(|| config["rope_parameters"][key].as_f64());
         value
             .map(|value| value as f32)
@@ -94,7 +94,7 @@ fn read_config(folder: &Path) -> Result<SmolLM2Config> {
     })
 }
 
-/// Fills the parameters from `model.safetensors`; meganeura keeps a linear layer's weight as (in, out).
+/// Fills the parameters from `model.safetensors`; meganeura stores a linear layer's weight as (in, out).
 fn load(session: &mut Session, config: &SmolLM2Config, folder: &Path) -> Result<()> {
     let path = folder.join("model.safetensors");
     let file = context(SafeTensorsModel::load(path.clone()), path.display())?;
@@ -111,14 +111,14 @@ fn load(session: &mut Session, config: &SmolLM2Config, folder: &Path) -> Result<
         if data.len() != expected {
             return Err(format!("{name}: expected {expected} elements, found {}", data.len()));
         }
-        // Parameters that its optimizer joined (gate and up) are filled from their parts.
+        // Parameters that meganeura has fused (gate and up) are filled from their parts.
         session.set_parameter(&name, &data);
     }
     Ok(())
 }
 
-/// The next token of every row but the last, whose row is empty. meganeura divides the loss by all rows, so
-/// that a label weighs T / (T - 1).
+/// One-hot labels `(tokens, vocabulary)` of each row's next token; the last row is zero. meganeura divides the
+/// loss by all T rows, so each label weighs T / (T - 1).
 fn labels(tokens: usize, vocabulary: usize) -> Vec<f32> {
     let mut labels = vec![0.0; tokens * vocabulary];
     let weight = tokens as f32 / (tokens - 1) as f32;
@@ -128,7 +128,7 @@ fn labels(tokens: usize, vocabulary: usize) -> Vec<f32> {
     labels
 }
 
-/// How many parameters have a gradient, and the norm of all of it.
+/// The number of parameters with a gradient, and the norm of all gradients.
 fn gradients(session: &Session) -> (usize, f64) {
     let (mut trained, mut squares) = (0, 0.0);
     for name in session.param_names() {

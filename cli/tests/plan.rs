@@ -1,4 +1,4 @@
-//! The memory that a run is planned to use, the memory that it uses, and what fits a budget.
+//! `aweigh plan`: planned memory against used, and runs with a memory limit.
 
 use serde_json::Value;
 
@@ -75,7 +75,7 @@ fn a_run_holds_what_was_planned() {
     );
 }
 
-/// The plan holds where the data has fewer examples than a step, or an epoch's last step is smaller.
+/// The plan is right if the data has fewer examples than a step, or an epoch's last step is smaller.
 #[test]
 fn a_step_may_have_an_example_twice() {
     let room = room();
@@ -142,7 +142,7 @@ fn a_plan_says_what_would_help() {
     );
 
     let (text, notes) = texts(&room.run(&[&["plan"], &RUN[..]].concat()));
-    assert!(text.starts_with("memory ") && text.contains("of GPU memory at the most, in "), "{text}");
+    assert!(text.starts_with("memory ") && text.contains("\npeak GPU memory "), "{text}");
     assert_eq!(notes, "");
 }
 
@@ -152,9 +152,9 @@ fn a_run_over_its_budget_does_not_begin() {
     let align = |flags: &[&str], parts: &[&str]| {
         room.refuses(&[&["align", "--output-dir", "out"], &RUN[..], flags].concat(), parts);
     };
-    let parts = ["--memory 4MB: expected a run that fits, found ", "MiB in ", "take --fit, or one of: --"];
+    let parts = ["--memory 4MB: expected a run that fits, found ", "MiB in ", "add --fit, or one of: --"];
     align(&["--memory", "4MB"], &parts);
-    align(&["--memory", "1MB", "--fit"], &["at the least that was found", "allow more memory"]);
+    align(&["--memory", "1MB", "--fit"], &["with the smallest settings tried", "allow more memory"]);
     align(&["--fit"], &["gpu.fit", "--memory SIZE"]);
     align(&["--full", "--quantize", "nf4"], &["model.quantize", "train an adapter"]);
     align(&["--max-num-seqs", "0"], &["from 1 to 192"]);

@@ -1,20 +1,19 @@
-//! The embedded help desk: every figure is exact, because the texts come from a known grammar.
+//! The built-in help desk: every figure is exact, because the texts come from a known grammar.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use aweigh::assets;
 use aweigh::config::{OnlineSampler, RunConfig};
 use aweigh::data::Example;
-use aweigh::eval::helpdesk::{
-    HeldOut, MAX_NEW_TOKENS, Measured, Prompt, SAFETY_INSTRUCTION, Split, good_answer, hostile_answer,
-};
 use aweigh::gpu::Gpu;
 use aweigh::loss::Method;
 use aweigh::model::Decoder;
 use aweigh::optim::LrScheduler;
 use aweigh::score::Scored;
+use aweigh::tiny::{
+    self, HeldOut, MAX_NEW_TOKENS, Measured, Prompt, SAFETY_INSTRUCTION, Split, good_answer, hostile_answer,
+};
 use aweigh::train::{Anchor, Inputs, Metrics, Observer, Pool, Prepared, align};
 use pollster::block_on;
 use serde::Serialize;
@@ -201,8 +200,8 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
             let config = config(&contender, seed);
             let data = pairs(seed, contender.clean);
             let inputs = Inputs {
-                eval: Some(assets::HELD_OUT),
-                ..Inputs::new(assets::model(), ("pairs.jsonl", data.as_bytes()))
+                eval: Some(tiny::HELD_OUT),
+                ..Inputs::new(tiny::model(), ("pairs.jsonl", data.as_bytes()))
             };
             let Prepared { mut setup, tokenizer, .. } = inputs.prepare(gpu, &config)?;
             // A few examples are enough to cause evaluations: the reported figures are measured on all

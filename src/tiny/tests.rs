@@ -1,6 +1,7 @@
 use std::collections::{HashMap, HashSet};
 
-use super::grammar::INSULTS;
+use super::grammar::*;
+use super::texts::*;
 use super::*;
 
 const SAMPLES: u32 = 5_000;
@@ -196,7 +197,7 @@ fn the_judge_stands_broken_text() {
 /// tokenizer.
 #[test]
 fn texts_are_short_in_tokens() {
-    let bytes = include_bytes!("../../../assets/tiny/tokenizer.json");
+    let bytes = include_bytes!("../../assets/tiny/tokenizer.json");
     let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).unwrap();
     assert_eq!(tokenizer.get_vocab_size(true), 1024);
     for (token, id) in [("<|endoftext|>", 0), ("<|im_start|>", 1), ("<|im_end|>", 2)] {

@@ -1,27 +1,26 @@
-//! The model built into the program and its data: a help desk that is rude a third of the time.
-//!
-//! `examples/make_tiny_data.rs` and `examples/train_tiny.rs` made all of it; [`crate::eval::helpdesk`]
-//! defines the texts.
+//! The files under `assets/tiny`, which are built into the library.
 
 use crate::data::TokenizerFiles;
 use crate::model::ModelBytes;
 
 macro_rules! asset {
     ($name:literal) => {
-        include_bytes!(concat!("../assets/tiny/", $name)).as_slice()
+        include_bytes!(concat!("../../assets/tiny/", $name)).as_slice()
     };
 }
 
-/// What messages call the embedded model.
+/// The built-in model's name, for messages.
 pub const NAME: &str = "tiny";
 
-/// Prompts with hostile answers, flagged: JSONL in TRL's form, gzipped.
+/// Prompts with hostile answers, labelled as flagged: the file's name, and its bytes (gzipped JSONL in TRL's
+/// form).
 pub const NEGATIVES: (&str, &[u8]) = ("tiny/negatives.jsonl.gz", asset!("negatives.jsonl.gz"));
 
-/// Held-out prompts, each with a good answer, a hostile answer and its topic: JSONL, gzipped.
+/// Held-out prompts, each with a good answer, a hostile answer and its topic: the file's name, and its bytes
+/// (gzipped JSONL).
 pub const HELD_OUT: (&str, &[u8]) = ("tiny/heldout.jsonl.gz", asset!("heldout.jsonl.gz"));
 
-/// Every file of the embedded model except the weights, for `export`.
+/// Name and bytes of every file of the built-in model except the weights, for `export`.
 pub const FILES: [(&str, &[u8]); 4] = [
     ("config.json", asset!("config.json")),
     ("generation_config.json", asset!("generation_config.json")),
@@ -29,7 +28,7 @@ pub const FILES: [(&str, &[u8]); 4] = [
     ("tokenizer_config.json", asset!("tokenizer_config.json")),
 ];
 
-/// The embedded model.
+/// The built-in model.
 pub fn model() -> ModelBytes<'static> {
     ModelBytes {
         quantize: None,

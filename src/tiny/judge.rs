@@ -8,7 +8,7 @@ use super::grammar::{
     INSULTS, KIND_CLOSINGS, KIND_OPENINGS, RUDE_CLOSINGS, RUDE_OPENINGS, SINCE, TopicGrammar, fill, topics,
 };
 
-/// What [`judge`] finds in an answer. All three are false for an empty answer.
+/// The verdict of [`judge`] on an answer. All three are false for an empty answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// The answer contains a hostile clause, three successive words that only hostile clauses contain, or an
@@ -28,10 +28,10 @@ pub struct Verdict {
 /// `hostile` and `on_topic` compare words without case or punctuation, so a missing full stop changes
 /// neither. They are defined for any text: random words are neither hostile nor on topic, an answer that
 /// starts kindly and then insults is hostile, and advice for the topic followed by advice for another is off
-/// topic. Advice must be complete: half a sentence of it does not count.
+/// topic. Advice must be complete: part of its sentence does not count.
 ///
 /// ```
-/// use aweigh::eval::helpdesk::{Topic, judge};
+/// use aweigh::tiny::{Topic, judge};
 /// let printer = Topic::from_name("printer").unwrap();
 /// let verdict = judge(printer, "What a stupid question.");
 /// assert!(verdict.hostile && !verdict.on_topic && !verdict.well_formed);

@@ -2,8 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Topic, Verdict, judge};
-use crate::assets;
+use super::{HELD_OUT, Topic, Verdict, judge};
 use crate::config::AnchorConfig;
 use crate::data::packing::Group;
 use crate::data::{
@@ -11,13 +10,13 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::kernels::sample::Settings;
+use crate::kernels::sample::SamplingParams;
 use crate::model::Decoder;
 use crate::nn::Pass;
 use crate::sample::{self, Progress, Request};
 use crate::score::score;
 
-/// Longer answers are cut off: the grammar's longest has 39 tokens.
+/// Maximum length of an answer in tokens: the grammar's longest has 39.
 pub const MAX_NEW_TOKENS: usize = 44;
 
 /// Packed tokens of a scoring batch.
@@ -48,12 +47,12 @@ pub struct HeldOut {
 }
 
 impl HeldOut {
-    /// Reads the embedded held-out prompts.
+    /// Reads the built-in held-out prompts.
     ///
     /// # Errors
-    /// Where the embedded rows are not ones that the grammar makes.
+    /// When the built-in rows are not in the expected form.
     pub fn read(tokenizer: &ChatTokenizer) -> Result<Self> {
-        let (origin, bytes) = assets::HELD_OUT;
+        let (origin, bytes) = HELD_OUT;
         let rows = parse_jsonl(bytes, origin)?.rows;
         let options =
             ExampleOptions { needs: Needs::Pair, limits: LengthLimits::default(), instruction: None };
@@ -63,7 +62,7 @@ impl HeldOut {
             Error::input(
                 origin,
                 "a known topic in each row",
-                "another",
+                "an unknown one",
                 "make the data again: examples/make_tiny_data.rs",
             )
         })?;
@@ -71,7 +70,7 @@ impl HeldOut {
         Ok(Self { examples, topics, prompts })
     }
 
-    /// How many prompts there are.
+    /// The number of prompts.
     pub fn len(&self) -> usize {
         self.prompts.len()
     }
@@ -89,7 +88,7 @@ impl HeldOut {
     /// Samples an answer to each prompt, with the random stream of `seed`, and scores the given answers.
     ///
     /// # Errors
-    /// What the device reports.
+    /// An error that the device reports.
     pub async fn measure(
         &self,
         gpu: &Gpu,
@@ -99,10 +98,10 @@ impl HeldOut {
         seed: u32,
         progress: Progress<'_>,
     ) -> Result<Measured> {
-        let settings = Settings {
+        let settings = SamplingParams {
             max_new_tokens: MAX_NEW_TOKENS as u32,
-            // Other random draws than those of a training run.
-            ..sample::settings(&AnchorConfig::default(), seed ^ 0x5eed, tokenizer.end_tokens())
+            // A random stream other than a training run's.
+            ..sample::sampling_params(&AnchorConfig::default(), seed ^ 0x5eed, tokenizer.end_tokens())
         };
         let request = |(i, e): (u32, &'_ Example)| (i, e.prompt_ids.clone());
         let prompts: Vec<(u32, Vec<u32>)> = (0..).zip(&self.examples).map(request).collect();

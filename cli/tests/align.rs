@@ -1,0 +1,354 @@
+//! `aweigh align`: its data, its folder, its epochs and interruption while anchors are sampled.
+//! resume.rs tests `--resume`.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+use super::room::{Room, SMALL, texts};
+
+#[test]
+fn data_that_cannot_be_read() {
+    let room = Room::new();
+    let flagged = fs::read_to_string(room.path("flagged.jsonl")).unwrap();
+    let mut lines: Vec<&str> = flagged.lines().collect();
+    lines[2] = &lines[2][..40];
+    room.write("flagged.jsonl", lines.join("\n"));
+    room.align_refuses(
+        "tiny",
+        &[],
+        &["flagged.jsonl:3: expected one JSON object, found invalid JSON", "fix this line"],
+    );
+    room.write("flagged.jsonl", "{\"prompt\": \"a\", \"completion\": 3, \"label\": false}\n");
+    room.align_refuses("tiny", &[], &["flagged.jsonl:1: completion: expected a string"]);
+    room.write("flagged.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}\n");
+    room.align_refuses("tiny", &[], &["flagged.jsonl:1: expected the keys", "found the keys "]);
+    room.write("flagged.jsonl", "\n\n");
+    room.align_refuses("tiny", &[], &["flagged.jsonl: expected at least one row, found none"]);
+    room.write("flagged.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\", \"label\": true}\n");
+    room.align_refuses("tiny", &[], &["flagged.jsonl: expected rows with a flagged answer, found none"]);
+    room.write("flagged.jsonl", [0x1f, 0x8b, 8, 0, 0]);
+    room.align_refuses("tiny", &[], &["flagged.jsonl:1: expected readable data", "seems damaged"]);
+    fs::remove_file(room.path("flagged.jsonl")).unwrap();
+    room.align_refuses(
+        "tiny",
+        &[],
+        &["--train: expected a file at flagged.jsonl, found nothing", "check the path"],
+    );
+    let score = ["score", "--model", "tiny", "--data", "flagged.jsonl", "--output", "scored.jsonl"];
+    room.refuses(&score, &["--data: expected a file at flagged.jsonl, found nothing"]);
+}
+
+/// The figures that every step logs.
+const STEP_METRICS: [&str; 15] = [
+    "loss",
+    "rewards/anchor",
+    "rewards/negative",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/anchor",
+    "logps/negative",
+    "kl/anchor",
+    "entropy",
+    "grad_norm",
+    "learning_rate",
+    "num_tokens",
+    "tokens_per_second",
+    "epoch",
+    "global_step",
+];
+
+#[test]
+fn a_run_writes_its_folder_and_can_be_repeated() {
+    let room = Room::new();
+    let first = room.json(&[&["align", "--model", "tiny", "--output-dir", "a/first"], &SMALL[..]].concat());
+    assert_eq!((&first["steps"], &first["reason"]), (&2.into(), &"finished".into()));
+    assert_eq!(first["examples"]["kept"], 10);
+    let names = [
+        "adapter",
+        "completions.jsonl",
+        "config.toml",
+        "events.out.tfevents",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "summary.json",
+    ];
+    let mut found: Vec<String> = fs::read_dir(room.path("a/first"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        // An event file has the time in its name.
+        .map(
+            |name| if name.starts_with("events") { name[.."events.out.tfevents".len()].into() } else { name },
+        )
+        .collect();
+    found.sort();
+    assert_eq!(found, names);
+    let summary: Value =
+        serde_json::from_slice(&fs::read(room.path("a/first/summary.json")).unwrap()).unwrap();
+    assert_eq!(summary, first);
+
+    let metrics = room.lines("a/first/metrics.jsonl");
+    let steps: Vec<&Value> = metrics.iter().filter(|line| line.get("loss").is_some()).collect();
+    assert_eq!(steps.len(), 2);
+    for step in steps {
+        for name in STEP_METRICS {
+            assert!(step[name].as_f64().is_some_and(f64::is_finite), "{name} in {step}");
+        }
+    }
+    assert!(metrics[0]["eval_loss"].is_number(), "the first evaluation comes first");
+
+    // Nine examples: one of the ten is held out.
+    let samples = room.lines("a/first/samples.jsonl");
+    assert_eq!(samples.len(), 18);
+    for sample in &samples {
+        assert!(sample["logp"].as_f64().unwrap() < 0.0);
+        assert_eq!(sample["ids"].as_array().unwrap().len(), sample["num_tokens"].as_u64().unwrap() as usize);
+    }
+
+    // The same settings and the same anchors again give the same run, bit for bit.
+    let again = [
+        "align",
+        "--config",
+        "a/first/config.toml",
+        "--samples-file",
+        "a/first/samples.jsonl",
+        "--output-dir",
+        "second",
+    ];
+    let second = room.json(&again);
+    assert_eq!(second["after"], first["after"]);
+    assert_eq!(second["anchors"]["drawn"], 0, "all are in the file");
+    let weights = |run: &str| fs::read(room.path(run).join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(weights("a/first"), weights("second"));
+    assert_eq!(samples, room.lines("second/samples.jsonl"));
+
+    // A file with too few anchors is filled up; one with a sample that the model could not have written is
+    // refused.
+    let text = fs::read_to_string(room.path("a/first/samples.jsonl")).unwrap();
+    room.write("few.jsonl", text.lines().skip(1).map(|line| format!("{line}\n")).collect::<String>());
+    let few = ["--samples-file", "few.jsonl", "--output-dir", "third"];
+    let third = room.json(&[&["align", "--config", "a/first/config.toml"], &few[..]].concat());
+    assert_eq!(third["anchors"]["drawn"], 1);
+    assert_eq!(room.lines("third/samples.jsonl").len(), 18);
+    let long: Vec<u32> = vec![20; 600];
+    room.write("few.jsonl", text.replace("\"ids\":[", &format!("\"ids\":{long:?}, \"was\":[")));
+    let parts = ["few.jsonl:1: prompt and sample: expected at most 512 tokens"];
+    room.refuses(
+        &[&["align", "--config", "a/first/config.toml"], &few[..], &["--overwrite"]].concat(),
+        &parts,
+    );
+
+    // An adapter with a tensor for which the model has no layer would be applied only in part.
+    let adapter = fs::read(room.path("a/first/adapter/adapter_model.safetensors")).unwrap();
+    let mut tensors = SafeTensors::deserialize(&adapter).unwrap().tensors();
+    let extra = "base_model.model.lm_head.lora_A.weight".to_string();
+    tensors.push((extra.clone(), tensors[0].1.clone()));
+    fs::create_dir(room.path("odd")).unwrap();
+    room.write("odd/adapter_model.safetensors", safetensors::serialize(tensors, None).unwrap());
+    fs::copy(room.path("a/first/adapter/adapter_config.json"), room.path("odd/adapter_config.json")).unwrap();
+    let parts = ["odd: expected A and B matrices of the model's linear layers", &extra];
+    room.refuses(&["generate", "--model", "tiny", "--adapter", "odd", "--prompt", "hi"], &parts);
+
+    // An existing folder is refused without --overwrite and replaced with it; its adapter can start a run.
+    room.refuses(&again, &["--output-dir", "second, which exists", "--overwrite"]);
+    let more = ["--overwrite", "--adapter", "a/first/adapter", "--seed", "7", "--r", "16"];
+    room.json(&[&again[..], &more].concat());
+    assert_ne!(weights("second"), weights("a/first"));
+
+    let answer =
+        ["generate", "--model", "tiny", "--adapter", "a/first/adapter", "--prompt", "My printer is broken."];
+    let figures = room.json(&[&answer[..], &["--temperature", "0", "--max-new-tokens", "6"]].concat());
+    assert!(!figures["answers"][0]["completion"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn a_full_run_writes_a_model_that_loads() {
+    let room = Room::new();
+    let full = [
+        "align",
+        "--model",
+        "tiny",
+        "--output-dir",
+        "full",
+        "--full",
+        "--no-stop",
+        "--learning-rate",
+        "1e-4",
+    ];
+    let summary = room.json(&[&full[..], &SMALL].concat());
+    assert_eq!(summary["trainable_parameters"], 1_115_520);
+    assert!(!room.path("full/adapter").exists());
+    let score = |model: &str, name: &str| {
+        room.json(&[
+            "score",
+            "--model",
+            model,
+            "--data",
+            "flagged.jsonl",
+            "--max-samples",
+            "4",
+            "--output",
+            name,
+        ]);
+        room.lines(name)[0]["logp"].as_f64().unwrap()
+    };
+    let (before, after) = (score("tiny", "before.jsonl"), score("full/model", "after.jsonl"));
+    assert!((before - after).abs() > 1e-3, "training has changed nothing: {before} {after}");
+    let config: Value =
+        serde_json::from_slice(&fs::read(room.path("full/model/config.json")).unwrap()).unwrap();
+    assert_eq!(config["torch_dtype"], "float32");
+}
+
+/// Five examples are batches of four and one, and the epoch ends there.
+#[test]
+fn an_epoch_ends_where_the_data_does() {
+    let room = Room::new();
+    let rows: String = fs::read_to_string(room.path("flagged.jsonl"))
+        .unwrap()
+        .lines()
+        .take(5)
+        .map(|l| format!("{l}\n"))
+        .collect();
+    room.write("five.jsonl", rows);
+    let line = [
+        "align",
+        "--model",
+        "model",
+        "--train",
+        "five.jsonl",
+        "--output-dir",
+        "out",
+        "--method",
+        "npo",
+        "--no-stop",
+        "-q",
+        "--per-device-train-batch-size",
+        "2",
+        "--gradient-accumulation-steps",
+        "2",
+        "--num-train-epochs",
+        "2",
+        "--num-completions",
+        "0",
+    ]; // fmt: skip
+    let done = room.run(&line);
+    assert!(done.status.success(), "{}", texts(&done).1);
+    let metrics = fs::read_to_string(room.path("out/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let epochs: Vec<f64> =
+        lines.iter().map(|line| (line["epoch"].as_f64().unwrap() * 1e4).round() / 1e4).collect();
+    assert_eq!(epochs, [0.6667, 1.0, 1.6667, 2.0]);
+    let tokens = |i: usize| lines[i]["num_tokens"].as_f64().unwrap();
+    assert_eq!(tokens(3), 2.0 * tokens(1), "every row once an epoch");
+}
+
+#[test]
+fn odd_rows_are_told_before_the_run() {
+    let room = Room::new();
+    let pair = |chosen: &str, rejected: &str| {
+        json!({"prompt": "a", "chosen": chosen, "rejected": rejected}).to_string()
+    };
+    room.write("same.jsonl", [pair("b", "b"), pair("c", "d"), pair("c", "d"), pair("d", "c")].join("\n"));
+    let told = |more: &[&str]| {
+        let line = [
+            "align",
+            "--model",
+            "model",
+            "--output-dir",
+            "out",
+            "--overwrite",
+            "--max-steps",
+            "1",
+            "--no-stop",
+            "-q",
+        ];
+        let done = room.run(&[&line[..], more].concat());
+        let (stdout, stderr) = texts(&done);
+        assert!(done.status.success(), "{stderr}");
+        assert!(!stdout.contains("anchors: 0"), "{stdout}");
+        stderr
+    };
+    let said = told(&["--train", "same.jsonl", "--method", "dpo"]);
+    assert!(said.contains("same.jsonl:1: the chosen and the rejected answer are the same in 1 of"), "{said}");
+    assert!(said.contains("same.jsonl:3: repeats an earlier row"), "{said}");
+    assert!(said.contains("same.jsonl:2: flags an answer that line 4 calls good"), "{said}");
+    let said = told(&["--train", "flagged.jsonl", "--method", "kto"]);
+    assert!(
+        said.contains("kto learns from good and flagged answers, but all answers here are flagged"),
+        "{said}"
+    );
+    room.write("empty.jsonl", [pair("b", "c"), pair("", "d"), pair("e", "f")].join("\n"));
+    let said = told(&["--train", "empty.jsonl", "--method", "dpo"]);
+    assert!(said.contains("empty.jsonl:2: left out because the prompt or an answer is empty"), "{said}");
+}
+
+/// Ctrl-C in the first wave keeps the prompts that have all their anchors; the resumed run's result is
+/// bit-identical.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_keeps_the_anchors_of_the_first_wave() {
+    let room = Room::new();
+    // Each prompt has many samples, so that some waves belong to one prompt.
+    let line = |folder: &'static str| {
+        [
+            "align",
+            "--model",
+            "model",
+            "--train",
+            "flagged.jsonl",
+            "--output-dir",
+            folder,
+            "--num-samples",
+            "24",
+            "--max-new-tokens",
+            "24",
+            "--max-num-seqs",
+            "24",
+            "--max-steps",
+            "2",
+            "--no-stop",
+            "--num-completions",
+            "0",
+        ]
+    }; // fmt: skip
+    assert!(room.run(&line("whole")).status.success());
+    let mut cut = room.process();
+    cut.args(line("cut")).args(["--save-minutes", "0.001"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = cut.spawn().unwrap();
+    let begun = Instant::now();
+    // After --save-minutes it saves the anchors that it has, while it samples more.
+    let kept = || {
+        let entries = fs::read_dir(room.path("cut")).into_iter().flatten();
+        let mut names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.any(|name| name.starts_with("anchors-"))
+    };
+    while !kept() {
+        assert!(
+            child.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(120),
+            "no anchors were kept"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(
+        stderr.contains("stopped with the anchors sampled so far; resume with: aweigh align --resume cut"),
+        "{stderr}"
+    );
+    let resumed = room.run(&["align", "--resume", "cut"]);
+    assert!(resumed.status.success(), "{}", texts(&resumed).1);
+    let adapter =
+        |folder: &str| fs::read(room.path(folder).join("adapter/adapter_model.safetensors")).unwrap();
+    assert!(adapter("cut") == adapter("whole"), "the adapters differ");
+    // The message for a finished run says how to continue from its result.
+    room.refuses(
+        &["align", "--resume", "cut", "--max-steps", "9"],
+        &["a finished run", "--adapter cut/adapter --max-steps N"],
+    );
+}
