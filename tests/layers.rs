@@ -1,5 +1,5 @@
-//! The top-level modules of `src/` and the imports between them. A module imports only modules above it in the
-//! table, and of these only those that the table lists for it. No two files import each
+//! The top-level modules of `src/` and the imports between them. A module imports only modules above it in
+//! the table, and of these only those that the table lists for it. No two files import each
 //! other, directly or through other files.
 //!
 //! ARCHITECTURE.md prints the table; `AWEIGH_WRITE_DOCS=1 cargo test --test layers` writes it there.

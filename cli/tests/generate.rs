@@ -54,11 +54,11 @@ fn a_chat_template_of_the_users_own() {
     fn strings(words: &[String]) -> Vec<&str> {
         words.iter().map(String::as_str).collect()
     }
-    room.refuses(&strings(&answer(&["model"])), &["a model with a chat template", "--chat-template FILE"]);
+    room.refuses(&strings(&answer(&["model"])), &["a model with a chat template", "--chat-template"]);
     room.align_refuses(
         "model",
         &[],
-        &["a chat template, as the prompts are conversations", "--chat-template FILE"],
+        &["a chat template, as the prompts are conversations", "--chat-template"],
     );
     let found = room.json(&strings(&answer(&["model", "--chat-template", "own.jinja"])));
     let expected = room.json(&strings(&answer(&["tiny"])));

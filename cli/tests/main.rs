@@ -6,6 +6,7 @@ mod align;
 mod bench;
 mod demo;
 mod devices;
+mod documents;
 mod eval;
 mod export;
 mod flags;

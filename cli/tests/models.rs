@@ -39,7 +39,7 @@ fn missing_and_truncated_weights() {
         room.align_refuses(
             "model",
             &[],
-            &["model.safetensors: expected a whole safetensors file", &found, "download"],
+            &["model.safetensors: expected a complete safetensors file", &found, "download"],
         );
     }
 }
@@ -52,7 +52,7 @@ fn a_gguf_file_that_is_damaged_or_not_supported() {
     for (bytes, parts) in [
         (small.to_vec(), ["model.gguf: expected tensor token_embd.weight, found none", "another version"]),
         (small[..small.len() - 40].to_vec(), ["model.gguf: expected tensor", "bytes of tensor data in all"]),
-        (small[..60].to_vec(), ["model.gguf: expected", "download it again"]),
+        (small[..60].to_vec(), ["model.gguf: expected", "download the file again"]),
         (b"GGML".to_vec(), ["model.gguf: expected a GGUF file", "GGML"]),
         (Vec::new(), ["model.gguf", "expected"]),
     ] {
@@ -273,7 +273,7 @@ fn gguf_files_are_named_for_what_they_are() {
     let parts = [
         "(m.gguf): expected a chat template",
         "no tokenizer.chat_template in its metadata",
-        "--chat-template FILE",
+        "--chat-template",
     ];
     room.refuses(&score, &parts);
 }

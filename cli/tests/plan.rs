@@ -152,7 +152,7 @@ fn a_run_over_its_budget_does_not_begin() {
     let align = |flags: &[&str], parts: &[&str]| {
         room.refuses(&[&["align", "--output-dir", "out"], &RUN[..], flags].concat(), parts);
     };
-    let parts = ["--memory 4MB: expected a run that fits, found ", "MiB in ", "add --fit, or one of: --"];
+    let parts = ["--memory 4MB: expected a run that fits, found ", "MiB in ", "set --fit, or one of: --"];
     align(&["--memory", "4MB"], &parts);
     align(&["--memory", "1MB", "--fit"], &["with the smallest settings tried", "allow more memory"]);
     align(&["--fit"], &["gpu.fit", "--memory SIZE"]);

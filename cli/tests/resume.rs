@@ -333,7 +333,7 @@ fn what_a_run_does_not_go_on_with() {
     let room = Room::new();
     room.refuses(
         &["align", "--resume", "cut"],
-        &["--resume: expected the folder of a run", "found no folder at cut"],
+        &["--resume: expected the folder of an unfinished run", "found no folder at cut"],
     );
     room.refuses(&["align", "--resume", "model"], &["found a folder without config.toml at model"]);
     interrupted(&room);

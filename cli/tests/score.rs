@@ -12,10 +12,10 @@ fn every_answer_gets_its_log_prob() {
     let printed: Vec<serde_json::Value> =
         stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(printed, rows, "{stderr}");
-    // A chosen and a rejected answer for each row, in its order; the model prefers the first.
-    assert_eq!(rows.len(), 6, "{stdout}");
-    for pair in rows.chunks(2) {
-        let [chosen, rejected] = [0, 1].map(|i| pair[i]["logp"].as_f64().unwrap());
-        assert!(chosen < 0.0 && rejected < 0.0, "{pair:?}");
+    assert_eq!(rows.len(), 3, "{stdout}");
+    for row in rows {
+        let [chosen, rejected] = ["chosen_logp", "rejected_logp"].map(|key| row[key].as_f64().unwrap());
+        assert!(chosen < 0.0 && rejected < 0.0 && chosen != rejected, "{row}");
+        assert!(row["chosen_num_tokens"].as_u64().unwrap() > 5, "{row}");
     }
 }

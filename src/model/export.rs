@@ -11,7 +11,7 @@ use super::adapter::PEFT_SCORE;
 use super::adapter::tensor_name;
 use super::weights::Stored;
 use super::{Adapter, DecoderConfig, ModelBytes, Weights, gguf};
-use crate::error::setting;
+use crate::error::setting_to;
 use crate::gpu::DType;
 use crate::nn::transposed;
 use crate::{Error, Result};
@@ -246,7 +246,8 @@ fn check_f16(name: &str, values: &[f32]) -> Result<()> {
     match values.iter().find(|v| v.is_finite() && !f16::from_f32(**v).is_finite()) {
         None => Ok(()),
         Some(value) => {
-            let fix = format!("write it in another type, bfloat16 or float32, with {}", setting("dtype"));
+            let dtype = setting_to("dtype", "bfloat16");
+            let fix = format!("write it in another type: {dtype} or float32");
             Err(Error::input(format!("tensor {name}"), "values up to 65504, F16's largest", value, fix))
         }
     }

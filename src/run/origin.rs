@@ -79,3 +79,28 @@ pub(super) fn last_state(folder: &Path, own: &Origin, warn: &mut dyn FnMut(Strin
     }
     Ok(Some(found.state))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_inputs_are_does_not_count() {
+        let at = |folder: &str| {
+            let mut config = RunConfig::default();
+            config.data.train = format!("{folder}/train.jsonl").into();
+            config.data.eval = Some(format!("{folder}/eval.jsonl").into());
+            config.anchors.samples_file = Some(format!("{folder}/samples.jsonl").into());
+            config.model.adapter = Some(format!("{folder}/adapter").into());
+            config.reference.negative = ReferenceSource::Checkpoint(format!("{folder}/older").into());
+            config
+        };
+        assert_eq!(settings_sum(&at("here")), settings_sum(&at("there")));
+        let mut other = at("here");
+        other.reference.negative = ReferenceSource::Initial;
+        assert_ne!(settings_sum(&at("here")), settings_sum(&other));
+        other = at("here");
+        other.train.learning_rate *= 2.0;
+        assert_ne!(settings_sum(&at("here")), settings_sum(&other));
+    }
+}

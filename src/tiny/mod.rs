@@ -1,8 +1,8 @@
 //! The built-in model "tiny", and its generated texts: a help desk that is rude a third of the time.
 //!
-//! `assets/tiny` holds the model and its data, which `examples/make_tiny_data.rs` and `examples/train_tiny.rs`
-//! made from the texts of this module. Because their grammar is known, [`judge`] counts the share of hostile
-//! answers exactly instead of guessing it with a classifier; the demo measures itself with it.
+//! `assets/tiny` holds the model and its data. `examples/make_tiny_data.rs` and `examples/train_tiny.rs` made
+//! them from the texts of this module. Because their grammar is known, [`judge()`] counts hostile answers
+//! exactly instead of guessing with a classifier; the demo measures itself with it.
 //!
 //! - A **prompt** is greeting, complaint, question. The complaint comes from one of the topics of
 //!   `topics.txt` and names an item and a time: some 420,000 different prompts in all.
