@@ -102,7 +102,7 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
             collect(&path, found);
-        } else if path.extension().is_some_and(|end| end == "rs" || end == "wgsl") {
+        } else if path.extension().is_some_and(|end| ["rs", "wgsl", "py"].iter().any(|one| end == *one)) {
             found.push(path);
         }
     }

@@ -97,16 +97,17 @@ impl Blocks {
         all
     }
 
-    /// The first element of the first block whose scale or minimum is NaN or infinite. Always `None` for
-    /// [`DType::Nf4`], whose blocks are made in this file from finite values.
+    /// The first element of the first block whose scale or minimum is NaN or infinite.
     pub fn first_not_finite(&self) -> Option<usize> {
-        // Each entry is two f16 values; the second one of Q6_K is unused.
+        // The f16 values, and the elements that each stands for. A scale and a minimum belong to the same
+        // elements; the minimum of Q6_K is unused.
         let (halves, elements) = match self.dtype {
-            DType::Q4 | DType::Q8 => (&self.scales, 32),
-            _ => (&self.supers, 256),
+            DType::Nf4 => (&self.scales, 32),
+            DType::Q4 | DType::Q8 => (&self.scales, 32 / 2),
+            _ => (&self.supers, 256 / 2),
         };
         let odd = halves.chunks_exact(2).position(|b| !f16::from_le_bytes([b[0], b[1]]).is_finite())?;
-        Some(odd / 2 * elements)
+        Some(odd * elements / self.dtype.block() * self.dtype.block())
     }
 
     /// The elements as f32, with the arithmetic of ggml and of the kernels.
@@ -186,7 +187,10 @@ impl Blocks {
         let share = values.len().div_ceil(threads).next_multiple_of(32).max(1 << 16);
         let parts: Vec<Self> = std::thread::scope(|scope| {
             let at_work: Vec<_> = values.chunks(share).map(|part| scope.spawn(move || make(part))).collect();
-            at_work.into_iter().filter_map(|thread| thread.join().ok()).collect()
+            at_work
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
         });
         Self::join(&parts)
     }
@@ -268,6 +272,10 @@ mod tests {
             }
         }
         assert_eq!(Blocks::nf4(&[0.0; 32]).values(), [0.0; 32]);
+        let mut large = [1.0; 96];
+        assert_eq!(Blocks::nf4(&large).first_not_finite(), None);
+        large[70] = 70_000.0;
+        assert_eq!(Blocks::nf4(&large).first_not_finite(), Some(64), "f16 cannot hold the scale");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::DecoderConfig;
 use super::gguf::{Gguf, Kind, Named, TensorInfo, in_halves};
+use crate::error::setting;
 use crate::gpu::{Blocks, DType, Quantize};
 use crate::nn::{Part, transposed};
 use crate::{Error, Result};
@@ -452,8 +453,16 @@ impl<'a> Weights<'a> {
             stored.check_finite(&part.name, &whole, part.first_row * columns)?;
         }
         let Some(quantize) = self.made_of(part, stored.dtype) else { return Ok(stored) };
-        let data = Elements::Blocks(Blocks::quantized(&stored.to_f32(), quantize));
-        Ok(Stored { dtype: quantize.dtype(), data, ..stored })
+        let values = stored.to_f32();
+        let blocks = Blocks::quantized(&values, quantize);
+        if blocks.first_not_finite().is_some() {
+            let largest = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+            let place = format!("{}: tensor {}", stored.file, part.name);
+            let expected = "weights that can be quantised: a block's scale is an f16, up to 65504";
+            let fix = format!("use the model without {}", setting("quantize"));
+            return Err(Error::input(place, expected, format!("a weight of {largest}"), fix));
+        }
+        Ok(Stored { dtype: quantize.dtype(), data: Elements::Blocks(blocks), ..stored })
     }
 }
 

@@ -53,7 +53,13 @@ NEOX_LINEAR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 
 # ---------------------------------------------------------------- the families
 
-IDS = {"bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32", "use_cache": True, "vocab_size": 67}
+IDS = {
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "torch_dtype": "float32",
+    "use_cache": True,
+    "vocab_size": 67,
+}
 COMMON = {
     **IDS, "hidden_act": "silu", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
@@ -67,7 +73,8 @@ GEMMA = {k: v for k, v in COMMON.items() if k != "hidden_act"} | {
     "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 12, "sliding_window": 6,
 }  # fmt: skip
 NEOX = {
-    **IDS, "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu", "hidden_size": 32,
+    **IDS, "architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "hidden_act": "gelu",
+    "hidden_size": 32,
     "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128,
     "layer_norm_eps": 1e-5, "initializer_range": 0.02, "rotary_emb_base": 10000, "tie_word_embeddings": False,
 }  # fmt: skip
@@ -80,10 +87,12 @@ FIXTURES = {
     "llama3": {
         "seed": 101, "linear": LLAMA_LINEAR,
         "config": COMMON | {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 8, "attention_bias": False,
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 8,
+            "attention_bias": False,
             "mlp_bias": False, "pretraining_tp": 1, "tie_word_embeddings": True, "rope_theta": 500.0,
             "rope_scaling": {
-                "factor": 4.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 64,
+                "factor": 4.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 64,
                 "rope_type": "llama3",
             },
         },
@@ -92,7 +101,8 @@ FIXTURES = {
     "mistral": {
         "seed": 102, "linear": LLAMA_LINEAR,
         "config": COMMON | {
-            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "head_dim": 8, "sliding_window": 6,
+            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "head_dim": 8,
+            "sliding_window": 6,
             "rope_theta": 10000.0, "tie_word_embeddings": False,
         },
         "matters": {
@@ -105,14 +115,16 @@ FIXTURES = {
         "seed": 103, "linear": LLAMA_LINEAR,
         "config": COMMON | {
             "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "max_window_layers": 1,
-            "rope_theta": 1000000.0, "sliding_window": 32768, "use_sliding_window": False, "tie_word_embeddings": True,
+            "rope_theta": 1000000.0, "sliding_window": 32768, "use_sliding_window": False,
+            "tie_word_embeddings": True,
         },
         "matters": {},
     },
     "qwen3": {
         "seed": 104, "linear": LLAMA_LINEAR,
         "config": COMMON | {
-            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, "head_dim": 16,
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
+            "head_dim": 16,
             "max_window_layers": 2, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
             "use_sliding_window": False, "tie_word_embeddings": True,
         },
@@ -123,7 +135,8 @@ FIXTURES = {
         "config": COMMON | {
             "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "attention_bias": False,
             "layer_types": ["full_attention"] * 4, "max_window_layers": 28, "mlp_bias": False,
-            "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0], "num_hidden_layers": 4, "pad_token_id": 0,
+            "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0], "num_hidden_layers": 4,
+            "pad_token_id": 0,
             "pretraining_tp": 2, "rope_scaling": None, "rope_theta": 5000.0, "sliding_window": None,
             "use_sliding_window": False, "tie_word_embeddings": True,
         },
@@ -136,7 +149,8 @@ FIXTURES = {
         "seed": 251, "linear": LLAMA_LINEAR,
         "config": GEMMA | {
             "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "hidden_act": "gelu_pytorch_tanh",
-            "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
         },
         "matters": {
             "sliding_window": {"layer_types": ["full_attention"] * 2},
@@ -149,8 +163,10 @@ FIXTURES = {
     "gemma3": {
         "seed": 279, "linear": LLAMA_LINEAR,
         "config": GEMMA | {
-            "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attn_logit_softcapping": None,
-            "final_logit_softcapping": None, "num_hidden_layers": 3, "rope_local_base_freq": 100, "rope_theta": 1000,
+            "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text",
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None, "num_hidden_layers": 3, "rope_local_base_freq": 100,
+            "rope_theta": 1000,
             "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window_pattern": 3,
         },
         "matters": {
@@ -160,7 +176,8 @@ FIXTURES = {
                 "full_attention": {"rope_type": "default", "rope_theta": 1000.0},
             }},
             "rope_local_base_freq": {"rope_parameters": {
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0}, "full_attention": LINEAR_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                "full_attention": LINEAR_ROPE,
             }},
             "rope_scaling of full layers only": {"rope_parameters": {
                 "sliding_attention": LINEAR_ROPE | {"rope_theta": 100.0}, "full_attention": LINEAR_ROPE,
@@ -171,7 +188,8 @@ FIXTURES = {
     "phi3": {
         "seed": 108, "linear": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
         "config": COMMON | {
-            "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "attention_bias": False, "embd_pdrop": 0.0,
+            "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "attention_bias": False,
+            "embd_pdrop": 0.0,
             "original_max_position_embeddings": 128, "pad_token_id": 0, "partial_rotary_factor": 0.5,
             "resid_pdrop": 0.0, "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 7,
             "tie_word_embeddings": False,
@@ -188,15 +206,18 @@ FIXTURES = {
         "seed": 109, "linear": ["c_attn", "c_proj", "c_fc"],
         "config": {
             "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
-            "attn_pdrop": 0.0, "bos_token_id": BOS, "embd_pdrop": 0.0, "eos_token_id": EOS, "initializer_range": 0.02,
-            "layer_norm_epsilon": 1e-5, "n_ctx": 64, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64,
+            "attn_pdrop": 0.0, "bos_token_id": BOS, "embd_pdrop": 0.0, "eos_token_id": EOS,
+            "initializer_range": 0.02,
+            "layer_norm_epsilon": 1e-5, "n_ctx": 64, "n_embd": 32, "n_head": 4, "n_layer": 2,
+            "n_positions": 64,
             "resid_pdrop": 0.0, "vocab_size": 67,
         },
         # The two forms of GELU are close: a check with a tolerance above this value does not tell them apart.
         "matters": {"activation_function": {"activation_function": "gelu"}},
     },
     "gpt_neox": {
-        "seed": 110, "linear": NEOX_LINEAR, "config": NEOX | {"rotary_pct": 0.25, "use_parallel_residual": True},
+        "seed": 110, "linear": NEOX_LINEAR, "config": NEOX | {"rotary_pct": 0.25,
+        "use_parallel_residual": True},
         "matters": {
             "use_parallel_residual": {"use_parallel_residual": False},
             "rotary_pct": {"rope_parameters": {
@@ -206,7 +227,8 @@ FIXTURES = {
         },
     },
     "gpt_neox_sequential": {
-        "seed": 111, "linear": NEOX_LINEAR, "config": NEOX | {"rotary_pct": 0.5, "use_parallel_residual": False},
+        "seed": 111, "linear": NEOX_LINEAR, "config": NEOX | {"rotary_pct": 0.5,
+        "use_parallel_residual": False},
         "matters": {
             "use_parallel_residual": {"use_parallel_residual": True},
             "rotary_pct": {"rope_parameters": {
@@ -279,7 +301,9 @@ def exact_buffers(model):
             else:
                 assert name.endswith("original_inv_freq"), f"unknown buffer {name}"
                 continue
-            assert buffer.shape == value.shape and torch.allclose(buffer.double(), value, rtol=1e-6, atol=0), name
+            assert buffer.shape == value.shape and torch.allclose(
+                buffer.double(), value, rtol=1e-6, atol=0
+            ), name
             setattr(module, name, value)
     assert not left, f"no buffer for {left}"
 
@@ -365,8 +389,12 @@ def check_greedy(model, answer):
     ids, start = answer["prompt_ids"] + answer["token_ids"], len(answer["prompt_ids"])
     with torch.no_grad():
         best = model(torch.tensor([ids]), use_cache=False).logits[0].argmax(-1).tolist()
-    assert len(answer["token_ids"]) == NEW and best[start - 1 : -1] == answer["token_ids"], "greedy tokens differ"
-    assert min(answer["lead_of_best_logit"]) > 1e-3, f"near a tie, take another seed: {answer['lead_of_best_logit']}"
+    assert (
+        len(answer["token_ids"]) == NEW and best[start - 1 : -1] == answer["token_ids"]
+    ), "greedy tokens differ"
+    assert (
+        min(answer["lead_of_best_logit"]) > 1e-3
+    ), f"near a tie, take another seed: {answer['lead_of_best_logit']}"
 
 
 def make_adapter(folder, linear, tokens, rng):
@@ -376,15 +404,23 @@ def make_adapter(folder, linear, tokens, rng):
     base = load(folder, torch.float32)
     conv = any(isinstance(m, transformers.pytorch_utils.Conv1D) for m in base.modules())
     model = peft.get_peft_model(base, peft.LoraConfig(
-        r=3, lora_alpha=6, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules=linear, fan_in_fan_out=conv,
+        r=3, lora_alpha=6, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules=linear,
+        fan_in_fan_out=conv,
     ))  # fmt: skip
     state = peft.get_peft_model_state_dict(model)
-    values = {n: torch.from_numpy(0.2 * rng.standard_normal(tuple(t.shape))).float() for n, t in state.items()}
+    values = {
+        n: torch.from_numpy(0.2 * rng.standard_normal(tuple(t.shape))).float() for n, t in state.items()
+    }
     write_tensors(place / "adapter_model.safetensors", values)
     config = model.peft_config["default"].to_dict()
     # to_dict keeps sets and enums, and the base model's path, which is a path of this machine.
     config = json.loads(json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else str(v)))
-    config |= {"base_model_name_or_path": None, "inference_mode": True, "task_type": "CAUSAL_LM", "peft_type": "LORA"}
+    config |= {
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "task_type": "CAUSAL_LM",
+        "peft_type": "LORA",
+    }
     write_json(place / "adapter_config.json", config)
 
     def adapted(dtype):
@@ -444,7 +480,9 @@ def make_family(name, seed, linear, config, matters):
     assert logits.dtype == loss.dtype == torch.float64 and off < 2e-4, f"f32 and f64 disagree by {off}"
     grads = {n: p.grad.clone() for n, p in named.items()}
     check_derivative(model, tokens, named, rng)
-    write_tensors(folder / "golden.safetensors", {"logits": logits, **{f"grad.{n}": g for n, g in grads.items()}})
+    write_tensors(
+        folder / "golden.safetensors", {"logits": logits, **{f"grad.{n}": g for n, g in grads.items()}}
+    )
 
     moved = {}
     for trait, changes in matters.items():
@@ -467,8 +505,12 @@ def make_family(name, seed, linear, config, matters):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="make the fixtures of the model families; see the head of this file")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"families; all if none: {', '.join(FIXTURES)}")
+    parser = argparse.ArgumentParser(
+        description="make the fixtures of the model families; see the head of this file"
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"families; all if none: {', '.join(FIXTURES)}"
+    )
     names = parser.parse_args().names
     if unknown := set(names) - set(FIXTURES):
         parser.error(f"no such family: {', '.join(sorted(unknown))}")

@@ -114,7 +114,9 @@ def float64_llama():
 
     def rotary(self, x, position_ids):
         freqs = inverse_frequencies(self.config)
-        assert torch.allclose(freqs.float(), self.inv_freq.float(), rtol=1e-6, atol=0), "rotary frequencies differ"
+        assert torch.allclose(
+            freqs.float(), self.inv_freq.float(), rtol=1e-6, atol=0
+        ), "rotary frequencies differ"
         angle = position_ids[..., None].double() * freqs
         angle = torch.cat((angle, angle), dim=-1)
         return angle.cos(), angle.sin()
@@ -130,7 +132,9 @@ def float64_llama():
 
 def load(path, dtype):
     """A Llama in evaluation mode; loading in f32 first keeps the stored weights exact."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="sdpa"
+    )
     return model.to(dtype).eval()
 
 
@@ -138,7 +142,8 @@ def load(path, dtype):
 
 COMMON = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "bos_token_id": BOS, "eos_token_id": EOS,
-    "hidden_act": "silu", "vocab_size": 67, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "hidden_act": "silu", "vocab_size": 67, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
     "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False, "torch_dtype": "float32",
 }  # fmt: skip
@@ -257,7 +262,8 @@ def greedy(model, prompt, count, stop):
     """generate(do_sample=False), and the lead of each best logit over the second (small: nearly a tie)."""
     out = model.generate(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
-        max_new_tokens=count, eos_token_id=stop, pad_token_id=stop, output_logits=True, return_dict_in_generate=True,
+        max_new_tokens=count, eos_token_id=stop, pad_token_id=stop, output_logits=True,
+        return_dict_in_generate=True,
     )  # fmt: skip
     best = [row[0].topk(2).values for row in out.logits]
     return {
@@ -272,9 +278,12 @@ DIGITS_LINE = 94
 
 def score_row(model, tokenizer, row, file, field):
     prompt = chat_ids(tokenizer, row["prompt"])
-    response = tokenizer(row[field][0]["content"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    response = tokenizer(row[field][0]["content"], add_special_tokens=False)["input_ids"] + [
+        tokenizer.eos_token_id
+    ]
     return {
-        "file": file, "line": row["line"], "field": field, "prompt_tokens": len(prompt), "num_tokens": len(response),
+        "file": file, "line": row["line"], "field": field, "prompt_tokens": len(prompt),
+        "num_tokens": len(response),
         "logp": token_logps(model, prompt, response)[0].sum().item(),
         "prompt_hash": fnv1a(prompt), "response_hash": fnv1a(response),
     }  # fmt: skip
@@ -285,7 +294,9 @@ def make_smollm2(path, data):
     tokenizer = load_tokenizer(path)
     model = load(path, torch.float32)
     prompt_size = lambda row: len(chat_ids(tokenizer, row["prompt"]))
-    answer_size = lambda row, field: len(tokenizer(row[field][0]["content"], add_special_tokens=False)["input_ids"]) + 1
+    answer_size = (
+        lambda row, field: len(tokenizer(row[field][0]["content"], add_special_tokens=False)["input_ids"]) + 1
+    )
     fits = lambda row, *fields: prompt_size(row) <= 120 and all(answer_size(row, f) <= 128 for f in fields)
     pku, benign = "pku_saferlhf_pairs.jsonl.gz", "benign_prompts.jsonl.gz"
     pairs = [r for r in jsonl(data / pku) if r["split"] == "dev" and fits(r, "chosen", "rejected")][:12]
@@ -295,17 +306,23 @@ def make_smollm2(path, data):
     rows += [score_row(model, tokenizer, r, benign, "completion") for r in good]
     rows.append(score_row(model, tokenizer, digits, pku, "rejected"))
     write_json(HERE / "smollm2_score.json", {
-        "made_with": MADE_WITH, "model": "SmolLM2-135M-Instruct as get_smollm2.sh makes it, weights read as f32",
-        "rule": "prompt = chat template with its default system message and the generation prompt; response = the "
-        "answer's tokens and <|im_end|>, nothing after it; logp = sum over the response. Rows: the first 12 dev pairs and the "
-        "first 4 benign ones with a completion, whose prompt has at most 120 tokens and answers at most 128; then one "
+        "made_with": MADE_WITH,
+        "model": "SmolLM2-135M-Instruct as get_smollm2.sh makes it, weights read as f32",
+        "rule": "prompt = chat template with its default system message and the generation prompt; response "
+            "= the "
+        "answer's tokens and <|im_end|>, nothing after it; logp = sum over the response. Rows: the first 12 "
+        "dev pairs and the "
+        "first 4 benign ones with a completion, whose prompt has at most 120 tokens and answers at most "
+        "128; then one "
         "answer whose ids depend on splitting digits as tokenizer.json says",
         "hash": "FNV-1a 64 over the token ids as little-endian u32, hexadecimal", "rows": rows,
     })  # fmt: skip
     questions = ["What is the capital of France?", "Write two sentences about rivers."]
     answers = []
     for text in questions:
-        answer = greedy(model, chat_ids(tokenizer, [{"role": "user", "content": text}]), 64, tokenizer.eos_token_id)
+        answer = greedy(
+            model, chat_ids(tokenizer, [{"role": "user", "content": text}]), 64, tokenizer.eos_token_id
+        )
         answers.append({"prompt": text, **answer, "text": tokenizer.decode(answer["token_ids"])})
     write_json(HERE / "smollm2_greedy.json", {
         "made_with": MADE_WITH, "answers": answers,
@@ -324,7 +341,8 @@ def make_stories(path):
     prompt_logps, _ = token_logps(model, ids[:1], ids[1:])
     story_logps, _ = token_logps(model, ids, answer["token_ids"])
     write_json(HERE / "stories260k.json", {
-        "made_with": MADE_WITH, "rule": "f32; the prompt is <s> and the text's tokens", "prompt": text, **answer,
+        "made_with": MADE_WITH, "rule": "f32; the prompt is <s> and the text's tokens", "prompt": text,
+        **answer,
         "text": tokenizer.decode(answer["token_ids"]),
         "prompt_token_logps": prompt_logps.tolist(), "greedy_token_logps": story_logps.tolist(),
         "prompt_logp": prompt_logps.sum().item(), "greedy_logp": story_logps.sum().item(),
@@ -334,8 +352,12 @@ def make_stories(path):
 def main():
     parser = argparse.ArgumentParser(description="make the golden fixtures; see the head of this file")
     parser.add_argument("parts", nargs="+", choices=["tiny", "smollm2", "stories"])
-    parser.add_argument("--smollm2", type=pathlib.Path, help="Hugging Face directory of SmolLM2-135M-Instruct")
-    parser.add_argument("--data", type=pathlib.Path, default=ROOT.parent / "shared" / "data", help="shared data folder")
+    parser.add_argument(
+        "--smollm2", type=pathlib.Path, help="Hugging Face directory of SmolLM2-135M-Instruct"
+    )
+    parser.add_argument(
+        "--data", type=pathlib.Path, default=ROOT.parent / "shared" / "data", help="shared data folder"
+    )
     args = parser.parse_args()
     if "smollm2" in args.parts and not args.smollm2:
         sys.exit("smollm2 needs --smollm2 DIR, the folder with SmolLM2's config.json")

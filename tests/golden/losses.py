@@ -32,7 +32,19 @@ import torch.nn.functional as F
 import transformers
 import trl
 from datasets import Dataset
-from generate import COMMON, EOS, BOS, HERE, MADE_WITH, PROJECTIONS, float64_llama, load, token_logps, write_json, write_tensors
+from generate import (
+    COMMON,
+    EOS,
+    BOS,
+    HERE,
+    MADE_WITH,
+    PROJECTIONS,
+    float64_llama,
+    load,
+    token_logps,
+    write_json,
+    write_tensors,
+)
 from tokenizers import Tokenizer, models
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
@@ -53,22 +65,31 @@ METHODS = {
 }  # fmt: skip
 DEFINITIONS = {
     "logp": "sum over the response's tokens, prompt tokens never count; a bar is the mean over them",
-    "batch": "every step uses the whole batch of four groups; the loss is the mean over groups, of kto over the eight answers",
+    "batch": "every step uses the whole batch of four groups; the loss is the mean over groups, of kto over "
+        "the eight answers",
     "sft, ga": "minus the mean token logp of `chosen`; plus that of `negative`",
     "ul": "- mean over the tokens of `negative` of log(1 - p)",
-    "dpo": "-log sigmoid(z), z = beta * ((chosen - ref chosen) - (negative - ref negative)); cdpo with label_smoothing",
+    "dpo": "-log sigmoid(z), z = beta * ((chosen - ref chosen) - (negative - ref negative)); cdpo with "
+        "label_smoothing",
     "ipo": "(bar of chosen's ratio - bar of negative's ratio - 1 / (2 beta))^2",
     "hinge, slic": "max(0, 1 - z); max(0, delta - (chosen - negative)) + sft_weight * sft",
-    "simpo, orpo": "-log sigmoid(beta * (bar chosen - bar negative) - gamma); sft - beta log sigmoid(log odds ratio)",
-    "kto": "weight * (1 - sigmoid(beta * (ratio - kl))), of negatives weight * (1 - sigmoid(beta * (kl - ratio))); kl = mean ratio of "
-    "each prompt with the answer before it in chosen, negative, chosen, .. (the first with the last), at least 0, without gradient",
-    "npo, simnpo": "-(2/beta) log sigmoid(-beta * ratio of negative); -(2/beta) log sigmoid(-beta * bar negative - gamma)",
+    "simpo, orpo": "-log sigmoid(beta * (bar chosen - bar negative) - gamma); sft - beta log sigmoid(log "
+        "odds ratio)",
+    "kto": "weight * (1 - sigmoid(beta * (ratio - kl))), of negatives weight * (1 - sigmoid(beta * (kl - "
+        "ratio))); kl = mean ratio of "
+    "each prompt with the answer before it in chosen, negative, chosen, .. (the first with the last), at "
+    "least 0, without gradient",
+    "npo, simnpo": "-(2/beta) log sigmoid(-beta * ratio of negative); -(2/beta) log sigmoid(-beta * bar "
+        "negative - gamma)",
     "d2o": "-log sigmoid(beta * mean_i(anchor_i - ref anchor_i) - alpha * (negative - ref negative)), K = 3",
     "reference": "fixed; full: the model before the first step; lora: the base model with the adapter off",
-    "adapter_logps_at_start": "the policy of a lora run before its first step (a full run starts at the reference)",
+    "adapter_logps_at_start": "the policy of a lora run before its first step (a full run starts at the "
+        "reference)",
     "losses": "loss before each step; `loss_after` after the last; `grad_norms` before clipping",
-    "gradients": "losses/<run>.safetensors: of the first step, before clipping, f32 roundings of float64 values",
-    "lora": "r 4, lora_alpha 8 (scale 2), dropout 0, all seven projections, start values in tiny_tied/adapter",
+    "gradients": "losses/<run>.safetensors: of the first step, before clipping, f32 roundings of float64 "
+        "values",
+    "lora": "r 4, lora_alpha 8 (scale 2), dropout 0, all seven projections, start values in "
+        "tiny_tied/adapter",
     "trl": "the largest differences of TRL's loss, gradients and metrics",
 }
 
@@ -127,7 +148,9 @@ def kto_loss(model, batch, reference, beta, desirable_weight, undesirable_weight
     for group, ref in zip(batch, groups):
         policy = group_logps(model, group)
         losses.append(desirable_weight * (1 - torch.sigmoid(beta * (policy["chosen"] - ref["chosen"] - kl))))
-        losses.append(undesirable_weight * (1 - torch.sigmoid(beta * (kl - policy["negative"] + ref["negative"]))))
+        losses.append(
+            undesirable_weight * (1 - torch.sigmoid(beta * (kl - policy["negative"] + ref["negative"])))
+        )
     return torch.stack(losses).mean(), {"kl": kl.item()}
 
 
@@ -142,7 +165,9 @@ def batch_loss(method, model, batch, reference):
         if method in ("sft", "ga", "ul"):
             key = "chosen" if method == "sft" else "negative"
             of = tokens(key)
-            losses.append({"sft": -of.mean(), "ga": of.mean(), "ul": -torch.log(-torch.expm1(of)).mean()}[method])
+            losses.append(
+                {"sft": -of.mean(), "ga": of.mean(), "ul": -torch.log(-torch.expm1(of)).mean()}[method]
+            )
             continue
         policy = group_logps(model, group)
         ratio = {k: policy[k] - ref[k] for k in policy}
@@ -187,7 +212,10 @@ def tokenizer():
     """A tokenizer, which TRL's trainers require although the rows are token ids already."""
     words = {f"t{i}": i for i in range(COMMON["vocab_size"])}
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")), bos_token="t1", eos_token="t2", pad_token="t0"
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="t0")),
+        bos_token="t1",
+        eos_token="t2",
+        pad_token="t0",
     )
 
 
@@ -210,11 +238,14 @@ def trained(trainer, config, rows, policy, reference, **settings):
     """TRL's loss of all rows as one batch, on `policy` in training mode, and its metrics."""
     with tempfile.TemporaryDirectory() as folder:
         args = config(
-            output_dir=folder, report_to="none", per_device_train_batch_size=len(rows), use_cpu=True, bf16=False,
+            output_dir=folder, report_to="none", per_device_train_batch_size=len(rows), use_cpu=True,
+            bf16=False,
             gradient_checkpointing=False, max_length=None, **settings,
         )  # fmt: skip
         data = Dataset.from_list(rows)
-        it = trainer(model=policy, ref_model=reference, args=args, train_dataset=data, processing_class=tokenizer())
+        it = trainer(
+            model=policy, ref_model=reference, args=args, train_dataset=data, processing_class=tokenizer()
+        )
         it.model.train()
         loss = it.compute_loss(it.model, it.data_collator(rows))
         return loss, {k: v[-1] for k, v in it._metrics["train"].items()}
@@ -237,7 +268,12 @@ def bare(trainer, **settings):
     """A trainer that is used for its loss only."""
     it = object.__new__(trainer)
     accelerator = types.SimpleNamespace(device="cpu", gather_for_metrics=lambda x: x)
-    common = {"accelerator": accelerator, "is_encoder_decoder": False, "pad_token_id": 0, "aux_loss_enabled": False}
+    common = {
+        "accelerator": accelerator,
+        "is_encoder_decoder": False,
+        "pad_token_id": 0,
+        "aux_loss_enabled": False,
+    }
     it.__dict__.update(common | settings)
     return it
 
@@ -245,7 +281,10 @@ def bare(trainer, **settings):
 def trl_loss(method, policy, reference, batch):
     c = METHODS[method]
     if method in ("dpo", "ipo", "hinge"):
-        rows = [{"prompt_ids": g["prompt"], "chosen_ids": g["chosen"], "rejected_ids": g["negative"]} for g in batch]
+        rows = [
+            {"prompt_ids": g["prompt"], "chosen_ids": g["chosen"], "rejected_ids": g["negative"]}
+            for g in batch
+        ]
         kind = {"dpo": "sigmoid"}.get(method, method)
         return trained(Dpo, trl.DPOConfig, rows, policy, reference, loss_type=[kind], **c)
     if method == "kto":
@@ -255,16 +294,27 @@ def trl_loss(method, policy, reference, batch):
         ]
         return trained(Kto, trl.KTOConfig, rows, policy, reference, **c)
     if method == "simpo":
-        it = bare(CPOTrainer, loss_type="simpo", beta=c["beta"], simpo_gamma=c["gamma"], label_smoothing=0.0, alpha=0.0, cpo_alpha=0.0)
+        it = bare(
+            CPOTrainer,
+            loss_type="simpo",
+            beta=c["beta"],
+            simpo_gamma=c["gamma"],
+            label_smoothing=0.0,
+            alpha=0.0,
+            cpo_alpha=0.0,
+        )
         return it.get_batch_loss_metrics(policy, pair_batch(batch))
     # TRL's ORPO also imitates the prompt, and averages over the batch's tokens. So only its odds term is
     # used, and SFT is added here.
     it = bare(ORPOTrainer, beta=c["beta"])
-    bars = [[token_logps(policy, g["prompt"], g[key])[0].mean() for g in batch] for key in ("chosen", "negative")]
+    bars = [
+        [token_logps(policy, g["prompt"], g[key])[0].mean() for g in batch] for key in ("chosen", "negative")
+    ]
     chosen, rejected = (torch.stack(bar) for bar in bars)
     losses, up, down, ratio, odds = it.odds_ratio_loss(chosen, rejected)
     metrics = {
-        "rewards/chosen": up.mean().item(), "rewards/rejected": down.mean().item(), "nll_loss": -chosen.mean().item(),
+        "rewards/chosen": up.mean().item(), "rewards/rejected": down.mean().item(),
+        "nll_loss": -chosen.mean().item(),
         "log_odds_ratio": ratio.item(), "log_odds_chosen": odds.item(),
     }  # fmt: skip
     return -chosen.mean() - losses.mean(), metrics
@@ -272,7 +322,9 @@ def trl_loss(method, policy, reference, batch):
 
 def merged(dtype):
     """The model with its adapter merged: a policy that is not its reference."""
-    model = peft.PeftModel.from_pretrained(load(HERE / "tiny_tied", dtype), HERE / "tiny_tied" / "adapter").to(dtype)
+    model = peft.PeftModel.from_pretrained(
+        load(HERE / "tiny_tied", dtype), HERE / "tiny_tied" / "adapter"
+    ).to(dtype)
     model = model.merge_and_unload()
     model.requires_grad_(True)
     return model
@@ -285,16 +337,24 @@ def against_trl(method, batch):
     loss.backward()
     with float64_llama():
         ours = merged(torch.float64)
-        expected, _ = batch_loss(method, ours, batch, references(load(HERE / "tiny_tied", torch.float64), batch))
+        expected, _ = batch_loss(
+            method, ours, batch, references(load(HERE / "tiny_tied", torch.float64), batch)
+        )
         expected.backward()
     size = max(p.grad.abs().max().item() for p in ours.parameters())
     theirs = dict(policy.named_parameters())
     apart = max((theirs[n].grad - p.grad).abs().max().item() for n, p in ours.named_parameters())
     difference = abs(loss.item() - expected.item())
-    assert difference < 1e-5 * max(1, abs(expected.item())) and apart < 2e-5 * max(1, size), (method, difference, apart, size)
+    assert difference < 1e-5 * max(1, abs(expected.item())) and apart < 2e-5 * max(1, size), (
+        method,
+        difference,
+        apart,
+        size,
+    )
     keep = ("rewards/", "logps/", "kl", "nll_loss", "log_odds")
     return {
-        "loss": loss.item(), "loss_difference": difference, "gradient_difference": apart, "largest_gradient": size,
+        "loss": loss.item(), "loss_difference": difference, "gradient_difference": apart,
+        "largest_gradient": size,
         "metrics": {k: v for k, v in metrics.items() if k.startswith(keep)},
     }  # fmt: skip
 
@@ -303,7 +363,9 @@ def against_trl(method, batch):
 
 
 def lora_model(base):
-    config = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules=PROJECTIONS)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules=PROJECTIONS
+    )
     return peft.get_peft_model(base, config)
 
 
@@ -311,7 +373,9 @@ def start_model(kind, dtype=torch.float64):
     """The model of a run, and its trainable tensors under the names that a file gives them."""
     model = load(HERE / "tiny_tied", dtype)
     if kind == "lora":
-        model = peft.PeftModel.from_pretrained(model, HERE / "tiny_tied" / "adapter", is_trainable=True).to(dtype)
+        model = peft.PeftModel.from_pretrained(model, HERE / "tiny_tied" / "adapter", is_trainable=True).to(
+            dtype
+        )
     named = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
     assert len(named) == (2 * 2 * 7 if kind == "lora" else 2 + 2 * 9)
     return model, named
@@ -321,13 +385,20 @@ def make_adapter(folder, rng):
     """Writes the PEFT adapter with explicit A and B, so that a first LoRA gradient reaches both."""
     model = lora_model(load(HERE / "tiny_tied", torch.float32))
     state = peft.get_peft_model_state_dict(model)
-    values = {n: torch.from_numpy(0.2 * rng.standard_normal(tuple(t.shape))).float() for n, t in state.items()}
+    values = {
+        n: torch.from_numpy(0.2 * rng.standard_normal(tuple(t.shape))).float() for n, t in state.items()
+    }
     folder.mkdir(exist_ok=True)
     write_tensors(folder / "adapter_model.safetensors", values)
     config = model.peft_config["default"].to_dict()
     # to_dict keeps sets and enums, and the base model's path, which is a path of this machine.
     config = json.loads(json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else str(v)))
-    config |= {"base_model_name_or_path": None, "inference_mode": True, "task_type": "CAUSAL_LM", "peft_type": "LORA"}
+    config |= {
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "task_type": "CAUSAL_LM",
+        "peft_type": "LORA",
+    }
     write_json(folder / "adapter_config.json", config)
 
 
@@ -373,9 +444,12 @@ def make_losses():
         write_tensors(HERE / "losses" / f"{method}_{kind}.safetensors", gradients)
         records[f"{method}_{kind}"] = record
     plain = lambda groups: [{k: v.tolist() for k, v in g.items()} for g in groups]
-    compared = {method: against_trl(method, batch) for method in ("dpo", "ipo", "hinge", "simpo", "orpo", "kto")}
+    compared = {
+        method: against_trl(method, batch) for method in ("dpo", "ipo", "hinge", "simpo", "orpo", "kto")
+    }
     write_json(HERE / "losses.json", {
-        "made_with": MADE_WITH | {"trl": trl.__version__}, "fixture": "tiny_tied", "adapter": "tiny_tied/adapter",
+        "made_with": MADE_WITH | {"trl": trl.__version__}, "fixture": "tiny_tied",
+        "adapter": "tiny_tied/adapter",
         "methods": METHODS, "definitions": DEFINITIONS, "optimizer": OPTIMIZER, "batch": batch,
         "reference_logps": plain(reference[0]), "adapter_logps_at_start": plain(adapted[0]), "trl": compared,
         "runs": records,

@@ -17,7 +17,12 @@ from llama._llama_cpp_cpu import ffi, lib
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = ["What is the capital of France?", "Write one sentence about the sea.", "How do I boil an egg?"]
-TEXTS = PROMPTS + ["  two spaces,\n\n\tand a tab", "naïve café 日本語 🙂", "x = [1, 22, 333]; // don't", "<|im_end|> as text?"]
+TEXTS = PROMPTS + [
+    "  two spaces,\n\n\tand a tab",
+    "naïve café 日本語 🙂",
+    "x = [1, 22, 333]; // don't",
+    "<|im_end|> as text?",
+]
 NEW = 32
 
 
@@ -67,9 +72,13 @@ def main():
         chat = [{"role": "user", "content": prompt}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         inputs = torch.tensor([ids])
-        made = reference.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=NEW, do_sample=False)
-        expected, found = made[0, len(ids):].tolist(), greedy(model, ids)
-        same = next((i for i, (a, b) in enumerate(zip(expected, found)) if a != b), min(len(expected), len(found)))
+        made = reference.generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=NEW, do_sample=False
+        )
+        expected, found = made[0, len(ids) :].tolist(), greedy(model, ids)
+        same = next(
+            (i for i, (a, b) in enumerate(zip(expected, found)) if a != b), min(len(expected), len(found))
+        )
         wrong += max(len(expected), len(found)) - same
         print(f"{prompt} {tokenizer.decode(found)!r}: {same} of {len(expected)} tokens are transformers'")
     assert wrong <= tolerated, f"{wrong} tokens differ"

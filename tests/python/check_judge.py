@@ -33,7 +33,9 @@ for line in open(scored, encoding="utf-8"):
         if key not in row:
             continue
         ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
-        ids += tokenizer(row[answer][0]["content"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        ids += tokenizer(row[answer][0]["content"], add_special_tokens=False)["input_ids"] + [
+            tokenizer.eos_token_id
+        ]
         # One text at a time: no padding, and the last token is the one that is read.
         model.config.pad_token_id = -1
         with torch.no_grad():

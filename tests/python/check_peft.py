@@ -102,7 +102,9 @@ def check(rows, columns, tolerances):
         good = row["tokens"] == row["given_tokens"] and all(off[c] <= tolerances[c] for c in columns)
         failed += not good
         cells = "".join(f"{row[c]:14.4f} {off[c]:9.1e}" for c in columns)
-        tokens = str(row["tokens"]) + ("" if row["tokens"] == row["given_tokens"] else f"!={row['given_tokens']}")
+        tokens = str(row["tokens"]) + (
+            "" if row["tokens"] == row["given_tokens"] else f"!={row['given_tokens']}"
+        )
         print(
             f"{row['line']:4} {row['field']:10} {tokens:>7} {row['given']:13.4f}{cells}"
             f" {(row['adapter'] - row['base']) / row['tokens']:+20.1e}  {'ok' if good else 'FAILED'}"
@@ -111,13 +113,17 @@ def check(rows, columns, tolerances):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="compare aweigh's scores with peft's; see the head of this file")
+    parser = argparse.ArgumentParser(
+        description="compare aweigh's scores with peft's; see the head of this file"
+    )
     parser.add_argument("run", type=pathlib.Path, help="run folder that holds adapter/")
     parser.add_argument("base", type=pathlib.Path, help="Hugging Face folder of the base model")
     parser.add_argument("--scores", type=pathlib.Path, required=True, help="JSONL that `aweigh score` wrote")
     parser.add_argument("--merged", type=pathlib.Path, help="Hugging Face folder of the merged model")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="largest difference a token")
-    parser.add_argument("--merged-tolerance", type=float, help="the same for --merged (bf16 weights need more)")
+    parser.add_argument(
+        "--merged-tolerance", type=float, help="the same for --merged (bf16 weights need more)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
     # Not AutoTokenizer: transformers 5 may swap tokenizer.json's pre-tokenizer for its class's own.
@@ -146,9 +152,13 @@ def main():
     failed = check(rows, columns, {"adapter": args.tolerance, "merged": merged_tolerance})
     mean = lambda a, b: sum(abs(r[a] - r[b]) / r["tokens"] for r in rows) / len(rows)
     moved, off = mean("adapter", "base"), mean("adapter", "given")
-    print(f"{len(rows) - failed} of {len(rows)} rows agree; the adapter moves a token by {moved:.2e} on average")
+    print(
+        f"{len(rows) - failed} of {len(rows)} rows agree; the adapter moves a token by {moved:.2e} on average"
+    )
     if moved <= 3 * off:
-        print("FAILED: the adapter moves the model no more than the two programs differ, so this proves nothing")
+        print(
+            "FAILED: the adapter moves the model no more than the two programs differ, so this proves nothing"
+        )
     sys.exit(1 if failed or moved <= 3 * off else 0)
 
 

@@ -67,12 +67,15 @@ def error_of(found, expected):
 
 # ---------------------------------------------------------------- models and texts
 
+
 def tokenizer_json(vocab):
     """A tokenizer of words t0, t1, ... separated by spaces: an id sequence can be written as a text."""
     words = {word(i): i for i in range(vocab)}
     return {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None, "decoder": None,
-        "added_tokens": [{"id": 2, "content": END, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
+        "decoder": None,
+        "added_tokens": [{"id": 2, "content": END, "single_word": False, "lstrip": False, "rstrip": False,
+        "normalized": False,
                           "special": True}],
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "model": {"type": "WordLevel", "vocab": words, "unk_token": word(0)},
@@ -85,8 +88,9 @@ def folder(source, target, vocab):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(source / name, target / name)
     (target / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocab)))
-    (target / "tokenizer_config.json").write_text(json.dumps(
-        {"eos_token": END, "pad_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    (target / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": END, "pad_token": END, "tokenizer_class": "PreTrainedTokenizerFast"})
+    )
     return target
 
 
@@ -118,23 +122,30 @@ def logps(model, vocab):
 
 def transformers_logps(place, vocab, **more):
     # Only the eager kernel has soft caps. A model without them gives the same with every kernel.
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager", **more)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        place, dtype=torch.float32, attn_implementation="eager", **more
+    )
     return logps(model, vocab)
 
 
 def peft_logps(place, adapter, vocab):
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        place, dtype=torch.float32, attn_implementation="eager"
+    )
     return logps(peft.PeftModel.from_pretrained(model, adapter), vocab)
 
 
 def aweigh_logps(room, place, vocab, *more):
     data = room / "answers.jsonl"
-    data.write_text("".join(json.dumps({"prompt": text(p), "completion": " " + text(a)}) + "\n" for p, a in rows(vocab)))
+    data.write_text(
+        "".join(json.dumps({"prompt": text(p), "completion": " " + text(a)}) + "\n" for p, a in rows(vocab))
+    )
     done = run("score", "--model", place, "--data", data, *more, "-q")
     return [json.loads(line)["logp"] for line in done.stdout.splitlines()]
 
 
 # ---------------------------------------------------------------- copies in other forms
+
 
 def edited(base, target, config=None, tensors=None):
     """A copy of a model's folder with keys of config.json or tensors changed."""
@@ -176,7 +187,9 @@ def adapters(base, room):
     }  # fmt: skip
     for name, kind in kinds.items():
         model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False, **kind)
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False, **kind
+        )
         torch.manual_seed(3)
         model = peft.get_peft_model(model, config)
         with torch.no_grad():
@@ -188,6 +201,7 @@ def adapters(base, room):
 
 
 # ---------------------------------------------------------------- checks
+
 
 def check(name, base, vocab, room, adapters_of=()):
     expected = transformers_logps(base, vocab)
@@ -221,9 +235,11 @@ def gguf(name, base, vocab, room, expected, scaled):
     merges = [[n[0], n[1]] for n in names if len(n) == 2]
     (letters / "tokenizer.json").write_text(json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
-        "added_tokens": [{"id": 2, "content": names[2], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+        "added_tokens": [{"id": 2, "content": names[2], "single_word": False, "lstrip": False,
+        "rstrip": False, "normalized": False,
                           "special": True}],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+        "use_regex": True},
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "vocab": {n: i for i, n in enumerate(names)}, "merges": merges},
     }))  # fmt: skip
@@ -231,7 +247,9 @@ def gguf(name, base, vocab, room, expected, scaled):
     file = room / "model.gguf"
     run("export", "--model", letters, "--output", file, "--dtype", "float32", "-q")
     data = room / "letters.jsonl"
-    data.write_text('{"prompt": "Hi there", "completion": "Go on, then"}\n{"prompt": "A", "completion": "b c d"}\n')
+    data.write_text(
+        '{"prompt": "Hi there", "completion": "Go on, then"}\n{"prompt": "A", "completion": "b c d"}\n'
+    )
     scores = []
     for place in (letters, file):
         done = run("score", "--model", place, "--data", data, "-q", may_fail=place == file)
@@ -249,7 +267,10 @@ def gguf(name, base, vocab, room, expected, scaled):
         try:
             found = transformers_logps(str(room), vocab, gguf_file="model.gguf")
         except Exception as reason:  # noqa: BLE001: what transformers cannot read is printed
-            print(f"{name:28} gguf, transformers     not read by transformers: {str(reason).splitlines()[0][:80]}")
+            print(
+                f"{name:28} gguf, transformers     not read by transformers: "
+                f"{str(reason).splitlines()[0][:80]}"
+            )
             return
         report(name, "gguf, transformers", error_of(found, expected))
 
@@ -257,9 +278,15 @@ def gguf(name, base, vocab, room, expected, scaled):
 def trained(name, base, vocab, room):
     """Two training steps by aweigh; PEFT computes the same log-probs from the saved adapter."""
     data = room / "train.jsonl"
-    data.write_text("".join(json.dumps({"prompt": text(p), "completion": " " + text(a), "label": False}) + "\n" for p, a in rows(vocab)))
+    data.write_text(
+        "".join(
+            json.dumps({"prompt": text(p), "completion": " " + text(a), "label": False}) + "\n"
+            for p, a in rows(vocab)
+        )
+    )
     out = room / "run"
-    run("align", "--model", base, "--train", data, "--method", "npo", "--output-dir", out, "--max-steps", 2, "--target-modules",
+    run("align", "--model", base, "--train", data, "--method", "npo", "--output-dir", out, "--max-steps", 2,
+    "--target-modules",
         "all-linear", "--learning-rate", 0.05, "--no-stop", "-q")  # fmt: skip
     expected = peft_logps(base, out / "adapter", vocab)
     report(name, "trained", error_of(aweigh_logps(room, base, vocab, "--adapter", out / "adapter"), expected))
@@ -275,7 +302,9 @@ def trl(name, base, vocab, room):
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(1)
-    spec = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    spec = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"]
+    )
     start = peft.get_peft_model(model, spec)
     start.save_pretrained(room / "start")
     answers = [answer for _, answer in rows(vocab)]
@@ -284,14 +313,18 @@ def trl(name, base, vocab, room):
     data = room / "pairs.jsonl"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     out = room / "dpo"
-    run("align", "--model", base, "--adapter", room / "start", "--train", data, "--method", "dpo", "--output-dir", out, "--no-stop",
-        "--per-device-train-batch-size", 4, "--learning-rate", 1e-2, "--lr-scheduler-type", "constant", "--shuffle=false",
+    run("align", "--model", base, "--adapter", room / "start", "--train", data, "--method", "dpo",
+    "--output-dir", out, "--no-stop",
+        "--per-device-train-batch-size", 4, "--learning-rate", 1e-2, "--lr-scheduler-type", "constant",
+        "--shuffle=false",
         "--num-train-epochs", 2, "-q")  # fmt: skip
     own = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(base)
     arguments = DPOConfig(
-        output_dir=str(room / "trl"), per_device_train_batch_size=4, learning_rate=1e-2, lr_scheduler_type="constant", beta=0.1,
-        num_train_epochs=2, logging_steps=1, report_to=[], save_strategy="no", max_grad_norm=1.0, bf16=False, weight_decay=0.0,
+        output_dir=str(room / "trl"), per_device_train_batch_size=4, learning_rate=1e-2,
+        lr_scheduler_type="constant", beta=0.1,
+        num_train_epochs=2, logging_steps=1, report_to=[], save_strategy="no", max_grad_norm=1.0, bf16=False,
+        weight_decay=0.0,
         use_cpu=True, disable_tqdm=True, gradient_checkpointing=False,
     )  # fmt: skip
 
@@ -299,7 +332,12 @@ def trl(name, base, vocab, room):
         def _get_train_sampler(self, *_, **__):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    trainer = InOrder(model=start, args=arguments, train_dataset=datasets.Dataset.from_list(pairs), processing_class=tokenizer)
+    trainer = InOrder(
+        model=start,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(pairs),
+        processing_class=tokenizer,
+    )
     trainer.train()
     theirs = [entry for entry in trainer.state.log_history if "loss" in entry]
     if len(own) != len(theirs):
@@ -308,8 +346,17 @@ def trl(name, base, vocab, room):
     if os.environ.get("ORACLE_SHOW"):
         for o, t in zip(own, theirs):
             print({n: (round(o[n], 5), t[n]) for n in t if n in o})
-    names = ["loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "grad_norm"]
-    worst = max(abs(o[n] - float(t[n])) / max(1.0, abs(float(t[n]))) for o, t in zip(own, theirs) for n in names)
+    names = [
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "grad_norm",
+    ]
+    worst = max(
+        abs(o[n] - float(t[n])) / max(1.0, abs(float(t[n]))) for o, t in zip(own, theirs) for n in names
+    )
     report(name, f"trl, {len(own)} steps", worst, TRAINED)
     report(name, "trl, epochs", max(abs(o["epoch"] - float(t["epoch"])) for o, t in zip(own, theirs)))
     mine = safetensors.torch.load_file(out / "adapter" / "adapter_model.safetensors")
@@ -324,7 +371,10 @@ def main():
         raise SystemExit(__doc__)
     AWEIGH = str(pathlib.Path(sys.argv[1]).resolve())
     wanted = sys.argv[2:]
-    sources = [path.parent for path in sorted(HERE.glob("*/config.json")) + sorted(HERE.glob("families/*/config.json"))]
+    sources = [
+        path.parent
+        for path in sorted(HERE.glob("*/config.json")) + sorted(HERE.glob("families/*/config.json"))
+    ]
     with tempfile.TemporaryDirectory() as place:
         for source in sources:
             name = source.name
@@ -355,7 +405,9 @@ def main():
                 wrong = room / "wrong-flag"
                 shutil.copytree(source / "adapter", wrong)
                 config = json.loads((wrong / "adapter_config.json").read_text())
-                (wrong / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": not config["fan_in_fan_out"]}))
+                (wrong / "adapter_config.json").write_text(
+                    json.dumps({**config, "fan_in_fan_out": not config["fan_in_fan_out"]})
+                )
                 (room / "flag").mkdir()
                 check(f"{name}, wrong flag", base, vocab, room / "flag", [("adapter", wrong)])
     print(f"{len(FAILED)} failed: {', '.join(FAILED)}" if FAILED else "all within their bounds")

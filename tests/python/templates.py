@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-USER = {"role": "user", "content": "  What is 2 < 3 & \"four\"?\n"}
+USER = {"role": "user", "content": '  What is 2 < 3 & "four"?\n'}
 CHATS = {
     "one turn": [USER],
     "system": [{"role": "system", "content": "Be brief.  "}, USER],
@@ -42,13 +42,22 @@ def main():
         for name, messages in CHATS.items():
             prompt = name != "answered"
             try:
-                rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=prompt, **SPECIALS)
+                rendered, _ = render_jinja_template(
+                    [messages], chat_template=template, add_generation_prompt=prompt, **SPECIALS
+                )
                 expected = rendered[0]
             except Exception as error:
                 print(f"{path.name}, {name}: {error}", file=sys.stderr)
                 expected = None
-            cases.append({"name": f"{path.name}, {name}", "template": template, "messages": messages,
-                          "add_generation_prompt": prompt, "expected": expected})
+            cases.append(
+                {
+                    "name": f"{path.name}, {name}",
+                    "template": template,
+                    "messages": messages,
+                    "add_generation_prompt": prompt,
+                    "expected": expected,
+                }
+            )
     Path(sys.argv[1]).write_text(json.dumps({"now": now, "specials": SPECIALS, "cases": cases}))
     print(f"{len(cases)} cases of {len(sys.argv) - 2} templates")
 
