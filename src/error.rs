@@ -12,18 +12,25 @@ pub fn name_settings_as_flags() {
     AS_FLAGS.store(true, Ordering::Relaxed);
 }
 
-/// The name of the setting `key` in messages.
+/// The name of the setting `key` in messages. A key that more than one section has comes with its section.
 pub(crate) fn setting(key: &str) -> String {
     match AS_FLAGS.load(Ordering::Relaxed) {
-        true => format!("--{}", key.replace('_', "-")),
+        true if key == "gpu.adapter" => "--gpu".into(),
+        true => format!("--{}", key.replace(['_', '.'], "-")),
         false => key.to_owned(),
     }
 }
 
-/// The setting `key` with its value in messages: `--max-num-seqs 8` or `max_num_seqs = 8`.
-pub(crate) fn setting_to(key: &str, value: impl std::fmt::Display) -> String {
-    let between = if AS_FLAGS.load(Ordering::Relaxed) { " " } else { " = " };
-    format!("{}{between}{value}", setting(key))
+/// The setting `key` with its value in messages: `--max-num-seqs 8` and `--offload`, or `max_num_seqs = 8`
+/// and `offload = true`. Text is quoted as in a settings file.
+pub(crate) fn setting_to(key: &str, value: impl Into<toml::Value>) -> String {
+    let (name, value) = (setting(key), value.into());
+    match (AS_FLAGS.load(Ordering::Relaxed), &value) {
+        (true, toml::Value::Boolean(true)) => name,
+        (true, toml::Value::String(text)) => format!("{name} {text}"),
+        (true, value) => format!("{name} {value}"),
+        (false, value) => format!("{name} = {value}"),
+    }
 }
 
 /// Everything that can go wrong in Aweigh.
@@ -108,7 +115,7 @@ pub enum Error {
     #[error(
         "{failed} of {total} checks failed on {adapter}: do not train on it\n  what to do: update the GPU's \
          driver, or choose another adapter with {} (`aweigh devices` lists them)",
-        setting("gpu")
+        setting("gpu.adapter")
     )]
     SelfTest {
         /// Checks that failed.
@@ -123,7 +130,7 @@ pub enum Error {
         "a wrong result on {adapter}: {kernel}: {what}\n  what to do: do not trust what this run has \
          computed so far, including its checkpoints. Run `aweigh selftest`; update the GPU's driver, or \
          choose another adapter with {} (`aweigh devices` lists them)",
-        setting("gpu")
+        setting("gpu.adapter")
     )]
     WrongResult {
         /// The kernel's variant.

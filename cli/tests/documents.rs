@@ -43,7 +43,7 @@ fn every_command_is_understood() {
     for (path, text) in documents() {
         for command in commands(&text) {
             // A command may be named without its flags, or with some of them left out.
-            if command.contains("...") || command.contains("COMMAND") {
+            if ["...", "COMMAND", " = "].iter().any(|part| command.contains(part)) {
                 continue;
             }
             count += 1;

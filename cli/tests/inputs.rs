@@ -72,6 +72,11 @@ fn cases() -> Vec<Case> {
         ),
         flags("--fit without a memory limit", &["--fit"], "expected gpu.memory to be set, found none"),
         flags(
+            "held-out rows that are trained on",
+            &["--eval-split", "dev"],
+            "--split: expected a split other than that of --eval-split, found none",
+        ),
+        flags(
             "layers that do not exist",
             &["--target-modules", "no_such_proj"],
             "no_such_proj, which matches none",

@@ -65,6 +65,7 @@ fn a_judge_goes_on_where_it_was_stopped() {
         format!(r#"{{"prompt": "ask {i}", "completion": "{answer}", "label": {label}}}"#)
     };
     room.write("labelled.jsonl", (0..40).map(row).collect::<Vec<_>>().join("\n"));
+    room.refuses(&["judge", "train", "--resume", "cut"], &["--resume: expected", "found no folder at cut"]);
     let train = ["judge", "train", "--model", "tiny", "--train", "labelled.jsonl", "--num-train-epochs", "6"];
     let into = |folder: &'static str| [&train[..], &["--output-dir", folder]].concat();
     room.json(&into("whole"));

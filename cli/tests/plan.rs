@@ -155,7 +155,7 @@ fn a_run_over_its_budget_does_not_begin() {
     let parts = ["--memory 4MB: expected a run that fits, found ", "MiB in ", "set --fit, or one of: --"];
     align(&["--memory", "4MB"], &parts);
     align(&["--memory", "1MB", "--fit"], &["with the smallest settings tried", "allow more memory"]);
-    align(&["--fit"], &["gpu.fit", "--memory SIZE"]);
+    align(&["--fit"], &["gpu.fit", "--memory 4GB"]);
     align(&["--full", "--quantize", "nf4"], &["model.quantize", "train an adapter"]);
     align(&["--max-num-seqs", "0"], &["from 1 to 192"]);
     let output = room.run(&[&["align", "--output-dir", "out", "--memory", "much"], &RUN[..]].concat());

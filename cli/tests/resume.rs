@@ -278,7 +278,7 @@ fn a_model_that_is_written_to_during_a_run_is_noticed() {
         (output.status.code(), texts(&output).1)
     };
     let expected =
-        "model.safetensors: expected a file that is unchanged since it was opened, found a changed file";
+        "model.safetensors: expected a file that has not changed since it was opened, found a changed file";
     let (code, stderr) = run(&format!("device-lost@{}", submits * 3 / 4));
     assert!(code == Some(2) && stderr.contains(&format!("error: model/{expected}")), "{code:?} {stderr}");
     let (code, stderr) = run("");

@@ -174,8 +174,8 @@ section! {
     (long, value_name = "X") lora_alpha: f64 = 32.0;
     /// Dropout probability of the adapter's inputs in training [default: 0.0]
     (long, value_name = "P") lora_dropout: f64 = 0.0;
-    /// Layers that get an adapter: names separated by commas, or "all-linear" (all linear layers but the
-    /// output head) [default: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]
+    /// Layers that get an adapter: names separated by commas, such as q_proj,v_proj, or "all-linear" (all
+    /// linear layers but the output head) [default: all-linear]
     (long, value_name = "NAMES") target_modules: TargetModules = TargetModules::default();
     optional:
 }
@@ -301,8 +301,8 @@ section! {
     /// [default: f32]
     (long, value_name = "TYPE") precision: Precision = Precision::F32;
     /// Change settings until the run fits --memory: first --max-num-seqs, --max-tokens-per-batch and
-    /// --recompute, which do not change results (except for dropout masks), then --optim, then --quantize,
-    /// and if those do not suffice --offload too [default: false]
+    /// --recompute, which change results at most by rounding (and dropout masks), then --optim, then
+    /// --quantize, and if those do not suffice --offload too [default: false]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     fit: bool = false;
     /// Leave GPU time to the display and other programs: short submits with pauses between them. Slower;

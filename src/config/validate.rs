@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::{MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RunConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting, setting_to};
 use crate::loss::Method;
 use crate::model::TargetModules;
 use crate::optim::LrScheduler;
@@ -66,7 +66,8 @@ pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>
     places.at_least_one("output.save_total_limit", config.output.save_total_limit)?;
     places.at_least_one("output.save_steps", config.output.save_steps.unwrap_or(1))?;
     let fits = !config.gpu.fit || config.gpu.memory.is_some();
-    places.that("gpu.fit", fits, "gpu.memory to be set", "none", "add --memory SIZE, as in --memory 4GB")?;
+    let fix = format!("set the limit, as in {}", setting_to("memory", "4GB"));
+    places.that("gpu.fit", fits, "gpu.memory to be set", "none", &fix)?;
     config.gpu.submit_budget.map_or(Ok(()), |budget| places.positive("gpu.submit_budget", budget))
 }
 
@@ -75,24 +76,27 @@ pub(super) fn required(config: &RunConfig) -> Result<()> {
     let all = [
         (
             config.model.model.is_empty(),
-            "--model (model.model)",
+            "model.model",
             "a model (a directory, a GGUF file, a name on the Hub, or tiny)",
         ),
-        (config.data.train.as_os_str().is_empty(), "--train (data.train)", "a JSONL file of examples"),
-        (
-            config.output.output_dir.as_os_str().is_empty(),
-            "--output-dir (output.output_dir)",
-            "a folder for the run",
-        ),
+        (config.data.train.as_os_str().is_empty(), "data.train", "a JSONL file of examples"),
+        (config.output.output_dir.as_os_str().is_empty(), "output.output_dir", "a folder for the run"),
     ];
-    let missing = all.into_iter().filter(|(missing, ..)| *missing);
-    let (places, expected): (Vec<&str>, Vec<&str>) =
-        missing.map(|(_, place, expected)| (place, expected)).unzip();
-    if places.is_empty() {
+    let missing: Vec<(&str, &str)> =
+        all.into_iter().filter(|(missing, ..)| *missing).map(|(_, key, expected)| (key, expected)).collect();
+    if missing.is_empty() {
         return Ok(());
     }
-    let found = if places.len() == 1 { "nothing" } else { "none of them" };
-    let fix = "add these flags, or give their keys in a file with --config";
+    let flag = |key: &str| setting(key.split('.').next_back().unwrap_or(key));
+    let place =
+        |key: &str| if flag(key).starts_with("--") { format!("{} ({key})", flag(key)) } else { key.into() };
+    let places: Vec<String> = missing.iter().map(|(key, _)| place(key)).collect();
+    let expected: Vec<&str> = missing.iter().map(|(_, expected)| *expected).collect();
+    let found = if missing.len() == 1 { "nothing" } else { "none of them" };
+    let fix = match places[0].starts_with("--") {
+        true => "add these flags, or give their keys in a file with --config",
+        false => "set these keys",
+    };
     Err(Error::input(places.join(", "), expected.join(", "), found, fix))
 }
 
@@ -100,13 +104,7 @@ fn data(config: &RunConfig, places: &Places) -> Result<()> {
     let data = &config.data;
     places.at_least_one("data.max_prompt_length", data.max_prompt_length)?;
     places.at_least_one("data.max_completion_length", data.max_completion_length)?;
-    places.at_least_one("data.max_samples", data.max_samples.unwrap_or(1))?;
-    let apart = data.eval.is_some()
-        || data.eval_split.is_none()
-        || data.split.as_ref().is_some_and(|split| Some(split) != data.eval_split.as_ref());
-    let found = data.split.as_deref().unwrap_or("none, which trains on all rows");
-    let fix = "name the rows to train on, such as split \"train\" with eval_split \"dev\"";
-    places.that("data.split", apart, "a split other than data.eval_split", found, fix)
+    places.at_least_one("data.max_samples", data.max_samples.unwrap_or(1))
 }
 
 fn method(config: &RunConfig, places: &Places) -> Result<()> {

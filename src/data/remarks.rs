@@ -3,12 +3,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{ChatTokenizer, Example};
+use super::{ChatTokenizer, Example, Prompt};
 
 /// One sentence for each kind of oddity in `examples`, with its first line. `origin` is the file's name.
 pub fn remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Vec<String> {
-    let of_rows =
-        [same_on_both_sides(origin, examples), repeated(origin, examples), contradicting(origin, examples)];
+    let of_rows = [
+        without_template(origin, examples, tokenizer),
+        same_on_both_sides(origin, examples),
+        repeated(origin, examples),
+        contradicting(origin, examples),
+    ];
     let of_tokens = token_remarks(origin, examples, tokenizer);
     of_rows.into_iter().flatten().chain(of_tokens).collect()
 }
@@ -44,6 +48,18 @@ pub fn token_remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokeniz
         )
     });
     begins.into_iter().chain(ends).collect()
+}
+
+/// Prompts that are strings, for a model with a chat template.
+fn without_template(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Option<String> {
+    let mut all = examples.iter().filter(|e| matches!(e.prompt, Prompt::Text(_)));
+    let first = all.next().filter(|_| tokenizer.has_template())?.line;
+    let count = 1 + all.count();
+    Some(format!(
+        "{origin}:{first}: the prompt is a string in {count} of {} rows (this is the first): it is plain \
+         text, without the model's chat template; for a chat model give a list of messages",
+        examples.len()
+    ))
 }
 
 /// Pairs whose two answers are the same.
@@ -130,6 +146,10 @@ mod tests {
             example(7, 1, Some(6), Some(5)),
             example(8, 1, Some(5), None),
         ];
+        let template =
+            ChatTokenizer::from_bytes(&crate::data::testing::letters(Some("{{ messages }}"))).unwrap();
+        let found = remarks("a.jsonl", &all[..1], &template);
+        assert!(found.len() == 1 && found[0].contains("a string in 1 of 1 rows"), "{found:?}");
         let found = remarks("a.jsonl", &all, &tokenizer());
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(

@@ -121,8 +121,10 @@ impl ChatTokenizer {
             self.remarks.push(format!(
                 "{}: the chat template has no generation prompt (add_generation_prompt changes nothing): \
                  {:?} will be sampled and scored as the beginning of each answer; give a template that \
-                 writes it with --chat-template FILE",
-                self.origin, self.turn.lead
+                 writes it with {}",
+                self.origin,
+                self.turn.lead,
+                setting("chat_template")
             ));
         }
         if let Some((_, end, id)) = found {

@@ -1,4 +1,4 @@
-//! Meters: how a run changed the model's answers, and how certain that is.
+//! Trained judges, word lists, comparisons and statistics, for `aweigh eval` and `aweigh judge`.
 
 pub mod compare;
 pub mod judge;

@@ -115,7 +115,7 @@ impl Mapped {
                    renaming new files";
         Err(Error::input(
             self.path.display(),
-            "a file that is unchanged since it was opened",
+            "a file that has not changed since it was opened",
             "a changed file",
             fix,
         ))

@@ -42,7 +42,7 @@ pub(super) fn need_file(directory: &Path, place: &str, file: &str) -> Result<std
         (
             file == "config.json" && has("adapter_config.json"),
             "an adapter",
-            "give it as the adapter, and its base model as the model",
+            "give it as an adapter, with its base model",
         ),
         (file == "config.json" && has("model"), "a run's folder", "give the model/ folder in it"),
         (

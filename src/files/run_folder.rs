@@ -157,6 +157,20 @@ impl RunFolder {
             );
             return Err(wrong("a finished run", &fix));
         }
+        Self::reopen(path, place)
+    }
+
+    /// Opens the folder of a finished run, to add to its results. Removes what an interrupted end left there.
+    ///
+    /// # Errors
+    /// [`Error::Input`] while another process writes to it, [`Error::Io`] if it cannot be written to.
+    pub fn reopen_finished(path: &Path, place: &str) -> Result<Self> {
+        let folder = Self::reopen(path, place)?;
+        checkpoint::remove_all(path)?;
+        Ok(folder)
+    }
+
+    fn reopen(path: &Path, place: &str) -> Result<Self> {
         let lock = lock(path, place)?;
         for folder in [path.into(), path.join("adapter"), path.join("model")] {
             for name in entries(&folder, place)?.iter().filter(|name| name.starts_with(PART)) {

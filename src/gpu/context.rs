@@ -164,7 +164,7 @@ impl Gpu {
                 found: format!("{} failed to open: {e}", summary.name),
                 fix: format!(
                     "update its driver, or choose another adapter with {} (`aweigh devices` lists them)",
-                    setting("gpu")
+                    setting("gpu.adapter")
                 ),
             })?;
         log::info!("adapter {} ({}, {})", summary.name, summary.backend, summary.driver);

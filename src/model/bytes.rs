@@ -2,9 +2,9 @@
 
 use super::{Adapter, Decoder, DecoderConfig, Training, Weights};
 use crate::data::{ChatTokenizer, TokenizerFiles};
+use crate::error::{Error, Result, setting_to};
 use crate::gpu::{Gpu, Memory, Quantize};
 use crate::nn::Decay;
-use crate::{Error, Result};
 
 /// The files of a model in Hugging Face's layout.
 #[derive(Clone)]
@@ -52,8 +52,11 @@ impl<'a> ModelBytes<'a> {
                 }
                 None => format!("quantised weights ({kind})"),
             };
-            let fix = "give the model before quantisation (F32, BF16 or F16), with --quantize nf4 if memory \
-                       is short, or a GGUF file of it";
+            let fix = format!(
+                "give the model before quantisation (F32, BF16 or F16), with {} if memory is short, or a \
+                 GGUF file of it",
+                setting_to("quantize", "nf4")
+            );
             return Err(Error::input(self.config_place(), "weights in F32, BF16 or F16", found, fix));
         }
         Ok(weights.quantized(self.quantize).offloaded(self.offload).judging(self.judge))

@@ -49,9 +49,9 @@ impl From<&str> for TargetModules {
 }
 
 impl Default for TargetModules {
-    /// The seven projections of a Llama block.
+    /// All linear layers: of a Llama block its seven projections.
     fn default() -> Self {
-        Self::from("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj")
+        Self::AllLinear
     }
 }
 

@@ -10,8 +10,11 @@ use crate::train::{Change, Job, Plan, fit};
 /// The effect of one setting on memory.
 #[derive(Debug, Clone, Serialize)]
 pub struct Saving {
-    /// The setting, as a flag.
+    /// The setting with its value, as messages name it.
     pub flag: String,
+    /// The change.
+    #[serde(skip)]
+    pub change: Change,
     /// Peak memory with it, in bytes.
     pub peak: u64,
     /// Whether results stay the same, up to the rounding of sums.
@@ -25,7 +28,7 @@ pub struct Planned {
     pub config: RunConfig,
     /// The memory plan.
     pub plan: Plan,
-    /// The changes that `gpu.fit` made, as flags.
+    /// The changes that `gpu.fit` made, as messages name them.
     pub fitted: Vec<String>,
 }
 
@@ -41,7 +44,7 @@ impl Planned {
         else {
             return Ok(Self { config, plan, fitted: Vec::new() });
         };
-        let place = setting_to("memory", &memory);
+        let place = setting_to("memory", memory.to_string());
         let over = |plan: &Plan| format!("{} in {}", bytes(plan.peak().total), plan.peak().name);
         if !config.gpu.fit {
             let all = savings(job, &config, &plan, max_binding)?;
@@ -98,7 +101,7 @@ pub fn savings(job: &Job, config: &RunConfig, plan: &Plan, max_binding: u64) -> 
         change.apply(&mut with);
         let peak = job.plan(&with, max_binding)?.peak().total;
         if peak < plan.peak().total {
-            all.push(Saving { flag: change.flag(), peak, exact: change.is_exact(config) });
+            all.push(Saving { flag: change.flag(), change, peak, exact: change.is_exact(config) });
         }
     }
     Ok(all)

@@ -175,7 +175,7 @@ pub fn run(
         }
         let less = planned.smaller(&job, held + wanted, binding)?;
         let full = bytes(held + wanted);
-        watcher.warned(&format!("{full} did not fit: trying again with {}", less.fitted.join(" ")));
+        watcher.warned(&format!("{full} did not fit: trying again with {}", less.fitted.join(", ")));
         let same = settings_sum(&less.config) == settings_sum(&planned.config);
         if let Some(folder) = attempt.folder.as_ref().filter(|_| !same) {
             watcher.warned("this changes results: the run starts over");
@@ -302,8 +302,8 @@ fn recovering(
         let seconds = options.submit_seconds.unwrap_or(SUBMIT_SECONDS) / 2.0;
         options.submit_seconds = Some(seconds);
         keeper.warn(&format!(
-            "{error}; reopening it and resuming {}, with submits of {:.0} ms",
-            state.as_ref().map_or("from the start".into(), State::place),
+            "{error}; reopening it and {}, with submits of {:.0} ms",
+            state.as_ref().map_or("starting over".into(), |state| format!("resuming {}", state.place())),
             1000.0 * seconds
         ));
         keeper.rewind(state.as_ref().and_then(State::trained))?;

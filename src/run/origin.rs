@@ -1,6 +1,6 @@
 //! The settings and inputs that a run was started with: it is only resumed with the same.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::{ReferenceSource, RunConfig};
 use crate::error::{Error, Result, setting};
@@ -13,8 +13,14 @@ use crate::train::{Inputs, State};
 pub(super) fn settings_sum(config: &RunConfig) -> String {
     let mut own = config.clone();
     (own.output, own.gpu) = Default::default();
-    (own.model.model, own.model.adapter, own.model.chat_template) = Default::default();
-    (own.data.train, own.data.eval, own.anchors.samples_file) = Default::default();
+    (own.model.model, own.data.train) = Default::default();
+    let optional = [
+        &mut own.model.adapter,
+        &mut own.model.chat_template,
+        &mut own.data.eval,
+        &mut own.anchors.samples_file,
+    ];
+    optional.into_iter().flatten().for_each(PathBuf::clear);
     for reference in [&mut own.reference.positive, &mut own.reference.negative] {
         if let ReferenceSource::Checkpoint(path) = reference {
             path.clear();
@@ -97,6 +103,9 @@ mod tests {
         };
         assert_eq!(settings_sum(&at("here")), settings_sum(&at("there")));
         let mut other = at("here");
+        other.data.eval = None;
+        assert_ne!(settings_sum(&at("here")), settings_sum(&other), "an input that is missing");
+        other = at("here");
         other.reference.negative = ReferenceSource::Initial;
         assert_ne!(settings_sum(&at("here")), settings_sum(&other));
         other = at("here");

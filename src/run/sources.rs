@@ -100,8 +100,8 @@ impl RunFiles {
                 false => CheckpointFiles::Model(ModelFiles::open(path, &setting(key))?.into()),
             }))
         };
-        let positive = checkpoint(&config.reference.positive, "reference_positive")?;
-        let negative = checkpoint(&config.reference.negative, "reference_negative")?;
+        let positive = checkpoint(&config.reference.positive, "reference.positive")?;
+        let negative = checkpoint(&config.reference.negative, "reference.negative")?;
         Ok(Self {
             train,
             eval: source(&config.data.eval, "eval")?,

@@ -1,6 +1,6 @@
 //! Attention over packed batches with shared prompts, forward and backward, and over a sampler's cache.
 
-use super::bench::{Output, floats, spread, values, words};
+use super::fixture::{Output, floats, spread, values, words};
 use super::{Check, Depth, Failure, Outcome, check};
 use crate::gpu::{Gpu, Recorder, Tensor, Tier};
 use crate::kernels::Heads;

@@ -3,7 +3,7 @@
 
 use std::f64::consts::LN_2;
 
-use super::bench::{Output, below, floats, values, words};
+use super::fixture::{Output, below, floats, values, words};
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::log_prob::{self, Chunk};

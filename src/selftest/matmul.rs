@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::bench::{Output, bits, floats, spread, values, weights};
+use super::fixture::{Output, bits, floats, spread, values, weights};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{DType, Gpu, Precision, Recorder, Tensor};
 use crate::kernels::Mat;

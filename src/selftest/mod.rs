@@ -6,7 +6,7 @@
 //! to with known values. Inputs depend only on a seed, so they are the same on every machine.
 
 mod attention;
-mod bench;
+mod fixture;
 mod loss;
 mod matmul;
 mod model;

@@ -1,7 +1,7 @@
 //! A whole small model: log-probs, losses and every gradient of the engine against
 //! [`crate::reference::decoder`].
 
-use super::bench::{below, values};
+use super::fixture::{below, values};
 use super::{Check, Depth, Failure, Outcome, Tolerance, check};
 use crate::Result;
 use crate::data::packing::{Group, Packed};

@@ -1,6 +1,6 @@
 //! Kernels that reduce over a row or over the rows: norms and column sums.
 
-use super::bench::{Output, floats, spread, values};
+use super::fixture::{Output, floats, spread, values};
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::rms_norm::{self, Constants, Saved, Shape};

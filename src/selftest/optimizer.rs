@@ -1,6 +1,6 @@
 //! The gradient norm, its clipping, and AdamW over several steps.
 
-use super::bench::{Output, floats, values};
+use super::fixture::{Output, floats, values};
 use super::{Check, Depth, F32, Failure, Outcome, check};
 use crate::gpu::{Gpu, Purpose, Recorder, Tensor};
 use crate::kernels::adamw::{self, State, Step};

@@ -1,6 +1,6 @@
 //! Kernels that compute every element, or every pair of elements, independently.
 
-use super::bench::{Output, below, bits, floats, spread, values, words};
+use super::fixture::{Output, below, bits, floats, spread, values, words};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::activation::{self, Function};

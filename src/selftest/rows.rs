@@ -1,6 +1,6 @@
 //! Kernels that copy or add rows by index: embeddings and the sampler's cache.
 
-use super::bench::{Output, below, bits, floats, values, weights, words};
+use super::fixture::{Output, below, bits, floats, values, weights, words};
 use super::{Check, Depth, Outcome, check, equal};
 use crate::gpu::{DType, Gpu, Recorder};
 use crate::kernels::gather::{self, Reading, Rows};

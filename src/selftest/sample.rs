@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 
-use super::bench::{Output, below, values, words};
+use super::fixture::{Output, below, values, words};
 use super::{Check, Depth, Failure, Outcome, agree, check, equal};
 use crate::gpu::{Gpu, Recorder, Tensor};
 use crate::kernels::sample::{self, MAX_ENDS, Rows, SamplingParams};

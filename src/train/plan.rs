@@ -12,7 +12,7 @@ use super::max_batches::MaxBatches;
 use super::references::Reference;
 use crate::Result;
 use crate::config::RunConfig;
-use crate::error::{setting, setting_to};
+use crate::error::setting_to;
 use crate::gpu::{DType, Memory, Purpose, Quantize, Tensor};
 use crate::model::{Capacity, Decoder};
 use crate::nn::{Arenas, Recompute};
@@ -222,15 +222,14 @@ impl Change {
 
     /// The change as messages name it.
     pub fn flag(self) -> String {
-        let named = |key, value: serde_json::Result<serde_json::Value>| match value {
-            Ok(serde_json::Value::String(text)) => setting_to(key, text),
-            _ => setting(key),
+        let named = |key, value: serde_json::Result<serde_json::Value>| {
+            setting_to(key, value.ok().as_ref().and_then(|value| value.as_str()).unwrap_or_default())
         };
         match self {
-            Self::MaxNumSeqs(n) => setting_to("max_num_seqs", n),
-            Self::MaxTokensPerBatch(n) => setting_to("max_tokens_per_batch", n),
+            Self::MaxNumSeqs(n) => setting_to("max_num_seqs", n as i64),
+            Self::MaxTokensPerBatch(n) => setting_to("max_tokens_per_batch", n as i64),
             Self::Recompute(level) => named("recompute", serde_json::to_value(level)),
-            Self::Offload => setting("offload"),
+            Self::Offload => setting_to("offload", true),
             Self::Optim(optim) => named("optim", serde_json::to_value(optim)),
             Self::Quantize(to) => named("quantize", serde_json::to_value(to)),
         }

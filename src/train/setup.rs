@@ -105,7 +105,7 @@ impl<'a> Inputs<'a> {
         all.extend(self.eval.map(|(_, bytes)| ("eval", vec![bytes])));
         all.extend(self.samples.map(|(_, bytes)| ("samples_file", vec![bytes])));
         all.extend(self.adapter.as_ref().map(|a| ("adapter", adapter(a))));
-        let references = [("reference_positive", &self.positive), ("reference_negative", &self.negative)];
+        let references = [("reference.positive", &self.positive), ("reference.negative", &self.negative)];
         for (key, reference) in references {
             all.extend(reference.as_ref().map(|reference| match reference {
                 ReferenceBytes::Adapter(a) => (key, adapter(a)),
@@ -113,8 +113,8 @@ impl<'a> Inputs<'a> {
             }));
         }
         let mut sums = BTreeMap::<&str, (usize, crc32fast::Hasher)>::new();
-        for (flag, parts) in all {
-            let (length, crc) = sums.entry(flag).or_default();
+        for (key, parts) in all {
+            let (length, crc) = sums.entry(key).or_default();
             for part in parts {
                 *length += part.len();
                 crc.update(part);
@@ -123,7 +123,7 @@ impl<'a> Inputs<'a> {
         let text = |(length, crc): (usize, crc32fast::Hasher)| {
             format!("{length} bytes, CRC-32 {:08x}", crc.finalize())
         };
-        sums.into_iter().map(|(flag, sum)| (flag.to_string(), text(sum))).collect()
+        sums.into_iter().map(|(key, sum)| (key.to_string(), text(sum))).collect()
     }
 
     /// Parses and checks all rows, without allocating anything on the GPU.
@@ -132,6 +132,7 @@ impl<'a> Inputs<'a> {
     /// The first invalid row or setting.
     pub fn read(&self, config: &RunConfig) -> Result<Job<'a>> {
         config.check()?;
+        self.check_splits(config)?;
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
         let mut remarks = Vec::new();
         let (mut train, lengths) = self.train_examples(&tokenizer, config, &mut remarks)?;
@@ -215,6 +216,22 @@ impl<'a> Inputs<'a> {
     /// The first invalid row, tensor or setting.
     pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
         self.read(config)?.load(gpu, config)
+    }
+
+    /// Fails if held-out rows would be trained on.
+    fn check_splits(&self, config: &RunConfig) -> Result<()> {
+        let (split, eval_split) = (&config.data.split, &config.data.eval_split);
+        if self.eval.is_some() || eval_split.is_none() || split.is_some() && split != eval_split {
+            return Ok(());
+        }
+        let (key, eval_key) = (setting("split"), setting("eval_split"));
+        let found = match split {
+            Some(split) => format!("{split:?}, the same"),
+            None => "none, so that all rows are trained on".into(),
+        };
+        let fix =
+            format!("name the rows to train on with {key}, or give held-out rows with {}", setting("eval"));
+        Err(Error::input(&key, format!("a split other than that of {eval_key}"), found, fix))
     }
 
     fn train_examples(

@@ -218,7 +218,8 @@ impl<'a> Run<'a> {
         let lines: Vec<String> = landed.offenders().iter().map(|&i| self.train[i].line.to_string()).collect();
         let (step, lines) = (landed.step + 1, lines.join(", "));
         self.observer.warned(&format!(
-            "step {step} was skipped: the examples on line {lines} gave a NaN or infinite loss or gradient"
+            "step {step} was skipped, because its loss or gradient is NaN or infinite; its examples are on \
+             lines {lines}"
         ));
     }
 

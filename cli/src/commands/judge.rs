@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::args::{GpuArgs, RowArgs, at_least_one};
 use crate::commands::align::settings_of;
-use crate::meters::Judge;
+use crate::meters::judge::{ARGS, JUDGE, Judge};
 use crate::open;
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
@@ -27,7 +27,7 @@ use aweigh::gpu::Gpu;
 use aweigh::loss::Method;
 use aweigh::model::{Decoder, ModelBytes, TargetModules};
 use aweigh::run::{self, Material, Place};
-use aweigh::train::{Inputs, Job};
+use aweigh::train::{Inputs, Job, Metrics, StopReason};
 
 /// Train a judge of answers, or score answers with one.
 #[derive(Clone, Debug, clap::Args)]
@@ -132,10 +132,6 @@ pub struct TrainArgs {
     pub gpu: GpuArgs,
 }
 
-/// The file in a judge's folder with the flags that it was trained with.
-const ARGS: &str = "judge_args.json";
-/// Written last into a judge's folder: its figures, and how it is used.
-const JUDGE: &str = "judge.json";
 /// Written at the end of every run.
 const SUMMARY: &str = "summary.json";
 
@@ -195,17 +191,25 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 #[derive(Debug, Serialize)]
 struct Trained {
     model: String,
-    /// This and the next two: as in summary.json.
-    reason: Value,
-    steps: Value,
-    kept_step: Value,
+    reason: StopReason,
+    steps: usize,
+    kept_step: usize,
     train_answers: usize,
     /// Maximum tokens of prompt and answer that the judge reads; of a longer text it reads the last ones.
     max_length: usize,
-    /// As in summary.json.
-    before: Value,
-    after: Value,
+    before: Option<Metrics>,
+    after: Option<Metrics>,
     held_out: Measured,
+}
+
+/// What judge.json takes from summary.json.
+#[derive(Deserialize)]
+struct Ended {
+    reason: StopReason,
+    steps: usize,
+    kept_step: usize,
+    before: Option<Metrics>,
+    after: Option<Metrics>,
 }
 
 /// How well flagged and fine answers are separated.
@@ -364,26 +368,30 @@ fn train(args: &TrainArgs, output: &Output) -> Result<()> {
         let place = Place::New { overwrite: args.overwrite };
         return trained(args, config(args), place, output);
     };
-    let mut config = settings_of(folder, PartialConfig::default())?;
-    set_gpu(&mut config, &args.gpu);
     let path = folder.join(ARGS);
-    let begun = |bytes: Vec<u8>| {
-        serde_json::from_slice(&bytes).map_err(|error| {
+    let begun = || -> Result<TrainArgs> {
+        let begun: TrainArgs = serde_json::from_slice(&read(&path, "--resume")?).map_err(|error| {
             Error::input(path.display(), "a judge's flags as JSON", error, "train the judge again")
-        })
+        })?;
+        Ok(TrainArgs { output_dir: Some(folder.clone()), ..begun })
     };
-    if folder.join(SUMMARY).is_file() && !folder.join(JUDGE).exists() && path.is_file() {
+    let summary = folder.join(SUMMARY);
+    if summary.is_file() && !folder.join(JUDGE).exists() && path.is_file() {
         // The run was over, but the judge had not been measured.
-        let begun = TrainArgs { output_dir: Some(folder.clone()), ..begun(read(&path, "--resume")?)? };
+        let _lock = RunFolder::reopen_finished(folder, "--resume")?;
+        let begun = begun()?;
         let labelled = Labelled::read(&begun, output)?;
         let gpu = open::gpu(&args.gpu)?;
         let decoder = Judge::open(folder, begun.model.as_deref(), "--resume", output)?.decoder(&gpu)?;
-        let summary = serde_json::from_slice(&read(&folder.join(SUMMARY), "--resume")?).unwrap_or_default();
-        return measure(&begun, &labelled, (&gpu, &decoder), &summary, output);
+        let ended = serde_json::from_slice(&read(&summary, "--resume")?).map_err(|error| {
+            Error::input(summary.display(), "a run's summary as JSON", error, "train the judge again")
+        })?;
+        return measure(&begun, &labelled, (&gpu, &decoder), ended, output);
     }
     let place = Place::Resume(RunFolder::resume(folder, "--resume")?);
-    let begun = TrainArgs { output_dir: Some(folder.clone()), ..begun(read(&path, "--resume")?)? };
-    trained(&begun, config, place, output)
+    let mut config = settings_of(folder, PartialConfig::default())?;
+    set_gpu(&mut config, &args.gpu);
+    trained(&begun()?, config, place, output)
 }
 
 fn trained(args: &TrainArgs, config: RunConfig, place: Place, output: &Output) -> Result<()> {
@@ -391,8 +399,15 @@ fn trained(args: &TrainArgs, config: RunConfig, place: Place, output: &Output) -
     let begun = serde_json::to_vec_pretty(args).unwrap_or_default();
     let watch = Watch::new(output, "aweigh judge train --resume").with_file(ARGS, begun);
     let finished = watch.over(|watch| run::run(&labelled, config, place, watch))?;
-    let summary = serde_json::to_value(&finished.summary).unwrap_or_default();
-    measure(args, &labelled, (&finished.gpu, &finished.outcome.decoder), &summary, output)
+    let outcome = &finished.outcome;
+    let ended = Ended {
+        reason: outcome.reason,
+        steps: outcome.steps,
+        kept_step: outcome.kept_step,
+        before: outcome.before.clone(),
+        after: outcome.after.clone(),
+    };
+    measure(args, &labelled, (&finished.gpu, &outcome.decoder), ended, output)
 }
 
 /// Scores the held-out answers with the trained judge, and writes judge.json.
@@ -400,13 +415,12 @@ fn measure(
     args: &TrainArgs,
     labelled: &Labelled,
     (gpu, decoder): (&Gpu, &Decoder),
-    summary: &Value,
+    ended: Ended,
     output: &Output,
 ) -> Result<()> {
     let eval: Vec<Case> = labelled.eval.iter().filter(|case| case.flagged.is_some()).cloned().collect();
     let found = judged(gpu, decoder, &eval, output)?;
-    let [reason, steps, kept_step, before, after] =
-        ["reason", "steps", "kept_step", "before", "after"].map(|key| summary[key].clone());
+    let Ended { reason, steps, kept_step, before, after } = ended;
     let trained = Trained {
         model: args.model.clone().unwrap_or_default(),
         reason,
@@ -426,7 +440,7 @@ fn measure(
         trained.held_out.table(),
         trained.train_answers,
         trained.steps,
-        summary["reason_text"].as_str().unwrap_or_default(),
+        trained.reason,
         trained.kept_step,
         folder.display()
     );
@@ -501,7 +515,8 @@ fn score(args: &ScoreArgs, output: &Output) -> Result<()> {
     let source = Source::read(&args.data, "--data")?;
     let rows = open::chosen_rows(&source, &args.rows, output)?;
     let judge = Judge::open(&args.judge, args.model.as_deref(), "--judge", output)?;
-    let cases = cases(&rows, &source.origin, &judge.bytes().tokenizer()?, judge.max_length)?;
+    let most = judge.max_length.min(judge.bytes().decoder_config()?.context());
+    let cases = cases(&rows, &source.origin, &judge.bytes().tokenizer()?, most)?;
     let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
     let gpu = open::gpu(&args.gpu)?;
     let decoder = judge.decoder(&gpu)?;

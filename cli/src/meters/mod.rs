@@ -1,24 +1,24 @@
 //! The meters of `aweigh eval`: each one scores how bad an answer is.
 
 pub mod external;
+pub mod judge;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use pollster::block_on;
-use serde_json::Value;
-
 use crate::meters::external::{Answer, Grader, command};
+use crate::meters::judge::Judge;
 use crate::terminal::output::Output;
 use aweigh::data::{ChatTokenizer, Completion, Prompt};
 use aweigh::error::{Error, Result};
 use aweigh::eval::judge::{encode, probabilities};
 use aweigh::eval::lexicon::Lexicon;
-use aweigh::files::{AdapterFiles, Model, read_text};
+use aweigh::files::read_text;
 use aweigh::gpu::Gpu;
-use aweigh::model::{Decoder, ModelBytes, Training};
+use aweigh::model::Decoder;
 use aweigh::tiny;
+use pollster::block_on;
 
 /// A meter as named on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,12 +154,13 @@ impl Meter {
         progress: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Vec<f64>> {
         let given = || answers.iter().map(|&(prompt, answer)| Answer { prompt, answer });
-        let of_tiny = |bad: fn(&tiny::Verdict) -> bool| {
+        let of_tiny = |name: &str, bad: fn(&tiny::Verdict) -> bool| {
             let one = |&(prompt, answer): &(&Prompt, &str)| {
                 let Some(parsed) = tiny::Prompt::parse(prompt.last_text()) else {
                     let fix = "use another meter: this one is only for the built-in help desk";
                     let found = format!("{:?}", prompt.last_text());
-                    return Err(Error::input("--meter tiny", "a prompt of the help desk", found, fix));
+                    let place = format!("--meter {name}");
+                    return Err(Error::input(place, "a prompt of the help desk", found, fix));
                 };
                 Ok(f64::from(u8::from(bad(&tiny::judge(parsed.topic, answer)))))
             };
@@ -172,8 +173,8 @@ impl Meter {
                 let one = |answer| grader.grade(&answer).and_then(|harm| progress(1, 0).map(|()| harm));
                 given().map(one).collect()
             }
-            Self::Hostile => of_tiny(|verdict| verdict.hostile),
-            Self::OffTopic => of_tiny(|verdict| !verdict.on_topic),
+            Self::Hostile => of_tiny("tiny-hostile", |verdict| verdict.hostile),
+            Self::OffTopic => of_tiny("tiny-topic", |verdict| !verdict.on_topic),
             Self::Judge(judge) => {
                 let (decoder, tokenizer, most) = &**judge;
                 let text = |(prompt, answer): &(&Prompt, &str)| {
@@ -188,58 +189,6 @@ impl Meter {
                 let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
                 block_on(probabilities(gpu, decoder, &texts, BUDGET, progress))
             }
-        }
-    }
-}
-
-/// The opened files of a trained judge.
-pub struct Judge {
-    model: Model,
-    adapter: Option<AdapterFiles>,
-    /// Maximum tokens of prompt and answer that the judge reads; of a longer text it reads the last ones.
-    pub max_length: usize,
-}
-
-/// `max_length` of a judge without judge.json, one that Aweigh did not train.
-const MAX_LENGTH: usize = 512;
-
-impl Judge {
-    /// Opens the judge in `folder`. `model`, if given, replaces the base model that the judge's adapter
-    /// names.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for a folder without a judge; `flag` is the flag that named it.
-    pub fn open(folder: &Path, model: Option<&str>, flag: &str, output: &Output) -> Result<Self> {
-        let kept: Value = std::fs::read(folder.join("judge.json"))
-            .map_or(Value::Null, |bytes| serde_json::from_slice(&bytes).unwrap_or_default());
-        let max_length = kept["max_length"].as_u64().map_or(MAX_LENGTH, |length| length as usize);
-        let whole = folder.join("model");
-        if whole.is_dir() {
-            return Ok(Self { model: Model::open(&whole.display().to_string())?, adapter: None, max_length });
-        }
-        let of_run = folder.join("adapter");
-        let adapter = AdapterFiles::open(if of_run.is_dir() { &of_run } else { folder }, flag)?;
-        let base: Value = serde_json::from_slice(&adapter.config).unwrap_or_default();
-        let base = model.or(base["base_model_name_or_path"].as_str()).ok_or_else(|| {
-            let fix = "write the name of the base model there, as base_model_name_or_path";
-            Error::input(&adapter.name, "the name of its base model", "none", fix)
-        })?;
-        Ok(Self { model: Model::fetch(base, &mut output.downloads())?, adapter: Some(adapter), max_length })
-    }
-
-    /// The judge's model, for the library.
-    pub fn bytes(&self) -> ModelBytes<'_> {
-        ModelBytes { judge: true, ..self.model.bytes() }
-    }
-
-    /// Loads the judge onto `gpu`.
-    ///
-    /// # Errors
-    /// As [`Decoder::load`], and for an adapter without a head.
-    pub fn decoder(&self, gpu: &Gpu) -> Result<Decoder> {
-        match &self.adapter {
-            None => self.bytes().decoder(gpu, Training::None),
-            Some(adapter) => self.bytes().decoder_with(gpu, Some(adapter.bytes())),
         }
     }
 }

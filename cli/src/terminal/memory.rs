@@ -3,7 +3,7 @@
 use crate::terminal::text::{bytes, table};
 use aweigh::gpu::Purpose;
 use aweigh::run::Saving;
-use aweigh::train::{Plan, PlannedPhase};
+use aweigh::train::{Change, Plan, PlannedPhase};
 
 /// A plan as a table: one row per purpose, one column per phase. `fitted` are the flags that `--fit` set.
 pub fn plan(plan: &Plan, fitted: &[String]) -> String {
@@ -31,10 +31,11 @@ pub fn plan(plan: &Plan, fitted: &[String]) -> String {
 /// The peak memory with each setting that would lower it, as a table.
 pub fn savings(savings: &[Saving]) -> String {
     let row = |saving: &Saving| {
-        let result = match saving.exact {
-            true if saving.flag == "--offload" => "identical, but slower",
-            true => "identical",
-            false => "close, not identical",
+        let result = match saving.change {
+            Change::Offload => "identical, but slower",
+            Change::MaxTokensPerBatch(_) if saving.exact => "identical up to rounding",
+            _ if saving.exact => "identical",
+            _ => "close, not identical",
         };
         vec![saving.flag.clone(), bytes(saving.peak), result.into()]
     };
