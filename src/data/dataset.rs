@@ -177,5 +177,4 @@ fn check_form(first: &mut Option<Form>, row: &Row, place: &str) -> Result<()> {
 }
 
 #[cfg(test)]
-#[path = "dataset_tests.rs"]
 mod tests;

@@ -204,5 +204,4 @@ fn nothing_left(origin: &str, needs: Needs, counts: &LengthCounts) -> Error {
 }
 
 #[cfg(test)]
-#[path = "example_tests.rs"]
 mod tests;

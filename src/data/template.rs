@@ -245,5 +245,4 @@ fn from_json(value: &serde_json::Value) -> Value {
 }
 
 #[cfg(test)]
-#[path = "template_tests.rs"]
 mod tests;

@@ -335,5 +335,4 @@ fn encoding(origin: &str, error: &dyn std::fmt::Display) -> Error {
 }
 
 #[cfg(test)]
-#[path = "tokenizer_tests.rs"]
 mod tests;

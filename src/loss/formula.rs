@@ -260,5 +260,4 @@ pub fn mean(groups: &[Outcome]) -> (f64, Vec<Vec<f64>>) {
 }
 
 #[cfg(test)]
-#[path = "formula_tests.rs"]
 mod tests;
