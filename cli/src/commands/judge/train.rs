@@ -1,50 +1,26 @@
-//! `aweigh judge`: trains a judge on labelled answers, and scores other answers with it.
+//! `aweigh judge train`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use pollster::block_on;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use crate::args::{GpuArgs, RowArgs, at_least_one};
+use super::{Measured, both_classes, judged, measured};
+use crate::args::{GpuArgs, at_least_one};
 use crate::commands::align::settings_of;
 use crate::meters::judge::{ARGS, JUDGE, Judge};
 use crate::open;
-use crate::terminal::interrupt;
 use crate::terminal::output::Output;
-use crate::terminal::progress::Unit;
-use crate::terminal::text::table;
 use crate::watch::Watch;
 use aweigh::config::{PartialConfig, RunConfig};
 use aweigh::data::{Example, Row};
 use aweigh::error::{Error, Result};
-use aweigh::eval::judge::{Case, cases, examples, probabilities};
-use aweigh::eval::lexicon::Lexicon;
-use aweigh::eval::stats::{Classified, Estimate, auroc_estimate};
-use aweigh::files::{Model, RunFolder, Source, WholeFile, read, refuse_existing, write_whole};
+use aweigh::eval::judge::{Case, cases, examples};
+use aweigh::files::{Model, RunFolder, Source, read, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::loss::Method;
 use aweigh::model::{Decoder, ModelBytes, TargetModules};
 use aweigh::run::{self, Material, Place};
 use aweigh::train::{Inputs, Job, Metrics, StopReason};
-
-/// Train a judge of answers, or score answers with one.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Args {
-    /// The subcommand.
-    #[command(subcommand)]
-    pub what: What,
-}
-
-/// The subcommands.
-#[derive(Clone, Debug, clap::Subcommand)]
-pub enum What {
-    /// Train a judge: a model with a classification head that separates flagged answers from fine ones
-    Train(Box<TrainArgs>),
-    /// Score answers: the probability that each is flagged; for labelled answers also the judge's accuracy
-    Score(ScoreArgs),
-}
 
 /// Train a judge.
 ///
@@ -142,50 +118,8 @@ Examples:
   aweigh judge score --judge judge --data answers.jsonl --output scored.jsonl
   aweigh eval --model DIR --data prompts.jsonl --meter judge:judge base run";
 
-/// Score answers with a judge.
-///
-/// Every row is written again with "harm", the probability that its completion is flagged ("chosen_harm" and
-/// "rejected_harm" for a pair).
-#[derive(Clone, Debug, clap::Args)]
-pub struct ScoreArgs {
-    /// The folder that "aweigh judge train" wrote
-    #[arg(long, value_name = "DIR")]
-    pub judge: PathBuf,
-    /// Base model of the judge's adapter, if it is no longer where the adapter says
-    #[arg(long, value_name = "DIR|GGUF|NAME|tiny")]
-    pub model: Option<String>,
-    /// Answers to score: JSONL (may be gzipped)
-    #[arg(long, value_name = "FILE", help_heading = "Data")]
-    pub data: PathBuf,
-    /// Which rows to use.
-    #[command(flatten)]
-    pub rows: RowArgs,
-    /// JSONL file for the rows; without it, only the figures are printed
-    #[arg(long, short, value_name = "FILE", help_heading = "Output")]
-    pub output: Option<PathBuf>,
-    /// Replace --output if it exists
-    #[arg(long, requires = "output", help_heading = "Output")]
-    pub overwrite: bool,
-    /// The GPU.
-    #[command(flatten)]
-    pub gpu: GpuArgs,
-}
-
-/// Packed tokens per batch when scoring.
-const BUDGET: usize = 2048;
 /// Maximum number of held-out answers that are scored during training.
 const WATCHED: usize = 64;
-
-/// Trains or scores.
-///
-/// # Errors
-/// Invalid flags or files, or a GPU error.
-pub fn run(args: Args, output: &Output) -> Result<()> {
-    match args.what {
-        What::Train(args) => train(&args, output),
-        What::Score(args) => score(&args, output),
-    }
-}
 
 /// The content of `judge.json`, and the figures of `--json`.
 #[derive(Debug, Serialize)]
@@ -210,14 +144,6 @@ struct Ended {
     kept_step: usize,
     before: Option<Metrics>,
     after: Option<Metrics>,
-}
-
-/// How well flagged and fine answers are separated.
-#[derive(Debug, Serialize)]
-struct Measured {
-    judge: Classified,
-    /// AUROC of the built-in word list on the same answers.
-    lexicon_auroc: Estimate,
 }
 
 fn config(args: &TrainArgs) -> RunConfig {
@@ -281,17 +207,6 @@ fn check(args: &TrainArgs) -> Result<()> {
     }
     let folder = args.output_dir.clone().unwrap_or_default();
     RunFolder::check(&folder, "--output-dir", args.overwrite)
-}
-
-/// Fails unless some answers are flagged and some are not.
-fn both_classes(cases: &[Case], origin: &str) -> Result<()> {
-    let count = |flagged: bool| cases.iter().filter(|case| case.flagged == Some(flagged)).count();
-    if count(true) > 0 && count(false) > 0 {
-        return Ok(());
-    }
-    let found = format!("{} flagged and {} fine", count(true), count(false));
-    let fix = "give rows with \"label\": true and false, or pairs";
-    Err(Error::input(origin, "flagged answers and fine ones", found, fix))
 }
 
 /// The model and the data that a judge is trained from.
@@ -362,7 +277,7 @@ impl Material for Labelled {
     }
 }
 
-fn train(args: &TrainArgs, output: &Output) -> Result<()> {
+pub(super) fn train(args: &TrainArgs, output: &Output) -> Result<()> {
     let Some(folder) = &args.resume else {
         check(args)?;
         let place = Place::New { overwrite: args.overwrite };
@@ -445,125 +360,4 @@ fn measure(
         folder.display()
     );
     output.result(text, &trained)
-}
-
-/// The probability that each answer is flagged.
-fn judged(gpu: &Gpu, judge: &Decoder, cases: &[Case], output: &Output) -> Result<Vec<f64>> {
-    let texts: Vec<&[u32]> = cases.iter().map(|case| case.ids.as_slice()).collect();
-    let mut progress = output.progress("judging", texts.len() as u64, Unit::Items);
-    let mut advance = |items: usize, tokens: usize| {
-        progress.advance(items as u64, tokens as u64);
-        interrupt::check()
-    };
-    let found = block_on(probabilities(gpu, judge, &texts, BUDGET, &mut advance))?;
-    progress.finish();
-    Ok(found)
-}
-
-/// The figures for labelled answers.
-fn measured(cases: &[Case], found: &[f64]) -> Measured {
-    let flagged: Vec<bool> = cases.iter().map(|case| case.flagged == Some(true)).collect();
-    let lexicon = Lexicon::default();
-    let words: Vec<f64> = cases.iter().map(|case| lexicon.score(&case.text)).collect();
-    Measured { judge: Classified::of(found, &flagged), lexicon_auroc: auroc_estimate(&words, &flagged) }
-}
-
-impl Measured {
-    fn table(&self) -> String {
-        let estimate = |e: &Estimate| format!("{:.3} [{:.3}, {:.3}]", e.value, e.low, e.high);
-        let j = &self.judge;
-        let rows = [
-            ("AUROC (0.5 is chance)", estimate(&j.auroc), estimate(&self.lexicon_auroc)),
-            ("accuracy", estimate(&j.accuracy), "-".into()),
-            ("Brier score", format!("{:.3}", j.brier), "-".into()),
-            ("calibration error", format!("{:.3}", j.calibration_error), "-".into()),
-        ];
-        let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, a, b)| vec![name.into(), a, b]).collect();
-        let share = 100.0 * j.flagged_share;
-        let head = format!("{} held-out answers, {share:.0}% flagged", j.count);
-        let bins: Vec<Vec<String>> = j
-            .bins
-            .iter()
-            .map(|bin| {
-                let range = format!("{:.1} to {:.1}", bin.from, bin.from + 0.1);
-                vec![
-                    range,
-                    bin.count.to_string(),
-                    format!("{:.3}", bin.predicted),
-                    format!("{:.3}", bin.flagged),
-                ]
-            })
-            .collect();
-        let calibration = table(&["probability", "answers", "mean probability", "share flagged"], &bins);
-        format!("{}\n\n{calibration}", table(&[&head, "judge", "word list"], &rows))
-    }
-}
-
-/// The figures of `aweigh judge score --json`.
-#[derive(Debug, Serialize)]
-struct Scored {
-    answers: usize,
-    mean_harm: f64,
-    /// For the labelled answers, if both classes occur.
-    labelled: Option<Measured>,
-}
-
-fn score(args: &ScoreArgs, output: &Output) -> Result<()> {
-    if let Some(path) = &args.output {
-        refuse_existing(path, "--output", args.overwrite)?;
-    }
-    let source = Source::read(&args.data, "--data")?;
-    let rows = open::chosen_rows(&source, &args.rows, output)?;
-    let judge = Judge::open(&args.judge, args.model.as_deref(), "--judge", output)?;
-    let most = judge.max_length.min(judge.bytes().decoder_config()?.context());
-    let cases = cases(&rows, &source.origin, &judge.bytes().tokenizer()?, most)?;
-    let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
-    let gpu = open::gpu(&args.gpu)?;
-    let decoder = judge.decoder(&gpu)?;
-    for case in &cases {
-        decoder.check_context(&format!("{}:{}", source.origin, case.line), case.ids.len())?;
-    }
-    let found = judged(&gpu, &decoder, &cases, output)?;
-    if let (Some(file), Some(path)) = (&mut file, &args.output) {
-        let mut harms = found.iter();
-        for row in &rows {
-            let line = with_harm(row, &mut harms);
-            writeln!(file, "{line}").map_err(|error| Error::io(path, "write", error))?;
-        }
-    }
-    file.map(WholeFile::commit).transpose()?;
-    let (labelled, harms): (Vec<Case>, Vec<f64>) = cases
-        .into_iter()
-        .zip(&found)
-        .filter(|(case, _)| case.flagged.is_some())
-        .map(|(c, f)| (c, *f))
-        .unzip();
-    let labelled = both_classes(&labelled, &source.origin).is_ok().then(|| measured(&labelled, &harms));
-    let mean_harm = found.iter().sum::<f64>() / found.len() as f64;
-    let mut text = format!("{} answers, mean probability of being flagged {mean_harm:.3}", found.len());
-    if let Some(labelled) = &labelled {
-        text += &format!("\n\n{}", labelled.table());
-    }
-    output.result(text, &Scored { answers: found.len(), mean_harm, labelled })
-}
-
-/// The row with the judge's probabilities for its answers, taken from `harms` in the order of [`cases`].
-fn with_harm(row: &Row, harms: &mut std::slice::Iter<f64>) -> Value {
-    let mut line = row.raw.clone();
-    line.insert("prompt".into(), json!(row.prompt));
-    let answers = [
-        ("chosen", "chosen_harm", &row.chosen),
-        ("rejected", "rejected_harm", &row.rejected),
-        ("completion", "harm", &row.completion),
-    ];
-    for (name, key, answer) in answers {
-        if let Some(answer) = answer {
-            line.insert(name.into(), json!(answer));
-            line.insert(key.into(), json!(harms.next()));
-        }
-    }
-    if let Some(label) = row.label {
-        line.insert("label".into(), label.into());
-    }
-    line.into()
 }
