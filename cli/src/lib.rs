@@ -23,8 +23,8 @@ use terminal::{interrupt, output::Output};
 /// Aligns small language models away from flagged answers, on any GPU.
 ///
 /// Give it a model and examples of answers that you do not want. It samples the model's own answers as
-/// anchors, trains with D²O (or one of twelve other methods), stops before the model breaks, and writes an
-/// adapter that PEFT loads.
+/// anchors, trains with D²O (or one of twelve other methods), stops when held-out examples show that the
+/// model gets worse, and writes an adapter that PEFT loads.
 #[derive(Debug, Parser)]
 #[command(name = "aweigh", version, max_term_width = 110)]
 #[command(arg_required_else_help = true, after_help = EXAMPLES)]

@@ -156,9 +156,9 @@ pub fn supports(head_dim: usize, capped: bool, origin: &str) -> Result<()> {
 pub struct Operands<'a> {
     /// `(T, H, hd)`
     pub q: Heads<'a>,
-    /// `(S, G, hd)`
+    /// `(slots, G, hd)`
     pub k: Heads<'a>,
-    /// `(S, G, hd)`, with k's strides.
+    /// `(slots, G, hd)`, with k's strides.
     pub v: Heads<'a>,
 }
 

@@ -1,8 +1,8 @@
 //! One file per kernel: its parameter block, its shape checks, and the functions that record it.
 //!
 //! A kernel has the name of its shader and of its reference. In shapes, `T` is tokens, `D` width, `H` query
-//! heads, `G` kv heads, `R` rows that predict a response token, `V` vocabulary, `S` sequences. Tensors may be
-//! longer than their shape requires.
+//! heads, `G` kv heads, `R` rows that predict a response token, `V` vocabulary, `S` sequences, `N` groups of
+//! sequences with one prompt. Tensors may be longer than their shape requires.
 
 pub mod activation;
 pub mod adamw;

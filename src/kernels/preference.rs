@@ -64,7 +64,7 @@ impl Params {
 
 /// The tensors of a batch's loss.
 pub struct Batch<'a> {
-    /// `(G, 2)`: first and end sequence of each group.
+    /// `(N, 2)`: first and end sequence of each group.
     pub groups: &'a Tensor,
     /// `(S, 2)`: first and end row of each sequence.
     pub rows: &'a Tensor,
@@ -74,7 +74,7 @@ pub struct Batch<'a> {
     pub policy: &'a Tensor,
     /// `(S)`: summed log-probability under the sequence's reference; unused by methods without one.
     pub reference: &'a Tensor,
-    /// `(G, 4)`, written: loss, margin, the anchors' reward, the negative's reward.
+    /// `(N, 4)`, written: loss, margin, the anchors' reward, the negative's reward.
     pub outcome: &'a Tensor,
     /// `(R)`, written: dL/d(log-probability of the token).
     pub coefficient: &'a Tensor,

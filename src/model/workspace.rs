@@ -99,7 +99,7 @@ pub struct Workspace {
     pub(super) predict: Tensor,
     /// `(S, 2)`: first and end row.
     pub rows: Tensor,
-    /// `(G, 2)`: first and end sequence.
+    /// `(N, 2)`: first and end sequence.
     pub groups: Tensor,
     /// Which rows read each token id, for the embedding's gradient.
     pub(super) id_lists: Tensor,
@@ -130,7 +130,7 @@ pub struct Workspace {
     pub reference: Tensor,
     /// `(R)`: dL/dlogp of a token.
     pub coefficient: Tensor,
-    /// `(G, 4)`: loss, margin, anchors' reward, negative's reward.
+    /// `(N, 4)`: loss, margin, anchors' reward, negative's reward.
     pub outcome: Tensor,
     /// `(R, D)`: the gradient of `normed`.
     pub(super) dnormed: Tensor,

@@ -145,7 +145,7 @@ struct Groups {
 }
 
 impl Groups {
-    /// The outcome `(G, 4)` and coefficients `(R)` of the f64 formula.
+    /// The outcome `(N, 4)` and coefficients `(R)` of the f64 formula.
     fn expected(&self, formula: Formula, terms: Terms, divisor: usize) -> (Vec<f64>, Vec<f64>) {
         let (mut outcome, mut coefficient) = (Vec::new(), Vec::new());
         for [start, end] in spans(&self.sizes).0 {

@@ -13,14 +13,8 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask docs            write the documents that tests compare with the code
        cargo xtask fixtures        print how the files in tests/golden and assets/tiny were made";
 
-/// The output of `cargo xtask fixtures`.
-const FIXTURES: &str = "\
-tests/golden/smollm2_*.json, *.safetensors   python tests/golden/generate.py
-tests/golden/families                        python tests/golden/families.py
-tests/golden/losses, losses.json             python tests/golden/losses.py
-assets/tiny, without the weights             cargo run --release --example make_tiny_data
-assets/tiny/model.safetensors                cargo run --release --example train_tiny (hours without a GPU)
-Each script begins with the packages that it needs, and their versions.";
+/// Has the table of fixtures, which `cargo xtask fixtures` prints.
+const CONTRIBUTING: &str = include_str!("../../CONTRIBUTING.md");
 
 /// Tests that write a document instead of comparing it, with `AWEIGH_WRITE_DOCS=1`.
 const WRITERS: [&[&str]; 2] = [
@@ -45,7 +39,8 @@ fn main() -> ExitCode {
             return if WRITERS.iter().all(write) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
         Some("fixtures") => {
-            println!("{FIXTURES}");
+            let table = CONTRIBUTING.lines().skip_while(|line| !line.starts_with("| files |"));
+            table.take_while(|line| line.starts_with('|')).for_each(|line| println!("{line}"));
             return ExitCode::SUCCESS;
         }
         _ => {

@@ -14,7 +14,7 @@ use aweigh::files::{self, RunFolder, Source};
 use aweigh::run::{self, Place, RunFiles, Summary};
 use aweigh::train::Metrics;
 
-/// Align a model: sample anchors, train, stop in time, write an adapter.
+/// Align a model: sample anchors, train, stop if it gets worse, write an adapter.
 ///
 /// Settings come from --config and from flags; flags override the file. Keys in the file are the flags' names
 /// with underscores, in the sections model, data, method, anchors, reference, lora, train, stop, output and
