@@ -86,7 +86,9 @@ fn a_template_without_a_system_role() {
          m.content }}{% endfor %}{% if add_generation_prompt %} {% endif %}",
     );
     room.write("ask.jsonl", r#"{"prompt": [{"role": "user", "content": "a"}]}"#);
-    let flag = r#"{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}], "label": false}"#;
+    let flag = r#"{"prompt": [{"role": "user", "content": "a"}], "label": false,
+        "completion": [{"role": "assistant", "content": "b"}]}"#
+        .replace('\n', " ");
     room.write("flag.jsonl", flag);
     let template = ["--model", "model", "--chat-template", "t.jinja", "--max-new-tokens", "4"];
     let lines: [&[&str]; 3] = [

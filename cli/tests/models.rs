@@ -258,7 +258,9 @@ fn gguf_files_are_named_for_what_they_are() {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
         bytes
     };
-    room.write("chat.jsonl", r#"{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}"#);
+    let row = r#"{"prompt": [{"role": "user", "content": "a"}],
+        "completion": [{"role": "assistant", "content": "b"}]}"#;
+    room.write("chat.jsonl", row.replace('\n', " "));
     let score = ["score", "--model", "m.gguf", "--data", "chat.jsonl"];
     let config: Value =
         serde_json::from_slice(&fs::read(room.path("model/tokenizer.json")).unwrap()).unwrap();

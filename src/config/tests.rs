@@ -115,7 +115,7 @@ fn a_value_out_of_range_is_named_with_its_source() {
     }
     // One error names all missing settings.
     let text = RunConfig::resolve(vec![]).unwrap_err().to_string();
-    let places = "model.model, data.train, output.output_dir: expected";
+    let places = "model, train, output_dir: expected";
     assert!(text.starts_with(places) && text.contains("found none of them"), "{text}");
 }
 

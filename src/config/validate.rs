@@ -73,30 +73,20 @@ pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>
 
 /// Checks the settings that every run from files needs; the error names all that are missing.
 pub(super) fn required(config: &RunConfig) -> Result<()> {
+    let model = "a model (a directory, a GGUF file, a name on the Hub, or tiny)";
     let all = [
-        (
-            config.model.model.is_empty(),
-            "model.model",
-            "a model (a directory, a GGUF file, a name on the Hub, or tiny)",
-        ),
-        (config.data.train.as_os_str().is_empty(), "data.train", "a JSONL file of examples"),
-        (config.output.output_dir.as_os_str().is_empty(), "output.output_dir", "a folder for the run"),
+        (config.model.model.is_empty(), "model", model),
+        (config.data.train.as_os_str().is_empty(), "train", "a JSONL file of examples"),
+        (config.output.output_dir.as_os_str().is_empty(), "output_dir", "a folder for the run"),
     ];
-    let missing: Vec<(&str, &str)> =
-        all.into_iter().filter(|(missing, ..)| *missing).map(|(_, key, expected)| (key, expected)).collect();
-    if missing.is_empty() {
+    let missing = all.into_iter().filter(|(missing, ..)| *missing);
+    let (places, expected): (Vec<String>, Vec<&str>) =
+        missing.map(|(_, key, expected)| (setting(key), expected)).unzip();
+    if places.is_empty() {
         return Ok(());
     }
-    let flag = |key: &str| setting(key.split('.').next_back().unwrap_or(key));
-    let place =
-        |key: &str| if flag(key).starts_with("--") { format!("{} ({key})", flag(key)) } else { key.into() };
-    let places: Vec<String> = missing.iter().map(|(key, _)| place(key)).collect();
-    let expected: Vec<&str> = missing.iter().map(|(_, expected)| *expected).collect();
-    let found = if missing.len() == 1 { "nothing" } else { "none of them" };
-    let fix = match places[0].starts_with("--") {
-        true => "add these flags, or give their keys in a file with --config",
-        false => "set these keys",
-    };
+    let found = if places.len() == 1 { "nothing" } else { "none of them" };
+    let fix = "give them here or in a settings file";
     Err(Error::input(places.join(", "), expected.join(", "), found, fix))
 }
 

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::jsonl::{ReadLimits, for_each_object};
 use super::row::{Fields, Row, has_calls, is_nothing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
 /// A file's rows, and the lines that were left out.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -100,6 +100,24 @@ fn has_empty_text(map: &Map<String, Value>) -> bool {
         .iter()
         .any(|key| map.get(*key).is_some_and(blank))
         || asked.is_some_and(message)
+}
+
+/// Fails if held-out rows would be trained on: `eval_split` names rows of the training file itself, and
+/// `split` does not select others.
+///
+/// # Errors
+/// [`Error::Input`], which names both settings.
+pub fn check_splits(split: Option<&str>, eval_split: Option<&str>) -> Result<()> {
+    if eval_split.is_none() || split.is_some() && split != eval_split {
+        return Ok(());
+    }
+    let [key, eval_key, eval] = ["split", "eval_split", "eval"].map(setting);
+    let found = match split {
+        Some(split) => format!("{split:?}, the same"),
+        None => "none, so that all rows are trained on".into(),
+    };
+    let fix = format!("name the rows to train on with {key}, or give held-out rows with {eval}");
+    Err(Error::input(&key, format!("a split other than that of {eval_key}"), found, fix))
 }
 
 /// The rows whose field `name` (a string, number or boolean other than TRL's keys, such as `split`) equals

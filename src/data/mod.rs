@@ -19,7 +19,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod tokenizer_files;
 
-pub use dataset::{Parsed, parse_jsonl, rows_with};
+pub use dataset::{Parsed, check_splits, parse_jsonl, rows_with};
 pub use example::{Example, ExampleOptions, Needs, build_examples};
 pub use lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
 pub use packing::{Group, Packed};

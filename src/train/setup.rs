@@ -10,7 +10,7 @@ use super::run::{Setup, check_context};
 use crate::config::{self, RunConfig};
 use crate::data::{
     self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, Prompt, Row,
-    Truncation, build_examples, parse_jsonl, rows_with,
+    Truncation, build_examples, check_splits, parse_jsonl, rows_with,
 };
 use crate::error::setting;
 use crate::gpu::{Gpu, Memory, Purpose};
@@ -132,7 +132,8 @@ impl<'a> Inputs<'a> {
     /// The first invalid row or setting.
     pub fn read(&self, config: &RunConfig) -> Result<Job<'a>> {
         config.check()?;
-        self.check_splits(config)?;
+        let (split, eval_split) = (config.data.split.as_deref(), config.data.eval_split.as_deref());
+        check_splits(split, eval_split.filter(|_| self.eval.is_none()))?;
         let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
         let mut remarks = Vec::new();
         let (mut train, lengths) = self.train_examples(&tokenizer, config, &mut remarks)?;
@@ -216,22 +217,6 @@ impl<'a> Inputs<'a> {
     /// The first invalid row, tensor or setting.
     pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
         self.read(config)?.load(gpu, config)
-    }
-
-    /// Fails if held-out rows would be trained on.
-    fn check_splits(&self, config: &RunConfig) -> Result<()> {
-        let (split, eval_split) = (&config.data.split, &config.data.eval_split);
-        if self.eval.is_some() || eval_split.is_none() || split.is_some() && split != eval_split {
-            return Ok(());
-        }
-        let (key, eval_key) = (setting("split"), setting("eval_split"));
-        let found = match split {
-            Some(split) => format!("{split:?}, the same"),
-            None => "none, so that all rows are trained on".into(),
-        };
-        let fix =
-            format!("name the rows to train on with {key}, or give held-out rows with {}", setting("eval"));
-        Err(Error::input(&key, format!("a split other than that of {eval_key}"), found, fix))
     }
 
     fn train_examples(

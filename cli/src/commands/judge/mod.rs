@@ -36,6 +36,7 @@ pub enum What {
 
 /// Packed tokens per batch when scoring.
 const BUDGET: usize = 2048;
+
 /// Trains or scores.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use crate::open;
 use crate::terminal::output::Output;
 use crate::watch::Watch;
 use aweigh::config::{PartialConfig, RunConfig};
-use aweigh::data::{Example, Row};
+use aweigh::data::{Example, Row, check_splits};
 use aweigh::error::{Error, Result};
 use aweigh::eval::judge::{Case, cases, examples};
 use aweigh::files::{Model, RunFolder, Source, read, write_whole};
@@ -125,19 +125,16 @@ const WATCHED: usize = 64;
 #[derive(Debug, Serialize)]
 struct Trained {
     model: String,
-    reason: StopReason,
-    steps: usize,
-    kept_step: usize,
+    #[serde(flatten)]
+    ended: Ended,
     train_answers: usize,
     /// Maximum tokens of prompt and answer that the judge reads; of a longer text it reads the last ones.
     max_length: usize,
-    before: Option<Metrics>,
-    after: Option<Metrics>,
     held_out: Measured,
 }
 
 /// What judge.json takes from summary.json.
-#[derive(Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Ended {
     reason: StopReason,
     steps: usize,
@@ -190,14 +187,7 @@ fn check(args: &TrainArgs) -> Result<()> {
     ] {
         at_least_one(flag, most.unwrap_or(1))?;
     }
-    if args.eval.is_none()
-        && args.eval_split.is_some()
-        && (args.split.is_none() || args.split == args.eval_split)
-    {
-        let found = args.split.as_deref().unwrap_or("none, which trains on all rows");
-        let fix = "name the rows to train on, as in --split train --eval-split dev";
-        return Err(Error::input("--split", "a split other than --eval-split", found, fix));
-    }
+    check_splits(args.split.as_deref(), args.eval_split.as_deref().filter(|_| args.eval.is_none()))?;
     for (flag, value) in
         [("--learning-rate", args.learning_rate), ("--num-train-epochs", args.num_train_epochs)]
     {
@@ -335,16 +325,11 @@ fn measure(
 ) -> Result<()> {
     let eval: Vec<Case> = labelled.eval.iter().filter(|case| case.flagged.is_some()).cloned().collect();
     let found = judged(gpu, decoder, &eval, output)?;
-    let Ended { reason, steps, kept_step, before, after } = ended;
     let trained = Trained {
         model: args.model.clone().unwrap_or_default(),
-        reason,
-        steps,
-        kept_step,
+        ended,
         train_answers: labelled.train.len(),
         max_length: labelled.max_length,
-        before,
-        after,
         held_out: measured(&eval, &found),
     };
     let folder = args.output_dir.clone().unwrap_or_default();
@@ -354,9 +339,9 @@ fn measure(
         "{}\n{} training answers, {} steps ({}), kept the state of step {}; the judge is in {}",
         trained.held_out.table(),
         trained.train_answers,
-        trained.steps,
-        trained.reason,
-        trained.kept_step,
+        trained.ended.steps,
+        trained.ended.reason,
+        trained.ended.kept_step,
         folder.display()
     );
     output.result(text, &trained)
