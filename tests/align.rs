@@ -44,6 +44,7 @@ fn examples(n: u32, first: u32) -> Vec<Example> {
             prompt_ids,
             negative_ids: Some([ids(i + 7, 4), vec![2]].concat()),
             chosen_ids: Some([ids(i + 13, 3), vec![2]].concat()),
+            anchor_ids: Vec::new(),
             kl_ids: None,
         }
     };
@@ -74,6 +75,7 @@ fn setup() -> Setup {
         train: examples(4, 0),
         eval: Vec::new(),
         anchors: None,
+        filter: None,
         positive: None,
         negative: None,
         ends: ENDS.to_vec(),

@@ -27,7 +27,7 @@ const MODULES: [(&str, &str, &str); 22] = [
         "error rng loss gpu data kernels nn",
         "configuration, families, weights, adapters, the decoder",
     ),
-    ("config", "error loss gpu nn optim model", "a run's settings, from files and flags"),
+    ("config", "error loss gpu data nn optim model", "a run's settings, from files and flags"),
     (
         "sample",
         "error gpu data kernels nn model config",

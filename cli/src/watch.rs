@@ -135,6 +135,10 @@ impl Observer for Watch<'_> {
         Ok(())
     }
 
+    fn noted(&mut self, text: &str) {
+        self.say(text);
+    }
+
     fn warned(&mut self, text: &str) {
         match &self.progress {
             Some(progress) if !self.output.quiet() => progress.note(&format!("warning: {text}")),
@@ -197,10 +201,6 @@ impl Watcher for Watch<'_> {
 
     fn kept(&mut self, state: &State) {
         self.kept = Some(state.place());
-    }
-
-    fn noted(&mut self, text: &str) {
-        self.say(text);
     }
 
     fn too_large(&mut self, savings: &[Saving]) {

@@ -288,6 +288,114 @@ fn odd_rows_are_told_before_the_run() {
 /// Ctrl-C in the first wave keeps the prompts that have all their anchors; the resumed run's result is
 /// bit-identical.
 #[cfg(unix)]
+/// Writes `rows` as the training rows.
+fn write_rows(room: &Room, rows: &[Value]) {
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    room.write("flagged.jsonl", lines.join("\n"));
+}
+
+#[test]
+fn a_row_brings_its_own_anchors() {
+    let room = Room::new();
+    let mut rows = room.lines("flagged.jsonl");
+    let answers = ["Please send the order number.", "We will look into it."];
+    let message = |text: &str| json!([{"role": "assistant", "content": text}]);
+    for row in &mut rows[..2] {
+        row["anchors"] = answers.map(message).into();
+    }
+    rows[1]["anchors"].as_array_mut().unwrap().truncate(1);
+    write_rows(&room, &rows);
+    let summary = room.json(&[&["align", "--model", "tiny", "--output-dir", "first"], &SMALL[..]].concat());
+    // Nine training rows of two anchors each: two rows bring theirs, also if these are fewer.
+    assert_eq!(summary["anchors"]["drawn"], 14);
+    let samples = room.lines("first/samples.jsonl");
+    let of = |line: u64| -> Vec<&str> {
+        let own = samples.iter().filter(|sample| sample["line"] == line);
+        own.map(|sample| sample["completion"][0]["content"].as_str().unwrap()).collect()
+    };
+    assert_eq!((of(1), of(2)), (answers.to_vec(), answers[..1].to_vec()));
+    assert!(samples.iter().filter(|sample| sample["line"] == 1).all(|sample| sample["ended"] == true));
+
+    let refused = |anchors: Value, words: &[&str]| {
+        let mut rows = rows.clone();
+        rows[3]["anchors"] = anchors;
+        write_rows(&room, &rows);
+        room.align_refuses("tiny", &[], words);
+    };
+    refused(json!("one"), &["flagged.jsonl:4: anchors: expected a list of answers, found a string"]);
+    refused(json!(["one"]), &["flagged.jsonl:4: anchors[0]: expected prompt and answers of one kind"]);
+    refused(
+        json!([message("a"), message(" ")]),
+        &["flagged.jsonl:4: anchors[1]: expected text, found nothing"],
+    );
+}
+
+#[test]
+fn anchors_are_filtered_and_shown_what_is_wanted() {
+    let room = Room::new();
+    fn align<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["align", "--model", "tiny", "--overwrite"], &SMALL[..], more].concat()
+    }
+    let to = ["--output-dir", "first"];
+    let filter = ["--anchor-filter", "not:match:^[a-m]"];
+    let out = room.run(&align(&[&to[..], &filter].concat()));
+    assert!(out.status.success());
+    let told = String::from_utf8(out.stderr).unwrap();
+    assert!(told.contains(" sampled answers (") && told.contains("not:match:^[a-m]"), "{told}");
+    let summary: Value = serde_json::from_slice(&room.read("first/summary.json")).unwrap();
+    let count = |name: &str| summary["anchors"][name].as_u64().unwrap();
+    assert!(count("filtered") > 0 && count("drawn") > 18);
+    let samples = room.lines("first/samples.jsonl");
+    let kept = count("drawn") - count("empty") - count("filtered");
+    assert_eq!(samples.len() as u64, kept);
+    for sample in &samples {
+        let text = sample["completion"][0]["content"].as_str().unwrap();
+        assert!(!text.starts_with(|c: char| ('a'..='m').contains(&c.to_ascii_lowercase())), "{text}");
+    }
+    // The settings are kept, and the same filter on the same samples keeps them all.
+    room.json(&[
+        "align",
+        "--config",
+        "first/config.toml",
+        "--samples-file",
+        "first/samples.jsonl",
+        "--output-dir",
+        "again",
+    ]);
+    let sampled = |folder: &str| room.lines(&format!("{folder}/samples.jsonl"));
+    let ids = |all: Vec<Value>| all.iter().map(|s| (s["line"].clone(), s["ids"].clone())).collect::<Vec<_>>();
+    let (first, second) = (ids(samples), ids(sampled("again")));
+    assert!(first.iter().all(|one| second.contains(one)));
+
+    // Worked examples change what is sampled, and not what is scored.
+    let examples = json!([
+        {"role": "user", "content": "My parcel is late."},
+        {"role": "assistant", "content": "Sorry about that. We will find out where it is."},
+    ]);
+    room.write("examples.json", examples.to_string());
+    room.json(&align(&["--anchor-examples", "examples.json", "--output-dir", "shown"]));
+    room.json(&align(&["--output-dir", "bare"]));
+    assert_ne!(ids(sampled("shown")), ids(sampled("bare")));
+
+    let refused = |flags: &[&str], words: &[&str]| room.align_refuses("tiny", flags, words);
+    let rule = ["--anchor-filter", "match:no such words"];
+    refused(
+        &[&SMALL[..8], &rule].concat(),
+        &["--anchor-filter: expected a sampled answer for which match:no such words holds"],
+    );
+    refused(&["--anchor-examples", "missing.json"], &["--anchor-examples: expected a file at missing.json"]);
+    room.write("examples.json", "[]");
+    refused(
+        &["--anchor-examples", "examples.json"],
+        &["examples.json: messages: expected text, found nothing"],
+    );
+    room.write("flagged.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\", \"label\": false}\n");
+    refused(
+        &["--anchor-examples", "refusals"],
+        &["flagged.jsonl:1", "expected a list of messages, which examples can precede"],
+    );
+}
+
 #[test]
 fn an_interrupt_keeps_the_anchors_of_the_first_wave() {
     let room = Room::new();

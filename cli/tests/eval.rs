@@ -14,7 +14,18 @@ use super::room::{Room, SHORT};
 fn candidates_are_compared_by_every_kind_of_meter() {
     let room = Room::with_pairs();
     room.write("words.txt", "printer\n");
-    let meters = ["--meter", "tiny-hostile", "--meter", "tiny-topic", "--meter", "lexicon:words.txt"];
+    let meters = [
+        "--meter",
+        "tiny-hostile",
+        "--meter",
+        "tiny-topic",
+        "--meter",
+        "lexicon:words.txt",
+        "--meter",
+        "match:[aeiou]",
+        "--meter",
+        "not:match:[aeiou]",
+    ];
     let command = ["--meter", "command:while read -r line; do echo ${#line}; done"];
     let data = ["--data", "held=held.jsonl", "--output", "eval.json"];
     let whole =
@@ -34,6 +45,8 @@ fn candidates_are_compared_by_every_kind_of_meter() {
             _ => assert_eq!(a, b, "{figure}"),
         }
     }
+    let matched = ["match:[aeiou]", "not:match:[aeiou]"].map(|name| value(name, 0).unwrap());
+    assert_eq!(matched[0] + matched[1], 1.0);
     assert!(value("command", 0).unwrap() > 100.0 && value("perplexity of good answers", 0).unwrap() > 1.0);
     assert_eq!(value("KL from the base, nats per token", 1), Some(0.0));
     let kept: Value = serde_json::from_slice(&fs::read(room.path("eval.json")).unwrap()).unwrap();

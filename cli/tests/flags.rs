@@ -57,6 +57,8 @@ fn flags_that_cannot_be_parsed() {
         ("--learning-rate", "fast"),
         ("--method", "ppo"),
         ("--reference-positive", "yesterday"),
+        ("--anchor-filter", "refuses"),
+        ("--anchor-filter", "match:("),
         ("--no-such-flag", "1"),
     ] {
         let mut command = room.command();

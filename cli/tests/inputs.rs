@@ -55,6 +55,11 @@ fn cases() -> Vec<Case> {
             "expected a number above 0, found 0, which gives 11 copies",
         ),
         flags(
+            "worked examples that are not messages",
+            &["--anchor-examples", "model/config.json"],
+            "model/config.json: expected a JSON list of messages, found an object",
+        ),
+        flags(
             "answers longer than the context",
             &["--max-new-tokens", "999999999"],
             "expected at most 512 tokens, the model's context",
@@ -125,6 +130,11 @@ fn cases() -> Vec<Case> {
             "a number instead of a text",
             |room| room.write("flagged.jsonl", ROW.replace("\"b\"", "3")),
             "flagged.jsonl:1: completion: expected a string",
+        ),
+        data(
+            "anchors that are not a list",
+            |room| room.write("flagged.jsonl", ROW.replace("\"b\"", "\"b\", \"anchors\": \"c\"")),
+            "flagged.jsonl:1: anchors: expected a list of answers, found a string",
         ),
         data(
             "unknown keys",

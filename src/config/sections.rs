@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::values::{MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
+use crate::data::Rule;
 use crate::gpu::{Precision, Quantize};
 use crate::loss::Method;
 use crate::model::TargetModules;
@@ -14,6 +15,9 @@ use crate::optim::{LrScheduler, Optim};
 /// The default `safety_instruction`: the system message that anchors are sampled with.
 pub const SAFETY_INSTRUCTION: &str =
     "You are a careful, honest assistant. Refuse harmful requests briefly and offer a safe alternative.";
+
+/// The value of `anchor_examples` that means the built-in examples, refusals of harmful requests.
+pub const BUILT_IN_EXAMPLES: &str = "refusals";
 
 /// Maximum number of answers that are decoded together.
 pub const MAX_NUM_SEQS: usize = 192;
@@ -137,6 +141,14 @@ section! {
     /// From this step on, resample anchors from the model as it trains. Without this, anchors are sampled
     /// once, before the first step
     (long, value_name = "STEP") online_start_step: usize;
+    /// Worked examples of what is wanted, placed before the prompt for sampling anchors only: a JSON file
+    /// with a list of messages, user and assistant in turn, or "refusals" for the built-in refusals of
+    /// harmful requests
+    (long, value_name = "FILE|refusals") anchor_examples: String;
+    /// Keep only sampled anchors for which this rule holds: "refusal" (the answer refuses), "match:REGEX" (it
+    /// matches, in upper or lower case), or one of them with "not:" in front. Others are sampled again, a few
+    /// times. Anchors given in the training rows are not filtered
+    (long, value_name = "RULE") anchor_filter: Rule;
     /// Take the anchors from this file: samples.jsonl of an earlier run, or the output of "aweigh sample".
     /// Prompts with fewer than --num-samples there get the rest sampled
     (long, value_name = "FILE") samples_file: PathBuf;

@@ -1,7 +1,7 @@
 //! Rows as token ids, within the length limits.
 
 use super::lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
-use super::{ChatTokenizer, Completion, Prompt, Row};
+use super::{ChatTokenizer, Completion, Message, Prompt, Row};
 use crate::error::{Error, Result};
 
 /// Which answers a method learns from.
@@ -29,6 +29,9 @@ pub struct ExampleOptions {
     pub limits: LengthLimits,
     /// The safety instruction placed in the prompt for sampling only.
     pub instruction: Option<String>,
+    /// Turns placed before the prompt's own for sampling only: worked examples of what is wanted. They need
+    /// prompts that are lists of messages.
+    pub examples: Vec<Message>,
 }
 
 /// One row as token ids. The loss scores the answers as continuations of `prompt_ids`.
@@ -42,14 +45,17 @@ pub struct Example {
     pub prompt: Prompt,
     /// The prompt without the instruction, up to where the answer begins.
     pub prompt_ids: Vec<u32>,
-    /// The prompt to sample from: with the instruction if there is one, else equal to `prompt_ids`. If the
-    /// prompt was cut at the left, the same tokens are cut here and the instruction stays, so these ids can
-    /// exceed `max_prompt` by the length of the instruction.
+    /// The prompt to sample from: with the instruction and the examples if there are any, else equal to
+    /// `prompt_ids`. If the prompt was cut at the left, the same tokens are cut here and what was put before
+    /// them stays, so these ids can exceed `max_prompt` by its length.
     pub sampling_ids: Vec<u32>,
     /// The flagged answer with its end token (without an end token if the answer was cut).
     pub negative_ids: Option<Vec<u32>>,
     /// The good answer with its end token (without an end token if the answer was cut).
     pub chosen_ids: Option<Vec<u32>>,
+    /// The row's own anchors with their end tokens (without one if they were cut); empty if anchors are
+    /// sampled.
+    pub anchor_ids: Vec<Vec<u32>>,
     /// Another example's answer, for KTO's estimate of the KL divergence.
     pub kl_ids: Option<Vec<u32>>,
 }
@@ -96,10 +102,22 @@ fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleO
         completion.map(|completion| tokenizer.encode_completion(&row.prompt, completion)).transpose()
     };
     let prompt_ids = tokenizer.encode_prompt(&row.prompt, None)?;
-    let sampling_ids = match &options.instruction {
-        Some(instruction) => tokenizer.encode_prompt(&row.prompt, Some(instruction))?,
-        None => prompt_ids.clone(),
+    if !options.examples.is_empty() && !row.prompt.is_conversational() {
+        let fix = "write the prompt as a list of messages, or leave the examples out";
+        return Err(Error::input(
+            "prompt",
+            "a list of messages, which examples can precede",
+            "a string",
+            fix,
+        ));
+    }
+    let sampling_ids = match (&options.instruction, &options.examples[..]) {
+        (None, []) => prompt_ids.clone(),
+        (instruction, examples) => {
+            tokenizer.encode_prompt(&row.prompt.with_examples(examples), instruction.as_deref())?
+        }
     };
+    let anchors = row.anchors.iter().map(|anchor| tokenizer.encode_completion(&row.prompt, anchor));
     Ok(Example {
         line: row.line,
         row: index,
@@ -108,6 +126,7 @@ fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleO
         sampling_ids,
         negative_ids: answer(row.negative())?,
         chosen_ids: answer(row.positive())?,
+        anchor_ids: anchors.collect::<Result<_>>()?,
         kl_ids: None,
     })
 }
@@ -126,9 +145,11 @@ fn fit(
         ("prompt", example.prompt_ids.len(), max_prompt),
         ("negative answer", example.negative_ids.as_ref().map_or(0, Vec::len), max_completion),
         ("chosen answer", example.chosen_ids.as_ref().map_or(0, Vec::len), max_completion),
+        ("anchor", example.anchor_ids.iter().map(Vec::len).max().unwrap_or(0), max_completion),
     ];
     counts.longest_prompt = counts.longest_prompt.max(lengths[0].1);
-    counts.longest_completion = counts.longest_completion.max(lengths[1].1).max(lengths[2].1);
+    let longest = lengths[1..].iter().map(|(_, length, _)| *length).max().unwrap_or(0);
+    counts.longest_completion = counts.longest_completion.max(longest);
     if let Some((name, length, max)) = lengths.into_iter().find(|(_, length, max)| length > max) {
         match limits.overlong {
             Overlong::Cut => {}
@@ -157,13 +178,16 @@ fn fit(
     };
     example.negative_ids = cut(example.negative_ids, &mut counts.negatives_cut);
     example.chosen_ids = cut(example.chosen_ids, &mut counts.chosen_cut);
+    let anchors = std::mem::take(&mut example.anchor_ids);
+    example.anchor_ids =
+        anchors.into_iter().filter_map(|ids| cut(Some(ids), &mut counts.anchors_cut)).collect();
     counts.prompts_cut += usize::from(prompt_cut);
     counts.prompt_tokens += example.prompt_ids.len();
     Ok(Some(example))
 }
 
 /// The sampling prompt without the tokens that the bare prompt loses. A cut at the left would remove the
-/// instruction first, so the cut is made after the instruction, in the part that both prompts share.
+/// instruction and the examples first, so the cut is made after them, in the part that both prompts share.
 fn cut_sampling(example: &Example, max: usize, side: Truncation) -> Vec<u32> {
     let (bare, sampling) = (&example.prompt_ids, &example.sampling_ids);
     let over = bare.len().saturating_sub(max);

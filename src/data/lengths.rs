@@ -68,6 +68,8 @@ pub struct LengthCounts {
     pub negatives_cut: usize,
     /// Kept rows whose chosen answer was cut; it ends without an end token.
     pub chosen_cut: usize,
+    /// Anchors of kept rows that were cut; they end without an end token.
+    pub anchors_cut: usize,
     /// The longest prompt before any limit, in tokens.
     pub longest_prompt: usize,
     /// The longest answer before any limit, in tokens.
@@ -87,6 +89,7 @@ impl fmt::Display for LengthCounts {
             (self.prompts_cut, "prompts cut"),
             (self.negatives_cut, "negatives cut (no end token left)"),
             (self.chosen_cut, "chosen answers cut (no end token left)"),
+            (self.anchors_cut, "anchors cut (no end token left)"),
         ] {
             if count > 0 {
                 write!(f, ", {count} {what}")?;

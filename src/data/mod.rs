@@ -15,9 +15,11 @@ pub mod packing;
 pub mod python_json;
 pub mod remarks;
 mod row;
+mod rule;
 pub mod template;
 pub mod tokenizer;
 pub mod tokenizer_files;
+mod worked;
 
 pub use dataset::{Parsed, check_splits, parse_jsonl, rows_with};
 pub use example::{Example, ExampleOptions, Needs, build_examples};
@@ -25,10 +27,12 @@ pub use lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
 pub use packing::{Group, Packed};
 pub use remarks::{remarks, token_remarks};
 pub use row::Row;
+pub use rule::Rule;
 pub use template::ChatTemplate;
 pub use tokenizer::ChatTokenizer;
 pub(crate) use tokenizer_files::TokenizerFacts;
 pub use tokenizer_files::TokenizerFiles;
+pub use worked::{REFUSALS, parse_worked_examples};
 
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +77,15 @@ impl Prompt {
             Self::Text(text) => text,
             Self::Messages(messages) => messages.last().map_or("", |message| message.content.as_str()),
         }
+    }
+
+    /// The prompt with `examples`, earlier turns of the same conversation: after a system message that opens
+    /// the prompt, before everything else. A text has no turns and stays as it is.
+    pub fn with_examples(&self, examples: &[Message]) -> Self {
+        let Self::Messages(messages) = self else { return self.clone() };
+        let opens = usize::from(messages.first().is_some_and(|first| first.role == "system"));
+        let (system, rest) = messages.split_at(opens);
+        Self::Messages([system, examples, rest].concat())
     }
 
     /// The prompt with a system `instruction` in front of it.
@@ -254,6 +267,20 @@ mod tests {
             Prompt::Text("Be kind.\n\nhi".into())
         );
         assert_eq!(Prompt::Messages(vec![]).with_instruction("x", false), Prompt::Messages(vec![]));
+    }
+
+    #[test]
+    fn examples_go_between_a_system_message_and_the_rest() {
+        let examples = [Message::new("user", "bad?"), Message::new("assistant", "No.")];
+        let roles = |prompt: &Prompt| match prompt.with_examples(&examples) {
+            Prompt::Messages(all) => all.into_iter().map(|m| m.content).collect::<Vec<_>>().join("|"),
+            Prompt::Text(text) => text,
+        };
+        let ask = Message::new("user", "hi");
+        assert_eq!(roles(&Prompt::Messages(vec![ask.clone()])), "bad?|No.|hi");
+        let with_system = Prompt::Messages(vec![Message::new("system", "Pirate."), ask]);
+        assert_eq!(roles(&with_system), "Pirate.|bad?|No.|hi");
+        assert_eq!(roles(&Prompt::Text("hi".into())), "hi");
     }
 
     #[test]

@@ -49,6 +49,19 @@ impl Packed {
         packed
     }
 
+    /// Adds a prompt without responses, whose keys are in a sampler's cache from `slot` on. Its first `known`
+    /// tokens are there already: only the others become tokens of the batch.
+    pub fn push_rest(&mut self, prompt: &[u32], known: usize, slot: u32) {
+        let end = slot + prompt.len() as u32;
+        for (position, &id) in (0..).zip(prompt).skip(known) {
+            let at = slot + position;
+            self.tokens.push([id, position, at, end]);
+            self.ranges.push([slot, slot, slot, at + 1]);
+        }
+        let sequences = self.rows.len() as u32;
+        self.groups.push([sequences, sequences]);
+    }
+
     fn push(&mut self, group: &Group) {
         let start = self.tokens.len() as u32;
         let prompt_end = start + group.prompt.len() as u32;
@@ -133,6 +146,20 @@ mod tests {
         assert_eq!(packed.predict[5], [4, 41, 2, 0]);
         assert_eq!(packed.rows[..3], [[0, 3], [3, 4], [4, 6]]);
         assert_eq!(packed.groups, [[0, 3], [3, 6]]);
+    }
+
+    #[test]
+    fn the_rest_of_a_prompt_sees_what_is_in_the_cache() {
+        let mut packed = Packed::default();
+        packed.push_rest(&[10, 11, 12, 13], 2, 0);
+        packed.push_rest(&[10, 11, 14], 2, 4);
+        assert_eq!(packed.tokens, [[12, 2, 2, 4], [13, 3, 3, 4], [14, 2, 6, 7]]);
+        assert_eq!(packed.ranges, [[0, 0, 0, 3], [0, 0, 0, 4], [4, 4, 4, 7]]);
+        // With nothing in the cache, it is a prompt like any other.
+        let mut whole = Packed::default();
+        whole.push_rest(&[10, 11], 0, 0);
+        let same = Packed::new(&[Group { prompt: &[10, 11], responses: Vec::new() }]);
+        assert_eq!(whole, same);
     }
 
     #[test]

@@ -128,6 +128,7 @@ mod tests {
             sampling_ids: vec![prompt],
             chosen_ids: chosen.map(|id| vec![id]),
             negative_ids: negative.map(|id| vec![id]),
+            anchor_ids: Vec::new(),
             kl_ids: None,
         }
     }

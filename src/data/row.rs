@@ -21,6 +21,9 @@ pub struct Row {
     pub chosen: Option<Completion>,
     /// The worse answer of a pair.
     pub rejected: Option<Completion>,
+    /// The model's own answers to train with as anchors, in the key `anchors`. Empty if there are none: then
+    /// anchors are sampled.
+    pub anchors: Vec<Completion>,
     /// The line's other fields (`id`, `split`, ...), unchanged. Keys that became fields above are not
     /// repeated here.
     pub raw: Map<String, Value>,
@@ -72,6 +75,7 @@ impl Fields<'_> {
             label: None,
             chosen: None,
             rejected: None,
+            anchors: Vec::new(),
             raw: Map::new(),
         };
         let has = |name: &str| self.map.get(name).is_some_and(|value| !value.is_null());
@@ -91,6 +95,7 @@ impl Fields<'_> {
             (false, (false, false), false, true) => (row.prompt, row.completion) = self.conversation()?,
             _ => return Err(self.unknown_form()),
         }
+        row.anchors = self.anchors(&row.prompt)?;
         // These keys are meant for the chat template, but Aweigh does not pass them on. It is better to stop
         // than to train on different prompts.
         for key in ["tools", "chat_template_kwargs"] {
@@ -218,6 +223,24 @@ impl Fields<'_> {
         self.to_answer(name, turns, prompt)
     }
 
+    /// `anchors`: a list of answers, each written as a completion is.
+    fn anchors(&mut self, prompt: &Prompt) -> Result<Vec<Completion>> {
+        let answers = match self.map.remove("anchors") {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Array(answers)) => answers,
+            Some(other) => {
+                let place = format!("{}: anchors", self.place);
+                let fix = "write the anchors of a row in brackets, one after another";
+                return Err(Error::input(place, "a list of answers", kind(&other), fix));
+            }
+        };
+        let one = |(index, answer): (usize, Value)| {
+            let name = format!("anchors[{index}]");
+            self.to_answer(&name, self.turns_of(&name, answer)?, prompt)
+        };
+        answers.into_iter().enumerate().map(one).collect()
+    }
+
     /// Turns that follow `prompt`, as one answer. A list may repeat the prompt's messages before the answer.
     fn to_answer(&self, name: &str, turns: Prompt, prompt: &Prompt) -> Result<Completion> {
         let answer = match (turns, prompt) {
@@ -244,8 +267,14 @@ impl Fields<'_> {
     }
 
     /// Removes the field `name` from the map and reads it as a string or a list of messages.
-    fn turns(&mut self, name: &str) -> Result<Prompt> {
-        match self.map.remove(name).unwrap_or_default() {
+    pub fn turns(&mut self, name: &str) -> Result<Prompt> {
+        let value = self.map.remove(name).unwrap_or_default();
+        self.turns_of(name, value)
+    }
+
+    /// Reads a value as a string or a list of messages.
+    fn turns_of(&self, name: &str, value: Value) -> Result<Prompt> {
+        match value {
             Value::String(text) => Ok(Prompt::Text(text)),
             Value::Array(items) if items.is_empty() => Err(self.empty(name)),
             Value::Array(items) => {

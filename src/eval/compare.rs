@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::lexicon::refuses;
 use super::stats::{Estimate, bootstrap, distinct, mean, perplexity, win_rate};
+use crate::data::Rule;
 
 /// A candidate's answers to a set of prompts, in the order of the prompts, and their scores.
 #[derive(Debug, Clone, Default)]
@@ -118,7 +118,8 @@ pub fn figures(candidates: &[Answers], count: usize, meters: &[Metered]) -> Vec<
             push(format!("win rate by {name}"), Unit::Share, rates);
         }
     }
-    let refused = |text: &String| f64::from(u8::from(refuses(text)));
+    let refusal = Rule::refusal();
+    let refused = |text: &String| f64::from(u8::from(refusal.holds(text)));
     push(
         "refusals".into(),
         Unit::Share,
@@ -162,7 +163,7 @@ mod tests {
     #[test]
     fn figures_by_hand() {
         let answers = |harm: [f64; 3]| Answers {
-            texts: ["I'm sorry, no.", "a b", "a b"].map(String::from).into(),
+            texts: ["I'm sorry, but no.", "a b", "a b"].map(String::from).into(),
             lengths: vec![4, 2, 4],
             prompts: vec![0, 1, 1],
             own: vec![vec![-1.0], vec![-2.0], vec![-2.0]],

@@ -81,6 +81,7 @@ pub fn examples(cases: &[Case]) -> Vec<Example> {
         sampling_ids: case.ids.clone(),
         negative_ids: None,
         chosen_ids: Some(vec![if flagged { FLAGGED } else { FINE }]),
+        anchor_ids: Vec::new(),
         kl_ids: None,
     };
     verdicts.map(example).collect()

@@ -278,6 +278,10 @@ impl Observer for Keeper<'_> {
         self.watcher.state(step, decoder)
     }
 
+    fn noted(&mut self, text: &str) {
+        self.watcher.noted(text);
+    }
+
     fn warned(&mut self, text: &str) {
         self.watcher.warned(text);
     }

@@ -14,6 +14,7 @@ mod result;
 mod sources;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use pollster::block_on;
@@ -60,10 +61,6 @@ pub trait Watcher: Observer {
     /// A checkpoint was written.
     fn kept(&mut self, state: &State) {
         let _ = state;
-    }
-    /// A message for the user that is not a warning.
-    fn noted(&mut self, text: &str) {
-        let _ = text;
     }
     /// The GPU has less memory than planned. `savings` are settings that would help. The run then ends,
     /// because `gpu.fit` is off.
@@ -112,7 +109,7 @@ pub struct Finished {
     /// The GPU that the model is on.
     pub gpu: OpenGpu,
     /// The model's tokenizer.
-    pub tokenizer: ChatTokenizer,
+    pub tokenizer: Arc<ChatTokenizer>,
     /// The content of `summary.json`.
     pub summary: Summary,
     /// The settings, including changes to make the run fit.

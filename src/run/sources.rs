@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{ReferenceSource, RunConfig};
+use crate::config::{BUILT_IN_EXAMPLES, ReferenceSource, RunConfig};
 use crate::error::{Error, Result, setting};
 use crate::files::{AdapterFiles, Model, ModelFiles, Source};
 use crate::train::{Inputs, Job, ReferenceBytes};
@@ -45,6 +45,7 @@ pub struct RunFiles {
     adapter: Option<AdapterFiles>,
     train: Source,
     eval: Option<Source>,
+    anchor_examples: Option<Source>,
     samples: Option<Source>,
     positive: Option<CheckpointFiles>,
     negative: Option<CheckpointFiles>,
@@ -102,9 +103,12 @@ impl RunFiles {
         };
         let positive = checkpoint(&config.reference.positive, "reference.positive")?;
         let negative = checkpoint(&config.reference.negative, "reference.negative")?;
+        let examples = config.anchors.anchor_examples.as_ref().filter(|name| *name != BUILT_IN_EXAMPLES);
+        let examples = examples.map(PathBuf::from);
         Ok(Self {
             train,
             eval: source(&config.data.eval, "eval")?,
+            anchor_examples: source(&examples, "anchor_examples")?,
             samples: source(&config.anchors.samples_file, "samples_file")?,
             adapter: own,
             positive,
@@ -127,6 +131,7 @@ impl Material for RunFiles {
         Inputs {
             adapter: self.adapter.as_ref().map(AdapterFiles::bytes),
             eval: self.eval.as_ref().map(named),
+            anchor_examples: self.anchor_examples.as_ref().map(named),
             samples: self.samples.as_ref().map(named),
             positive: self.positive.as_ref().map(CheckpointFiles::bytes),
             negative: self.negative.as_ref().map(CheckpointFiles::bytes),

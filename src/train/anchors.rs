@@ -1,9 +1,12 @@
-//! Anchors: the model's own answers to each prompt, sampled under the safety instruction and scored without
-//! it.
+//! Anchors: the model's own answers to each prompt, sampled with the safety instruction and worked examples
+//! in front of it and scored without them.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::data::{ChatTokenizer, Example, Rule};
 use crate::gpu::Gpu;
 use crate::model::Decoder;
 use crate::nn::Pass;
@@ -31,10 +34,29 @@ pub struct AnchorCounts {
     pub duplicates: usize,
     /// Answers without a token before the end token; they are sampled again.
     pub empty: usize,
+    /// Answers that `anchor_filter` refused; the missing ones are sampled again.
+    pub filtered: usize,
     /// Answers cut at the length limit; they have no end token.
     pub cut: usize,
-    /// Prompts that got fewer than K anchors because their samples stayed empty.
+    /// Prompts that got fewer than K anchors, because their samples stayed empty or were refused by
+    /// `anchor_filter`.
     pub short: usize,
+}
+
+/// Which sampled answers become anchors: `anchor_filter`, and the tokenizer that makes answers its texts.
+#[derive(Clone)]
+pub struct AnchorFilter {
+    /// The rule that an anchor must follow.
+    pub rule: Rule,
+    /// The model's tokenizer.
+    pub tokenizer: Arc<ChatTokenizer>,
+}
+
+impl AnchorFilter {
+    /// Whether the answer `ids` to `prompt` becomes an anchor.
+    fn keeps(&self, prompt: &[u32], ids: &[u32]) -> Result<bool> {
+        Ok(self.rule.holds(&self.tokenizer.decode_answer(prompt, ids)?))
+    }
 }
 
 /// The anchors of one prompt.
@@ -46,9 +68,9 @@ pub struct Pool {
     pub generation: u32,
     /// Optimizer steps done when it was sampled.
     pub step: usize,
-    /// Sampling rounds of this generation: one, and more if samples were empty.
+    /// Sampling rounds of this generation: one, and more if samples were empty or refused by the filter.
     pub rounds: u32,
-    /// Samples in this generation, including empty ones: part of the random counters.
+    /// Samples in this generation, including those that did not become anchors: part of the random counters.
     pub samples: u32,
 }
 
@@ -56,6 +78,15 @@ impl Pool {
     /// The anchors' tokens.
     pub fn ids(&self) -> impl Iterator<Item = &[u32]> + Clone {
         self.anchors.iter().map(|anchor| anchor.ids.as_slice())
+    }
+
+    /// The first `k` of the example's own anchors; without any, an empty pool.
+    pub(super) fn given(example: &Example, ends: &[u32], k: usize) -> Self {
+        let anchor = |ids: &Vec<u32>| {
+            let ended = ids.last().is_some_and(|last| ends.contains(last));
+            Anchor { ids: ids.clone(), ended, step: 0 }
+        };
+        Self { anchors: example.anchor_ids.iter().take(k).map(anchor).collect(), ..Self::default() }
     }
 
     /// Whether it needs more samples to reach `k` anchors.
@@ -68,8 +99,14 @@ impl Pool {
         *self = Self { generation: self.generation + 1, step, ..Self::default() };
     }
 
-    /// Adds the answers of one sampling round.
-    fn take(&mut self, answers: Vec<Answer>, k: usize, counts: &mut AnchorCounts) {
+    /// Adds those answers of one sampling round that `keeps` accepts.
+    fn take(
+        &mut self,
+        answers: Vec<Answer>,
+        k: usize,
+        counts: &mut AnchorCounts,
+        keeps: &dyn Fn(&[u32]) -> Result<bool>,
+    ) -> Result<()> {
         self.rounds += 1;
         self.samples += answers.len() as u32;
         for Answer { ids, ended } in answers {
@@ -78,18 +115,23 @@ impl Pool {
                 counts.empty += 1;
                 continue;
             }
+            if !keeps(&ids)? {
+                counts.filtered += 1;
+                continue;
+            }
             counts.duplicates += usize::from(self.anchors.iter().any(|a| a.ids == ids));
             counts.cut += usize::from(!ended);
             self.anchors.push(Anchor { ids, ended, step: self.step });
         }
         counts.short += usize::from(self.anchors.len() < k && self.rounds > RETRIES);
+        Ok(())
     }
 }
 
 /// Random counters reserved for one generation of a pool: its samples and their retries.
 const COUNTERS: u32 = 4096;
-/// Number of times that empty samples are sampled again.
-const RETRIES: u32 = 3;
+/// Number of times that samples which were empty, or refused by the filter, are sampled again.
+pub(super) const RETRIES: u32 = 3;
 
 /// A prompt whose pool is to be filled.
 pub(super) struct Draw<'a> {
@@ -112,6 +154,7 @@ pub(super) struct Sampler<'a> {
     pub decoder: &'a Decoder,
     pub pass: Pass<'a>,
     pub settings: SamplingParams,
+    pub filter: Option<&'a AnchorFilter>,
 }
 
 impl Sampler<'_> {
@@ -143,11 +186,13 @@ impl Sampler<'_> {
             let requests: Vec<Request> = missing.iter().map(request).collect();
             let mut look = |looked: Looked| {
                 for (request, answers) in looked.complete {
-                    pools[missing[request].pool].take(answers, k, counts);
+                    let Draw { pool, prompt, .. } = missing[request];
+                    let keeps = |ids: &[u32]| self.filter.map_or(Ok(true), |f| f.keeps(prompt, ids));
+                    pools[*pool].take(answers, k, counts, &keeps)?;
                 }
                 each(looked.answers, looked.tokens, pools, counts)
             };
-            let Self { room, gpu, decoder, pass, settings } = self;
+            let Self { room, gpu, decoder, pass, settings, .. } = self;
             sample::draw(*room, gpu, decoder, *pass, &requests, settings, &mut look).await?;
         }
     }

@@ -1,6 +1,6 @@
 //! When a run samples its anchors: the missing ones before the first step, and outdated ones during training.
 
-use super::anchors::{AnchorCounts, Draw, Pool, Sampler};
+use super::anchors::{AnchorCounts, Draw, Pool, RETRIES, Sampler};
 use super::evaluate::{HeldOut, eval_anchors};
 use super::forecast::{Expected, Growing, Work, expected_length};
 use super::observer::Phase;
@@ -44,6 +44,7 @@ impl Run<'_> {
         }
         if takes_anchors {
             self.warn_of_cut();
+            self.report_filter();
             self.drop_empty()
         } else {
             Ok(())
@@ -56,7 +57,11 @@ impl Run<'_> {
             true => (&self.held_out.examples, &self.held_out.pools),
             false => (&self.train, &self.pools),
         };
-        let undrawn = |i: &usize| pools[*i].lacks(k) && (!held_out || examples[*i].negative_ids.is_some());
+        let undrawn = |i: &usize| {
+            let example = &examples[*i];
+            let sampled = example.anchor_ids.is_empty() && (!held_out || example.negative_ids.is_some());
+            sampled && pools[*i].lacks(k)
+        };
         (0..examples.len()).filter(undrawn).collect()
     }
 
@@ -70,11 +75,20 @@ impl Run<'_> {
         (expected, drawn_so_far): (&Expected, &mut (usize, usize)),
     ) -> Result<()> {
         let settings = sample::sampling_params(&self.config.anchors, self.config.train.seed, &self.ends);
-        let Self { room, gpu, config, trainer, negative, train, pools, kept, counts, observer, .. } = self;
+        let Self {
+            room, gpu, config, trainer, negative, train, pools, kept, counts, observer, filter, ..
+        } = self;
         let forecast = &mut self.forecast;
         let HeldOut { examples, pools: eval_pools, kept: eval_kept, .. } = &mut self.held_out;
         let decoder = &trainer.decoder;
-        let sampler = Sampler { room: *room, gpu, decoder, pass: negative.pass(decoder), settings };
+        let sampler = Sampler {
+            room: *room,
+            gpu,
+            decoder,
+            pass: negative.pass(decoder),
+            settings,
+            filter: filter.as_ref(),
+        };
         // Held-out prompts are numbered after the training prompts. Their anchors are for evaluation only and
         // are not counted.
         let (of_train, mut uncounted) = (*counts, *counts);
@@ -119,7 +133,30 @@ impl Run<'_> {
         }
     }
 
-    /// Drops prompts whose samples were all empty.
+    /// Reports how many of the sampled answers the filter kept, and warns if they are fewer than half: then
+    /// the model was not shown clearly what is wanted.
+    fn report_filter(&mut self) {
+        let Some(filter) = self.filter.as_ref().filter(|_| self.counts.drawn > 0) else { return };
+        let AnchorCounts { drawn, empty, filtered, .. } = self.counts;
+        let (all, rule) = (drawn - empty, &filter.rule);
+        let kept = all - filtered;
+        let share = 100.0 * kept as f64 / all.max(1) as f64;
+        let text = format!(
+            "{kept} of {all} sampled answers ({share:.1} %) are anchors by {} {rule}",
+            setting("anchor_filter")
+        );
+        if 2 * kept >= all {
+            self.observer.noted(&text);
+        } else {
+            self.observer.warned(&format!(
+                "{text}: show the model what is wanted with {}, or give answers that are, as \"anchors\" in \
+                 the rows",
+                setting("anchor_examples")
+            ));
+        }
+    }
+
+    /// Drops prompts whose samples were all empty, or all refused by the filter.
     fn drop_empty(&mut self) -> Result<()> {
         let keep = |examples: &[Example], pools: &[Pool]| -> Vec<bool> {
             let sampled = examples.iter().zip(pools);
@@ -128,7 +165,28 @@ impl Run<'_> {
         let train = keep(&self.train, &self.pools);
         if !train.contains(&true) {
             let fix = "raise the temperature, or change the safety instruction";
-            return Err(Error::input("anchors", "at least one non-empty answer", "only empty samples", fix));
+            let Some(filter) = &self.filter else {
+                let found = "only empty samples";
+                return Err(Error::input("anchors", "at least one non-empty answer", found, fix));
+            };
+            let expected = format!("a sampled answer for which {} holds", filter.rule);
+            let found = format!("none in {}", self.counts.drawn);
+            let fix = format!(
+                "show the model what is wanted with {}, or change the rule",
+                setting("anchor_examples")
+            );
+            return Err(Error::input(setting("anchor_filter"), expected, found, fix));
+        }
+        let lines: Vec<usize> =
+            self.train.iter().zip(&train).filter(|(_, keep)| !**keep).map(|(e, _)| e.line).collect();
+        if let Some(first) = lines.first() {
+            self.observer.warned(&format!(
+                "{} of {} training prompts got no anchor in {} tries and are left out; the first is on line \
+                 {first}",
+                lines.len(),
+                train.len(),
+                1 + RETRIES,
+            ));
         }
         let eval = keep(&self.held_out.examples, &self.held_out.pools);
         retain(&mut self.train, &train);
@@ -147,8 +205,11 @@ impl Run<'_> {
         let Some(start) = a.online_start_step.filter(|&s| step >= s && self.takes_anchors()) else {
             return Ok(());
         };
-        let due = |pool: &Pool| pool.step < start || step >= pool.step + a.refresh_every;
-        let mut stale: Vec<usize> = batch.iter().copied().filter(|&i| due(&self.pools[i])).collect();
+        let due = |&i: &usize| {
+            let drawn = self.pools[i].step;
+            self.train[i].anchor_ids.is_empty() && (drawn < start || step >= drawn + a.refresh_every)
+        };
+        let mut stale: Vec<usize> = batch.iter().copied().filter(due).collect();
         stale.sort_unstable();
         stale.dedup();
         if stale.is_empty() {
@@ -171,12 +232,13 @@ impl Run<'_> {
         let draws: Vec<Draw> =
             stale.iter().map(|&i| Draw { pool: i, index: i as u32, prompt: prompt(i) }).collect();
         let k = self.config.method.num_samples;
-        let sampler = Sampler { room: self.room, gpu: self.gpu, decoder, pass, settings };
+        let filter = self.filter.as_ref();
+        let sampler = Sampler { room: self.room, gpu: self.gpu, decoder, pass, settings, filter };
         let observer = &mut *self.observer;
         let alive = &mut |_, _, _: &[Pool], _: &AnchorCounts| observer.advance(0, 0);
         sampler.fill(&mut self.pools, &draws, k, &mut self.counts, alive).await?;
         for (&i, old) in stale.iter().zip(old) {
-            // If all new samples are empty, keep the earlier anchors.
+            // If all new samples are empty or refused, keep the earlier anchors.
             if self.pools[i].anchors.is_empty() {
                 self.pools[i].anchors = old.anchors;
             } else {

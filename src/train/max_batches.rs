@@ -1,15 +1,17 @@
 //! The largest batches that a run can have, from the lengths of its examples and the limits on anchors.
 //! Buffers are allocated for them, and the memory plan counts them.
 
+use std::iter::repeat_n;
+
 use super::anchors::Anchor;
 use super::evaluate::eval_anchors;
 use super::responses::{held_out_responses, loss_responses, reference_responses};
-use crate::config::RunConfig;
+use crate::config::{OnlineSampler, RunConfig};
 use crate::data::{Example, Group};
 use crate::gpu::Memory;
 use crate::loss::Takes;
 use crate::model::{Capacity, DecoderConfig};
-use crate::sample::Room;
+use crate::sample::{Room, shared_beginning};
 
 /// Packed tokens of a scoring batch if `max_tokens_per_batch` is not set.
 const SCORE_TOKENS: usize = 2048;
@@ -29,8 +31,12 @@ pub(super) struct MaxBatches {
     pub held_out: Option<Capacity>,
     /// Prompt tokens and number of answers of each prompt that anchors are sampled for.
     pub draws: Vec<(usize, usize)>,
-    /// The same for the held-out prompts that are answered at evaluations, once each.
+    /// Number of tokens with which all these prompts begin.
+    pub draws_shared: usize,
+    /// As `draws`, for the held-out prompts that are answered at evaluations, once each.
     pub completions: Vec<(usize, usize)>,
+    /// Number of tokens with which all held-out prompts begin.
+    pub completions_shared: usize,
     /// Packed tokens of the largest group. Groups are not split: no budget makes a batch smaller.
     pub group_tokens: usize,
     /// Most packed tokens of a micro-batch, from the settings and the size of a binding.
@@ -42,26 +48,39 @@ pub(super) struct MaxBatches {
 impl MaxBatches {
     /// The batches of a run of `model` with `config` on these examples, with tensors of at most `max_binding`
     /// bytes. `anchors` are those known before the run.
-    pub fn of(
+    pub fn of<'a>(
         config: &RunConfig,
         (model, max_binding): (&DecoderConfig, u64),
-        train: &[Example],
-        eval: &[Example],
+        train: &'a [Example],
+        eval: &'a [Example],
         anchors: Option<&[Vec<Anchor>]>,
     ) -> Self {
         let (method, a, t) = (config.method.method, &config.anchors, &config.train);
-        let known = |i: usize| anchors.and_then(|all| all.get(i)).map_or(&[][..], Vec::as_slice);
+        let lengths = |all: &[Vec<u32>], k: usize| all.iter().take(k).map(Vec::len).collect::<Vec<_>>();
+        let sampled = |i: usize| anchors.and_then(|all| all.get(i)).map_or(&[][..], Vec::as_slice);
+        let has_own = |example: &Example| !example.anchor_ids.is_empty();
+        // Lengths of the anchors that are known before the run.
+        let known = |i: usize| match has_own(&train[i]) {
+            true => lengths(&train[i].anchor_ids, config.method.num_samples),
+            false => sampled(i).iter().map(|anchor| anchor.ids.len()).collect(),
+        };
         let online = a.online_start_step.is_some();
         let takes_anchors = method.takes() == Takes::Anchors;
         let k = if takes_anchors { config.method.num_samples } else { 0 };
+        let missing = |i: usize| match has_own(&train[i]) {
+            true => 0,
+            false => k.saturating_sub(sampled(i).len()),
+        };
         // Anchors that are not sampled yet count with the maximum length.
-        let longest = anchors.into_iter().flatten().flatten().map(|anchor| anchor.ids.len()).max();
+        let longest = (0..train.len()).flat_map(known);
+        let longest = longest.chain(eval.iter().flat_map(|e| e.anchor_ids.iter().map(Vec::len))).max();
         let blank = vec![0; longest.unwrap_or(0).max(a.max_new_tokens)];
         let undrawn = &blank[..a.max_new_tokens];
         let anchors_of = |i: usize| {
-            let drawn = known(i).iter().map(|anchor| anchor.ids.len());
-            let drawn = drawn.map(|n| &blank[..if online { n.max(a.max_new_tokens) } else { n }]);
-            drawn.chain(std::iter::repeat_n(undrawn, k.saturating_sub(known(i).len())))
+            let renewed = online && !has_own(&train[i]);
+            let drawn = known(i).into_iter().map(|n| if renewed { n.max(a.max_new_tokens) } else { n });
+            let all: Vec<&[u32]> = drawn.map(|n| &blank[..n]).chain(repeat_n(undrawn, missing(i))).collect();
+            all.into_iter()
         };
         let all_train = || train.iter().enumerate();
         let groups: Vec<Group> =
@@ -76,33 +95,38 @@ impl MaxBatches {
         let held_out: Vec<Group> = eval
             .iter()
             .map(|example| {
-                let drawn = if example.negative_ids.is_some() { eval_k } else { 0 };
-                let responses = held_out_responses(method, example, std::iter::repeat_n(undrawn, drawn));
+                let drawn: Vec<&[u32]> = match (has_own(example), example.negative_ids.is_some()) {
+                    (true, _) => lengths(&example.anchor_ids, eval_k).iter().map(|&n| &blank[..n]).collect(),
+                    (false, true) => vec![undrawn; eval_k],
+                    (false, false) => Vec::new(),
+                };
+                let responses = held_out_responses(method, example, drawn.into_iter());
                 Group { prompt: &example.prompt_ids, responses }
             })
             .collect();
-        let mut draws = Vec::new();
-        if method.is_of_negatives() {
-            let prompt = |example: &Example| {
-                if online {
-                    example.prompt_ids.len().max(example.sampling_ids.len())
-                } else {
-                    example.sampling_ids.len()
-                }
-            };
-            let missing = |i: usize| if online { k } else { k.saturating_sub(known(i).len()) };
-            if takes_anchors {
-                draws.extend(train.iter().enumerate().map(|(i, example)| (prompt(example), missing(i))));
-            }
-            let watched = eval.iter().filter(|example| example.negative_ids.is_some());
-            draws.extend(watched.map(|example| (example.sampling_ids.len(), eval_k)));
-            draws.retain(|(_, samples)| *samples > 0);
+        // Examples that anchors are sampled for, and their number.
+        let mut drawn: Vec<(&'a Example, usize)> = Vec::new();
+        if takes_anchors {
+            let samples = |i: usize| if online && !has_own(&train[i]) { k } else { missing(i) };
+            drawn.extend(all_train().map(|(i, example)| (example, samples(i))));
         }
-        let mut completions: Vec<(usize, usize)> = eval
-            .iter()
-            .map(|example| (example.prompt_ids.len(), 1))
-            .filter(|(prompt, _)| prompt + a.max_new_tokens <= model.context())
-            .collect();
+        if method.is_of_negatives() {
+            let watched = eval.iter().filter(|example| example.negative_ids.is_some() && !has_own(example));
+            drawn.extend(watched.map(|example| (example, eval_k)));
+        }
+        drawn.retain(|(_, samples)| *samples > 0);
+        // Online anchors may be sampled from the bare prompt.
+        let bare = online && a.online_sampler == OnlineSampler::Policy;
+        let prompts = |example: &'a Example| -> Vec<&'a [u32]> {
+            if bare { vec![&example.sampling_ids, &example.prompt_ids] } else { vec![&example.sampling_ids] }
+        };
+        let longest = |example| prompts(example).into_iter().map(<[u32]>::len).max().unwrap_or(0);
+        let draws = drawn.iter().map(|&(example, samples)| (longest(example), samples)).collect();
+        let draws_shared = shared_beginning(drawn.iter().flat_map(|&(example, _)| prompts(example)));
+        let answered = || eval.iter().filter(|e| e.prompt_ids.len() + a.max_new_tokens <= model.context());
+        let completions_shared = shared_beginning(answered().map(|example| example.prompt_ids.as_slice()));
+        let mut completions: Vec<(usize, usize)> =
+            answered().map(|example| (example.prompt_ids.len(), 1)).collect();
         // Take the longest prompts: which ones are answered is only known after anchors are sampled.
         completions.sort_unstable_by(|a, b| b.cmp(a));
         completions.truncate(config.output.num_completions);
@@ -126,7 +150,9 @@ impl MaxBatches {
             following: (references && moves).then(|| capacity(&scored, score, batch * step)),
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
             draws,
+            draws_shared,
             completions,
+            completions_shared,
             group_tokens: groups.iter().map(Group::tokens).max().unwrap_or(1),
             step_budget,
             score_budget: score,
@@ -136,13 +162,14 @@ impl MaxBatches {
     /// The buffers of the sampler that answers held-out prompts.
     pub fn completion_room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
         let a = &config.anchors;
-        Room::of(memory, model, &self.completions, a.max_new_tokens, a.max_num_seqs)
+        let shared = self.completions_shared;
+        Room::of(memory, model, &self.completions, shared, a.max_new_tokens, a.max_num_seqs)
     }
 
     /// The buffers of the sampler of anchors.
     pub fn room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
         let a = &config.anchors;
-        Room::of(memory, model, &self.draws, a.max_new_tokens, a.max_num_seqs)
+        Room::of(memory, model, &self.draws, self.draws_shared, a.max_new_tokens, a.max_num_seqs)
     }
 }
 

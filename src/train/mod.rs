@@ -24,7 +24,7 @@ mod trainer;
 mod training;
 
 pub use align::align;
-pub use anchors::{Anchor, AnchorCounts, Pool};
+pub use anchors::{Anchor, AnchorCounts, AnchorFilter, Pool};
 pub use forecast::{Forecast, Work, expected_length};
 pub use metrics::Metrics;
 pub use observer::{Observer, Phase, Unwatched, Wish};

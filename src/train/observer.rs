@@ -105,6 +105,10 @@ pub trait Observer {
         let _ = (step, decoder);
         Ok(())
     }
+    /// A message for the user that is not a warning.
+    fn noted(&mut self, text: &str) {
+        let _ = text;
+    }
     /// A warning for the user.
     fn warned(&mut self, text: &str) {
         let _ = text;

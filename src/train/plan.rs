@@ -148,7 +148,7 @@ impl Plan {
             [batches.scoring, batches.held_out].into_iter().flatten().map(|capacity| capacity.tokens);
         Ok(Self {
             phases,
-            decoded_together: room.rows(),
+            decoded_together: room.rows,
             step_tokens: batches.step.tokens.max(batches.following.map_or(0, |capacity| capacity.tokens)),
             score_tokens: scored.max().unwrap_or(0),
             largest_group: batches.group_tokens,

@@ -106,6 +106,7 @@ mod tests {
             sampling_ids: vec![1],
             chosen_ids: chosen.map(|id| vec![id]),
             negative_ids: negative.map(|id| vec![id]),
+            anchor_ids: Vec::new(),
             kl_ids: None,
         };
         let rows = [(Some(5), Some(6)), (None, Some(7)), (Some(8), None)];

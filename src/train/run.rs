@@ -1,9 +1,9 @@
 //! A run in progress: its state, and its work before the first step and between steps.
 
-use super::anchors::{Anchor, AnchorCounts, Pool};
+use super::anchors::{Anchor, AnchorCounts, AnchorFilter, Pool};
 use super::best::Best;
 use super::collapse::Collapse;
-use super::evaluate::HeldOut;
+use super::evaluate::{HeldOut, eval_anchors};
 use super::flight::Sums;
 use super::forecast::{Forecast, Work};
 use super::max_batches::MaxBatches;
@@ -36,8 +36,11 @@ pub struct Setup {
     pub train: Vec<Example>,
     /// Held-out examples for the stop rule; may be empty.
     pub eval: Vec<Example>,
-    /// Anchors from an earlier run, one list per training example; `None` samples them.
+    /// Anchors from an earlier run, one list per training example; missing ones are sampled. Examples with
+    /// anchors of their own need none.
     pub anchors: Option<Vec<Vec<Anchor>>>,
+    /// Which sampled answers become anchors; `None` for all.
+    pub filter: Option<AnchorFilter>,
     /// Values of r+ if it is a checkpoint.
     pub positive: Option<Arenas>,
     /// Values of r− if it is a checkpoint.
@@ -91,6 +94,7 @@ pub(super) struct Run<'a> {
     pub(super) cached: Vec<Option<Vec<Scored>>>,
     pub(super) counts: AnchorCounts,
     pub(super) ends: Vec<u32>,
+    pub(super) filter: Option<AnchorFilter>,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) forecast: Forecast,
 }
@@ -114,7 +118,7 @@ impl<'a> Run<'a> {
         config: &'a RunConfig,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
-        let Setup { decoder, train, eval, ends, .. } = setup;
+        let Setup { decoder, train, eval, ends, filter, .. } = setup;
         let t = &config.train;
         let settings = AdamW {
             adam_beta1: t.adam_beta1,
@@ -135,10 +139,17 @@ impl<'a> Run<'a> {
         let room = batches.room(gpu, decoder.config(), config);
         let mut trainer = Trainer::new(gpu, decoder, optimizer, config.method.loss(), t.seed);
         trainer.reserve(batches.step);
-        let pools = match setup.anchors {
-            Some(given) => given.into_iter().map(|anchors| Pool { anchors, ..Pool::default() }).collect(),
-            None => vec![Pool::default(); train.len()],
+        let own = |examples: &[Example], k: usize| -> Vec<Pool> {
+            examples.iter().map(|example| Pool::given(example, &ends, k)).collect()
         };
+        let mut pools = own(&train, config.method.num_samples);
+        for (pool, anchors) in pools.iter_mut().zip(setup.anchors.into_iter().flatten()) {
+            if pool.anchors.is_empty() {
+                pool.anchors = anchors;
+            }
+        }
+        let mut held_out = HeldOut::new(eval);
+        held_out.pools = own(&held_out.examples, eval_anchors(config));
         Ok(Self {
             gpu,
             config,
@@ -149,11 +160,12 @@ impl<'a> Run<'a> {
             kept: (0..train.len()).collect(),
             train,
             pools,
-            held_out: HeldOut::new(eval),
+            held_out,
             positive,
             negative,
             counts: AnchorCounts::default(),
             ends,
+            filter,
             observer,
             forecast: Forecast::default(),
         })

@@ -1,16 +1,18 @@
 //! Turns the bytes of the input files and a configuration into the starting state of a run.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use super::anchors::Anchor;
+use super::anchors::{Anchor, AnchorFilter};
 use super::max_batches::MaxBatches;
 use super::plan::Plan;
 use super::responses::unpaired;
 use super::run::{Setup, check_context};
-use crate::config::{self, RunConfig};
+use crate::config::{self, BUILT_IN_EXAMPLES, RunConfig};
 use crate::data::{
-    self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, Prompt, Row,
-    Truncation, build_examples, check_splits, parse_jsonl, rows_with,
+    self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Message, Needs, Overlong,
+    Prompt, REFUSALS, Row, Truncation, build_examples, check_splits, parse_jsonl, parse_worked_examples,
+    rows_with,
 };
 use crate::error::setting;
 use crate::gpu::{Gpu, Memory, Purpose};
@@ -42,6 +44,9 @@ pub struct Inputs<'a> {
     pub train: Named<'a>,
     /// Held-out examples.
     pub eval: Option<Named<'a>>,
+    /// Worked examples for sampling anchors: a JSON list of messages. Not read if `anchor_examples` is
+    /// [`BUILT_IN_EXAMPLES`].
+    pub anchor_examples: Option<Named<'a>>,
     /// Anchors from an earlier run or from `aweigh sample`.
     pub samples: Option<Named<'a>>,
     /// r+ if it is a checkpoint.
@@ -53,7 +58,7 @@ pub struct Inputs<'a> {
 /// A run's inputs, parsed and checked: ready for [`Job::plan`] or [`Job::load`].
 pub struct Job<'a> {
     inputs: Inputs<'a>,
-    tokenizer: ChatTokenizer,
+    tokenizer: Arc<ChatTokenizer>,
     train: Vec<Example>,
     eval: Vec<Example>,
     anchors: Option<Vec<Vec<Anchor>>>,
@@ -66,7 +71,7 @@ pub struct Prepared {
     /// The argument of [`super::align()`].
     pub setup: Setup,
     /// The model's tokenizer.
-    pub tokenizer: ChatTokenizer,
+    pub tokenizer: Arc<ChatTokenizer>,
     /// Counts of the training rows that were kept, cut or left out.
     pub lengths: LengthCounts,
 }
@@ -81,7 +86,16 @@ const ASSUMED: usize = 256;
 impl<'a> Inputs<'a> {
     /// Inputs with only a model and training rows.
     pub fn new(model: ModelBytes<'a>, train: Named<'a>) -> Self {
-        Self { model, adapter: None, train, eval: None, samples: None, positive: None, negative: None }
+        Self {
+            model,
+            adapter: None,
+            train,
+            eval: None,
+            anchor_examples: None,
+            samples: None,
+            positive: None,
+            negative: None,
+        }
     }
 
     /// Length and CRC-32 of the inputs of each setting: two runs with equal sums have the same inputs.
@@ -103,6 +117,7 @@ impl<'a> Inputs<'a> {
             ("train", vec![self.train.1]),
         ];
         all.extend(self.eval.map(|(_, bytes)| ("eval", vec![bytes])));
+        all.extend(self.anchor_examples.map(|(_, bytes)| ("anchor_examples", vec![bytes])));
         all.extend(self.samples.map(|(_, bytes)| ("samples_file", vec![bytes])));
         all.extend(self.adapter.as_ref().map(|a| ("adapter", adapter(a))));
         let references = [("reference.positive", &self.positive), ("reference.negative", &self.negative)];
@@ -134,7 +149,7 @@ impl<'a> Inputs<'a> {
         config.check()?;
         let (split, eval_split) = (config.data.split.as_deref(), config.data.eval_split.as_deref());
         check_splits(split, eval_split.filter(|_| self.eval.is_none()))?;
-        let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
+        let (model, tokenizer) = (self.model.decoder_config()?, Arc::new(self.model.tokenizer()?));
         let mut remarks = Vec::new();
         let (mut train, lengths) = self.train_examples(&tokenizer, config, &mut remarks)?;
         let mut eval = match self.eval_examples(&tokenizer, config, &mut remarks)? {
@@ -148,9 +163,7 @@ impl<'a> Inputs<'a> {
         }
         let samples = self.samples.filter(|_| config.method.method == Method::D2o);
         let given = samples
-            .map(|samples| {
-                Ok((samples.0, given_samples(samples, &tokenizer, model.vocab, config.method.num_samples)?))
-            })
+            .map(|samples| Ok((samples.0, given_samples(samples, &tokenizer, model.vocab, config)?)))
             .transpose()?;
         let anchors = given.map(|(origin, given)| anchors_of(&train, origin, &given, &model)).transpose()?;
         let eval_origin = self.eval.unwrap_or(self.train).0;
@@ -168,7 +181,7 @@ impl<'a> Inputs<'a> {
     /// Invalid settings or model files; an example that exceeds the model's context.
     pub fn given(&self, config: &RunConfig, train: Vec<Example>, eval: Vec<Example>) -> Result<Job<'a>> {
         config.check()?;
-        let (model, tokenizer) = (self.model.decoder_config()?, self.model.tokenizer()?);
+        let (model, tokenizer) = (self.model.decoder_config()?, Arc::new(self.model.tokenizer()?));
         for example in train.iter().chain(&eval) {
             check_context(&model, config, example, false, &format!("{}:{}", self.train.0, example.line))?;
         }
@@ -182,8 +195,12 @@ impl<'a> Inputs<'a> {
     /// Invalid settings or model files; examples that exceed the model's context.
     pub fn assume(&self, config: &RunConfig) -> Result<Job<'a>> {
         config.check()?;
-        let (model, tokenizer, d) = (self.model.decoder_config()?, self.model.tokenizer()?, &config.data);
-        let instruction = tokenizer.encode_text(&config.anchors.safety_instruction, false)?.len();
+        let (model, d) = (self.model.decoder_config()?, &config.data);
+        let tokenizer = Arc::new(self.model.tokenizer()?);
+        let shown = self.worked_examples(config)?.into_iter().map(|message| message.content);
+        let before: Vec<String> = shown.chain([config.anchors.safety_instruction.clone()]).collect();
+        // The template's own tokens around an example, roughly.
+        let instruction = tokenizer.encode_text(&before.join("\n"), false)?.len() + 8 * (before.len() - 1);
         // Shortened if the context is too small for the limits.
         let answer = d.max_completion_length.min(model.context() / 2);
         let drawn = if config.method.method.is_of_negatives() { config.anchors.max_new_tokens } else { 0 };
@@ -198,10 +215,15 @@ impl<'a> Inputs<'a> {
             sampling_ids: vec![0; prompt + instruction],
             negative_ids: answer.clone(),
             chosen_ids: answer,
+            anchor_ids: Vec::new(),
             kl_ids: None,
         };
         check_context(&model, config, &example, true, "the longest example")?;
         let mut train = vec![example; ASSUMED];
+        // Not all prompts begin alike.
+        for example in train.iter_mut().step_by(2) {
+            (example.sampling_ids[0], example.prompt_ids[0]) = (1, 1);
+        }
         let mut eval =
             if self.eval.is_some() { train[..HELD_OUT].to_vec() } else { hold_out(&mut train, config) };
         if config.method.method == Method::Kto {
@@ -217,6 +239,17 @@ impl<'a> Inputs<'a> {
     /// The first invalid row, tensor or setting.
     pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
         self.read(config)?.load(gpu, config)
+    }
+
+    /// The worked examples that anchors are sampled with.
+    fn worked_examples(&self, config: &RunConfig) -> Result<Vec<Message>> {
+        let built_in = config.anchors.anchor_examples.as_deref() == Some(BUILT_IN_EXAMPLES);
+        let (origin, bytes) = match self.anchor_examples {
+            _ if built_in => REFUSALS,
+            Some(given) => given,
+            None => return Ok(Vec::new()),
+        };
+        parse_worked_examples(bytes, origin)
     }
 
     fn train_examples(
@@ -238,7 +271,7 @@ impl<'a> Inputs<'a> {
             Takes::Chosen => Needs::Chosen,
             Takes::Either => Needs::Any,
         };
-        let options = options(config, needs);
+        let options = self.options(config, needs)?;
         let (examples, lengths) = build_examples(&rows, origin, tokenizer, &options)?;
         match config.data.max_samples {
             // Again, without the rows after the last one used, so that `lengths` counts only these.
@@ -274,7 +307,26 @@ impl<'a> Inputs<'a> {
             Takes::Pair => Needs::Pair,
             Takes::Chosen => Needs::Chosen,
         };
-        Ok(Some(build_examples(&rows, origin, tokenizer, &options(config, needs))?.0))
+        Ok(Some(build_examples(&rows, origin, tokenizer, &self.options(config, needs)?)?.0))
+    }
+
+    fn options(&self, config: &RunConfig, needs: Needs) -> Result<ExampleOptions> {
+        let d = &config.data;
+        let limits = LengthLimits {
+            max_prompt: Some(d.max_prompt_length),
+            max_completion: Some(d.max_completion_length),
+            prompt_side: match d.truncation_side {
+                config::TruncationSide::Left => Truncation::Left,
+                config::TruncationSide::Right => Truncation::Right,
+            },
+            overlong: match d.overlong {
+                config::Overlong::Cut => Overlong::Cut,
+                config::Overlong::Drop => Overlong::Drop,
+                config::Overlong::Error => Overlong::Error,
+            },
+        };
+        let instruction = Some(config.anchors.safety_instruction.clone()).filter(|text| !text.is_empty());
+        Ok(ExampleOptions { needs, limits, instruction, examples: self.worked_examples(config)? })
     }
 
     /// The model as it is at the start of the run, and whether its adapter is new.
@@ -328,8 +380,20 @@ impl Job<'_> {
         let positive = if same { None } else { checkpoint(&inputs.positive)? };
         let negative = checkpoint(&inputs.negative)?;
         let ends = tokenizer.end_tokens().to_vec();
-        let setup =
-            Setup { decoder, fresh_adapter, train, eval, anchors, positive, negative, ends, resume: None };
+        let rule = config.anchors.anchor_filter.clone();
+        let filter = rule.map(|rule| AnchorFilter { rule, tokenizer: Arc::clone(&tokenizer) });
+        let setup = Setup {
+            decoder,
+            fresh_adapter,
+            train,
+            eval,
+            anchors,
+            filter,
+            positive,
+            negative,
+            ends,
+            resume: None,
+        };
         Ok(Prepared { setup, tokenizer, lengths })
     }
 
@@ -390,25 +454,6 @@ fn one_sided(origin: &str, train: &[Example]) -> Option<String> {
     Some(format!("{origin}: kto learns from good and flagged answers, but all answers here are {all}: {fix}"))
 }
 
-fn options(config: &RunConfig, needs: Needs) -> ExampleOptions {
-    let d = &config.data;
-    let limits = LengthLimits {
-        max_prompt: Some(d.max_prompt_length),
-        max_completion: Some(d.max_completion_length),
-        prompt_side: match d.truncation_side {
-            config::TruncationSide::Left => Truncation::Left,
-            config::TruncationSide::Right => Truncation::Right,
-        },
-        overlong: match d.overlong {
-            config::Overlong::Cut => Overlong::Cut,
-            config::Overlong::Drop => Overlong::Drop,
-            config::Overlong::Error => Overlong::Error,
-        },
-    };
-    let instruction = Some(config.anchors.safety_instruction.clone()).filter(|text| !text.is_empty());
-    ExampleOptions { needs, limits, instruction }
-}
-
 /// Removes the last tenth of the training examples, at most [`HELD_OUT`], and returns them. Returns none if
 /// the stop rule is off or there are fewer than 10 examples.
 fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
@@ -421,12 +466,13 @@ fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
 /// Line number of a sample in its file, and the sample.
 type Given = (usize, Anchor);
 
-/// The first `k` samples of each prompt in a samples file.
+/// The first samples of each prompt in a samples file that `anchor_filter` keeps, as many as a prompt has
+/// anchors.
 fn given_samples(
     (origin, bytes): Named,
     tokenizer: &ChatTokenizer,
     vocab: usize,
-    k: usize,
+    config: &RunConfig,
 ) -> Result<HashMap<String, Vec<Given>>> {
     let mut by_prompt: HashMap<String, Vec<Given>> = HashMap::new();
     // `aweigh sample` also writes empty answers: `parse_jsonl` leaves them out.
@@ -436,6 +482,9 @@ fn given_samples(
             continue;
         }
         let Some(completion) = &row.completion else { continue };
+        if config.anchors.anchor_filter.as_ref().is_some_and(|rule| !rule.holds(completion.text())) {
+            continue;
+        }
         let ids = match row.raw.get("ids") {
             None => tokenizer.encode_completion(&row.prompt, completion)?,
             Some(ids) => {
@@ -450,7 +499,7 @@ fn given_samples(
         };
         let ended = ids.last().is_some_and(|id| tokenizer.end_tokens().contains(id));
         let samples = by_prompt.entry(key(&row.prompt)).or_default();
-        if samples.len() < k {
+        if samples.len() < config.method.num_samples {
             samples.push((row.line, Anchor { ids, ended, step: 0 }));
         }
     }

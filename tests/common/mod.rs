@@ -46,10 +46,15 @@ pub fn ids(value: &serde_json::Value) -> Vec<u32> {
 
 /// Loads a golden model.
 pub fn load(fixture: &str, training: Training) -> Decoder {
+    load_on(gpu(), fixture, training)
+}
+
+/// Loads a golden model onto `gpu`.
+pub fn load_on(gpu: &Gpu, fixture: &str, training: Training) -> Decoder {
     let (config, bytes) =
         (golden(&format!("{fixture}/config.json")), golden(&format!("{fixture}/model.safetensors")));
     let weights = Weights::parse([("model.safetensors", bytes.as_slice())], fixture).expect("weights");
-    Decoder::load(gpu(), ("config.json", &config), &weights, training, Decay::All).expect("a decoder")
+    Decoder::load(gpu, ("config.json", &config), &weights, training, Decay::All).expect("a decoder")
 }
 
 /// Compares every trained tensor's values in `arenas` with the golden tensor of the same name.

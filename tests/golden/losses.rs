@@ -216,6 +216,7 @@ fn first_metrics(name: &str) -> Metrics {
             sampling_ids: prompt.clone(),
             chosen_ids: answer(responses, 0),
             negative_ids: answer(responses, 1),
+            anchor_ids: Vec::new(),
             kl_ids: others.get(row).map(|(_, other)| other[0].clone()),
         })
         .collect();
@@ -236,6 +237,7 @@ fn first_metrics(name: &str) -> Metrics {
         train,
         eval: Vec::new(),
         anchors: None,
+        filter: None,
         positive: None,
         negative: None,
         ends: vec![2],

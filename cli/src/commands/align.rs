@@ -140,8 +140,9 @@ fn text(summary: &Summary, folder: &Path) -> String {
     let anchors = match a.drawn {
         0 => String::new(),
         drawn => format!(
-            "anchors: {drawn} sampled, {} duplicates, {} empty, {} cut at the length limit\n",
-            a.duplicates, a.empty, a.cut
+            "anchors: {drawn} sampled, {} duplicates, {} empty, {} refused by the filter, {} cut at the \
+             length limit\n",
+            a.duplicates, a.empty, a.filtered, a.cut
         ),
     };
     let checks = summary.checks.as_ref().map(|checks| format!("{checks}\n")).unwrap_or_default();

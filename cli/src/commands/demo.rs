@@ -134,7 +134,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let (held_out, before) = held_out.zip(before).expect("the run has called on_loaded");
     let (gpu, outcome) = (&finished.gpu, &finished.outcome);
     let (decoder, what) = (&outcome.decoder, "measuring after");
-    let with = (&finished.tokenizer, args.seed, what);
+    let with = (&*finished.tokenizer, args.seed, what);
     let after = measure(&held_out, gpu, decoder, decoder.policy(), with, output)?;
     let figures = Figures {
         before: &before,

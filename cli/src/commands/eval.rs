@@ -58,10 +58,11 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 512, help_heading = "Data")]
     pub max_prompt_length: usize,
     /// Measure of how bad an answer is: lexicon or lexicon:FILE (listed words per hundred words), judge:DIR
-    /// (written by "aweigh judge train"), command:LINE (a shell command that reads a {"prompt", "answer"} per
-    /// line and prints a number per line, higher is worse), http:URL (an OpenAI-compatible endpoint, with the
-    /// key in OPENAI_API_KEY), tiny-hostile and tiny-topic (only for the built-in model's help desk). May be
-    /// given several times [default: lexicon]
+    /// (written by "aweigh judge train"), refusal, match:REGEX or not:RULE (1 if the answer refuses, matches,
+    /// or does not; as align's --anchor-filter), command:LINE (a shell command that reads a {"prompt",
+    /// "answer"} per line and prints a number per line, higher is worse), http:URL (an OpenAI-compatible
+    /// endpoint, with the key in OPENAI_API_KEY), tiny-hostile and tiny-topic (only for the built-in model's
+    /// help desk). May be given several times [default: lexicon]
     #[arg(long, value_name = "METER", help_heading = "Meters")]
     pub meter: Vec<Spec>,
     /// Name of the grading model at the http meter's endpoint
@@ -343,7 +344,8 @@ fn answer(
     let mut all = Vec::new();
     for set in sets {
         let limits = LengthLimits { max_prompt: Some(args.max_prompt_length), ..LengthLimits::default() };
-        let options = ExampleOptions { needs: Needs::Prompt, limits, instruction: None };
+        let options =
+            ExampleOptions { needs: Needs::Prompt, limits, instruction: None, examples: Vec::new() };
         let (examples, _) = build_examples(&set.rows, &set.origin, &tokenizer, &options)?;
         for example in &examples {
             let given =
@@ -448,7 +450,7 @@ fn against_base(
 
 impl SetReport {
     fn new(set: &Set, rows: &[usize], candidates: &[Answers], specs: &[Spec]) -> Self {
-        let yes_or_no = |spec: &Spec| matches!(spec, Spec::Hostile | Spec::OffTopic);
+        let yes_or_no = |spec: &Spec| matches!(spec, Spec::Rule(_) | Spec::Hostile | Spec::OffTopic);
         let meters: Vec<Metered> = specs.iter().map(|spec| (spec.to_string(), yes_or_no(spec))).collect();
         let first = |answers: &Answers, prompt: usize| {
             let at = answers.prompts.iter().position(|&own| own == prompt);

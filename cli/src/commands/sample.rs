@@ -11,8 +11,10 @@ use crate::open::{self, Ran};
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use crate::terminal::progress::{Course, Unit};
+use aweigh::config::BUILT_IN_EXAMPLES;
 use aweigh::data::{
-    ChatTokenizer, Completion, Example, ExampleOptions, LengthLimits, Needs, Prompt, build_examples,
+    ChatTokenizer, Completion, Example, ExampleOptions, LengthLimits, Needs, Prompt, REFUSALS,
+    build_examples, parse_worked_examples,
 };
 use aweigh::error::{Error, Result};
 use aweigh::files::{Source, WholeFile, refuse_existing};
@@ -50,6 +52,10 @@ pub struct Args {
     /// System message for every prompt, as for align's anchors
     #[arg(long, visible_alias = "system", value_name = "TEXT", help_heading = "Sampling")]
     pub safety_instruction: Option<String>,
+    /// Worked examples before every prompt, as for align's anchors: a JSON file with a list of messages, or
+    /// "refusals" for the built-in ones
+    #[arg(long, value_name = "FILE|refusals", help_heading = "Sampling")]
+    pub anchor_examples: Option<String>,
     /// How tokens are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -117,7 +123,15 @@ fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Out
     }
     let limits = LengthLimits { max_prompt: Some(args.max_prompt_length), ..LengthLimits::default() };
     let instruction = args.safety_instruction.clone().filter(|text| !text.is_empty());
-    let options = ExampleOptions { needs: Needs::Prompt, limits, instruction };
+    let examples = match args.anchor_examples.as_deref() {
+        None => Vec::new(),
+        Some(BUILT_IN_EXAMPLES) => parse_worked_examples(REFUSALS.1, REFUSALS.0)?,
+        Some(path) => {
+            let source = Source::read(path.as_ref(), "--anchor-examples")?;
+            parse_worked_examples(&source.bytes, &source.origin)?
+        }
+    };
+    let options = ExampleOptions { needs: Needs::Prompt, limits, instruction, examples };
     let (examples, counts) = build_examples(&rows, &source.origin, tokenizer, &options)?;
     if counts.prompts_cut > 0 {
         output.warn(format_args!(

@@ -9,7 +9,7 @@ const CHAT: &str = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}<|end
                     add_generation_prompt %}[a]{% endif %}";
 
 fn options(needs: Needs) -> ExampleOptions {
-    ExampleOptions { needs, limits: LengthLimits::default(), instruction: None }
+    ExampleOptions { needs, limits: LengthLimits::default(), instruction: None, examples: Vec::new() }
 }
 
 fn build(text: &str, options: &ExampleOptions) -> Result<(Vec<Example>, LengthCounts)> {
