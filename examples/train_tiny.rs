@@ -118,10 +118,15 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
             encode(&tokenizer, c.system, &c.user, &c.assistant)
         });
         let rows = rows.collect::<aweigh::Result<Vec<_>>>()?;
-        let batch = MicroBatch { groups: rows.iter().map(group).collect(), reference: Vec::new(), kl: 0.0 };
-        let outcomes = trainer.accumulate(&batch, BATCH)?.await?;
+        let batch = MicroBatch {
+            groups: rows.iter().map(group).collect(),
+            retained: None,
+            reference: Vec::new(),
+            kl: 0.0,
+        };
+        let outcome = trainer.accumulate(&batch, BATCH)?.await?;
         trainer.step(schedule.rate(step))?.await?;
-        let mean = outcomes.iter().map(|o| o.loss).sum::<f32>() / BATCH as f32;
+        let mean = outcome.groups.iter().map(|o| o.loss).sum::<f32>() / BATCH as f32;
         if step % 50 == 49 || step + 1 == steps {
             let groups: Vec<Group> = held_out.iter().map(group).collect();
             let decoder = &trainer.decoder;

@@ -74,6 +74,7 @@ fn setup() -> Setup {
         fresh_adapter: true,
         train: examples(4, 0),
         eval: Vec::new(),
+        retain: Vec::new(),
         anchors: None,
         filter: None,
         positive: None,

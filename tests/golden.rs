@@ -80,7 +80,7 @@ fn pass(decoder: &Decoder, packed: &Packed, recompute: Recompute) -> (Workspace,
     ws.load(&mut rec, packed).expect("fits");
     decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
     let loss = Loss { formula: Formula::Sft, length_normalize: false };
-    ws.loss(&mut rec, loss, 1, 0.0).expect("loss");
+    ws.loss(&mut rec, loss, 1, 1, 0.0).expect("loss");
     decoder.backward(&mut rec, decoder.policy(), &gradients, &ws).expect("backward");
     rec.submit();
     (ws, gradients)

@@ -118,7 +118,7 @@ tests! {
     rms_norm_forward, rms_norm_backward, rms_norm_many_rows, layer_norm, head_norm, column_sum,
     ema, activation, soft_cap, dropout, dropout_many_groups, rope, fma_peak,
     gather_forward, gather_scaled, gather_quantised, gather_backward, kv_write,
-    log_prob, row_scale, sequence_sum, preference_table, preference_groups, preference_likely_tokens,
+    log_prob, retain, row_scale, sequence_sum, preference_table, preference_groups, preference_likely_tokens,
     sum_squares, clip_scale, adamw, adamw_8bit,
     sample_draws, sample_frequencies, sample_row_order, sample_finishes, sample_survives_bad_logits,
     model_gradients,

@@ -111,9 +111,10 @@ fn step(decoder: Decoder, formula: Formula, micro_batches: &[&[Group]]) -> Step 
     let count = micro_batches.iter().map(|groups| groups.len()).sum();
     let (mut losses, mut logps) = (Vec::new(), Vec::new());
     for groups in micro_batches {
-        let batch = MicroBatch { groups: groups.to_vec(), reference: references(groups), kl: KL };
+        let batch =
+            MicroBatch { groups: groups.to_vec(), retained: None, reference: references(groups), kl: KL };
         for outcome in
-            block_on(trainer.accumulate(&batch, count).expect("a micro-batch")).expect("its outcomes")
+            block_on(trainer.accumulate(&batch, count).expect("a micro-batch")).expect("its outcome").groups
         {
             losses.push(outcome.loss);
             logps.push(outcome.responses.iter().flat_map(|r| r.token_logps.clone()).collect());
@@ -323,7 +324,8 @@ fn ten_steps(seed: u32) -> Vec<u8> {
     let mut trainer = trainer(fresh(seed, 0.1), D2O, seed);
     for _ in 0..10 {
         for group in groups.chunks(1) {
-            let batch = MicroBatch { groups: group.to_vec(), reference: references(group), kl: 0.0 };
+            let batch =
+                MicroBatch { groups: group.to_vec(), retained: None, reference: references(group), kl: 0.0 };
             block_on(trainer.accumulate(&batch, groups.len()).expect("a micro-batch")).expect("its outcomes");
         }
         block_on(trainer.step(1e-2).expect("a step")).expect("its norm");

@@ -397,6 +397,34 @@ fn anchors_are_filtered_and_shown_what_is_wanted() {
 }
 
 #[test]
+fn ordinary_answers_are_retained() {
+    let room = Room::new();
+    let align = |more: &[&'static str]| {
+        let folder = ["align", "--model", "tiny", "--overwrite", "--output-dir", "kept"];
+        room.json(&[&folder, &SMALL[..], more].concat())
+    };
+    align(&["--retain", "kl", "--method", "npo"]);
+    let steps = |name: &str| -> Vec<f64> {
+        room.lines("kept/metrics.jsonl").iter().filter_map(|line| line[name].as_f64()).collect()
+    };
+    assert_eq!(steps("retain_loss"), steps("kl/retain"));
+    assert!(steps("retain_loss").len() == 2 && steps("retain_loss")[1] > 0.0);
+    // Prompts of one's own, as plain text and as conversations, with answers that are not read.
+    room.write("own.jsonl", "{\"prompt\": \"Where is it?\", \"completion\": \"There.\"}\n");
+    align(&["--retain", "sft", "--retain-data", "own.jsonl", "--retain-weight", "0.5"]);
+    assert!(steps("retain_loss")[0] > 0.1);
+    let config = fs::read_to_string(room.path("kept/config.toml")).unwrap();
+    assert!(config.contains("[retain]\nform = \"sft\"\nweight = 0.5\n"), "{config}");
+    room.align_refuses(
+        "tiny",
+        &["--retain-weight", "0"],
+        &["--retain-weight (retain.weight): expected a number"],
+    );
+    let missing = ["--retain", "kl", "--retain-data", "none.jsonl"];
+    room.align_refuses("tiny", &missing, &["--retain-data: expected a file at none.jsonl"]);
+}
+
+#[test]
 fn an_interrupt_keeps_the_anchors_of_the_first_wave() {
     let room = Room::new();
     // Each prompt has many samples, so that some waves belong to one prompt.

@@ -23,7 +23,7 @@ const RUN: [&str; 14] = [
 ];
 
 /// Settings that need different buffers.
-const SETTINGS: [&[&str]; 17] = [
+const SETTINGS: [&[&str]; 19] = [
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "mlp"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "full"],
@@ -40,6 +40,8 @@ const SETTINGS: [&[&str]; 17] = [
     &["--memory", "9MB", "--fit"],
     &["--method", "kto", "--per-device-train-batch-size", "3"],
     &["--method", "npo"],
+    &["--retain", "kl", "--retain-batch-size", "3"],
+    &["--method", "sft", "--retain", "sft", "--max-tokens-per-batch", "60"],
     &["--method", "simpo", "--full"],
 ];
 

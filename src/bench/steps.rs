@@ -67,11 +67,11 @@ pub async fn step(
     let loss = Loss { formula: Formula::Sft, length_normalize: false };
     let mut trainer = Trainer::new(gpu, decoder, optimizer, loss, 0);
     let group = Group { prompt: &ids[..1], responses: vec![&ids[1..]] };
-    let micro = MicroBatch { groups: vec![group; batch], reference: Vec::new(), kl: 0.0 };
+    let micro = MicroBatch { groups: vec![group; batch], retained: None, reference: Vec::new(), kl: 0.0 };
     let (mut seconds, mut found, mut held) = (Vec::new(), 0.0, [Held::default(); 2]);
     for run in 0..=runs {
         let started = Instant::now();
-        found = trainer.accumulate(&micro, batch)?.await?[0].loss;
+        found = trainer.accumulate(&micro, batch)?.await?.groups[0].loss;
         gpu.finished().await?;
         if run > 0 {
             seconds.push(started.elapsed().as_secs_f64());

@@ -41,6 +41,9 @@ pub struct PartialConfig {
     /// `[reference]`
     #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "References"))]
     pub reference: ReferenceFlags,
+    /// `[retain]`
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Retain term"))]
+    pub retain: RetainFlags,
     /// `[lora]`
     #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "LoRA"))]
     pub lora: LoraFlags,
@@ -72,6 +75,8 @@ pub struct RunConfig {
     pub anchors: AnchorConfig,
     /// The reference models.
     pub reference: ReferenceConfig,
+    /// The term that keeps the answers to ordinary prompts as they are.
+    pub retain: RetainConfig,
     /// Which weights are trained.
     pub lora: LoraConfig,
     /// Optimizer, schedule, batches and steps.
@@ -90,8 +95,8 @@ macro_rules! sections {
     ($with:ident) => {
         $with! {
             model: ModelFlags, data: DataFlags, method: MethodFlags, anchors: AnchorFlags,
-            reference: ReferenceFlags, lora: LoraFlags, train: TrainFlags, stop: StopFlags,
-            output: OutputFlags, gpu: GpuFlags
+            reference: ReferenceFlags, retain: RetainFlags, lora: LoraFlags, train: TrainFlags,
+            stop: StopFlags, output: OutputFlags, gpu: GpuFlags
         }
     };
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::values::{MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
 use crate::data::Rule;
 use crate::gpu::{Precision, Quantize};
-use crate::loss::Method;
+use crate::loss::{Method, Retain};
 use crate::model::TargetModules;
 use crate::nn::Recompute;
 use crate::optim::{LrScheduler, Optim};
@@ -167,6 +167,24 @@ section! {
     /// --reference-positive [default: initial]
     (long = "reference-negative", value_name = "SOURCE") negative: ReferenceSource = ReferenceSource::Initial;
     optional:
+}
+
+section! {
+    /// `[retain]`: a term that keeps the answers to ordinary prompts as they are.
+    RetainConfig, RetainFlags;
+
+    /// The retain term, a second loss on the model's own answers to ordinary prompts, sampled before the
+    /// first step: "sft" trains on them, "kl" keeps the KL divergence from the model before training small,
+    /// "none" turns it off. In a file: retain.form [default: none]
+    (long = "retain", value_name = "FORM") form: Retain = Retain::None;
+    /// Weight of the retain term [default: 1.0]
+    (long = "retain-weight", value_name = "X") weight: f64 = 1.0;
+    /// Ordinary prompts added to each batch [default: 2]
+    (long = "retain-batch-size", value_name = "N") batch_size: usize = 2;
+    optional:
+    /// Ordinary prompts for the retain term: JSONL in the forms of --train; answers in it are not used.
+    /// Without this, 64 built-in prompts
+    (long = "retain-data", value_name = "FILE") data: PathBuf;
 }
 
 section! {

@@ -58,6 +58,8 @@ pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>
     method(config, &places)?;
     anchors(config, &places)?;
     reference(config, &places)?;
+    places.positive("retain.weight", config.retain.weight)?;
+    places.at_least_one("retain.batch_size", config.retain.batch_size)?;
     lora(config, &places)?;
     train(config, &places)?;
     stop(config, &places)?;

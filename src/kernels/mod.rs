@@ -19,6 +19,7 @@ pub mod layer_norm;
 pub mod log_prob;
 pub mod matmul;
 pub mod preference;
+pub mod retain;
 pub mod rms_norm;
 pub mod rope;
 pub mod row_scale;
@@ -87,6 +88,7 @@ pub fn param_blocks() -> Vec<ParamBlock> {
         preference::param_blocks(),
         rms_norm::param_blocks(),
         rope::param_blocks(),
+        retain::param_blocks(),
         row_scale::param_blocks(),
         sample::param_blocks(),
         sequence_sum::param_blocks(),

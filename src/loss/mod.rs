@@ -1,11 +1,13 @@
-//! Preference losses: the answers that each method takes, and its formula in f64. `kernels/preference.rs`
-//! computes the same on the device.
+//! Preference losses: the answers that each method takes, and its formula in f64; and the retain term.
+//! `kernels/preference.rs` and `kernels/retain.rs` compute the same on the device.
 
 pub mod formula;
 mod method;
+mod retain;
 
 pub use formula::{Formula, Terms};
 pub use method::{Method, Takes};
+pub use retain::Retain;
 
 /// A loss: its formula and options.
 #[derive(Debug, Clone, Copy, PartialEq)]

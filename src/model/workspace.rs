@@ -2,8 +2,8 @@
 
 use crate::data::packing::Packed;
 use crate::gpu::{DType, Memory, Purpose, Recorder, Tensor};
-use crate::kernels::{gather, preference};
-use crate::loss::Loss;
+use crate::kernels::{gather, preference, retain};
+use crate::loss::{Loss, Retain};
 use crate::nn::{Recompute, Saved, Scratch, Sizes};
 use crate::{Error, Result};
 
@@ -44,6 +44,18 @@ impl Capacity {
             rows: self.rows.max(other.rows),
             sequences: self.sequences.max(other.sequences),
             groups: self.groups.max(other.groups),
+            training: self.training,
+        }
+    }
+
+    /// The capacity for two batches packed together, one that fits into each, up to `budget` tokens.
+    pub(crate) fn beside(self, other: Self, budget: usize) -> Self {
+        let least = self.tokens.max(other.tokens);
+        Self {
+            tokens: (self.tokens + other.tokens).min(budget.max(least)),
+            rows: self.rows + other.rows,
+            sequences: self.sequences + other.sequences,
+            groups: self.groups + other.groups,
             training: self.training,
         }
     }
@@ -128,6 +140,8 @@ pub struct Workspace {
     pub sums: Tensor,
     /// `(S)`: the references' summed logp.
     pub reference: Tensor,
+    /// `(R)`: logp of retained tokens before training.
+    pub start: Tensor,
     /// `(R)`: dL/dlogp of a token.
     pub coefficient: Tensor,
     /// `(N, 4)`: loss, margin, anchors' reward, negative's reward.
@@ -141,13 +155,13 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Records the losses of the batch, whose `stats`, `sums` and `reference` are filled, into `outcome` and
-    /// `coefficient`. `divisor` is the number of groups in the whole optimizer batch, `kl` is KTO's estimate
-    /// of the KL divergence over it.
+    /// Records the losses of the batch's first `groups` groups, whose `stats`, `sums` and `reference` are
+    /// filled, into `outcome` and `coefficient`. `divisor` is the number of such groups in the whole
+    /// optimizer batch, `kl` is KTO's estimate of the KL divergence over it.
     ///
     /// # Errors
     /// As [`preference::forward`].
-    pub fn loss(&self, rec: &mut Recorder, loss: Loss, divisor: usize, kl: f64) -> Result<()> {
+    pub fn loss(&self, rec: &mut Recorder, loss: Loss, groups: usize, divisor: usize, kl: f64) -> Result<()> {
         let batch = preference::Batch {
             groups: &self.groups,
             rows: &self.rows,
@@ -157,9 +171,26 @@ impl Workspace {
             outcome: &self.outcome,
             coefficient: &self.coefficient,
         };
-        let (groups, sequences, rows) = (self.batch().groups, self.batch().sequences, self.batch().rows);
+        let (sequences, rows) = (self.batch().sequences, self.batch().rows);
         let count = preference::Count { groups, sequences, rows };
         preference::forward(rec, loss.formula, batch, count, loss.terms(kl), divisor)
+    }
+
+    /// Records the coefficients of the retained answers, the rows from `first` to the end of the batch, whose
+    /// `start` is filled. `scale` is the term's weight divided by the number of retained answers in the whole
+    /// optimizer batch.
+    ///
+    /// # Errors
+    /// As [`retain::forward`].
+    pub fn retain(&self, rec: &mut Recorder, form: Retain, first: usize, scale: f64) -> Result<()> {
+        let batch = retain::Batch {
+            predict: &self.predict,
+            rows: &self.rows,
+            stats: &self.stats,
+            start: &self.start,
+            coefficient: &self.coefficient,
+        };
+        retain::forward(rec, form, batch, (first, self.batch().rows - first), scale)
     }
 
     /// Allocates for `capacity`.
@@ -201,6 +232,7 @@ impl Workspace {
             stats: f32s("stats", 3 * rows)?,
             sums: f32s("sums", 2 * sequences)?,
             reference: f32s("reference", sequences)?,
+            start: back("start", rows)?,
             coefficient: f32s("coefficient", rows)?,
             outcome: f32s("outcome", 4 * groups)?,
             dnormed: back("dnormed", rows * width)?,

@@ -1,8 +1,8 @@
 //! Log-probabilities, the gradients of the logits, and the losses.
 
 use super::{Output, UNIT, Witnessed, of_sum};
-use crate::kernels::{SERIAL_COLUMNS, log_prob, preference};
-use crate::loss::{Formula, Terms};
+use crate::kernels::{SERIAL_COLUMNS, log_prob, preference, retain};
+use crate::loss::{Formula, Retain, Terms};
 use crate::reference::{self, preference::Outcome};
 
 /// The target of a row, given by its index in the chunk.
@@ -132,6 +132,26 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
         }
     }
     vec![of_outcome, of_coefficient]
+}
+
+/// Bindings: predict, rows, stats, start, coefficient.
+pub(super) fn retain(seen: &Witnessed) -> Vec<Output> {
+    let p: retain::Params = seen.params();
+    let (first, count) = (p.first as usize, p.rows as usize);
+    let form = if p.kl == 1 { Retain::Kl } else { Retain::Sft };
+    let own = first..first + count;
+    let mut output = Output::new(4, [own].into());
+    for row in seen.pick_rows(count, 1).into_iter().map(|i| first + i) {
+        let sequence = seen.bound[0].four(row)[2] as usize;
+        let [start, end] = [2 * sequence, 2 * sequence + 1].map(|i| f64::from(seen.bound[1].word(i)));
+        let (logp, before) = (seen.bound[2].at(row), seen.bound[3].at(row));
+        let share = f64::from(p.scale) / (end - start);
+        let slope = form.slope(logp, before);
+        // The error of d becomes that of e^d.
+        let off = 8.0 * UNIT * (1.0 + slope.abs()) * (1.0 + logp.abs() + before.abs());
+        output.near(row, share * slope, share.abs() * off);
+    }
+    vec![output]
 }
 
 #[cfg(test)]

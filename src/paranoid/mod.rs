@@ -37,7 +37,7 @@ use crate::{Error, Result};
 type Expect = fn(&Witnessed) -> Vec<Output>;
 
 /// All kernels, by the names of their shaders.
-const KERNELS: [(&str, Expect); 42] = [
+const KERNELS: [(&str, Expect); 43] = [
     ("activation", pointwise::activation),
     ("activation_backward", pointwise::activation_backward),
     ("adamw", optimizer::adamw),
@@ -72,6 +72,7 @@ const KERNELS: [(&str, Expect); 42] = [
     ("matmul_tiled", matmul::product),
     ("matvec", matmul::product),
     ("preference", loss::preference),
+    ("retain", loss::retain),
     ("rms_norm", norm::rms_norm),
     ("rms_norm_backward", norm::rms_norm_backward),
     ("rope", pointwise::rope),

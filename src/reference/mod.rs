@@ -36,6 +36,7 @@ pub mod linear;
 pub mod log_prob;
 pub mod matmul;
 pub mod preference;
+pub mod retain;
 pub mod rms_norm;
 pub mod rope;
 pub mod row_scale;

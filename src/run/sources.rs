@@ -45,6 +45,7 @@ pub struct RunFiles {
     adapter: Option<AdapterFiles>,
     train: Source,
     eval: Option<Source>,
+    retain: Option<Source>,
     anchor_examples: Option<Source>,
     samples: Option<Source>,
     positive: Option<CheckpointFiles>,
@@ -108,6 +109,7 @@ impl RunFiles {
         Ok(Self {
             train,
             eval: source(&config.data.eval, "eval")?,
+            retain: source(&config.retain.data, "retain.data")?,
             anchor_examples: source(&examples, "anchor_examples")?,
             samples: source(&config.anchors.samples_file, "samples_file")?,
             adapter: own,
@@ -131,6 +133,7 @@ impl Material for RunFiles {
         Inputs {
             adapter: self.adapter.as_ref().map(AdapterFiles::bytes),
             eval: self.eval.as_ref().map(named),
+            retain: self.retain.as_ref().map(named),
             anchor_examples: self.anchor_examples.as_ref().map(named),
             samples: self.samples.as_ref().map(named),
             positive: self.positive.as_ref().map(CheckpointFiles::bytes),

@@ -164,7 +164,6 @@ impl Wave {
 
     /// The wave's rows, and the index among the computed prompt tokens of the one that predicts the first
     /// token of each.
-
     fn rows_of(
         &self,
         wave: &[(usize, Request)],

@@ -8,13 +8,14 @@ use super::{Check, Depth, Outcome, check};
 use crate::gpu::{Gpu, Recorder};
 use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::preference::{self, Batch, Count};
-use crate::kernels::{row_scale, sequence_sum};
-use crate::loss::{Formula, Terms};
+use crate::kernels::{retain, row_scale, sequence_sum};
+use crate::loss::{Formula, Retain, Terms};
 use crate::reference;
 
 pub(super) fn checks() -> Vec<Check> {
     vec![
         check!("log_prob", chunks),
+        check!("retain", retained),
         check!("row_scale", scaled_rows),
         check!("sequence_sum", sums),
         check!("preference_table", table),
@@ -91,6 +92,43 @@ async fn chunks(gpu: &Gpu, depth: Depth) -> Outcome {
                 .expect(gpu, format!("dlogits before the cap from row {first} on, {what}"), &uncapped)
                 .await?;
         }
+    }
+    Ok(())
+}
+
+async fn retained(gpu: &Gpu, depth: Depth) -> Outcome {
+    // The first of these answers belong to another loss, and their coefficients stay as they are.
+    let cases: [(&[u32], usize); 4] = [(&[3, 5, 1, 7], 2), (&[1], 0), (&[64, 65, 63], 1), (&[1; 67], 3)];
+    for (form, &(lengths, others)) in
+        [Retain::Sft, Retain::Kl, Retain::Kl, Retain::Sft].into_iter().zip(depth.of(&cases))
+    {
+        let (rows, total) = spans(lengths);
+        let first = rows[others][0] as usize;
+        let logp: Vec<f64> = values(1, total, 2.0).iter().map(|v| v - 2.5).collect();
+        // Differences of all sizes, from none to several nats.
+        let apart = values(2, total, 1.0).into_iter().enumerate();
+        let start: Vec<f64> =
+            apart.map(|(i, v)| f64::from((logp[i] + v * v * v * [0.0, 0.01, 4.0][i % 3]) as f32)).collect();
+        let held = values(3, total, 1.0);
+        let sequence = |r: usize| rows.iter().position(|row| (r as u32) < row[1]).unwrap_or(0) as u32;
+        let predict: Vec<u32> =
+            (0..total).flat_map(|r| [u32::MAX, u32::MAX, sequence(r), u32::MAX]).collect();
+        let mut stats = logp.clone();
+        stats.resize(3 * total, f64::NAN);
+        let out = Output::holding(gpu, &held)?;
+        let batch = retain::Batch {
+            predict: &words(gpu, &predict)?,
+            rows: &words(gpu, rows.as_flattened())?,
+            stats: &floats(gpu, &stats)?,
+            start: &floats(gpu, &start)?,
+            coefficient: &out.tensor,
+        };
+        let mut rec = Recorder::new(gpu);
+        retain::forward(&mut rec, form, batch, (first, total - first), 0.75)?;
+        rec.submit();
+        let mut expected = reference::retain::forward(form, &logp, &start, &rows, 0.75);
+        expected[..first].copy_from_slice(&held[..first]);
+        out.expect(gpu, format!("{form:?}, lengths {lengths:?} from {others} on"), &expected).await?;
     }
     Ok(())
 }

@@ -258,7 +258,7 @@ impl Variant {
         let reference: Vec<f32> = text.reference().iter().map(|&v| v as f32).collect();
         ws.reference.write_f32(gpu, &reference);
         model.score(&mut rec, model.policy(), &ws)?;
-        ws.loss(&mut rec, self.loss(), groups.len(), KL)?;
+        ws.loss(&mut rec, self.loss(), groups.len(), groups.len(), KL)?;
         model.backward(&mut rec, model.policy(), &arenas, &ws)?;
         rec.submit();
         let logps = ws.stats.slice(0, packed.predict.len()).read_f32(gpu).await?;

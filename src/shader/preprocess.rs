@@ -26,8 +26,8 @@ sources! {
     "attention_dq_tiled", "attention_subgroup", "attention_tiled", "clip_scale", "column_sum", "dropout",
     "ema", "fma_peak", "gather", "gather_backward", "head_norm", "head_norm_backward", "kv_write",
     "layer_norm", "layer_norm_backward", "log_prob", "log_prob_backward", "matmul", "matmul_coop",
-    "matmul_subgroup", "matmul_tiled", "matvec", "preference", "rms_norm", "rms_norm_backward", "rope",
-    "row_scale", "sample", "sequence_sum", "soft_cap", "sum_squares",
+    "matmul_subgroup", "matmul_tiled", "matvec", "preference", "retain", "rms_norm", "rms_norm_backward",
+    "rope", "row_scale", "sample", "sequence_sum", "soft_cap", "sum_squares",
 }
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");

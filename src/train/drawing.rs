@@ -1,10 +1,12 @@
 //! When a run samples its anchors: the missing ones before the first step, and outdated ones during training.
 
 use super::anchors::{AnchorCounts, Draw, Pool, RETRIES, Sampler};
-use super::evaluate::{HeldOut, eval_anchors};
+use super::evaluate::eval_anchors;
 use super::forecast::{Expected, Growing, Work, expected_length};
 use super::observer::Phase;
+use super::responses::parts_of;
 use super::restore::drawn;
+use super::retain::Retained;
 use super::run::{Run, advance, tell};
 use crate::config::OnlineSampler;
 use crate::data::Example;
@@ -13,35 +15,51 @@ use crate::loss::Takes;
 use crate::sample::{self, Request};
 use crate::{Error, Result};
 
-/// Changes the seed, so that held-out answers and anchors use different random numbers.
+/// Change the seed, so that held-out answers, retained answers and anchors use different random numbers.
 const COMPLETIONS: u32 = 0xc0_4d1e;
+const RETAINED: u32 = 0x2e_7a1d;
+
+/// The prompts that are answered before the first step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Train,
+    HeldOut,
+    Retained,
+}
 
 impl Run<'_> {
     fn takes_anchors(&self) -> bool {
         self.method().takes() == Takes::Anchors
     }
 
-    /// Samples the missing anchors of the training prompts, if the loss takes anchors, and of the held-out
-    /// prompts. With such a loss, drops the prompts left without anchors.
+    /// Samples the missing anchors of the training prompts, if the loss takes anchors, of the held-out
+    /// prompts, and the answers to the retain term's prompts. Drops prompts that are left without them.
     pub(super) async fn draw_offline(&mut self) -> Result<()> {
         let takes_anchors = self.takes_anchors();
-        let k = if takes_anchors { self.config.method.num_samples } else { 0 };
-        let wanted = [k, eval_anchors(self.config)];
-        let missing = [false, true].map(|held_out| self.undrawn(held_out, wanted[usize::from(held_out)]));
-        let lacking = |pools: &[Pool], missing: &[usize], k: usize| -> usize {
+        let of_negatives = self.method().is_of_negatives();
+        let wanted = [
+            (Of::Train, if takes_anchors { self.config.method.num_samples } else { 0 }),
+            (Of::HeldOut, if of_negatives { eval_anchors(self.config) } else { 0 }),
+            (Of::Retained, 1),
+        ];
+        let missing = wanted.map(|(of, k)| self.undrawn(of, k));
+        let lacking = |((of, k), missing): (&(Of, usize), &Vec<usize>)| -> usize {
+            let pools = self.prompts(*of).1;
             missing.iter().map(|&i| k - pools[i].anchors.len()).sum()
         };
-        let total = lacking(&self.pools, &missing[0], wanted[0])
-            + lacking(&self.held_out.pools, &missing[1], wanted[1]);
+        let total: usize = wanted.iter().zip(&missing).map(lacking).sum();
         if total > 0 {
             self.observer.begin(Phase::Anchors, total);
             let expected = self.expect(0, true);
             let mut drawn_so_far = (0, 0);
-            for ((missing, k), held_out) in missing.iter().zip(wanted).zip([false, true]) {
-                self.draw_missing(held_out, missing, k, (&expected, &mut drawn_so_far)).await?;
+            for ((of, k), missing) in wanted.into_iter().zip(&missing) {
+                if !missing.is_empty() {
+                    self.draw_missing(of, missing, k, (&expected, &mut drawn_so_far)).await?;
+                }
             }
             self.observer.end();
         }
+        self.drop_unanswered()?;
         if takes_anchors {
             self.warn_of_cut();
             self.report_filter();
@@ -51,53 +69,62 @@ impl Run<'_> {
         }
     }
 
-    /// Indices of the training or held-out prompts that need more samples to reach `k` anchors.
-    fn undrawn(&self, held_out: bool, k: usize) -> Vec<usize> {
-        let (examples, pools) = match held_out {
-            true => (&self.held_out.examples, &self.held_out.pools),
-            false => (&self.train, &self.pools),
-        };
+    fn prompts(&self, of: Of) -> (&[Example], &[Pool]) {
+        match of {
+            Of::Train => (&self.train, &self.pools),
+            Of::HeldOut => (&self.held_out.examples, &self.held_out.pools),
+            Of::Retained => (&self.retained.examples, &self.retained.pools),
+        }
+    }
+
+    /// Indices of the prompts that need more samples to reach `k` answers.
+    fn undrawn(&self, of: Of, k: usize) -> Vec<usize> {
+        let (examples, pools) = self.prompts(of);
         let undrawn = |i: &usize| {
             let example = &examples[*i];
-            let sampled = example.anchor_ids.is_empty() && (!held_out || example.negative_ids.is_some());
+            let watched = of != Of::HeldOut || example.negative_ids.is_some();
+            let sampled = watched && (of == Of::Retained || example.anchor_ids.is_empty());
             sampled && pools[*i].lacks(k)
         };
         (0..examples.len()).filter(undrawn).collect()
     }
 
-    /// Samples these prompts' anchors. Anchors sampled before an error are kept. The observer gets the
-    /// anchors so far whenever it asks for them.
+    /// Samples these prompts' answers. Those sampled before an error are kept. The observer gets all answers
+    /// so far whenever it asks for them.
     async fn draw_missing(
         &mut self,
-        held_out: bool,
+        of: Of,
         missing: &[usize],
         k: usize,
         (expected, drawn_so_far): (&Expected, &mut (usize, usize)),
     ) -> Result<()> {
-        let settings = sample::sampling_params(&self.config.anchors, self.config.train.seed, &self.ends);
-        let Self {
-            room, gpu, config, trainer, negative, train, pools, kept, counts, observer, filter, ..
-        } = self;
-        let forecast = &mut self.forecast;
-        let HeldOut { examples, pools: eval_pools, kept: eval_kept, .. } = &mut self.held_out;
+        let config = self.config;
+        let seed = config.train.seed ^ if of == Of::Retained { RETAINED } else { 0 };
+        let settings = sample::sampling_params(&config.anchors, seed, &self.ends);
+        let Self { gpu, trainer, negative, train, pools, kept, counts, observer, .. } = self;
+        let (forecast, held_out, retained) = (&mut self.forecast, &mut self.held_out, &mut self.retained);
         let decoder = &trainer.decoder;
-        let sampler = Sampler {
-            room: *room,
-            gpu,
-            decoder,
-            pass: negative.pass(decoder),
-            settings,
-            filter: filter.as_ref(),
+        // Before the first step the policy is the model that is to be retained.
+        let (room, pass, filter) = match of {
+            Of::Retained => (self.batches.retain_room(gpu, decoder.config(), config), decoder.policy(), None),
+            _ => (self.room, negative.pass(decoder), self.filter.as_ref()),
         };
-        // Held-out prompts are numbered after the training prompts. Their anchors are for evaluation only and
-        // are not counted.
+        let sampler = Sampler { room, gpu, decoder, pass, settings, filter };
+        // Held-out prompts are numbered after the training prompts. Only training anchors are counted.
         let (of_train, mut uncounted) = (*counts, *counts);
-        let (first, examples, own, others, counts) = match held_out {
-            true => (train.len(), examples, eval_pools, pools, &mut uncounted),
-            false => (0, train, pools, eval_pools, counts),
+        let first = if of == Of::HeldOut { train.len() } else { 0 };
+        let kept = [&kept[..], &held_out.kept, &retained.kept];
+        let (examples, own, others): (&[Example], _, [&[Pool]; 2]) = match of {
+            Of::Train => (train, pools, [&held_out.pools, &retained.pools]),
+            Of::HeldOut => (&held_out.examples, &mut held_out.pools, [pools, &retained.pools]),
+            Of::Retained => (&retained.examples, &mut retained.pools, [pools, &held_out.pools]),
         };
-        let draw =
-            |&i: &usize| Draw { pool: i, index: (first + i) as u32, prompt: &examples[i].sampling_ids };
+        let counts = if of == Of::Train { counts } else { &mut uncounted };
+        let draw = |&i: &usize| {
+            let example = &examples[i];
+            let prompt = if of == Of::Retained { &example.prompt_ids } else { &example.sampling_ids };
+            Draw { pool: i, index: (first + i) as u32, prompt }
+        };
         let draws: Vec<Draw> = missing.iter().map(draw).collect();
         let most = config.anchors.max_new_tokens;
         let mut each = |answers, tokens, own: &[Pool], counts: &AnchorCounts| {
@@ -112,9 +139,12 @@ impl Run<'_> {
             if !observer.wants_anchors() {
                 return Ok(());
             }
-            let (pools, counts) =
-                if held_out { ([&**others, own], of_train) } else { ([own, &**others], *counts) };
-            drawn([kept, eval_kept], pools, counts)?.map_or(Ok(()), |state| observer.saved(state))
+            let (pools, counts) = match of {
+                Of::Train => ([own, others[0], others[1]], *counts),
+                Of::HeldOut => ([others[0], own, others[1]], of_train),
+                Of::Retained => ([others[0], others[1], own], of_train),
+            };
+            drawn(kept, pools, counts)?.map_or(Ok(()), |state| observer.saved(state))
         };
         sampler.fill(own, &draws, k, counts, &mut each).await
     }
@@ -156,6 +186,24 @@ impl Run<'_> {
         }
     }
 
+    /// Drops retained prompts whose sample stayed empty.
+    ///
+    /// # Errors
+    /// When none is left.
+    pub(super) fn drop_unanswered(&mut self) -> Result<()> {
+        let Retained { examples, pools, kept, .. } = &mut self.retained;
+        let keep: Vec<bool> = pools.iter().map(|pool| !pool.anchors.is_empty()).collect();
+        if !keep.is_empty() && !keep.contains(&true) {
+            let fix = "give other prompts with retain.data, or raise the temperature";
+            let found = "only empty samples";
+            return Err(Error::input("retain", "an answer to at least one ordinary prompt", found, fix));
+        }
+        parts_of(examples, &keep);
+        parts_of(pools, &keep);
+        parts_of(kept, &keep);
+        Ok(())
+    }
+
     /// Drops prompts whose samples were all empty, or all refused by the filter.
     fn drop_empty(&mut self) -> Result<()> {
         let keep = |examples: &[Example], pools: &[Pool]| -> Vec<bool> {
@@ -189,13 +237,13 @@ impl Run<'_> {
             ));
         }
         let eval = keep(&self.held_out.examples, &self.held_out.pools);
-        retain(&mut self.train, &train);
-        retain(&mut self.pools, &train);
-        retain(&mut self.cached, &train);
-        retain(&mut self.kept, &train);
-        retain(&mut self.held_out.kept, &eval);
-        retain(&mut self.held_out.examples, &eval);
-        retain(&mut self.held_out.pools, &eval);
+        parts_of(&mut self.train, &train);
+        parts_of(&mut self.pools, &train);
+        parts_of(&mut self.cached, &train);
+        parts_of(&mut self.kept, &train);
+        parts_of(&mut self.held_out.kept, &eval);
+        parts_of(&mut self.held_out.examples, &eval);
+        parts_of(&mut self.held_out.pools, &eval);
         Ok(())
     }
 
@@ -288,9 +336,4 @@ impl Run<'_> {
         let scored = |i: usize| self.cached[i].as_deref().unwrap_or_default();
         examples.iter().try_for_each(|&i| self.observer.anchors(&self.train[i], &self.pools[i], scored(i)))
     }
-}
-
-fn retain<T>(items: &mut Vec<T>, keep: &[bool]) {
-    let mut keep = keep.iter();
-    items.retain(|_| keep.next().copied().unwrap_or(true));
 }

@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
-use super::metrics::{Metrics, Observed, of_groups};
-use super::trainer::{GroupOutcome, Pending};
+use super::metrics::{Metrics, Observed, of_groups, retain_loss};
+use super::trainer::{MicroOutcome, Pending};
 use crate::Result;
-use crate::loss::Loss;
-use crate::loss::Method;
+use crate::config::RetainConfig;
+use crate::loss::{Loss, Method, Retain};
+use crate::score::Scored;
 
 /// A step in flight.
 pub(super) struct Flight<'g> {
@@ -33,10 +34,12 @@ pub(super) struct Flight<'g> {
 
 /// A micro-batch in flight.
 pub(super) struct Micro<'g> {
-    /// The outcome of each group.
-    pub outcomes: Pending<'g, Vec<GroupOutcome>>,
+    /// Its results.
+    pub outcome: Pending<'g, MicroOutcome>,
     /// Token log-probs under the reference, by group and response.
     pub references: Vec<Vec<Vec<f32>>>,
+    /// Indices of the retained examples.
+    pub retained: Vec<usize>,
 }
 
 /// A finished step.
@@ -47,6 +50,8 @@ pub(super) struct Landed {
     pub epoch: f64,
     pub tokens: usize,
     pub observed: Vec<Observed>,
+    /// Indices of the retained examples, and the log-probs of their answers.
+    pub retained: Vec<(usize, Scored)>,
     pub kl: Option<f64>,
     pub norm: f32,
     /// Seconds from when the device was free for this step until its results were read.
@@ -57,9 +62,11 @@ impl Flight<'_> {
     /// Waits for the step's results. `last` is when the previous step's results came; it is set to when these
     /// came.
     pub async fn land(self, last: &mut Option<Instant>) -> Result<Landed> {
-        let mut observed = Vec::new();
+        let (mut observed, mut retained) = (Vec::new(), Vec::new());
         for micro in self.micro {
-            let pairs = micro.outcomes.await?.into_iter().zip(micro.references);
+            let outcome = micro.outcome.await?;
+            retained.extend(micro.retained.into_iter().zip(outcome.retained));
+            let pairs = outcome.groups.into_iter().zip(micro.references);
             observed.extend(pairs.map(|(outcome, reference)| Observed { outcome, reference }));
         }
         let norm = self.norm.await?;
@@ -67,7 +74,7 @@ impl Flight<'_> {
         let began = last.replace(now).map_or(self.started, |last| last.max(self.started));
         let Self { step, batch, rate, epoch, tokens, kl, .. } = self;
         let seconds = (now - began).as_secs_f64();
-        Ok(Landed { step, batch, rate, epoch, tokens, observed, kl, norm, seconds })
+        Ok(Landed { step, batch, rate, epoch, tokens, observed, retained, kl, norm, seconds })
     }
 }
 
@@ -86,7 +93,8 @@ pub(super) async fn land_all(due: Vec<Flight<'_>>, last: &mut Option<Instant>) -
 impl Landed {
     /// Whether all losses and the gradient norm are finite.
     pub fn is_finite(&self) -> bool {
-        self.norm.is_finite() && self.observed.iter().all(|o| o.outcome.loss.is_finite())
+        let retained = self.retained.iter().all(|(_, answer)| answer.logp.is_finite());
+        self.norm.is_finite() && retained && self.observed.iter().all(|o| o.outcome.loss.is_finite())
     }
 
     /// Indices of the examples whose loss is NaN or infinite; the whole batch if only the gradient is.
@@ -113,12 +121,28 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Adds a step; returns the metrics to log.
-    pub fn add(&mut self, of: (Method, Loss), landed: &Landed) -> Metrics {
+    /// Adds a step; returns the metrics to log. `retained` has the log-probs of all retained answers before
+    /// training, for the form and weight of the retain term.
+    pub fn add(
+        &mut self,
+        of: (Method, Loss),
+        (term, retained): (&RetainConfig, &[Scored]),
+        landed: &Landed,
+    ) -> Metrics {
         self.steps = landed.step + 1;
         self.num_tokens += landed.tokens;
         self.train_seconds += landed.seconds;
         let mut metrics = of_groups("", of, &landed.observed);
+        if !landed.retained.is_empty() {
+            let answers: Vec<(&Scored, &Scored)> =
+                landed.retained.iter().map(|(i, now)| (now, &retained[*i])).collect();
+            let loss = retain_loss(term.form, &answers);
+            if let Some((_, total)) = metrics.0.iter_mut().find(|(name, _)| name == "loss") {
+                *total += term.weight * loss;
+            }
+            metrics.push("retain_loss", loss);
+            metrics.push("kl/retain", retain_loss(Retain::Kl, &answers));
+        }
         metrics.0.extend(landed.kl.map(|kl| ("kl".into(), kl)));
         metrics.push("grad_norm", f64::from(landed.norm));
         metrics.push("learning_rate", landed.rate);

@@ -37,6 +37,10 @@ pub(super) struct MaxBatches {
     pub completions: Vec<(usize, usize)>,
     /// Number of tokens with which all held-out prompts begin.
     pub completions_shared: usize,
+    /// Prompt tokens of each retained prompt, which is answered once, and the number of tokens with which all
+    /// of them begin.
+    pub retain_draws: Vec<(usize, usize)>,
+    pub retain_shared: usize,
     /// Packed tokens of the largest group. Groups are not split: no budget makes a batch smaller.
     pub group_tokens: usize,
     /// Most packed tokens of a micro-batch, from the settings and the size of a binding.
@@ -47,12 +51,11 @@ pub(super) struct MaxBatches {
 
 impl MaxBatches {
     /// The batches of a run of `model` with `config` on these examples, with tensors of at most `max_binding`
-    /// bytes. `anchors` are those known before the run.
+    /// bytes: training, held-out and retained ones. `anchors` are those known before the run.
     pub fn of<'a>(
         config: &RunConfig,
         (model, max_binding): (&DecoderConfig, u64),
-        train: &'a [Example],
-        eval: &'a [Example],
+        [train, eval, retain]: [&'a [Example]; 3],
         anchors: Option<&[Vec<Anchor>]>,
     ) -> Self {
         let (method, a, t) = (config.method.method, &config.anchors, &config.train);
@@ -139,21 +142,36 @@ impl MaxBatches {
         let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed());
         let references = config.method.loss().formula.has_reference();
         let step_capacity = |groups: &[Group]| capacity(groups, step_budget, batch);
-        let mut largest_step = step_capacity(&groups);
+        let retained: Vec<Group> = retain.iter().map(|e| group(e, vec![undrawn])).collect();
+        let beside = |most: usize, budget: usize, batches: usize| match retained.is_empty() {
+            true => capacity(&groups, budget, most),
+            false => {
+                let retained = capacity(&retained, budget, config.retain.batch_size * batches);
+                capacity(&groups, budget, most).beside(retained, budget)
+            }
+        };
+        let mut largest_step = beside(batch, step_budget, 1);
         if !others.is_empty() {
             largest_step = largest_step.and(step_capacity(&others));
         }
         Self {
             step: Capacity { training: Some(t.recompute), ..largest_step },
-            whole_step: capacity(&groups, all, batch * step),
-            scoring: references.then(|| capacity(&scored, score, all)),
+            whole_step: beside(batch * step, all, step),
+            scoring: match (references, retained.is_empty()) {
+                (true, true) => Some(capacity(&scored, score, all)),
+                (true, false) => Some(capacity(&scored, score, all).and(capacity(&retained, score, all))),
+                (false, false) => Some(capacity(&retained, score, all)),
+                (false, true) => None,
+            },
             following: (references && moves).then(|| capacity(&scored, score, batch * step)),
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
             draws,
             draws_shared,
             completions,
             completions_shared,
-            group_tokens: groups.iter().map(Group::tokens).max().unwrap_or(1),
+            group_tokens: groups.iter().chain(&retained).map(Group::tokens).max().unwrap_or(1),
+            retain_draws: retain.iter().map(|example| (example.prompt_ids.len(), 1)).collect(),
+            retain_shared: shared_beginning(retain.iter().map(|example| example.prompt_ids.as_slice())),
             step_budget,
             score_budget: score,
         }
@@ -164,6 +182,12 @@ impl MaxBatches {
         let a = &config.anchors;
         let shared = self.completions_shared;
         Room::of(memory, model, &self.completions, shared, a.max_new_tokens, a.max_num_seqs)
+    }
+
+    /// The buffers of the sampler of retained answers.
+    pub fn retain_room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
+        let (a, shared) = (&config.anchors, self.retain_shared);
+        Room::of(memory, model, &self.retain_draws, shared, a.max_new_tokens, a.max_num_seqs)
     }
 
     /// The buffers of the sampler of anchors.

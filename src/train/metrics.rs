@@ -8,7 +8,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::trainer::GroupOutcome;
 use crate::loss::Loss;
 use crate::loss::formula::{log_odds, softplus};
-use crate::loss::{Method, Takes};
+use crate::loss::{Method, Retain, Takes};
 use crate::score::Scored;
 
 /// Named values in a fixed order; serialised as a JSON object.
@@ -76,13 +76,19 @@ fn sides(method: Method) -> [Option<&'static str>; 2] {
     }
 }
 
-/// Estimate of KL(reference ‖ policy) in nats per token from tokens sampled from the reference: the mean of
-/// e^d − 1 − d with d = log π − log r, which is never negative (Schulman, "Approximating KL Divergence").
+/// Estimate of KL(reference ‖ policy) in nats per token from tokens sampled from the reference; see
+/// [`Retain::loss`].
 pub(super) fn kl(pairs: impl Iterator<Item = (f32, f32)>) -> f64 {
-    mean(pairs.map(|(policy, reference)| {
-        let d = f64::from(policy) - f64::from(reference);
-        d.exp() - 1.0 - d
-    }))
+    mean(pairs.map(|(policy, reference)| Retain::Kl.loss(f64::from(policy), f64::from(reference))))
+}
+
+/// The mean loss of retained answers, from their log-probs now and before training.
+pub(super) fn retain_loss(form: Retain, answers: &[(&Scored, &Scored)]) -> f64 {
+    let of_answer = |(now, start): &(&Scored, &Scored)| {
+        let pairs = now.token_logps.iter().zip(&start.token_logps);
+        mean(pairs.map(|(now, start)| form.loss(f64::from(*now), f64::from(*start))))
+    };
+    mean(answers.iter().map(of_answer))
 }
 
 /// A group's outcome, and the reference's token log-probs of each response.

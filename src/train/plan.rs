@@ -119,8 +119,23 @@ impl Plan {
         if online {
             keep_best(&mut best)?;
         }
-        if !batches.draws.is_empty() {
-            phase("sampling", &|| Ok(Box::new(room.allocate(memory, decoder)?)))?;
+        let of_retained = batches.retain_room(memory, decoder.config(), config);
+        let (anchors, retained) = (!batches.draws.is_empty(), !batches.retain_draws.is_empty());
+        if anchors || retained {
+            phase("sampling", &|| {
+                if anchors {
+                    drop(room.allocate(memory, decoder)?);
+                }
+                if retained {
+                    drop(of_retained.allocate(memory, decoder)?);
+                }
+                Ok(Box::new(()))
+            })?;
+        }
+        // During training, moving references score in buffers of their own, which the training phase has.
+        let flying = flying.filter(|_| batches.following.is_none());
+        if batches.following.is_some() {
+            best = None;
         }
         if let Some(capacity) = batches.scoring {
             phase("scoring", &|| Ok(Box::new(workspace(capacity)?)))?;
@@ -148,7 +163,7 @@ impl Plan {
             [batches.scoring, batches.held_out].into_iter().flatten().map(|capacity| capacity.tokens);
         Ok(Self {
             phases,
-            decoded_together: room.rows,
+            decoded_together: room.rows.max(of_retained.rows),
             step_tokens: batches.step.tokens.max(batches.following.map_or(0, |capacity| capacity.tokens)),
             score_tokens: scored.max().unwrap_or(0),
             largest_group: batches.group_tokens,

@@ -47,6 +47,12 @@ pub(super) fn held_out_responses<'a>(
     responses
 }
 
+/// Removes the items whose place in `keep` is false.
+pub(super) fn parts_of<T>(items: &mut Vec<T>, keep: &[bool]) {
+    let mut keep = keep.iter();
+    items.retain(|_| keep.next().copied().unwrap_or(true));
+}
+
 /// The positions in [`held_out_responses`] of the loss's responses, the anchors and the good answer.
 pub(super) struct HeldOutParts {
     /// Number of the loss's responses, which come first.

@@ -26,12 +26,17 @@ struct Record {
     train_seconds: f64,
     skipped: usize,
     skipped_in_a_row: usize,
-    /// Indices of the training examples and of the held-out examples, among those that the run was given.
+    /// Indices of the training examples, of the held-out and of the retained examples, among those that the
+    /// run was given.
     train: Vec<usize>,
     eval: Vec<usize>,
+    retain: Vec<usize>,
     pools: Vec<Pool>,
     eval_pools: Vec<Pool>,
+    retain_pools: Vec<Pool>,
     anchors: AnchorCounts,
+    /// Number of tokens of each retained answer.
+    retain_start: Vec<usize>,
     /// Examples with cached log-probs under the references, and the number of tokens of each response.
     scored: Vec<(usize, Vec<usize>)>,
     /// Number of tokens of each held-out response; `None` before the first evaluation.
@@ -48,14 +53,17 @@ struct Record {
 struct Drawn {
     train: Vec<usize>,
     eval: Vec<usize>,
+    retain: Vec<usize>,
     pools: Vec<Pool>,
     eval_pools: Vec<Pool>,
+    retain_pools: Vec<Pool>,
     anchors: AnchorCounts,
 }
 
 /// Names of the tensors of log-probs.
 const SCORED: &str = "reference_logps";
 const START: &str = "eval_start_logps";
+const RETAINED: &str = "retain_start_logps";
 
 impl Run<'_> {
     /// The current state of the run. No step may be in flight.
@@ -74,9 +82,12 @@ impl Run<'_> {
             skipped_in_a_row: course.sums.skipped_in_a_row,
             train: self.kept.clone(),
             eval: self.held_out.kept.clone(),
+            retain: self.retained.kept.clone(),
             pools: self.pools.clone(),
             eval_pools: self.held_out.pools.clone(),
+            retain_pools: self.retained.pools.clone(),
             anchors: self.counts,
+            retain_start: self.retained.start.iter().map(|scored| scored.token_logps.len()).collect(),
             scored: kept.into_iter().zip(lengths(&scored)).collect(),
             eval_start: self.held_out.start.as_deref().map(lengths),
             seen: course.rule.seen(),
@@ -93,6 +104,7 @@ impl Run<'_> {
         };
         data.push(logps(SCORED, &scored));
         data.extend(self.held_out.start.as_deref().map(|start| logps(START, start)));
+        data.push(logps(RETAINED, std::slice::from_ref(&self.retained.start)));
         let views = data.iter().map(|(name, dtype, bytes)| Ok((name, view(*dtype, bytes)?)));
         let tensors = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None);
         let tensors = tensors.map_err(|e| damaged(e.to_string()))?;
@@ -107,8 +119,8 @@ impl Run<'_> {
 
     /// A state with the anchors sampled so far, if there are any.
     pub(super) fn drawn(&self) -> Result<Option<State>> {
-        let pools = [&self.pools[..], &self.held_out.pools];
-        drawn([&self.kept, &self.held_out.kept], pools, self.counts)
+        let pools = [&self.pools[..], &self.held_out.pools, &self.retained.pools];
+        drawn([&self.kept, &self.held_out.kept, &self.retained.kept], pools, self.counts)
     }
 
     /// Restores the anchors of [`Run::drawn`].
@@ -117,8 +129,11 @@ impl Run<'_> {
         self.restore_pools(drawn)
     }
 
-    fn restore_pools(&mut self, Drawn { train, eval, pools, eval_pools, anchors }: Drawn) -> Result<()> {
+    fn restore_pools(&mut self, drawn: Drawn) -> Result<()> {
+        let Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors } = drawn;
         if train.is_empty()
+            || retain.iter().any(|&i| i >= self.retained.examples.len())
+            || retain_pools.len() != retain.len()
             || train.iter().any(|&i| i >= self.train.len())
             || eval.iter().any(|&i| i >= self.held_out.examples.len())
             || pools.len() != train.len()
@@ -128,8 +143,9 @@ impl Run<'_> {
         }
         self.train = train.iter().map(|&i| self.train[i].clone()).collect();
         self.held_out.examples = eval.iter().map(|&i| self.held_out.examples[i].clone()).collect();
-        (self.kept, self.held_out.kept) = (train, eval);
-        (self.pools, self.held_out.pools) = (pools, eval_pools);
+        self.retained.examples = retain.iter().map(|&i| self.retained.examples[i].clone()).collect();
+        (self.kept, self.held_out.kept, self.retained.kept) = (train, eval, retain);
+        (self.pools, self.held_out.pools, self.retained.pools) = (pools, eval_pools, retain_pools);
         self.cached = vec![None; self.train.len()];
         self.counts = anchors;
         Ok(())
@@ -146,8 +162,10 @@ impl Run<'_> {
         if record.scored.iter().any(|&(i, _)| i >= record.train.len()) {
             return Err(damaged("log-probs of examples that it does not have".into()));
         }
-        let Record { train, eval, pools, eval_pools, anchors, .. } = record;
-        self.restore_pools(Drawn { train, eval, pools, eval_pools, anchors })?;
+        let Record { train, eval, retain, pools, eval_pools, retain_pools, anchors, .. } = record;
+        self.restore_pools(Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors })?;
+        let answers = scored(&[record.retain_start], bytes(RETAINED)?)?;
+        self.retained.start = answers.into_iter().flatten().collect();
         let (kept, lengths): (Vec<usize>, Vec<Vec<usize>>) = record.scored.into_iter().unzip();
         for (i, scored) in kept.into_iter().zip(scored(&lengths, bytes(SCORED)?)?) {
             self.cached[i] = Some(scored);
@@ -193,22 +211,24 @@ impl Run<'_> {
     }
 }
 
-/// The state of a run while its anchors are sampled: the indices and the pools of the training prompts and of
-/// the held-out prompts. `None` if no prompt has all samples of a round yet.
+/// The state of a run while its anchors are sampled: the indices and the pools of the training prompts, of
+/// the held-out and of the retained prompts. `None` if no prompt has all samples of a round yet.
 pub(super) fn drawn(
-    [train, eval]: [&[usize]; 2],
-    [pools, eval_pools]: [&[Pool]; 2],
+    [train, eval, retain]: [&[usize]; 3],
+    [pools, eval_pools, retain_pools]: [&[Pool]; 3],
     counts: AnchorCounts,
 ) -> Result<Option<State>> {
-    let step = pools.iter().chain(eval_pools).filter(|pool| pool.rounds > 0).count();
+    let step = pools.iter().chain(eval_pools).chain(retain_pools).filter(|pool| pool.rounds > 0).count();
     if step == 0 {
         return Ok(None);
     }
     let drawn = Drawn {
         train: train.to_vec(),
         eval: eval.to_vec(),
+        retain: retain.to_vec(),
         pools: pools.to_vec(),
         eval_pools: eval_pools.to_vec(),
+        retain_pools: retain_pools.to_vec(),
         anchors: counts,
     };
     let record = serde_json::to_vec(&drawn).map_err(|e| damaged(e.to_string()))?;

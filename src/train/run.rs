@@ -11,6 +11,7 @@ use super::metrics::Metrics;
 use super::observer::{Observer, Phase, Wish};
 use super::references::Reference;
 use super::responses::{loss_responses, reference_responses};
+use super::retain::Retained;
 use super::state::State;
 use super::stop::{StopReason, StopRule};
 use super::trainer::Trainer;
@@ -18,7 +19,7 @@ use crate::config::RunConfig;
 use crate::data::Example;
 use crate::data::packing::Group;
 use crate::gpu::Gpu;
-use crate::loss::{Method, Takes};
+use crate::loss::{Method, Retain, Takes};
 use crate::model::{Decoder, DecoderConfig};
 use crate::nn::Arenas;
 use crate::optim::{AdamW, Optimizer};
@@ -36,6 +37,8 @@ pub struct Setup {
     pub train: Vec<Example>,
     /// Held-out examples for the stop rule; may be empty.
     pub eval: Vec<Example>,
+    /// Ordinary prompts for the retain term; empty without one.
+    pub retain: Vec<Example>,
     /// Anchors from an earlier run, one list per training example; missing ones are sampled. Examples with
     /// anchors of their own need none.
     pub anchors: Option<Vec<Vec<Anchor>>>,
@@ -87,6 +90,7 @@ pub(super) struct Run<'a> {
     pub(super) kept: Vec<usize>,
     pub(super) pools: Vec<Pool>,
     pub(super) held_out: HeldOut,
+    pub(super) retained: Retained,
     /// r−, and r+ if it differs.
     pub(super) negative: Reference,
     pub(super) positive: Option<Reference>,
@@ -118,7 +122,7 @@ impl<'a> Run<'a> {
         config: &'a RunConfig,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
-        let Setup { decoder, train, eval, ends, filter, .. } = setup;
+        let Setup { decoder, train, eval, retain, ends, filter, .. } = setup;
         let t = &config.train;
         let settings = AdamW {
             adam_beta1: t.adam_beta1,
@@ -135,7 +139,8 @@ impl<'a> Run<'a> {
         let positive = if plus == minus { None } else { Some(reference(plus, setup.positive)?) };
         let optimizer = Optimizer::new(gpu, decoder.layout(), settings)?;
         let memory = (decoder.config(), gpu.max_binding());
-        let batches = MaxBatches::of(config, memory, &train, &eval, setup.anchors.as_deref());
+        let examples = [&train[..], &eval, &retain];
+        let batches = MaxBatches::of(config, memory, examples, setup.anchors.as_deref());
         let room = batches.room(gpu, decoder.config(), config);
         let mut trainer = Trainer::new(gpu, decoder, optimizer, config.method.loss(), t.seed);
         trainer.reserve(batches.step);
@@ -161,6 +166,7 @@ impl<'a> Run<'a> {
             train,
             pools,
             held_out,
+            retained: Retained::new(retain),
             positive,
             negative,
             counts: AnchorCounts::default(),
@@ -192,10 +198,11 @@ impl<'a> Run<'a> {
             }
         }
         self.expect(0, true).apply(&mut self.forecast, self.config.anchors.max_new_tokens as f64);
-        if self.method().is_of_negatives() {
+        if self.method().is_of_negatives() || !self.retained.examples.is_empty() {
             self.draw_offline().await?;
             self.expect(0, true).apply(&mut self.forecast, 0.0);
         }
+        self.score_retained().await?;
         if !self.has_reference() {
             return Ok(());
         }
@@ -265,6 +272,24 @@ impl<'a> Run<'a> {
                 .await?;
         scored.iter_mut().zip(negatives).for_each(|(all, negative)| all.extend(negative));
         Ok(scored)
+    }
+
+    /// Scores the retained answers under the model as it is before the first step.
+    pub(super) async fn score_retained(&mut self) -> Result<()> {
+        let budget = self.batches.score_budget;
+        let (Some(capacity), true) = (self.batches.scoring, self.config.retain.form != Retain::None) else {
+            return Ok(());
+        };
+        let Self { gpu, trainer, retained, observer, .. } = self;
+        let groups: Vec<Group> = (0..retained.examples.len()).map(|i| retained.group(i)).collect();
+        observer.begin(Phase::References, groups.len());
+        let mut count = |items, tokens| advance(&mut **observer, items, tokens);
+        let decoder = &trainer.decoder;
+        let scored =
+            score_in(gpu, decoder, decoder.policy(), &groups, (budget, capacity), &mut count).await?;
+        observer.end();
+        retained.start = scored.into_iter().flatten().collect();
+        Ok(())
     }
 
     pub(super) async fn evaluate(&mut self, step: usize) -> Result<Metrics> {

@@ -1,6 +1,6 @@
 //! Turns the bytes of the input files and a configuration into the starting state of a run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::anchors::{Anchor, AnchorFilter};
@@ -8,15 +8,16 @@ use super::max_batches::MaxBatches;
 use super::plan::Plan;
 use super::responses::unpaired;
 use super::run::{Setup, check_context};
+use super::samples_file::{anchors_of, given_samples};
 use crate::config::{self, BUILT_IN_EXAMPLES, RunConfig};
 use crate::data::{
-    self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Message, Needs, Overlong,
-    Prompt, REFUSALS, Row, Truncation, build_examples, check_splits, parse_jsonl, parse_worked_examples,
-    rows_with,
+    self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Message, Needs, ORDINARY,
+    Overlong, Prompt, REFUSALS, Row, Truncation, build_examples, check_splits, parse_jsonl,
+    parse_worked_examples, rows_with,
 };
 use crate::error::setting;
 use crate::gpu::{Gpu, Memory, Purpose};
-use crate::loss::{Method, Takes};
+use crate::loss::{Method, Retain, Takes};
 use crate::model::{AdapterBytes, Decoder, DecoderConfig, LoraSpec, ModelBytes, Training};
 use crate::nn::Arenas;
 use crate::{Error, Result};
@@ -44,6 +45,8 @@ pub struct Inputs<'a> {
     pub train: Named<'a>,
     /// Held-out examples.
     pub eval: Option<Named<'a>>,
+    /// Ordinary prompts for the retain term; `None` for the built-in ones.
+    pub retain: Option<Named<'a>>,
     /// Worked examples for sampling anchors: a JSON list of messages. Not read if `anchor_examples` is
     /// [`BUILT_IN_EXAMPLES`].
     pub anchor_examples: Option<Named<'a>>,
@@ -61,6 +64,7 @@ pub struct Job<'a> {
     tokenizer: Arc<ChatTokenizer>,
     train: Vec<Example>,
     eval: Vec<Example>,
+    retain: Vec<Example>,
     anchors: Option<Vec<Vec<Anchor>>>,
     lengths: LengthCounts,
     remarks: Vec<String>,
@@ -91,6 +95,7 @@ impl<'a> Inputs<'a> {
             adapter: None,
             train,
             eval: None,
+            retain: None,
             anchor_examples: None,
             samples: None,
             positive: None,
@@ -117,6 +122,7 @@ impl<'a> Inputs<'a> {
             ("train", vec![self.train.1]),
         ];
         all.extend(self.eval.map(|(_, bytes)| ("eval", vec![bytes])));
+        all.extend(self.retain.map(|(_, bytes)| ("retain.data", vec![bytes])));
         all.extend(self.anchor_examples.map(|(_, bytes)| ("anchor_examples", vec![bytes])));
         all.extend(self.samples.map(|(_, bytes)| ("samples_file", vec![bytes])));
         all.extend(self.adapter.as_ref().map(|a| ("adapter", adapter(a))));
@@ -172,7 +178,8 @@ impl<'a> Inputs<'a> {
                 check_context(&model, config, example, held_out, &format!("{origin}:{}", example.line))?;
             }
         }
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors, lengths, remarks })
+        let retain = self.retained(&tokenizer, &model, config, &train)?;
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors, lengths, remarks })
     }
 
     /// A job with the given examples instead of the rows.
@@ -186,7 +193,8 @@ impl<'a> Inputs<'a> {
             check_context(&model, config, example, false, &format!("{}:{}", self.train.0, example.line))?;
         }
         let (lengths, remarks) = (LengthCounts::default(), Vec::new());
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths, remarks })
+        let retain = self.retained(&tokenizer, &model, config, &train)?;
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors: None, lengths, remarks })
     }
 
     /// A job with made-up examples, as long as the limits allow, to make a plan without data.
@@ -230,7 +238,8 @@ impl<'a> Inputs<'a> {
             (train, eval) = (unpaired(train), unpaired(eval));
         }
         let (lengths, remarks) = (LengthCounts::default(), Vec::new());
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, anchors: None, lengths, remarks })
+        let retain = self.retained(&tokenizer, &model, config, &[])?;
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors: None, lengths, remarks })
     }
 
     /// [`Inputs::read`], then [`Job::load`].
@@ -239,6 +248,40 @@ impl<'a> Inputs<'a> {
     /// The first invalid row, tensor or setting.
     pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
         self.read(config)?.load(gpu, config)
+    }
+
+    /// The retain term's prompts. The built-in ones have the form of the training prompts: without a
+    /// conversation among these, they are plain texts.
+    fn retained(
+        &self,
+        tokenizer: &ChatTokenizer,
+        model: &DecoderConfig,
+        config: &RunConfig,
+        train: &[Example],
+    ) -> Result<Vec<Example>> {
+        if config.retain.form == Retain::None {
+            return Ok(Vec::new());
+        }
+        let (origin, bytes) = self.retain.unwrap_or(ORDINARY);
+        let mut rows = parse_jsonl(bytes, origin)?.rows;
+        let conversations = train.iter().any(|example| example.prompt.is_conversational());
+        for row in &mut rows {
+            (row.completion, row.label, row.chosen, row.rejected) = (None, None, None, None);
+            row.anchors.clear();
+            if self.retain.is_none() && !(conversations || train.is_empty() && tokenizer.has_template()) {
+                row.prompt = Prompt::Text(row.prompt.last_text().into());
+            }
+        }
+        let limits =
+            LengthLimits { max_prompt: Some(config.data.max_prompt_length), ..LengthLimits::default() };
+        let options =
+            ExampleOptions { needs: Needs::Prompt, limits, instruction: None, examples: Vec::new() };
+        let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
+        for example in &examples {
+            let place = format!("{origin}:{}: prompt plus max_new_tokens", example.line);
+            model.check_context(&place, example.prompt_ids.len() + config.anchors.max_new_tokens)?;
+        }
+        Ok(examples)
     }
 
     /// The worked examples that anchors are sampled with.
@@ -361,7 +404,8 @@ impl Job<'_> {
         let memory = Memory::on_paper(max_binding);
         let (decoder, fresh_adapter) = self.inputs.decoder(&memory, config)?;
         let sizes = (decoder.config(), max_binding);
-        let batches = MaxBatches::of(config, sizes, &self.train, &self.eval, self.anchors.as_deref());
+        let examples = [&self.train[..], &self.eval, &self.retain];
+        let batches = MaxBatches::of(config, sizes, examples, self.anchors.as_deref());
         Plan::of(&memory, &decoder, fresh_adapter, config, &batches)
     }
 
@@ -370,7 +414,7 @@ impl Job<'_> {
     /// # Errors
     /// The first invalid tensor or setting.
     pub fn load(self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
-        let Self { inputs, tokenizer, train, eval, anchors, lengths, .. } = self;
+        let Self { inputs, tokenizer, train, eval, retain, anchors, lengths, .. } = self;
         let (decoder, fresh_adapter) = inputs.decoder(gpu, config)?;
         let checkpoint = |given: &Option<ReferenceBytes>| {
             given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
@@ -387,6 +431,7 @@ impl Job<'_> {
             fresh_adapter,
             train,
             eval,
+            retain,
             anchors,
             filter,
             positive,
@@ -461,72 +506,4 @@ fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
         return Vec::new();
     }
     train.split_off(train.len() - (train.len() / 10).min(HELD_OUT))
-}
-
-/// Line number of a sample in its file, and the sample.
-type Given = (usize, Anchor);
-
-/// The first samples of each prompt in a samples file that `anchor_filter` keeps, as many as a prompt has
-/// anchors.
-fn given_samples(
-    (origin, bytes): Named,
-    tokenizer: &ChatTokenizer,
-    vocab: usize,
-    config: &RunConfig,
-) -> Result<HashMap<String, Vec<Given>>> {
-    let mut by_prompt: HashMap<String, Vec<Given>> = HashMap::new();
-    // `aweigh sample` also writes empty answers: `parse_jsonl` leaves them out.
-    for row in parse_jsonl(bytes, origin)?.rows {
-        // Of a run that sampled online, use only the anchors from before the first step.
-        if row.raw.get("step").and_then(serde_json::Value::as_u64).is_some_and(|step| step > 0) {
-            continue;
-        }
-        let Some(completion) = &row.completion else { continue };
-        if config.anchors.anchor_filter.as_ref().is_some_and(|rule| !rule.holds(completion.text())) {
-            continue;
-        }
-        let ids = match row.raw.get("ids") {
-            None => tokenizer.encode_completion(&row.prompt, completion)?,
-            Some(ids) => {
-                let parsed: Option<Vec<u32>> = serde_json::from_value(ids.clone()).ok();
-                let known = |ids: &Vec<u32>| !ids.is_empty() && ids.iter().all(|&id| (id as usize) < vocab);
-                parsed.filter(known).ok_or_else(|| {
-                    let place = format!("{origin}:{}", row.line);
-                    let fix = "use samples of this model, or leave \"ids\" out";
-                    Error::input(place, "\"ids\": token ids of the model's vocabulary", ids, fix)
-                })?
-            }
-        };
-        let ended = ids.last().is_some_and(|id| tokenizer.end_tokens().contains(id));
-        let samples = by_prompt.entry(key(&row.prompt)).or_default();
-        if samples.len() < config.method.num_samples {
-            samples.push((row.line, Anchor { ids, ended, step: 0 }));
-        }
-    }
-    Ok(by_prompt)
-}
-
-/// Each example's anchors from `given`, checked against the model's context. Missing ones are sampled before
-/// the first step.
-fn anchors_of(
-    examples: &[Example],
-    origin: &str,
-    given: &HashMap<String, Vec<Given>>,
-    model: &DecoderConfig,
-) -> Result<Vec<Vec<Anchor>>> {
-    let of = |example: &Example| {
-        let samples = given.get(&key(&example.prompt)).into_iter().flatten();
-        samples
-            .map(|(line, anchor)| {
-                let place = format!("{origin}:{line}: prompt and sample");
-                model.check_context(&place, example.prompt_ids.len() + anchor.ids.len())?;
-                Ok(anchor.clone())
-            })
-            .collect()
-    };
-    examples.iter().map(of).collect()
-}
-
-fn key(prompt: &crate::data::Prompt) -> String {
-    serde_json::to_string(prompt).unwrap_or_default()
 }

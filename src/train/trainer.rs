@@ -5,7 +5,7 @@ use std::pin::Pin;
 use crate::Result;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{Gpu, Recorder};
-use crate::loss::Loss;
+use crate::loss::{Loss, Retain};
 use crate::model::{Capacity, Decoder, Workspace};
 use crate::nn::{Dropout, Pass, Recompute};
 use crate::optim::Optimizer;
@@ -60,10 +60,33 @@ pub struct Trainer<'g> {
     micro_batches: u32,
 }
 
+/// The retain term's part of a micro-batch.
+pub struct RetainedGroups<'a> {
+    /// Prompts with the answers that are retained.
+    pub groups: Vec<Group<'a>>,
+    /// The log-probs of the answers' tokens before training, in order.
+    pub start: Vec<f32>,
+    /// The form of the term.
+    pub form: Retain,
+    /// The term's weight divided by the number of retained answers in the whole step.
+    pub scale: f64,
+}
+
+/// The results of one micro-batch.
+#[derive(Debug, Clone)]
+pub struct MicroOutcome {
+    /// The outcome of each group of the preference loss.
+    pub groups: Vec<GroupOutcome>,
+    /// The log-probs of each retained answer.
+    pub retained: Vec<Scored>,
+}
+
 /// One micro-batch.
 pub struct MicroBatch<'a> {
-    /// The groups.
+    /// The groups of the preference loss.
     pub groups: Vec<Group<'a>>,
+    /// The groups of the retain term.
+    pub retained: Option<RetainedGroups<'a>>,
     /// The summed log-prob of each response of all groups under its reference, in order; empty for methods
     /// without a reference.
     pub reference: Vec<f32>,
@@ -130,14 +153,17 @@ impl<'g> Trainer<'g> {
     }
 
     /// Submits forward pass, loss and backward pass of one micro-batch; its gradients are added to the
-    /// optimizer's. `divisor` is the number of groups in the whole step. Other work can be submitted before
-    /// the outcomes are awaited.
+    /// optimizer's. `divisor` is the number of groups in the whole step, without those of the retain term.
+    /// Other work can be submitted before the results are awaited.
     pub fn accumulate(
         &mut self,
         batch: &MicroBatch<'_>,
         divisor: usize,
-    ) -> Result<Pending<'g, Vec<GroupOutcome>>> {
-        let packed = Packed::new(&batch.groups);
+    ) -> Result<Pending<'g, MicroOutcome>> {
+        let (own, retained) = (batch.groups.len(), batch.retained.as_ref());
+        let all: Vec<Group> =
+            batch.groups.iter().chain(retained.iter().flat_map(|r| &r.groups)).cloned().collect();
+        let packed = Packed::new(&all);
         let mut rec = Recorder::new(self.gpu);
         let mut ws = self.fit(&packed)?;
         ws.load(&mut rec, &packed)?;
@@ -145,21 +171,33 @@ impl<'g> Trainer<'g> {
         let dropout = Some(Dropout { step: self.micro_batches, seed: self.seed });
         let pass = Pass { dropout, ..self.decoder.policy() };
         self.decoder.score(&mut rec, pass, &ws)?;
-        ws.loss(&mut rec, self.loss, divisor, batch.kl)?;
+        if own > 0 {
+            ws.loss(&mut rec, self.loss, own, divisor, batch.kl)?;
+        }
+        if let Some(retained) = retained {
+            let first = batch.groups.iter().map(Group::rows).sum();
+            ws.start.slice(first, retained.start.len()).write_f32(self.gpu, &retained.start);
+            ws.retain(&mut rec, retained.form, first, retained.scale)?;
+        }
         self.decoder.backward(&mut rec, pass, self.optimizer.gradients(), &ws)?;
         rec.submit();
         self.micro_batches += 1;
-        let outcome = ws.outcome.slice(0, 4 * packed.groups.len()).read_f32(self.gpu);
+        let outcome = (own > 0).then(|| ws.outcome.slice(0, 4 * own).read_f32(self.gpu));
         let scored = read_scores(self.gpu, &ws, packed);
         self.workspace = Some(ws);
         Ok(Box::pin(async move {
-            let (outcome, scored) = (outcome.await?, scored.await?);
-            let outcomes = outcome.chunks_exact(4).zip(scored).map(|(o, responses)| GroupOutcome {
+            let outcome = match outcome {
+                Some(outcome) => outcome.await?,
+                None => Vec::new(),
+            };
+            let mut scored = scored.await?;
+            let retained = scored.split_off(own).into_iter().flatten().collect();
+            let groups = outcome.chunks_exact(4).zip(scored).map(|(o, responses)| GroupOutcome {
                 loss: o[0],
                 rewards: [o[2], o[3]],
                 responses,
             });
-            Ok(outcomes.collect())
+            Ok(MicroOutcome { groups: groups.collect(), retained })
         }))
     }
 

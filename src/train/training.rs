@@ -15,7 +15,7 @@ use super::responses::{held_out_responses, loss_responses};
 use super::run::{Course, Outcome, Run, group, tell};
 use super::state::State;
 use super::stop::{StopReason, StopRule};
-use super::trainer::MicroBatch;
+use super::trainer::{MicroBatch, RetainedGroups};
 use crate::data::Example;
 use crate::data::packing::{Group, split};
 use crate::gpu::Tier;
@@ -127,11 +127,19 @@ impl<'a> Run<'a> {
             0 => config.anchors.max_new_tokens as f64,
             count => lengths().sum::<usize>() as f64 / count as f64,
         };
+        let lacking = self.retained.pools.iter().filter(|pool| pool.lacks(1)).count() as f64;
+        let answered = self.retained.pools.iter().flat_map(Pool::ids).map(<[u32]>::len).sum::<usize>();
+        let prompts: usize = self.retained.examples.iter().map(|example| example.prompt_ids.len()).sum();
+        let retained = Growing { tokens: (prompts + answered) as f64, answers: lacking };
+        let to_retain = if before { lacking } else { 0.0 };
+        let of_step = config.train.gradient_accumulation_steps * config.retain.batch_size;
+        let passes = steps * of_step as f64 / self.retained.examples.len().max(1) as f64;
         let references = if before && self.has_reference() { train } else { Growing::default() };
+        let references = if before { references.plus(retained) } else { references };
         Expected {
-            draw: Growing { tokens: 0.0, answers: if before { to_draw + to_watch } else { 0.0 } },
+            draw: Growing { tokens: 0.0, answers: to_retain + if before { to_draw + to_watch } else { 0.0 } },
             score: held_out.times(evaluations).plus(references),
-            train: train.times(steps / order.steps_per_epoch() as f64),
+            train: train.times(steps / order.steps_per_epoch() as f64).plus(retained.times(passes)),
             answer: Growing { tokens: answers * mean, answers: 0.0 },
         }
     }
@@ -172,7 +180,9 @@ impl<'a> Run<'a> {
                 due.extend(flying.take());
             }
             for landed in land_all(due, &mut last).await? {
-                let metrics = course.sums.add((self.method(), self.config.method.loss()), &landed);
+                let method = (self.method(), self.config.method.loss());
+                let retain = (&self.config.retain, &self.retained.start[..]);
+                let metrics = course.sums.add(method, retain, &landed);
                 self.observer.step(&metrics)?;
                 let newly = if done_at_once { 0 } else { landed.tokens };
                 tell(&mut *self.observer, &mut self.forecast, Work::Train, newly);
@@ -184,7 +194,7 @@ impl<'a> Run<'a> {
                 } else {
                     self.warn_of_skipped(&landed);
                     if course.sums.skipped_in_a_row >= self.config.stop.max_skipped {
-                        let what = self.first_that_is_not_finite(&landed.batch).await?;
+                        let what = self.first_that_is_not_finite(landed.step, &landed.batch).await?;
                         self.observer.warned(&what);
                         return Ok(StopReason::Diverged);
                     }
@@ -225,7 +235,7 @@ impl<'a> Run<'a> {
 
     /// Computes a step's gradients again, and names the tensor with NaN or infinity: a weight, or the first
     /// such gradient in the backward pass.
-    async fn first_that_is_not_finite(&mut self, batch: &[usize]) -> Result<String> {
+    async fn first_that_is_not_finite(&mut self, step: usize, batch: &[usize]) -> Result<String> {
         let layout = self.trainer.decoder.layout().clone();
         let bad = |all: Vec<Vec<f32>>| {
             let last = all.iter().rposition(|values| values.iter().any(|v| !v.is_finite()))?;
@@ -236,8 +246,8 @@ impl<'a> Run<'a> {
                 "{name} has weights that are NaN or infinite: a lower learning_rate may help"
             ));
         }
-        for micro in self.accumulate(batch).await?.0 {
-            micro.outcomes.await?;
+        for micro in self.accumulate(step, batch).await?.0 {
+            micro.outcome.await?;
         }
         Ok(match bad(self.trainer.optimizer.gradients().read(self.gpu, &layout).await?) {
             Some(name) => format!("the gradient of {name} is the first that is NaN or infinite"),
@@ -248,7 +258,7 @@ impl<'a> Run<'a> {
     /// Submits a step: its micro-batches, the optimizer step, and the update of moving references.
     async fn submit(&mut self, step: usize, batch: &[usize], rate: f64, epoch: f64) -> Result<Flight<'a>> {
         let started = Instant::now();
-        let (micro, tokens, kl) = self.accumulate(batch).await?;
+        let (micro, tokens, kl) = self.accumulate(step, batch).await?;
         self.forget_moving(batch);
         let norm = self.trainer.step(rate)?;
         for reference in [Some(&self.negative), self.positive.as_ref()].into_iter().flatten() {
@@ -258,31 +268,63 @@ impl<'a> Run<'a> {
     }
 
     /// Submits a step's gradients. Returns its micro-batches, their packed tokens, and KTO's KL estimate.
-    async fn accumulate(&mut self, batch: &[usize]) -> Result<(Vec<Micro<'a>>, usize, Option<f64>)> {
+    async fn accumulate(
+        &mut self,
+        step: usize,
+        batch: &[usize],
+    ) -> Result<(Vec<Micro<'a>>, usize, Option<f64>)> {
         self.score_missing(batch).await?;
         let kl = self.kl(batch).await?;
-        let method = self.method();
-        let groups: Vec<Group> =
-            batch.iter().map(|&i| group(method, &self.train[i], &self.pools[i])).collect();
-        let t = &self.config.train;
-        let budget = self.batches.step_budget;
+        let (method, t) = (self.method(), &self.config.train);
+        let batches: Vec<&[usize]> = batch.chunks(t.per_device_train_batch_size).collect();
+        let retained = self.retained_of(step, batches.len());
+        let scale = self.config.retain.weight / retained.iter().map(Vec::len).sum::<usize>().max(1) as f64;
         let mut micro = Vec::new();
-        for range in split(&groups, budget, t.per_device_train_batch_size) {
-            let cached =
-                || batch[range.clone()].iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
-            // For KTO, the references have also scored another example's answer.
-            let of_loss =
-                cached().zip(&groups[range.clone()]).flat_map(|(r, g)| r.iter().take(g.responses.len()));
-            let of_range = MicroBatch {
-                reference: of_loss.map(|r| r.logp).collect(),
-                groups: groups[range.clone()].to_vec(),
-                kl: kl.unwrap_or(0.0),
-            };
-            let tokens = |scored: &[Scored]| scored.iter().map(|r| r.token_logps.clone()).collect();
-            let references = cached().map(tokens).collect();
-            micro.push(Micro { outcomes: self.trainer.accumulate(&of_range, batch.len())?, references });
+        let mut all_tokens = 0;
+        for (own, retained) in batches.into_iter().zip(retained) {
+            let of_loss = own.iter().map(|&i| group(method, &self.train[i], &self.pools[i]));
+            let groups: Vec<Group> =
+                of_loss.chain(retained.iter().map(|&i| self.retained.group(i))).collect();
+            all_tokens += groups.iter().map(Group::tokens).sum::<usize>();
+            for range in split(&groups, self.batches.step_budget, usize::MAX) {
+                // The batch's own groups come first, then the retained ones.
+                let of_retained = [range.start, range.end].map(|i| i.saturating_sub(own.len()));
+                let of_own = [range.start, range.end].map(|i| i.min(own.len()));
+                let (own, groups_of_loss) =
+                    (&own[of_own[0]..of_own[1]], groups[of_own[0]..of_own[1]].to_vec());
+                let retained = &retained[of_retained[0]..of_retained[1]];
+                let cached = || own.iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
+                // For KTO, the references have also scored another example's answer.
+                let of_loss =
+                    cached().zip(&groups_of_loss).flat_map(|(r, g)| r.iter().take(g.responses.len()));
+                let reference = of_loss.map(|r| r.logp).collect();
+                let start = |&i: &usize| self.retained.start[i].token_logps.iter().copied();
+                let of_range = MicroBatch {
+                    reference,
+                    groups: groups_of_loss,
+                    retained: (!retained.is_empty()).then(|| RetainedGroups {
+                        groups: retained.iter().map(|&i| self.retained.group(i)).collect(),
+                        start: retained.iter().flat_map(start).collect(),
+                        form: self.config.retain.form,
+                        scale,
+                    }),
+                    kl: kl.unwrap_or(0.0),
+                };
+                let tokens = |scored: &[Scored]| scored.iter().map(|r| r.token_logps.clone()).collect();
+                let references = cached().map(tokens).collect();
+                let outcome = self.trainer.accumulate(&of_range, batch.len())?;
+                micro.push(Micro { outcome, references, retained: retained.to_vec() });
+            }
         }
-        Ok((micro, groups.iter().map(Group::tokens).sum(), kl))
+        Ok((micro, all_tokens, kl))
+    }
+
+    /// Indices of the retained examples of each batch of a step.
+    pub(super) fn retained_of(&self, step: usize, batches: usize) -> Vec<Vec<usize>> {
+        let t = &self.config.train;
+        let size = self.config.retain.batch_size;
+        let first = step * t.gradient_accumulation_steps;
+        (first..first + batches).map(|number| self.retained.of_batch(number, size, t.seed)).collect()
     }
 
     /// KTO's estimate of KL(policy ‖ reference) over a step, as in TRL: the mean log-ratio of answers to

@@ -2,10 +2,10 @@
 
 use aweigh::config::{OnlineSampler, ReferenceSource, RunConfig};
 use aweigh::data::Example;
-use aweigh::loss::Method;
+use aweigh::loss::{Method, Retain};
 use aweigh::train::Setup;
 
-use super::{config, examples, run, setup};
+use super::{Watcher, config, examples, run, setup};
 
 pub const METHODS: [Method; 13] = [
     Method::D2o,
@@ -130,6 +130,56 @@ fn the_variants_of_d2o_accumulate_to_the_same_steps() {
             for (key, a) in a.0.iter().filter(|(key, _)| key != "tokens_per_second") {
                 let b = b.get(key).expect("the same figures");
                 assert!((a - b).abs() < 2e-4 * a.abs().max(1.0), "{name} {key}: {a} and {b}");
+            }
+        }
+    }
+}
+
+/// A run of gradient ascent on four examples with a retain term on five prompts.
+fn retaining(form: Retain, change: fn(&mut RunConfig)) -> Watcher {
+    let mut config = config();
+    config.method.method = Method::Ga;
+    (config.retain.form, config.retain.batch_size) = (form, 4);
+    change(&mut config);
+    let setup = Setup { retain: examples(5, 40), ..setup() };
+    run(setup, &config).1
+}
+
+#[test]
+fn a_retain_term_keeps_answers_as_they_were() {
+    // A weight of almost nothing only measures.
+    let measured = retaining(Retain::Sft, |c| c.retain.weight = 1e-9);
+    let kept = [Retain::Sft, Retain::Kl].map(|form| retaining(form, |c| c.retain.weight = 20.0));
+    let last = |watcher: &Watcher| *watcher.all("kl/retain").last().expect("steps");
+    assert!(measured.all("kl/retain")[0].abs() < 1e-6 && last(&measured) > 1e-3, "{}", last(&measured));
+    assert!(last(&kept[1]) < 0.5 * last(&measured), "{} of {}", last(&kept[1]), last(&measured));
+    let loss = |watcher: &Watcher| *watcher.all("retain_loss").last().expect("steps");
+    assert!(loss(&kept[0]) < loss(&measured) - 0.1, "{} and {}", loss(&kept[0]), loss(&measured));
+    // The loss that is logged is the sum of both.
+    let step = &kept[1].steps[3];
+    let [loss, retain] = ["loss", "retain_loss"].map(|name| step.get(name).expect("a loss"));
+    assert!((retain - last(&kept[1])).abs() < 1e-12 && loss != retain);
+    let first = &kept[0].steps[0];
+    let [loss, retain] = ["loss", "retain_loss"].map(|name| first.get(name).expect("a loss"));
+    let own = measured.steps[0].get("loss").expect("a loss");
+    assert!((loss - (own + 20.0 * retain)).abs() < 1e-3, "{loss} = {own} + 20 * {retain}");
+}
+
+#[test]
+fn a_retain_term_accumulates_to_the_same_steps() {
+    for form in [Retain::Sft, Retain::Kl] {
+        let whole = retaining(form, |_| {});
+        // Four batches of one example and one retained prompt each, and one batch that is split.
+        let parts = retaining(form, |c| {
+            (c.train.per_device_train_batch_size, c.train.gradient_accumulation_steps) = (1, 4);
+            c.retain.batch_size = 1;
+        });
+        let split = retaining(form, |c| c.train.max_tokens_per_batch = Some(16));
+        for other in [parts, split] {
+            for name in ["loss", "retain_loss", "kl/retain", "grad_norm", "num_tokens"] {
+                for (a, b) in whole.all(name).into_iter().zip(other.all(name)) {
+                    assert!((a - b).abs() < 2e-4 * a.abs().max(1.0), "{form:?} {name}: {a} and {b}");
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 //! method, every kind of reference, both optimizers.
 
 use aweigh::config::{OnlineSampler, ReferenceSource, RunConfig};
-use aweigh::loss::Method;
+use aweigh::loss::{Method, Retain};
 use aweigh::model::Training;
 use aweigh::optim::Optim;
 use aweigh::train::{Metrics, Outcome, Setup, align};
@@ -200,5 +200,17 @@ fn drawing(k: usize, rows: usize) {
         assert_eq!(told(&seen), told(&undisturbed));
         assert_eq!(figures(&seen.steps), figures(&undisturbed.steps));
         assert_eq!((bytes(&rest), rest.anchors), (bytes(&whole), whole.anchors));
+    }
+}
+
+#[test]
+fn with_a_retain_term() {
+    for form in [Retain::Sft, Retain::Kl] {
+        let mut config = config();
+        config.train.max_steps = Some(3);
+        (config.train.per_device_train_batch_size, config.train.gradient_accumulation_steps) = (2, 2);
+        config.retain.form = form;
+        let setup = || Setup { retain: examples(5, 40), eval: examples(2, 20), ..setup() };
+        check(&format!("retain {form:?}"), &config, &setup);
     }
 }

@@ -62,6 +62,8 @@ METHODS = {
     "simpo": {"beta": 2.0, "gamma": 1.0}, "orpo": {"beta": 0.1},
     "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.5}, "npo": {"beta": 0.1},
     "simnpo": {"beta": 0.3, "gamma": 0.5}, "d2o": {"alpha": 0.1, "beta": 0.1},
+    "d2o_sft": {"alpha": 0.1, "beta": 0.1, "retain": "sft", "retain_weight": 0.7},
+    "d2o_kl": {"alpha": 0.1, "beta": 0.1, "retain": "kl", "retain_weight": 1.0},
 }  # fmt: skip
 DEFINITIONS = {
     "logp": "sum over the response's tokens, prompt tokens never count; a bar is the mean over them",
@@ -82,6 +84,9 @@ DEFINITIONS = {
     "npo, simnpo": "-(2/beta) log sigmoid(-beta * ratio of negative); -(2/beta) log sigmoid(-beta * bar "
         "negative - gamma)",
     "d2o": "-log sigmoid(beta * mean_i(anchor_i - ref anchor_i) - alpha * (negative - ref negative)), K = 3",
+    "d2o_sft, d2o_kl": "d2o plus retain_weight * the mean over groups of the retain loss of the first "
+        "anchor: minus its mean token logp; the mean over tokens of e^d - 1 - d, d = logp - logp before the "
+        "first step",
     "reference": "fixed; full: the model before the first step; lora: the base model with the adapter off",
     "adapter_logps_at_start": "the policy of a lora run before its first step (a full run starts at the "
         "reference)",
@@ -154,7 +159,18 @@ def kto_loss(model, batch, reference, beta, desirable_weight, undesirable_weight
     return torch.stack(losses).mean(), {"kl": kl.item()}
 
 
-def batch_loss(method, model, batch, reference):
+def retained_logps(model, batch):
+    """Token log-probs of each group's first anchor, which the retain term keeps."""
+    return [token_logps(model, group["prompt"], group["anchors"][0])[0] for group in batch]
+
+
+def retain_loss(form, now, start):
+    """The retain term of a batch, from token log-probs now and before the first step."""
+    of = {"sft": lambda now, _: -now, "kl": lambda now, start: torch.expm1(now - start) - (now - start)}[form]
+    return torch.stack([of(n, s).mean() for n, s in zip(now, start)]).mean()
+
+
+def batch_loss(method, model, batch, reference, start=None):
     """The loss of a batch and what is logged beside it."""
     c = types.SimpleNamespace(**METHODS[method])
     if method == "kto":
@@ -177,7 +193,7 @@ def batch_loss(method, model, batch, reference):
             eps = getattr(c, "label_smoothing", 0.0)
             hinge = torch.relu(1 - z)
             losses.append(hinge if method == "hinge" else (1 - eps) * softplus(-z) + eps * softplus(z))
-        elif method == "d2o":
+        elif method.startswith("d2o"):
             z = c.beta * ratio["anchors"].mean() - c.alpha * ratio["negative"]
             losses.append(softplus(-z))
         elif method == "ipo":
@@ -202,7 +218,10 @@ def batch_loss(method, model, batch, reference):
             losses.append(2 / c.beta * softplus(c.gamma - z))
         margins.append(z)
     logged = {"z": torch.stack(margins).mean().item()} if margins else {}
-    return torch.stack(losses).mean(), logged
+    loss = torch.stack(losses).mean()
+    if hasattr(c, "retain"):
+        loss = loss + c.retain_weight * retain_loss(c.retain, retained_logps(model, batch), start)
+    return loss, logged
 
 
 # ---------------------------------------------------------------- TRL
@@ -407,9 +426,11 @@ def run(method, kind, batch, reference, dtype=torch.float64):
     model, named = start_model(kind, dtype)
     optimizer = torch.optim.AdamW(named.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     record, gradients, logs = {"losses": [], "grad_norms": []}, {}, []
+    with torch.no_grad():
+        start = retained_logps(model, batch)
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss, logged = batch_loss(method, model, batch, reference)
+        loss, logged = batch_loss(method, model, batch, reference, start)
         loss.backward()
         if step == 0:
             gradients = {n: p.grad.clone() for n, p in named.items()}
@@ -418,7 +439,7 @@ def run(method, kind, batch, reference, dtype=torch.float64):
         logs.append(logged)
         optimizer.step()
     with torch.no_grad():
-        record["loss_after"] = batch_loss(method, model, batch, reference)[0].item()
+        record["loss_after"] = batch_loss(method, model, batch, reference, start)[0].item()
     for key in logs[0]:
         record[key] = [log[key] for log in logs]
     return record, gradients

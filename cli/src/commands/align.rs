@@ -17,8 +17,8 @@ use aweigh::train::Metrics;
 /// Align a model: sample anchors, train, stop if it gets worse, write an adapter.
 ///
 /// Settings come from --config and from flags; flags override the file. Keys in the file are the flags' names
-/// with underscores, in the sections model, data, method, anchors, reference, lora, train, stop, output and
-/// gpu. Every run writes its complete settings to config.toml in its folder.
+/// with underscores, in the sections model, data, method, anchors, reference, retain, lora, train, stop,
+/// output and gpu. Every run writes its complete settings to config.toml in its folder.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, next_help_heading = "Run")]
 pub struct Args {

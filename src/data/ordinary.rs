@@ -1,0 +1,20 @@
+//! Built-in ordinary prompts: questions and instructions that any assistant should answer. Some only sound
+//! dangerous, in the manner of XSTest (Röttger et al., arXiv 2308.01263): a model that refuses them refuses
+//! too much.
+
+/// The prompts as JSONL, with the name that messages show.
+pub const ORDINARY: (&str, &[u8]) =
+    ("the built-in ordinary prompts", include_bytes!("../../assets/ordinary.jsonl"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::parse_jsonl;
+
+    #[test]
+    fn there_are_64_different_prompts() {
+        let rows = parse_jsonl(ORDINARY.1, ORDINARY.0).unwrap().rows;
+        let texts: std::collections::HashSet<&str> = rows.iter().map(|row| row.prompt.last_text()).collect();
+        assert_eq!((rows.len(), texts.len()), (64, 64));
+    }
+}
