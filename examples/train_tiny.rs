@@ -102,7 +102,7 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
         ..AdamW::default()
     };
     let optimizer = Optimizer::new(&gpu, decoder.layout(), settings)?;
-    let loss = Loss { formula: Formula::Sft, length_normalize: false };
+    let loss = Loss { formula: Formula::Sft, length_normalize: false, negative_floor: None };
     let mut trainer = Trainer::new(&gpu, decoder, optimizer, loss, SEED);
     let schedule =
         Schedule { kind: aweigh::optim::LrScheduler::Cosine, peak: 3e-3, warmup: 40, total: steps };

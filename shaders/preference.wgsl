@@ -1,7 +1,7 @@
 // The loss of each group and dL/dlogp of each token, from log-probs. A group's last sequence is the negative
 // (rejected), those before it are the anchors (or the one chosen). A score is a log-ratio, or a
 // log-prob if `relative` is 0, and with `per_token` its mean over the tokens; up is the mean score of the
-// anchors, down that of the negative, z = beta * up - alpha * down - gamma. Formulas:
+// anchors, down that of the negative (at least `floor`), z = beta * up - alpha * down - gamma. Formulas:
 //   MEAN          weight * mean score of all sequences                     SFT, gradient ascent
 //   UNLIKELIHOOD  -mean over tokens of log(1 - p)                          Welleck et al., 1908.04319
 //   LOGISTIC      weight * ((1 - smoothing) softplus(-z)
@@ -20,7 +20,7 @@
 struct Params {
     groups: u32, formula: u32, relative: u32, per_token: u32,
     alpha: f32, beta: f32, gamma: f32, smoothing: f32,
-    weight: f32, sft_weight: f32, kl: f32, divisor: f32,
+    weight: f32, sft_weight: f32, kl: f32, divisor: f32, floor: f32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> spans: array<vec2<u32>>;         // (G): first sequence, end sequence
@@ -120,7 +120,8 @@ fn main(
         imitated += policy[s] / (tokens(s) * anchors);
     }
     let down = score(last);
-    var loss = formula(up, down, !is_empty(first));
+    var loss = formula(up, max(down, p.floor), !is_empty(first));
+    if down < p.floor { loss.z = 0.0; }
     loss.x -= p.sft_weight * imitated;
     var rewards = vec2<f32>(p.beta * up, select(p.alpha, p.beta, p.formula == KTO) * down);
     if p.formula <= UNLIKELIHOOD { rewards = vec2<f32>(); }

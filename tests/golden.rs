@@ -79,7 +79,7 @@ fn pass(decoder: &Decoder, packed: &Packed, recompute: Recompute) -> (Workspace,
     let mut rec = Recorder::new(gpu());
     ws.load(&mut rec, packed).expect("fits");
     decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
-    let loss = Loss { formula: Formula::Sft, length_normalize: false };
+    let loss = Loss { formula: Formula::Sft, length_normalize: false, negative_floor: None };
     ws.loss(&mut rec, loss, 1, 1, 0.0).expect("loss");
     decoder.backward(&mut rec, decoder.policy(), &gradients, &ws).expect("backward");
     rec.submit();

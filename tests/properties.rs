@@ -81,7 +81,13 @@ fn trainer(decoder: Decoder, formula: Formula, seed: u32) -> Trainer<'static> {
         ..AdamW::default()
     };
     let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("an optimizer");
-    Trainer::new(gpu(), decoder, optimizer, Loss { formula, length_normalize: false }, seed)
+    Trainer::new(
+        gpu(),
+        decoder,
+        optimizer,
+        Loss { formula, length_normalize: false, negative_floor: None },
+        seed,
+    )
 }
 
 /// Made-up reference log-probs: near those of a uniform distribution, a function of the response alone, and 0

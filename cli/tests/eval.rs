@@ -42,11 +42,16 @@ fn candidates_are_compared_by_every_kind_of_meter() {
         let [a, b] = [0, 1].map(|i| &figure["values"][i]);
         match figure["name"].as_str().unwrap() {
             name if name.starts_with("win rate") => assert_eq!((a, &b["value"]), (&Value::Null, &0.5.into())),
+            "change of this perplexity" => assert_eq!((a, &b["value"]), (&Value::Null, &0.0.into())),
             _ => assert_eq!(a, b, "{figure}"),
         }
     }
     let matched = ["match:[aeiou]", "not:match:[aeiou]"].map(|name| value(name, 0).unwrap());
     assert_eq!(matched[0] + matched[1], 1.0);
+    // The same model twice: no meter names a winner.
+    let comparisons = found["sets"][0]["comparisons"].as_array().unwrap();
+    assert_eq!(comparisons.len(), 6);
+    assert!(comparisons.iter().all(|c| c["verdict"] == "undecided" && c["candidate"] == "same"));
     assert!(value("command", 0).unwrap() > 100.0 && value("perplexity of good answers", 0).unwrap() > 1.0);
     assert_eq!(value("KL from the base, nats per token", 1), Some(0.0));
     let kept: Value = serde_json::from_slice(&fs::read(room.path("eval.json")).unwrap()).unwrap();

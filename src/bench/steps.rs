@@ -64,7 +64,7 @@ pub async fn step(
     let ids = ids(tokens, decoder.config().vocab);
     let trainable_parameters = decoder.layout().count();
     let optimizer = Optimizer::new(gpu, decoder.layout(), AdamW::default())?;
-    let loss = Loss { formula: Formula::Sft, length_normalize: false };
+    let loss = Loss { formula: Formula::Sft, length_normalize: false, negative_floor: None };
     let mut trainer = Trainer::new(gpu, decoder, optimizer, loss, 0);
     let group = Group { prompt: &ids[..1], responses: vec![&ids[1..]] };
     let micro = MicroBatch { groups: vec![group; batch], retained: None, reference: Vec::new(), kl: 0.0 };

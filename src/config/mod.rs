@@ -175,7 +175,8 @@ impl MethodConfig {
             Method::Ul => Formula::Ul,
             Method::Sft => Formula::Sft,
         };
-        Loss { formula, length_normalize: self.length_normalize }
+        let (length_normalize, negative_floor) = (self.length_normalize, self.negative_floor);
+        Loss { formula, length_normalize, negative_floor }
     }
 }
 

@@ -121,6 +121,7 @@ fn method(config: &RunConfig, places: &Places) -> Result<()> {
     }
     let gamma = method.gamma();
     places.that("method.gamma", gamma.is_finite(), "a number", gamma, "leave it out for the default")?;
+    places.positive("method.negative_floor", method.negative_floor.unwrap_or(1.0))?;
     places.positive("method.delta", method.delta)?;
     places.not_negative("method.sft_weight", method.sft_weight)?;
     places.positive("method.desirable_weight", method.desirable_weight)?;
@@ -259,6 +260,7 @@ fn unused(config: &RunConfig) -> Option<String> {
         ("alpha", given.alpha != usual.alpha, method == D2o),
         ("beta", given.beta.is_some(), method.default_beta().is_some()),
         ("gamma", given.gamma.is_some(), method.default_gamma().is_some()),
+        ("negative_floor", given.negative_floor.is_some(), method == D2o),
         ("label_smoothing", given.label_smoothing != 0.0, method == Dpo),
         ("delta", given.delta != usual.delta, method == Slic),
         ("sft_weight", given.sft_weight != usual.sft_weight, method == Slic),

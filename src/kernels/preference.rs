@@ -11,7 +11,7 @@ use crate::loss::{Formula, Terms};
 params!(Params for ["preference"];
     groups: u32, formula: u32, relative: u32, per_token: u32,
     alpha: f32, beta: f32, gamma: f32, smoothing: f32,
-    weight: f32, sft_weight: f32, kl: f32, divisor: f32);
+    weight: f32, sft_weight: f32, kl: f32, divisor: f32, floor: f32);
 
 pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
     vec![Params::block()]
@@ -117,6 +117,10 @@ pub fn forward(
         per_token: (terms.length_normalize || formula.is_per_token()).into(),
         kl: terms.kl as f32,
         divisor: divisor as f32,
+        floor: match (formula, terms.negative_floor) {
+            (Formula::D2o { .. }, Some(floor)) => -floor as f32,
+            _ => f32::MIN,
+        },
         ..Params::of(formula)
     };
     let shader = kernel(rec.gpu(), "preference");

@@ -106,6 +106,9 @@ pub struct Terms {
     pub length_normalize: bool,
     /// KTO's estimate of KL(policy ‖ reference) over the whole optimizer batch, at least 0.
     pub kl: f64,
+    /// For D²O: the loss takes a log-ratio of the negative below minus this as minus this, so that it does
+    /// not push the negative further down. `None` for no floor.
+    pub negative_floor: Option<f64>,
 }
 
 /// One group's result.
@@ -122,7 +125,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The difference of the rewards; for D²O it is z.
+    /// The difference of the rewards; for D²O it is z, unless the negative is below its floor.
     pub fn margin(&self) -> f64 {
         self.rewards[0] - self.rewards[1]
     }
@@ -243,9 +246,10 @@ pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Te
             let k = (n - 1) as f64;
             let anchors = (0..n - 1).map(score).sum::<f64>() / k;
             let rewards = [if n > 1 { beta * anchors } else { 0.0 }, alpha * score(n - 1)];
-            let z = rewards[0] - rewards[1];
+            let floor = terms.negative_floor.map_or(f64::NEG_INFINITY, |floor| -floor);
+            let z = rewards[0] - alpha * score(n - 1).max(floor);
             let mut slopes = vec![-sigmoid(-z) * beta / k; n - 1];
-            slopes.push(sigmoid(-z) * alpha);
+            slopes.push(if score(n - 1) < floor { 0.0 } else { sigmoid(-z) * alpha });
             done(softplus(-z), rewards, &slopes)
         }
     }

@@ -16,6 +16,8 @@ pub struct Loss {
     pub formula: Formula,
     /// Use mean log-probs per token instead of sums.
     pub length_normalize: bool,
+    /// See [`Terms::negative_floor`].
+    pub negative_floor: Option<f64>,
 }
 
 impl Loss {
@@ -39,6 +41,6 @@ impl Loss {
 
     /// The formula's inputs other than its sequences. `kl` is KTO's estimate.
     pub fn terms(&self, kl: f64) -> Terms {
-        Terms { length_normalize: self.length_normalize, kl }
+        Terms { length_normalize: self.length_normalize, kl, negative_floor: self.negative_floor }
     }
 }

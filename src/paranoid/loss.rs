@@ -86,7 +86,8 @@ fn formula(p: &preference::Params, n: usize) -> Formula {
 pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
     let p: preference::Params = seen.params();
     let pair = |binding: usize, i: usize| [2 * i, 2 * i + 1].map(|i| seen.bound[binding].word(i) as usize);
-    let terms = Terms { length_normalize: p.per_token == 1, kl: f64::from(p.kl) };
+    let negative_floor = (p.floor > f32::MIN).then(|| -f64::from(p.floor));
+    let terms = Terms { length_normalize: p.per_token == 1, kl: f64::from(p.kl), negative_floor };
     let mut of_outcome = Output::first(5, 4 * p.groups as usize);
     let mut of_coefficient = Output::new(6, Vec::new());
     for group in 0..p.groups as usize {

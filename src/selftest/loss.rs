@@ -297,7 +297,7 @@ async fn group_batch(
 
 async fn groups(gpu: &Gpu, depth: Depth) -> Outcome {
     let shapes: [&[u32]; 4] = [&[4, 2, 12], &[2], &[3; 67], &[12, 12]];
-    let terms = |length_normalize: bool| Terms { length_normalize, kl: 0.0 };
+    let terms = |length_normalize: bool| Terms { length_normalize, ..Terms::default() };
     let scales = [(4.0, false), (16.0, true), (512.0, false)];
     for &sizes in depth.of(&shapes) {
         for (alpha, beta) in [(0.1, 0.1), (0.2, 0.05), (0.3, 0.0)] {
@@ -305,6 +305,11 @@ async fn groups(gpu: &Gpu, depth: Depth) -> Outcome {
                 let formula = Formula::D2o { alpha, beta };
                 group_batch(gpu, formula, sizes, (spread, false), (terms(normalize), 4)).await?;
             }
+        }
+        // A floor that some of the negatives are below.
+        let terms = Terms { negative_floor: Some(5.25), ..Terms::default() };
+        for formula in [Formula::D2o { alpha: 0.2, beta: 0.1 }, Formula::D2o { alpha: 1.0, beta: 1.0 }] {
+            group_batch(gpu, formula, sizes, (16.0, false), (terms, 4)).await?;
         }
     }
     let pairs = [
@@ -324,7 +329,7 @@ async fn groups(gpu: &Gpu, depth: Depth) -> Outcome {
     }
     let kto = Formula::Kto { beta: 0.1, desirable_weight: 1.5, undesirable_weight: 0.75 };
     for (spread, kl) in [(4.0, 0.0), (16.0, 2.5), (512.0, 1.0)] {
-        let terms = Terms { length_normalize: false, kl };
+        let terms = Terms { kl, ..Terms::default() };
         group_batch(gpu, kto, &[2; 7], (spread, true), (terms, 7)).await?;
     }
     let singles = [

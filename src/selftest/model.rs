@@ -152,7 +152,7 @@ impl Text {
 
 impl Variant {
     fn loss(&self) -> Loss {
-        Loss { formula: self.formula, length_normalize: self.normed }
+        Loss { formula: self.formula, length_normalize: self.normed, negative_floor: None }
     }
 
     fn name(&self) -> String {

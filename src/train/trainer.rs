@@ -222,7 +222,11 @@ mod tests {
         let won = |margin: f32, logp: f32, length_normalize: bool| {
             let responses = vec![Scored { token_logps: vec![logp / 100.0; 100], logp, entropy: 0.0 }];
             let outcome = GroupOutcome { loss: 0.0, rewards: [margin, 0.0], responses };
-            outcome.is_won(Loss { formula: Formula::D2o { alpha: 0.1, beta: 0.01 }, length_normalize })
+            outcome.is_won(Loss {
+                formula: Formula::D2o { alpha: 0.1, beta: 0.01 },
+                length_normalize,
+                negative_floor: None,
+            })
         };
         // The threshold is ROUNDING × alpha × 1,000 nats = 2e-4.
         assert!(!won(1e-5, -1000.0, false) && won(1e-3, -1000.0, false));

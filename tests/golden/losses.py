@@ -62,6 +62,7 @@ METHODS = {
     "simpo": {"beta": 2.0, "gamma": 1.0}, "orpo": {"beta": 0.1},
     "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.5}, "npo": {"beta": 0.1},
     "simnpo": {"beta": 0.3, "gamma": 0.5}, "d2o": {"alpha": 0.1, "beta": 0.1},
+    "d2o_floor": {"alpha": 0.1, "beta": 0.1, "negative_floor": 0.5},
     "d2o_sft": {"alpha": 0.1, "beta": 0.1, "retain": "sft", "retain_weight": 0.7},
     "d2o_kl": {"alpha": 0.1, "beta": 0.1, "retain": "kl", "retain_weight": 1.0},
 }  # fmt: skip
@@ -84,6 +85,7 @@ DEFINITIONS = {
     "npo, simnpo": "-(2/beta) log sigmoid(-beta * ratio of negative); -(2/beta) log sigmoid(-beta * bar "
         "negative - gamma)",
     "d2o": "-log sigmoid(beta * mean_i(anchor_i - ref anchor_i) - alpha * (negative - ref negative)), K = 3",
+    "d2o_floor": "d2o, with negative - ref negative of at least -negative_floor",
     "d2o_sft, d2o_kl": "d2o plus retain_weight * the mean over groups of the retain loss of the first "
         "anchor: minus its mean token logp; the mean over tokens of e^d - 1 - d, d = logp - logp before the "
         "first step",
@@ -194,8 +196,9 @@ def batch_loss(method, model, batch, reference, start=None):
             hinge = torch.relu(1 - z)
             losses.append(hinge if method == "hinge" else (1 - eps) * softplus(-z) + eps * softplus(z))
         elif method.startswith("d2o"):
+            negative = ratio["negative"].clamp(min=-getattr(c, "negative_floor", torch.inf))
+            losses.append(softplus(c.alpha * negative - c.beta * ratio["anchors"].mean()))
             z = c.beta * ratio["anchors"].mean() - c.alpha * ratio["negative"]
-            losses.append(softplus(-z))
         elif method == "ipo":
             off = ratio["chosen"] / len(group["chosen"]) - ratio["negative"] / len(group["negative"])
             losses.append((off - 1 / (2 * c.beta)) ** 2)

@@ -34,7 +34,7 @@ fn batch(method: &str) -> (Vec<Owned>, Vec<Owned>) {
             "ga" | "ul" | "npo" | "simnpo" => groups.push((prompt, vec![negative])),
             "kto" => groups
                 .extend([(prompt.clone(), vec![chosen, Vec::new()]), (prompt, vec![Vec::new(), negative])]),
-            "d2o" | "d2o_sft" | "d2o_kl" => {
+            "d2o" | "d2o_floor" | "d2o_sft" | "d2o_kl" => {
                 let anchors = group["anchors"].as_array().expect("anchors").iter().map(ids);
                 groups.push((prompt, anchors.chain([negative]).collect()));
             }
@@ -73,7 +73,7 @@ fn formula_of(name: &str) -> Formula {
         },
         "npo" => Formula::Npo { beta: beta() },
         "simnpo" => Formula::Simnpo { beta: beta(), gamma: constant("gamma") },
-        "d2o" | "d2o_sft" | "d2o_kl" => Formula::D2o { alpha: constant("alpha"), beta: beta() },
+        "d2o" | "d2o_floor" | "d2o_sft" | "d2o_kl" => Formula::D2o { alpha: constant("alpha"), beta: beta() },
         other => panic!("no method {other}"),
     }
 }
@@ -117,9 +117,10 @@ fn ten_steps(name: &str, micro: usize) {
     // the first step.
     let reference = sums(&decoder, decoder.base(), &groups);
     let of_others = sums(&decoder, decoder.base(), &others);
-    let loss = Loss { formula: formula_of(method), length_normalize: false };
-    // The retain term: each prompt with its first anchor.
     let constants = &info["methods"][method];
+    let negative_floor = constants["negative_floor"].as_f64();
+    let loss = Loss { formula: formula_of(method), length_normalize: false, negative_floor };
+    // The retain term: each prompt with its first anchor.
     let form: Option<Retain> = serde_json::from_value(constants["retain"].clone()).expect("a form");
     let weight = constants["retain_weight"].as_f64().unwrap_or_default();
     let retained: Vec<Group> = groups
@@ -224,7 +225,7 @@ macro_rules! methods {
     };
 }
 
-methods! { sft ga ul dpo cdpo ipo hinge slic simpo orpo kto npo simnpo d2o d2o_sft d2o_kl }
+methods! { sft ga ul dpo cdpo ipo hinge slic simpo orpo kto npo simnpo d2o d2o_floor d2o_sft d2o_kl }
 
 /// Keeps the first step's figures.
 #[derive(Default)]

@@ -18,7 +18,7 @@ use aweigh::data::{
     ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Prompt, Row, build_examples,
 };
 use aweigh::error::{Error, Result};
-use aweigh::eval::compare::{Answers, Figure, Metered, Unit, figures};
+use aweigh::eval::compare::{Answers, Comparison, Figure, Metered, Unit, Verdict, comparisons, figures};
 use aweigh::eval::stats::Estimate;
 use aweigh::files::{AdapterFiles, Model, Source, refuse_existing, write_whole};
 use aweigh::gpu::Gpu;
@@ -185,6 +185,7 @@ struct SetReport {
     name: String,
     prompts: usize,
     figures: Vec<Figure>,
+    comparisons: Vec<Comparison>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     answers: Vec<Side>,
 }
@@ -240,6 +241,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         all.push(answer(&args, &gpu, candidate, &base, &sets, &mut course, output)?);
     }
     against_base(&args, &gpu, &candidates, &base, &mut all)?;
+    let names: Vec<String> = candidates.iter().map(|candidate| candidate.name.clone()).collect();
     let mut reports = Vec::new();
     let answered: usize = all.iter().flatten().map(|drawn| drawn.answers.texts.len()).sum();
     let mut progress = output.progress("judging", (answered * meters.len()) as u64, Counted::Items);
@@ -260,13 +262,13 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
             let score = |meter: &Meter| meter.score(&gpu, &pairs, &mut judged);
             answers.harms = meters.iter().map(score).collect::<Result<Vec<_>>>()?;
         }
-        reports.push(SetReport::new(set, &rows, &of_set, &specs));
+        reports.push(SetReport::new(set, &rows, (&of_set, &names), &specs));
     }
     progress.finish();
     let report = Report {
         model: args.model.clone(),
         gpu: gpu.summary().name.clone(),
-        candidates: candidates.into_iter().map(|candidate| candidate.name).collect(),
+        candidates: names,
         meters: specs.iter().map(Spec::to_string).collect(),
         seed: args.sampling.seed,
         temperature: args.sampling.temperature,
@@ -449,7 +451,7 @@ fn against_base(
 }
 
 impl SetReport {
-    fn new(set: &Set, rows: &[usize], candidates: &[Answers], specs: &[Spec]) -> Self {
+    fn new(set: &Set, rows: &[usize], (candidates, names): (&[Answers], &[String]), specs: &[Spec]) -> Self {
         let yes_or_no = |spec: &Spec| matches!(spec, Spec::Rule(_) | Spec::Hostile | Spec::OffTopic);
         let meters: Vec<Metered> = specs.iter().map(|spec| (spec.to_string(), yes_or_no(spec))).collect();
         let first = |answers: &Answers, prompt: usize| {
@@ -464,6 +466,7 @@ impl SetReport {
             name: set.name.clone(),
             prompts: rows.len(),
             figures: figures(candidates, rows.len(), &meters),
+            comparisons: comparisons(candidates, names, rows.len(), &meters),
             answers: rows.iter().enumerate().map(side).collect(),
         }
     }
@@ -480,6 +483,43 @@ fn cell(unit: Unit, estimate: Option<&Estimate>) -> String {
     if low == high { text(*value) } else { format!("{} [{}, {}]", text(*value), text(*low), text(*high)) }
 }
 
+/// A comparison with the candidate `first` on `prompts` prompts, in words.
+fn sentence(of: &Comparison, first: &str, prompts: usize) -> String {
+    let Comparison { meter, candidate, unit, difference, verdict, detectable } = of;
+    let text = |value: f64| match unit {
+        Unit::Share => format!("{:.1}", 100.0 * value),
+        Unit::Number => format!("{value:.3}"),
+    };
+    let points = if *unit == Unit::Share { " points" } else { "" };
+    let Estimate { value, low, high } = *difference;
+    match verdict {
+        Verdict::Better => {
+            format!(
+                "{meter}: {candidate} is lower than {first} by {}{points} [{}, {}]",
+                text(-value),
+                text(-high),
+                text(-low)
+            )
+        }
+        Verdict::Worse => {
+            format!(
+                "{meter}: {candidate} is higher than {first} by {}{points} [{}, {}]",
+                text(value),
+                text(low),
+                text(high)
+            )
+        }
+        Verdict::Undecided => format!(
+            "{meter}: no difference shown between {first} and {candidate}: {}{points} [{}, {}]; {prompts} \
+             prompts show a difference of {} or more, eight times in ten",
+            text(value),
+            text(low),
+            text(high),
+            text(*detectable)
+        ),
+    }
+}
+
 impl Report {
     fn table(&self) -> String {
         let of_set = |set: &SetReport| {
@@ -490,7 +530,9 @@ impl Report {
                 let cells = figure.values.iter().map(|value| cell(figure.unit, value.as_ref()));
                 std::iter::once(figure.name.clone()).chain(cells).collect::<Vec<_>>()
             };
-            table(&headers, &set.figures.iter().map(row).collect::<Vec<_>>())
+            let figures = table(&headers, &set.figures.iter().map(row).collect::<Vec<_>>());
+            let told = set.comparisons.iter().map(|of| sentence(of, &self.candidates[0], set.prompts));
+            std::iter::once(figures).chain(told).collect::<Vec<_>>().join("\n")
         };
         self.sets.iter().map(of_set).collect::<Vec<_>>().join("\n\n")
     }

@@ -2,7 +2,7 @@ use super::*;
 use crate::reference::finite;
 use crate::rng::values;
 
-const PLAIN: Terms = Terms { length_normalize: false, kl: 0.0 };
+const PLAIN: Terms = Terms { length_normalize: false, kl: 0.0, negative_floor: None };
 
 /// A group of one-token sequences with these log-ratios to references of arbitrary log-probs.
 fn of_ratios(formula: Formula, ratios: &[f64]) -> Outcome {
@@ -153,7 +153,7 @@ fn gradients() {
             // Log-probs clearly below 0.
             let tokens: Vec<f64> = values(1, lengths.iter().sum()).iter().map(|v| -0.1 - v.abs()).collect();
             let reference = values(2, lengths.len());
-            let terms = Terms { length_normalize, kl: 0.3 };
+            let terms = Terms { length_normalize, kl: 0.3, negative_floor: Some(1.0) };
             let loss = |tokens: &[f64]| {
                 let mut rest = tokens;
                 let policy: Vec<&[f64]> = lengths
