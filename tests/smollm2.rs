@@ -174,6 +174,7 @@ fn answers_of_a_row(data: &Path, tokenizer: &ChatTokenizer, decoder: &Decoder, f
         needs: Needs::Any,
         limits: LengthLimits::default(),
         instruction: None,
+        anchors: 0,
         examples: Vec::new(),
     };
     let (examples, _) = build_examples(&rows, file, tokenizer, &options).expect("an example");

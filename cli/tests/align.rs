@@ -285,9 +285,6 @@ fn odd_rows_are_told_before_the_run() {
     assert!(said.contains("empty.jsonl:2: left out because the prompt or an answer is empty"), "{said}");
 }
 
-/// Ctrl-C in the first wave keeps the prompts that have all their anchors; the resumed run's result is
-/// bit-identical.
-#[cfg(unix)]
 /// Writes `rows` as the training rows.
 fn write_rows(room: &Room, rows: &[Value]) {
     let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
@@ -424,6 +421,9 @@ fn ordinary_answers_are_retained() {
     room.align_refuses("tiny", &missing, &["--retain-data: expected a file at none.jsonl"]);
 }
 
+/// Ctrl-C in the first wave keeps the prompts that have all their anchors; the resumed run's result is
+/// bit-identical.
+#[cfg(unix)]
 #[test]
 fn an_interrupt_keeps_the_anchors_of_the_first_wave() {
     let room = Room::new();

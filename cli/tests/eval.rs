@@ -42,7 +42,9 @@ fn candidates_are_compared_by_every_kind_of_meter() {
         let [a, b] = [0, 1].map(|i| &figure["values"][i]);
         match figure["name"].as_str().unwrap() {
             name if name.starts_with("win rate") => assert_eq!((a, &b["value"]), (&Value::Null, &0.5.into())),
-            "change of this perplexity" => assert_eq!((a, &b["value"]), (&Value::Null, &0.0.into())),
+            "change of the perplexity of good answers" => {
+                assert_eq!((a, &b["value"]), (&Value::Null, &0.0.into()))
+            }
             _ => assert_eq!(a, b, "{figure}"),
         }
     }

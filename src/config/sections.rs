@@ -107,8 +107,8 @@ section! {
     /// d2o: weight of the anchors; orpo: lambda; other methods: inverse temperature, higher keeps the model
     /// closer to where it started. If not given: 0.1, for simpo 2, for simnpo 2.5
     (long, value_name = "X") beta: f64;
-    /// Stop lowering a flagged answer once its log-prob has fallen by this many nats (d2o only); with
-    /// --length-normalize, nats per token. Without this, only the loss itself sets an end
+    /// Stop lowering a flagged answer once its log-prob is this many nats below that of its reference (d2o
+    /// only); with --length-normalize, nats per token. Without this, only the loss itself sets an end
     (long, value_name = "NATS") negative_floor: f64;
     /// Target reward margin (simpo and simnpo only). If not given: 1 for simpo, 0 for simnpo
     (long, value_name = "X") gamma: f64;

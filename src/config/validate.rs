@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::{MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RunConfig};
+use super::{MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RetainConfig, RunConfig};
 use crate::error::{Error, Result, setting, setting_to};
-use crate::loss::Method;
+use crate::loss::{Method, Retain};
 use crate::model::TargetModules;
 use crate::optim::LrScheduler;
 
@@ -59,7 +59,14 @@ pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>
     anchors(config, &places)?;
     reference(config, &places)?;
     places.positive("retain.weight", config.retain.weight)?;
-    places.at_least_one("retain.batch_size", config.retain.batch_size)?;
+    let (many, fix) = (config.retain.batch_size, "give a number in that range; 1 to 8 are usual");
+    places.that(
+        "retain.batch_size",
+        (1..=65_536).contains(&many),
+        "a whole number from 1 to 65536",
+        many,
+        fix,
+    )?;
     lora(config, &places)?;
     train(config, &places)?;
     stop(config, &places)?;
@@ -266,6 +273,8 @@ fn unused(config: &RunConfig) -> Option<String> {
         ("sft_weight", given.sft_weight != usual.sft_weight, method == Slic),
         ("desirable_weight", given.desirable_weight != usual.desirable_weight, method == Kto),
         ("undesirable_weight", given.undesirable_weight != usual.undesirable_weight, method == Kto),
+        ("anchor_filter", config.anchors.anchor_filter.is_some(), method.is_of_negatives()),
+        ("anchor_examples", config.anchors.anchor_examples.is_some(), method.is_of_negatives()),
         // Methods that learn from flagged answers only have anchors for their held-out prompts.
         ("num_samples", given.num_samples != usual.num_samples, method.is_of_negatives()),
         ("length_normalize", given.length_normalize, matches!(method, D2o | Dpo | Hinge | Slic | Kto | Npo)),
@@ -303,6 +312,11 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
         warnings.push("beta is 0: nothing keeps the model close to where it started".into());
     }
     warnings.extend(unused(config));
+    let (retain, usual) = (&config.retain, RetainConfig::default());
+    if retain.form == Retain::None && *retain != usual {
+        let [data, form] = ["retain.data", "retain.form"].map(setting);
+        warnings.push(format!("{data} and the other retain settings do nothing without {form}"));
+    }
     if !config.stop.enabled {
         warnings.push(
             "the stop rule is off: once the flagged behaviour is gone, further training breaks the model"

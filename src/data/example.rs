@@ -29,6 +29,8 @@ pub struct ExampleOptions {
     pub limits: LengthLimits,
     /// The safety instruction placed in the prompt for sampling only.
     pub instruction: Option<String>,
+    /// The most of a row's own anchors that are encoded; 0 for methods without anchors.
+    pub anchors: usize,
     /// Turns placed before the prompt's own for sampling only: worked examples of what is wanted. They need
     /// prompts that are lists of messages.
     pub examples: Vec<Message>,
@@ -117,7 +119,11 @@ fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleO
             tokenizer.encode_prompt(&row.prompt.with_examples(examples), instruction.as_deref())?
         }
     };
-    let anchors = row.anchors.iter().map(|anchor| tokenizer.encode_completion(&row.prompt, anchor));
+    let anchors = row
+        .anchors
+        .iter()
+        .take(options.anchors)
+        .map(|anchor| tokenizer.encode_completion(&row.prompt, anchor));
     Ok(Example {
         line: row.line,
         row: index,
@@ -160,7 +166,7 @@ fn fit(
             Overlong::Error => {
                 return Err(Error::input(
                     place,
-                    format!("a {name} of at most {max} tokens"),
+                    format!("at most {max} tokens in the {name}"),
                     format!("{length} tokens"),
                     "raise the limit, shorten the row, or let long rows be cut or dropped",
                 ));

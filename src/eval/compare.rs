@@ -59,9 +59,13 @@ pub enum Verdict {
     Better,
     /// The interval is above 0.
     Worse,
-    /// The interval includes 0: the difference is inside the noise.
+    /// The interval includes 0: the difference is inside the noise. Or there are fewer than
+    /// [`LEAST_PROMPTS`] prompts: of so few a bootstrap knows too little.
     Undecided,
 }
+
+/// The fewest prompts for which a comparison names a winner.
+pub const LEAST_PROMPTS: usize = 10;
 
 /// A candidate against the first one, by one meter.
 #[derive(Debug, Clone, Serialize)]
@@ -76,8 +80,9 @@ pub struct Comparison {
     pub difference: Estimate,
     /// What the difference shows.
     pub verdict: Verdict,
-    /// The smallest difference that this many prompts show eight times in ten.
-    pub detectable: f64,
+    /// The smallest difference that this many prompts show eight times in ten; `None` if the scores never
+    /// differed and are not yes or no.
+    pub detectable: Option<f64>,
 }
 
 /// A meter's name, and whether its scores mean yes or no.
@@ -142,6 +147,7 @@ pub fn comparisons(
         for (answers, name) in candidates.iter().zip(names).skip(1) {
             let (difference, detectable) = difference(&harms(answers), &harms(&candidates[0]), *yes_or_no);
             let verdict = match difference {
+                _ if count < LEAST_PROMPTS => Verdict::Undecided,
                 Estimate { high, .. } if high < 0.0 => Verdict::Better,
                 Estimate { low, .. } if low > 0.0 => Verdict::Worse,
                 _ => Verdict::Undecided,
@@ -200,10 +206,11 @@ pub fn figures(candidates: &[Answers], count: usize, meters: &[Metered]) -> Vec<
     let first = candidates.first().and_then(|first| given(&first.good));
     let change = |answers: &Answers| {
         let (before, after) = first.as_ref().zip(given(&answers.good))?;
-        (before.len() == after.len() && !std::ptr::eq(answers, &candidates[0]))
-            .then(|| perplexity_change(before, &after))
+        // Models with different tokenizers have perplexities that cannot be compared.
+        let alike = before.iter().map(|(_, tokens)| tokens).eq(after.iter().map(|(_, tokens)| tokens));
+        (alike && !std::ptr::eq(answers, &candidates[0])).then(|| perplexity_change(before, &after))
     };
-    push("change of this perplexity".into(), Unit::Share, of(&change));
+    push("change of the perplexity of good answers".into(), Unit::Share, of(&change));
     push(
         "log-prob of flagged answers".into(),
         Unit::Number,
@@ -253,7 +260,7 @@ mod tests {
         assert_eq!(value("perplexity of good answers", 0), Some((1f64.exp() * 1e6).round() / 1e6));
         assert_eq!(value("log-prob of flagged answers", 0), Some(-2.0));
         assert_eq!(value("good answer likelier than flagged", 0), Some(1.0));
-        assert_eq!([0, 1].map(|i| value("change of this perplexity", i)), [None, Some(0.0)]);
+        assert_eq!([0, 1].map(|i| value("change of the perplexity of good answers", i)), [None, Some(0.0)]);
     }
 
     #[test]
@@ -271,6 +278,9 @@ mod tests {
         let found = comparisons(&candidates, &names, 60, &[("bad".into(), true)]);
         let verdicts: Vec<_> = found.iter().map(|c| (c.candidate.as_str(), c.verdict)).collect();
         assert_eq!(verdicts, [("a", Verdict::Better), ("b", Verdict::Undecided), ("c", Verdict::Worse)]);
-        assert!(found.iter().all(|c| c.detectable > 0.04 && c.detectable < 0.25), "{found:?}");
+        let seen = |c: &Comparison| c.detectable.is_some_and(|size| size > 0.09 && size < 0.25);
+        assert!(found.iter().all(seen), "{found:?}");
+        let few = comparisons(&candidates, &names, 9, &[]);
+        assert!(few.is_empty());
     }
 }

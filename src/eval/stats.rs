@@ -67,15 +67,19 @@ pub fn perplexity_change(before: &[(f64, usize)], after: &[(f64, usize)]) -> Est
 /// The mean of `ours` minus `theirs`, prompt by prompt, and the smallest difference that this many prompts
 /// would show: with it, a 95% interval excludes 0 eight times in ten. That is 2.80 standard errors of the
 /// paired differences (Cohen, "Statistical Power Analysis for the Behavioral Sciences"). For yes-or-no scores
-/// (`shares`) it is at least 3 / n: if none of n prompts differed, the share that differs may still be as
-/// large as that (the rule of three of Hanley and Lippman-Hand).
-pub fn difference(ours: &[f64], theirs: &[f64], shares: bool) -> (Estimate, f64) {
+/// (`shares`) it is at least 5.5 / n: if all changes are in one direction, a bootstrap interval excludes 0
+/// from the fourth changed prompt on, and with 5.5 expected, four or more occur eight times in ten. `None`
+/// for other scores that never differ.
+pub fn difference(ours: &[f64], theirs: &[f64], shares: bool) -> (Estimate, Option<f64>) {
     let apart: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a - b).collect();
     let (found, n) = (mean(&apart), apart.len().max(1) as f64);
     let squares: f64 = apart.iter().map(|d| (d - found.value).powi(2)).sum();
     let error = (squares / (n - 1.0).max(1.0) / n).sqrt();
-    let least = if shares { 3.0 / n } else { 0.0 };
-    (found, (2.80 * error).max(least))
+    let detectable = match shares {
+        true => Some((2.80 * error).clamp((5.5 / n).min(1.0), 1.0)),
+        false => (error > 0.0).then_some(2.80 * error),
+    };
+    (found, detectable)
 }
 
 /// The share of prompts for which `ours` is lower (better) than `theirs`; a tie counts half.
@@ -250,9 +254,10 @@ mod tests {
         assert!((found.value + 0.2).abs() < 1e-12 && found.high < 0.0, "{found:?}");
         // Variance of a paired difference: 0.3 - 0.2^2.
         let expected = 2.80 * (0.26f64 * 100.0 / 99.0 / 100.0).sqrt();
-        assert!((detectable - expected).abs() < 1e-12, "{detectable} {expected}");
-        assert_eq!(difference(&theirs, &theirs, true).1, 0.03);
-        assert_eq!(difference(&theirs, &theirs, false), (Estimate { value: 0.0, low: 0.0, high: 0.0 }, 0.0));
+        assert!((detectable.unwrap() - expected).abs() < 1e-12, "{detectable:?} {expected}");
+        assert_eq!(difference(&theirs, &theirs, true).1, Some(0.055));
+        assert_eq!(difference(&theirs[..3], &theirs[..3], true).1, Some(1.0));
+        assert_eq!(difference(&theirs, &theirs, false), (Estimate { value: 0.0, low: 0.0, high: 0.0 }, None));
         let change = perplexity_change(&[(-2.0, 2), (-4.0, 2)], &[(-2.2, 2), (-4.4, 2)]);
         assert!((change.value - (0.15f64.exp() - 1.0)).abs() < 1e-12 && change.low > 0.1);
     }

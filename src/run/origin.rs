@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{ReferenceSource, RunConfig};
+use crate::config::{BUILT_IN_EXAMPLES, ReferenceSource, RunConfig};
 use crate::error::{Error, Result, setting};
 use crate::files::checkpoint::{self, Origin};
 use crate::gpu::Gpu;
@@ -19,8 +19,12 @@ pub(super) fn settings_sum(config: &RunConfig) -> String {
         &mut own.model.chat_template,
         &mut own.data.eval,
         &mut own.anchors.samples_file,
+        &mut own.retain.data,
     ];
     optional.into_iter().flatten().for_each(PathBuf::clear);
+    if let Some(examples) = own.anchors.anchor_examples.as_mut().filter(|name| *name != BUILT_IN_EXAMPLES) {
+        examples.clear();
+    }
     for reference in [&mut own.reference.positive, &mut own.reference.negative] {
         if let ReferenceSource::Checkpoint(path) = reference {
             path.clear();
@@ -97,6 +101,8 @@ mod tests {
             config.data.train = format!("{folder}/train.jsonl").into();
             config.data.eval = Some(format!("{folder}/eval.jsonl").into());
             config.anchors.samples_file = Some(format!("{folder}/samples.jsonl").into());
+            config.anchors.anchor_examples = Some(format!("{folder}/examples.json"));
+            config.retain.data = Some(format!("{folder}/ordinary.jsonl").into());
             config.model.adapter = Some(format!("{folder}/adapter").into());
             config.reference.negative = ReferenceSource::Checkpoint(format!("{folder}/older").into());
             config
@@ -105,6 +111,9 @@ mod tests {
         let mut other = at("here");
         other.data.eval = None;
         assert_ne!(settings_sum(&at("here")), settings_sum(&other), "an input that is missing");
+        other = at("here");
+        other.anchors.anchor_examples = Some(BUILT_IN_EXAMPLES.into());
+        assert_ne!(settings_sum(&at("here")), settings_sum(&other), "the built-in examples");
         other = at("here");
         other.reference.negative = ReferenceSource::Initial;
         assert_ne!(settings_sum(&at("here")), settings_sum(&other));

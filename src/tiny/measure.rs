@@ -58,6 +58,7 @@ impl HeldOut {
             needs: Needs::Pair,
             limits: LengthLimits::default(),
             instruction: None,
+            anchors: 0,
             examples: Vec::new(),
         };
         let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;

@@ -80,8 +80,9 @@ impl Pool {
         self.anchors.iter().map(|anchor| anchor.ids.as_slice())
     }
 
-    /// The first `k` of the example's own anchors; without any, an empty pool.
+    /// The first `k` of the example's own anchors; an empty pool without any, and without a flagged answer.
     pub(super) fn given(example: &Example, ends: &[u32], k: usize) -> Self {
+        let k = if example.negative_ids.is_some() { k } else { 0 };
         let anchor = |ids: &Vec<u32>| {
             let ended = ids.last().is_some_and(|last| ends.contains(last));
             Anchor { ids: ids.clone(), ended, step: 0 }
@@ -195,5 +196,32 @@ impl Sampler<'_> {
             let Self { room, gpu, decoder, pass, settings, .. } = self;
             sample::draw(*room, gpu, decoder, *pass, &requests, settings, &mut look).await?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Prompt;
+
+    #[test]
+    fn own_anchors_belong_to_a_flagged_answer() {
+        let mut example = Example {
+            line: 1,
+            row: 0,
+            prompt: Prompt::Text(String::new()),
+            prompt_ids: vec![1],
+            sampling_ids: vec![1],
+            negative_ids: Some(vec![7]),
+            chosen_ids: None,
+            anchor_ids: vec![vec![5, 2], vec![6], vec![8, 2]],
+            kl_ids: None,
+        };
+        let pool = Pool::given(&example, &[2], 2);
+        let found: Vec<(&[u32], bool)> = pool.anchors.iter().map(|a| (&a.ids[..], a.ended)).collect();
+        assert_eq!(found, [(&[5, 2][..], true), (&[6][..], false)]);
+        // A held-out row with a good answer only is for the perplexity.
+        (example.negative_ids, example.chosen_ids) = (None, Some(vec![7]));
+        assert!(Pool::given(&example, &[2], 2).anchors.is_empty());
     }
 }

@@ -60,6 +60,9 @@ impl Run<'_> {
             self.observer.end();
         }
         self.drop_unanswered()?;
+        if of_negatives {
+            self.warn_of_unwatched();
+        }
         if takes_anchors {
             self.warn_of_cut();
             self.report_filter();
@@ -186,6 +189,21 @@ impl Run<'_> {
         }
     }
 
+    /// Warns of held-out prompts without an anchor: the stop rule does not see them.
+    fn warn_of_unwatched(&mut self) {
+        let held_out = self.held_out.examples.iter().zip(&self.held_out.pools);
+        let flagged: Vec<(&Example, &Pool)> = held_out.filter(|(e, _)| e.negative_ids.is_some()).collect();
+        let mut without = flagged.iter().filter(|(_, pool)| pool.anchors.is_empty());
+        let Some((first, _)) = without.next() else { return };
+        let (count, line) = (1 + without.count(), first.line);
+        let blind = if count == flagged.len() { ": the stop rule has no anchors to watch" } else { "" };
+        let of = flagged.len();
+        self.observer.warned(&format!(
+            "{count} of {of} held-out prompts got no anchor in {} tries{blind}; the first is on line {line}",
+            1 + RETRIES,
+        ));
+    }
+
     /// Drops retained prompts whose sample stayed empty.
     ///
     /// # Errors
@@ -194,9 +212,9 @@ impl Run<'_> {
         let Retained { examples, pools, kept, .. } = &mut self.retained;
         let keep: Vec<bool> = pools.iter().map(|pool| !pool.anchors.is_empty()).collect();
         if !keep.is_empty() && !keep.contains(&true) {
-            let fix = "give other prompts with retain.data, or raise the temperature";
-            let found = "only empty samples";
-            return Err(Error::input("retain", "an answer to at least one ordinary prompt", found, fix));
+            let fix = format!("give other prompts with {}, or raise the temperature", setting("retain.data"));
+            let expected = "an answer to at least one ordinary prompt";
+            return Err(Error::input(setting("retain.form"), expected, "only empty samples", fix));
         }
         parts_of(examples, &keep);
         parts_of(pools, &keep);

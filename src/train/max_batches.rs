@@ -99,9 +99,11 @@ impl MaxBatches {
             .iter()
             .map(|example| {
                 let drawn: Vec<&[u32]> = match (has_own(example), example.negative_ids.is_some()) {
-                    (true, _) => lengths(&example.anchor_ids, eval_k).iter().map(|&n| &blank[..n]).collect(),
+                    (true, true) => {
+                        lengths(&example.anchor_ids, eval_k).iter().map(|&n| &blank[..n]).collect()
+                    }
                     (false, true) => vec![undrawn; eval_k],
-                    (false, false) => Vec::new(),
+                    (_, false) => Vec::new(),
                 };
                 let responses = held_out_responses(method, example, drawn.into_iter());
                 Group { prompt: &example.prompt_ids, responses }
@@ -143,11 +145,13 @@ impl MaxBatches {
         let references = config.method.loss().formula.has_reference();
         let step_capacity = |groups: &[Group]| capacity(groups, step_budget, batch);
         let retained: Vec<Group> = retain.iter().map(|e| group(e, vec![undrawn])).collect();
+        // A step may take a retained prompt again in its next batch.
         let beside = |most: usize, budget: usize, batches: usize| match retained.is_empty() {
             true => capacity(&groups, budget, most),
             false => {
-                let retained = capacity(&retained, budget, config.retain.batch_size * batches);
-                capacity(&groups, budget, most).beside(retained, budget)
+                let of_batch = capacity(&retained, budget, config.retain.batch_size);
+                let all = (1..batches).fold(of_batch, |all, _| all.beside(of_batch, budget));
+                capacity(&groups, budget, most).beside(all, budget)
             }
         };
         let mut largest_step = beside(batch, step_budget, 1);

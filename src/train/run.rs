@@ -122,7 +122,10 @@ impl<'a> Run<'a> {
         config: &'a RunConfig,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
-        let Setup { decoder, train, eval, retain, ends, filter, .. } = setup;
+        let Setup { decoder, train, eval, mut retain, ends, filter, .. } = setup;
+        if config.retain.form == Retain::None {
+            retain.clear();
+        }
         let t = &config.train;
         let settings = AdamW {
             adam_beta1: t.adam_beta1,
@@ -280,10 +283,13 @@ impl<'a> Run<'a> {
         let (Some(capacity), true) = (self.batches.scoring, self.config.retain.form != Retain::None) else {
             return Ok(());
         };
-        let Self { gpu, trainer, retained, observer, .. } = self;
+        let Self { gpu, trainer, retained, observer, forecast, .. } = self;
         let groups: Vec<Group> = (0..retained.examples.len()).map(|i| retained.group(i)).collect();
         observer.begin(Phase::References, groups.len());
-        let mut count = |items, tokens| advance(&mut **observer, items, tokens);
+        let mut count = |items, tokens| {
+            tell(&mut **observer, forecast, Work::Score, tokens);
+            advance(&mut **observer, items, tokens)
+        };
         let decoder = &trainer.decoder;
         let scored =
             score_in(gpu, decoder, decoder.policy(), &groups, (budget, capacity), &mut count).await?;
@@ -344,13 +350,15 @@ pub(super) fn check_context(
     held_out: bool,
     place: &str,
 ) -> Result<()> {
-    let answers = [&example.negative_ids, &example.chosen_ids, &example.kl_ids].into_iter().flatten();
+    let given = [&example.negative_ids, &example.chosen_ids, &example.kl_ids].into_iter().flatten();
+    let answers = given.chain(&example.anchor_ids);
     let longest = answers.clone().map(Vec::len).max().unwrap_or(0);
     for ids in answers.chain([&example.prompt_ids, &example.sampling_ids]) {
         model.check_ids(place, ids)?;
     }
     model.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
     let drawn = match config.method.method.takes() {
+        _ if !example.anchor_ids.is_empty() => false,
         Takes::Anchors => true,
         // For evaluation only.
         Takes::Negative => held_out && example.negative_ids.is_some(),
@@ -362,7 +370,9 @@ pub(super) fn check_context(
     // Anchors are sampled after the prompt with the instruction and scored after the bare prompt. If the chat
     // template has its own system message, the bare prompt can be longer.
     let prompt = example.sampling_ids.len().max(example.prompt_ids.len());
-    let place = format!("{place}: prompt (bare or with the safety instruction) plus max_new_tokens");
+    let place = format!(
+        "{place}: prompt (bare, or with the safety instruction and the worked examples) plus max_new_tokens"
+    );
     model.check_context(&place, prompt + config.anchors.max_new_tokens)
 }
 

@@ -47,8 +47,8 @@ pub struct Inputs<'a> {
     pub eval: Option<Named<'a>>,
     /// Ordinary prompts for the retain term; `None` for the built-in ones.
     pub retain: Option<Named<'a>>,
-    /// Worked examples for sampling anchors: a JSON list of messages. Not read if `anchor_examples` is
-    /// [`BUILT_IN_EXAMPLES`].
+    /// Worked examples for sampling anchors: a JSON list of messages. Without it, the built-in ones are used
+    /// if `anchor_examples` is [`BUILT_IN_EXAMPLES`], and otherwise none.
     pub anchor_examples: Option<Named<'a>>,
     /// Anchors from an earlier run or from `aweigh sample`.
     pub samples: Option<Named<'a>>,
@@ -122,8 +122,9 @@ impl<'a> Inputs<'a> {
             ("train", vec![self.train.1]),
         ];
         all.extend(self.eval.map(|(_, bytes)| ("eval", vec![bytes])));
-        all.extend(self.retain.map(|(_, bytes)| ("retain.data", vec![bytes])));
-        all.extend(self.anchor_examples.map(|(_, bytes)| ("anchor_examples", vec![bytes])));
+        // The built-in lists count too: another version of the program may have others.
+        all.push(("retain.data", vec![self.retain.unwrap_or(ORDINARY).1]));
+        all.push(("anchor_examples", vec![self.anchor_examples.unwrap_or(REFUSALS).1]));
         all.extend(self.samples.map(|(_, bytes)| ("samples_file", vec![bytes])));
         all.extend(self.adapter.as_ref().map(|a| ("adapter", adapter(a))));
         let references = [("reference.positive", &self.positive), ("reference.negative", &self.negative)];
@@ -272,10 +273,14 @@ impl<'a> Inputs<'a> {
                 row.prompt = Prompt::Text(row.prompt.last_text().into());
             }
         }
-        let limits =
-            LengthLimits { max_prompt: Some(config.data.max_prompt_length), ..LengthLimits::default() };
-        let options =
-            ExampleOptions { needs: Needs::Prompt, limits, instruction: None, examples: Vec::new() };
+        let limits = self.options(config, Needs::Prompt)?.limits;
+        let options = ExampleOptions {
+            needs: Needs::Prompt,
+            limits,
+            instruction: None,
+            anchors: 0,
+            examples: Vec::new(),
+        };
         let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
         for example in &examples {
             let place = format!("{origin}:{}: prompt plus max_new_tokens", example.line);
@@ -369,7 +374,10 @@ impl<'a> Inputs<'a> {
             },
         };
         let instruction = Some(config.anchors.safety_instruction.clone()).filter(|text| !text.is_empty());
-        Ok(ExampleOptions { needs, limits, instruction, examples: self.worked_examples(config)? })
+        let sampled = config.method.method.is_of_negatives();
+        let anchors = if sampled { config.method.num_samples } else { 0 };
+        let examples = if sampled { self.worked_examples(config)? } else { Vec::new() };
+        Ok(ExampleOptions { needs, limits, instruction, anchors, examples })
     }
 
     /// The model as it is at the start of the run, and whether its adapter is new.

@@ -27,7 +27,8 @@ pub struct GroupOutcome {
 }
 
 impl GroupOutcome {
-    /// The difference of the rewards; for D²O it is z, the argument of σ.
+    /// The difference of the rewards; for D²O it is z, the argument of σ, unless the negative is below its
+    /// floor.
     pub fn margin(&self) -> f32 {
         self.rewards[0] - self.rewards[1]
     }

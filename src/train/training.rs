@@ -106,7 +106,8 @@ impl<'a> Run<'a> {
                     false => loss_responses(method, example, pool.ids()),
                 };
                 let own: usize = responses.iter().map(|ids| ids.len()).sum();
-                let missing = if pool.lacks(k) { k - pool.anchors.len() } else { 0 };
+                let sampled = example.anchor_ids.is_empty() && pool.lacks(k);
+                let missing = if sampled { k - pool.anchors.len() } else { 0 };
                 lacking += missing;
                 sum.tokens += (example.prompt_ids.len() + own) as f64;
                 sum.answers += missing as f64;

@@ -18,7 +18,9 @@ use aweigh::data::{
     ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Prompt, Row, build_examples,
 };
 use aweigh::error::{Error, Result};
-use aweigh::eval::compare::{Answers, Comparison, Figure, Metered, Unit, Verdict, comparisons, figures};
+use aweigh::eval::compare::{
+    Answers, Comparison, Figure, LEAST_PROMPTS, Metered, Unit, Verdict, comparisons, figures,
+};
 use aweigh::eval::stats::Estimate;
 use aweigh::files::{AdapterFiles, Model, Source, refuse_existing, write_whole};
 use aweigh::gpu::Gpu;
@@ -186,6 +188,8 @@ struct SetReport {
     prompts: usize,
     figures: Vec<Figure>,
     comparisons: Vec<Comparison>,
+    /// The comparisons in words.
+    conclusions: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     answers: Vec<Side>,
 }
@@ -346,8 +350,13 @@ fn answer(
     let mut all = Vec::new();
     for set in sets {
         let limits = LengthLimits { max_prompt: Some(args.max_prompt_length), ..LengthLimits::default() };
-        let options =
-            ExampleOptions { needs: Needs::Prompt, limits, instruction: None, examples: Vec::new() };
+        let options = ExampleOptions {
+            needs: Needs::Prompt,
+            limits,
+            instruction: None,
+            anchors: 0,
+            examples: Vec::new(),
+        };
         let (examples, _) = build_examples(&set.rows, &set.origin, &tokenizer, &options)?;
         for example in &examples {
             let given =
@@ -462,11 +471,13 @@ impl SetReport {
             prompt: set.rows[row].prompt.last_text().into(),
             answers: candidates.iter().map(|answers| first(answers, i)).collect(),
         };
+        let comparisons = comparisons(candidates, names, rows.len(), &meters);
         Self {
             name: set.name.clone(),
             prompts: rows.len(),
             figures: figures(candidates, rows.len(), &meters),
-            comparisons: comparisons(candidates, names, rows.len(), &meters),
+            conclusions: comparisons.iter().map(|of| sentence(of, &names[0], rows.len())).collect(),
+            comparisons,
             answers: rows.iter().enumerate().map(side).collect(),
         }
     }
@@ -509,14 +520,22 @@ fn sentence(of: &Comparison, first: &str, prompts: usize) -> String {
                 text(high)
             )
         }
-        Verdict::Undecided => format!(
-            "{meter}: no difference shown between {first} and {candidate}: {}{points} [{}, {}]; {prompts} \
-             prompts show a difference of {} or more, eight times in ten",
-            text(value),
-            text(low),
-            text(high),
-            text(*detectable)
-        ),
+        Verdict::Undecided => {
+            let none = format!(
+                "{meter}: no difference shown between {first} and {candidate}: {}{points} [{}, {}]",
+                text(value),
+                text(low),
+                text(high)
+            );
+            match detectable {
+                _ if prompts < LEAST_PROMPTS => format!("{none}; {prompts} prompts are too few to tell"),
+                Some(size) => format!(
+                    "{none}; {prompts} prompts show a difference of {} or more, eight times in ten",
+                    text(*size)
+                ),
+                None => none,
+            }
+        }
     }
 }
 
@@ -531,8 +550,7 @@ impl Report {
                 std::iter::once(figure.name.clone()).chain(cells).collect::<Vec<_>>()
             };
             let figures = table(&headers, &set.figures.iter().map(row).collect::<Vec<_>>());
-            let told = set.comparisons.iter().map(|of| sentence(of, &self.candidates[0], set.prompts));
-            std::iter::once(figures).chain(told).collect::<Vec<_>>().join("\n")
+            std::iter::once(figures).chain(set.conclusions.iter().cloned()).collect::<Vec<_>>().join("\n")
         };
         self.sets.iter().map(of_set).collect::<Vec<_>>().join("\n\n")
     }

@@ -220,6 +220,7 @@ fn answers(
         needs: Needs::Any,
         limits: LengthLimits::default(),
         instruction: None,
+        anchors: 0,
         examples: Vec::new(),
     };
     let (examples, _) = build_examples(&rows, &source.origin, tokenizer, &options)?;

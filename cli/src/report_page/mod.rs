@@ -324,6 +324,7 @@ struct Table {
     name: String,
     candidates: Vec<String>,
     rows: Vec<(String, Vec<(String, String)>)>,
+    conclusions: Vec<String>,
     answers: Vec<(String, Vec<(String, String)>)>,
 }
 
@@ -355,6 +356,7 @@ fn tables(eval: &Value) -> Vec<Table> {
             name: format!("{}, {} prompts", text(&set["name"]), set["prompts"]),
             candidates: candidates.clone(),
             rows: list(&set["figures"]).iter().map(figure).collect(),
+            conclusions: list(&set["conclusions"]).iter().map(text).collect(),
             answers: list(&set["answers"]).iter().take(SIDES).map(side).collect(),
         }
     };
@@ -431,6 +433,7 @@ mod tests {
         let eval = json!({"candidates": ["base", "one"], "sets": [{"name": "held", "prompts": 2,
             "figures": [{"name": "hostile", "unit": "share",
                 "values": [{"value": 0.5, "low": 0.4, "high": 0.6}, null]}],
+            "conclusions": ["hostile: one is lower than base"],
             "answers": [{"prompt": "p", "answers": ["x", "y"]}]}]});
         let page = html("A title & more", &[run(20)], &[eval]).unwrap();
         for part in [
@@ -447,6 +450,7 @@ mod tests {
             "answer 15",
             "50.0%",
             "40.0% to 60.0%",
+            "hostile: one is lower than base",
             "method = &quot;d2o&quot;",
             "prefers-color-scheme: dark",
             "@media print",

@@ -9,7 +9,13 @@ const CHAT: &str = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}<|end
                     add_generation_prompt %}[a]{% endif %}";
 
 fn options(needs: Needs) -> ExampleOptions {
-    ExampleOptions { needs, limits: LengthLimits::default(), instruction: None, examples: Vec::new() }
+    ExampleOptions {
+        needs,
+        limits: LengthLimits::default(),
+        instruction: None,
+        anchors: 0,
+        examples: Vec::new(),
+    }
 }
 
 fn build(text: &str, options: &ExampleOptions) -> Result<(Vec<Example>, LengthCounts)> {
@@ -62,7 +68,7 @@ fn long_rows_are_cut_dropped_or_refused() {
 
     let limits = LengthLimits { max_prompt: Some(6), overlong: Overlong::Error, ..LengthLimits::default() };
     let error = build(LABELLED, &ExampleOptions { limits, ..options(Needs::Any) }).unwrap_err().to_string();
-    assert!(error.starts_with("d.jsonl:3: expected a prompt of at most 6 tokens, found 7"), "{error}");
+    assert!(error.starts_with("d.jsonl:3: expected at most 6 tokens in the prompt, found 7"), "{error}");
 }
 
 #[test]
