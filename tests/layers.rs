@@ -54,7 +54,7 @@ const MODULES: [(&str, &str, &str); 22] = [
     ),
     (
         "run",
-        "error gpu data model config sample score train files paranoid",
+        "error loss gpu data model config sample score train files paranoid",
         "a whole run: plan, checkpoints, recovery, results",
     ),
     ("bench", "error rng loss gpu data kernels nn optim model sample train", "what `aweigh bench` times"),

@@ -421,6 +421,28 @@ fn ordinary_answers_are_retained() {
     room.align_refuses("tiny", &missing, &["--retain-data: expected a file at none.jsonl"]);
 }
 
+#[test]
+fn alpha_and_beta_are_measured() {
+    let room = Room::new();
+    let run = [&["align", "--model", "tiny", "--beta", "auto", "--output-dir", "first"], &SMALL[..]].concat();
+    let out = room.run(&run);
+    let told = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success() && told.contains("nats likelier with the instruction"), "{told}");
+    let summary: Value = serde_json::from_slice(&room.read("first/summary.json")).unwrap();
+    let [alpha, beta] = ["alpha", "beta"].map(|name| summary["constants"][name].as_f64().unwrap());
+    assert!((0.1..=1.0).contains(&beta) && (alpha - beta.powf(1.5)).abs() < 1e-12, "{alpha} {beta}");
+    assert!(fs::read_to_string(room.path("first/config.toml")).unwrap().contains("beta = \"auto\""));
+    // Anchors on the bare prompt are the model's own: nothing is between them.
+    let bare = [&run[..5], &["--safety-instruction", "", "--output-dir", "bare"], &SMALL[..]].concat();
+    let own = room.json(&bare);
+    assert_eq!(own["constants"], json!({"alpha": 1.0, "beta": 1.0}));
+    room.align_refuses(
+        "tiny",
+        &["--method", "npo", "--beta", "auto"],
+        &["--beta (method.beta): expected a number for this method, found auto"],
+    );
+}
+
 /// Ctrl-C in the first wave keeps the prompts that have all their anchors; the resumed run's result is
 /// bit-identical.
 #[cfg(unix)]

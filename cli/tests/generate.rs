@@ -25,8 +25,8 @@ fn prompts_longer_than_the_context() {
         &[&parts[..], &["lower max_prompt_length"]].concat(),
     );
     let parts =
-        ["flagged.jsonl:1: prompt (bare or with the safety instruction) plus max_new_tokens: expected at \
-         most 512 tokens"];
+        ["flagged.jsonl:1: prompt (bare, or with the safety instruction and the worked examples) plus \
+         max_new_tokens: expected at most 512 tokens"];
     room.align_refuses("tiny", &["--max-new-tokens", "600"], &parts);
     let sample = ["sample", "--model", "tiny", "--data", "flagged.jsonl", "--output", "answers.jsonl"];
     let parts = ["flagged.jsonl:2: expected at most 512 tokens, the model's context", "--max-new-tokens"];

@@ -23,7 +23,7 @@ const RUN: [&str; 14] = [
 ];
 
 /// Settings that need different buffers.
-const SETTINGS: [&[&str]; 19] = [
+const SETTINGS: [&[&str]; 20] = [
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "mlp"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "full"],
@@ -41,6 +41,7 @@ const SETTINGS: [&[&str]; 19] = [
     &["--method", "kto", "--per-device-train-batch-size", "3"],
     &["--method", "npo"],
     &["--retain", "kl", "--retain-batch-size", "3"],
+    &["--beta", "auto", "--safety-instruction", "be kind, be honest, and help with the printer"],
     &["--method", "sft", "--retain", "sft", "--max-tokens-per-batch", "60"],
     &["--method", "simpo", "--full"],
 ];

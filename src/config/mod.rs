@@ -19,7 +19,7 @@ use crate::loss::{Formula, Loss, Method};
 
 pub use file::Layer;
 pub use sections::*;
-pub use values::{MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
+pub use values::{Beta, MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
 
 /// A run's settings from one source; every key may be absent. Also declares the flags of `align`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -146,9 +146,19 @@ macro_rules! over_sections {
 sections!(over_sections);
 
 impl MethodConfig {
-    /// [`beta`](Self::beta), or the method's default.
+    /// [`beta`](Self::beta), or the method's default. With [`Beta::Auto`] it is the default until it has been
+    /// measured.
     pub fn beta(&self) -> f64 {
-        self.beta.or(self.method.default_beta()).unwrap_or_default()
+        let given = match self.beta {
+            Some(Beta::Of(beta)) => Some(beta),
+            Some(Beta::Auto) | None => None,
+        };
+        given.or(self.method.default_beta()).unwrap_or_default()
+    }
+
+    /// Whether alpha and beta are measured before the first step.
+    pub fn is_measured(&self) -> bool {
+        self.beta == Some(Beta::Auto) && self.method == Method::D2o
     }
 
     /// [`gamma`](Self::gamma), or the method's default.

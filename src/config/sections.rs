@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
+use super::values::{Beta, MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
 use crate::data::Rule;
 use crate::gpu::{Precision, Quantize};
 use crate::loss::{Method, Retain};
@@ -104,9 +104,11 @@ section! {
     /// Weight of flagged answers (kto only) [default: 1.0]
     (long, value_name = "X") undesirable_weight: f64 = 1.0;
     optional:
-    /// d2o: weight of the anchors; orpo: lambda; other methods: inverse temperature, higher keeps the model
-    /// closer to where it started. If not given: 0.1, for simpo 2, for simnpo 2.5
-    (long, value_name = "X") beta: f64;
+    /// d2o: weight of the anchors, or "auto", which measures how far the anchors are from what the model
+    /// answers by itself, and sets alpha and beta from that; orpo: lambda; other methods: inverse
+    /// temperature, higher keeps the model closer to where it started. If not given: 0.1, for simpo 2, for
+    /// simnpo 2.5
+    (long, value_name = "X|auto") beta: Beta;
     /// Stop lowering a flagged answer once its log-prob is this many nats below that of its reference (d2o
     /// only); with --length-normalize, nats per token. Without this, only the loss itself sets an end
     (long, value_name = "NATS") negative_floor: f64;

@@ -61,7 +61,7 @@ fn an_unknown_key_is_named_with_its_line_and_its_neighbour() {
 fn a_wrong_kind_of_value_is_named_with_its_line() {
     let text = message("[method]\nbeta = 'high'\n", &[]);
     assert!(
-        text.starts_with("run.toml:8: method.beta: expected a number, found the text \"high\""),
+        text.starts_with("run.toml:8: method.beta: expected a number or \"auto\", found the text \"high\""),
         "{text}"
     );
     let text = message("[train]\nmax_steps = '2'\n", &[]);
@@ -184,7 +184,7 @@ fn constants_of_another_method_are_warned_of() {
     config.stop.enabled = true;
     assert_eq!(config.warnings(), Vec::<String>::new());
     config.method.method = Method::Ga;
-    config.method.beta = Some(0.2);
+    config.method.beta = Some(Beta::Of(0.2));
     config.method.alpha = 0.3;
     assert_eq!(config.warnings(), ["ga ignores alpha, beta"]);
     config.method.method = Method::Simpo;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::{MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RetainConfig, RunConfig};
+use super::{Beta, MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RetainConfig, RunConfig};
 use crate::error::{Error, Result, setting, setting_to};
 use crate::loss::{Method, Retain};
 use crate::model::TargetModules;
@@ -126,6 +126,9 @@ fn method(config: &RunConfig, places: &Places) -> Result<()> {
         other if other.default_beta().is_some() => places.positive("method.beta", method.beta())?,
         _ => {}
     }
+    let auto = method.beta != Some(Beta::Auto) || method.method == Method::D2o;
+    let fix = "give a number, or use d2o";
+    places.that("method.beta", auto, "a number for this method", "auto", fix)?;
     let gamma = method.gamma();
     places.that("method.gamma", gamma.is_finite(), "a number", gamma, "leave it out for the default")?;
     places.positive("method.negative_floor", method.negative_floor.unwrap_or(1.0))?;

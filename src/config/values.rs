@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Deserializer, Unexpected, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Declares an enum whose variants have the same snake_case names in a file and as a flag's value.
 macro_rules! choice {
@@ -86,6 +87,68 @@ impl FromStr for ReferenceSource {
             Some(("copy", steps)) => steps.parse().map(Self::CopyEvery).map_err(|_| number(steps)),
             Some(("ema", decay)) => decay.parse().map(Self::Ema).map_err(|_| number(decay)),
             _ => Err("expected initial, checkpoint:DIR, copy:N or ema:DECAY".into()),
+        }
+    }
+}
+
+/// The setting `beta`: a number, or "auto".
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Beta {
+    /// Measured before the first step; see [`Constants::measured`](crate::loss::Constants::measured).
+    Auto,
+    /// This number.
+    Of(f64),
+}
+
+impl Serialize for Beta {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Of(number) => serializer.serialize_f64(*number),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Beta {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberOrAuto;
+        impl Visitor<'_> for NumberOrAuto {
+            type Value = Beta;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a number or \"auto\"")
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Beta, E> {
+                Ok(Beta::Of(number))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Beta, E> {
+                Ok(Beta::Of(number as f64))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Beta, E> {
+                Ok(Beta::Of(number as f64))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Beta, E> {
+                match text {
+                    "auto" => Ok(Beta::Auto),
+                    _ => Err(E::invalid_type(Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(NumberOrAuto)
+    }
+}
+
+impl FromStr for Beta {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number.parse().map(Self::Of).map_err(|_| "expected a number or auto".into()),
         }
     }
 }

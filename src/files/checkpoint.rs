@@ -28,7 +28,7 @@ const TENSORS: &str = "state.safetensors";
 const ADAPTER: &str = "adapter_model.safetensors";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// Version of the format: increased when older checkpoints can no longer be resumed.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// What a run's results depend on besides its state. A checkpoint is resumed only by a run with the same
 /// settings and inputs; a different adapter is a warning.

@@ -1,10 +1,12 @@
 //! Preference losses: the answers that each method takes, and its formula in f64; and the retain term.
 //! `kernels/preference.rs` and `kernels/retain.rs` compute the same on the device.
 
+mod constants;
 pub mod formula;
 mod method;
 mod retain;
 
+pub use constants::Constants;
 pub use formula::{Formula, Terms};
 pub use method::{Method, Takes};
 pub use retain::Retain;
@@ -21,6 +23,14 @@ pub struct Loss {
 }
 
 impl Loss {
+    /// The loss with other weights, if it is D²O's.
+    pub fn with(self, Constants { alpha, beta }: Constants) -> Self {
+        match self.formula {
+            Formula::D2o { .. } => Self { formula: Formula::D2o { alpha, beta }, ..self },
+            _ => self,
+        }
+    }
+
     /// The largest factor by which log-ratios are multiplied to become rewards, and whether the log-ratios
     /// are means over an answer's tokens.
     pub fn reward_scale(&self) -> (f64, bool) {

@@ -10,6 +10,7 @@ use crate::data::{LengthCounts, clock};
 use crate::error::{Error, Result};
 use crate::files::{Model, write_whole};
 use crate::gpu::{Gpu, Purpose};
+use crate::loss::Constants;
 use crate::model::Decoder;
 use crate::train::{AnchorCounts, Metrics, Outcome, StopReason};
 
@@ -31,6 +32,8 @@ pub struct Summary {
     pub after: Option<Metrics>,
     /// Counts of the sampled anchors.
     pub anchors: AnchorCounts,
+    /// Alpha and beta, if they were measured (`beta = "auto"`).
+    pub constants: Option<Constants>,
     /// Counts of the training rows that were kept, cut or left out.
     pub examples: LengthCounts,
     /// Packed tokens trained on.
@@ -71,6 +74,7 @@ impl Summary {
             before: outcome.before.clone(),
             after: outcome.after.clone(),
             anchors: outcome.anchors,
+            constants: outcome.constants,
             examples,
             num_tokens: outcome.num_tokens,
             tokens_per_second: outcome.num_tokens as f64 / outcome.train_seconds.max(1e-9),

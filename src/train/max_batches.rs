@@ -154,6 +154,10 @@ impl MaxBatches {
                 capacity(&groups, budget, most).beside(all, budget)
             }
         };
+        // Alpha and beta are measured on the anchors after the prompts that they are sampled from.
+        let shown: Vec<Group> = all_train()
+            .map(|(i, e)| Group { prompt: &e.sampling_ids, responses: anchors_of(i).collect() })
+            .collect();
         let mut largest_step = beside(batch, step_budget, 1);
         if !others.is_empty() {
             largest_step = largest_step.and(step_capacity(&others));
@@ -161,12 +165,17 @@ impl MaxBatches {
         Self {
             step: Capacity { training: Some(t.recompute), ..largest_step },
             whole_step: beside(batch * step, all, step),
-            scoring: match (references, retained.is_empty()) {
-                (true, true) => Some(capacity(&scored, score, all)),
-                (true, false) => Some(capacity(&scored, score, all).and(capacity(&retained, score, all))),
-                (false, false) => Some(capacity(&retained, score, all)),
-                (false, true) => None,
-            },
+            // Groups with one capacity each: these are scored one after another.
+            scoring: [
+                references.then_some(&scored),
+                Some(&retained),
+                config.method.is_measured().then_some(&shown),
+            ]
+            .into_iter()
+            .flatten()
+            .filter(|groups| !groups.is_empty())
+            .map(|groups| capacity(groups, score, all))
+            .reduce(Capacity::and),
             following: (references && moves).then(|| capacity(&scored, score, batch * step)),
             held_out: (!held_out.is_empty()).then(|| capacity(&held_out, score, all)),
             draws,

@@ -11,6 +11,7 @@ use super::run::{Course, Run};
 use super::state::State;
 use super::stop::Seen;
 use crate::gpu::{DType, Tensor};
+use crate::loss::Constants;
 use crate::nn::Arenas;
 use crate::score::Scored;
 use crate::{Error, Result};
@@ -35,6 +36,8 @@ struct Record {
     eval_pools: Vec<Pool>,
     retain_pools: Vec<Pool>,
     anchors: AnchorCounts,
+    /// Alpha and beta, if they were measured.
+    constants: Option<Constants>,
     /// Number of tokens of each retained answer.
     retain_start: Vec<usize>,
     /// Examples with cached log-probs under the references, and the number of tokens of each response.
@@ -87,6 +90,7 @@ impl Run<'_> {
             eval_pools: self.held_out.pools.clone(),
             retain_pools: self.retained.pools.clone(),
             anchors: self.counts,
+            constants: self.constants,
             retain_start: self.retained.start.iter().map(|scored| scored.token_logps.len()).collect(),
             scored: kept.into_iter().zip(lengths(&scored)).collect(),
             eval_start: self.held_out.start.as_deref().map(lengths),
@@ -164,6 +168,9 @@ impl Run<'_> {
         }
         let Record { train, eval, retain, pools, eval_pools, retain_pools, anchors, .. } = record;
         self.restore_pools(Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors })?;
+        if let Some(constants) = record.constants {
+            self.set_constants(constants);
+        }
         let answers = scored(&[record.retain_start], bytes(RETAINED)?)?;
         self.retained.start = answers.into_iter().flatten().collect();
         let (kept, lengths): (Vec<usize>, Vec<Vec<usize>>) = record.scored.into_iter().unzip();

@@ -7,7 +7,7 @@ use super::evaluate::{HeldOut, eval_anchors};
 use super::flight::Sums;
 use super::forecast::{Forecast, Work};
 use super::max_batches::MaxBatches;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, mean};
 use super::observer::{Observer, Phase, Wish};
 use super::references::Reference;
 use super::responses::{loss_responses, reference_responses};
@@ -19,7 +19,7 @@ use crate::config::RunConfig;
 use crate::data::Example;
 use crate::data::packing::Group;
 use crate::gpu::Gpu;
-use crate::loss::{Method, Retain, Takes};
+use crate::loss::{Constants, Loss, Method, Retain, Takes};
 use crate::model::{Decoder, DecoderConfig};
 use crate::nn::Arenas;
 use crate::optim::{AdamW, Optimizer};
@@ -71,6 +71,8 @@ pub struct Outcome {
     pub after: Option<Metrics>,
     /// Counts of the sampled anchors.
     pub anchors: AnchorCounts,
+    /// Alpha and beta, if they were measured.
+    pub constants: Option<Constants>,
     /// Packed tokens trained on.
     pub num_tokens: usize,
     /// Seconds spent in training steps.
@@ -82,6 +84,9 @@ pub(super) struct Run<'a> {
     pub(super) gpu: &'a Gpu,
     pub(super) config: &'a RunConfig,
     pub(super) trainer: Trainer<'a>,
+    pub(super) loss: Loss,
+    /// Alpha and beta, if they were measured.
+    pub(super) constants: Option<Constants>,
     /// The largest batches, which buffers are allocated for.
     pub(super) batches: MaxBatches,
     pub(super) room: Room,
@@ -102,6 +107,9 @@ pub(super) struct Run<'a> {
     pub(super) observer: &'a mut dyn Observer,
     pub(super) forecast: Forecast,
 }
+
+/// The most examples that alpha and beta are measured on.
+pub(super) const MEASURED: usize = 32;
 
 /// Progress and intermediate results of a run.
 pub(super) struct Course {
@@ -145,7 +153,8 @@ impl<'a> Run<'a> {
         let examples = [&train[..], &eval, &retain];
         let batches = MaxBatches::of(config, memory, examples, setup.anchors.as_deref());
         let room = batches.room(gpu, decoder.config(), config);
-        let mut trainer = Trainer::new(gpu, decoder, optimizer, config.method.loss(), t.seed);
+        let loss = config.method.loss();
+        let mut trainer = Trainer::new(gpu, decoder, optimizer, loss, t.seed);
         trainer.reserve(batches.step);
         let own = |examples: &[Example], k: usize| -> Vec<Pool> {
             examples.iter().map(|example| Pool::given(example, &ends, k)).collect()
@@ -162,6 +171,8 @@ impl<'a> Run<'a> {
             gpu,
             config,
             trainer,
+            loss,
+            constants: None,
             batches,
             room,
             cached: vec![None; train.len()],
@@ -206,6 +217,9 @@ impl<'a> Run<'a> {
             self.expect(0, true).apply(&mut self.forecast, 0.0);
         }
         self.score_retained().await?;
+        if self.config.method.is_measured() {
+            self.measure_constants().await?;
+        }
         if !self.has_reference() {
             return Ok(());
         }
@@ -298,10 +312,54 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Measures by how many nats the sampled anchors are likelier with what was put before the prompt for
+    /// sampling them than without it, and sets alpha and beta from that.
+    async fn measure_constants(&mut self) -> Result<()> {
+        let (budget, Some(capacity)) = (self.batches.score_budget, self.batches.scoring) else {
+            return Ok(());
+        };
+        let Self { gpu, trainer, train, pools, observer, .. } = self;
+        let shown = |(example, pool): (&'_ Example, &'_ Pool)| {
+            example.sampling_ids != example.prompt_ids && !pool.anchors.is_empty()
+        };
+        let measured: Vec<(&Example, &Pool)> =
+            train.iter().zip(&*pools).filter(|&of| shown(of)).take(MEASURED).collect();
+        let groups = |with: bool| -> Vec<Group> {
+            let of = measured.iter().map(|(example, pool)| Group {
+                prompt: if with { &example.sampling_ids } else { &example.prompt_ids },
+                responses: pool.ids().collect(),
+            });
+            of.collect()
+        };
+        let pass = self.negative.pass(&trainer.decoder);
+        let mut logps = Vec::new();
+        for with in [true, false] {
+            let mut alive = |_, _| observer.advance(0, 0);
+            let of = groups(with);
+            let scored = score_in(gpu, &trainer.decoder, pass, &of, (budget, capacity), &mut alive).await?;
+            logps.push(scored.into_iter().flatten().map(|answer| f64::from(answer.logp)).collect::<Vec<_>>());
+        }
+        let nats = mean(logps[0].iter().zip(&logps[1]).map(|(with, without)| with - without));
+        let constants = Constants::measured(nats);
+        let Constants { alpha, beta } = constants;
+        self.observer.noted(&format!(
+            "alpha {alpha:.3} and beta {beta:.3}: the anchors are {nats:.1} nats likelier with the \
+             instruction and the examples than without them"
+        ));
+        self.set_constants(constants);
+        Ok(())
+    }
+
+    pub(super) fn set_constants(&mut self, constants: Constants) {
+        self.constants = Some(constants);
+        self.loss = self.loss.with(constants);
+        self.trainer.set_loss(self.loss);
+    }
+
     pub(super) async fn evaluate(&mut self, step: usize) -> Result<Metrics> {
         self.trainer.put_away().await?;
         let budget = self.batches.score_budget;
-        let method = (self.method(), self.config.method.loss());
+        let method = (self.method(), self.loss);
         let Self { gpu, trainer, observer, held_out, batches, forecast, .. } = self;
         let Some(capacity) = batches.held_out else { return Ok(Metrics::default()) };
         let mut metrics = Metrics::default();

@@ -102,6 +102,11 @@ impl<'g> Trainer<'g> {
         Self { gpu, decoder, optimizer, workspace: None, capacity, loss, seed, micro_batches: 0 }
     }
 
+    /// Sets the loss of the steps to come.
+    pub(super) fn set_loss(&mut self, loss: Loss) {
+        self.loss = loss;
+    }
+
     /// Number of micro-batches so far: the counter of dropout's random numbers.
     pub(super) fn micro_batches(&self) -> u32 {
         self.micro_batches

@@ -77,6 +77,7 @@ impl<'a> Run<'a> {
             before,
             after,
             anchors: self.counts,
+            constants: self.constants,
             num_tokens: sums.num_tokens,
             train_seconds: sums.train_seconds,
         })
@@ -181,7 +182,7 @@ impl<'a> Run<'a> {
                 due.extend(flying.take());
             }
             for landed in land_all(due, &mut last).await? {
-                let method = (self.method(), self.config.method.loss());
+                let method = (self.method(), self.loss);
                 let retain = (&self.config.retain, &self.retained.start[..]);
                 let metrics = course.sums.add(method, retain, &landed);
                 self.observer.step(&metrics)?;

@@ -1,7 +1,7 @@
 //! A run that is resumed from a saved state equals a run that was never stopped, bit for bit: for every
 //! method, every kind of reference, both optimizers.
 
-use aweigh::config::{OnlineSampler, ReferenceSource, RunConfig};
+use aweigh::config::{Beta, OnlineSampler, ReferenceSource, RunConfig};
 use aweigh::loss::{Method, Retain};
 use aweigh::model::Training;
 use aweigh::optim::Optim;
@@ -213,4 +213,12 @@ fn with_a_retain_term() {
         let setup = || Setup { retain: examples(5, 40), eval: examples(2, 20), ..setup() };
         check(&format!("retain {form:?}"), &config, &setup);
     }
+}
+
+#[test]
+fn with_measured_constants() {
+    let mut config = config();
+    config.train.max_steps = Some(2);
+    config.method.beta = Some(Beta::Auto);
+    check("beta auto", &config, &|| Setup { eval: examples(2, 20), ..setup() });
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use aweigh::Result;
-use aweigh::config::RunConfig;
+use aweigh::config::{Beta, RunConfig};
 use aweigh::data::packing::Group;
 use aweigh::data::{Example, Prompt};
 use aweigh::loss::{Formula, Loss, Retain};
@@ -260,7 +260,7 @@ fn first_metrics(name: &str) -> Metrics {
         .collect();
     let mut config = RunConfig::default();
     config.method.method = serde_json::from_value(name.into()).expect("a method");
-    config.method.beta = constant("beta");
+    config.method.beta = constant("beta").map(Beta::Of);
     config.method.gamma = constant("gamma");
     config.method.desirable_weight = constant("desirable_weight").unwrap_or(1.0);
     config.method.undesirable_weight = constant("undesirable_weight").unwrap_or(1.0);

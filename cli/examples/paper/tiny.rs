@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use aweigh::config::{OnlineSampler, RunConfig};
+use aweigh::config::{Beta, OnlineSampler, RunConfig};
 use aweigh::data::Example;
 use aweigh::gpu::Gpu;
 use aweigh::loss::Method;
@@ -110,7 +110,7 @@ fn config(contender: &Contender, seed: u32) -> RunConfig {
     let mut config = RunConfig::default();
     config.method.method = contender.method;
     config.method.num_samples = contender.samples;
-    config.method.beta = contender.beta;
+    config.method.beta = contender.beta.map(Beta::Of);
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
     config.anchors.safety_instruction =
         if contender.instructed { SAFETY_INSTRUCTION.into() } else { String::new() };

@@ -12,7 +12,7 @@ use crate::terminal::output::Output;
 use crate::terminal::progress::{Unit, seconds};
 use crate::terminal::text::{bytes, table};
 use crate::watch::Watch;
-use aweigh::config::RunConfig;
+use aweigh::config::{Beta, RunConfig};
 use aweigh::data::ChatTokenizer;
 use aweigh::error::Result;
 use aweigh::files::{Model, TRAIN_COPY, write_whole};
@@ -71,7 +71,7 @@ fn config(args: &Args) -> RunConfig {
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
     // The model is small enough to train all weights; the larger beta keeps it closer to its good answers.
     config.lora.enabled = false;
-    config.method.beta = Some(0.2);
+    config.method.beta = Some(Beta::Of(0.2));
     config.train.learning_rate = 1e-4;
     config.train.lr_scheduler_type = LrScheduler::Constant;
     config.train.per_device_train_batch_size = 8;
