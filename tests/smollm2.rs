@@ -170,13 +170,7 @@ fn answers_of_a_row(data: &Path, tokenizer: &ChatTokenizer, decoder: &Decoder, f
     let source = Source::read(&data.join(file), "--data").unwrap_or_else(|error| panic!("{error}"));
     let mut rows = parse_jsonl(&source.bytes, file).unwrap_or_else(|error| panic!("{error}")).rows;
     rows.retain(|row| row.line as u64 == line);
-    let options = ExampleOptions {
-        needs: Needs::Any,
-        limits: LengthLimits::default(),
-        instruction: None,
-        anchors: 0,
-        examples: Vec::new(),
-    };
+    let options = ExampleOptions::plain(Needs::Any, LengthLimits::default());
     let (examples, _) = build_examples(&rows, file, tokenizer, &options).expect("an example");
     let example = &examples[0];
     let answers: Vec<&[u32]> =

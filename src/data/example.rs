@@ -36,6 +36,13 @@ pub struct ExampleOptions {
     pub examples: Vec<Message>,
 }
 
+impl ExampleOptions {
+    /// Options without anything that only sampling anchors needs.
+    pub fn plain(needs: Needs, limits: LengthLimits) -> Self {
+        Self { needs, limits, instruction: None, anchors: 0, examples: Vec::new() }
+    }
+}
+
 /// One row as token ids. The loss scores the answers as continuations of `prompt_ids`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {

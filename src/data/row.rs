@@ -35,6 +35,12 @@ impl Row {
         self.rejected.as_ref().or(self.completion.as_ref().filter(|_| self.label == Some(false)))
     }
 
+    /// The row with its prompt alone.
+    pub fn without_answers(self) -> Self {
+        let (completion, label, chosen, rejected) = (None, None, None, None);
+        Self { completion, label, chosen, rejected, anchors: Vec::new(), ..self }
+    }
+
     /// The good answer: `chosen`, or a `completion` that is not labelled false.
     pub fn positive(&self) -> Option<&Completion> {
         self.chosen.as_ref().or(self.completion.as_ref().filter(|_| self.label != Some(false)))

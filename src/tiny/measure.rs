@@ -54,13 +54,7 @@ impl HeldOut {
     pub fn read(tokenizer: &ChatTokenizer) -> Result<Self> {
         let (origin, bytes) = HELD_OUT;
         let rows = parse_jsonl(bytes, origin)?.rows;
-        let options = ExampleOptions {
-            needs: Needs::Pair,
-            limits: LengthLimits::default(),
-            instruction: None,
-            anchors: 0,
-            examples: Vec::new(),
-        };
+        let options = ExampleOptions::plain(Needs::Pair, LengthLimits::default());
         let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
         let topic = |row: &Row| row.raw.get("topic").and_then(|t| t.as_str()).and_then(Topic::from_name);
         let topics = rows.iter().map(topic).collect::<Option<Vec<_>>>().ok_or_else(|| {

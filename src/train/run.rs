@@ -217,9 +217,6 @@ impl<'a> Run<'a> {
             self.expect(0, true).apply(&mut self.forecast, 0.0);
         }
         self.score_retained().await?;
-        if self.config.method.is_measured() {
-            self.measure_constants().await?;
-        }
         if !self.has_reference() {
             return Ok(());
         }
@@ -228,6 +225,9 @@ impl<'a> Run<'a> {
         let scored = self.score_references(&all, true).await?;
         self.cached = scored.into_iter().map(Some).collect();
         self.observer.end();
+        if self.config.method.is_measured() {
+            self.measure_constants().await?;
+        }
         self.report_anchors(&all)?;
         self.forget_moving(&all);
         Ok(())
@@ -312,34 +312,28 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Measures by how many nats the sampled anchors are likelier with what was put before the prompt for
-    /// sampling them than without it, and sets alpha and beta from that.
+    /// Measures by how many nats the anchors are likelier with what was put before the prompt for sampling
+    /// them than without it, and sets alpha and beta from that. The references have scored them without it.
     async fn measure_constants(&mut self) -> Result<()> {
         let (budget, Some(capacity)) = (self.batches.score_budget, self.batches.scoring) else {
             return Ok(());
         };
-        let Self { gpu, trainer, train, pools, observer, .. } = self;
-        let shown = |(example, pool): (&'_ Example, &'_ Pool)| {
-            example.sampling_ids != example.prompt_ids && !pool.anchors.is_empty()
-        };
-        let measured: Vec<(&Example, &Pool)> =
-            train.iter().zip(&*pools).filter(|&of| shown(of)).take(MEASURED).collect();
-        let groups = |with: bool| -> Vec<Group> {
-            let of = measured.iter().map(|(example, pool)| Group {
-                prompt: if with { &example.sampling_ids } else { &example.prompt_ids },
-                responses: pool.ids().collect(),
-            });
-            of.collect()
-        };
+        let Self { gpu, trainer, train, pools, cached, observer, .. } = self;
+        let all = train.iter().zip(&*pools).zip(&*cached);
+        let shown = all.filter(|((example, _), _)| example.sampling_ids != example.prompt_ids);
+        let (groups, without): (Vec<Group>, Vec<&[Scored]>) = shown
+            .take(MEASURED)
+            .map(|((example, pool), scored)| {
+                let group = Group { prompt: &example.sampling_ids, responses: pool.ids().collect() };
+                (group, scored.as_deref().unwrap_or_default())
+            })
+            .unzip();
         let pass = self.negative.pass(&trainer.decoder);
-        let mut logps = Vec::new();
-        for with in [true, false] {
-            let mut alive = |_, _| observer.advance(0, 0);
-            let of = groups(with);
-            let scored = score_in(gpu, &trainer.decoder, pass, &of, (budget, capacity), &mut alive).await?;
-            logps.push(scored.into_iter().flatten().map(|answer| f64::from(answer.logp)).collect::<Vec<_>>());
-        }
-        let nats = mean(logps[0].iter().zip(&logps[1]).map(|(with, without)| with - without));
+        let mut alive = |_, _| observer.advance(0, 0);
+        let with = score_in(gpu, &trainer.decoder, pass, &groups, (budget, capacity), &mut alive).await?;
+        // A group's anchors come before its flagged answer, which only the references have scored.
+        let pairs = with.iter().zip(without).flat_map(|(with, without)| with.iter().zip(without));
+        let nats = mean(pairs.map(|(with, without)| f64::from(with.logp) - f64::from(without.logp)));
         let constants = Constants::measured(nats);
         let Constants { alpha, beta } = constants;
         self.observer.noted(&format!(

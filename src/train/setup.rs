@@ -7,23 +7,19 @@ use super::anchors::{Anchor, AnchorFilter};
 use super::max_batches::MaxBatches;
 use super::plan::Plan;
 use super::responses::unpaired;
+use super::rows::{
+    HELD_OUT, Named, eval_examples, hold_out, one_sided, retained, train_examples, worked_examples,
+};
 use super::run::{Setup, check_context};
 use super::samples_file::{anchors_of, given_samples};
-use crate::config::{self, BUILT_IN_EXAMPLES, RunConfig};
-use crate::data::{
-    self, ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Message, Needs, ORDINARY,
-    Overlong, Prompt, REFUSALS, Row, Truncation, build_examples, check_splits, parse_jsonl,
-    parse_worked_examples, rows_with,
-};
+use crate::config::RunConfig;
+use crate::data::{self, ChatTokenizer, Example, LengthCounts, ORDINARY, Prompt, REFUSALS, check_splits};
 use crate::error::setting;
 use crate::gpu::{Gpu, Memory, Purpose};
-use crate::loss::{Method, Retain, Takes};
-use crate::model::{AdapterBytes, Decoder, DecoderConfig, LoraSpec, ModelBytes, Training};
+use crate::loss::Method;
+use crate::model::{AdapterBytes, Decoder, LoraSpec, ModelBytes, Training};
 use crate::nn::Arenas;
 use crate::{Error, Result};
-
-/// A file's display name and bytes.
-pub type Named<'a> = (&'a str, &'a [u8]);
 
 /// A reference model from files, of the same kind as the run trains.
 #[derive(Clone)]
@@ -48,7 +44,7 @@ pub struct Inputs<'a> {
     /// Ordinary prompts for the retain term; `None` for the built-in ones.
     pub retain: Option<Named<'a>>,
     /// Worked examples for sampling anchors: a JSON list of messages. Without it, the built-in ones are used
-    /// if `anchor_examples` is [`BUILT_IN_EXAMPLES`], and otherwise none.
+    /// if `anchor_examples` is [`BUILT_IN_EXAMPLES`](crate::config::BUILT_IN_EXAMPLES), and otherwise none.
     pub anchor_examples: Option<Named<'a>>,
     /// Anchors from an earlier run or from `aweigh sample`.
     pub samples: Option<Named<'a>>,
@@ -79,10 +75,6 @@ pub struct Prepared {
     /// Counts of the training rows that were kept, cut or left out.
     pub lengths: LengthCounts,
 }
-
-/// Maximum number of held-out examples that are taken from the training rows: they are scored at every
-/// evaluation.
-const HELD_OUT: usize = 16;
 
 /// Number of examples that a plan without data assumes: more than are processed in one batch.
 const ASSUMED: usize = 256;
@@ -158,8 +150,15 @@ impl<'a> Inputs<'a> {
         check_splits(split, eval_split.filter(|_| self.eval.is_none()))?;
         let (model, tokenizer) = (self.model.decoder_config()?, Arc::new(self.model.tokenizer()?));
         let mut remarks = Vec::new();
-        let (mut train, lengths) = self.train_examples(&tokenizer, config, &mut remarks)?;
-        let mut eval = match self.eval_examples(&tokenizer, config, &mut remarks)? {
+        let (mut train, lengths) =
+            train_examples(self.train, self.anchor_examples, &tokenizer, config, &mut remarks)?;
+        let mut eval = match eval_examples(
+            (self.train, self.eval),
+            self.anchor_examples,
+            &tokenizer,
+            config,
+            &mut remarks,
+        )? {
             Some(eval) => eval,
             None => hold_out(&mut train, config),
         };
@@ -179,7 +178,7 @@ impl<'a> Inputs<'a> {
                 check_context(&model, config, example, held_out, &format!("{origin}:{}", example.line))?;
             }
         }
-        let retain = self.retained(&tokenizer, &model, config, &train)?;
+        let retain = retained(self.retain, &tokenizer, &model, config, &train)?;
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors, lengths, remarks })
     }
 
@@ -194,7 +193,7 @@ impl<'a> Inputs<'a> {
             check_context(&model, config, example, false, &format!("{}:{}", self.train.0, example.line))?;
         }
         let (lengths, remarks) = (LengthCounts::default(), Vec::new());
-        let retain = self.retained(&tokenizer, &model, config, &train)?;
+        let retain = retained(self.retain, &tokenizer, &model, config, &train)?;
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors: None, lengths, remarks })
     }
 
@@ -206,7 +205,7 @@ impl<'a> Inputs<'a> {
         config.check()?;
         let (model, d) = (self.model.decoder_config()?, &config.data);
         let tokenizer = Arc::new(self.model.tokenizer()?);
-        let shown = self.worked_examples(config)?.into_iter().map(|message| message.content);
+        let shown = worked_examples(self.anchor_examples, config)?.into_iter().map(|message| message.content);
         let before: Vec<String> = shown.chain([config.anchors.safety_instruction.clone()]).collect();
         // The template's own tokens around an example, roughly.
         let instruction = tokenizer.encode_text(&before.join("\n"), false)?.len() + 8 * (before.len() - 1);
@@ -239,7 +238,7 @@ impl<'a> Inputs<'a> {
             (train, eval) = (unpaired(train), unpaired(eval));
         }
         let (lengths, remarks) = (LengthCounts::default(), Vec::new());
-        let retain = self.retained(&tokenizer, &model, config, &[])?;
+        let retain = retained(self.retain, &tokenizer, &model, config, &[])?;
         Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors: None, lengths, remarks })
     }
 
@@ -249,135 +248,6 @@ impl<'a> Inputs<'a> {
     /// The first invalid row, tensor or setting.
     pub fn prepare(&self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
         self.read(config)?.load(gpu, config)
-    }
-
-    /// The retain term's prompts. The built-in ones have the form of the training prompts: without a
-    /// conversation among these, they are plain texts.
-    fn retained(
-        &self,
-        tokenizer: &ChatTokenizer,
-        model: &DecoderConfig,
-        config: &RunConfig,
-        train: &[Example],
-    ) -> Result<Vec<Example>> {
-        if config.retain.form == Retain::None {
-            return Ok(Vec::new());
-        }
-        let (origin, bytes) = self.retain.unwrap_or(ORDINARY);
-        let mut rows = parse_jsonl(bytes, origin)?.rows;
-        let conversations = train.iter().any(|example| example.prompt.is_conversational());
-        for row in &mut rows {
-            (row.completion, row.label, row.chosen, row.rejected) = (None, None, None, None);
-            row.anchors.clear();
-            if self.retain.is_none() && !(conversations || train.is_empty() && tokenizer.has_template()) {
-                row.prompt = Prompt::Text(row.prompt.last_text().into());
-            }
-        }
-        let limits = self.options(config, Needs::Prompt)?.limits;
-        let options = ExampleOptions {
-            needs: Needs::Prompt,
-            limits,
-            instruction: None,
-            anchors: 0,
-            examples: Vec::new(),
-        };
-        let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
-        for example in &examples {
-            let place = format!("{origin}:{}: prompt plus max_new_tokens", example.line);
-            model.check_context(&place, example.prompt_ids.len() + config.anchors.max_new_tokens)?;
-        }
-        Ok(examples)
-    }
-
-    /// The worked examples that anchors are sampled with.
-    fn worked_examples(&self, config: &RunConfig) -> Result<Vec<Message>> {
-        let built_in = config.anchors.anchor_examples.as_deref() == Some(BUILT_IN_EXAMPLES);
-        let (origin, bytes) = match self.anchor_examples {
-            _ if built_in => REFUSALS,
-            Some(given) => given,
-            None => return Ok(Vec::new()),
-        };
-        parse_worked_examples(bytes, origin)
-    }
-
-    fn train_examples(
-        &self,
-        tokenizer: &ChatTokenizer,
-        config: &RunConfig,
-        remarks: &mut Vec<String>,
-    ) -> Result<(Vec<Example>, LengthCounts)> {
-        let (origin, bytes) = self.train;
-        let parsed = parse_jsonl(bytes, origin)?;
-        remarks.extend(parsed.remarks(origin));
-        let mut rows = parsed.rows;
-        if let Some(split) = &config.data.split {
-            rows = rows_with(rows, "split", split, origin)?;
-        }
-        let needs = match config.method.method.takes() {
-            Takes::Anchors | Takes::Negative => Needs::Negative,
-            Takes::Pair => Needs::Pair,
-            Takes::Chosen => Needs::Chosen,
-            Takes::Either => Needs::Any,
-        };
-        let options = self.options(config, needs)?;
-        let (examples, lengths) = build_examples(&rows, origin, tokenizer, &options)?;
-        match config.data.max_samples {
-            // Again, without the rows after the last one used, so that `lengths` counts only these.
-            Some(most) if most < examples.len() => {
-                build_examples(&rows[..=examples[most - 1].row], origin, tokenizer, &options)
-            }
-            _ => Ok((examples, lengths)),
-        }
-    }
-
-    fn eval_examples(
-        &self,
-        tokenizer: &ChatTokenizer,
-        config: &RunConfig,
-        remarks: &mut Vec<String>,
-    ) -> Result<Option<Vec<Example>>> {
-        let (origin, bytes) = match (self.eval, &config.data.eval_split) {
-            (Some(eval), _) => eval,
-            (None, Some(_)) => self.train,
-            (None, None) => return Ok(None),
-        };
-        let parsed = parse_jsonl(bytes, origin)?;
-        if self.eval.is_some() {
-            remarks.extend(parsed.remarks(origin));
-        }
-        let mut rows: Vec<Row> = parsed.rows;
-        if let Some(split) = &config.data.eval_split {
-            rows = rows_with(rows, "split", split, origin)?;
-        }
-        // Rows with only a good answer are used for the perplexity.
-        let needs = match config.method.method.takes() {
-            Takes::Anchors | Takes::Negative | Takes::Either => Needs::Any,
-            Takes::Pair => Needs::Pair,
-            Takes::Chosen => Needs::Chosen,
-        };
-        Ok(Some(build_examples(&rows, origin, tokenizer, &self.options(config, needs)?)?.0))
-    }
-
-    fn options(&self, config: &RunConfig, needs: Needs) -> Result<ExampleOptions> {
-        let d = &config.data;
-        let limits = LengthLimits {
-            max_prompt: Some(d.max_prompt_length),
-            max_completion: Some(d.max_completion_length),
-            prompt_side: match d.truncation_side {
-                config::TruncationSide::Left => Truncation::Left,
-                config::TruncationSide::Right => Truncation::Right,
-            },
-            overlong: match d.overlong {
-                config::Overlong::Cut => Overlong::Cut,
-                config::Overlong::Drop => Overlong::Drop,
-                config::Overlong::Error => Overlong::Error,
-            },
-        };
-        let instruction = Some(config.anchors.safety_instruction.clone()).filter(|text| !text.is_empty());
-        let sampled = config.method.method.is_of_negatives();
-        let anchors = if sampled { config.method.num_samples } else { 0 };
-        let examples = if sampled { self.worked_examples(config)? } else { Vec::new() };
-        Ok(ExampleOptions { needs, limits, instruction, anchors, examples })
     }
 
     /// The model as it is at the start of the run, and whether its adapter is new.
@@ -494,24 +364,4 @@ impl ReferenceBytes<'_> {
         }
         Ok(values)
     }
-}
-
-/// A warning if all rows of a KTO run are good, or all are flagged.
-fn one_sided(origin: &str, train: &[Example]) -> Option<String> {
-    let has = |side: fn(&Example) -> &Option<Vec<u32>>| train.iter().any(|example| side(example).is_some());
-    let (all, fix) = match (has(|e| &e.chosen_ids), has(|e| &e.negative_ids)) {
-        (false, true) => ("flagged", "add good ones, or use d2o, which samples its own good answers"),
-        (true, false) => ("good", "add flagged ones, or use sft"),
-        _ => return None,
-    };
-    Some(format!("{origin}: kto learns from good and flagged answers, but all answers here are {all}: {fix}"))
-}
-
-/// Removes the last tenth of the training examples, at most [`HELD_OUT`], and returns them. Returns none if
-/// the stop rule is off or there are fewer than 10 examples.
-fn hold_out(train: &mut Vec<Example>, config: &RunConfig) -> Vec<Example> {
-    if !config.stop.enabled || train.len() < 10 {
-        return Vec::new();
-    }
-    train.split_off(train.len() - (train.len() / 10).min(HELD_OUT))
 }

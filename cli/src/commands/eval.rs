@@ -350,13 +350,7 @@ fn answer(
     let mut all = Vec::new();
     for set in sets {
         let limits = LengthLimits { max_prompt: Some(args.max_prompt_length), ..LengthLimits::default() };
-        let options = ExampleOptions {
-            needs: Needs::Prompt,
-            limits,
-            instruction: None,
-            anchors: 0,
-            examples: Vec::new(),
-        };
+        let options = ExampleOptions::plain(Needs::Prompt, limits);
         let (examples, _) = build_examples(&set.rows, &set.origin, &tokenizer, &options)?;
         for example in &examples {
             let given =

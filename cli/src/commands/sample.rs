@@ -13,7 +13,7 @@ use crate::terminal::output::Output;
 use crate::terminal::progress::{Course, Unit};
 use aweigh::config::BUILT_IN_EXAMPLES;
 use aweigh::data::{
-    ChatTokenizer, Completion, Example, ExampleOptions, LengthLimits, Needs, Prompt, REFUSALS,
+    ChatTokenizer, Completion, Example, ExampleOptions, LengthLimits, Needs, Prompt, REFUSALS, Row,
     build_examples, parse_worked_examples,
 };
 use aweigh::error::{Error, Result};
@@ -117,10 +117,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 
 /// The file's prompts as token ids.
 fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Output) -> Result<Vec<Example>> {
-    let mut rows = open::chosen_rows(source, &args.rows, output)?;
-    for row in &mut rows {
-        (row.completion, row.label, row.chosen, row.rejected) = (None, None, None, None);
-    }
+    let rows = open::chosen_rows(source, &args.rows, output)?;
+    let rows: Vec<Row> = rows.into_iter().map(Row::without_answers).collect();
     let limits = LengthLimits { max_prompt: Some(args.max_prompt_length), ..LengthLimits::default() };
     let instruction = args.safety_instruction.clone().filter(|text| !text.is_empty());
     let examples = match args.anchor_examples.as_deref() {

@@ -216,13 +216,7 @@ fn answers(
     rows.retain(|row| row.positive().is_some() || row.negative().is_some());
     let skipped = all - rows.len();
     rows.truncate(args.rows.max_samples.unwrap_or(usize::MAX));
-    let options = ExampleOptions {
-        needs: Needs::Any,
-        limits: LengthLimits::default(),
-        instruction: None,
-        anchors: 0,
-        examples: Vec::new(),
-    };
+    let options = ExampleOptions::plain(Needs::Any, LengthLimits::default());
     let (examples, _) = build_examples(&rows, &source.origin, tokenizer, &options)?;
     token_remarks(&source.origin, &examples, tokenizer).iter().for_each(|remark| output.warn(remark));
     let answers = examples.into_iter().map(|example| {

@@ -9,13 +9,7 @@ const CHAT: &str = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}<|end
                     add_generation_prompt %}[a]{% endif %}";
 
 fn options(needs: Needs) -> ExampleOptions {
-    ExampleOptions {
-        needs,
-        limits: LengthLimits::default(),
-        instruction: None,
-        anchors: 0,
-        examples: Vec::new(),
-    }
+    ExampleOptions::plain(needs, LengthLimits::default())
 }
 
 fn build(text: &str, options: &ExampleOptions) -> Result<(Vec<Example>, LengthCounts)> {
