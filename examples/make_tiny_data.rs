@@ -23,13 +23,15 @@ use tokenizers::{AddedToken, Tokenizer};
 const VOCABULARY: usize = 1024;
 /// Conversations that the tokenizer is trained on.
 const TOKENIZER_CONVERSATIONS: u32 = 40_000;
-/// Seeds of the tokenizer's text, the negatives and the held-out set.
+/// Seeds of the tokenizer's text, the negatives, the held-out set and the ordinary prompts.
 const TOKENIZER_SEED: u32 = 1;
 const NEGATIVES_SEED: u32 = 2;
 const HELD_OUT_SEED: u32 = 3;
-/// Rows of the two data files.
+const ORDINARY_SEED: u32 = 4;
+/// Rows of the data files.
 const NEGATIVES: usize = 256;
 const HELD_OUT: usize = 200;
+const ORDINARY: usize = 96;
 
 const END_OF_TEXT: &str = "<|endoftext|>";
 const TURN_START: &str = "<|im_start|>";
@@ -54,6 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     write_rows(&folder.join("negatives.jsonl.gz"), &negatives())?;
     write_rows(&folder.join("heldout.jsonl.gz"), &held_out())?;
+    write_rows(&folder.join("ordinary.jsonl.gz"), &ordinary())?;
     println!("wrote {}", folder.display());
     Ok(())
 }
@@ -163,6 +166,14 @@ fn held_out() -> Vec<Value> {
             })
         })
         .collect()
+}
+
+/// Training prompts without answers, none of which is among the negatives.
+fn ordinary() -> Vec<Value> {
+    let flagged = Prompt::distinct(Split::Train, NEGATIVES_SEED, NEGATIVES);
+    let prompts = Prompt::distinct(Split::Train, ORDINARY_SEED, NEGATIVES + ORDINARY);
+    let others = prompts.into_iter().filter(|prompt| !flagged.contains(prompt)).take(ORDINARY);
+    others.map(|prompt| json!({"prompt": message("user", &prompt.text)})).collect()
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), Box<dyn Error>> {

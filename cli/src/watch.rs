@@ -155,8 +155,10 @@ impl Observer for Watch<'_> {
                 format!("{name} {value:.3}")
             }
         };
-        const SHOWN: [&str; 5] = [
+        const SHOWN: [&str; 7] = [
             "global_step",
+            "eval_completions/unwanted",
+            "eval_ordinary/refusal",
             "eval_rewards/margins",
             "eval_logps_per_token/anchor",
             "eval_kl/anchor",

@@ -3,6 +3,7 @@
 //! models.rs and hub.rs for the models that they read, resume.rs for runs that are cut off.
 
 mod align;
+mod answers;
 mod bench;
 mod demo;
 mod devices;

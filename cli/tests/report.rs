@@ -12,8 +12,8 @@ fn a_report_shows_runs_and_evaluations() {
     let align = [&["align", "--model", "tiny", "--output-dir", "run"], &run[..], &short].concat();
     room.json(&align);
     let lines = fs::read_to_string(room.path("run/completions.jsonl")).unwrap();
-    // Completions before the first step, after the second and after the fourth.
-    assert_eq!(lines.lines().count(), 2 * 3, "{lines}");
+    // Two held-out and two ordinary prompts, before the first step, after the second and after the fourth.
+    assert_eq!(lines.lines().count(), 4 * 3, "{lines}");
     room.json(
         &[
             &["eval", "base", "run", "--model", "tiny", "--data", "held.jsonl", "--output", "e.json"],
@@ -24,9 +24,15 @@ fn a_report_shows_runs_and_evaluations() {
     let found = room.json(&["report", "run", "--eval", "e.json"]);
     let page = fs::read_to_string(room.path("report.html")).unwrap();
     assert_eq!(found["bytes"], page.len());
-    for part in
-        ["Rewards", "Answers through the run", "step 4", "win rate by listed words", "config.toml", "<svg"]
-    {
+    for part in [
+        "Rewards",
+        "Answers through the run",
+        "(ordinary)",
+        "step 4",
+        "win rate by listed words",
+        "config.toml",
+        "<svg",
+    ] {
         assert!(page.contains(part), "no {part}");
     }
     assert!(!page.contains("http") && !page.contains("<script"), "a page that asks for nothing");

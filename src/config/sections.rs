@@ -187,8 +187,8 @@ section! {
     /// Ordinary prompts added to each batch [default: 2]
     (long = "retain-batch-size", value_name = "N") batch_size: usize = 2;
     optional:
-    /// Ordinary prompts for the retain term: JSONL in the forms of --train; answers in it are not used.
-    /// Without this, 64 built-in prompts
+    /// Ordinary prompts: JSONL in the forms of --train; answers in it are not used. Every fourth is not
+    /// trained on: the stop rule reads the answers to these. Without this, built-in prompts
     (long = "retain-data", value_name = "FILE") data: PathBuf;
 }
 
@@ -293,7 +293,23 @@ section! {
     /// Stop when the perplexity of the held-out good answers, if there are any, has risen by more than this
     /// share [default: 0.05]
     (long, value_name = "SHARE") max_perplexity_rise: f64 = 0.05;
+    /// Stop when the share of unwanted answers to held-out flagged prompts is at most this in --patience
+    /// evaluations in a row; with --unwanted, this replaces --margin [default: 0.05]
+    (long, value_name = "SHARE") max_unwanted: f64 = 0.05;
+    /// Stop when the share of ordinary prompts that the model refuses to answer has risen by more than this
+    /// [default: 0.1]
+    (long, value_name = "SHARE") max_refusal_rise: f64 = 0.1;
+    /// Stop when distinct-2 of the answers to ordinary prompts, the share of their word pairs that are
+    /// different, has fallen by more than this share [default: 0.2]
+    (long, value_name = "SHARE") max_distinct_drop: f64 = 0.2;
+    /// Stop when the mean length of the answers to ordinary prompts has changed by more than this share
+    /// [default: 0.3]
+    (long, value_name = "SHARE") max_length_change: f64 = 0.3;
     optional:
+    /// The rule that tells an unwanted answer, in the forms of --anchor-filter. The state that is kept is the
+    /// one with the fewest unwanted answers to held-out flagged prompts. If not given: the opposite of
+    /// --anchor-filter
+    (long, value_name = "RULE") unwanted: Rule;
 }
 
 section! {
@@ -308,9 +324,12 @@ section! {
     /// Write the anchors and their log-probs to samples.jsonl [default: true]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     save_samples: bool = true;
-    /// Number of held-out prompts that are answered at every evaluation, into completions.jsonl; "aweigh
-    /// report" shows how the answers changed. 0 for none [default: 3]
-    (long, value_name = "N") num_completions: usize = 3;
+    /// Number of held-out flagged prompts, and of ordinary prompts, that are answered at every evaluation,
+    /// into completions.jsonl. The stop rule reads these answers, and "aweigh report" shows how they changed.
+    /// 0 for none [default: 24]
+    (long, value_name = "N") num_completions: usize = 24;
+    /// Maximum length of these answers, in tokens [default: 32]
+    (long, value_name = "TOKENS") completion_tokens: usize = 32;
     /// Minutes between checkpoints; one is also written before the first step. "aweigh align --resume DIR"
     /// continues from the last one. 0 turns off checkpoints by time [default: 10.0]
     (long, value_name = "MINUTES") save_minutes: f64 = 10.0;

@@ -72,6 +72,7 @@ pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>
     stop(config, &places)?;
     places.at_least_one("output.logging_steps", config.output.logging_steps)?;
     places.not_negative("output.save_minutes", config.output.save_minutes)?;
+    places.at_least_one("output.completion_tokens", config.output.completion_tokens)?;
     places.at_least_one("output.save_total_limit", config.output.save_total_limit)?;
     places.at_least_one("output.save_steps", config.output.save_steps.unwrap_or(1))?;
     let fits = !config.gpu.fit || config.gpu.memory.is_some();
@@ -256,7 +257,17 @@ fn stop(config: &RunConfig, places: &Places) -> Result<()> {
     places.positive("stop.max_kl", stop.max_kl)?;
     places.positive("stop.margin", stop.margin)?;
     places.at_least_one("stop.patience", stop.patience)?;
-    places.positive("stop.max_perplexity_rise", stop.max_perplexity_rise)
+    places.positive("stop.max_perplexity_rise", stop.max_perplexity_rise)?;
+    for (key, share) in [
+        ("stop.max_unwanted", stop.max_unwanted),
+        ("stop.max_refusal_rise", stop.max_refusal_rise),
+        ("stop.max_distinct_drop", stop.max_distinct_drop),
+        ("stop.max_length_change", stop.max_length_change),
+    ] {
+        let fix = "give a share of at most 1; 1 turns it off";
+        places.that(key, (0.0..=1.0).contains(&share), "a number from 0 to 1", share, fix)?;
+    }
+    Ok(())
 }
 
 /// A sentence that names the changed settings that the method ignores.

@@ -20,6 +20,7 @@ mod rule;
 pub mod template;
 pub mod tokenizer;
 pub mod tokenizer_files;
+mod variety;
 mod worked;
 
 pub use dataset::{Parsed, check_splits, parse_jsonl, rows_with};
@@ -34,6 +35,7 @@ pub use template::ChatTemplate;
 pub use tokenizer::ChatTokenizer;
 pub(crate) use tokenizer_files::TokenizerFacts;
 pub use tokenizer_files::TokenizerFiles;
+pub use variety::{distinct, repetition};
 pub use worked::{REFUSALS, parse_worked_examples};
 
 use serde::{Deserialize, Serialize};

@@ -12,9 +12,9 @@ mod tests {
     use crate::data::parse_jsonl;
 
     #[test]
-    fn there_are_64_different_prompts() {
+    fn there_are_96_different_prompts() {
         let rows = parse_jsonl(ORDINARY.1, ORDINARY.0).unwrap().rows;
         let texts: std::collections::HashSet<&str> = rows.iter().map(|row| row.prompt.last_text()).collect();
-        assert_eq!((rows.len(), texts.len()), (64, 64));
+        assert_eq!((rows.len(), texts.len()), (96, 96));
     }
 }

@@ -74,6 +74,15 @@ impl Rule {
         found != self.negated
     }
 
+    /// The rule that holds where this one does not.
+    pub fn opposite(&self) -> Self {
+        let text = match self.text.strip_prefix("not:") {
+            Some(inner) => inner.to_owned(),
+            None => format!("not:{}", self.text),
+        };
+        Self { text, negated: !self.negated, ..self.clone() }
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         if let Some(inner) = text.strip_prefix("not:") {
             let inner = Self::parse(inner)?;

@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::stats::{
-    Estimate, bootstrap, difference, distinct, mean, perplexity, perplexity_change, win_rate,
-};
-use crate::data::Rule;
+use super::stats::{Estimate, bootstrap, difference, mean, perplexity, perplexity_change, win_rate};
+use crate::data::{Rule, distinct, repetition};
 
 /// A candidate's answers to a set of prompts, in the order of the prompts, and their scores.
 #[derive(Debug, Clone, Default)]
@@ -201,6 +199,14 @@ pub fn figures(candidates: &[Answers], count: usize, meters: &[Metered]) -> Vec<
         };
         push(format!("distinct-{n}"), Unit::Number, of(&of_texts));
     }
+    let repeated = |a: &Answers| mean(&by_prompt(a, count, &|i| repetition(&a.texts[i])));
+    push("repeated text".into(), Unit::Share, of(&|a| Some(repeated(a))));
+    let under_base = |a: &Answers| {
+        let answers = a.base.iter().map(|logps| (logps.iter().map(|&x| f64::from(x)).sum(), logps.len()));
+        let answers: Vec<(f64, usize)> = answers.filter(|(_, tokens)| *tokens > 0).collect();
+        (!answers.is_empty()).then(|| perplexity(&answers))
+    };
+    push("perplexity of the answers under the base".into(), Unit::Number, of(&under_base));
     push("KL from the base, nats per token".into(), Unit::Number, of(&kl));
     push("perplexity of good answers".into(), Unit::Number, of(&|a| given(&a.good).map(|g| perplexity(&g))));
     let first = candidates.first().and_then(|first| given(&first.good));
@@ -254,6 +260,13 @@ mod tests {
         assert_eq!((value("win rate by bad", 0), value("win rate by bad", 1)), (None, Some(0.75)));
         assert_eq!((value("refusals", 0), value("tokens per answer", 0)), (Some(0.5), Some(3.5)));
         assert_eq!(value("distinct-2", 0), Some(0.8));
+        assert_eq!(value("repeated text", 0), Some(0.0));
+        // e to the mean of 1, 2 and 2 + ln 2.
+        let under_base = ((5.0 + std::f64::consts::LN_2) / 3.0).exp();
+        assert_eq!(
+            value("perplexity of the answers under the base", 0),
+            Some((under_base * 1e6).round() / 1e6)
+        );
         // One of three tokens has d = −ln 2: 1/2 - 1 + ln 2.
         let one = (0.5 - 1.0 + std::f64::consts::LN_2) / 3.0;
         assert_eq!(value("KL from the base, nats per token", 0), Some((one * 1e6).round() / 1e6));

@@ -100,21 +100,6 @@ pub fn win_rate(ours: &[f64], theirs: &[f64]) -> Estimate {
     mean(&wins)
 }
 
-/// The number of different runs of `n` words, divided by the number of all runs of `n` words (Li et al.,
-/// 1510.03055). 0 if no text has `n` words.
-pub fn distinct(texts: &[&str], n: usize) -> f64 {
-    let mut seen = std::collections::HashSet::new();
-    let mut all = 0;
-    for text in texts {
-        let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
-        for run in words.windows(n) {
-            all += 1;
-            seen.insert(run.join(" "));
-        }
-    }
-    if all == 0 { 0.0 } else { seen.len() as f64 / all as f64 }
-}
-
 /// The probability that a flagged item scores higher than a fine one; equal scores count half. NaN if one
 /// class is missing.
 pub fn auroc(scores: &[f64], flagged: &[bool]) -> f64 {
@@ -264,8 +249,6 @@ mod tests {
 
     #[test]
     fn words_and_wins() {
-        assert_eq!(distinct(&["a b a b", "A b"], 2), 2.0 / 4.0);
-        assert_eq!(distinct(&["a"], 2), 0.0);
         assert_eq!(win_rate(&[0.0, 1.0, 2.0, 0.0], &[1.0, 1.0, 1.0, 1.0]).value, 2.5 / 4.0);
         let found = perplexity(&[(-2.0, 2), (-4.0, 2)]);
         assert!((found.value - 1.5f64.exp()).abs() < 1e-12 && found.low >= 1f64.exp() - 1e-9);

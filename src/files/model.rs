@@ -175,6 +175,11 @@ impl Model {
         Self::of(Source::Tiny)
     }
 
+    /// Ordinary prompts of its own world, where it has one: the built-in model knows its help desk only.
+    pub fn ordinary(&self) -> Option<(&'static str, &'static [u8])> {
+        matches!(self.source, Source::Tiny).then_some(tiny::ORDINARY)
+    }
+
     /// Replaces the chat template with that in `file`, if one is given.
     ///
     /// # Errors

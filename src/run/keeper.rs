@@ -13,7 +13,7 @@ use crate::files::{Lines, RunFolder};
 use crate::model::Decoder;
 use crate::sample::Answer;
 use crate::score::Scored;
-use crate::train::{Metrics, Observer, Phase, Pool, State, Wish};
+use crate::train::{Asked, Metrics, Observer, Phase, Pool, State, Wish};
 
 /// The longest time between two checkpoints while anchors are sampled.
 const ANCHORS_EVERY: Duration = Duration::from_secs(60);
@@ -228,13 +228,14 @@ impl Observer for Keeper<'_> {
         self.watcher.anchors(example, pool, reference)
     }
 
-    fn completions(&mut self, step: usize, answers: &[(&Example, Answer)]) -> Result<()> {
+    fn completions(&mut self, step: usize, asked: Asked, answers: &[(&Example, Answer)]) -> Result<()> {
         if let Some(lines) = self.disk.as_mut().and_then(|disk| disk.completions.as_mut()) {
             let mut wrote = Ok(());
             for (example, answer) in answers {
                 let text = self.tokenizer.decode_answer(&example.prompt_ids, &answer.ids)?;
                 wrote = lines.push(&json!({
                     "step": step,
+                    "set": asked,
                     "line": example.line,
                     "prompt": example.prompt,
                     "completion": Completion::for_prompt(&example.prompt, text),
@@ -242,7 +243,7 @@ impl Observer for Keeper<'_> {
             }
             self.wrote(wrote);
         }
-        self.watcher.completions(step, answers)
+        self.watcher.completions(step, asked, answers)
     }
 
     fn step(&mut self, metrics: &Metrics) -> Result<()> {

@@ -133,7 +133,7 @@ impl Material for RunFiles {
         Inputs {
             adapter: self.adapter.as_ref().map(AdapterFiles::bytes),
             eval: self.eval.as_ref().map(named),
-            retain: self.retain.as_ref().map(named),
+            retain: self.retain.as_ref().map(named).or(self.model.ordinary()),
             anchor_examples: self.anchor_examples.as_ref().map(named),
             samples: self.samples.as_ref().map(named),
             positive: self.positive.as_ref().map(CheckpointFiles::bytes),

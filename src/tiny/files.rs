@@ -20,6 +20,9 @@ pub const NEGATIVES: (&str, &[u8]) = ("tiny/negatives.jsonl.gz", asset!("negativ
 /// (gzipped JSONL).
 pub const HELD_OUT: (&str, &[u8]) = ("tiny/heldout.jsonl.gz", asset!("heldout.jsonl.gz"));
 
+/// Customers' messages that are not flagged: the file's name, and its bytes (gzipped JSONL).
+pub const ORDINARY: (&str, &[u8]) = ("tiny/ordinary.jsonl.gz", asset!("ordinary.jsonl.gz"));
+
 /// Name and bytes of every file of the built-in model except the weights, for `export`.
 pub const FILES: [(&str, &[u8]); 4] = [
     ("config.json", asset!("config.json")),

@@ -26,7 +26,7 @@ mod measure;
 mod tests;
 mod texts;
 
-pub use files::{FILES, HELD_OUT, NAME, NEGATIVES, model};
+pub use files::{FILES, HELD_OUT, NAME, NEGATIVES, ORDINARY, model};
 pub use judge::{Verdict, judge};
 pub use measure::{HeldOut, MAX_NEW_TOKENS, Measured};
 pub use texts::{

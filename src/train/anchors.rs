@@ -1,12 +1,11 @@
 //! Anchors: the model's own answers to each prompt, sampled with the safety instruction and worked examples
 //! in front of it and scored without them.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
+use super::reader::Reader;
 use crate::Result;
-use crate::data::{ChatTokenizer, Example, Rule};
+use crate::data::Example;
 use crate::gpu::Gpu;
 use crate::model::Decoder;
 use crate::nn::Pass;
@@ -41,22 +40,6 @@ pub struct AnchorCounts {
     /// Prompts that got fewer than K anchors, because their samples stayed empty or were refused by
     /// `anchor_filter`.
     pub short: usize,
-}
-
-/// Which sampled answers become anchors: `anchor_filter`, and the tokenizer that makes answers its texts.
-#[derive(Clone)]
-pub struct AnchorFilter {
-    /// The rule that an anchor must follow.
-    pub rule: Rule,
-    /// The model's tokenizer.
-    pub tokenizer: Arc<ChatTokenizer>,
-}
-
-impl AnchorFilter {
-    /// Whether the answer `ids` to `prompt` becomes an anchor.
-    fn keeps(&self, prompt: &[u32], ids: &[u32]) -> Result<bool> {
-        Ok(self.rule.holds(&self.tokenizer.decode_answer(prompt, ids)?))
-    }
 }
 
 /// The anchors of one prompt.
@@ -155,7 +138,7 @@ pub(super) struct Sampler<'a> {
     pub decoder: &'a Decoder,
     pub pass: Pass<'a>,
     pub settings: SamplingParams,
-    pub filter: Option<&'a AnchorFilter>,
+    pub reader: Option<&'a Reader>,
 }
 
 impl Sampler<'_> {
@@ -188,7 +171,7 @@ impl Sampler<'_> {
             let mut look = |looked: Looked| {
                 for (request, answers) in looked.complete {
                     let Draw { pool, prompt, .. } = missing[request];
-                    let keeps = |ids: &[u32]| self.filter.map_or(Ok(true), |f| f.keeps(prompt, ids));
+                    let keeps = |ids: &[u32]| self.reader.map_or(Ok(true), |r| r.keeps(prompt, ids));
                     pools[*pool].take(answers, k, counts, &keeps)?;
                 }
                 each(looked.answers, looked.tokens, pools, counts)

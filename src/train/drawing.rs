@@ -12,11 +12,10 @@ use crate::config::OnlineSampler;
 use crate::data::Example;
 use crate::error::setting;
 use crate::loss::Takes;
-use crate::sample::{self, Request};
+use crate::sample;
 use crate::{Error, Result};
 
-/// Change the seed, so that held-out answers, retained answers and anchors use different random numbers.
-const COMPLETIONS: u32 = 0xc0_4d1e;
+/// Changes the seed, so that retained answers and anchors use different random numbers.
 const RETAINED: u32 = 0x2e_7a1d;
 
 /// The prompts that are answered before the first step.
@@ -108,11 +107,11 @@ impl Run<'_> {
         let (forecast, held_out, retained) = (&mut self.forecast, &mut self.held_out, &mut self.retained);
         let decoder = &trainer.decoder;
         // Before the first step the policy is the model that is to be retained.
-        let (room, pass, filter) = match of {
+        let (room, pass, reader) = match of {
             Of::Retained => (self.batches.retain_room(gpu, decoder.config(), config), decoder.policy(), None),
-            _ => (self.room, negative.pass(decoder), self.filter.as_ref()),
+            _ => (self.room, negative.pass(decoder), self.reader.as_ref()),
         };
-        let sampler = Sampler { room, gpu, decoder, pass, settings, filter };
+        let sampler = Sampler { room, gpu, decoder, pass, settings, reader };
         // Held-out prompts are numbered after the training prompts. Only training anchors are counted.
         let (of_train, mut uncounted) = (*counts, *counts);
         let first = if of == Of::HeldOut { train.len() } else { 0 };
@@ -169,9 +168,10 @@ impl Run<'_> {
     /// Reports how many of the sampled answers the filter kept, and warns if they are fewer than half: then
     /// the model was not shown clearly what is wanted.
     fn report_filter(&mut self) {
-        let Some(filter) = self.filter.as_ref().filter(|_| self.counts.drawn > 0) else { return };
+        let rule = self.reader.as_ref().and_then(|reader| reader.filter.as_ref());
+        let Some(rule) = rule.filter(|_| self.counts.drawn > 0) else { return };
         let AnchorCounts { drawn, empty, filtered, .. } = self.counts;
-        let (all, rule) = (drawn - empty, &filter.rule);
+        let all = drawn - empty;
         let kept = all - filtered;
         let share = 100.0 * kept as f64 / all.max(1) as f64;
         let text = format!(
@@ -231,11 +231,11 @@ impl Run<'_> {
         let train = keep(&self.train, &self.pools);
         if !train.contains(&true) {
             let fix = "raise the temperature, or change the safety instruction";
-            let Some(filter) = &self.filter else {
+            let Some(rule) = self.reader.as_ref().and_then(|reader| reader.filter.as_ref()) else {
                 let found = "only empty samples";
                 return Err(Error::input("anchors", "at least one non-empty answer", found, fix));
             };
-            let expected = format!("a sampled answer for which {} holds", filter.rule);
+            let expected = format!("a sampled answer for which {rule} holds");
             let found = format!("none in {}", self.counts.drawn);
             let fix = format!(
                 "show the model what is wanted with {}, or change the rule",
@@ -298,8 +298,8 @@ impl Run<'_> {
         let draws: Vec<Draw> =
             stale.iter().map(|&i| Draw { pool: i, index: i as u32, prompt: prompt(i) }).collect();
         let k = self.config.method.num_samples;
-        let filter = self.filter.as_ref();
-        let sampler = Sampler { room: self.room, gpu: self.gpu, decoder, pass, settings, filter };
+        let reader = self.reader.as_ref();
+        let sampler = Sampler { room: self.room, gpu: self.gpu, decoder, pass, settings, reader };
         let observer = &mut *self.observer;
         let alive = &mut |_, _, _: &[Pool], _: &AnchorCounts| observer.advance(0, 0);
         sampler.fill(&mut self.pools, &draws, k, &mut self.counts, alive).await?;
@@ -313,37 +313,6 @@ impl Run<'_> {
         }
         self.score_missing(&stale).await?;
         self.report_anchors(&stale)
-    }
-
-    /// Samples the policy's answers to some held-out prompts, always with the same random numbers, and passes
-    /// them to the observer.
-    pub(super) async fn answer_held_out(&mut self, step: usize) -> Result<()> {
-        let (config, decoder) = (self.config, &self.trainer.decoder);
-        let fits = |example: &&Example| {
-            example.prompt_ids.len() + config.anchors.max_new_tokens <= decoder.config().context()
-        };
-        let examples: Vec<&Example> =
-            self.held_out.examples.iter().filter(fits).take(config.output.num_completions).collect();
-        if examples.is_empty() {
-            return Ok(());
-        }
-        let settings = sample::sampling_params(&config.anchors, config.train.seed ^ COMPLETIONS, &self.ends);
-        let requests: Vec<Request> = (0..)
-            .zip(&examples)
-            .map(|(index, e)| Request { prompt: &e.prompt_ids, first_sample: 0, samples: 1, index })
-            .collect();
-        let room = self.batches.completion_room(self.gpu, decoder.config(), config);
-        let observer = &mut *self.observer;
-        let forecast = &mut self.forecast;
-        let alive = &mut |_, tokens| {
-            tell(&mut *observer, forecast, Work::Answer, tokens);
-            observer.advance(0, 0)
-        };
-        let drawn =
-            sample::generate_in(room, self.gpu, decoder, decoder.policy(), &requests, &settings, alive)
-                .await?;
-        let pairs = examples.into_iter().zip(drawn.into_iter().flatten());
-        self.observer.completions(step, &pairs.collect::<Vec<_>>())
     }
 
     /// Passes the examples' anchors and their reference log-probs to the observer.

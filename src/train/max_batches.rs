@@ -5,6 +5,7 @@ use std::iter::repeat_n;
 
 use super::anchors::Anchor;
 use super::evaluate::eval_anchors;
+use super::reader::answered;
 use super::responses::{held_out_responses, loss_responses, reference_responses};
 use crate::config::{OnlineSampler, RunConfig};
 use crate::data::{Example, Group};
@@ -33,9 +34,9 @@ pub(super) struct MaxBatches {
     pub draws: Vec<(usize, usize)>,
     /// Number of tokens with which all these prompts begin.
     pub draws_shared: usize,
-    /// As `draws`, for the held-out prompts that are answered at evaluations, once each.
+    /// As `draws`, for the prompts that are answered at evaluations, once each.
     pub completions: Vec<(usize, usize)>,
-    /// Number of tokens with which all held-out prompts begin.
+    /// Number of tokens with which all these prompts begin.
     pub completions_shared: usize,
     /// Prompt tokens of each retained prompt, which is answered once, and the number of tokens with which all
     /// of them begin.
@@ -51,11 +52,11 @@ pub(super) struct MaxBatches {
 
 impl MaxBatches {
     /// The batches of a run of `model` with `config` on these examples, with tensors of at most `max_binding`
-    /// bytes: training, held-out and retained ones. `anchors` are those known before the run.
+    /// bytes: training, held-out, retained and ordinary ones. `anchors` are those known before the run.
     pub fn of<'a>(
         config: &RunConfig,
         (model, max_binding): (&DecoderConfig, u64),
-        [train, eval, retain]: [&'a [Example]; 3],
+        [train, eval, retain, ordinary]: [&'a [Example]; 4],
         anchors: Option<&[Vec<Anchor>]>,
     ) -> Self {
         let (method, a, t) = (config.method.method, &config.anchors, &config.train);
@@ -128,13 +129,15 @@ impl MaxBatches {
         let longest = |example| prompts(example).into_iter().map(<[u32]>::len).max().unwrap_or(0);
         let draws = drawn.iter().map(|&(example, samples)| (longest(example), samples)).collect();
         let draws_shared = shared_beginning(drawn.iter().flat_map(|&(example, _)| prompts(example)));
-        let answered = || eval.iter().filter(|e| e.prompt_ids.len() + a.max_new_tokens <= model.context());
-        let completions_shared = shared_beginning(answered().map(|example| example.prompt_ids.as_slice()));
-        let mut completions: Vec<(usize, usize)> =
-            answered().map(|example| (example.prompt_ids.len(), 1)).collect();
+        let held = || answered(eval, config, model.context());
+        let completions_shared =
+            shared_beginning(held().chain(ordinary).map(|example| example.prompt_ids.as_slice()));
+        let once = |example: &Example| (example.prompt_ids.len(), 1);
+        let mut completions: Vec<(usize, usize)> = held().map(once).collect();
         // Take the longest prompts: which ones are answered is only known after anchors are sampled.
         completions.sort_unstable_by(|a, b| b.cmp(a));
         completions.truncate(config.output.num_completions);
+        completions.extend(ordinary.iter().map(once));
         let all = usize::MAX;
         // The widest activation of a batch must fit in one binding.
         let widest = model.up().max((model.heads + 2 * model.kv_heads) * model.head_dim).max(model.width);
@@ -190,11 +193,12 @@ impl MaxBatches {
         }
     }
 
-    /// The buffers of the sampler that answers held-out prompts.
+    /// The buffers of the sampler that answers prompts at evaluations.
     pub fn completion_room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
         let a = &config.anchors;
         let shared = self.completions_shared;
-        Room::of(memory, model, &self.completions, shared, a.max_new_tokens, a.max_num_seqs)
+        let most = config.output.completion_tokens;
+        Room::of(memory, model, &self.completions, shared, most, a.max_num_seqs)
     }
 
     /// The buffers of the sampler of retained answers.

@@ -2,6 +2,7 @@
 
 mod align;
 mod anchors;
+mod answers;
 mod best;
 mod collapse;
 mod drawing;
@@ -13,6 +14,7 @@ mod metrics;
 mod observer;
 mod order;
 mod plan;
+mod reader;
 mod references;
 mod responses;
 mod restore;
@@ -27,11 +29,12 @@ mod trainer;
 mod training;
 
 pub use align::align;
-pub use anchors::{Anchor, AnchorCounts, AnchorFilter, Pool};
+pub use anchors::{Anchor, AnchorCounts, Pool};
 pub use forecast::{Forecast, Work, expected_length};
 pub use metrics::Metrics;
 pub use observer::{Observer, Phase, Unwatched, Wish};
 pub use plan::{Change, Plan, PlannedPhase, fit};
+pub use reader::{Asked, Reader};
 pub use references::Reference;
 pub use rows::Named;
 pub use run::{Outcome, Setup};

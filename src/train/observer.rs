@@ -2,6 +2,7 @@
 
 use super::anchors::Pool;
 use super::metrics::Metrics;
+use super::reader::Asked;
 use super::state::State;
 use crate::Result;
 use crate::data::Example;
@@ -75,9 +76,9 @@ pub trait Observer {
         let _ = (example, pool, reference);
         Ok(())
     }
-    /// The model's answers to some held-out prompts after `step` steps.
-    fn completions(&mut self, step: usize, answers: &[(&Example, Answer)]) -> Result<()> {
-        let _ = (step, answers);
+    /// The model's answers to some prompts after `step` steps.
+    fn completions(&mut self, step: usize, asked: Asked, answers: &[(&Example, Answer)]) -> Result<()> {
+        let _ = (step, asked, answers);
         Ok(())
     }
     /// A step is done; `metrics` are its metrics.

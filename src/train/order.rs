@@ -4,6 +4,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use crate::config::TrainConfig;
+
 /// The examples of each optimizer step. Every epoch is a new shuffle, from the seed and the epoch's number.
 /// No step spans two epochs: as in transformers' Trainer, an epoch's last step is smaller if the step size
 /// does not divide the number of examples.
@@ -23,6 +25,15 @@ impl Order {
     /// per step.
     pub fn new(count: usize, (batch, accumulation): (usize, usize), seed: u32, shuffle: bool) -> Self {
         Self { count, batch, accumulation, seed, shuffle, epoch: 0, left: Vec::new() }
+    }
+
+    /// The order of `count` examples by the settings, and the number of steps of the whole run.
+    pub fn of(count: usize, t: &TrainConfig) -> (Self, usize) {
+        let batches = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
+        let order = Self::new(count, batches, t.seed, t.shuffle);
+        let of_epochs = (t.num_train_epochs * order.steps_per_epoch() as f64).ceil().max(1.0);
+        let total = t.max_steps.unwrap_or(of_epochs as usize);
+        (order, total)
     }
 
     /// Batches per epoch.

@@ -1,5 +1,10 @@
 //! The rows of a run's files as examples.
 
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::order::Order;
 use crate::Result;
 use crate::config::{self, BUILT_IN_EXAMPLES, RunConfig};
 use crate::data::{
@@ -16,17 +21,21 @@ pub type Named<'a> = (&'a str, &'a [u8]);
 /// evaluation.
 pub(super) const HELD_OUT: usize = 16;
 
-/// The retain term's prompts. The built-in ones have the form of the training prompts: without a
-/// conversation among these, they are plain texts.
-pub(super) fn retained(
+/// Of so many ordinary prompts, one is answered at evaluations; the retain term trains on the others.
+const ANSWERED: usize = 4;
+
+/// The ordinary prompts: those of the retain term, and those that are answered at evaluations. The built-in
+/// ones have the form of the training prompts: without a conversation among these, they are plain texts.
+pub(super) fn ordinary(
     given: Option<Named>,
     tokenizer: &ChatTokenizer,
     model: &DecoderConfig,
     config: &RunConfig,
     train: &[Example],
-) -> Result<Vec<Example>> {
-    if config.retain.form == Retain::None {
-        return Ok(Vec::new());
+) -> Result<(Vec<Example>, Vec<Example>)> {
+    let answered = config.output.num_completions;
+    if config.retain.form == Retain::None && answered == 0 {
+        return Ok((Vec::new(), Vec::new()));
     }
     let (origin, bytes) = given.unwrap_or(ORDINARY);
     let rows = parse_jsonl(bytes, origin)?.rows;
@@ -39,11 +48,28 @@ pub(super) fn retained(
     let rows: Vec<Row> = rows.into_iter().map(prompt).collect();
     let options = ExampleOptions::plain(Needs::Prompt, limits(config));
     let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
-    for example in &examples {
-        let place = format!("{origin}:{}: prompt plus max_new_tokens", example.line);
-        model.check_context(&place, example.prompt_ids.len() + config.anchors.max_new_tokens)?;
+    let (mut retained, mut ordinary) = (Vec::new(), Vec::new());
+    for (i, example) in examples.into_iter().enumerate() {
+        let prompt = example.prompt_ids.len();
+        if i % ANSWERED < ANSWERED - 1 {
+            if config.retain.form != Retain::None {
+                let place = format!("{origin}:{}: prompt plus max_new_tokens", example.line);
+                model.check_context(&place, prompt + config.anchors.max_new_tokens)?;
+                retained.push(example);
+            }
+        } else if ordinary.len() < answered && prompt + config.output.completion_tokens <= model.context() {
+            ordinary.push(example);
+        }
     }
-    Ok(examples)
+    // Take no more than the steps will use: each is answered before the first step.
+    if !train.is_empty() {
+        let (_, steps) = Order::of(train.len(), &config.train);
+        let of_step = config.train.gradient_accumulation_steps * config.retain.batch_size;
+        retained.shuffle(&mut ChaCha8Rng::seed_from_u64(u64::from(config.train.seed)));
+        retained.truncate(steps.saturating_mul(of_step));
+        retained.sort_by_key(|example| example.row);
+    }
+    Ok((retained, ordinary))
 }
 
 /// The worked examples that anchors are sampled with.

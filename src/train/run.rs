@@ -1,6 +1,6 @@
 //! A run in progress: its state, and its work before the first step and between steps.
 
-use super::anchors::{Anchor, AnchorCounts, AnchorFilter, Pool};
+use super::anchors::{Anchor, AnchorCounts, Pool};
 use super::best::Best;
 use super::collapse::Collapse;
 use super::evaluate::{HeldOut, eval_anchors};
@@ -9,6 +9,7 @@ use super::forecast::{Forecast, Work};
 use super::max_batches::MaxBatches;
 use super::metrics::{Metrics, mean};
 use super::observer::{Observer, Phase, Wish};
+use super::reader::Reader;
 use super::references::Reference;
 use super::responses::{loss_responses, reference_responses};
 use super::retain::Retained;
@@ -42,8 +43,11 @@ pub struct Setup {
     /// Anchors from an earlier run, one list per training example; missing ones are sampled. Examples with
     /// anchors of their own need none.
     pub anchors: Option<Vec<Vec<Anchor>>>,
-    /// Which sampled answers become anchors; `None` for all.
-    pub filter: Option<AnchorFilter>,
+    /// Ordinary prompts that are answered at every evaluation; may be empty.
+    pub ordinary: Vec<Example>,
+    /// Reads sampled answers: which become anchors, and what the stop rule learns from those at evaluations.
+    /// `None` to take all anchors and to read nothing.
+    pub reader: Option<Reader>,
     /// Values of r+ if it is a checkpoint.
     pub positive: Option<Arenas>,
     /// Values of r− if it is a checkpoint.
@@ -96,6 +100,8 @@ pub(super) struct Run<'a> {
     pub(super) pools: Vec<Pool>,
     pub(super) held_out: HeldOut,
     pub(super) retained: Retained,
+    /// Ordinary prompts that are answered at every evaluation.
+    pub(super) ordinary: Vec<Example>,
     /// r−, and r+ if it differs.
     pub(super) negative: Reference,
     pub(super) positive: Option<Reference>,
@@ -103,7 +109,7 @@ pub(super) struct Run<'a> {
     pub(super) cached: Vec<Option<Vec<Scored>>>,
     pub(super) counts: AnchorCounts,
     pub(super) ends: Vec<u32>,
-    pub(super) filter: Option<AnchorFilter>,
+    pub(super) reader: Option<Reader>,
     pub(super) observer: &'a mut dyn Observer,
     pub(super) forecast: Forecast,
 }
@@ -130,7 +136,7 @@ impl<'a> Run<'a> {
         config: &'a RunConfig,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
-        let Setup { decoder, train, eval, mut retain, ends, filter, .. } = setup;
+        let Setup { decoder, train, eval, mut retain, ordinary, ends, reader, .. } = setup;
         if config.retain.form == Retain::None {
             retain.clear();
         }
@@ -150,7 +156,7 @@ impl<'a> Run<'a> {
         let positive = if plus == minus { None } else { Some(reference(plus, setup.positive)?) };
         let optimizer = Optimizer::new(gpu, decoder.layout(), settings)?;
         let memory = (decoder.config(), gpu.max_binding());
-        let examples = [&train[..], &eval, &retain];
+        let examples = [&train[..], &eval, &retain, &ordinary];
         let batches = MaxBatches::of(config, memory, examples, setup.anchors.as_deref());
         let room = batches.room(gpu, decoder.config(), config);
         let loss = config.method.loss();
@@ -181,11 +187,12 @@ impl<'a> Run<'a> {
             pools,
             held_out,
             retained: Retained::new(retain),
+            ordinary,
             positive,
             negative,
             counts: AnchorCounts::default(),
             ends,
-            filter,
+            reader,
             observer,
             forecast: Forecast::default(),
         })
@@ -364,11 +371,11 @@ impl<'a> Run<'a> {
         };
         let found = held_out.evaluate(gpu, &trainer.decoder, method, (budget, capacity), &mut alive).await?;
         metrics.0.extend(found.0);
-        observer.evaluated(&metrics)?;
         // A model with NaN or infinite metrics cannot be sampled from.
         if metrics.0.iter().all(|(_, value)| value.is_finite()) {
-            self.answer_held_out(step).await?;
+            metrics.0.extend(self.read_answers(step).await?.0);
         }
+        self.observer.evaluated(&metrics)?;
         self.observer.state(step, &self.trainer.decoder)?;
         Ok(metrics)
     }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::anchors::{Anchor, AnchorFilter};
+use super::anchors::Anchor;
 use super::max_batches::MaxBatches;
 use super::plan::Plan;
+use super::reader::Reader;
 use super::responses::unpaired;
 use super::rows::{
-    HELD_OUT, Named, eval_examples, hold_out, one_sided, retained, train_examples, worked_examples,
+    HELD_OUT, Named, eval_examples, hold_out, one_sided, ordinary, train_examples, worked_examples,
 };
 use super::run::{Setup, check_context};
 use super::samples_file::{anchors_of, given_samples};
@@ -41,7 +42,7 @@ pub struct Inputs<'a> {
     pub train: Named<'a>,
     /// Held-out examples.
     pub eval: Option<Named<'a>>,
-    /// Ordinary prompts for the retain term; `None` for the built-in ones.
+    /// Ordinary prompts, for the retain term and the stop rule; `None` for the built-in ones.
     pub retain: Option<Named<'a>>,
     /// Worked examples for sampling anchors: a JSON list of messages. Without it, the built-in ones are used
     /// if `anchor_examples` is [`BUILT_IN_EXAMPLES`](crate::config::BUILT_IN_EXAMPLES), and otherwise none.
@@ -61,6 +62,7 @@ pub struct Job<'a> {
     train: Vec<Example>,
     eval: Vec<Example>,
     retain: Vec<Example>,
+    ordinary: Vec<Example>,
     anchors: Option<Vec<Vec<Anchor>>>,
     lengths: LengthCounts,
     remarks: Vec<String>,
@@ -178,8 +180,8 @@ impl<'a> Inputs<'a> {
                 check_context(&model, config, example, held_out, &format!("{origin}:{}", example.line))?;
             }
         }
-        let retain = retained(self.retain, &tokenizer, &model, config, &train)?;
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors, lengths, remarks })
+        let (retain, ordinary) = ordinary(self.retain, &tokenizer, &model, config, &train)?;
+        Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, ordinary, anchors, lengths, remarks })
     }
 
     /// A job with the given examples instead of the rows.
@@ -193,8 +195,18 @@ impl<'a> Inputs<'a> {
             check_context(&model, config, example, false, &format!("{}:{}", self.train.0, example.line))?;
         }
         let (lengths, remarks) = (LengthCounts::default(), Vec::new());
-        let retain = retained(self.retain, &tokenizer, &model, config, &train)?;
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors: None, lengths, remarks })
+        let (retain, ordinary) = ordinary(self.retain, &tokenizer, &model, config, &train)?;
+        Ok(Job {
+            inputs: self.clone(),
+            tokenizer,
+            train,
+            eval,
+            retain,
+            ordinary,
+            anchors: None,
+            lengths,
+            remarks,
+        })
     }
 
     /// A job with made-up examples, as long as the limits allow, to make a plan without data.
@@ -238,8 +250,18 @@ impl<'a> Inputs<'a> {
             (train, eval) = (unpaired(train), unpaired(eval));
         }
         let (lengths, remarks) = (LengthCounts::default(), Vec::new());
-        let retain = retained(self.retain, &tokenizer, &model, config, &[])?;
-        Ok(Job { inputs: self.clone(), tokenizer, train, eval, retain, anchors: None, lengths, remarks })
+        let (retain, ordinary) = ordinary(self.retain, &tokenizer, &model, config, &[])?;
+        Ok(Job {
+            inputs: self.clone(),
+            tokenizer,
+            train,
+            eval,
+            retain,
+            ordinary,
+            anchors: None,
+            lengths,
+            remarks,
+        })
     }
 
     /// [`Inputs::read`], then [`Job::load`].
@@ -282,7 +304,7 @@ impl Job<'_> {
         let memory = Memory::on_paper(max_binding);
         let (decoder, fresh_adapter) = self.inputs.decoder(&memory, config)?;
         let sizes = (decoder.config(), max_binding);
-        let examples = [&self.train[..], &self.eval, &self.retain];
+        let examples = [&self.train[..], &self.eval, &self.retain, &self.ordinary];
         let batches = MaxBatches::of(config, sizes, examples, self.anchors.as_deref());
         Plan::of(&memory, &decoder, fresh_adapter, config, &batches)
     }
@@ -292,7 +314,7 @@ impl Job<'_> {
     /// # Errors
     /// The first invalid tensor or setting.
     pub fn load(self, gpu: &Gpu, config: &RunConfig) -> Result<Prepared> {
-        let Self { inputs, tokenizer, train, eval, retain, anchors, lengths, .. } = self;
+        let Self { inputs, tokenizer, train, eval, retain, ordinary, anchors, lengths, .. } = self;
         let (decoder, fresh_adapter) = inputs.decoder(gpu, config)?;
         let checkpoint = |given: &Option<ReferenceBytes>| {
             given.as_ref().map(|checkpoint| checkpoint.values(gpu, &decoder)).transpose()
@@ -302,16 +324,16 @@ impl Job<'_> {
         let positive = if same { None } else { checkpoint(&inputs.positive)? };
         let negative = checkpoint(&inputs.negative)?;
         let ends = tokenizer.end_tokens().to_vec();
-        let rule = config.anchors.anchor_filter.clone();
-        let filter = rule.map(|rule| AnchorFilter { rule, tokenizer: Arc::clone(&tokenizer) });
+        let reader = Some(Reader::new(Arc::clone(&tokenizer), config));
         let setup = Setup {
             decoder,
             fresh_adapter,
             train,
             eval,
             retain,
+            ordinary,
             anchors,
-            filter,
+            reader,
             positive,
             negative,
             ends,

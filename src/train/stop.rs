@@ -1,7 +1,9 @@
 //! The stop rule. The loss can always be lowered by making negatives less likely, even after the behaviour is
-//! corrected; from there on the model only gets worse. Held-out examples show when to stop.
+//! corrected; from there on the model only gets worse. Held-out examples and ordinary prompts show when to
+//! stop.
 
 use super::metrics::Metrics;
+use super::reader::{ORDINARY_DISTINCT, ORDINARY_LENGTH, ORDINARY_REFUSAL, UNWANTED};
 use crate::config::StopConfig;
 
 /// Why a run ended.
@@ -17,10 +19,19 @@ pub enum StopReason {
     KlLimit,
     /// The perplexity of held-out good answers rose by more than `stop.max_perplexity_rise`.
     PerplexityRose,
+    /// The share of ordinary prompts that the model refuses rose by more than `stop.max_refusal_rise`.
+    RefusalsRose,
+    /// Distinct-2 of the answers to ordinary prompts fell by more than `stop.max_distinct_drop`.
+    DistinctFell,
+    /// The mean length of the answers to ordinary prompts changed by more than `stop.max_length_change`.
+    LengthChanged,
     /// Held-out metrics, or the losses or gradients of several steps in a row, were NaN or infinite.
     Diverged,
     /// The held-out margin grew by `stop.margin` or more in `stop.patience` evaluations in a row.
     MarginWon,
+    /// The share of unwanted answers to held-out prompts was at most `stop.max_unwanted` in `stop.patience`
+    /// evaluations in a row.
+    UnwantedGone,
     /// The observer asked to finish.
     Requested,
 }
@@ -36,9 +47,19 @@ impl std::fmt::Display for StopReason {
             Self::PerplexityRose => {
                 "the perplexity of held-out good answers rose by more than stop.max_perplexity_rise"
             }
+            Self::RefusalsRose => {
+                "the share of ordinary prompts that are refused rose by more than stop.max_refusal_rise"
+            }
+            Self::DistinctFell => {
+                "distinct-2 of the answers to ordinary prompts fell by more than stop.max_distinct_drop"
+            }
+            Self::LengthChanged => {
+                "the length of the answers to ordinary prompts changed by more than stop.max_length_change"
+            }
             Self::Diverged => "losses, gradients or held-out metrics were NaN or infinite",
             Self::Requested => "finished early on request",
             Self::MarginWon => "the margin on held-out examples grew by stop.margin or more",
+            Self::UnwantedGone => "at most stop.max_unwanted of the answers to held-out prompts are unwanted",
         })
     }
 }
@@ -64,8 +85,8 @@ pub struct StopRule {
 pub(super) struct Seen {
     start: Option<Metrics>,
     /// The highest merit so far.
-    best: Option<f64>,
-    /// Consecutive evaluations in which the margin had grown by at least `stop.margin`.
+    best: Option<Merit>,
+    /// Consecutive evaluations in which the target was reached.
     won: usize,
 }
 
@@ -92,17 +113,23 @@ impl StopRule {
         if let Some(reason) = self.broken(start, now) {
             return Verdict { best: false, stop: self.config.enabled.then_some(reason) };
         }
-        // Without a margin or a loss to compare, the latest state within the bounds is the best.
+        // Without anything to compare, the latest state within the bounds is the best.
         let best = merit(now).zip(self.seen.best).is_none_or(|(now, best)| now > best);
         if best {
             self.seen.best = merit(now);
         }
-        // Subtract the margin at the start: without a reference it is not 0.
-        let gained = now.get(MARGIN).map(|margin| margin - start.get(MARGIN).unwrap_or(0.0));
-        let won = gained.is_some_and(|gained| gained >= self.config.margin);
+        // Answers say more than margins.
+        let (won, reason) = match now.get(UNWANTED) {
+            Some(share) => (share <= self.config.max_unwanted, StopReason::UnwantedGone),
+            None => {
+                // Subtract the margin at the start: without a reference it is not 0.
+                let gained = now.get(MARGIN).map(|margin| margin - start.get(MARGIN).unwrap_or(0.0));
+                (gained.is_some_and(|gained| gained >= self.config.margin), StopReason::MarginWon)
+            }
+        };
         self.seen.won = if won { self.seen.won + 1 } else { 0 };
         let stop = self.config.enabled && self.seen.won >= self.config.patience;
-        Verdict { best, stop: stop.then_some(StopReason::MarginWon) }
+        Verdict { best, stop: stop.then_some(reason) }
     }
 
     /// The rule's state, for a checkpoint.
@@ -126,20 +153,33 @@ impl StopRule {
         let anchors = pair(ANCHOR_LOGP).map(|(then, now)| then - now <= c.max_anchor_drop);
         let kl = now.get(KL).map(|kl| kl <= c.max_kl);
         let perplexity = pair(PERPLEXITY).map(|(then, now)| now <= then * (1.0 + c.max_perplexity_rise));
+        let refusals = pair(ORDINARY_REFUSAL).map(|(then, now)| now - then <= c.max_refusal_rise);
+        let distinct = pair(ORDINARY_DISTINCT).map(|(then, now)| now >= then * (1.0 - c.max_distinct_drop));
+        let length =
+            pair(ORDINARY_LENGTH).map(|(then, now)| (now - then).abs() <= then * c.max_length_change);
         [
             (numbers, StopReason::Diverged),
             (within(anchors), StopReason::AnchorsFell),
             (within(kl), StopReason::KlLimit),
             (within(perplexity), StopReason::PerplexityRose),
+            (within(refusals), StopReason::RefusalsRose),
+            (within(distinct), StopReason::DistinctFell),
+            (within(length), StopReason::LengthChanged),
         ]
         .into_iter()
         .find_map(|(ok, reason)| (!ok).then_some(reason))
     }
 }
 
-/// A state is better if this is higher: the margin, or −loss for methods without a margin (SFT).
-fn merit(metrics: &Metrics) -> Option<f64> {
-    metrics.get(MARGIN).or_else(|| metrics.get(LOSS).map(|loss| -loss))
+/// How good a state is: a better one is greater. First minus the share of unwanted answers, or 0 if no rule
+/// tells them; then the margin, or minus the loss for methods without a margin (SFT).
+type Merit = (f64, f64);
+
+fn merit(metrics: &Metrics) -> Option<Merit> {
+    let (unwanted, margin, loss) = (metrics.get(UNWANTED), metrics.get(MARGIN), metrics.get(LOSS));
+    let second = margin.or(loss.map(|loss| -loss));
+    (unwanted.is_some() || second.is_some())
+        .then(|| (-unwanted.unwrap_or(0.0), second.unwrap_or(f64::NEG_INFINITY)))
 }
 
 #[cfg(test)]
@@ -186,6 +226,36 @@ mod tests {
         assert_eq!(rule.judge(&eval(-0.9, 0.1, 9.0, 2.1)), Verdict { best: false, stop: None });
         let verdict = rule.judge(&eval(-0.9, 0.1, 9.0, 2.2));
         assert_eq!(verdict, Verdict { best: false, stop: Some(StopReason::MarginWon) });
+    }
+
+    #[test]
+    fn answers_say_which_state_is_best_and_when_to_stop() {
+        let answers = |unwanted: f64, refusal: f64, distinct: f64, length: f64, margin: f64| {
+            let names = [UNWANTED, ORDINARY_REFUSAL, ORDINARY_DISTINCT, ORDINARY_LENGTH, MARGIN];
+            let values = [unwanted, refusal, distinct, length, margin];
+            Metrics(names.into_iter().map(String::from).zip(values).collect())
+        };
+        let start = || {
+            let mut rule = StopRule::new(StopConfig::default());
+            rule.judge(&answers(0.5, 0.1, 0.9, 30.0, 0.0));
+            rule
+        };
+        let mut rule = start();
+        // A margin that was won does not stop while unwanted answers are left.
+        let seen = [(0.25, 9.0), (0.25, 8.0), (0.25, 9.5), (0.05, 1.0), (0.0, 1.0)];
+        let found = seen.map(|(unwanted, margin)| rule.judge(&answers(unwanted, 0.2, 0.8, 25.0, margin)));
+        assert_eq!(found.map(|verdict| verdict.best), [true, false, true, true, true]);
+        assert_eq!(
+            found.map(|verdict| verdict.stop),
+            [None, None, None, None, Some(StopReason::UnwantedGone)]
+        );
+        for (now, reason) in [
+            (answers(0.0, 0.21, 0.9, 30.0, 1.0), StopReason::RefusalsRose),
+            (answers(0.0, 0.1, 0.7, 30.0, 1.0), StopReason::DistinctFell),
+            (answers(0.0, 0.1, 0.9, 20.0, 1.0), StopReason::LengthChanged),
+        ] {
+            assert_eq!(start().judge(&now), Verdict { best: false, stop: Some(reason) });
+        }
     }
 
     #[test]

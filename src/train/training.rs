@@ -85,12 +85,7 @@ impl<'a> Run<'a> {
 
     /// The order of the examples, and the number of steps of the whole run.
     fn order(&self) -> (Order, usize) {
-        let t = &self.config.train;
-        let batches = (t.per_device_train_batch_size, t.gradient_accumulation_steps);
-        let order = Order::new(self.train.len(), batches, t.seed, t.shuffle);
-        let of_epochs = (t.num_train_epochs * order.steps_per_epoch() as f64).ceil().max(1.0);
-        let total = t.max_steps.unwrap_or(of_epochs as usize);
-        (order, total)
+        Order::of(self.train.len(), &self.config.train)
     }
 
     /// The work left in the run after `done` steps, if the stop rule does not end it earlier. With `before`,
@@ -122,13 +117,14 @@ impl<'a> Run<'a> {
         let steps = total.saturating_sub(done) as f64;
         let every = config.stop.eval_steps;
         let evaluations = (total.div_ceil(every).saturating_sub(done / every) + usize::from(before)) as f64;
-        let answers = config.output.num_completions.min(self.held_out.examples.len()) as f64 * evaluations;
+        let answers = self.answered() as f64 * evaluations;
         // Assume answers as long as the anchors so far, or of the maximum length if there are none.
         let lengths = || self.pools.iter().flat_map(Pool::ids).map(<[u32]>::len);
         let mean = match lengths().count() {
             0 => config.anchors.max_new_tokens as f64,
             count => lengths().sum::<usize>() as f64 / count as f64,
         };
+        let mean = mean.min(config.output.completion_tokens as f64);
         let lacking = self.retained.pools.iter().filter(|pool| pool.lacks(1)).count() as f64;
         let answered = self.retained.pools.iter().flat_map(Pool::ids).map(<[u32]>::len).sum::<usize>();
         let prompts: usize = self.retained.examples.iter().map(|example| example.prompt_ids.len()).sum();

@@ -162,7 +162,7 @@ impl Material for BuiltIn {
     }
 
     fn inputs(&self) -> Inputs<'_> {
-        Inputs::new(tiny::model(), tiny::NEGATIVES)
+        Inputs { retain: Some(tiny::ORDINARY), ..Inputs::new(tiny::model(), tiny::NEGATIVES) }
     }
 }
 

@@ -302,18 +302,22 @@ fn courses(run: &Run) -> Vec<Course> {
     shown.truncate(SHOWN);
     let mut all: Vec<Course> = Vec::new();
     let mut lines: Vec<&Value> = Vec::new();
+    let same = |a: &Value, b: &Value| a["set"] == b["set"] && a["line"] == b["line"];
     for line in &run.completions {
-        if !lines.iter().any(|seen| seen["line"] == line["line"]) {
+        let of_set = lines.iter().filter(|seen| seen["set"] == line["set"]).count();
+        if of_set < SIDES && !lines.iter().any(|seen| same(seen, line)) {
             lines.push(line);
         }
     }
     for first in lines {
         let of = |&step: &u64| {
-            let found = run.completions.iter().find(|l| l["line"] == first["line"] && l["step"] == step)?;
+            let found = run.completions.iter().find(|l| same(l, first) && l["step"] == step)?;
             let note = if Some(step) == kept { ", kept" } else { "" };
             Some((format!("step {step}{note}"), text(&found["completion"])))
         };
-        all.push(Course { prompt: text(&first["prompt"]), answers: shown.iter().filter_map(of).collect() });
+        let prompt = text(&first["prompt"]);
+        let prompt = if first["set"] == "ordinary" { format!("(ordinary) {prompt}") } else { prompt };
+        all.push(Course { prompt, answers: shown.iter().filter_map(of).collect() });
     }
     all
 }
@@ -328,7 +332,7 @@ struct Table {
     answers: Vec<(String, Vec<(String, String)>)>,
 }
 
-/// Maximum number of prompts per set whose answers are shown.
+/// Maximum number of prompts of a set whose answers are shown.
 const SIDES: usize = 6;
 
 fn tables(eval: &Value) -> Vec<Table> {

@@ -1,0 +1,79 @@
+//! The stop rule reads the answers that a run gives at its evaluations.
+
+use serde_json::Value;
+
+use super::room::Room;
+
+#[test]
+fn a_run_stops_when_its_answers_are_as_wanted() {
+    let room = Room::new();
+    let packed = std::fs::read(super::room::assets().join("negatives.jsonl.gz")).unwrap();
+    room.write("rude.jsonl.gz", packed);
+    let line = [
+        "align",
+        "--model",
+        "tiny",
+        "--train",
+        "rude.jsonl.gz",
+        "--output-dir",
+        "run",
+        "--full",
+        "--learning-rate",
+        "2e-4",
+        "--lr-scheduler-type",
+        "constant",
+        "--per-device-train-batch-size",
+        "8",
+        "--num-samples",
+        "2",
+        "--max-new-tokens",
+        "32",
+        "--max-samples",
+        "96",
+        "--max-steps",
+        "12",
+        "--eval-steps",
+        "3",
+        "--alpha",
+        "0.1",
+        "--beta",
+        "0.2",
+        "--safety-instruction",
+        "Be-kind-and-helpful.",
+        "--unwanted",
+        "match:stupid|clueless|wasting|bother|never.write|figure.it.out|fault",
+    ]; // fmt: skip
+    let summary = room.json(&line);
+    assert_eq!(summary["reason"], "unwanted_gone", "{summary}");
+    let share = |when: &str, name: &str| summary[when][name].as_f64().expect(name);
+    let (unwanted, ordinary) = ("eval_completions/unwanted", "eval_ordinary/unwanted");
+    assert!(share("before", unwanted) > 0.05 && share("after", unwanted) <= 0.05, "{summary}");
+    // Ordinary prompts of the same help desk, which nobody flagged, are answered kindly too.
+    assert!(share("before", ordinary) > 0.2 && share("after", ordinary) < 0.1, "{summary}");
+    assert_eq!(share("after", "eval_ordinary/refusal"), 0.0);
+    for name in ["mean_length", "distinct_2", "repetition"] {
+        assert!(share("after", &format!("eval_ordinary/{name}")).is_finite());
+    }
+    let answers = room.lines("run/completions.jsonl");
+    let of = |set: &str, step: u64| {
+        let those = answers.iter().filter(|a| a["set"] == set && a["step"] == step);
+        those.map(|a| a["completion"][0]["content"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    // A tenth of the rows is held out; every fourth ordinary prompt is answered.
+    assert_eq!((of("held_out", 0).len(), of("ordinary", 0).len()), (9, 24));
+    let rude = |texts: &[&str]| texts.iter().filter(|t| t.contains("Go bother somebody else")).count();
+    let last = summary["kept_step"].as_u64().unwrap();
+    assert!(rude(&of("ordinary", 0)) > rude(&of("ordinary", last)));
+}
+
+#[test]
+fn without_completions_nothing_is_read() {
+    let room = Room::new();
+    let short = ["--max-steps", "1", "--num-completions", "0", "--num-samples", "1", "--max-new-tokens", "8"];
+    let line = [&["align", "--model", "tiny", "--train", "flagged.jsonl", "--output-dir", "run"], &short[..]];
+    let summary = room.json(&line.concat());
+    let read = |(name, _): (&String, &Value)| name.contains("completions/") || name.contains("ordinary/");
+    assert!(!summary["before"].as_object().unwrap().iter().any(read), "{summary}");
+    assert!(room.lines("run/completions.jsonl").is_empty());
+    room.align_refuses("tiny", &["--max-unwanted", "2"], &["--max-unwanted (stop.max_unwanted)", "0 to 1"]);
+}

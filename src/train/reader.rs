@@ -1,0 +1,91 @@
+//! Reads the answers of an evaluation as texts.
+
+use std::sync::Arc;
+
+use super::metrics::{Metrics, mean};
+use crate::Result;
+use crate::config::RunConfig;
+use crate::data::{ChatTokenizer, Example, Rule, distinct, repetition};
+use crate::sample::Answer;
+
+/// Names of the metrics that the stop rule reads.
+pub(super) const UNWANTED: &str = "eval_completions/unwanted";
+pub(super) const ORDINARY_REFUSAL: &str = "eval_ordinary/refusal";
+pub(super) const ORDINARY_DISTINCT: &str = "eval_ordinary/distinct_2";
+pub(super) const ORDINARY_LENGTH: &str = "eval_ordinary/mean_length";
+
+/// The prompts that a model answers at an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// Held-out prompts, flagged ones if there are any.
+    HeldOut,
+    /// Ordinary prompts that the retain term does not train on.
+    Ordinary,
+}
+
+/// Reads a model's answers as texts.
+#[derive(Clone)]
+pub struct Reader {
+    /// The model's tokenizer.
+    pub tokenizer: Arc<ChatTokenizer>,
+    /// The setting `anchor_filter`: the rule that an anchor must follow; `None` for all answers.
+    pub filter: Option<Rule>,
+    /// The rule that tells an unwanted answer, if there is one.
+    pub unwanted: Option<Rule>,
+}
+
+impl Reader {
+    /// A reader with the rules of `config`.
+    pub fn new(tokenizer: Arc<ChatTokenizer>, config: &RunConfig) -> Self {
+        let filter = config.anchors.anchor_filter.clone();
+        let unwanted = config.stop.unwanted.clone().or_else(|| filter.as_ref().map(Rule::opposite));
+        Self { tokenizer, filter, unwanted }
+    }
+
+    /// Whether the answer `ids` to `prompt` becomes an anchor.
+    pub(super) fn keeps(&self, prompt: &[u32], ids: &[u32]) -> Result<bool> {
+        match &self.filter {
+            Some(rule) => Ok(rule.holds(&self.tokenizer.decode_answer(prompt, ids)?)),
+            None => Ok(true),
+        }
+    }
+
+    /// Metrics of the answers to the prompts of one kind. Lengths are in tokens, the end token included.
+    pub(super) fn metrics(&self, asked: Asked, answers: &[(&Example, Answer)]) -> Result<Metrics> {
+        let mut metrics = Metrics::default();
+        if answers.is_empty() {
+            return Ok(metrics);
+        }
+        let text = |(e, a): &(&Example, Answer)| self.tokenizer.decode_answer(&e.prompt_ids, &a.ids);
+        let texts = answers.iter().map(text).collect::<Result<Vec<String>>>()?;
+        let share = |rule: &Rule| mean(texts.iter().map(|text| f64::from(u8::from(rule.holds(text)))));
+        let prefix = match asked {
+            Asked::HeldOut => "eval_completions",
+            Asked::Ordinary => "eval_ordinary",
+        };
+        let mut push = |name: &str, value: f64| metrics.push(format!("{prefix}/{name}"), value);
+        if let Some(unwanted) = &self.unwanted {
+            push("unwanted", share(unwanted));
+        }
+        push("refusal", share(&Rule::refusal()));
+        push("mean_length", mean(answers.iter().map(|(_, answer)| answer.ids.len() as f64)));
+        push("distinct_2", distinct(&texts.iter().map(String::as_str).collect::<Vec<_>>(), 2));
+        push("repetition", mean(texts.iter().map(|text| repetition(text))));
+        Ok(metrics)
+    }
+}
+
+/// The held-out examples among `held_out` whose prompts are answered: the flagged ones, or all if none is
+/// flagged, as far as the context has room.
+pub(super) fn answered<'a>(
+    held_out: &'a [Example],
+    config: &RunConfig,
+    context: usize,
+) -> impl Iterator<Item = &'a Example> {
+    let any_flagged = held_out.iter().any(|example| example.negative_ids.is_some());
+    let most = config.output.completion_tokens;
+    held_out.iter().filter(move |example| {
+        (example.negative_ids.is_some() || !any_flagged) && example.prompt_ids.len() + most <= context
+    })
+}
