@@ -9,7 +9,7 @@ mod resume;
 #[path = "align/wishes.rs"]
 mod wishes;
 
-use aweigh::config::{AnchorConfig, OnlineSampler, ReferenceSource, RunConfig, TrainConfig};
+use aweigh::config::{AnchorConfig, Beta, OnlineSampler, ReferenceSource, RunConfig, TrainConfig};
 use aweigh::data::packing::Group;
 use aweigh::data::{Example, Prompt};
 use aweigh::gpu::{Purpose, Recorder};
@@ -87,10 +87,13 @@ fn setup() -> Setup {
 
 fn config() -> RunConfig {
     let mut config = RunConfig::default();
+    (config.method.alpha, config.method.beta) = (Some(0.1), Some(Beta::Of(0.1)));
     config.method.num_samples = 3;
     config.anchors.max_new_tokens = 6;
     config.train.per_device_train_batch_size = 4;
-    config.train.learning_rate = 5e-3;
+    config.train.learning_rate = Some(5e-3);
+    config.train.lr_scheduler_type = LrScheduler::Linear;
+    config.train.warmup_steps = Some(0);
     config.train.max_steps = Some(4);
     config.train.shuffle = false;
     config.stop.eval_steps = 1;
@@ -299,7 +302,7 @@ fn online_anchors_are_drawn_when_due_by_the_chosen_sampler() {
     for sampler in [OnlineSampler::Reference, OnlineSampler::Policy, OnlineSampler::PolicyWithInstruction] {
         let mut config = config();
         // So low that the policy stays the initial model, which can be sampled again here.
-        config.train.learning_rate = 1e-12;
+        config.train.learning_rate = Some(1e-12);
         config.train.max_steps = Some(6);
         config.anchors.online_start_step = Some(1);
         config.anchors.refresh_every = 2;
@@ -378,10 +381,10 @@ fn the_stop_rule_ends_a_run_and_keeps_the_best_state() {
     ];
     for (bound, reason) in bounds {
         let mut config = config();
-        config.train.learning_rate = 0.1;
+        config.train.learning_rate = Some(0.1);
         config.train.max_steps = Some(20);
         (config.stop.max_anchor_drop, config.stop.max_kl, config.stop.max_perplexity_rise) = (1e9, 1e9, 1e9);
-        (config.stop.margin, config.method.alpha) = (1e9, 1.0);
+        (config.stop.margin, config.method.alpha) = (1e9, Some(1.0));
         bound(&mut config);
         let (outcome, watcher) = run(watched(), &config);
         assert_eq!(outcome.reason, reason);
@@ -423,7 +426,7 @@ fn steps_without_a_finite_gradient_are_skipped_and_in_the_end_stop_the_run() {
     config.method.method = Method::Ga;
     config.lora.enabled = false;
     config.train.max_steps = Some(12);
-    config.train.learning_rate = 1e-4;
+    config.train.learning_rate = Some(1e-4);
     config.stop.max_skipped = 3;
     // A token that occurs only in the third example's negative, and whose embedding is NaN.
     let token = VOCAB - 1;

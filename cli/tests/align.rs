@@ -400,7 +400,7 @@ fn ordinary_answers_are_retained() {
         let folder = ["align", "--model", "tiny", "--overwrite", "--output-dir", "kept"];
         room.json(&[&folder, &SMALL[..], more].concat())
     };
-    align(&["--retain", "kl", "--method", "npo"]);
+    align(&["--retain", "kl", "--method", "npo", "--warmup-steps", "0"]);
     let steps = |name: &str| -> Vec<f64> {
         room.lines("kept/metrics.jsonl").iter().filter_map(|line| line[name].as_f64()).collect()
     };
@@ -424,17 +424,17 @@ fn ordinary_answers_are_retained() {
 #[test]
 fn alpha_and_beta_are_measured() {
     let room = Room::new();
-    let run = [&["align", "--model", "tiny", "--beta", "auto", "--output-dir", "first"], &SMALL[..]].concat();
-    let out = room.run(&run);
+    let run = [&["align", "--model", "tiny"], &SMALL[..]].concat();
+    let instructed = ["--beta", "auto", "--safety-instruction", "Be kind.", "--output-dir", "first"];
+    let out = room.run(&[&run[..], &instructed].concat());
     let told = String::from_utf8(out.stderr).unwrap();
     assert!(out.status.success() && told.contains("nats likelier with the instruction"), "{told}");
     let summary: Value = serde_json::from_slice(&room.read("first/summary.json")).unwrap();
     let [alpha, beta] = ["alpha", "beta"].map(|name| summary["constants"][name].as_f64().unwrap());
     assert!((0.1..=1.0).contains(&beta) && (alpha - beta.powf(1.5)).abs() < 1e-12, "{alpha} {beta}");
     assert!(fs::read_to_string(room.path("first/config.toml")).unwrap().contains("beta = \"auto\""));
-    // Anchors on the bare prompt are the model's own: nothing is between them.
-    let bare = [&run[..5], &["--safety-instruction", "", "--output-dir", "bare"], &SMALL[..]].concat();
-    let own = room.json(&bare);
+    // Anchors on the bare prompt, the default, are the model's own: nothing is between them.
+    let own = room.json(&[&run[..], &["--output-dir", "bare"]].concat());
     assert_eq!(own["constants"], json!({"alpha": 1.0, "beta": 1.0}));
     room.align_refuses(
         "tiny",

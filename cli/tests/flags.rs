@@ -29,7 +29,7 @@ fn settings_that_do_not_exist_or_fit() {
         ("--num-samples", "0", "expected a whole number from 1 to 1024, found 0"),
         ("--learning-rate", "-1", "expected a number above 0, found -1"),
         ("--top-p", "2", "expected a number above 0 and up to 1, found 2"),
-        ("--temperature", "0", "expected a number above 0, found 0, which gives 11 copies"),
+        ("--temperature", "0", "expected a number above 0, found 0, which gives 2 copies"),
         ("--max-steps", "0", "expected a whole number of at least 1, found 0"),
         ("--lora-dropout", "1", "expected a number from 0 to below 1, found 1"),
     ] {

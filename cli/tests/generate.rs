@@ -105,6 +105,8 @@ fn a_template_without_a_system_role() {
             "--max-steps",
             "1",
             "--no-stop",
+            "--safety-instruction",
+            "Be kind.",
         ],
     ];
     for line in lines {

@@ -52,7 +52,7 @@ fn cases() -> Vec<Case> {
         flags(
             "greedy sampling of 11 anchors",
             &["--temperature", "0"],
-            "expected a number above 0, found 0, which gives 11 copies",
+            "expected a number above 0, found 0, which gives 2 copies",
         ),
         flags(
             "worked examples that are not messages",

@@ -32,7 +32,16 @@ const SETTINGS: [&[&str]; 20] = [
     &["--full", "--recompute", "full", "--method", "sft"],
     &["--method", "dpo", "--no-stop"],
     &["--max-tokens-per-batch", "90", "--gradient-accumulation-steps", "3"],
-    &["--reference-negative", "ema:0.9", "--online-start-step", "1", "--refresh-every", "1"],
+    &[
+        "--reference-negative",
+        "ema:0.9",
+        "--online-start-step",
+        "1",
+        "--refresh-every",
+        "1",
+        "--per-device-train-batch-size",
+        "2",
+    ],
     &["--reference-positive", "copy:1", "--online-start-step", "0", "--lora-dropout", "0.1"],
     &["--quantize", "q8", "--max-num-seqs", "2"],
     &["--quantize", "nf4", "--target-modules", "all-linear", "--r", "4"],
@@ -132,7 +141,7 @@ fn a_plan_says_what_would_help() {
     assert_eq!(figures["assumed_lengths"], true);
     let phases: Vec<&Value> =
         figures["plan"]["phases"].as_array().unwrap().iter().map(|phase| &phase["name"]).collect();
-    assert_eq!(phases, ["sampling", "scoring", "evaluation", "training"]);
+    assert_eq!(phases, ["sampling", "scoring", "evaluation", "answering", "training"]);
     let savings = figures["savings"].as_array().unwrap();
     let of = |flag: &str| {
         let found =

@@ -6,6 +6,7 @@
 //! transformers, TRL and PEFT.
 
 mod file;
+mod preset;
 #[macro_use]
 mod section;
 mod sections;
@@ -15,11 +16,12 @@ mod values;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::loss::{Formula, Loss, Method};
+use crate::loss::{Constants, Formula, Loss, Method};
+use crate::optim::LrScheduler;
 
 pub use file::Layer;
 pub use sections::*;
-pub use values::{Beta, MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
+pub use values::{Beta, MemorySize, OnlineSampler, Overlong, Preset, ReferenceSource, TruncationSide};
 
 /// A run's settings from one source; every key may be absent. Also declares the flags of `align`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -146,19 +148,23 @@ macro_rules! over_sections {
 sections!(over_sections);
 
 impl MethodConfig {
-    /// [`beta`](Self::beta), or the method's default. With [`Beta::Auto`] it is the default until it has been
-    /// measured.
+    /// [`beta`](Self::beta), or the method's default. If it is measured, it is 1 until then.
     pub fn beta(&self) -> f64 {
-        let given = match self.beta {
-            Some(Beta::Of(beta)) => Some(beta),
-            Some(Beta::Auto) | None => None,
-        };
-        given.or(self.method.default_beta()).unwrap_or_default()
+        match self.beta {
+            Some(Beta::Of(beta)) => beta,
+            _ if self.is_measured() => 1.0,
+            Some(Beta::Auto) | None => self.method.default_beta().unwrap_or_default(),
+        }
     }
 
-    /// Whether alpha and beta are measured before the first step.
+    /// [`alpha`](Self::alpha), or D²O's default for this `beta`.
+    pub fn alpha(&self, beta: f64) -> f64 {
+        self.alpha.unwrap_or_else(|| Constants::alpha_for(beta))
+    }
+
+    /// Whether beta is measured before the first step: for D²O, unless it is given as a number.
     pub fn is_measured(&self) -> bool {
-        self.beta == Some(Beta::Auto) && self.method == Method::D2o
+        self.method == Method::D2o && !matches!(self.beta, Some(Beta::Of(_)))
     }
 
     /// [`gamma`](Self::gamma), or the method's default.
@@ -168,7 +174,8 @@ impl MethodConfig {
 
     /// The method with its constants.
     pub fn loss(&self) -> Loss {
-        let (alpha, beta, gamma) = (self.alpha, self.beta(), self.gamma());
+        let (beta, gamma) = (self.beta(), self.gamma());
+        let alpha = self.alpha(beta);
         let (desirable_weight, undesirable_weight) = (self.desirable_weight, self.undesirable_weight);
         let formula = match self.method {
             Method::D2o => Formula::D2o { alpha, beta },
@@ -190,7 +197,31 @@ impl MethodConfig {
     }
 }
 
+impl TrainConfig {
+    /// The number of warm-up steps of a run of `total` steps.
+    pub fn warmup(&self, total: usize) -> usize {
+        match (self.warmup_steps, self.warmup_ratio) {
+            (Some(steps), _) => steps,
+            (None, Some(share)) => (share * total as f64).ceil() as usize,
+            (None, None) if self.lr_scheduler_type == LrScheduler::Constant => 0,
+            (None, None) => WARMUP_STEPS,
+        }
+    }
+}
+
+/// Warm-up steps if the settings say nothing.
+const WARMUP_STEPS: usize = 3;
+
 impl RunConfig {
+    /// The peak learning rate: [`TrainConfig::learning_rate`], or the default for the method and for what is
+    /// trained. D²O's for LoRA was found on SmolLM2-135M-Instruct; full fine-tuning usually takes a tenth of
+    /// LoRA's (Schulman et al., "LoRA Without Regret").
+    pub fn learning_rate(&self) -> f64 {
+        let of_lora = if self.method.method == Method::D2o { 4e-4 } else { 1e-4 };
+        let usual = if self.lora.enabled { of_lora } else { of_lora / 10.0 };
+        self.train.learning_rate.unwrap_or(usual)
+    }
+
     /// Merges `layers` (a later one overrides an earlier one), fills in the defaults and checks all values.
     ///
     /// # Errors
@@ -198,7 +229,8 @@ impl RunConfig {
     /// range and where it was written.
     pub fn resolve(layers: Vec<Layer>) -> Result<Self> {
         let top = layers.into_iter().reduce(|below, above| above.over(below)).unwrap_or_default();
-        let config = top.values.or_defaults();
+        let mut config = top.values.or_defaults();
+        config.train.learning_rate = Some(config.learning_rate());
         validate::required(&config)?;
         validate::check(&config, Some(&top.places))?;
         Ok(config)

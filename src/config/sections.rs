@@ -12,10 +12,6 @@ use crate::model::TargetModules;
 use crate::nn::Recompute;
 use crate::optim::{LrScheduler, Optim};
 
-/// The default `safety_instruction`: the system message that anchors are sampled with.
-pub const SAFETY_INSTRUCTION: &str =
-    "You are a careful, honest assistant. Refuse harmful requests briefly and offer a safe alternative.";
-
 /// The value of `anchor_examples` that means the built-in examples, refusals of harmful requests.
 pub const BUILT_IN_EXAMPLES: &str = "refusals";
 
@@ -85,11 +81,9 @@ section! {
     /// good or flagged answers; "npo", "simnpo", "ga" and "ul" take flagged answers only; "sft" takes good
     /// answers only [default: d2o]
     (long, value_name = "NAME") method: Method = Method::D2o;
-    /// Weight of the flagged answer (d2o only) [default: 0.1]
-    (long, value_name = "X") alpha: f64 = 0.1;
     /// K: number of anchors sampled for each training prompt (d2o only); more are steadier and cost more
-    /// [default: 11]
-    (long, value_name = "K") num_samples: usize = 11;
+    /// [default: 2]
+    (long, value_name = "K") num_samples: usize = 2;
     /// Use the mean log-prob per token where the loss uses the sum over the answer [default: false]
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     length_normalize: bool = false;
@@ -104,10 +98,12 @@ section! {
     /// Weight of flagged answers (kto only) [default: 1.0]
     (long, value_name = "X") undesirable_weight: f64 = 1.0;
     optional:
+    /// Weight of the flagged answer (d2o only). If not given: beta to the power of 1.5
+    (long, value_name = "X") alpha: f64;
     /// d2o: weight of the anchors, or "auto", which measures how far the anchors are from what the model
-    /// answers by itself, and sets alpha and beta from that; orpo: lambda; other methods: inverse
-    /// temperature, higher keeps the model closer to where it started. If not given: 0.1, for simpo 2, for
-    /// simnpo 2.5
+    /// answers by itself, and sets beta from that; orpo: lambda; other methods: inverse temperature, higher
+    /// keeps the model closer to where it started. If not given: auto for d2o, 2 for simpo, 2.5 for simnpo,
+    /// 0.1 for others
     (long, value_name = "X|auto") beta: Beta;
     /// Stop lowering a flagged answer once its log-prob is this many nats below that of its reference (d2o
     /// only); with --length-normalize, nats per token. Without this, only the loss itself sets an end
@@ -120,9 +116,9 @@ section! {
     /// `[anchors]`: how the model's own answers are sampled.
     AnchorConfig, AnchorFlags;
 
-    /// System message for sampling anchors; training always scores them without it. "" for none [default: a
-    /// request to be careful and honest, and to refuse harmful requests]
-    (long, value_name = "TEXT") safety_instruction: String = SAFETY_INSTRUCTION.into();
+    /// System message for sampling anchors, such as "Be kind."; training always scores them without it. Small
+    /// models hardly follow one without worked examples (--anchor-examples). "" for none [default: none]
+    (long, value_name = "TEXT") safety_instruction: String = String::new();
     /// Sampling temperature; 0 is greedy decoding, for which only --num-samples 1 makes sense [default: 0.9]
     (long, value_name = "X") temperature: f64 = 0.9;
     /// Sample from the smallest set of tokens with this probability mass; 1 turns it off [default: 0.95]
@@ -219,16 +215,9 @@ section! {
     /// `[train]`: optimizer, schedule, batches and steps.
     TrainConfig, TrainFlags;
 
-    /// Peak learning rate of AdamW; ten times the default breaks most small models [default: 3e-5]
-    (long, value_name = "X") learning_rate: f64 = 3e-5;
     /// Learning-rate schedule after the warm-up: linear (to 0), cosine (to 0), constant_with_warmup, or
-    /// constant (no warm-up) [default: linear]
-    (long, value_name = "NAME") lr_scheduler_type: LrScheduler = LrScheduler::Linear;
-    /// Warm-up steps, over which the learning rate rises from 0; above 0 this replaces --warmup-ratio
-    /// [default: 0]
-    (long, value_name = "STEPS") warmup_steps: usize = 0;
-    /// Warm-up steps as a share of all steps [default: 0.0]
-    (long, value_name = "SHARE") warmup_ratio: f64 = 0.0;
+    /// constant (no warm-up) [default: constant_with_warmup]
+    (long, value_name = "NAME") lr_scheduler_type: LrScheduler = LrScheduler::ConstantWithWarmup;
     /// Optimizer: "adamw" keeps AdamW's moments in f32, "adamw_8bit" in blocks of 8 bits, which take a
     /// quarter of the memory [default: adamw]
     (long, value_name = "NAME") optim: Optim = Optim::Adamw;
@@ -242,8 +231,8 @@ section! {
     (long, value_name = "X") adam_epsilon: f64 = 1e-8;
     /// Gradients with a larger global norm are scaled down to it; 0 turns clipping off [default: 1.0]
     (long, value_name = "X") max_grad_norm: f64 = 1.0;
-    /// Groups (a prompt with all its answers) per batch [default: 2]
-    (long, value_name = "N") per_device_train_batch_size: usize = 2;
+    /// Groups (a prompt with all its answers) per batch [default: 4]
+    (long, value_name = "N") per_device_train_batch_size: usize = 4;
     /// Batches per optimizer step; the result equals that of one large batch [default: 1]
     (long, value_name = "N") gradient_accumulation_steps: usize = 1;
     /// Passes over the data; --max-steps overrides it [default: 1.0]
@@ -258,6 +247,14 @@ section! {
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     shuffle: bool = true;
     optional:
+    /// Peak learning rate of AdamW. If not given: 4e-4 for d2o and 1e-4 for other methods; with --full a
+    /// tenth of these
+    (long, value_name = "X") learning_rate: f64;
+    /// Warm-up steps, over which the learning rate rises from 0. If not given: 3, or what --warmup-ratio
+    /// says; none for the schedule constant
+    (long, value_name = "STEPS") warmup_steps: usize;
+    /// Warm-up steps as a share of all steps; --warmup-steps overrides it
+    (long, value_name = "SHARE") warmup_ratio: f64;
     /// Number of optimizer steps; overrides --num-train-epochs
     (long, value_name = "STEPS") max_steps: usize;
     /// Maximum number of packed tokens in one pass; a larger batch is split. Lower it when memory runs out
@@ -276,9 +273,9 @@ section! {
     enabled: bool = true;
     /// Optimizer steps between evaluations of the held-out examples [default: 5]
     (long, value_name = "STEPS") eval_steps: usize = 5;
-    /// Stop when the mean log-prob of the held-out anchors has fallen by more than this, in nats per token
-    /// (d2o, npo, simnpo, ga and ul only) [default: 0.01]
-    (long, value_name = "NATS") max_anchor_drop: f64 = 0.01;
+    /// Stop when the mean log-prob of the held-out anchors has fallen by more than this, in nats per token;
+    /// 0.05 is 5% of their perplexity (d2o, npo, simnpo, ga and ul only) [default: 0.05]
+    (long, value_name = "NATS") max_anchor_drop: f64 = 0.05;
     /// Stop when the KL divergence from the initial model, estimated on the held-out anchors, exceeds this,
     /// in nats per token (d2o, npo, simnpo, ga and ul only) [default: 0.2]
     (long, value_name = "NATS") max_kl: f64 = 0.2;

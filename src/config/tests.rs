@@ -22,7 +22,8 @@ fn message(file: &str, arguments: &[&str]) -> String {
 fn flags_go_over_the_file_and_the_file_over_the_defaults() {
     let file = format!("{NEEDED}[method]\nbeta = 1\nalpha = 0.3\n");
     let config = resolve(&file, &["--beta", "0.5", "--full", "--reference-negative", "ema:0.99"]).unwrap();
-    assert_eq!((config.method.beta(), config.method.alpha, config.method.num_samples), (0.5, 0.3, 11));
+    let method = &config.method;
+    assert_eq!((method.beta(), method.alpha(0.5), method.num_samples), (0.5, 0.3, 2));
     assert!(!config.lora.enabled);
     assert_eq!(config.reference.negative, ReferenceSource::Ema(0.99));
     assert_eq!(config.model.model, "tiny");
@@ -140,9 +141,7 @@ fn every_flag_has_help_and_states_its_true_default() {
                     let names: Vec<_> = value.iter().filter_map(|name| name.as_str()).collect();
                     assert_eq!(stated, names.join(","), "{section}.{key}");
                 }
-                toml::Value::String(value) if *key == "safety_instruction" => {
-                    assert_eq!(value, SAFETY_INSTRUCTION)
-                }
+                toml::Value::String(value) if value.is_empty() => assert_eq!(stated, "none"),
                 value => assert_eq!(stated, value.to_string().trim_matches('"'), "{section}.{key}"),
             }
         }
@@ -173,7 +172,7 @@ fn another_method_over_a_run_s_file_has_its_own_usual_constants() {
         ..RunConfig::default()
     };
     let again: RunConfig = toml::from_str(&first.to_toml().unwrap()).unwrap();
-    assert_eq!(again.method.beta(), 0.1);
+    assert!(again.method.is_measured());
     let simpo = MethodConfig { method: Method::Simpo, ..again.method };
     assert_eq!((simpo.beta(), simpo.gamma()), (2.0, 1.0));
 }
@@ -185,7 +184,7 @@ fn constants_of_another_method_are_warned_of() {
     assert_eq!(config.warnings(), Vec::<String>::new());
     config.method.method = Method::Ga;
     config.method.beta = Some(Beta::Of(0.2));
-    config.method.alpha = 0.3;
+    config.method.alpha = Some(0.3);
     assert_eq!(config.warnings(), ["ga ignores alpha, beta"]);
     config.method.method = Method::Simpo;
     config.method.gamma = Some(0.5);
@@ -195,5 +194,31 @@ fn constants_of_another_method_are_warned_of() {
     config.reference.positive = ReferenceSource::Ema(0.9);
     let unused = "simpo ignores alpha, num_samples, length_normalize, reference.positive";
     assert_eq!(config.warnings(), [unused]);
-    assert_eq!((config.method.beta(), MethodConfig::default().beta()), (0.2, 0.1));
+    assert_eq!(config.method.beta(), 0.2);
+}
+
+#[test]
+fn presets_are_settings_and_habit_is_the_default() {
+    let over = |preset: Preset, arguments: &[&str]| {
+        let needed = Layer::from_toml(NEEDED, "run.toml").unwrap();
+        RunConfig::resolve(vec![preset.layer(), needed, Layer::from_flags(flags(arguments))]).unwrap()
+    };
+    let mut habit = over(Preset::Habit, &[]);
+    assert_eq!(habit.method.beta.take(), Some(Beta::Auto));
+    assert_eq!(habit, resolve(NEEDED, &[]).unwrap());
+    let paper = over(Preset::Paper, &["--num-samples", "3"]);
+    assert_eq!((paper.method.alpha(0.1), paper.method.beta(), paper.method.num_samples), (0.1, 0.1, 3));
+    let refuse = over(Preset::Refuse, &["--learning-rate", "1e-4"]);
+    assert_eq!((refuse.learning_rate(), refuse.retain.form), (1e-4, crate::loss::Retain::Sft));
+}
+
+#[test]
+fn the_learning_rate_follows_from_what_is_trained() {
+    let rate = |arguments: &[&str]| resolve(NEEDED, arguments).unwrap().train.learning_rate.unwrap();
+    assert_eq!((rate(&[]), rate(&["--full"])), (4e-4, 4e-5));
+    assert_eq!((rate(&["--method", "dpo"]), rate(&["--method", "sft", "--full"])), (1e-4, 1e-5));
+    assert_eq!(rate(&["--full", "--learning-rate", "0.5"]), 0.5);
+    let warmup = |arguments: &[&str]| resolve(NEEDED, arguments).unwrap().train.warmup(40);
+    assert_eq!((warmup(&[]), warmup(&["--lr-scheduler-type", "constant"])), (3, 0));
+    assert_eq!((warmup(&["--warmup-ratio", "0.26"]), warmup(&["--warmup-steps", "0"])), (11, 0));
 }

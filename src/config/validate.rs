@@ -114,8 +114,9 @@ fn method(config: &RunConfig, places: &Places) -> Result<()> {
         // both 0 there is nothing to learn.
         Method::D2o => {
             places.not_negative("method.beta", method.beta())?;
-            places.not_negative("method.alpha", method.alpha)?;
-            let ok = method.alpha + method.beta() > 0.0;
+            let alpha = method.alpha(method.beta());
+            places.not_negative("method.alpha", alpha)?;
+            let ok = alpha + method.beta() > 0.0;
             places.that(
                 "method.alpha",
                 ok,
@@ -224,11 +225,12 @@ fn lora(config: &RunConfig, places: &Places) -> Result<()> {
 
 fn train(config: &RunConfig, places: &Places) -> Result<()> {
     let train = &config.train;
-    places.positive("train.learning_rate", train.learning_rate)?;
-    let ratio = train.warmup_ratio;
+    places.positive("train.learning_rate", config.learning_rate())?;
+    let ratio = train.warmup_ratio.unwrap_or(0.0);
     let ok = (0.0..=1.0).contains(&ratio);
     places.that("train.warmup_ratio", ok, "a number from 0 to 1", ratio, "give a share of all steps")?;
-    let unused = train.lr_scheduler_type == LrScheduler::Constant && (train.warmup_steps > 0 || ratio > 0.0);
+    let given = train.warmup_steps.is_some_and(|steps| steps > 0) || ratio > 0.0;
+    let unused = train.lr_scheduler_type == LrScheduler::Constant && given;
     let fix = "use constant_with_warmup, or no warm-up";
     places.that("train.lr_scheduler_type", !unused, "a schedule with a warm-up", "constant", fix)?;
     places.not_negative("train.weight_decay", train.weight_decay)?;
@@ -278,7 +280,7 @@ fn unused(config: &RunConfig) -> Option<String> {
     let initial = |source: &ReferenceSource| *source == ReferenceSource::Initial;
     let referred = matches!(method, D2o | Dpo | Ipo | Hinge | Kto | Npo);
     let constants = [
-        ("alpha", given.alpha != usual.alpha, method == D2o),
+        ("alpha", given.alpha.is_some(), method == D2o),
         ("beta", given.beta.is_some(), method.default_beta().is_some()),
         ("gamma", given.gamma.is_some(), method.default_gamma().is_some()),
         ("negative_floor", given.negative_floor.is_some(), method == D2o),
@@ -309,12 +311,13 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     let d2o = config.method.method == Method::D2o;
     let bare = anchors.online_sampler == OnlineSampler::Policy
         || (anchors.online_sampler == OnlineSampler::PolicyWithInstruction
-            && anchors.safety_instruction.is_empty());
+            && anchors.safety_instruction.is_empty()
+            && anchors.anchor_examples.is_none());
     if d2o && anchors.online_start_step.is_some() && bare {
         warnings.push(
             "online anchors are sampled from the policy without an instruction: their mean gradient is zero, \
              so they do not anchor the model; set online_sampler = \"reference\" or \
-             \"policy_with_instruction\" (with a safety_instruction)"
+             \"policy_with_instruction\" (with a safety_instruction or anchor_examples)"
                 .into(),
         );
     }

@@ -51,6 +51,18 @@ choice! {
     }
 }
 
+choice! {
+    /// Settings for a case, below those of a file and of flags.
+    Preset {
+        /// A habit that the model's own answers show now and then; the defaults
+        Habit,
+        /// Harmful requests that the model answers, and is to refuse
+        Refuse,
+        /// The constants of D²O's paper
+        Paper,
+    }
+}
+
 /// Where a reference model comes from.
 ///
 /// In TOML `"initial"`, `{ checkpoint = "DIR" }`, `{ copy_every = N }` or `{ ema = DECAY }`; as a flag

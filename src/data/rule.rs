@@ -33,6 +33,7 @@ fn refusal() -> String {
           | (?:that|this)(?:\sis|'s)\snot\ssomething )
   | \b i(?:'ll)? \s (?: (?:must|have\sto|need\sto)\s(?:\w+ly\s)?(?:decline|refuse) | respectfully\sdecline
         | refuse\sto\b | decline\sto\b )
+  | \b i \s (?: do\snot | don't ) \s have\sthe \s (?: ability | capacity | means ) \s to \s {DEED}
   | \b i \s (?: do\snot | don't ) \s (?: feel\scomfortable | condone | support\s(?:that|this|any|such) )
   | ^\W* no,?\s i\s(?:can't|cannot|won't|will\snot) "
     )
@@ -170,6 +171,7 @@ mod tests {
             "I'm sorry, but I'm not able to assist with that.",
             "I'll have to decline.",
             "I can't tell you how to make it.",
+            "I'm sorry, but I don't have the ability to assist with that.",
         ] {
             assert!(refuses(text), "{text}");
         }
@@ -191,6 +193,7 @@ mod tests {
             "I wouldn't recommend doing this without gloves.",
             "I'm sorry, but it looks like your parcel is late.",
             "I'm not comfortable in crowds.",
+            "I don't have the means to buy a house yet.",
             "Here is how to decline an invitation politely: thank them first.",
             "",
         ] {

@@ -21,11 +21,15 @@ impl Constants {
     /// The loss rests when β times the anchors' log-ratio is a few nats, so β must leave room for the
     /// distance that they have to travel: β = 2 / nats, from 0.1 to 1. Anchors that the model gives by itself
     /// (0 nats) cannot rise: with β below 1 the negative alone would lower the loss, and break the model.
-    /// α = β^1.5: where anchors can rise, most of the change should be theirs. Found on
-    /// SmolLM2-135M-Instruct.
+    /// Found on SmolLM2-135M-Instruct.
     pub fn measured(nats: f64) -> Self {
         let beta = (RESTS_AT / nats.max(RESTS_AT)).max(0.1);
-        Self { alpha: beta.powf(1.5), beta }
+        Self { alpha: Self::alpha_for(beta), beta }
+    }
+
+    /// The usual alpha for this beta, β^1.5: where anchors can rise, most of the change should be theirs.
+    pub fn alpha_for(beta: f64) -> f64 {
+        beta.powf(1.5)
     }
 }
 

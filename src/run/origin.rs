@@ -118,7 +118,7 @@ mod tests {
         other.reference.negative = ReferenceSource::Initial;
         assert_ne!(settings_sum(&at("here")), settings_sum(&other));
         other = at("here");
-        other.train.learning_rate *= 2.0;
+        other.train.learning_rate = Some(2.0);
         assert_ne!(settings_sum(&at("here")), settings_sum(&other));
     }
 }

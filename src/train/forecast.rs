@@ -12,13 +12,13 @@ pub enum Work {
     Score,
     /// Optimizer steps, in packed tokens.
     Train,
-    /// Sampling a few answers at a time, in sampled tokens.
+    /// Sampling the answers of an evaluation, in sampled tokens.
     Answer,
 }
 
 /// Time per token of each kind of [`Work`] relative to [`Work::Draw`], used until that kind is measured. From
 /// SmolLM2-135M on llvmpipe.
-const COSTS: [f64; 4] = [1.0, 0.5, 1.2, 3.0];
+const COSTS: [f64; 4] = [1.0, 0.5, 1.2, 1.0];
 
 /// Work of one kind: units left, units done, and the seconds these took.
 #[derive(Debug, Clone, Copy, Default)]

@@ -21,7 +21,7 @@ use crate::optim::{AdamW, Optim, Optimizer};
 /// The peak memory of one phase of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedPhase {
-    /// The phase: "sampling", "scoring", "evaluation" or "training".
+    /// The phase: "sampling", "scoring", "evaluation", "answering" or "training".
     pub name: &'static str,
     /// Peak bytes of all buffers.
     pub total: u64,
@@ -36,6 +36,8 @@ pub struct Plan {
     pub phases: Vec<PlannedPhase>,
     /// The most answers decoded together.
     pub decoded_together: usize,
+    /// The most answers decoded together at evaluations.
+    answered_together: usize,
     /// Packed tokens of the largest batch of a step, for training or for scoring by moving references.
     pub step_tokens: usize,
     /// Packed tokens of the largest batch that is only scored.
@@ -143,14 +145,11 @@ impl Plan {
         drop(flying);
         keep_best(&mut best)?;
         if let Some(capacity) = batches.held_out {
-            let answers = batches.completion_room(memory, decoder.config(), config);
-            phase("evaluation", &|| {
-                drop(workspace(capacity)?);
-                match batches.completions.is_empty() {
-                    true => Ok(Box::new(())),
-                    false => Ok(Box::new(answers.allocate(memory, decoder)?)),
-                }
-            })?;
+            phase("evaluation", &|| Ok(Box::new(workspace(capacity)?)))?;
+        }
+        let answers = batches.completion_room(memory, decoder.config(), config);
+        if batches.held_out.is_some() && !batches.completions.is_empty() {
+            phase("answering", &|| Ok(Box::new(answers.allocate(memory, decoder)?)))?;
         }
         phase("training", &|| {
             // While the device computes one step, the next is recorded.
@@ -164,6 +163,7 @@ impl Plan {
         Ok(Self {
             phases,
             decoded_together: room.rows.max(of_retained.rows),
+            answered_together: answers.rows,
             step_tokens: batches.step.tokens.max(batches.following.map_or(0, |capacity| capacity.tokens)),
             score_tokens: scored.max().unwrap_or(0),
             largest_group: batches.group_tokens,
@@ -183,11 +183,16 @@ impl Plan {
     pub fn changes(&self, config: &RunConfig) -> Vec<Change> {
         let mut all = Vec::new();
         let peak = self.peak().name;
-        if peak == "sampling" && self.decoded_together > 1 {
-            all.push(Change::MaxNumSeqs(self.decoded_together.div_ceil(2)));
+        let together = match peak {
+            "sampling" => self.decoded_together,
+            "answering" => self.answered_together,
+            _ => 0,
+        };
+        if together > 1 {
+            all.push(Change::MaxNumSeqs(together.div_ceil(2)));
         }
         let tokens = if peak == "training" { self.step_tokens } else { self.score_tokens };
-        if peak != "sampling" {
+        if together == 0 {
             // Groups are not split: a budget below the largest group's tokens has no further effect.
             let current = config.train.max_tokens_per_batch.unwrap_or(usize::MAX).min(tokens);
             let fewer = (current / 2).max(self.largest_group);
@@ -310,6 +315,7 @@ mod tests {
         Plan {
             phases: vec![PlannedPhase { name, total: bytes as u64, by_purpose: BTreeMap::new() }],
             decoded_together: config.anchors.max_num_seqs,
+            answered_together: config.anchors.max_num_seqs / 2,
             step_tokens,
             score_tokens,
             largest_group,
@@ -360,5 +366,9 @@ mod tests {
             |config: &RunConfig| Ok(plan("sampling", config.anchors.max_num_seqs, config, [1, 1, 1]));
         let (config, _) = fit(&RunConfig::default(), 10, &sampling).unwrap();
         assert_eq!(config.unwrap().anchors.max_num_seqs, 6);
+        let answering =
+            |config: &RunConfig| Ok(plan("answering", config.anchors.max_num_seqs, config, [1, 1, 1]));
+        let (config, _) = fit(&RunConfig::default(), 10, &answering).unwrap();
+        assert_eq!(config.unwrap().anchors.max_num_seqs, 3);
     }
 }

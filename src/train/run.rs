@@ -341,12 +341,17 @@ impl<'a> Run<'a> {
         // A group's anchors come before its flagged answer, which only the references have scored.
         let pairs = with.iter().zip(without).flat_map(|(with, without)| with.iter().zip(without));
         let nats = mean(pairs.map(|(with, without)| f64::from(with.logp) - f64::from(without.logp)));
-        let constants = Constants::measured(nats);
+        let measured = Constants::measured(nats);
+        let constants = Constants { alpha: self.config.method.alpha(measured.beta), ..measured };
         let Constants { alpha, beta } = constants;
-        self.observer.noted(&format!(
-            "alpha {alpha:.3} and beta {beta:.3}: the anchors are {nats:.1} nats likelier with the \
-             instruction and the examples than without them"
-        ));
+        let reason = match groups.is_empty() {
+            true => "the anchors are answers of the model to the bare prompts".into(),
+            false => format!(
+                "the anchors are {nats:.1} nats likelier with the instruction and the examples than without \
+                 them"
+            ),
+        };
+        self.observer.noted(&format!("alpha {alpha:.3} and beta {beta:.3}: {reason}"));
         self.set_constants(constants);
         Ok(())
     }

@@ -41,9 +41,8 @@ impl<'a> Run<'a> {
         }
         let (mut order, total) = self.order();
         self.expect(course.step, false).apply(&mut self.forecast, 0.0);
-        let warmup =
-            if t.warmup_steps > 0 { t.warmup_steps } else { (t.warmup_ratio * total as f64).ceil() as usize };
-        let schedule = Schedule { kind: t.lr_scheduler_type, peak: t.learning_rate, warmup, total };
+        let (peak, warmup) = (self.config.learning_rate(), t.warmup(total));
+        let schedule = Schedule { kind: t.lr_scheduler_type, peak, warmup, total };
         (0..course.step).for_each(|_| drop(order.next()));
         let watched = !self.held_out.examples.is_empty();
         if resume.is_none() {

@@ -107,7 +107,7 @@ fn the_variants_of_d2o_accumulate_to_the_same_steps() {
     let variants: [(&str, Change); 6] = [
         ("one anchor", |c| c.method.num_samples = 1),
         ("length_normalize", |c| c.method.length_normalize = true),
-        ("alpha and beta", |c| (c.method.alpha, c.method.beta) = (0.3, Some(Beta::Of(0.05)))),
+        ("alpha and beta", |c| (c.method.alpha, c.method.beta) = (Some(0.3), Some(Beta::Of(0.05)))),
         ("ema", |c| c.reference.positive = ReferenceSource::Ema(0.5)),
         ("copy", |c| c.reference.negative = ReferenceSource::CopyEvery(1)),
         ("online", |c| {

@@ -110,7 +110,7 @@ fn every_kind_of_run_resumes_to_the_same_bits() {
         }),
         ("schedule", |c| {
             c.train.lr_scheduler_type = aweigh::optim::LrScheduler::Cosine;
-            c.train.warmup_steps = 2;
+            c.train.warmup_steps = Some(2);
         }),
     ];
     for (name, change) in kinds {
@@ -126,7 +126,7 @@ fn every_kind_of_run_resumes_to_the_same_bits() {
 fn a_full_run_resumes_to_the_same_bits() {
     let mut config = short();
     config.lora.enabled = false;
-    config.train.learning_rate = 1e-3;
+    config.train.learning_rate = Some(1e-3);
     let full = || Setup {
         decoder: load("tiny_tied", Training::Full),
         fresh_adapter: false,

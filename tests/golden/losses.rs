@@ -261,6 +261,7 @@ fn first_metrics(name: &str) -> Metrics {
     let mut config = RunConfig::default();
     config.method.method = serde_json::from_value(name.into()).expect("a method");
     config.method.beta = constant("beta").map(Beta::Of);
+    config.method.alpha = constant("alpha");
     config.method.gamma = constant("gamma");
     config.method.desirable_weight = constant("desirable_weight").unwrap_or(1.0);
     config.method.undesirable_weight = constant("undesirable_weight").unwrap_or(1.0);

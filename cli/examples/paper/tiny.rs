@@ -110,7 +110,8 @@ fn config(contender: &Contender, seed: u32) -> RunConfig {
     let mut config = RunConfig::default();
     config.method.method = contender.method;
     config.method.num_samples = contender.samples;
-    config.method.beta = contender.beta.map(Beta::Of);
+    config.method.alpha = Some(0.1);
+    config.method.beta = Some(Beta::Of(contender.beta.unwrap_or(0.1)));
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
     config.anchors.safety_instruction =
         if contender.instructed { SAFETY_INSTRUCTION.into() } else { String::new() };
@@ -120,13 +121,14 @@ fn config(contender: &Contender, seed: u32) -> RunConfig {
         config.anchors.online_sampler = OnlineSampler::PolicyWithInstruction;
     }
     config.lora.enabled = false;
-    config.train.learning_rate = 1e-4;
+    config.train.learning_rate = Some(1e-4);
     config.train.lr_scheduler_type = LrScheduler::Constant;
     config.train.per_device_train_batch_size = 8;
     config.train.max_steps = Some(STEPS);
     config.train.seed = seed;
     // Nothing else ends a run early: how methods break is part of the comparison.
     config.stop.enabled = contender.stopped;
+    config.stop.max_anchor_drop = 0.01;
     config.stop.eval_steps = if contender.stopped { 5 } else { EVAL_STEPS };
     config.output.num_completions = 0;
     config

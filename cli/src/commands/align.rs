@@ -8,7 +8,7 @@ use crate::terminal::output::Output;
 use crate::terminal::progress::seconds;
 use crate::terminal::text::{bytes, count, table};
 use crate::watch::Watch;
-use aweigh::config::{Layer, PartialConfig, RunConfig};
+use aweigh::config::{Layer, PartialConfig, Preset, RunConfig};
 use aweigh::error::{Error, Result};
 use aweigh::files::{self, RunFolder, Source};
 use aweigh::run::{self, Place, RunFiles, Summary};
@@ -25,12 +25,16 @@ pub struct Args {
     /// TOML file with settings; flags override it. Its relative paths start at the current folder
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Settings for a case: "habit" (the default), "refuse" for harmful requests, "paper" for D²O's paper.
+    /// --config and flags override them
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<Preset>,
     /// Replace an earlier run in --output-dir. A folder that holds anything else is still refused
     #[arg(long)]
     pub overwrite: bool,
     /// Resume the run in this folder from its last checkpoint, with its original settings. On the same GPU
     /// and driver the result is bit-identical to an uninterrupted run. Only GPU flags can be combined with it
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "overwrite"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "preset", "overwrite"])]
     pub resume: Option<PathBuf>,
     /// All the settings.
     #[command(flatten)]
@@ -40,7 +44,8 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   aweigh align --model SmolLM2-135M-Instruct --train flagged.jsonl --output-dir run
-  aweigh align --config run.toml --learning-rate 1e-5 --output-dir run2
+  aweigh align --preset refuse --model SmolLM2-135M-Instruct --train harmful.jsonl --output-dir run
+  aweigh align --config run.toml --learning-rate 1e-4 --output-dir run2
   aweigh align --config run.toml --samples-file run/samples.jsonl --output-dir run3   # the same anchors again
   aweigh align --resume run                                     # after Ctrl-C, a crash, a power cut
 
@@ -50,19 +55,25 @@ A file for --config:
   [data]
   train = \"flagged.jsonl\"
   [train]
-  learning_rate = 3e-5
+  learning_rate = 4e-4
   [output]
   output_dir = \"run\"
 
 What to watch: rewards/anchor and rewards/negative in metrics.jsonl. rewards/negative should fall. If
 rewards/anchor falls with it, the run is breaking the model, and the stop rule ends it.";
 
-/// A run's settings: the flags override the file, and the file overrides `below`.
+/// A run's settings: the flags override the file, the file overrides the preset, and the preset `below`.
 ///
 /// # Errors
 /// [`aweigh::Error::Input`] for the first invalid setting, with its place.
-pub fn settings(below: PartialConfig, file: Option<&Path>, flags: PartialConfig) -> Result<RunConfig> {
+pub fn settings(
+    below: PartialConfig,
+    preset: Option<Preset>,
+    file: Option<&Path>,
+    flags: PartialConfig,
+) -> Result<RunConfig> {
     let mut layers = vec![Layer::from_flags(below)];
+    layers.extend(preset.map(Preset::layer));
     if let Some(path) = file {
         layers.push(Layer::from_toml(&files::read_text(path, "--config")?, &path.display().to_string())?);
     }
@@ -82,7 +93,7 @@ pub fn settings_of(folder: &Path, flags: PartialConfig) -> Result<RunConfig> {
         let expected = "no other settings: a run is resumed with its original ones";
         return Err(Error::input("--resume", expected, flags.join(", "), fix));
     }
-    let mut config = settings(PartialConfig::default(), Some(&folder.join("config.toml")), flags)?;
+    let mut config = settings(PartialConfig::default(), None, Some(&folder.join("config.toml")), flags)?;
     config.output.output_dir = folder.into();
     Ok(config)
 }
@@ -99,7 +110,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     };
     let config = match &args.resume {
         Some(folder) => settings_of(folder, args.settings)?,
-        None => settings(PartialConfig::default(), args.config.as_deref(), args.settings)?,
+        None => settings(PartialConfig::default(), args.preset, args.config.as_deref(), args.settings)?,
     };
     if args.resume.is_none() {
         RunFolder::check(&config.output.output_dir, "--output-dir", args.overwrite)?;

@@ -71,13 +71,15 @@ fn config(args: &Args) -> RunConfig {
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
     // The model is small enough to train all weights; the larger beta keeps it closer to its good answers.
     config.lora.enabled = false;
+    config.method.alpha = Some(0.1);
     config.method.beta = Some(Beta::Of(0.2));
-    config.train.learning_rate = 1e-4;
+    config.method.num_samples = 11;
+    config.train.learning_rate = Some(1e-4);
     config.train.lr_scheduler_type = LrScheduler::Constant;
     config.train.per_device_train_batch_size = 8;
     config.train.max_steps = Some(args.max_steps.unwrap_or(32));
     config.train.seed = args.seed;
-    config.stop.eval_steps = 4;
+    (config.stop.eval_steps, config.stop.max_anchor_drop) = (4, 0.01);
     config.output.output_dir = args.output_dir.clone().unwrap_or_default();
     config.gpu.adapter = args.gpu.gpu.clone();
     config.gpu.tuning = !args.gpu.no_tuning;

@@ -9,7 +9,7 @@ use crate::commands::align;
 use crate::open;
 use crate::terminal::memory;
 use crate::terminal::output::Output;
-use aweigh::config::{PartialConfig, RunConfig};
+use aweigh::config::{PartialConfig, Preset, RunConfig};
 use aweigh::error::Result;
 use aweigh::files::Source;
 use aweigh::gpu::{DEFAULT_BINDING, chosen_adapter};
@@ -23,6 +23,9 @@ use aweigh::train::Plan;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES, next_help_heading = "Run")]
 pub struct Args {
+    /// Settings for a case, as for "aweigh align": "habit", "refuse" or "paper"
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<Preset>,
     /// TOML file with settings; flags override it
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -58,7 +61,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let path = Some(PathBuf::from(NONE));
     let mut below = PartialConfig::default();
     (below.data.train, below.output.output_dir) = (path.clone(), path);
-    let config = align::settings(below, args.config.as_deref(), args.settings)?;
+    let config = align::settings(below, args.preset, args.config.as_deref(), args.settings)?;
     let assumed = config.data.train == Path::new(NONE);
     let train = match assumed {
         true => Source { origin: NONE.into(), bytes: Vec::new() },

@@ -19,6 +19,7 @@ use aweigh::files::{Model, RunFolder, Source, read, write_whole};
 use aweigh::gpu::Gpu;
 use aweigh::loss::Method;
 use aweigh::model::{Decoder, ModelBytes, TargetModules};
+use aweigh::optim::LrScheduler;
 use aweigh::run::{self, Material, Place};
 use aweigh::train::{Inputs, Job, Metrics, StopReason};
 
@@ -152,8 +153,9 @@ fn config(args: &TrainArgs) -> RunConfig {
     config.lora.r = args.r;
     config.lora.target_modules = TargetModules::AllLinear;
     config.lora.lora_alpha = 2.0 * args.r as f64;
-    config.train.learning_rate = args.learning_rate;
-    config.train.warmup_ratio = 0.1;
+    config.train.learning_rate = Some(args.learning_rate);
+    config.train.lr_scheduler_type = LrScheduler::Linear;
+    config.train.warmup_ratio = Some(0.1);
     config.train.per_device_train_batch_size = args.per_device_train_batch_size;
     config.train.num_train_epochs = args.num_train_epochs;
     config.train.max_steps = args.max_steps;
