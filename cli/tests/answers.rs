@@ -75,5 +75,9 @@ fn without_completions_nothing_is_read() {
     let read = |(name, _): (&String, &Value)| name.contains("completions/") || name.contains("ordinary/");
     assert!(!summary["before"].as_object().unwrap().iter().any(read), "{summary}");
     assert!(room.lines("run/completions.jsonl").is_empty());
-    room.align_refuses("tiny", &["--max-unwanted", "2"], &["--max-unwanted (stop.max_unwanted)", "0 to 1"]);
+    room.align_refuses(
+        "tiny",
+        &["--target-unwanted", "2"],
+        &["--target-unwanted (stop.target_unwanted)", "from 0 to below 1"],
+    );
 }

@@ -50,7 +50,7 @@ fn cases() -> Vec<Case> {
             "expected a whole number from 1 to 65536",
         ),
         flags(
-            "greedy sampling of 11 anchors",
+            "greedy sampling of several anchors",
             &["--temperature", "0"],
             "expected a number above 0, found 0, which gives 2 copies",
         ),

@@ -135,6 +135,20 @@ fn offloaded_weights_change_no_result() {
 }
 
 #[test]
+fn presets_are_below_flags() {
+    let room = room();
+    let peak = |more: &[&str]| room.json(&[&["plan", "--model", "tiny"], more].concat())["peak"].clone();
+    assert_eq!(peak(&["--preset", "habit"]), peak(&[]));
+    let paper = ["--preset", "paper"];
+    assert_ne!(peak(&paper), peak(&[]));
+    let of_habit = ["--num-samples", "2", "--per-device-train-batch-size", "4", "--safety-instruction="];
+    assert_eq!(peak(&[&paper[..], &of_habit].concat()), peak(&[]));
+    let unknown = room.run(&["plan", "--model", "tiny", "--preset", "kind"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(texts(&unknown).1.contains("habit, refuse, paper"));
+}
+
+#[test]
 fn a_plan_says_what_would_help() {
     let room = room();
     let figures = room.json(&["plan", "--model", "tiny"]);

@@ -198,13 +198,14 @@ impl MethodConfig {
 }
 
 impl TrainConfig {
-    /// The number of warm-up steps of a run of `total` steps.
+    /// The number of warm-up steps of a run of `total` steps. The first of them has a rate of 0, so a short
+    /// run has none unless they are asked for.
     pub fn warmup(&self, total: usize) -> usize {
         match (self.warmup_steps, self.warmup_ratio) {
             (Some(steps), _) => steps,
             (None, Some(share)) => (share * total as f64).ceil() as usize,
             (None, None) if self.lr_scheduler_type == LrScheduler::Constant => 0,
-            (None, None) => WARMUP_STEPS,
+            (None, None) => WARMUP_STEPS.min(total / 10),
         }
     }
 }
@@ -217,7 +218,7 @@ impl RunConfig {
     /// trained. D²O's for LoRA was found on SmolLM2-135M-Instruct; full fine-tuning usually takes a tenth of
     /// LoRA's (Schulman et al., "LoRA Without Regret").
     pub fn learning_rate(&self) -> f64 {
-        let of_lora = if self.method.method == Method::D2o { 4e-4 } else { 1e-4 };
+        let of_lora = if self.method.method == Method::D2o { 2e-4 } else { 1e-4 };
         let usual = if self.lora.enabled { of_lora } else { of_lora / 10.0 };
         self.train.learning_rate.unwrap_or(usual)
     }
@@ -229,8 +230,7 @@ impl RunConfig {
     /// range and where it was written.
     pub fn resolve(layers: Vec<Layer>) -> Result<Self> {
         let top = layers.into_iter().reduce(|below, above| above.over(below)).unwrap_or_default();
-        let mut config = top.values.or_defaults();
-        config.train.learning_rate = Some(config.learning_rate());
+        let config = top.values.or_defaults();
         validate::required(&config)?;
         validate::check(&config, Some(&top.places))?;
         Ok(config)

@@ -98,7 +98,8 @@ section! {
     /// Weight of flagged answers (kto only) [default: 1.0]
     (long, value_name = "X") undesirable_weight: f64 = 1.0;
     optional:
-    /// Weight of the flagged answer (d2o only). If not given: beta to the power of 1.5
+    /// Weight of the flagged answer (d2o only). If not given: beta to the power of 1.5, at
+    /// most 1
     (long, value_name = "X") alpha: f64;
     /// d2o: weight of the anchors, or "auto", which measures how far the anchors are from what the model
     /// answers by itself, and sets beta from that; orpo: lambda; other methods: inverse temperature, higher
@@ -247,11 +248,11 @@ section! {
     (long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")
     shuffle: bool = true;
     optional:
-    /// Peak learning rate of AdamW. If not given: 4e-4 for d2o and 1e-4 for other methods; with --full a
+    /// Peak learning rate of AdamW. If not given: 2e-4 for d2o and 1e-4 for other methods; with --full a
     /// tenth of these
     (long, value_name = "X") learning_rate: f64;
-    /// Warm-up steps, over which the learning rate rises from 0. If not given: 3, or what --warmup-ratio
-    /// says; none for the schedule constant
+    /// Warm-up steps, over which the learning rate rises from 0. If not given: 3, but at most
+    /// a tenth of all steps, or what --warmup-ratio says; none for the schedule constant
     (long, value_name = "STEPS") warmup_steps: usize;
     /// Warm-up steps as a share of all steps; --warmup-steps overrides it
     (long, value_name = "SHARE") warmup_ratio: f64;
@@ -271,8 +272,8 @@ section! {
         default_missing_value = "true", value_parser = super::values::inverted
     )
     enabled: bool = true;
-    /// Optimizer steps between evaluations of the held-out examples [default: 5]
-    (long, value_name = "STEPS") eval_steps: usize = 5;
+    /// Optimizer steps between evaluations of the held-out examples [default: 10]
+    (long, value_name = "STEPS") eval_steps: usize = 10;
     /// Stop when the mean log-prob of the held-out anchors has fallen by more than this, in nats per token;
     /// 0.05 is 5% of their perplexity (d2o, npo, simnpo, ga and ul only) [default: 0.05]
     (long, value_name = "NATS") max_anchor_drop: f64 = 0.05;
@@ -292,7 +293,7 @@ section! {
     (long, value_name = "SHARE") max_perplexity_rise: f64 = 0.05;
     /// Stop when the share of unwanted answers to held-out flagged prompts is at most this in --patience
     /// evaluations in a row; with --unwanted, this replaces --margin [default: 0.05]
-    (long, value_name = "SHARE") max_unwanted: f64 = 0.05;
+    (long, value_name = "SHARE") target_unwanted: f64 = 0.05;
     /// Stop when the share of ordinary prompts that the model refuses to answer has risen by more than this
     /// [default: 0.1]
     (long, value_name = "SHARE") max_refusal_rise: f64 = 0.1;

@@ -203,9 +203,8 @@ fn presets_are_settings_and_habit_is_the_default() {
         let needed = Layer::from_toml(NEEDED, "run.toml").unwrap();
         RunConfig::resolve(vec![preset.layer(), needed, Layer::from_flags(flags(arguments))]).unwrap()
     };
-    let mut habit = over(Preset::Habit, &[]);
-    assert_eq!(habit.method.beta.take(), Some(Beta::Auto));
-    assert_eq!(habit, resolve(NEEDED, &[]).unwrap());
+    assert_eq!(over(Preset::Habit, &[]), resolve(NEEDED, &[]).unwrap());
+    assert_eq!(over(Preset::Habit, &["--method", "dpo"]), resolve(NEEDED, &["--method", "dpo"]).unwrap());
     let paper = over(Preset::Paper, &["--num-samples", "3"]);
     assert_eq!((paper.method.alpha(0.1), paper.method.beta(), paper.method.num_samples), (0.1, 0.1, 3));
     let refuse = over(Preset::Refuse, &["--learning-rate", "1e-4"]);
@@ -214,11 +213,15 @@ fn presets_are_settings_and_habit_is_the_default() {
 
 #[test]
 fn the_learning_rate_follows_from_what_is_trained() {
-    let rate = |arguments: &[&str]| resolve(NEEDED, arguments).unwrap().train.learning_rate.unwrap();
-    assert_eq!((rate(&[]), rate(&["--full"])), (4e-4, 4e-5));
+    let rate = |arguments: &[&str]| resolve(NEEDED, arguments).unwrap().learning_rate();
+    assert_eq!((rate(&[]), rate(&["--full"])), (2e-4, 2e-5));
     assert_eq!((rate(&["--method", "dpo"]), rate(&["--method", "sft", "--full"])), (1e-4, 1e-5));
     assert_eq!(rate(&["--full", "--learning-rate", "0.5"]), 0.5);
     let warmup = |arguments: &[&str]| resolve(NEEDED, arguments).unwrap().train.warmup(40);
     assert_eq!((warmup(&[]), warmup(&["--lr-scheduler-type", "constant"])), (3, 0));
+    assert_eq!([1, 9, 15, 500].map(|steps| resolve(NEEDED, &[]).unwrap().train.warmup(steps)), [0, 0, 1, 3]);
+    // The rate of an earlier run's file is its method's, so it is not written unless it was given.
+    let file = resolve(NEEDED, &[]).unwrap().to_toml().unwrap();
+    assert_eq!(resolve(&file, &["--full"]).unwrap().learning_rate(), 2e-5);
     assert_eq!((warmup(&["--warmup-ratio", "0.26"]), warmup(&["--warmup-steps", "0"])), (11, 0));
 }

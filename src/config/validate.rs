@@ -118,7 +118,7 @@ fn method(config: &RunConfig, places: &Places) -> Result<()> {
             places.not_negative("method.alpha", alpha)?;
             let ok = alpha + method.beta() > 0.0;
             places.that(
-                "method.alpha",
+                if method.alpha.is_some() { "method.alpha" } else { "method.beta" },
                 ok,
                 "alpha or beta above 0",
                 "both 0",
@@ -260,16 +260,10 @@ fn stop(config: &RunConfig, places: &Places) -> Result<()> {
     places.positive("stop.margin", stop.margin)?;
     places.at_least_one("stop.patience", stop.patience)?;
     places.positive("stop.max_perplexity_rise", stop.max_perplexity_rise)?;
-    for (key, share) in [
-        ("stop.max_unwanted", stop.max_unwanted),
-        ("stop.max_refusal_rise", stop.max_refusal_rise),
-        ("stop.max_distinct_drop", stop.max_distinct_drop),
-        ("stop.max_length_change", stop.max_length_change),
-    ] {
-        let fix = "give a share of at most 1; 1 turns it off";
-        places.that(key, (0.0..=1.0).contains(&share), "a number from 0 to 1", share, fix)?;
-    }
-    Ok(())
+    places.below_one("stop.target_unwanted", stop.target_unwanted)?;
+    places.not_negative("stop.max_refusal_rise", stop.max_refusal_rise)?;
+    places.not_negative("stop.max_distinct_drop", stop.max_distinct_drop)?;
+    places.not_negative("stop.max_length_change", stop.max_length_change)
 }
 
 /// A sentence that names the changed settings that the method ignores.
@@ -330,9 +324,14 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     }
     warnings.extend(unused(config));
     let (retain, usual) = (&config.retain, RetainConfig::default());
-    if retain.form == Retain::None && *retain != usual {
-        let [data, form] = ["retain.data", "retain.form"].map(setting);
-        warnings.push(format!("{data} and the other retain settings do nothing without {form}"));
+    if retain.form == Retain::None && (retain.weight, retain.batch_size) != (usual.weight, usual.batch_size) {
+        let [weight, size, form] = ["retain.weight", "retain.batch_size", "retain.form"].map(setting);
+        warnings.push(format!("{weight} and {size} do nothing without {form}"));
+    }
+    if config.stop.unwanted.is_some() && config.output.num_completions == 0 {
+        warnings.push(
+            "without num_completions no answers are read, so the rule for unwanted ones does nothing".into(),
+        );
     }
     if !config.stop.enabled {
         warnings.push(

@@ -27,9 +27,10 @@ impl Constants {
         Self { alpha: Self::alpha_for(beta), beta }
     }
 
-    /// The usual alpha for this beta, β^1.5: where anchors can rise, most of the change should be theirs.
+    /// The usual alpha for this beta, β^1.5 and at most 1: where anchors can rise, most of the change should
+    /// be theirs.
     pub fn alpha_for(beta: f64) -> f64 {
-        beta.powf(1.5)
+        beta.min(1.0).powf(1.5)
     }
 }
 

@@ -12,7 +12,10 @@ use crate::train::{Inputs, State};
 /// compared instead.
 pub(super) fn settings_sum(config: &RunConfig) -> String {
     let mut own = config.clone();
+    let read = (own.output.num_completions, own.output.completion_tokens);
     (own.output, own.gpu) = Default::default();
+    // The stop rule reads these answers.
+    (own.output.num_completions, own.output.completion_tokens) = read;
     (own.model.model, own.data.train) = Default::default();
     let optional = [
         &mut own.model.adapter,

@@ -3,7 +3,7 @@
 
 use super::forecast::Work;
 use super::metrics::Metrics;
-use super::reader::{Asked, answered};
+use super::reader::Asked;
 use super::run::{Run, tell};
 use crate::Result;
 use crate::config::RunConfig;
@@ -21,20 +21,11 @@ pub(super) fn settings(config: &RunConfig, ends: &[u32]) -> SamplingParams {
 }
 
 impl Run<'_> {
-    /// The numbers of held-out and of ordinary prompts that are answered at each evaluation.
-    pub(super) fn answered(&self) -> usize {
-        let (most, context) = (self.config.output.num_completions, self.trainer.decoder.config().context());
-        let held_out = answered(&self.held_out.examples, self.config, context).take(most).count();
-        held_out + self.ordinary.len()
-    }
-
     /// Samples the policy's answers to some held-out and to the ordinary prompts, always with the same random
     /// numbers, passes them to the observer, and reads them.
     pub(super) async fn read_answers(&mut self, step: usize) -> Result<Metrics> {
         let (config, decoder) = (self.config, &self.trainer.decoder);
-        let (most, context) = (config.output.num_completions, decoder.config().context());
-        let held_out: Vec<&Example> = answered(&self.held_out.examples, config, context).take(most).collect();
-        let examples: Vec<&Example> = held_out.iter().copied().chain(&self.ordinary).collect();
+        let examples: Vec<&Example> = self.asked.iter().chain(&self.ordinary).collect();
         if examples.is_empty() {
             return Ok(Metrics::default());
         }
@@ -53,7 +44,7 @@ impl Run<'_> {
                 .await?;
         let mut pairs: Vec<(&Example, Answer)> =
             examples.into_iter().zip(drawn.into_iter().flatten()).collect();
-        let ordinary = pairs.split_off(held_out.len());
+        let ordinary = pairs.split_off(self.asked.len());
         let mut metrics = Metrics::default();
         for (asked, answers) in [(Asked::HeldOut, pairs), (Asked::Ordinary, ordinary)] {
             self.observer.completions(step, asked, &answers)?;

@@ -230,7 +230,7 @@ impl Run<'_> {
         };
         let train = keep(&self.train, &self.pools);
         if !train.contains(&true) {
-            let fix = "raise the temperature, or change the safety instruction";
+            let fix = "raise the temperature, or change what is put before the prompt";
             let Some(rule) = self.reader.as_ref().and_then(|reader| reader.filter.as_ref()) else {
                 let found = "only empty samples";
                 return Err(Error::input("anchors", "at least one non-empty answer", found, fix));

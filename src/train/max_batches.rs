@@ -129,15 +129,10 @@ impl MaxBatches {
         let longest = |example| prompts(example).into_iter().map(<[u32]>::len).max().unwrap_or(0);
         let draws = drawn.iter().map(|&(example, samples)| (longest(example), samples)).collect();
         let draws_shared = shared_beginning(drawn.iter().flat_map(|&(example, _)| prompts(example)));
-        let held = || answered(eval, config, model.context());
-        let completions_shared =
-            shared_beginning(held().chain(ordinary).map(|example| example.prompt_ids.as_slice()));
-        let once = |example: &Example| (example.prompt_ids.len(), 1);
-        let mut completions: Vec<(usize, usize)> = held().map(once).collect();
-        // Take the longest prompts: which ones are answered is only known after anchors are sampled.
-        completions.sort_unstable_by(|a, b| b.cmp(a));
-        completions.truncate(config.output.num_completions);
-        completions.extend(ordinary.iter().map(once));
+        let asked = answered(eval, config, model.context());
+        let asked = || asked.iter().chain(ordinary);
+        let completions_shared = shared_beginning(asked().map(|example| example.prompt_ids.as_slice()));
+        let completions: Vec<(usize, usize)> = asked().map(|example| (example.prompt_ids.len(), 1)).collect();
         let all = usize::MAX;
         // The widest activation of a batch must fit in one binding.
         let widest = model.up().max((model.heads + 2 * model.kv_heads) * model.head_dim).max(model.width);

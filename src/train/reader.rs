@@ -39,7 +39,8 @@ impl Reader {
     /// A reader with the rules of `config`.
     pub fn new(tokenizer: Arc<ChatTokenizer>, config: &RunConfig) -> Self {
         let filter = config.anchors.anchor_filter.clone();
-        let unwanted = config.stop.unwanted.clone().or_else(|| filter.as_ref().map(Rule::opposite));
+        let wanted = filter.as_ref().filter(|_| config.method.method.is_of_negatives());
+        let unwanted = config.stop.unwanted.clone().or_else(|| wanted.map(Rule::opposite));
         Self { tokenizer, filter, unwanted }
     }
 
@@ -76,16 +77,13 @@ impl Reader {
     }
 }
 
-/// The held-out examples among `held_out` whose prompts are answered: the flagged ones, or all if none is
+/// The held-out examples whose prompts are answered: the first flagged ones, or the first of all if none is
 /// flagged, as far as the context has room.
-pub(super) fn answered<'a>(
-    held_out: &'a [Example],
-    config: &RunConfig,
-    context: usize,
-) -> impl Iterator<Item = &'a Example> {
+pub(super) fn answered(held_out: &[Example], config: &RunConfig, context: usize) -> Vec<Example> {
     let any_flagged = held_out.iter().any(|example| example.negative_ids.is_some());
     let most = config.output.completion_tokens;
-    held_out.iter().filter(move |example| {
+    let asked = held_out.iter().filter(|example| {
         (example.negative_ids.is_some() || !any_flagged) && example.prompt_ids.len() + most <= context
-    })
+    });
+    asked.take(config.output.num_completions).cloned().collect()
 }

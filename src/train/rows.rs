@@ -19,13 +19,15 @@ pub type Named<'a> = (&'a str, &'a [u8]);
 
 /// Maximum number of held-out examples that are taken from the training rows: they are scored at every
 /// evaluation.
-pub(super) const HELD_OUT: usize = 16;
+pub(super) const HELD_OUT: usize = 24;
 
-/// Of so many ordinary prompts, one is answered at evaluations; the retain term trains on the others.
+/// One of this many ordinary prompts is answered at evaluations; the retain term trains on the others.
 const ANSWERED: usize = 4;
+/// With fewer prompts to answer, one more refusal would be a rise above the default limit.
+const LEAST_ANSWERED: usize = 10;
 
-/// The ordinary prompts: those of the retain term, and those that are answered at evaluations. The built-in
-/// ones have the form of the training prompts: without a conversation among these, they are plain texts.
+/// The ordinary prompts: those of the retain term, and those that are answered at evaluations. From a short
+/// list none are taken for the latter: built-in prompts are answered instead.
 pub(super) fn ordinary(
     given: Option<Named>,
     tokenizer: &ChatTokenizer,
@@ -33,33 +35,29 @@ pub(super) fn ordinary(
     config: &RunConfig,
     train: &[Example],
 ) -> Result<(Vec<Example>, Vec<Example>)> {
-    let answered = config.output.num_completions;
-    if config.retain.form == Retain::None && answered == 0 {
+    let most = config.output.num_completions;
+    let retains = config.retain.form != Retain::None;
+    if !retains && most == 0 {
         return Ok((Vec::new(), Vec::new()));
     }
-    let (origin, bytes) = given.unwrap_or(ORDINARY);
-    let rows = parse_jsonl(bytes, origin)?.rows;
+    let own = given.map(|given| prompts(given, false, limits(config), tokenizer)).transpose()?;
+    // The built-in prompts have the form of the training prompts: without a conversation among these, they
+    // are plain texts. The user's limits on lengths are not for them.
     let conversations = train.iter().any(|example| example.prompt.is_conversational());
-    let as_texts = given.is_none() && !(conversations || train.is_empty() && tokenizer.has_template());
-    let prompt = |row: Row| match as_texts {
-        true => Row { prompt: Prompt::Text(row.prompt.last_text().into()), ..row.without_answers() },
-        false => row.without_answers(),
+    let as_texts = !(conversations || train.is_empty() && tokenizer.has_template());
+    let built_in = || {
+        let limits = LengthLimits { max_prompt: None, ..limits(config) };
+        prompts(ORDINARY, as_texts, limits, tokenizer)
     };
-    let rows: Vec<Row> = rows.into_iter().map(prompt).collect();
-    let options = ExampleOptions::plain(Needs::Prompt, limits(config));
-    let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
-    let (mut retained, mut ordinary) = (Vec::new(), Vec::new());
-    for (i, example) in examples.into_iter().enumerate() {
-        let prompt = example.prompt_ids.len();
-        if i % ANSWERED < ANSWERED - 1 {
-            if config.retain.form != Retain::None {
-                let place = format!("{origin}:{}: prompt plus max_new_tokens", example.line);
-                model.check_context(&place, prompt + config.anchors.max_new_tokens)?;
-                retained.push(example);
-            }
-        } else if ordinary.len() < answered && prompt + config.output.completion_tokens <= model.context() {
-            ordinary.push(example);
-        }
+    let fits =
+        |example: &Example| example.prompt_ids.len() + config.output.completion_tokens <= model.context();
+    let (mut retained, answered) = match own {
+        None => set_aside(built_in()?, most, &fits),
+        Some(own) if own.len() >= ANSWERED * LEAST_ANSWERED => set_aside(own, most, &fits),
+        Some(own) => (own, set_aside(built_in()?, most, &fits).1),
+    };
+    if !retains {
+        return Ok((Vec::new(), answered));
     }
     // Take no more than the steps will use: each is answered before the first step.
     if !train.is_empty() {
@@ -69,7 +67,42 @@ pub(super) fn ordinary(
         retained.truncate(steps.saturating_mul(of_step));
         retained.sort_by_key(|example| example.row);
     }
-    Ok((retained, ordinary))
+    let origin = given.unwrap_or(ORDINARY).0;
+    for example in &retained {
+        let place = format!("{origin}:{}: prompt plus max_new_tokens", example.line);
+        model.check_context(&place, example.prompt_ids.len() + config.anchors.max_new_tokens)?;
+    }
+    Ok((retained, answered))
+}
+
+/// The prompts of a file, as plain texts if that is asked for.
+fn prompts(
+    (origin, bytes): Named,
+    as_texts: bool,
+    limits: LengthLimits,
+    tokenizer: &ChatTokenizer,
+) -> Result<Vec<Example>> {
+    let prompt = |row: Row| match as_texts {
+        true => Row { prompt: Prompt::Text(row.prompt.last_text().into()), ..row.without_answers() },
+        false => row.without_answers(),
+    };
+    let rows: Vec<Row> = parse_jsonl(bytes, origin)?.rows.into_iter().map(prompt).collect();
+    Ok(build_examples(&rows, origin, tokenizer, &ExampleOptions::plain(Needs::Prompt, limits))?.0)
+}
+
+/// Takes every fourth example out, as far as it fits, but no more than `most`; returns the others, and these.
+fn set_aside(
+    examples: Vec<Example>,
+    most: usize,
+    fits: &dyn Fn(&Example) -> bool,
+) -> (Vec<Example>, Vec<Example>) {
+    let (mut others, mut aside) = (Vec::new(), Vec::new());
+    for (i, example) in examples.into_iter().enumerate() {
+        let fourth = i % ANSWERED == ANSWERED - 1;
+        let to = if fourth && aside.len() < most && fits(&example) { &mut aside } else { &mut others };
+        to.push(example);
+    }
+    (others, aside)
 }
 
 /// The worked examples that anchors are sampled with.

@@ -9,7 +9,7 @@ use super::forecast::{Forecast, Work};
 use super::max_batches::MaxBatches;
 use super::metrics::{Metrics, mean};
 use super::observer::{Observer, Phase, Wish};
-use super::reader::Reader;
+use super::reader::{Reader, answered};
 use super::references::Reference;
 use super::responses::{loss_responses, reference_responses};
 use super::retain::Retained;
@@ -100,6 +100,8 @@ pub(super) struct Run<'a> {
     pub(super) pools: Vec<Pool>,
     pub(super) held_out: HeldOut,
     pub(super) retained: Retained,
+    /// Held-out prompts that are answered at every evaluation. They stay, even if they get no anchors.
+    pub(super) asked: Vec<Example>,
     /// Ordinary prompts that are answered at every evaluation.
     pub(super) ordinary: Vec<Example>,
     /// r−, and r+ if it differs.
@@ -171,6 +173,7 @@ impl<'a> Run<'a> {
                 pool.anchors = anchors;
             }
         }
+        let asked = answered(&eval, config, trainer.decoder.config().context());
         let mut held_out = HeldOut::new(eval);
         held_out.pools = own(&held_out.examples, eval_anchors(config));
         Ok(Self {
@@ -187,6 +190,7 @@ impl<'a> Run<'a> {
             pools,
             held_out,
             retained: Retained::new(retain),
+            asked,
             ordinary,
             positive,
             negative,
@@ -327,7 +331,9 @@ impl<'a> Run<'a> {
         };
         let Self { gpu, trainer, train, pools, cached, observer, .. } = self;
         let all = train.iter().zip(&*pools).zip(&*cached);
-        let shown = all.filter(|((example, _), _)| example.sampling_ids != example.prompt_ids);
+        let shown = all.filter(|((example, _), _)| {
+            example.anchor_ids.is_empty() && example.sampling_ids != example.prompt_ids
+        });
         let (groups, without): (Vec<Group>, Vec<&[Scored]>) = shown
             .take(MEASURED)
             .map(|((example, pool), scored)| {
@@ -345,7 +351,9 @@ impl<'a> Run<'a> {
         let constants = Constants { alpha: self.config.method.alpha(measured.beta), ..measured };
         let Constants { alpha, beta } = constants;
         let reason = match groups.is_empty() {
-            true => "the anchors are answers of the model to the bare prompts".into(),
+            true => {
+                "nothing was put before the prompts, so the anchors count as the model's own answers".into()
+            }
             false => format!(
                 "the anchors are {nats:.1} nats likelier with the instruction and the examples than without \
                  them"

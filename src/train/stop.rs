@@ -4,7 +4,7 @@
 
 use super::metrics::Metrics;
 use super::reader::{ORDINARY_DISTINCT, ORDINARY_LENGTH, ORDINARY_REFUSAL, UNWANTED};
-use crate::config::StopConfig;
+use crate::config::{RunConfig, StopConfig};
 
 /// Why a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -29,8 +29,8 @@ pub enum StopReason {
     Diverged,
     /// The held-out margin grew by `stop.margin` or more in `stop.patience` evaluations in a row.
     MarginWon,
-    /// The share of unwanted answers to held-out prompts was at most `stop.max_unwanted` in `stop.patience`
-    /// evaluations in a row.
+    /// The share of unwanted answers to held-out prompts was at most `stop.target_unwanted` in
+    /// `stop.patience` evaluations in a row.
     UnwantedGone,
     /// The observer asked to finish.
     Requested,
@@ -59,7 +59,9 @@ impl std::fmt::Display for StopReason {
             Self::Diverged => "losses, gradients or held-out metrics were NaN or infinite",
             Self::Requested => "finished early on request",
             Self::MarginWon => "the margin on held-out examples grew by stop.margin or more",
-            Self::UnwantedGone => "at most stop.max_unwanted of the answers to held-out prompts are unwanted",
+            Self::UnwantedGone => {
+                "at most stop.target_unwanted of the answers to held-out prompts are unwanted"
+            }
         })
     }
 }
@@ -103,6 +105,16 @@ impl StopRule {
         Self { config, seen: Seen::default() }
     }
 
+    /// The rule for a run with `config`. Methods that learn from good answers may make answers shorter,
+    /// longer or more alike: that is what they are asked for.
+    pub(super) fn of(config: &RunConfig) -> Self {
+        let mut stop = config.stop.clone();
+        if !config.method.method.is_of_negatives() {
+            (stop.max_distinct_drop, stop.max_length_change) = (f64::MAX, f64::MAX);
+        }
+        Self::new(stop)
+    }
+
     /// Judges an evaluation. Later ones are compared with the first.
     pub fn judge(&mut self, now: &Metrics) -> Verdict {
         let Some(start) = &self.seen.start else {
@@ -118,9 +130,10 @@ impl StopRule {
         if best {
             self.seen.best = merit(now);
         }
-        // Answers say more than margins.
-        let (won, reason) = match now.get(UNWANTED) {
-            Some(share) => (share <= self.config.max_unwanted, StopReason::UnwantedGone),
+        // Answers say more than margins, unless there was nothing to win.
+        let was_unwanted = start.get(UNWANTED).is_some_and(|share| share > self.config.target_unwanted);
+        let (won, reason) = match now.get(UNWANTED).filter(|_| was_unwanted) {
+            Some(share) => (share <= self.config.target_unwanted, StopReason::UnwantedGone),
             None => {
                 // Subtract the margin at the start: without a reference it is not 0.
                 let gained = now.get(MARGIN).map(|margin| margin - start.get(MARGIN).unwrap_or(0.0));
@@ -173,13 +186,12 @@ impl StopRule {
 
 /// How good a state is: a better one is greater. First minus the share of unwanted answers, or 0 if no rule
 /// tells them; then the margin, or minus the loss for methods without a margin (SFT).
-type Merit = (f64, f64);
+type Merit = (f64, Option<f64>);
 
 fn merit(metrics: &Metrics) -> Option<Merit> {
     let (unwanted, margin, loss) = (metrics.get(UNWANTED), metrics.get(MARGIN), metrics.get(LOSS));
     let second = margin.or(loss.map(|loss| -loss));
-    (unwanted.is_some() || second.is_some())
-        .then(|| (-unwanted.unwrap_or(0.0), second.unwrap_or(f64::NEG_INFINITY)))
+    (unwanted.is_some() || second.is_some()).then(|| (-unwanted.unwrap_or(0.0), second))
 }
 
 #[cfg(test)]
@@ -256,6 +268,26 @@ mod tests {
         ] {
             assert_eq!(start().judge(&now), Verdict { best: false, stop: Some(reason) });
         }
+    }
+
+    #[test]
+    fn a_checkpoint_keeps_what_was_best() {
+        let mut rule = StopRule::new(StopConfig::default());
+        rule.judge(&Metrics(vec![(UNWANTED.into(), 0.5)]));
+        let kept = serde_json::to_string(&rule.seen()).unwrap();
+        rule.restore(serde_json::from_str(&kept).unwrap());
+        assert!(!rule.judge(&Metrics(vec![(UNWANTED.into(), 0.6)])).best);
+        assert!(rule.judge(&Metrics(vec![(UNWANTED.into(), 0.4)])).best);
+    }
+
+    #[test]
+    fn a_habit_that_is_not_seen_at_the_start_is_not_won_against() {
+        let at =
+            |unwanted: f64, margin: f64| Metrics(vec![(UNWANTED.into(), unwanted), (MARGIN.into(), margin)]);
+        let mut rule = StopRule::new(StopConfig::default());
+        let stops = [(0.0, 0.0), (0.0, 1.0), (0.0, 2.0), (0.0, 3.0), (0.0, 3.0)];
+        let stops = stops.map(|(unwanted, margin)| rule.judge(&at(unwanted, margin)).stop);
+        assert_eq!(stops, [None, None, None, None, Some(StopReason::MarginWon)]);
     }
 
     #[test]

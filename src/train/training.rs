@@ -30,7 +30,7 @@ impl<'a> Run<'a> {
         let t = &self.config.train;
         let mut course = Course {
             step: 0,
-            rule: StopRule::new(self.config.stop.clone()),
+            rule: StopRule::of(self.config),
             best: Best::default(),
             before: None,
             sums: Sums::default(),
@@ -116,7 +116,7 @@ impl<'a> Run<'a> {
         let steps = total.saturating_sub(done) as f64;
         let every = config.stop.eval_steps;
         let evaluations = (total.div_ceil(every).saturating_sub(done / every) + usize::from(before)) as f64;
-        let answers = self.answered() as f64 * evaluations;
+        let answers = (self.asked.len() + self.ordinary.len()) as f64 * evaluations;
         // Assume answers as long as the anchors so far, or of the maximum length if there are none.
         let lengths = || self.pools.iter().flat_map(Pool::ids).map(<[u32]>::len);
         let mean = match lengths().count() {

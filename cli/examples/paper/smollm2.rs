@@ -62,11 +62,11 @@ pub fn run(model: &str, data: &Path, folder: &Path) -> Any<()> {
         if folder.join(name).join("summary.json").exists() {
             continue;
         }
-        let files = ["--model", model, "--train", &train, "--eval", &dev, "--output-dir", &to];
+        let files = ["--preset", "paper", "--model", model, "--train", &train, "--eval", &dev];
         let method = ["--method", name, "--num-samples", samples, "--max-new-tokens", "48"];
         let rate = ["--learning-rate", "5e-5", "--lr-scheduler-type", "constant"];
         let budget = ["--per-device-train-batch-size", "2", "--max-steps", &steps, "--no-stop"];
-        let watch = ["--eval-steps", "12", "--num-completions", "2"];
+        let watch = ["--eval-steps", "12", "--num-completions", "2", "--output-dir", &to];
         aweigh(&[&["align"], &files[..], &method[..], &rate[..], &budget[..], &watch[..]].concat())?;
     }
     let (eval, judge) = (path("eval.json"), format!("judge:{}", path("judge")));

@@ -111,7 +111,7 @@ fn config(contender: &Contender, seed: u32) -> RunConfig {
     config.method.method = contender.method;
     config.method.num_samples = contender.samples;
     config.method.alpha = Some(0.1);
-    config.method.beta = Some(Beta::Of(contender.beta.unwrap_or(0.1)));
+    config.method.beta = contender.beta.or(contender.method.default_beta()).map(Beta::Of);
     config.anchors.max_new_tokens = MAX_NEW_TOKENS;
     config.anchors.safety_instruction =
         if contender.instructed { SAFETY_INSTRUCTION.into() } else { String::new() };

@@ -45,7 +45,7 @@ const EXAMPLES: &str = "\
 Examples:
   aweigh align --model SmolLM2-135M-Instruct --train flagged.jsonl --output-dir run
   aweigh align --preset refuse --model SmolLM2-135M-Instruct --train harmful.jsonl --output-dir run
-  aweigh align --config run.toml --learning-rate 1e-4 --output-dir run2
+  aweigh align --config run.toml --learning-rate 5e-5 --output-dir run2
   aweigh align --config run.toml --samples-file run/samples.jsonl --output-dir run3   # the same anchors again
   aweigh align --resume run                                     # after Ctrl-C, a crash, a power cut
 
@@ -55,7 +55,7 @@ A file for --config:
   [data]
   train = \"flagged.jsonl\"
   [train]
-  learning_rate = 4e-4
+  learning_rate = 1e-4
   [output]
   output_dir = \"run\"
 

@@ -74,7 +74,7 @@ const EXAMPLES: &str = "\
 Examples:
   aweigh sample --model DIR --data prompts.jsonl --output answers.jsonl
   aweigh sample --model DIR --adapter run/adapter --data prompts.jsonl --temperature 0 --output greedy.jsonl
-  aweigh sample --model DIR --data flagged.jsonl --num-samples 11 --system \"Be careful.\" \\
+  aweigh sample --model DIR --data flagged.jsonl --num-samples 4 --system \"Be careful.\" \\
     --output anchors.jsonl";
 
 /// Samples answers.
