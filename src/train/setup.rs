@@ -194,19 +194,8 @@ impl<'a> Inputs<'a> {
         for example in train.iter().chain(&eval) {
             check_context(&model, config, example, false, &format!("{}:{}", self.train.0, example.line))?;
         }
-        let (lengths, remarks) = (LengthCounts::default(), Vec::new());
-        let (retain, ordinary) = ordinary(self.retain, &tokenizer, &model, config, &train)?;
-        Ok(Job {
-            inputs: self.clone(),
-            tokenizer,
-            train,
-            eval,
-            retain,
-            ordinary,
-            anchors: None,
-            lengths,
-            remarks,
-        })
+        let ordinary = ordinary(self.retain, &tokenizer, &model, config, &train)?;
+        Ok(self.job(tokenizer, [train, eval], ordinary))
     }
 
     /// A job with made-up examples, as long as the limits allow, to make a plan without data.
@@ -249,19 +238,19 @@ impl<'a> Inputs<'a> {
         if config.method.method == Method::Kto {
             (train, eval) = (unpaired(train), unpaired(eval));
         }
-        let (lengths, remarks) = (LengthCounts::default(), Vec::new());
-        let (retain, ordinary) = ordinary(self.retain, &tokenizer, &model, config, &[])?;
-        Ok(Job {
-            inputs: self.clone(),
-            tokenizer,
-            train,
-            eval,
-            retain,
-            ordinary,
-            anchors: None,
-            lengths,
-            remarks,
-        })
+        let ordinary = ordinary(self.retain, &tokenizer, &model, config, &[])?;
+        Ok(self.job(tokenizer, [train, eval], ordinary))
+    }
+
+    /// A job of examples that were not read from rows.
+    fn job(
+        &self,
+        tokenizer: Arc<ChatTokenizer>,
+        [train, eval]: [Vec<Example>; 2],
+        (retain, ordinary): (Vec<Example>, Vec<Example>),
+    ) -> Job<'a> {
+        let (inputs, lengths, remarks) = (self.clone(), LengthCounts::default(), Vec::new());
+        Job { inputs, tokenizer, train, eval, retain, ordinary, anchors: None, lengths, remarks }
     }
 
     /// [`Inputs::read`], then [`Job::load`].
