@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::room::Room;
+use super::room::{Room, texts};
 
 #[test]
 fn a_run_stops_when_its_answers_are_as_wanted() {
@@ -80,4 +80,24 @@ fn without_completions_nothing_is_read() {
         &["--target-unwanted", "2"],
         &["--target-unwanted (stop.target_unwanted)", "from 0 to below 1"],
     );
+}
+
+#[test]
+fn a_share_of_few_answers_is_warned_of() {
+    let room = Room::new();
+    let rows: Vec<String> = room.lines("flagged.jsonl").iter().map(Value::to_string).collect();
+    let all: Vec<&str> = rows.iter().map(String::as_str).cycle().take(100).collect();
+    room.write("held.jsonl", all[..4].join("\n"));
+    room.write("more.jsonl", all[..10].join("\n"));
+    let warned = |eval: &str, more: &[&str]| {
+        let line = ["plan", "--model", "tiny", "--train", "flagged.jsonl", "--eval", eval];
+        let output = room.run(&[&line, more].concat());
+        let (stdout, stderr) = texts(&output);
+        assert!(output.status.success(), "{stderr}");
+        format!("{stdout}{stderr}").contains("from 4 held-out prompts, where each answer is 25 % of them")
+    };
+    assert!(warned("held.jsonl", &["--unwanted", "refusal"]));
+    assert!(!warned("more.jsonl", &["--unwanted", "refusal"]));
+    assert!(!warned("held.jsonl", &[]));
+    assert!(!warned("held.jsonl", &["--unwanted", "refusal", "--no-stop"]));
 }

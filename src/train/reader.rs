@@ -6,6 +6,7 @@ use super::metrics::{Metrics, mean};
 use crate::Result;
 use crate::config::RunConfig;
 use crate::data::{ChatTokenizer, Example, Rule, distinct, repetition};
+use crate::error::setting;
 use crate::sample::Answer;
 
 /// Names of the metrics that the stop rule reads.
@@ -75,6 +76,28 @@ impl Reader {
         push("repetition", mean(texts.iter().map(|text| repetition(text))));
         Ok(metrics)
     }
+}
+
+/// With fewer prompts to answer, a share of the answers says little.
+pub(super) const LEAST_ANSWERED: usize = 10;
+
+/// A warning if the stop rule counts unwanted answers to too few held-out prompts.
+pub(super) fn few_answered(
+    held_out: &[Example],
+    config: &RunConfig,
+    reader: &Reader,
+    context: usize,
+) -> Option<String> {
+    let count = answered(held_out, config, context).len();
+    let counts = config.stop.enabled && reader.unwanted.is_some() && (1..LEAST_ANSWERED).contains(&count);
+    counts.then(|| {
+        format!(
+            "the stop rule reads unwanted answers from {count} held-out prompts, where each answer is {:.0} % of \
+             them: hold out {LEAST_ANSWERED} or more with {}",
+            100.0 / count as f64,
+            setting("eval")
+        )
+    })
 }
 
 /// The held-out examples whose prompts are answered: the first flagged ones, or the first of all if none is

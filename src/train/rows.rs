@@ -5,6 +5,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::order::Order;
+use super::reader::LEAST_ANSWERED;
 use crate::Result;
 use crate::config::{self, BUILT_IN_EXAMPLES, RunConfig};
 use crate::data::{
@@ -23,8 +24,6 @@ pub(super) const HELD_OUT: usize = 24;
 
 /// One of this many ordinary prompts is answered at evaluations; the retain term trains on the others.
 const ANSWERED: usize = 4;
-/// With fewer prompts to answer, one more refusal would be a rise above the default limit.
-const LEAST_ANSWERED: usize = 10;
 
 /// The ordinary prompts: those of the retain term, and those that are answered at evaluations. From a short
 /// list none are taken for the latter: built-in prompts are answered instead.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::anchors::Anchor;
 use super::max_batches::MaxBatches;
 use super::plan::Plan;
-use super::reader::Reader;
+use super::reader::{Reader, few_answered};
 use super::responses::unpaired;
 use super::rows::{
     HELD_OUT, Named, eval_examples, hold_out, one_sided, ordinary, train_examples, worked_examples,
@@ -165,6 +165,8 @@ impl<'a> Inputs<'a> {
             None => hold_out(&mut train, config),
         };
         remarks.extend(data::remarks(self.train.0, &train, &tokenizer));
+        let reader = Reader::new(Arc::clone(&tokenizer), config);
+        remarks.extend(few_answered(&eval, config, &reader, model.context()));
         if config.method.method == Method::Kto {
             remarks.extend(one_sided(self.train.0, &train));
             (train, eval) = (unpaired(train), unpaired(eval));

@@ -72,6 +72,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     files.remarks().iter().for_each(|remark| output.warn(remark));
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
+    job.remarks().iter().for_each(|remark| output.warn(remark));
     let binding = binding(&config)?;
     let Planned { config, plan, fitted } = Planned::of(&job, config, binding)?;
     let savings = savings(&job, &config, &plan, binding)?;
