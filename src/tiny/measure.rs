@@ -1,5 +1,7 @@
 //! Measures a model's answers to the held-out prompts.
 
+use std::ops::Range;
+
 use serde::Serialize;
 
 use super::{HELD_OUT, Topic, Verdict, judge};
@@ -36,6 +38,9 @@ pub struct Measured {
     /// The fresh answers.
     #[serde(skip)]
     pub answers: Vec<String>,
+    /// The verdict on each fresh answer.
+    #[serde(skip)]
+    pub verdicts: Vec<Verdict>,
 }
 
 /// The held-out prompts with their good and hostile answers, and their topics.
@@ -67,6 +72,16 @@ impl HeldOut {
         })?;
         let prompts = rows.iter().map(|row| row.prompt.last_text().to_string()).collect();
         Ok(Self { examples, topics, prompts })
+    }
+
+    /// The prompts of `part` alone, which may reach past the last one.
+    #[must_use]
+    pub fn part(mut self, part: Range<usize>) -> Self {
+        let part = part.start.min(self.len())..part.end.min(self.len());
+        self.examples = self.examples[part.clone()].to_vec();
+        self.topics = self.topics[part.clone()].to_vec();
+        self.prompts = self.prompts[part].to_vec();
+        self
     }
 
     /// The number of prompts.
@@ -136,6 +151,7 @@ impl HeldOut {
             negative_logp: negative,
             good_perplexity: (-good / tokens as f64).exp(),
             answers,
+            verdicts,
         })
     }
 }

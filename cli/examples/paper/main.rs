@@ -1,6 +1,7 @@
 //! The paper's comparison in miniature: D²O against the methods of its table.
 //!
 //!     cargo run --release --example paper -- tiny [DIR]
+//!     cargo run --release --example paper -- tuned [DIR]
 //!     cargo run --release --example paper -- smollm2 MODEL DATA [DIR]
 //!
 //! `tiny`: the help desk, with three seeds. The data are 256 prompts of its training split, each with a
@@ -10,11 +11,15 @@
 //! that are already in the file are not run again. Charts (SVG) and a table of the means over the seeds are
 //! written beside it.
 //!
+//! `tuned`: the help desk again, with fewer pairs, and every method at the learning rate and the step that suit
+//! it best; see [`tuned`].
+//!
 //! `smollm2`: the same comparison with a real model and answers that people flagged; see [`smollm2`].
 
 mod plots;
 mod smollm2;
 mod tiny;
+mod tuned;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -54,10 +59,16 @@ fn compare() -> Any<()> {
             tiny::run(&gpu, &runs)?;
             plots::write(&runs, &tiny::charts())
         }
+        ["tuned", rest @ ..] if rest.len() < 2 => {
+            let runs = folder(rest.first())?.join("tuned.jsonl");
+            let gpu = block_on(Gpu::open(&Options::default()))?;
+            println!("{}", gpu.summary().name);
+            tuned::run(&gpu, &runs)
+        }
         ["smollm2", model, data, rest @ ..] if rest.len() < 2 => {
             smollm2::run(model, Path::new(data), &folder(rest.first())?)
         }
-        _ => Err("say what to compare on: tiny [DIR], or smollm2 MODEL DATA [DIR]".into()),
+        _ => Err("say what to compare on: tiny [DIR], tuned [DIR], or smollm2 MODEL DATA [DIR]".into()),
     }
 }
 

@@ -1,0 +1,390 @@
+#!/usr/bin/env python3
+"""The runs behind the figures on refusals in docs/choosing.md: the methods on harmful prompts, in PyTorch.
+
+    python tests/python/refuse.py pools --model DIR --data DIR --pools DIR
+    python tests/python/refuse.py train --model DIR --pools DIR --output RUN --method d2o --alpha 0.03 ...
+    python tests/python/refuse.py measure --model DIR --pools DIR --output RUN --split test
+
+`pools` chooses the prompts and samples what all runs share, once. The training prompts are 240 of
+PKU-SafeRLHF, half of them questions, with their flagged answer and up to two refusals of the model's own,
+given after the four worked ones of assets/refusals.json. The ordinary prompts are 100 questions of HH-RLHF, 100
+instructions of self-instruct and the 72 built-in ones that a run retains, each with the model's own answer.
+`train` measures on the development split as it goes, and saves the adapter each time. `measure` is for the
+test split.
+
+An answer counts as a refusal by the pattern of src/data/rule.rs, which is read from there. Every figure is a
+share of prompts; the runs, with their settings, are lines of RUN/figures.jsonl and texts are kept beside it.
+
+Versions: torch 2.15.0, transformers 5.24.0, peft (see tests/golden/generate.py).
+"""
+
+import argparse
+import gzip
+import json
+import math
+import os
+import random
+import re
+import time
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from habit import read, write
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+
+
+def rule():
+    with open(os.path.join(ROOT, "src/data/rule.rs"), encoding="utf-8") as file:
+        source = file.read()
+    deed = re.search(r'const DEED: &str = r"(.*?)";', source, re.S)[1]
+    pattern = re.search(r'r"\(\?x\)(.*?)"\n', source, re.S)[1].replace("{DEED}", deed)
+    pattern = re.compile(pattern, re.I | re.X)
+    return lambda answer: bool(pattern.search(answer[:220].replace("\u2019", "'")))
+
+
+def text(messages):
+    return messages[0]["content"]
+
+
+class Model:
+    """A model, its tokenizer, and where its answers end."""
+
+    def __init__(self, path, adapter=None):
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.lm = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        if adapter:
+            self.lm = PeftModel.from_pretrained(self.lm, adapter).merge_and_unload()
+        self.end = self.tokenizer.eos_token_id
+
+    def prompt(self, messages):
+        form = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(form, add_special_tokens=False).input_ids
+
+    def answer(self, messages, most=64):
+        ids = self.tokenizer(text(messages), add_special_tokens=False).input_ids
+        return (ids + [self.end])[:most]
+
+    def core(self):
+        return self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
+
+    @torch.inference_mode()
+    def sample(self, prompts, most, seed, shown=(), rows=64):
+        """An answer to each prompt at temperature 0.9, top-p 0.95, after the messages of `shown`."""
+        torch.manual_seed(seed)
+        core = self.core()
+        ids = [self.prompt([*shown, *prompt]) for prompt in prompts]
+        shared = 0
+        while all(len(row) > shared + 1 and row[shared] == ids[0][shared] for row in ids):
+            shared += 1
+        prefix = DynamicCache()
+        core.model(input_ids=torch.tensor([ids[0][:shared]]), past_key_values=prefix, use_cache=True)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        out = [""] * len(ids)
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            own = [ids[i][shared:] for i in chosen]
+            width = max(map(len, own))
+            tokens = torch.tensor([[self.end] * (width - len(row)) + row for row in own])
+            mask = torch.tensor(
+                [[1] * shared + [0] * (width - len(row)) + [1] * len(row) for row in own]
+            )
+            place = (mask.cumsum(1) - 1)[:, shared:].clamp(min=0)
+            cache = DynamicCache()
+            for layer, source in enumerate(prefix.layers):
+                many = (len(chosen), -1, -1, -1)
+                cache.update(source.keys.expand(many), source.values.expand(many), layer)
+            done = torch.zeros(len(chosen), dtype=torch.bool)
+            drawn = []
+            while True:
+                states = core.model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=place,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state[:, -1]
+                shares, choice = (core.lm_head(states).float() / 0.9).softmax(-1).topk(1000, -1)
+                shares = shares.masked_fill(shares.cumsum(-1) - shares > 0.95, 0)
+                token = choice.gather(1, torch.multinomial(shares, 1))[:, 0]
+                token = torch.where(done, self.end, token)
+                drawn.append(token)
+                done |= token == self.end
+                if done.all() or len(drawn) == most:
+                    break
+                tokens, place = token[:, None], place[:, -1:] + 1
+                mask = torch.cat([mask, torch.ones(len(chosen), 1, dtype=mask.dtype)], 1)
+            for i, row in zip(chosen, torch.stack(drawn, 1).tolist()):
+                row = row[: row.index(self.end)] if self.end in row else row
+                out[i] = self.tokenizer.decode(row, skip_special_tokens=True)
+        return out
+
+    def log_probs(self, groups):
+        """The log-prob of each answer token; a group is a prompt and its answers, in one row."""
+        sizes = [len(prompt) + sum(map(len, answers)) for prompt, answers in groups]
+        width = max(sizes)
+        tokens = torch.full((len(groups), width), self.end)
+        place = torch.zeros(len(groups), width, dtype=torch.long)
+        seen = torch.eye(width, dtype=torch.bool).repeat(len(groups), 1, 1)
+        source, target, lengths = [], [], []
+        for row, (prompt, answers) in enumerate(groups):
+            ahead = len(prompt)
+            tokens[row, :ahead] = torch.tensor(prompt)
+            place[row, :ahead] = torch.arange(ahead)
+            seen[row, :ahead, :ahead] = torch.ones(ahead, ahead).tril().bool()
+            start = ahead
+            for answer in answers:
+                end = start + len(answer)
+                tokens[row, start:end] = torch.tensor(answer)
+                place[row, start:end] = torch.arange(ahead, ahead + len(answer))
+                seen[row, start:end, :ahead] = True
+                seen[row, start:end, start:end] = torch.ones(len(answer), len(answer)).tril().bool()
+                source += [row * width + i for i in [ahead - 1, *range(start, end - 1)]]
+                target += answer
+                lengths.append(len(answer))
+                start = end
+        hidden = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None]
+        core = self.core()
+        states = core.model(
+            input_ids=tokens, attention_mask=hidden, position_ids=place, use_cache=False
+        ).last_hidden_state.flatten(0, 1)[torch.tensor(source)]
+        logits = core.lm_head(states).float()
+        each = iter(F.cross_entropy(logits, torch.tensor(target), reduction="none").neg().split(lengths))
+        return [[next(each) for _ in answers] for _, answers in groups]
+
+
+class References:
+    """Log-probs under the model without its adapter, which runs with the same pools share."""
+
+    def __init__(self, model, path):
+        self.model, self.path, self.known = model, path, {}
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                self.known = json.load(file)
+
+    def of(self, groups):
+        missing = [group for group in groups if json.dumps(group) not in self.known]
+        if missing:
+            with torch.no_grad(), self.model.lm.disable_adapter():
+                for group, answers in zip(missing, self.model.log_probs(missing)):
+                    self.known[json.dumps(group)] = [tokens.tolist() for tokens in answers]
+        return [[torch.tensor(tokens) for tokens in self.known[json.dumps(group)]] for group in groups]
+
+    def save(self):
+        with open(self.path, "w", encoding="utf-8") as file:
+            json.dump(self.known, file)
+
+
+def pools(options):
+    refuses, rng = rule(), random.Random(0)
+    os.makedirs(options.pools, exist_ok=True)
+
+    def rows(name):
+        with gzip.open(os.path.join(options.data, name + ".jsonl.gz"), "rt", encoding="utf-8") as file:
+            found = [json.loads(line) for line in file]
+        found = [r for r in found if len(r["prompt"]) == 1 and len(text(r["prompt"])) <= 160]
+        rng.shuffle(found)
+        return found
+
+    def only(found, count, kind=None):
+        return [{"prompt": r["prompt"], **({"kind": kind} if kind else {})} for r in found[:count]]
+
+    pku = rows("pku_saferlhf_pairs")
+    train = [r for r in pku if r["split"] == "train"]
+    asks = [r for r in train if text(r["prompt"]).strip().endswith("?")]
+    tells = [r for r in train if not text(r["prompt"]).strip().endswith("?")]
+    train = [{k: r[k] for k in ["prompt", "chosen", "rejected"]} for r in asks[:120] + tells[:120]]
+    held = [r for r in pku if r["split"] == "dev"]
+    orders = rows("harmful_prompts_dev")
+    questions = rows("hh_helpful_pairs")
+    benign = rows("benign_prompts")
+    answered = [r for r in benign if len(text(r.get("completion", [{"content": ""}]))) > 60]
+    good, benign = answered[:60], answered[60:] + [r for r in benign if r not in answered]
+    built_in = read(os.path.join(ROOT, "assets/ordinary.jsonl"))
+    sounds = read(os.path.join(ROOT, "tests/python/sounds_unsafe.jsonl"))
+    write(os.path.join(options.pools, "good.jsonl"), good)
+    splits = {
+        "dev": [(held, 50, "pku"), (orders, 50, "advbench"), (questions, 20, "question")]
+        + [(benign, 20, "instruction"), (built_in[::4], 24, "built-in")],
+        "test": [(held[50:], 100, "pku"), (orders[50:], 100, "advbench"), (questions[20:], 40, "question")]
+        + [(benign[20:], 40, "instruction"), (sounds, 40, "sounds unsafe")],
+    }
+    for name, parts in splits.items():
+        write(os.path.join(options.pools, name + ".jsonl"), [row for part in parts for row in only(*part)])
+    ordinary = only(questions[60:], 100) + only(benign[60:], 100)
+    ordinary += [r for i, r in enumerate(built_in) if i % 4]
+    model = Model(options.model)
+    own = model.sample([r["prompt"] for r in ordinary], 64, 13)
+    answer = lambda words: [{"role": "assistant", "content": words}]
+    write(
+        os.path.join(options.pools, "ordinary.jsonl"),
+        [{**r, "completion": answer(words)} for r, words in zip(ordinary, own) if words.strip()],
+    )
+    with open(os.path.join(ROOT, "assets/refusals.json"), encoding="utf-8") as file:
+        shown = json.load(file)
+    drawn = [model.sample([r["prompt"] for r in train], 48, seed, shown) for seed in (21, 22, 23)]
+    flat = [words for samples in drawn for words in samples]
+    print(f"{sum(map(refuses, flat))} of {len(flat)} answers after worked examples refuse")
+    for row, samples in zip(train, zip(*drawn)):
+        row["anchors"] = [answer(words) for words in samples if refuses(words)][:2]
+    write(os.path.join(options.pools, "harm.jsonl"), [row for row in train if row["anchors"]])
+    print(f"{sum(1 for row in train if row['anchors'])} of {len(train)} prompts have anchors")
+
+
+def measure(model, options, split, adapter, most):
+    """The shares of refusals by kind of prompt, and the perplexity of the good answers."""
+    refuses, started = rule(), time.time()
+    rows = read(os.path.join(options.pools, split + ".jsonl"))
+    answers = model.sample([r["prompt"] for r in rows], most, 11)
+    figures, words, pairs = {}, 0, set()
+    for kind in dict.fromkeys(r["kind"] for r in rows):
+        of = [a for a, r in zip(answers, rows) if r["kind"] == kind]
+        figures[kind] = [sum(map(refuses, of)), len(of)]
+    for answer in answers:
+        parts = answer.split()
+        words += len(parts)
+        pairs.update(zip(parts, parts[1:]))
+    total, items = 0, []
+    with torch.inference_mode():
+        for row in read(os.path.join(options.pools, "good.jsonl")):
+            ids = model.answer(row["completion"], 300)
+            tokens = model.log_probs([(model.prompt(row["prompt"]), [ids])])[0][0]
+            items.append([tokens.sum().item(), len(ids)])
+    figures["perplexity"] = math.exp(-sum(v for v, _ in items) / sum(n for _, n in items))
+    figures |= {"items": items, "words": words / len(rows)}
+    figures["distinct_2"] = len(pairs) / max(1, words - len(rows))
+    figures |= {"split": split, "adapter": adapter, "seconds": time.time() - started}
+    os.makedirs(options.output, exist_ok=True)
+    texts = [{**r, "completion": a, "refusal": refuses(a)} for r, a in zip(rows, answers)]
+    write(os.path.join(options.output, f"{split}-{os.path.basename(adapter)}.jsonl"), texts)
+    with open(os.path.join(options.output, "figures.jsonl"), "a", encoding="utf-8") as file:
+        file.write(json.dumps(figures) + "\n")
+    hidden = ("items", "split", "seconds")
+    shown = [f"{k} {v[0]}/{v[1]}" if isinstance(v, list) else f"{k} {v}" for k, v in figures.items()
+             if k not in hidden]
+    print(split, ", ".join(shown), flush=True)
+
+
+def train(options):
+    torch.manual_seed(options.seed)
+    rng = random.Random(options.seed)
+    model = Model(options.model)
+    harm = read(os.path.join(options.pools, "harm.jsonl"))
+    ordinary = read(os.path.join(options.pools, "ordinary.jsonl"))
+    refusals = [model.answer(a) for row in harm for a in row["anchors"]]
+
+    def answers(row):
+        anchors = [model.answer(a) for a in row["anchors"]]
+        flagged, safe = model.answer(row["rejected"]), model.answer(row["chosen"])
+        of = {"d2o": [*anchors, flagged], "dpo": [safe, flagged], "sft": anchors}
+        return of.get(options.method, [flagged])
+
+    wanted = [(model.prompt(row["prompt"]), answers(row)) for row in harm]
+    kept = [(model.prompt(row["prompt"]), [model.answer(row["completion"], options.retain_tokens)])
+            for row in ordinary]
+    against = [(model.prompt(row["prompt"]), [model.answer(row["completion"]), rng.choice(refusals)])
+               for row in ordinary]
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model.lm = get_peft_model(model.lm, lora)
+    weights = [p for p in model.lm.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, options.learning_rate, weight_decay=0)
+    references, decks = References(model, os.path.join(options.pools, "references.json")), {}
+
+    def deal(name, rows, count):
+        """`count` rows of a shuffled deck, which is filled again when it is empty."""
+        out = []
+        for _ in range(count):
+            if not decks.get(name):
+                decks[name] = rng.sample(rows, len(rows))
+            out.append(decks[name].pop())
+        return out
+
+    for step in range(1, options.steps + 1):
+        started = time.time()
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * min(1, step / 3)
+        batch = deal("wanted", wanted, options.rows)
+        contrast = deal("against", against, options.contrast)
+        retained = deal("kept", kept, options.retain_rows if options.retain_weight else 0)
+        groups = [*batch, *contrast, *retained]
+        before = None if options.method == "sft" and options.retain == "sft" else references.of(groups)
+        now = model.log_probs(groups)
+        sums = [torch.stack([tokens.sum() for tokens in row]) for row in now]
+        ratios = sums if before is None else [
+            row - torch.stack([tokens.sum() for tokens in old]) for row, old in zip(sums, before)
+        ]
+        alpha, beta, losses = options.alpha, options.beta, []
+        for row, (_, texts) in zip(ratios[: len(batch)], batch):
+            if options.method == "sft":
+                losses.append(-row.sum() / sum(map(len, texts)))
+            elif options.method == "npo":
+                losses.append(-2 / beta * F.logsigmoid(-beta * row[0]))
+            elif options.method == "ga":
+                losses.append(row[0] / len(texts[0]))
+            elif options.method == "dpo":
+                losses.append(F.softplus(-beta * (row[0] - row[1])))
+            else:
+                losses.append(F.softplus(-(beta * row[:-1].mean() - alpha * row[-1])))
+        loss = torch.stack(losses).mean()
+        for row in ratios[len(batch) : len(batch) + len(contrast)]:
+            margin = beta * row[0] - options.contrast_alpha * row[1]
+            loss = loss + F.softplus(-margin) / len(batch)
+        kept_loss = torch.zeros(())
+        if retained:
+            tail = len(groups) - len(retained)
+            each = []
+            for row, old in zip(now[tail:], before[tail:] if before else retained):
+                gain = row[0] - old[0] if options.retain == "kl" else row[0]
+                each.append((gain.exp() - 1 - gain if options.retain == "kl" else -gain).mean())
+            kept_loss = torch.stack(each).mean()
+            loss = loss + options.retain_weight * kept_loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        first = sum(row[0].item() for row in ratios[: len(batch)]) / len(batch)
+        last = sum(row[-1].item() for row in ratios[: len(batch)]) / len(batch)
+        away = sum(row[-1].item() for row in ratios[len(batch) : len(batch) + len(contrast)])
+        print(
+            f"step {step} loss {loss.item():.3f} first {first:.1f} last {last:.1f} contrast"
+            f" {away / max(1, len(contrast)):.1f} retain {kept_loss.item():.3f} {time.time() - started:.1f}s",
+            flush=True,
+        )
+        if step % options.every == 0 or step == options.steps:
+            adapter = os.path.join(options.output, f"step-{step}")
+            model.lm.save_pretrained(adapter)
+            model.lm.merge_adapter()
+            draws = torch.get_rng_state()
+            measure(model, options, "dev", adapter, 32)
+            torch.set_rng_state(draws)
+            model.lm.unmerge_adapter()
+            references.save()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("command", choices=["pools", "train", "measure"])
+    for name in ["model", "data", "pools", "output", "adapter"]:
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--method", default="d2o", choices=["d2o", "dpo", "sft", "npo", "ga"])
+    parser.add_argument("--retain", default="sft", choices=["sft", "kl"])
+    for name, default in [("alpha", 0.03), ("beta", 0.1), ("learning-rate", 2e-4), ("retain-weight", 1.0),
+                          ("contrast-alpha", 0.1)]:
+        parser.add_argument(f"--{name}", type=float, default=default)
+    for name, default in [("seed", 1), ("steps", 60), ("every", 20), ("rows", 4), ("retain-rows", 4),
+                          ("retain-tokens", 64), ("contrast", 0)]:
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
+    if options.command == "measure":
+        measure(Model(options.model, options.adapter), options, options.split, options.adapter or "base", 64)
+    else:
+        {"pools": pools, "train": train}[options.command](options)
+
+
+if __name__ == "__main__":
+    main()
