@@ -23,7 +23,7 @@ const RUN: [&str; 14] = [
 ];
 
 /// Settings that need different buffers.
-const SETTINGS: [&[&str]; 20] = [
+const SETTINGS: [&[&str]; 22] = [
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "mlp"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "full"],
@@ -50,6 +50,8 @@ const SETTINGS: [&[&str]; 20] = [
     &["--method", "kto", "--per-device-train-batch-size", "3"],
     &["--method", "npo"],
     &["--retain", "kl", "--retain-batch-size", "3"],
+    &["--retain", "sft", "--retain-batch-size", "5", "--retain-tokens", "2"],
+    &["--retain", "sft", "--retain-tokens", "20"],
     &["--beta", "auto", "--safety-instruction", "be kind, be honest, and help with the printer"],
     &["--method", "sft", "--retain", "sft", "--max-tokens-per-batch", "60"],
     &["--method", "simpo", "--full"],

@@ -214,6 +214,11 @@ impl TrainConfig {
 const WARMUP_STEPS: usize = 3;
 
 impl RunConfig {
+    /// The most tokens of a retained answer: [`RetainConfig::max_new_tokens`], or that of the anchors.
+    pub fn retained_tokens(&self) -> usize {
+        self.retain.max_new_tokens.unwrap_or(self.anchors.max_new_tokens)
+    }
+
     /// The peak learning rate: [`TrainConfig::learning_rate`], or the default for the method and for what is
     /// trained. D²O's for LoRA was found on SmolLM2-135M-Instruct; full fine-tuning usually takes a tenth of
     /// LoRA's (Schulman et al., "LoRA Without Regret").

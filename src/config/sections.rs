@@ -187,6 +187,9 @@ section! {
     /// Ordinary prompts: JSONL in the forms of --train; answers in it are not used. Every fourth is not
     /// trained on: the stop rule reads the answers to these. Without this, built-in prompts
     (long = "retain-data", value_name = "FILE") data: PathBuf;
+    /// Tokens of each retained answer, at most. A refusal shows in the first few: short answers keep the
+    /// model from refusing, and are cheap. If not given: --max-new-tokens
+    (id = "retain_tokens", long = "retain-tokens", value_name = "N") max_new_tokens: usize;
 }
 
 section! {

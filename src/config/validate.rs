@@ -67,6 +67,7 @@ pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>
         many,
         fix,
     )?;
+    places.at_least_one("retain.max_new_tokens", config.retained_tokens())?;
     lora(config, &places)?;
     train(config, &places)?;
     stop(config, &places)?;
@@ -324,9 +325,13 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     }
     warnings.extend(unused(config));
     let (retain, usual) = (&config.retain, RetainConfig::default());
-    if retain.form == Retain::None && (retain.weight, retain.batch_size) != (usual.weight, usual.batch_size) {
-        let [weight, size, form] = ["retain.weight", "retain.batch_size", "retain.form"].map(setting);
-        warnings.push(format!("{weight} and {size} do nothing without {form}"));
+    let changed = [
+        ("retain.weight", retain.weight != usual.weight),
+        ("retain.batch_size", retain.batch_size != usual.batch_size),
+        ("retain.max_new_tokens", retain.max_new_tokens.is_some()),
+    ];
+    for (name, _) in changed.iter().filter(|(_, changed)| *changed && retain.form == Retain::None) {
+        warnings.push(format!("{} does nothing without {}", setting(name), setting("retain.form")));
     }
     if config.stop.unwanted.is_some() && config.output.num_completions == 0 {
         warnings.push(

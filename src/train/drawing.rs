@@ -12,7 +12,7 @@ use crate::config::OnlineSampler;
 use crate::data::Example;
 use crate::error::setting;
 use crate::loss::Takes;
-use crate::sample;
+use crate::sample::{self, SamplingParams};
 use crate::{Error, Result};
 
 /// Changes the seed, so that retained answers and anchors use different random numbers.
@@ -102,7 +102,11 @@ impl Run<'_> {
     ) -> Result<()> {
         let config = self.config;
         let seed = config.train.seed ^ if of == Of::Retained { RETAINED } else { 0 };
-        let settings = sample::sampling_params(&config.anchors, seed, &self.ends);
+        let most = if of == Of::Retained { config.retained_tokens() } else { config.anchors.max_new_tokens };
+        let settings = SamplingParams {
+            max_new_tokens: most as u32,
+            ..sample::sampling_params(&config.anchors, seed, &self.ends)
+        };
         let Self { gpu, trainer, negative, train, pools, kept, counts, observer, .. } = self;
         let (forecast, held_out, retained) = (&mut self.forecast, &mut self.held_out, &mut self.retained);
         let decoder = &trainer.decoder;
@@ -128,7 +132,6 @@ impl Run<'_> {
             Draw { pool: i, index: (first + i) as u32, prompt }
         };
         let draws: Vec<Draw> = missing.iter().map(draw).collect();
-        let most = config.anchors.max_new_tokens;
         let mut each = |answers, tokens, own: &[Pool], counts: &AnchorCounts| {
             (drawn_so_far.0, drawn_so_far.1) = (drawn_so_far.0 + answers, drawn_so_far.1 + tokens);
             // Record the elapsed time first, then set the work that is left.

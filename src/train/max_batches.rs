@@ -78,7 +78,8 @@ impl MaxBatches {
         // Anchors that are not sampled yet count with the maximum length.
         let longest = (0..train.len()).flat_map(known);
         let longest = longest.chain(eval.iter().flat_map(|e| e.anchor_ids.iter().map(Vec::len))).max();
-        let blank = vec![0; longest.unwrap_or(0).max(a.max_new_tokens)];
+        let longest = longest.unwrap_or(0).max(a.max_new_tokens).max(config.retained_tokens());
+        let blank = vec![0; longest];
         let undrawn = &blank[..a.max_new_tokens];
         let anchors_of = |i: usize| {
             let renewed = online && !has_own(&train[i]);
@@ -142,7 +143,8 @@ impl MaxBatches {
         let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed());
         let references = config.method.loss().formula.has_reference();
         let step_capacity = |groups: &[Group]| capacity(groups, step_budget, batch);
-        let retained: Vec<Group> = retain.iter().map(|e| group(e, vec![undrawn])).collect();
+        let answer = &blank[..config.retained_tokens()];
+        let retained: Vec<Group> = retain.iter().map(|e| group(e, vec![answer])).collect();
         // A step may take a retained prompt again in its next batch.
         let beside = |most: usize, budget: usize, batches: usize| match retained.is_empty() {
             true => capacity(&groups, budget, most),
@@ -198,8 +200,8 @@ impl MaxBatches {
 
     /// The buffers of the sampler of retained answers.
     pub fn retain_room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
-        let (a, shared) = (&config.anchors, self.retain_shared);
-        Room::of(memory, model, &self.retain_draws, shared, a.max_new_tokens, a.max_num_seqs)
+        let (most, sequences) = (config.retained_tokens(), config.anchors.max_num_seqs);
+        Room::of(memory, model, &self.retain_draws, self.retain_shared, most, sequences)
     }
 
     /// The buffers of the sampler of anchors.

@@ -68,8 +68,8 @@ pub(super) fn ordinary(
     }
     let origin = given.unwrap_or(ORDINARY).0;
     for example in &retained {
-        let place = format!("{origin}:{}: prompt plus max_new_tokens", example.line);
-        model.check_context(&place, example.prompt_ids.len() + config.anchors.max_new_tokens)?;
+        let place = format!("{origin}:{}: prompt plus the tokens of a retained answer", example.line);
+        model.check_context(&place, example.prompt_ids.len() + config.retained_tokens())?;
     }
     Ok((retained, answered))
 }

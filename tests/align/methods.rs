@@ -184,3 +184,14 @@ fn a_retain_term_accumulates_to_the_same_steps() {
         }
     }
 }
+
+#[test]
+fn retained_answers_have_their_own_length() {
+    let anchors_own = retaining(Retain::Sft, |_| {});
+    let short = retaining(Retain::Sft, |c| c.retain.max_new_tokens = Some(1));
+    let long = retaining(Retain::Sft, |c| c.retain.max_new_tokens = Some(9));
+    // Four retained answers, of at most 1, 6 (as the anchors) and 9 tokens, are in the first step.
+    let tokens = [&short, &anchors_own, &long].map(|watcher| watcher.all("num_tokens")[0]);
+    assert!(tokens[0] < tokens[1] && tokens[1] < tokens[2], "{tokens:?}");
+    assert!(tokens[1] - tokens[0] <= 20.0 && tokens[2] - tokens[1] <= 12.0, "{tokens:?}");
+}

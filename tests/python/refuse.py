@@ -7,10 +7,10 @@
 
 `pools` chooses the prompts and samples what all runs share, once. The training prompts are 240 of
 PKU-SafeRLHF, half of them questions, with their flagged answer and up to two refusals of the model's own,
-given after the four worked ones of assets/refusals.json. The ordinary prompts are 100 questions of HH-RLHF, 100
-instructions of self-instruct and the 72 built-in ones that a run retains, each with the model's own answer.
-`train` measures on the development split as it goes, and saves the adapter each time. `measure` is for the
-test split.
+given after the four worked ones of assets/refusals.json. The ordinary prompts are 100 questions of HH-RLHF,
+100 instructions of self-instruct and the 72 built-in ones that a run retains, each with the model's own
+answer. `train` measures on the development split as it goes, and saves the adapter each time. `measure` is
+for the test split.
 
 An answer counts as a refusal by the pattern of src/data/rule.rs, which is read from there. Every figure is a
 share of prompts; the runs, with their settings, are lines of RUN/figures.jsonl and texts are kept beside it.
@@ -257,12 +257,13 @@ def measure(model, options, split, adapter, most):
     figures |= {"items": items, "words": words / len(rows)}
     figures["distinct_2"] = len(pairs) / max(1, words - len(rows))
     figures |= {"split": split, "adapter": adapter, "seconds": time.time() - started}
+    figures["settings"] = vars(options)
     os.makedirs(options.output, exist_ok=True)
     texts = [{**r, "completion": a, "refusal": refuses(a)} for r, a in zip(rows, answers)]
     write(os.path.join(options.output, f"{split}-{os.path.basename(adapter)}.jsonl"), texts)
     with open(os.path.join(options.output, "figures.jsonl"), "a", encoding="utf-8") as file:
         file.write(json.dumps(figures) + "\n")
-    hidden = ("items", "split", "seconds")
+    hidden = ("items", "split", "seconds", "settings")
     shown = [f"{k} {v[0]}/{v[1]}" if isinstance(v, list) else f"{k} {v}" for k, v in figures.items()
              if k not in hidden]
     print(split, ", ".join(shown), flush=True)
@@ -274,18 +275,19 @@ def train(options):
     model = Model(options.model)
     harm = read(os.path.join(options.pools, "harm.jsonl"))
     ordinary = read(os.path.join(options.pools, "ordinary.jsonl"))
-    refusals = [model.answer(a) for row in harm for a in row["anchors"]]
+    refusals = [model.answer(a, options.answer_tokens) for row in harm for a in row["anchors"]]
 
     def answers(row):
-        anchors = [model.answer(a) for a in row["anchors"]]
-        flagged, safe = model.answer(row["rejected"]), model.answer(row["chosen"])
+        anchors = [model.answer(a, options.answer_tokens) for a in row["anchors"]]
+        flagged, safe = (model.answer(row[key], options.answer_tokens) for key in ("rejected", "chosen"))
         of = {"d2o": [*anchors, flagged], "dpo": [safe, flagged], "sft": anchors}
         return of.get(options.method, [flagged])
 
     wanted = [(model.prompt(row["prompt"]), answers(row)) for row in harm]
     kept = [(model.prompt(row["prompt"]), [model.answer(row["completion"], options.retain_tokens)])
             for row in ordinary]
-    against = [(model.prompt(row["prompt"]), [model.answer(row["completion"]), rng.choice(refusals)])
+    against = [(model.prompt(row["prompt"]), [model.answer(row["completion"], options.answer_tokens),
+                                               rng.choice(refusals)])
                for row in ordinary]
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model.lm = get_peft_model(model.lm, lora)
@@ -309,9 +311,11 @@ def train(options):
         batch = deal("wanted", wanted, options.rows)
         contrast = deal("against", against, options.contrast)
         retained = deal("kept", kept, options.retain_rows if options.retain_weight else 0)
-        groups = [*batch, *contrast, *retained]
-        before = None if options.method == "sft" and options.retain == "sft" else references.of(groups)
-        now = model.log_probs(groups)
+        # Rows of one call are padded to the longest: the retained ones are shorter.
+        parts = [part for part in ([*batch, *contrast], retained) if part]
+        plain = options.method == "sft" and options.retain == "sft"
+        before = None if plain else [row for part in parts for row in references.of(part)]
+        now = [row for part in parts for row in model.log_probs(part)]
         sums = [torch.stack([tokens.sum() for tokens in row]) for row in now]
         ratios = sums if before is None else [
             row - torch.stack([tokens.sum() for tokens in old]) for row, old in zip(sums, before)
@@ -334,7 +338,7 @@ def train(options):
             loss = loss + F.softplus(-margin) / len(batch)
         kept_loss = torch.zeros(())
         if retained:
-            tail = len(groups) - len(retained)
+            tail = len(batch) + len(contrast)
             each = []
             for row, old in zip(now[tail:], before[tail:] if before else retained):
                 gain = row[0] - old[0] if options.retain == "kl" else row[0]
@@ -376,7 +380,7 @@ def main():
                           ("contrast-alpha", 0.1)]:
         parser.add_argument(f"--{name}", type=float, default=default)
     for name, default in [("seed", 1), ("steps", 60), ("every", 20), ("rows", 4), ("retain-rows", 4),
-                          ("retain-tokens", 64), ("contrast", 0)]:
+                          ("retain-tokens", 64), ("answer-tokens", 64), ("contrast", 0)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
