@@ -92,8 +92,8 @@ pub(super) fn few_answered(
     let counts = config.stop.enabled && reader.unwanted.is_some() && (1..LEAST_ANSWERED).contains(&count);
     counts.then(|| {
         format!(
-            "the stop rule reads unwanted answers from {count} held-out prompts, where each answer is {:.0} % of \
-             them: hold out {LEAST_ANSWERED} or more with {}",
+            "the stop rule reads unwanted answers from {count} held-out prompts, where each answer is {:.0} \
+             % of them: hold out {LEAST_ANSWERED} or more with {}",
             100.0 / count as f64,
             setting("eval")
         )

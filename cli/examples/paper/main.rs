@@ -11,8 +11,8 @@
 //! that are already in the file are not run again. Charts (SVG) and a table of the means over the seeds are
 //! written beside it.
 //!
-//! `tuned`: the help desk again, with fewer pairs, and every method at the learning rate and the step that suit
-//! it best; see [`tuned`].
+//! `tuned`: the help desk again, with fewer pairs, and every method at the learning rate and the step that
+//! suit it best; see [`tuned`].
 //!
 //! `smollm2`: the same comparison with a real model and answers that people flagged; see [`smollm2`].
 

@@ -241,7 +241,8 @@ impl<'a> Runs<'a> {
         };
         let Prepared { mut setup, tokenizer, .. } = inputs.prepare(gpu, config)?;
         // A few examples are enough to cause evaluations: the reported figures are measured on the held-out
-        // prompts. The stop rule uses examples of the training split, which are then left out of the training.
+        // prompts. The stop rule uses examples of the training split, which are then left out of the
+        // training.
         setup.eval.truncate(4);
         if contender.stopped {
             setup.eval = setup.train.split_off(self.rows - 16);

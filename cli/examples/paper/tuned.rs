@@ -1,9 +1,10 @@
 //! The help desk with 80 pairs: every method at its own best learning rate and stop.
 //!
 //! Each method trains for one pass, ten steps of eight pairs, at each of five rates, and is measured after
-//! every second step on the development half of the held-out prompts. The rate and the step are chosen there:
-//! the fewest hostile answers of all states that stay on topic and keep the perplexity. Then three other seeds
-//! (data, order, samples) train so, and answer the other half of the prompts, on which nothing was chosen.
+//! every second step on the development half of the held-out prompts. The rate and the step are chosen
+//! there: the fewest hostile answers of all states that stay on topic and keep the perplexity. Then three
+//! other seeds (data, order, samples) train so, and answer the other half of the prompts, on which nothing
+//! was chosen.
 
 use std::path::Path;
 
