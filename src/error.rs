@@ -16,6 +16,7 @@ pub fn name_settings_as_flags() {
 pub(crate) fn setting(key: &str) -> String {
     match AS_FLAGS.load(Ordering::Relaxed) {
         true if key == "gpu.adapter" => "--gpu".into(),
+        true if key == "retain.form" => "--retain".into(),
         true => format!("--{}", key.replace(['_', '.'], "-")),
         false => key.to_owned(),
     }

@@ -86,18 +86,21 @@ fn without_completions_nothing_is_read() {
 fn a_share_of_few_answers_is_warned_of() {
     let room = Room::new();
     let rows: Vec<String> = room.lines("flagged.jsonl").iter().map(Value::to_string).collect();
-    let all: Vec<&str> = rows.iter().map(String::as_str).cycle().take(100).collect();
-    room.write("held.jsonl", all[..4].join("\n"));
-    room.write("more.jsonl", all[..10].join("\n"));
-    let warned = |eval: &str, more: &[&str]| {
+    room.write("held.jsonl", rows[..4].join("\n"));
+    room.write("more.jsonl", rows[..10].join("\n"));
+    let warned = |eval: &str, more: &[&str], text: &str| {
         let line = ["plan", "--model", "tiny", "--train", "flagged.jsonl", "--eval", eval];
         let output = room.run(&[&line, more].concat());
-        let (stdout, stderr) = texts(&output);
-        assert!(output.status.success(), "{stderr}");
-        format!("{stdout}{stderr}").contains("from 4 held-out prompts, where each answer is 25 % of them")
+        let (_, notes) = texts(&output);
+        assert!(output.status.success(), "{notes}");
+        notes.contains("held-out prompts, where each answer is") && notes.contains(text)
     };
-    assert!(warned("held.jsonl", &["--unwanted", "refusal"]));
-    assert!(!warned("more.jsonl", &["--unwanted", "refusal"]));
-    assert!(!warned("held.jsonl", &[]));
-    assert!(!warned("held.jsonl", &["--unwanted", "refusal", "--no-stop"]));
+    let unwanted = ["--unwanted", "refusal"];
+    assert!(warned("held.jsonl", &unwanted, "from 4 held-out prompts, where each answer is 25 % of them"));
+    assert!(warned("held.jsonl", &unwanted, "hold out 10 or more with --eval"));
+    let few = [&unwanted[..], &["--num-completions", "5"]].concat();
+    assert!(warned("more.jsonl", &few, "raise --num-completions to 10"));
+    assert!(!warned("more.jsonl", &unwanted, ""));
+    assert!(!warned("held.jsonl", &[], ""));
+    assert!(!warned("held.jsonl", &["--unwanted", "refusal", "--no-stop"], ""));
 }

@@ -50,8 +50,8 @@ const SETTINGS: [&[&str]; 22] = [
     &["--method", "kto", "--per-device-train-batch-size", "3"],
     &["--method", "npo"],
     &["--retain", "kl", "--retain-batch-size", "3"],
-    &["--retain", "sft", "--retain-batch-size", "5", "--retain-tokens", "2"],
-    &["--retain", "sft", "--retain-tokens", "20"],
+    &["--retain", "sft", "--retain-batch-size", "5", "--retain-max-new-tokens", "2"],
+    &["--retain", "sft", "--retain-max-new-tokens", "20"],
     &["--beta", "auto", "--safety-instruction", "be kind, be honest, and help with the printer"],
     &["--method", "sft", "--retain", "sft", "--max-tokens-per-batch", "60"],
     &["--method", "simpo", "--full"],
@@ -172,7 +172,7 @@ fn a_plan_says_what_would_help() {
     let (text, notes) = texts(&room.run(&[&["plan"], &RUN[..]].concat()));
     assert!(text.starts_with("memory ") && text.contains("\npeak GPU memory "), "{text}");
     // The remarks on the rows are those of a run.
-    assert!(notes.lines().all(|line| line.starts_with("warning: pairs.jsonl:1: ")), "{notes}");
+    assert!(notes.contains("warning: pairs.jsonl:1: the prompt is a string"), "{notes}");
 }
 
 #[test]

@@ -189,7 +189,7 @@ section! {
     (long = "retain-data", value_name = "FILE") data: PathBuf;
     /// Tokens of each retained answer, at most. A refusal shows in the first few: short answers keep the
     /// model from refusing, and are cheap. If not given: --max-new-tokens
-    (id = "retain_tokens", long = "retain-tokens", value_name = "N") max_new_tokens: usize;
+    (id = "retain_max_new_tokens", long = "retain-max-new-tokens", value_name = "N") max_new_tokens: usize;
 }
 
 section! {

@@ -90,12 +90,15 @@ pub(super) fn few_answered(
 ) -> Option<String> {
     let count = answered(held_out, config, context).len();
     let counts = config.stop.enabled && reader.unwanted.is_some() && (1..LEAST_ANSWERED).contains(&count);
+    let fix = match config.output.num_completions < LEAST_ANSWERED {
+        true => format!("raise {} to {LEAST_ANSWERED}", setting("num_completions")),
+        false => format!("hold out {LEAST_ANSWERED} or more with {}", setting("eval")),
+    };
+    let share = 100.0 / count as f64;
     counts.then(|| {
         format!(
-            "the stop rule reads unwanted answers from {count} held-out prompts, where each answer is {:.0} \
-             % of them: hold out {LEAST_ANSWERED} or more with {}",
-            100.0 / count as f64,
-            setting("eval")
+            "the stop rule reads unwanted answers from {count} held-out prompts, where each answer is \
+             {share:.0} % of them: {fix}"
         )
     })
 }

@@ -165,12 +165,12 @@ impl<'a> Inputs<'a> {
             None => hold_out(&mut train, config),
         };
         remarks.extend(data::remarks(self.train.0, &train, &tokenizer));
-        let reader = Reader::new(Arc::clone(&tokenizer), config);
-        remarks.extend(few_answered(&eval, config, &reader, model.context()));
         if config.method.method == Method::Kto {
             remarks.extend(one_sided(self.train.0, &train));
             (train, eval) = (unpaired(train), unpaired(eval));
         }
+        let reader = Reader::new(Arc::clone(&tokenizer), config);
+        remarks.extend(few_answered(&eval, config, &reader, model.context()));
         let samples = self.samples.filter(|_| config.method.method == Method::D2o);
         let given = samples
             .map(|samples| Ok((samples.0, given_samples(samples, &tokenizer, model.vocab, config)?)))

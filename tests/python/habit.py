@@ -4,15 +4,18 @@
     python tests/python/habit.py sample --model DIR --data prompts.jsonl --output pool.jsonl \\
         --num-samples 4 --temperature 1 --top-p 1 --seed 7
     python tests/python/habit.py rows --data pool.jsonl --rule REGEX --output rows.jsonl
-    python tests/python/habit.py train --model DIR --data rows.jsonl --good good.jsonl --output adapter \\
-        --seed 1
+    python tests/python/habit.py train --model DIR --data rows.jsonl --good good.jsonl --rule REGEX \\
+        --output adapter --seed 1
     python tests/python/habit.py sample --model DIR --adapter adapter --data held.jsonl --output after.jsonl
+    python tests/python/habit.py rate --data after.jsonl --rule REGEX
+    python tests/python/habit.py score --model DIR --adapter adapter --good good.jsonl --rule REGEX
 
 `rows` writes, for each prompt with answers of both kinds, one flagged answer and up to two anchors; `aweigh
-align --train rows.jsonl` reads it too. `train` prints the perplexity of the good answers before and after.
-The table's figures come from an earlier form of this file, with the same formulas, seeds and order of rows.
-Its data were single-turn questions of HH-RLHF of at most 60 tokens (240 for rows, 160 held out) and, as good
-answers, 60 instructions of self-instruct.
+align --train rows.jsonl` reads it too. `train` prints the perplexity of the good answers after, and how it
+changed; `score` does so for any adapter, one of `aweigh align` too. The table's figures come from an earlier
+form of this file, with the same formulas, seeds and order of rows. Its data were single-turn questions of
+HH-RLHF of at most 60 tokens (240 for rows, 160 held out) and, as good answers, 60 instructions of
+self-instruct.
 
 Versions: torch 2.15.0, transformers 5.24.0, peft (see tests/golden/generate.py).
 """
@@ -25,73 +28,53 @@ import re
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, get_peft_model
+
+from twin import Model, read, text, write
 
 
-def read(path):
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def groups(model, rows, most, key):
+    return [(model.prompt(r["prompt"]), [model.answer(x, most) for x in key(r)]) for r in rows]
 
 
-def write(path, rows):
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+def sums(model, some):
+    """The log-prob of each answer, by group."""
+    return [torch.stack([tokens.sum() for tokens in row]) for row in model.log_probs(some)]
 
 
-class Texts:
-    """A tokenizer with its chat template."""
-
-    def __init__(self, model):
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.end = self.tokenizer.eos_token_id
-
-    def prompt(self, messages):
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-    def answer(self, messages, most):
-        ids = self.tokenizer(messages[0]["content"], add_special_tokens=False).input_ids
-        return (ids + [self.end])[:most]
-
-
-def log_probs(model, end, groups):
-    """The summed log-probs of each group's answers; a group is a prompt and its answers."""
-    pairs = [(prompt, answer) for prompt, answers in groups for answer in answers]
-    width = max(len(prompt) + len(answer) for prompt, answer in pairs)
-    ids = torch.full((len(pairs), width), end)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, answer) in enumerate(pairs):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        mask[row, : len(prompt) + len(answer)] = 1
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    sums = []
-    for row, (prompt, answer) in enumerate(pairs):
-        predicted = logits[row, len(prompt) - 1 : len(prompt) + len(answer) - 1].float()
-        sums.append(-F.cross_entropy(predicted, torch.tensor(answer), reduction="sum"))
-    return torch.stack(sums).split([len(answers) for _, answers in groups])
-
-
-def perplexity(model, end, good):
+def perplexity(model, options):
+    """The perplexity of the good answers: of all, of those without the habit and of those with it."""
+    rows = read(options.good)
+    good = groups(model, rows, 400, lambda r: [r["completion"]])
     with torch.no_grad():
-        total = sum(log_probs(model, end, [group])[0].item() for group in good)
-    return math.exp(-total / sum(len(answers[0]) for _, answers in good))
+        logps = [(sums(model, [group])[0].item(), len(group[1][0])) for group in good]
+    shown = [habit(options)(text(r["completion"])) for r in rows] if options.rule else [False] * len(rows)
+
+    def of(kind):
+        chosen = [x for x, has in zip(logps, shown) if kind is None or has == kind]
+        return math.exp(-sum(x for x, _ in chosen) / sum(n for _, n in chosen)) if chosen else math.nan
+
+    return of(None), of(False), of(True)
+
+
+def change(before, after):
+    return ", ".join(f"{a:.3f} ({100 * (a / b - 1):+.1f}%)" for b, a in zip(before, after))
+
+
+def habit(options):
+    rule = re.compile(options.rule, re.I)
+    return lambda answer: bool(rule.search(answer))
 
 
 def train(options):
     torch.manual_seed(options.seed)
     random.seed(options.seed)
-    texts = Texts(options.model)
-    rows = [
-        (texts.prompt(r["prompt"]), [texts.answer(x, options.max) for x in [*r["anchors"], r["completion"]]])
-        for r in read(options.data)
-    ]
-    good = [(texts.prompt(r["prompt"]), [texts.answer(r["completion"], 400)]) for r in read(options.good)]
-    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    model = Model(options.model)
+    rows = groups(model, read(options.data), options.max, lambda r: [*r["anchors"], r["completion"]])
+    before = perplexity(model, options)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(base, lora)
-    before = perplexity(model, texts.end, good)
-    weights = [p for p in model.parameters() if p.requires_grad]
+    model.lm = get_peft_model(model.lm, lora)
+    weights = [p for p in model.lm.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, options.learning_rate, weight_decay=0)
     left = []
     for step in range(options.max_steps or math.ceil(len(rows) / 4)):
@@ -101,9 +84,9 @@ def train(options):
         batch = [rows[left.pop()] for _ in range(min(4, len(left)))]
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * min(1, (step + 1) / 3)
-        with torch.no_grad(), model.disable_adapter():
-            reference = log_probs(model, texts.end, batch)
-        ratios = [now - then for now, then in zip(log_probs(model, texts.end, batch), reference)]
+        with torch.no_grad(), model.lm.disable_adapter():
+            reference = sums(model, batch)
+        ratios = [now - then for now, then in zip(sums(model, batch), reference)]
         margins = [options.beta * r[:-1].mean() - options.alpha * r[-1] for r in ratios]
         loss = torch.stack([F.softplus(-z) for z in margins]).mean()
         optimizer.zero_grad()
@@ -111,45 +94,46 @@ def train(options):
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
-    after = perplexity(model, texts.end, good)
-    model.save_pretrained(options.output)
-    print(f"perplexity {before:.3f}, then {after:.3f} ({100 * (after / before - 1):+.1f}%)")
+    model.lm.save_pretrained(options.output)
+    print("perplexity of all, without and with the habit:", change(before, perplexity(model, options)))
+
+
+def score(options):
+    before = perplexity(Model(options.model), options)
+    after = perplexity(Model(options.model, options.adapter), options)
+    print("perplexity of all, without and with the habit:", change(before, after))
+
+
+def rate(options):
+    """The share of answers with the habit, with its bootstrap interval over prompts."""
+    answers = [text(r["completion"]) for r in read(options.data)]
+    found = [habit(options)(answer) for answer in answers]
+    rng, n = random.Random(1), len(found)
+    shares = sorted(sum(rng.choices(found, k=n)) / n for _ in range(2000))
+    words = [answer.lower().split() for answer in answers]
+    pairs = [pair for w in words for pair in zip(w, w[1:])]
+    print(
+        f"{100 * sum(found) / n:.1f}% [{100 * shares[50]:.0f}, {100 * shares[1949]:.0f}] of {n},"
+        f" {sum(map(len, words)) / n:.1f} words, distinct-2 {len(set(pairs)) / max(1, len(pairs)):.3f}"
+    )
 
 
 def sample(options):
-    texts = Texts(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    if options.adapter:
-        model = PeftModel.from_pretrained(model, options.adapter).merge_and_unload()
-    torch.manual_seed(options.seed)
-    out = []
-    for row in read(options.data):
-        prompt = torch.tensor([texts.prompt(row["prompt"])])
-        answers = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=True,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=0,
-            max_new_tokens=options.max,
-            num_return_sequences=options.num_samples,
-            pad_token_id=texts.end,
-        )
-        for ids in answers[:, prompt.shape[1] :]:
-            text = texts.tokenizer.decode(ids, skip_special_tokens=True)
-            answer = [{"role": "assistant", "content": text}]
-            out.append({"prompt": row["prompt"], "completion": answer})
-    write(options.output, out)
+    model, rows = Model(options.model, options.adapter), read(options.data)
+    prompts = [row["prompt"] for row in rows for _ in range(options.num_samples)]
+    how = {"temperature": options.temperature, "top_p": options.top_p}
+    answers = model.sample(prompts, options.max, options.seed, **how)
+    said = [[{"role": "assistant", "content": answer}] for answer in answers]
+    write(options.output, [{"prompt": p, "completion": c} for p, c in zip(prompts, said)])
 
 
 def rows(options):
-    rule, by_prompt, out = re.compile(options.rule, re.I), {}, []
+    has, by_prompt, out = habit(options), {}, []
     for row in read(options.data):
         by_prompt.setdefault(json.dumps(row["prompt"]), []).append(row["completion"])
     for prompt, answers in by_prompt.items():
-        flagged = [a for a in answers if rule.search(a[0]["content"])]
-        anchors = [a for a in answers if not rule.search(a[0]["content"]) and a[0]["content"].strip()]
+        flagged = [a for a in answers if has(text(a))]
+        anchors = [a for a in answers if not has(text(a)) and text(a).strip()]
         if flagged and anchors:
             row = {"prompt": json.loads(prompt), "completion": flagged[0], "label": False}
             out.append({**row, "anchors": anchors[:2]})
@@ -159,7 +143,7 @@ def rows(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", choices=["sample", "rows", "train"])
+    parser.add_argument("command", choices=["sample", "rows", "train", "score", "rate"])
     for name in ["model", "data", "good", "rule", "adapter", "output"]:
         parser.add_argument(f"--{name}")
     for name, default in [("temperature", 0.9), ("top-p", 0.95), ("alpha", 1.0), ("beta", 1.0)]:
@@ -168,7 +152,7 @@ def main():
     for name, default in [("seed", 11), ("max", 40), ("num-samples", 1), ("max-steps", 0)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    {"sample": sample, "rows": rows, "train": train}[options.command](options)
+    {"sample": sample, "rows": rows, "train": train, "score": score, "rate": rate}[options.command](options)
 
 
 if __name__ == "__main__":

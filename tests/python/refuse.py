@@ -3,7 +3,17 @@
 
     python tests/python/refuse.py pools --model DIR --data DIR --pools DIR
     python tests/python/refuse.py train --model DIR --pools DIR --output RUN --method d2o --alpha 0.03 ...
-    python tests/python/refuse.py measure --model DIR --pools DIR --output RUN --split test
+    python tests/python/refuse.py measure --model DIR --pools DIR --output RUN --adapter RUN/step-20
+
+The flags of the table in docs/choosing.md, in its order:
+
+    --alpha 0.03 --beta 0.1
+    --alpha 0.03 --beta 0.1 --retain-rows 16 --retain-tokens 8
+    --alpha 0.03 --beta 0.1 --retain-rows 16 --retain-tokens 8 --retain-weight 4
+    --alpha 0.03 --beta 0.2 --retain-rows 16 --retain-tokens 8 --answer-tokens 12
+    --alpha 0.03 --beta 0.2 --retain-rows 16 --retain-tokens 8 --answer-tokens 12 --retain kl \\
+        --retain-weight 4
+    --method sft --retain-rows 16 --retain-tokens 8 --answer-tokens 12
 
 `pools` chooses the prompts and samples what all runs share, once. The training prompts are 240 of
 PKU-SafeRLHF, half of them questions, with their flagged answer and up to two refusals of the model's own,
@@ -12,8 +22,10 @@ given after the four worked ones of assets/refusals.json. The ordinary prompts a
 answer. `train` measures on the development split as it goes, and saves the adapter each time. `measure` is
 for the test split.
 
-An answer counts as a refusal by the pattern of src/data/rule.rs, which is read from there. Every figure is a
-share of prompts; the runs, with their settings, are lines of RUN/figures.jsonl and texts are kept beside it.
+An answer counts as a refusal by the pattern of src/data/rule.rs, which is read from there. The
+figures, with the settings, are lines of RUN/figures.jsonl, and the answers are kept beside it. The table of
+docs/choosing.md was made when a prompt could still have several rows, and 24 other built-in prompts were in
+the development split.
 
 Versions: torch 2.15.0, transformers 5.24.0, peft (see tests/golden/generate.py).
 """
@@ -29,10 +41,9 @@ import time
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from peft import LoraConfig, get_peft_model
 
-from habit import read, write
+from twin import Model, read, text, write
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 
@@ -44,116 +55,6 @@ def rule():
     pattern = re.search(r'r"\(\?x\)(.*?)"\n', source, re.S)[1].replace("{DEED}", deed)
     pattern = re.compile(pattern, re.I | re.X)
     return lambda answer: bool(pattern.search(answer[:220].replace("\u2019", "'")))
-
-
-def text(messages):
-    return messages[0]["content"]
-
-
-class Model:
-    """A model, its tokenizer, and where its answers end."""
-
-    def __init__(self, path, adapter=None):
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.lm = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        if adapter:
-            self.lm = PeftModel.from_pretrained(self.lm, adapter).merge_and_unload()
-        self.end = self.tokenizer.eos_token_id
-
-    def prompt(self, messages):
-        form = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(form, add_special_tokens=False).input_ids
-
-    def answer(self, messages, most=64):
-        ids = self.tokenizer(text(messages), add_special_tokens=False).input_ids
-        return (ids + [self.end])[:most]
-
-    def core(self):
-        return self.lm.get_base_model() if isinstance(self.lm, PeftModel) else self.lm
-
-    @torch.inference_mode()
-    def sample(self, prompts, most, seed, shown=(), rows=64):
-        """An answer to each prompt at temperature 0.9, top-p 0.95, after the messages of `shown`."""
-        torch.manual_seed(seed)
-        core = self.core()
-        ids = [self.prompt([*shown, *prompt]) for prompt in prompts]
-        shared = 0
-        while all(len(row) > shared + 1 and row[shared] == ids[0][shared] for row in ids):
-            shared += 1
-        prefix = DynamicCache()
-        core.model(input_ids=torch.tensor([ids[0][:shared]]), past_key_values=prefix, use_cache=True)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        out = [""] * len(ids)
-        for start in range(0, len(order), rows):
-            chosen = order[start : start + rows]
-            own = [ids[i][shared:] for i in chosen]
-            width = max(map(len, own))
-            tokens = torch.tensor([[self.end] * (width - len(row)) + row for row in own])
-            mask = torch.tensor(
-                [[1] * shared + [0] * (width - len(row)) + [1] * len(row) for row in own]
-            )
-            place = (mask.cumsum(1) - 1)[:, shared:].clamp(min=0)
-            cache = DynamicCache()
-            for layer, source in enumerate(prefix.layers):
-                many = (len(chosen), -1, -1, -1)
-                cache.update(source.keys.expand(many), source.values.expand(many), layer)
-            done = torch.zeros(len(chosen), dtype=torch.bool)
-            drawn = []
-            while True:
-                states = core.model(
-                    input_ids=tokens,
-                    attention_mask=mask,
-                    position_ids=place,
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
-                shares, choice = (core.lm_head(states).float() / 0.9).softmax(-1).topk(1000, -1)
-                shares = shares.masked_fill(shares.cumsum(-1) - shares > 0.95, 0)
-                token = choice.gather(1, torch.multinomial(shares, 1))[:, 0]
-                token = torch.where(done, self.end, token)
-                drawn.append(token)
-                done |= token == self.end
-                if done.all() or len(drawn) == most:
-                    break
-                tokens, place = token[:, None], place[:, -1:] + 1
-                mask = torch.cat([mask, torch.ones(len(chosen), 1, dtype=mask.dtype)], 1)
-            for i, row in zip(chosen, torch.stack(drawn, 1).tolist()):
-                row = row[: row.index(self.end)] if self.end in row else row
-                out[i] = self.tokenizer.decode(row, skip_special_tokens=True)
-        return out
-
-    def log_probs(self, groups):
-        """The log-prob of each answer token; a group is a prompt and its answers, in one row."""
-        sizes = [len(prompt) + sum(map(len, answers)) for prompt, answers in groups]
-        width = max(sizes)
-        tokens = torch.full((len(groups), width), self.end)
-        place = torch.zeros(len(groups), width, dtype=torch.long)
-        seen = torch.eye(width, dtype=torch.bool).repeat(len(groups), 1, 1)
-        source, target, lengths = [], [], []
-        for row, (prompt, answers) in enumerate(groups):
-            ahead = len(prompt)
-            tokens[row, :ahead] = torch.tensor(prompt)
-            place[row, :ahead] = torch.arange(ahead)
-            seen[row, :ahead, :ahead] = torch.ones(ahead, ahead).tril().bool()
-            start = ahead
-            for answer in answers:
-                end = start + len(answer)
-                tokens[row, start:end] = torch.tensor(answer)
-                place[row, start:end] = torch.arange(ahead, ahead + len(answer))
-                seen[row, start:end, :ahead] = True
-                seen[row, start:end, start:end] = torch.ones(len(answer), len(answer)).tril().bool()
-                source += [row * width + i for i in [ahead - 1, *range(start, end - 1)]]
-                target += answer
-                lengths.append(len(answer))
-                start = end
-        hidden = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None]
-        core = self.core()
-        states = core.model(
-            input_ids=tokens, attention_mask=hidden, position_ids=place, use_cache=False
-        ).last_hidden_state.flatten(0, 1)[torch.tensor(source)]
-        logits = core.lm_head(states).float()
-        each = iter(F.cross_entropy(logits, torch.tensor(target), reduction="none").neg().split(lengths))
-        return [[next(each) for _ in answers] for _, answers in groups]
 
 
 class References:
@@ -187,7 +88,8 @@ def pools(options):
             found = [json.loads(line) for line in file]
         found = [r for r in found if len(r["prompt"]) == 1 and len(text(r["prompt"])) <= 160]
         rng.shuffle(found)
-        return found
+        # One row a prompt: the same one must not be trained on and measured.
+        return list({text(r["prompt"]).strip(): r for r in found}.values())
 
     def only(found, count, kind=None):
         return [{"prompt": r["prompt"], **({"kind": kind} if kind else {})} for r in found[:count]]
@@ -208,14 +110,14 @@ def pools(options):
     write(os.path.join(options.pools, "good.jsonl"), good)
     splits = {
         "dev": [(held, 50, "pku"), (orders, 50, "advbench"), (questions, 20, "question")]
-        + [(benign, 20, "instruction"), (built_in[::4], 24, "built-in")],
+        + [(benign, 20, "instruction"), (built_in[3::4], 24, "built-in")],
         "test": [(held[50:], 100, "pku"), (orders[50:], 100, "advbench"), (questions[20:], 40, "question")]
         + [(benign[20:], 40, "instruction"), (sounds, 40, "sounds unsafe")],
     }
     for name, parts in splits.items():
         write(os.path.join(options.pools, name + ".jsonl"), [row for part in parts for row in only(*part)])
     ordinary = only(questions[60:], 100) + only(benign[60:], 100)
-    ordinary += [r for i, r in enumerate(built_in) if i % 4]
+    ordinary += [r for i, r in enumerate(built_in) if i % 4 != 3]
     model = Model(options.model)
     own = model.sample([r["prompt"] for r in ordinary], 64, 13)
     answer = lambda words: [{"role": "assistant", "content": words}]
@@ -247,7 +149,7 @@ def measure(model, options, split, adapter, most):
         parts = answer.split()
         words += len(parts)
         pairs.update(zip(parts, parts[1:]))
-    total, items = 0, []
+    items = []
     with torch.inference_mode():
         for row in read(os.path.join(options.pools, "good.jsonl")):
             ids = model.answer(row["completion"], 300)
@@ -275,7 +177,6 @@ def train(options):
     model = Model(options.model)
     harm = read(os.path.join(options.pools, "harm.jsonl"))
     ordinary = read(os.path.join(options.pools, "ordinary.jsonl"))
-    refusals = [model.answer(a, options.answer_tokens) for row in harm for a in row["anchors"]]
 
     def answers(row):
         anchors = [model.answer(a, options.answer_tokens) for a in row["anchors"]]
@@ -286,9 +187,6 @@ def train(options):
     wanted = [(model.prompt(row["prompt"]), answers(row)) for row in harm]
     kept = [(model.prompt(row["prompt"]), [model.answer(row["completion"], options.retain_tokens)])
             for row in ordinary]
-    against = [(model.prompt(row["prompt"]), [model.answer(row["completion"], options.answer_tokens),
-                                               rng.choice(refusals)])
-               for row in ordinary]
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model.lm = get_peft_model(model.lm, lora)
     weights = [p for p in model.lm.parameters() if p.requires_grad]
@@ -309,10 +207,9 @@ def train(options):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * min(1, step / 3)
         batch = deal("wanted", wanted, options.rows)
-        contrast = deal("against", against, options.contrast)
         retained = deal("kept", kept, options.retain_rows if options.retain_weight else 0)
         # Rows of one call are padded to the longest: the retained ones are shorter.
-        parts = [part for part in ([*batch, *contrast], retained) if part]
+        parts = [part for part in (batch, retained) if part]
         plain = options.method == "sft" and options.retain == "sft"
         before = None if plain else [row for part in parts for row in references.of(part)]
         now = [row for part in parts for row in model.log_probs(part)]
@@ -333,12 +230,9 @@ def train(options):
             else:
                 losses.append(F.softplus(-(beta * row[:-1].mean() - alpha * row[-1])))
         loss = torch.stack(losses).mean()
-        for row in ratios[len(batch) : len(batch) + len(contrast)]:
-            margin = beta * row[0] - options.contrast_alpha * row[1]
-            loss = loss + F.softplus(-margin) / len(batch)
         kept_loss = torch.zeros(())
         if retained:
-            tail = len(batch) + len(contrast)
+            tail = len(batch)
             each = []
             for row, old in zip(now[tail:], before[tail:] if before else retained):
                 gain = row[0] - old[0] if options.retain == "kl" else row[0]
@@ -351,10 +245,9 @@ def train(options):
         optimizer.step()
         first = sum(row[0].item() for row in ratios[: len(batch)]) / len(batch)
         last = sum(row[-1].item() for row in ratios[: len(batch)]) / len(batch)
-        away = sum(row[-1].item() for row in ratios[len(batch) : len(batch) + len(contrast)])
         print(
-            f"step {step} loss {loss.item():.3f} first {first:.1f} last {last:.1f} contrast"
-            f" {away / max(1, len(contrast)):.1f} retain {kept_loss.item():.3f} {time.time() - started:.1f}s",
+            f"step {step} loss {loss.item():.3f} first {first:.1f} last {last:.1f}"
+            f" retain {kept_loss.item():.3f} {time.time() - started:.1f}s",
             flush=True,
         )
         if step % options.every == 0 or step == options.steps:
@@ -376,11 +269,10 @@ def main():
     parser.add_argument("--split", default="test")
     parser.add_argument("--method", default="d2o", choices=["d2o", "dpo", "sft", "npo", "ga"])
     parser.add_argument("--retain", default="sft", choices=["sft", "kl"])
-    for name, default in [("alpha", 0.03), ("beta", 0.1), ("learning-rate", 2e-4), ("retain-weight", 1.0),
-                          ("contrast-alpha", 0.1)]:
+    for name, default in [("alpha", 0.03), ("beta", 0.1), ("learning-rate", 2e-4), ("retain-weight", 1.0)]:
         parser.add_argument(f"--{name}", type=float, default=default)
     for name, default in [("seed", 1), ("steps", 60), ("every", 20), ("rows", 4), ("retain-rows", 4),
-                          ("retain-tokens", 64), ("answer-tokens", 64), ("contrast", 0)]:
+                          ("retain-tokens", 64), ("answer-tokens", 64)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count())

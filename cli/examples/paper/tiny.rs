@@ -70,7 +70,22 @@ impl Contender {
 
 /// The contenders, in the order of the table.
 fn contenders() -> Vec<Contender> {
-    let (d2o, other) = (Contender::d2o, Contender::other);
+    let d2o = Contender::d2o;
+    let variants = vec![
+        d2o("D²O, K = 11", 11),
+        d2o("D²O, K = 4", 4),
+        d2o("D²O, K = 1", 1),
+        Contender { instructed: false, ..d2o("D²O, K = 11, no instruction", 11) },
+        Contender { online: true, ..d2o("D²O, K = 11, online", 11) },
+        Contender { beta: Some(Beta::Of(1.0)), ..d2o("D²O, K = 11, β = 1", 11) },
+        Contender { stopped: true, ..d2o("D²O, K = 11, stop rule", 11) },
+    ];
+    [others(), variants].concat()
+}
+
+/// The methods other than D²O.
+pub fn others() -> Vec<Contender> {
+    let other = Contender::other;
     vec![
         other("SFT", Method::Sft),
         other("GA", Method::Ga),
@@ -81,13 +96,6 @@ fn contenders() -> Vec<Contender> {
         other("SLiC", Method::Slic),
         other("SimPO", Method::Simpo),
         Contender { clean: true, ..other("DPO, clean positives", Method::Dpo) },
-        d2o("D²O, K = 11", 11),
-        d2o("D²O, K = 4", 4),
-        d2o("D²O, K = 1", 1),
-        Contender { instructed: false, ..d2o("D²O, K = 11, no instruction", 11) },
-        Contender { online: true, ..d2o("D²O, K = 11, online", 11) },
-        Contender { beta: Some(Beta::Of(1.0)), ..d2o("D²O, K = 11, β = 1", 11) },
-        Contender { stopped: true, ..d2o("D²O, K = 11, stop rule", 11) },
     ]
 }
 
@@ -177,8 +185,8 @@ pub struct Runs<'a> {
     part: Range<usize>,
     /// The model before any step.
     start: Option<Measured>,
-    /// Anchors, with the instruction and without. The first K of eleven are used where a run needs K.
-    drawn: BTreeMap<bool, Vec<Vec<Anchor>>>,
+    /// Anchors, with the instruction and without, and their K. A run that needs fewer takes the first ones.
+    drawn: BTreeMap<bool, (usize, Vec<Vec<Anchor>>)>,
 }
 
 /// Measures the model at each evaluation, and keeps the anchors that were drawn first.
@@ -251,7 +259,8 @@ impl<'a> Runs<'a> {
         }
         if contender.method == Method::D2o && !contender.stopped {
             let first = |all: &Vec<Anchor>| all.iter().take(contender.samples).cloned().collect();
-            setup.anchors = self.drawn.get(&contender.instructed).map(|all| all.iter().map(first).collect());
+            let drawn = self.drawn.get(&contender.instructed).filter(|(k, _)| *k >= contender.samples);
+            setup.anchors = drawn.map(|(_, all)| all.iter().map(first).collect());
         }
         let held_out = HeldOut::read(&tokenizer)?.part(self.part.clone());
         let (points, anchors, steps) = Default::default();
@@ -272,8 +281,9 @@ impl<'a> Runs<'a> {
             watcher.points.extend(rest.map(|step| Point { step, measured: kept.clone() }));
             println!("kept step {} of {}: {}", outcome.kept_step, outcome.steps, outcome.reason);
         }
-        if contender.samples == 11 && watcher.anchors.len() == self.rows {
-            self.drawn.entry(contender.instructed).or_insert(watcher.anchors);
+        let most = self.drawn.get(&contender.instructed).map_or(0, |(k, _)| *k);
+        if contender.samples > most && watcher.anchors.len() == self.rows {
+            self.drawn.insert(contender.instructed, (contender.samples, watcher.anchors));
         }
         Ok(Curve { points: watcher.points, steps: watcher.steps, seconds: started.elapsed().as_secs_f64() })
     }

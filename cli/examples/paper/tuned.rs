@@ -10,10 +10,9 @@ use std::path::Path;
 
 use aweigh::eval::stats::{Estimate, difference, mean};
 use aweigh::gpu::Gpu;
-use aweigh::loss::Method;
 use serde_json::{Value, json};
 
-use super::tiny::{Contender, Point, Runs, config};
+use super::tiny::{Contender, Point, Runs, config, others};
 use super::{Any, append, finished};
 
 const STEPS: usize = 10;
@@ -30,22 +29,9 @@ const MAX_OFF_TOPIC: f64 = 0.02;
 const MAX_PERPLEXITY: f64 = 1.05;
 
 fn contenders() -> Vec<Contender> {
-    let other = Contender::other;
     let habit =
         Contender { alpha: None, beta: None, instructed: false, ..Contender::d2o("D²O, defaults", 2) };
-    vec![
-        Contender::d2o("D²O, K = 11", 11),
-        habit,
-        other("SFT", Method::Sft),
-        other("GA", Method::Ga),
-        other("UL", Method::Ul),
-        other("NPO", Method::Npo),
-        other("DPO", Method::Dpo),
-        other("IPO", Method::Ipo),
-        other("SLiC", Method::Slic),
-        other("SimPO", Method::Simpo),
-        Contender { clean: true, ..other("DPO, clean positives", Method::Dpo) },
-    ]
+    [vec![Contender::d2o("D²O, K = 11", 11), habit], others()].concat()
 }
 
 /// The run's points as JSON, with what each answer is.
@@ -67,7 +53,6 @@ type Choice = (f64, u64);
 
 /// What the runs of the comparison share.
 struct Comparison<'a> {
-    gpu: &'a Gpu,
     path: &'a Path,
     done: Vec<Value>,
 }
@@ -119,16 +104,16 @@ impl Comparison<'_> {
 
 /// Runs what is not in `path` yet, and writes the table beside it.
 pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
-    let comparison = Comparison { gpu, path, done: finished(path)? };
+    let comparison = Comparison { path, done: finished(path)? };
     let contenders = contenders();
-    let mut runs = Runs::new(comparison.gpu, DEVELOPMENT, ROWS, 0..HALF);
+    let mut runs = Runs::new(gpu, DEVELOPMENT, ROWS, 0..HALF);
     let mut chosen = Vec::new();
     for contender in &contenders {
         chosen.push(comparison.choose(&mut runs, contender)?);
     }
     let mut tested: Vec<Vec<Value>> = vec![Vec::new(); contenders.len()];
     for seed in TEST {
-        let mut runs = Runs::new(comparison.gpu, seed, ROWS, HALF..2 * HALF);
+        let mut runs = Runs::new(gpu, seed, ROWS, HALF..2 * HALF);
         for (i, contender) in contenders.iter().enumerate() {
             if let Some((rate, _)) = chosen[i] {
                 tested[i].push(comparison.line(&mut runs, contender, seed, rate)?);
