@@ -8,14 +8,18 @@
 #import common/index
 const ROWS = 4u;          // queries per iteration: a load reads SPAN vectors of each
 const SPAN = SG / ROWS;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // (T, H, HEAD_DIM)
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;          // (T, G, HEAD_DIM)
+// q: (T, H, HEAD_DIM)
+#operand 1 q
+// k: (T, G, HEAD_DIM)
+#operand 2 k
 @group(0) @binding(3) var<storage, read> tokens: array<vec4<u32>>;     // (T): id, position, slot, visible_end
 @group(0) @binding(4) var<storage, read> stats: array<f32>;            // (2, T, H): lse, delta
-@group(0) @binding(5) var<storage, read> d_o: array<vec4<f32>>;        // (T, H, HEAD_DIM)
+// d_o: (T, H, HEAD_DIM)
+#operand 5 d_o
 @group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;  // (T, G, HEAD_DIM)
 #ifndef DV
-@group(0) @binding(7) var<storage, read> v: array<vec4<f32>>;          // (T, G, HEAD_DIM)
+// v: (T, G, HEAD_DIM)
+#operand 7 v
 #endif
 
 @compute @workgroup_size(SG)
@@ -39,10 +43,10 @@ fn main(
     var value: array<vec4<f32>, VECTORS>;
 #endif
 #each C HEAD_DIM/4
-    key[$C] = k[k_at + $Cu] * p.scale;
+    key[$C] = load_k(k_at + $Cu) * p.scale;
     sum[$C] = vec4<f32>();
 #ifndef DV
-    value[$C] = v[v_at + $Cu];
+    value[$C] = load_v(v_at + $Cu);
 #endif
 #end
     let position = tokens[t].y;
@@ -68,8 +72,8 @@ fn main(
 #endif
 #end
 #each C HEAD_DIM/SG
-        let queries$C = q[q_source + $Cu * SPAN];
-        let upper$C = d_o[source + $Cu * SPAN];
+        let queries$C = load_q(q_source + $Cu * SPAN);
+        let upper$C = load_d_o(source + $Cu * SPAN);
 #each S SG/4
 #each J 4
         dots$J = fma(subgroupBroadcast(queries$C, $Su * ROWS + $Ju), key[$Cu * SPAN + $Su], dots$J);

@@ -4,12 +4,16 @@
 #import common/index
 const KEYS = 4u;          // keys per iteration: a load reads SPAN vectors of each
 const SPAN = SG / KEYS;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;         // (T, H, HEAD_DIM)
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;         // (T, G, HEAD_DIM)
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;         // (T, G, HEAD_DIM)
+// q: (T, H, HEAD_DIM)
+#operand 1 q
+// k: (T, G, HEAD_DIM)
+#operand 2 k
+// v: (T, G, HEAD_DIM)
+#operand 3 v
 @group(0) @binding(4) var<storage, read> ranges: array<vec4<u32>>;    // (T)
 @group(0) @binding(5) var<storage, read> stats: array<f32>;           // (2, T, H): lse, delta
-@group(0) @binding(6) var<storage, read> d_o: array<vec4<f32>>;       // (T, H, HEAD_DIM)
+// d_o: (T, H, HEAD_DIM)
+#operand 6 d_o
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;  // (T, H, HEAD_DIM)
 
 @compute @workgroup_size(SG)
@@ -31,8 +35,8 @@ fn main(
     var upper: array<vec4<f32>, VECTORS>;
     var sum: array<vec4<f32>, VECTORS>;
 #each C HEAD_DIM/4
-    query[$C] = q[at + $Cu] * p.scale;
-    upper[$C] = d_o[row * VECTORS + $Cu];
+    query[$C] = load_q(at + $Cu) * p.scale;
+    upper[$C] = load_d_o(row * VECTORS + $Cu);
     sum[$C] = vec4<f32>();
 #end
     let lse = stats[row];
@@ -52,8 +56,8 @@ fn main(
             var dp$J = vec4<f32>();
 #end
 #each C HEAD_DIM/SG
-            let keys$C = k[k_source + $Cu * SPAN];
-            let values$C = v[v_source + $Cu * SPAN];
+            let keys$C = load_k(k_source + $Cu * SPAN);
+            let values$C = load_v(v_source + $Cu * SPAN);
 #each S SG/4
 #each J 4
             dots$J = fma(query[$Cu * SPAN + $Su], subgroupBroadcast(keys$C, $Su * KEYS + $Ju), dots$J);

@@ -11,9 +11,12 @@
 #import common/index
 const KEYS = 4u;          // keys per iteration: a load reads SPAN vectors of each
 const SPAN = SG / KEYS;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;        // (T, H, HEAD_DIM)
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;        // (S, G, HEAD_DIM)
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;        // (S, G, HEAD_DIM)
+// q: (T, H, HEAD_DIM)
+#operand 1 q
+// k: (S, G, HEAD_DIM)
+#operand 2 k
+// v: (S, G, HEAD_DIM)
+#operand 3 v
 @group(0) @binding(4) var<storage, read> ranges: array<vec4<u32>>;   // (T)
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;  // (T, H, HEAD_DIM)
 // (T, H), the first half of the backward's stats
@@ -38,7 +41,7 @@ fn main(
     var query: array<vec4<f32>, VECTORS>;
     var sum: array<vec4<f32>, VECTORS>;
 #each C HEAD_DIM/4
-    query[$C] = q[q_base + $Cu] * p.scale;
+    query[$C] = load_q(q_base + $Cu) * p.scale;
     sum[$C] = vec4<f32>();
 #end
     let range = in_window(ranges[t]);
@@ -54,7 +57,7 @@ fn main(
                 let values = v_of(key, kv_head);
                 var dots = vec4<f32>();
 #each C HEAD_DIM/4
-                dots = fma(query[$C], k[keys + $Cu], dots);
+                dots = fma(query[$C], load_k(keys + $Cu), dots);
 #end
                 let score = capped(dots.x + dots.y + dots.z + dots.w);
                 let grown = max(most, score);
@@ -63,7 +66,7 @@ fn main(
                 mass = mass * fade + weight;
                 most = grown;
 #each C HEAD_DIM/4
-                sum[$C] = fma(vec4<f32>(weight), v[values + $Cu], sum[$C] * fade);
+                sum[$C] = fma(vec4<f32>(weight), load_v(values + $Cu), sum[$C] * fade);
 #end
             }
             continue;
@@ -80,7 +83,7 @@ fn main(
 #end
 #each C HEAD_DIM/SG
             {
-                let keys = k[k_source + $Cu * SPAN];
+                let keys = load_k(k_source + $Cu * SPAN);
 #each S SG/4
 #each J 4
                 dots$J = fma(query[$Cu * SPAN + $Su], subgroupBroadcast(keys, $Su * KEYS + $Ju), dots$J);
@@ -100,7 +103,7 @@ fn main(
 #end
 #each C HEAD_DIM/SG
             {
-                let values = v[v_source + $Cu * SPAN];
+                let values = load_v(v_source + $Cu * SPAN);
                 if subgroupAny(most > before) {
 #each S SG/4
 #each J 4

@@ -5,21 +5,23 @@
 // Writes: y = or +=, as accumulate says. Every output sums over k in ascending order for any ROWS, so
 // that a row's result does not depend on the number of rows.
 // VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads are 16 bytes wide.
+// TEXELS, only with VEC4: x and w are read through textures.
 #import common/epilogue
 #import common/index
 #import common/product
-#import common/weights
 
 #ifdef VEC4
 alias Element = vec4<f32>;
 #else
 alias Element = f32;
 #endif
-@group(0) @binding(1) var<storage, read> x: array<Element>;  // (M, K), TN: (K, M)
-
+#import common/weights
+// x: (M, K), TN: (K, M)
 #ifdef VEC4
-fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
+#operand 1 x
+fn x4(index: u32) -> vec4<f32> { return load_x(index / 4u); }
 #else
+@group(0) @binding(1) var<storage, read> x: array<Element>;
 fn x1(index: u32) -> f32 { return x[index]; }
 #endif
 

@@ -5,6 +5,7 @@
 // The layouts, the packing, the order of the sums and the meaning of every parameter are matmul.wgsl's.
 // Writes: y = or +=, as accumulate says.
 // n, k (TN: m), all strides and starts are multiples of 4, those of packed and quantised weights of 8.
+// TEXELS: x and w are read through textures.
 #import common/epilogue
 #import common/index
 #import common/pack
@@ -23,21 +24,24 @@ const EDGE = 4u;
 #endif
 #endif
 
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (M, K), TN: (K, M)
+// x: (M, K), TN: (K, M)
+#operand 1 x
+fn x4(index: u32) -> vec4<f32> { return load_x(index / 4u); }
+// w: (N, K), NN and TN: (K, N)
 #ifdef QUANT
-// (N, K), NN: (K, N), rows of whole blocks
-@group(0) @binding(2) var<storage, read> w: array<u32>;
+@group(0) @binding(2) var<storage, read> w: array<u32>;  // rows of whole blocks
 #import common/blocks
+fn w4(index: u32) -> vec4<f32> { return block4(index); }
 #else
 #ifdef PACKED
-@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;        // (N, K), NN and TN: (K, N)
+#operand 2 w words
+fn w4(index: u32) -> vec4<f32> { return unpack_half(load_w(index / 8u), index); }
 #else
-@group(0) @binding(2) var<storage, read> w: array<vec4<f32>>;        // (N, K), NN and TN: (K, N)
+#operand 2 w
+fn w4(index: u32) -> vec4<f32> { return load_w(index / 4u); }
 #endif
 #endif
 alias Element = vec4<f32>;
-
-fn x4(index: u32) -> vec4<f32> { return x[index / 4u]; }
 
 // Eight weights, four from `index` on and four from `second` on. Packed or quantised weights are eight
 // neighbours from `index` on. Packed they are one load, which costs what a load of four f32 costs.
@@ -48,25 +52,11 @@ fn w8(index: u32, second: u32) -> Eight {
     return Eight(codes4(index) * s.x + s.y, codes4(index + 4u) * s.x + s.y);
 #else
 #ifdef PACKED
-    let words = w[index / 8u];
+    let words = load_w(index / 8u);
     return Eight(vec4<f32>(unpack_pair(words.x), unpack_pair(words.y)),
         vec4<f32>(unpack_pair(words.z), unpack_pair(words.w)));
 #else
-    return Eight(w[index / 4u], w[second / 4u]);
-#endif
-#endif
-}
-
-fn w4(index: u32) -> vec4<f32> {
-#ifdef QUANT
-    return block4(index);
-#else
-#ifdef PACKED
-    let words = w[index / 8u];
-    let half = select(words.xy, words.zw, (index & 4u) == 4u);
-    return vec4<f32>(unpack_pair(half.x), unpack_pair(half.y));
-#else
-    return w[index / 4u];
+    return Eight(w4(index), w4(second));
 #endif
 #endif
 }

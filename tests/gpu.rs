@@ -22,8 +22,11 @@ enum Device {
     Portable,
     /// The portable kernels with all features of the adapter; matrix products may round inputs to f16.
     Half,
-    /// The software adapters' kernels, with the features they use.
+    /// The software adapters' kernels, with the features they use, reading operands through textures.
     Software,
+    /// The same kernels, reading storage buffers. Where a check runs all kernels of a product, it runs both
+    /// kinds on [`Device::Software`] too.
+    Storage,
 }
 
 /// Runs `test` with the one device of this kind. A device has one parameter buffer, so recorders take turns.
@@ -31,17 +34,20 @@ fn with_gpu<T>(kind: Device, test: impl FnOnce(&Gpu) -> T) -> T {
     static PORTABLE: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
     static HALF: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
     static SOFTWARE: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
+    static STORAGE: OnceLock<Result<Mutex<Gpu>, String>> = OnceLock::new();
     let (cell, tier, precision) = match kind {
         Device::Portable => (&PORTABLE, Tier::Portable, Precision::F32),
         Device::Half => (&HALF, Tier::Portable, Precision::F16),
         Device::Software => (&SOFTWARE, Tier::Software, Precision::F32),
+        Device::Storage => (&STORAGE, Tier::Software, Precision::F32),
     };
     let device = cell.get_or_init(|| {
         let adapter = std::env::var("AWEIGH_GPU").ok();
         let default_limits = kind == Device::Portable;
-        let tier = Some(tier);
+        let (tier, texels) = (Some(tier), Some(kind == Device::Software));
         let witness = Some(Paranoid::with(|reading| pollster::block_on(reading), Box::new(judge)) as _);
-        let options = Options { adapter, default_limits, tier, precision, witness, ..Options::default() };
+        let options =
+            Options { adapter, default_limits, tier, texels, precision, witness, ..Options::default() };
         let opened = pollster::block_on(Gpu::open(&options));
         if let (Device::Half, Ok(gpu)) = (kind, &opened) {
             say_what_is_left_out(gpu.summary());
@@ -162,6 +168,21 @@ mod half {
                 assert!(gpu.summary().cooperative_side(inputs).is_some() || !families.contains(&family));
             }
         });
+    }
+}
+
+/// Checks of kernels that read operands through textures or from storage buffers, on the device that does the
+/// latter.
+mod storage {
+    macro_rules! tests {
+        ($($name:ident),* $(,)?) => {
+            $(#[test] fn $name() { super::run(super::Device::Storage, stringify!($name)); })*
+        };
+    }
+
+    tests! {
+        attention_forward, attention_backward, attention_over_a_cache, attention_windows, attention_capped,
+        model_gradients,
     }
 }
 

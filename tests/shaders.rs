@@ -88,13 +88,14 @@ fn variants_stay_inside_the_default_limits() {
         let invocations: u32 = entry.workgroup_size.iter().product();
         assert!(invocations <= INVOCATIONS, "{variant}: {invocations} invocations");
         let layouter = layouter(&variant, &module);
-        let (mut storage, mut uniforms, mut shared) = (BTreeSet::new(), 0, 0);
+        let (mut bound, mut storage, mut uniforms, mut shared) = (BTreeSet::new(), 0, 0, 0);
         for (_, global) in module.global_variables.iter() {
             match global.space {
                 AddressSpace::Storage { .. } => {
                     let binding = global.binding.as_ref().expect("a storage buffer has a binding");
                     assert_eq!(binding.group, 0, "{variant}");
-                    assert!(storage.insert(binding.binding), "{variant}: binding {} twice", binding.binding);
+                    assert!(bound.insert(binding.binding), "{variant}: binding {} twice", binding.binding);
+                    storage += 1;
                 }
                 AddressSpace::Uniform => {
                     uniforms += 1;
@@ -104,19 +105,26 @@ fn variants_stay_inside_the_default_limits() {
                         "{variant}"
                     );
                 }
+                AddressSpace::Handle => {
+                    let binding = global.binding.as_ref().expect("a texture has a binding");
+                    assert_eq!(binding.group, 0, "{variant}");
+                    assert!(bound.insert(binding.binding), "{variant}: binding {} twice", binding.binding);
+                }
                 AddressSpace::WorkGroup => shared += layouter[global.ty].size.next_multiple_of(16),
                 _ => {}
             }
         }
         assert_eq!(uniforms, 1, "{variant}: parameter blocks");
-        assert!(storage.len() <= STORAGE_BUFFERS, "{variant}: {} storage buffers", storage.len());
-        // Kernels bind their tensors in the order of these numbers; the parameter block has number 0. Only a
-        // product's bias leaves a gap.
+        assert!(storage <= STORAGE_BUFFERS, "{variant}: {storage} storage buffers");
+        // Kernels bind their tensors in the order of these numbers; the parameter block has number 0. Only
+        // what is added to a product leaves gaps.
         let has = |flag: &str| variant.defines.contains_key(flag);
-        let gap = variant.shader.starts_with("mat") && has("RESIDUAL") && !has("BIAS");
-        let expected: Vec<u32> = (1..=5).filter(|number| !gap || *number != 4).collect();
-        let expected = if gap { expected } else { (1..=storage.len() as u32).collect() };
-        assert!(storage.iter().eq(&expected), "{variant}: bindings {storage:?}");
+        let added = [(4, "BIAS"), (5, "RESIDUAL"), (6, "TEXELS")].into_iter().filter(|(_, flag)| has(flag));
+        let expected: Vec<u32> = match variant.shader.starts_with("mat") {
+            true => (1..=3).chain(added.map(|(number, _)| number)).collect(),
+            false => (1..=bound.len() as u32).collect(),
+        };
+        assert!(bound.iter().eq(&expected), "{variant}: bindings {bound:?}");
         assert!(shared <= WORKGROUP_BYTES, "{variant}: {shared} bytes of workgroup memory");
     }
 }
@@ -208,8 +216,11 @@ fn variants_translate_to_metal() {
                 AddressSpace::Storage { access } => access.contains(naga::StorageAccess::STORE),
                 _ => false,
             };
-            let target =
-                back::msl::BindTarget { buffer: Some(binding.binding as u8), mutable, ..Default::default() };
+            let number = Some(binding.binding as u8);
+            let target = match global.space {
+                AddressSpace::Handle => back::msl::BindTarget { texture: number, ..Default::default() },
+                _ => back::msl::BindTarget { buffer: number, mutable, ..Default::default() },
+            };
             entry.resources.insert(*binding, target);
         }
         entry.sizes_buffer = Some(entry.resources.len() as u8);

@@ -4,8 +4,16 @@
 #ifdef BIAS
 @group(0) @binding(4) var<storage, read> bias: array<f32>;          // (N)
 #endif
+#ifdef TEXELS
+// Copies of the residual and of y before the product, from y's first element on.
+#operand 6 earlier
+#ifdef RESIDUAL
+#operand 5 residual
+#endif
+#else
 #ifdef RESIDUAL
 @group(0) @binding(5) var<storage, read> residual: array<Element>;  // y's layout
+#endif
 #endif
 
 // Four outputs of a row plus their columns' biases. Past the last column its bias is repeated.
@@ -22,9 +30,17 @@ fn add_bias(outputs: vec4<f32>, col: u32) -> vec4<f32> {
 // Writes an element of y; `at` counts elements.
 fn write_element(at: u32, output: Element) {
     var sum = output;
+#ifdef TEXELS
+    let copied = at - p.y_at / 4u;
+#ifdef RESIDUAL
+    sum += load_residual(copied);
+#endif
+    if p.accumulate == 1u { sum += load_earlier(copied); }
+#else
 #ifdef RESIDUAL
     sum += residual[at];
 #endif
     if p.accumulate == 1u { sum += y[at]; }
+#endif
     y[at] = sum;
 }

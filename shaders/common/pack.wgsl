@@ -13,3 +13,9 @@ fn unpack_one(packed: u32, index: u32) -> f32 {
     let pair = unpack_pair(packed);
     return select(pair.x, pair.y, (index & 1u) == 1u);
 }
+
+// Four neighbours from element `index` on, a multiple of 4, of which `words` holds the eight that it is in.
+fn unpack_half(words: vec4<u32>, index: u32) -> vec4<f32> {
+    let half = select(words.xy, words.zw, (index & 4u) == 4u);
+    return vec4<f32>(unpack_pair(half.x), unpack_pair(half.y));
+}

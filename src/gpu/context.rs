@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, instance, summary};
@@ -12,6 +12,7 @@ use super::memory::{Memory, Purpose};
 use super::poller::Poller;
 use super::profile::{KernelTime, Profiler};
 use super::recorder::UNIFORM_BYTES;
+use super::texels::{Slot, Texels};
 use super::tuning::Tuning;
 use super::witness::Witness;
 use crate::error::setting;
@@ -45,6 +46,9 @@ pub struct Options {
     pub submit_seconds: Option<f64>,
     /// Overrides the tier that the adapter's kind suggests.
     pub tier: Option<Tier>,
+    /// Whether matrix products of [`Tier::Software`] read their operands through textures; `None` measures on
+    /// first use which is faster. The results are the same.
+    pub texels: Option<bool>,
     /// Whether matrix products may round their inputs to f16. Only [`Tier::Portable`] has kernels that do.
     /// Without f16 on the adapter, or with `default_limits`, nothing is rounded.
     pub precision: Precision,
@@ -126,6 +130,8 @@ pub struct Gpu {
     pipeline_cache: Option<wgpu::PipelineCache>,
     tuning: Option<Tuning>,
     witness: Option<Arc<dyn Witness>>,
+    textures: Texels,
+    prefers_texels: OnceLock<bool>,
 }
 
 impl Gpu {
@@ -213,6 +219,8 @@ impl Gpu {
             precision: options.precision,
             tuning: None,
             witness: options.witness.clone(),
+            textures: Texels::default(),
+            prefers_texels: options.texels.map_or_else(OnceLock::new, OnceLock::from),
             device,
             queue,
             memory,
@@ -266,6 +274,20 @@ impl Gpu {
             self.tuning = Some(tuning);
         }
         own
+    }
+
+    /// Whether products should read their operands through textures; `measure` finds out the first time.
+    pub(crate) fn prefers_texels(&self, measure: impl FnOnce() -> bool) -> bool {
+        *self.prefers_texels.get_or_init(measure)
+    }
+
+    /// The texture of a slot, with `rows` rows or more.
+    pub(super) fn texture(&self, slot: Slot, rows: u64) -> wgpu::Texture {
+        let (texture, replaced) = self.textures.of(&self.device, slot, rows);
+        if replaced {
+            self.memory.bind_groups().forget(slot.key());
+        }
+        texture
     }
 
     /// The observer of the device's dispatches.

@@ -6,21 +6,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use super::{Gpu, Tensor};
+use super::{Gpu, Slot, Tensor};
 
-/// A pipeline with the layout of its bind group: its parameter block and its storage buffers.
+/// A pipeline with the layout of its bind group: its parameter block, and a storage buffer or a texture for
+/// each tensor.
 pub(crate) struct Compiled {
     pub pipeline: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
-    /// The binding number of each storage buffer, ascending: optional buffers leave gaps.
+    /// The binding number of each tensor, ascending: optional tensors leave gaps.
     pub numbers: Vec<u32>,
-    /// For each storage buffer, whether the kernel may write it.
+    /// For each tensor, whether the kernel may write it.
     pub writes: Vec<bool>,
+    /// For each tensor, the texture that it is read through, if it is.
+    pub slots: Vec<Option<Slot>>,
 }
 
 type Make = Box<dyn Fn(&Gpu) -> Compiled + Send + Sync>;
 
-/// A compute kernel; binding 0 is its parameter block, the rest are storage buffers.
+/// A compute kernel; binding 0 is its parameter block, the rest are tensors.
 pub struct Kernel {
     name: String,
     make: Make,
@@ -84,7 +87,8 @@ type Key = (usize, Vec<[u64; 3]>);
 pub(super) struct BindGroups(Mutex<HashMap<Key, wgpu::BindGroup>>);
 
 impl BindGroups {
-    /// The bind group of `kernel` with `bindings`. `kernel` must live as long as `gpu`, because groups are
+    /// The bind group of `kernel` with `bindings`, and the textures for those that it reads through textures.
+    /// `kernel` must live as long as `gpu`, because groups are
     /// found by its address.
     ///
     /// # Panics
@@ -93,12 +97,17 @@ impl BindGroups {
         &self,
         gpu: &Gpu,
         kernel: &Arc<Kernel>,
-        bindings: &[Tensor],
+        (bindings, textures): (&[Tensor], &[Option<wgpu::Texture>]),
         param_bytes: u64,
     ) -> wgpu::BindGroup {
         let compiled = kernel.compiled(gpu);
         assert_eq!(bindings.len(), compiled.writes.len(), "{}: number of bindings", kernel.name);
-        let views = bindings.iter().map(Tensor::view).collect();
+        // A slot's texture is the same in every call, until it has to be larger.
+        let view = |(i, tensor): (usize, &Tensor)| match compiled.slots[i].zip(textures[i].as_ref()) {
+            Some((slot, texture)) => [slot.key(), u64::from(texture.height()), 0],
+            None => tensor.view(),
+        };
+        let views = bindings.iter().enumerate().map(view).collect();
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let group = groups.entry((Arc::as_ptr(kernel) as usize, views)).or_insert_with(|| {
             let uniform = wgpu::BufferBinding {
@@ -106,13 +115,17 @@ impl BindGroups {
                 offset: 0,
                 size: wgpu::BufferSize::new(param_bytes.next_multiple_of(16)),
             };
-            let tensors = compiled.numbers.iter().copied().zip(bindings.iter().map(Tensor::binding));
-            let entries: Vec<_> = std::iter::once((0, uniform))
-                .chain(tensors)
-                .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                    binding,
-                    resource: wgpu::BindingResource::Buffer(buffer),
-                })
+            let textures: Vec<_> = textures
+                .iter()
+                .map(|texture| texture.as_ref().map(|texture| texture.create_view(&Default::default())))
+                .collect();
+            let tensors = bindings.iter().zip(&textures).map(|(tensor, texture)| match texture {
+                Some(view) => wgpu::BindingResource::TextureView(view),
+                None => wgpu::BindingResource::Buffer(tensor.binding()),
+            });
+            let entries: Vec<_> = std::iter::once((0, wgpu::BindingResource::Buffer(uniform)))
+                .chain(compiled.numbers.iter().copied().zip(tensors))
+                .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
                 .collect();
             gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(&kernel.name),

@@ -118,7 +118,7 @@ pub struct Memory {
     ledger: Ledger,
     bind_groups: Arc<BindGroups>,
     /// Number of buffers made so far, which is the number of the next one.
-    buffers: AtomicU64,
+    buffers: Arc<AtomicU64>,
     /// Bytes written since [`Memory::write`] last submitted to free staging memory.
     waiting: AtomicUsize,
     /// The submit of the last [`Memory::keep_pace`].
@@ -140,13 +140,23 @@ impl Memory {
         paper
     }
 
+    /// The same memory with another ledger, for tensors that are soon dropped and belong to no run.
+    pub(crate) fn apart(&self) -> Self {
+        Self {
+            device: self.device.clone(),
+            bind_groups: self.bind_groups.clone(),
+            buffers: self.buffers.clone(),
+            ..Self::paper(self.max_binding)
+        }
+    }
+
     fn paper(max_binding: u64) -> Self {
         Self {
             device: None,
             max_binding,
             ledger: Ledger::default(),
             bind_groups: Arc::default(),
-            buffers: AtomicU64::new(0),
+            buffers: Arc::default(),
             waiting: AtomicUsize::new(0),
             last: Mutex::default(),
             faults: Faults::default(),

@@ -13,6 +13,7 @@ mod poller;
 mod profile;
 mod recorder;
 mod tensor;
+mod texels;
 mod tuning;
 mod witness;
 
@@ -27,5 +28,6 @@ pub use pipelines::kernel;
 pub use profile::KernelTime;
 pub use recorder::{Binding, Recorder};
 pub use tensor::{DType, Tensor};
+pub use texels::{Copied, Slot};
 pub use tuning::{Choice, Tuning};
 pub use witness::{Seen, Witness};

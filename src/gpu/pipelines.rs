@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use super::{Compiled, Gpu, Kernel};
+use super::{Compiled, Gpu, Kernel, Slot};
 use crate::shader::{Variant, parse, permutations};
 
 fn listed() -> &'static BTreeSet<String> {
@@ -67,35 +67,58 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
         },
         cache: gpu.pipeline_cache(),
     });
-    let storage = |entry: &wgpu::BindGroupLayoutEntry| match entry.ty {
-        wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Storage { read_only }, .. } => {
-            Some((entry.binding, !read_only))
-        }
-        _ => None,
-    };
-    let (numbers, writes) = entries.iter().filter_map(storage).unzip();
-    Compiled { pipeline, layout, numbers, writes }
+    let (mut numbers, mut writes, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+    for &wgpu::BindGroupLayoutEntry { binding: number, ty, .. } in &entries {
+        let (written, slot) = match ty {
+            wgpu::BindingType::Buffer { ty: wgpu::BufferBindingType::Storage { read_only }, .. } => {
+                (!read_only, None)
+            }
+            wgpu::BindingType::Texture { sample_type, .. } => {
+                (false, Some(Slot { number, words: sample_type == wgpu::TextureSampleType::Uint }))
+            }
+            _ => continue,
+        };
+        numbers.push(number);
+        writes.push(written);
+        slots.push(slot);
+    }
+    Compiled { pipeline, layout, numbers, writes, slots }
 }
 
 /// The bind group layout of a shader: its uniform with a dynamic offset, its storage buffers with their
-/// access mode.
+/// access mode, its textures with the type of their texels.
 fn layout_entries(module: &naga::Module) -> Vec<wgpu::BindGroupLayoutEntry> {
     let mut entries: Vec<_> = module
         .global_variables
         .iter()
         .filter_map(|(_, global)| {
             let binding = global.binding.as_ref()?.binding;
-            let (ty, has_dynamic_offset) = match global.space {
-                naga::AddressSpace::Storage { access } => {
+            let buffer = |ty, has_dynamic_offset| wgpu::BindingType::Buffer {
+                ty,
+                has_dynamic_offset,
+                min_binding_size: None,
+            };
+            let ty = match (global.space, &module.types[global.ty].inner) {
+                (naga::AddressSpace::Storage { access }, _) => {
                     let read_only = !access.contains(naga::StorageAccess::STORE);
-                    (wgpu::BufferBindingType::Storage { read_only }, false)
+                    buffer(wgpu::BufferBindingType::Storage { read_only }, false)
                 }
-                _ => (wgpu::BufferBindingType::Uniform, true),
+                (_, naga::TypeInner::Image { class, .. }) => wgpu::BindingType::Texture {
+                    sample_type: match class {
+                        naga::ImageClass::Sampled { kind: naga::ScalarKind::Uint, .. } => {
+                            wgpu::TextureSampleType::Uint
+                        }
+                        _ => wgpu::TextureSampleType::Float { filterable: false },
+                    },
+                    view_dimension: wgpu::TextureViewDimension::D2,
+                    multisampled: false,
+                },
+                _ => buffer(wgpu::BufferBindingType::Uniform, true),
             };
             Some(wgpu::BindGroupLayoutEntry {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+                ty,
                 count: None,
             })
         })

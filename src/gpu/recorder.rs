@@ -1,11 +1,12 @@
 //! Records kernels and submits them in portions that are short enough for the operating system's GPU
 //! watchdog.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::kernel::{Kernel, compile};
 use super::profile::{MAX_DISPATCHES, Marks};
-use super::{Gpu, Seen, Tensor};
+use super::{Copied, Gpu, Seen, Slot, Tensor, texels};
 
 /// Bytes between the parameter blocks of two dispatches (WebGPU's default
 /// `min_uniform_buffer_offset_alignment`).
@@ -20,8 +21,14 @@ pub type Binding<'a> = &'a Tensor;
 /// One recorded command.
 pub(super) enum Command {
     /// Runs a kernel. `params` are the offset and size of its parameter block in bytes, `groups` the numbers
-    /// of workgroups in two dimensions.
-    Dispatch { kernel: Arc<Kernel>, params: (u32, u64), bindings: Vec<Tensor>, groups: (u32, u32) },
+    /// of workgroups in two dimensions. `copies` are the parts of the tensors that it reads through textures.
+    Dispatch {
+        kernel: Arc<Kernel>,
+        params: (u32, u64),
+        bindings: Vec<Tensor>,
+        copies: Vec<Option<Copied>>,
+        groups: (u32, u32),
+    },
     /// Copies `bytes` from the start of one tensor to the start of another.
     Copy { source: Tensor, target: Tensor, bytes: u64 },
     /// Zeroes the first `bytes`.
@@ -65,6 +72,19 @@ impl<'g> Recorder<'g> {
         groups: u64,
         operations: f64,
     ) {
+        self.dispatch_with(kernel, params, (bindings, &[]), groups, operations);
+    }
+
+    /// As [`Recorder::dispatch`], for a kernel that reads some of its bindings through textures: `copies` are
+    /// the parts of these that it reads; `None` if it will not read one in this call.
+    pub(crate) fn dispatch_with<P: bytemuck::Pod>(
+        &mut self,
+        kernel: &Arc<Kernel>,
+        params: &P,
+        (bindings, copies): (&[Binding], &[Option<Copied>]),
+        groups: u64,
+        operations: f64,
+    ) {
         if groups == 0 {
             return;
         }
@@ -83,6 +103,7 @@ impl<'g> Recorder<'g> {
                 kernel: kernel.clone(),
                 params: (offset as u32, size_of::<P>() as u64),
                 bindings: bindings.iter().map(|&tensor| tensor.clone()).collect(),
+                copies: copies.to_vec(),
                 groups: (groups.div_ceil(rows) as u32, rows as u32),
             });
             recorder.operations += operations.max(1.0);
@@ -154,35 +175,83 @@ struct Encoding<'g> {
     encoder: wgpu::CommandEncoder,
     pass: Option<wgpu::ComputePass<'static>>,
     marks: Option<Marks>,
+    /// The textures in use, which another encoding may replace with larger ones.
+    textures: BTreeMap<Slot, wgpu::Texture>,
+    /// What they hold: a tensor's buffer and place, and the copied part of it.
+    held: BTreeMap<Slot, ([u64; 2], Copied)>,
 }
 
 impl<'g> Encoding<'g> {
     fn new(gpu: &'g Gpu) -> Self {
         let encoder = gpu.device().create_command_encoder(&Default::default());
-        Self { gpu, encoder, pass: None, marks: None }
+        Self { gpu, encoder, pass: None, marks: None, textures: BTreeMap::new(), held: BTreeMap::new() }
     }
 
     fn add(&mut self, command: Command) {
         match command {
-            Command::Dispatch { kernel, params: (offset, size), bindings, groups: (columns, rows) } => {
-                let group = self.gpu.bind_groups().of(self.gpu, &kernel, &bindings, size);
-                let pipeline = &kernel.compiled(self.gpu).pipeline;
+            Command::Dispatch {
+                kernel,
+                params: (offset, size),
+                bindings,
+                copies,
+                groups: (columns, rows),
+            } => {
+                let compiled = kernel.compiled(self.gpu);
+                let read = bindings.iter().zip(&compiled.slots).filter_map(|(t, slot)| Some((t, (*slot)?)));
+                for ((tensor, slot), part) in read.zip(copies) {
+                    if let Some(part) = part {
+                        self.load(slot, tensor, part);
+                    }
+                }
+                let textures: Vec<_> =
+                    compiled.slots.iter().map(|slot| slot.map(|slot| self.texture(slot, 0))).collect();
+                let group = self.gpu.bind_groups().of(self.gpu, &kernel, (&bindings, &textures), size);
+                let written = bindings.iter().zip(&compiled.writes).filter(|(_, writes)| **writes);
+                written.for_each(|(tensor, _)| self.changes(tensor));
                 let pass = self.pass(kernel.name());
-                pass.set_pipeline(pipeline);
+                pass.set_pipeline(&compiled.pipeline);
                 pass.set_bind_group(0, &group, &[offset]);
                 pass.dispatch_workgroups(columns, rows, 1);
             }
             Command::Copy { source, target, bytes } => {
                 self.pass = None;
+                self.changes(&target);
                 let ((source, start), (target, to)) = (source.place(), target.place());
                 self.encoder.copy_buffer_to_buffer(source, start, target, to, bytes);
             }
             Command::Clear { tensor, bytes } => {
                 self.pass = None;
+                self.changes(&tensor);
                 let (buffer, start) = tensor.place();
                 self.encoder.clear_buffer(buffer, start, Some(bytes));
             }
         }
+    }
+
+    /// The texture of a slot, with `rows` rows or more.
+    fn texture(&mut self, slot: Slot, rows: u64) -> wgpu::Texture {
+        let large = self.textures.get(&slot).filter(|texture| u64::from(texture.height()) >= rows);
+        large.cloned().unwrap_or_else(|| {
+            let texture = self.gpu.texture(slot, rows);
+            self.textures.insert(slot, texture.clone());
+            texture
+        })
+    }
+
+    /// Copies a part of a tensor into a texture, unless it is there.
+    fn load(&mut self, slot: Slot, source: &Tensor, part: Copied) {
+        let held = (source.at(), part);
+        if self.held.insert(slot, held) != Some(held) {
+            self.pass = None;
+            let texture = self.texture(slot, part.height());
+            texels::copy(&mut self.encoder, source.place(), part, &texture);
+        }
+    }
+
+    /// Forgets the textures that hold a part of a tensor's buffer, because it is about to change.
+    fn changes(&mut self, tensor: &Tensor) {
+        let [number, _] = tensor.at();
+        self.held.retain(|_, ([held, _], _)| *held != number);
     }
 
     /// The open pass: one for all dispatches, or a new one with timestamps when profiling.

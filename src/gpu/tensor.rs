@@ -318,6 +318,16 @@ impl Tensor {
         (self.buffer(), self.byte_offset)
     }
 
+    /// Whether this is the same part of the same buffer as `other`.
+    pub(crate) fn is(&self, other: &Tensor) -> bool {
+        self.at() == other.at()
+    }
+
+    /// Its buffer's number, and the byte it starts at.
+    pub(super) fn at(&self) -> [u64; 2] {
+        [self.storage.number, self.byte_offset]
+    }
+
     /// Its buffer's number, and the offset and size in bytes of the part that a shader sees.
     pub(super) fn view(&self) -> [u64; 3] {
         [self.storage.number, self.byte_offset, self.binding().size.map_or(0, u64::from)]

@@ -3,9 +3,9 @@
 //! Running softmax: Milakov & Gimelshein, 1805.02867; backward from the saved log-sum-exp: Dao et al.,
 //! 2205.14135.
 
-use super::{Heads, check, groups_of_64, params};
+use super::{Heads, check, groups_of_64, params, prefers_texels};
 use crate::gpu::kernel;
-use crate::gpu::{Gpu, Recorder, Tensor, Tier};
+use crate::gpu::{Binding, Copied, Gpu, Recorder, Tensor, Tier};
 use crate::{Error, Result};
 
 params!(Params for [
@@ -131,6 +131,34 @@ impl Shape {
         }
     }
 
+    /// What is copied of the first elements of tensors, if the software tier's kernels should read them
+    /// through textures: not if that is more than they load.
+    fn copies(&self, gpu: &Gpu, read: &[(Binding, usize)]) -> Option<Vec<Option<Copied>>> {
+        let loads = self.queries.div_ceil(8) * self.heads * self.mean_keys * self.head_dim;
+        let copied: usize = read.iter().map(|(_, count)| count).sum();
+        let pays = gpu.tier() == Tier::Software && copied < 8 * loads && prefers_texels(gpu);
+        let copy = |&(_, count): &(Binding, usize)| Copied::run(0, 4 * count as u64).map(Some);
+        read.iter().filter(|_| pays).map(copy).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty())
+    }
+
+    /// Records a kernel. `read` are the operands that it can read through textures, in the order of
+    /// `bindings`, with the number of elements that it may read of each.
+    fn record(
+        &self,
+        rec: &mut Recorder,
+        (mut variant, groups): (String, u64),
+        params: &Params,
+        (bindings, read): (&[Binding], &[(Binding, usize)]),
+        operations: f64,
+    ) {
+        let copies = self.copies(rec.gpu(), read).filter(|_| variant.contains("_subgroup "));
+        if copies.is_some() {
+            variant += " TEXELS";
+        }
+        let shader = kernel(rec.gpu(), &variant);
+        rec.dispatch_with(&shader, params, (bindings, &copies.unwrap_or_default()), groups, operations);
+    }
+
     fn operations(&self, per_element: f64) -> f64 {
         // Register-bound loops with a load for every multiplication run at a fraction of a matmul's rate, so
         // their operations count three times.
@@ -176,10 +204,16 @@ pub fn forward(
     let Operands { q, k, v } = operands;
     check("attention", &[("q", q.data, q.extent(shape.queries, shape.heads, shape.head_dim))])?;
     check("attention", &[("ranges", ranges, 4 * shape.queries), ("o", o, count), ("stats", stats, rows)])?;
-    let (variant, groups) = shape.by_query(rec.gpu(), "attention");
-    let shader = kernel(rec.gpu(), &variant);
+    let chosen = shape.by_query(rec.gpu(), "attention");
     let bindings = [q.data, k.data, v.data, ranges, o, stats];
-    rec.dispatch(&shader, &shape.params(operands), &bindings, groups, shape.operations(4.0));
+    let of_q = q.extent(shape.queries, shape.heads, shape.head_dim);
+    // A cache has keys besides those of the queries' own tokens.
+    let of = |of: Heads| match of.data.is(q.data) {
+        true => of.extent(shape.queries, shape.kv_heads, shape.head_dim),
+        false => of.data.len(),
+    };
+    let read = [(q.data, of_q), (k.data, of(k)), (v.data, of(v))];
+    shape.record(rec, chosen, &shape.params(operands), (&bindings, &read), shape.operations(4.0));
     Ok(())
 }
 
@@ -224,6 +258,9 @@ pub fn backward(
     let shader = kernel(rec.gpu(), "attention_delta");
     rec.dispatch(&shader, &delta, &[o, d_o, stats], groups_of_64(rows), 2.0 * count as f64);
     let params = shape.params(operands);
+    let [read_q, read_k, read_v] = [(q, shape.heads), (k, shape.kv_heads), (v, shape.kv_heads)]
+        .map(|(of, heads)| (of.data, of.extent(shape.queries, heads, shape.head_dim)));
+    let read_o = (d_o, count);
     let (q, k, v) = (q.data, k.data, v.data);
     match rec.gpu().tier() {
         // There is no tiled dkv kernel for heads of 256 elements: workgroup memory does not hold eight rows
@@ -235,16 +272,16 @@ pub fn backward(
             rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(8.0));
         }
         _ => {
-            let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", " DV", shape.kv_heads);
-            let bindings = [q, k, tokens, stats, d_o, dkv];
-            rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(4.0));
-            let (variant, groups) = shape.variant(rec.gpu(), "attention_dkv", "", shape.kv_heads);
-            let bindings = [q, k, tokens, stats, d_o, dkv, v];
-            rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(6.0));
+            let chosen = shape.variant(rec.gpu(), "attention_dkv", " DV", shape.kv_heads);
+            let (bindings, read) = ([q, k, tokens, stats, d_o, dkv], [read_q, read_k, read_o]);
+            shape.record(rec, chosen, &params, (&bindings, &read), shape.operations(4.0));
+            let chosen = shape.variant(rec.gpu(), "attention_dkv", "", shape.kv_heads);
+            let (bindings, read) = ([q, k, tokens, stats, d_o, dkv, v], [read_q, read_k, read_o, read_v]);
+            shape.record(rec, chosen, &params, (&bindings, &read), shape.operations(6.0));
         }
     }
-    let (variant, groups) = shape.by_query(rec.gpu(), "attention_dq");
-    let bindings = [q, k, v, ranges, stats, d_o, dq];
-    rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(6.0));
+    let chosen = shape.by_query(rec.gpu(), "attention_dq");
+    let (bindings, read) = ([q, k, v, ranges, stats, d_o, dq], [read_q, read_k, read_v, read_o]);
+    shape.record(rec, chosen, &params, (&bindings, &read), shape.operations(6.0));
     Ok(())
 }

@@ -1,14 +1,17 @@
 //! Matrix products in the three layouts that a linear layer's forward and backward need.
 
-use super::{Mat, check, params, storage_flags};
+use std::ops::Range;
+use std::time::Instant;
+
+use super::{Mat, check, params, prefers_texels, storage_flags};
 use crate::Result;
 use crate::gpu::kernel;
-use crate::gpu::{DType, Gpu, Precision, Recorder, Scalar, Tensor, Tier};
+use crate::gpu::{Copied, DType, Gpu, Precision, Purpose, Recorder, Scalar, Tensor, Tier};
 
 params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
     x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32, w_scales: u32,
-    w_supers: u32);
+    w_supers: u32, x_pitch: u32, w_pitch: u32);
 
 pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
     vec![Params::block()]
@@ -148,6 +151,18 @@ pub struct Candidate {
     rows: usize,
     columns: usize,
     workgroup: usize,
+    texels: bool,
+}
+
+/// A part of a product whose operands fit into textures: which outputs, what is copied of x, w and y, and the
+/// elements between the rows of the first two copies.
+struct Block {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    x: Copied,
+    w: Copied,
+    y: Copied,
+    pitches: [usize; 2],
 }
 
 impl<'a> Product<'a> {
@@ -186,12 +201,38 @@ impl<'a> Product<'a> {
                     rows,
                     columns: 8,
                     workgroup: 1,
+                    texels: false,
                 })
                 .collect();
         }
         if gpu.tier() == Tier::Portable {
             return Self::portable(gpu, self.dims, &format!("{flags}{vec4}"));
         }
+        let storage = self.software(gpu, wide, "");
+        // The copies are texels, and starts have to be multiples of them.
+        if !wide || w.data.dtype().is_quantised() || self.blocks().is_none() {
+            return storage;
+        }
+        let texels = self.software(gpu, wide, " TEXELS");
+        match prefers_texels(gpu) {
+            true => [texels, storage].concat(),
+            false => [storage, texels].concat(),
+        }
+    }
+
+    /// The candidates of the software tier that read their operands in one way: `texels` is its flag. `wide`
+    /// is whether four neighbours can be loaded at once.
+    fn software(&self, gpu: &Gpu, wide: bool, texels: &str) -> Vec<Candidate> {
+        let &Self { form, w, dims: Dims { m, n, k }, .. } = self;
+        let flags = flags(form, w.data.dtype()) + texels;
+        let candidate = |variant, rows, columns, workgroup| Candidate {
+            variant,
+            family: Family::F32,
+            rows,
+            columns,
+            workgroup,
+            texels: !texels.is_empty(),
+        };
         let mut all = Vec::new();
         // A load reads four f32, or eight packed weights.
         let row = if form == Form::Nt { k } else { n };
@@ -216,13 +257,13 @@ impl<'a> Product<'a> {
                     _ => "",
                 };
                 let variant = format!("matmul_subgroup SG={lanes} ROWS={rows}{steps} {flags}");
-                all.push(Candidate { variant, family: Family::F32, rows, columns: 8 * lanes, workgroup: 1 });
+                all.push(candidate(variant, rows, 8 * lanes, 1));
             }
         }
         let shared = all.len();
+        let vec4 = if wide { " VEC4" } else { "" };
         for rows in [[1, 4], [4, 16], [16, 4]][usize::from(m > 2) + usize::from(m > 8)] {
-            let variant = format!("matmul ROWS={rows} {flags}{vec4}");
-            all.push(Candidate { variant, family: Family::F32, rows, columns: 8, workgroup: 8 });
+            all.push(candidate(format!("matmul ROWS={rows} {flags}{vec4}"), rows, 8, 8));
         }
         // Subgroup kernels compute many rows and columns: that is wasted work if there are few outputs, such
         // as an adapter's rank, or a single row.
@@ -230,6 +271,54 @@ impl<'a> Product<'a> {
             all.rotate_left(shared);
         }
         all
+    }
+
+    /// The product in parts whose operands fit into textures; `None` if that cannot be. Of an operand, parts
+    /// have other rows, or other columns if its columns are the outputs'. No sum is divided.
+    fn blocks(&self) -> Option<Vec<Block>> {
+        let &Self { form, x, w, y, dims: Dims { m, n, k }, .. } = self;
+        // An operand's copy for the outputs from `first` to `end`, and the pitch of its rows.
+        let copied = |of: Mat, across: bool, first: usize, end: usize| {
+            let size = of.data.dtype().size(1);
+            let (rows, columns) = if across { (k, end - first) } else { (end - first, k) };
+            let start = of.at + if across { first } else { first * of.stride };
+            let (copied, pitch) = Copied::of(
+                (start * size) as u64,
+                rows as u64,
+                (columns * size) as u64,
+                (of.stride * size) as u64,
+            )?;
+            Some((copied, pitch as usize / size))
+        };
+        let divided = |of: Mat, across: bool, count: usize, most: usize| {
+            // Parts start at multiples of 64: whole blocks of any kernel, and whole texels.
+            let mut step = count.min(most);
+            while step > 64 && copied(of, across, 0, step).is_none() {
+                step = (step / 2).next_multiple_of(64);
+            }
+            let part = |first: usize| {
+                let end = (first + step).min(count);
+                Some((first..end, copied(of, across, first, end)?))
+            };
+            (0..count).step_by(step.max(1)).map(part).collect::<Option<Vec<_>>>()
+        };
+        // The rows of y that are added to are copied with what is between them.
+        let of_y = |rows: &Range<usize>, columns: &Range<usize>| {
+            let start = y.at + rows.start * y.stride + columns.start;
+            Copied::run(4 * start as u64, 4 * ((rows.len() - 1) * y.stride + columns.len()) as u64)
+        };
+        let rows_of_y = (Copied::MOST as usize / 4 / y.stride.max(1)) / 64 * 64;
+        if rows_of_y == 0 {
+            return None;
+        }
+        let mut all = Vec::new();
+        for (rows, (x, x_pitch)) in divided(x, form == Form::Tn, m, rows_of_y)? {
+            for (columns, (w, w_pitch)) in divided(w, form != Form::Nt, n, n)? {
+                let (y, pitches) = (of_y(&rows, &columns)?, [x_pitch, w_pitch]);
+                all.push(Block { rows: rows.clone(), columns, x, w, y, pitches });
+            }
+        }
+        Some(all)
     }
 
     /// The candidates of the portable tier for these sizes and flags.
@@ -242,6 +331,7 @@ impl<'a> Product<'a> {
             rows: side,
             columns: side,
             workgroup: 1,
+            texels: false,
         };
         let tiled = |half: &str, family| {
             let edges = if small { [4, 8] } else { [8, 4] };
@@ -329,6 +419,7 @@ impl<'a> Product<'a> {
             check("matmul", &[("residual", residual, y_extent)])?;
             bindings.push(residual);
         }
+        let shader = kernel(rec.gpu(), &format!("{}{}", by.variant, epilogue.flags()));
         let [w_scales, w_supers] = w.data.dtype().scale_words(w.data.len());
         let params = Params {
             m: m as u32,
@@ -344,11 +435,87 @@ impl<'a> Product<'a> {
             y_stride: y.stride as u32,
             w_scales,
             w_supers,
+            x_pitch: 0,
+            w_pitch: 0,
         };
-        let groups = (m.div_ceil(by.rows) * n.div_ceil(by.columns)).div_ceil(by.workgroup) as u64;
-        let shader = kernel(rec.gpu(), &format!("{}{}", by.variant, epilogue.flags()));
-        let operations = 2.0 * (m * n) as f64 * k as f64;
-        rec.dispatch(&shader, &params, &bindings, groups, operations);
+        let groups =
+            |m: usize, n: usize| (m.div_ceil(by.rows) * n.div_ceil(by.columns)).div_ceil(by.workgroup) as u64;
+        let operations = |m: usize, n: usize| 2.0 * (m * n) as f64 * k as f64;
+        if !by.texels {
+            rec.dispatch(&shader, &params, &bindings, groups(m, n), operations(m, n));
+            return Ok(());
+        }
+        let blocks = self.blocks().expect("a candidate that reads textures has operands that fit into them");
+        for Block { rows, columns, x: of_x, w: of_w, y: of_y, pitches: [x_pitch, w_pitch] } in blocks {
+            let (m, n) = (rows.len(), columns.len());
+            let x_first = if form == Form::Tn { rows.start } else { rows.start * x.stride };
+            let w_first = if form == Form::Nt { columns.start * w.stride } else { columns.start };
+            let bias = epilogue.bias.map(|bias| bias.slice(columns.start, n));
+            let mut bindings = bindings.clone();
+            if let Some(bias) = &bias {
+                bindings[3] = bias;
+            }
+            let params = Params {
+                m: m as u32,
+                n: n as u32,
+                x_at: (x.at + x_first) as u32,
+                w_at: (w.at + w_first) as u32,
+                y_at: (y.at + rows.start * y.stride + columns.start) as u32,
+                x_pitch: x_pitch as u32,
+                w_pitch: w_pitch as u32,
+                ..params
+            };
+            let mut copies = vec![Some(of_x), Some(of_w)];
+            copies.extend(epilogue.residual.map(|_| Some(of_y)));
+            copies.push(Some(of_y).filter(|_| epilogue.accumulate));
+            bindings.push(y.data);
+            rec.dispatch_with(&shader, &params, (&bindings, &copies), groups(m, n), operations(m, n));
+        }
         Ok(())
+    }
+}
+
+/// Whether a product whose operands are read through textures takes less time on this adapter than one that
+/// reads storage buffers: a small one is timed both ways.
+pub(super) fn texels_are_faster(gpu: &Gpu) -> bool {
+    let dims = Dims { m: 64, n: 256, k: 1024 };
+    // A browser cannot wait here, and its adapters are seldom a processor.
+    if cfg!(target_arch = "wasm32") {
+        return false;
+    }
+    let measured = || -> Result<[f64; 2]> {
+        let memory = gpu.apart();
+        let make = |label, count| Tensor::new(&memory, Purpose::Staging, label, count, DType::F32);
+        let (x, w) = (make("x", dims.m * dims.k)?, make("w", dims.n * dims.k)?);
+        let y = make("y", dims.m * dims.n)?;
+        let product = Product::plain(Form::Nt, &x, &w, &y, dims);
+        let mut seconds = [f64::INFINITY; 2];
+        // The first turn compiles the kernels.
+        for turn in 0..4 {
+            for (least, flag) in seconds.iter_mut().zip(["", " TEXELS"]) {
+                let all = product.software(gpu, true, flag);
+                let started = Instant::now();
+                let mut rec = Recorder::new(gpu);
+                product.record_by(&mut rec, &all[0])?;
+                rec.submit();
+                pollster::block_on(gpu.finished())?;
+                if turn > 0 {
+                    *least = least.min(started.elapsed().as_secs_f64());
+                }
+            }
+        }
+        Ok(seconds)
+    };
+    match measured() {
+        Ok([storage, texels]) => {
+            log::info!(
+                "a small product: {storage:.4} s from storage buffers, {texels:.4} s through textures"
+            );
+            texels < storage
+        }
+        Err(error) => {
+            log::warn!("measuring how products read their operands: {error}");
+            false
+        }
     }
 }

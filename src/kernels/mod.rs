@@ -28,7 +28,7 @@ pub mod sequence_sum;
 pub mod soft_cap;
 pub mod sum_squares;
 
-use crate::gpu::{DType, Recorder, Tensor, Tier};
+use crate::gpu::{DType, Gpu, Recorder, Tensor, Tier};
 use crate::{Error, Result};
 
 /// A Rust parameter block as its shaders must see it: the shaders, its size, and each field's name, offset
@@ -205,6 +205,12 @@ fn storage_flags(weights: DType) -> &'static str {
         DType::Q6K => " QUANT BITS=8 Q6K",
         DType::Nf4 => " QUANT BITS=4 NF4",
     }
+}
+
+/// Whether the kernels of software adapters should read their operands through textures. A product is timed
+/// both ways the first time.
+fn prefers_texels(gpu: &Gpu) -> bool {
+    gpu.prefers_texels(|| matmul::texels_are_faster(gpu))
 }
 
 /// Workgroups of 64 for `count` invocations.

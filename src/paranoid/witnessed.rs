@@ -243,7 +243,8 @@ impl Witnessed {
     }
 
     /// Corrupts an element that the kernel wrote: adds a quarter of the largest value near it to a number, or
-    /// flips the lowest bit of a word.
+    /// flips the lowest bit of a word. Where all values near it are rounding errors, such as the gradient of
+    /// a query that sees one key, the largest value of the tensor counts.
     pub fn spoil(&mut self, (binding, at): (usize, usize)) {
         let Bound { dtype, after, .. } = &mut self.bound[binding];
         let Some(after) = after else { return };
@@ -251,10 +252,13 @@ impl Witnessed {
         let spoilt = match dtype {
             DType::F32 => {
                 let value = f32::from_bits(found);
-                let near = at.saturating_sub(64)..(at + 64).min(after.len() / 4);
-                let sizes =
-                    near.map(|i| f32::from_bits(word(after, i)).abs()).filter(|size| size.is_finite());
-                (value + sizes.fold(1e-20, f32::max) / 4.0).to_bits()
+                let all = after.len() / 4;
+                let largest = |range: std::ops::Range<usize>| {
+                    let sizes = range.map(|i| f32::from_bits(word(after, i)).abs());
+                    sizes.filter(|size| size.is_finite()).fold(1e-20, f32::max)
+                };
+                let (near, far) = (largest(at.saturating_sub(64)..(at + 64).min(all)), largest(0..all));
+                (value + if near < 1e-5 * far { far } else { near } / 4.0).to_bits()
             }
             _ => found ^ 1,
         };

@@ -95,7 +95,8 @@ impl Case {
     ) -> Self {
         let queries = ranges.len();
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let (mean_keys, dense) = (10, keys == queries);
+        let seen = ranges.iter().map(|r| r[1] - r[0] + r[3] - r[2]).sum::<u32>() as usize;
+        let (mean_keys, dense) = (seen / queries, keys == queries);
         let shape =
             Shape { queries, heads, kv_heads, head_dim, scale: scale as f32, window, cap, mean_keys, dense };
         let (window, cap) = (window.map(|window| window as u32), cap.map(f64::from));
@@ -108,6 +109,12 @@ impl Case {
              cap={cap:?}"
         );
         Self { shape, params, ranges, q, k, v, o, lse, what }
+    }
+
+    /// The same case as one whose keys are all valid numbers.
+    fn dense(mut self) -> Self {
+        self.shape.dense = true;
+        self
     }
 
     /// The same case with NaN in every slot that no query sees, as in a cache whose buffers are reused.
@@ -294,8 +301,16 @@ async fn over_a_cache(gpu: &Gpu, depth: Depth) -> Outcome {
             [start, end, first, last.max(first + 1)]
         })
         .collect();
+    // Prompts of 40 tokens, of which the first 30 were computed before.
+    let rest: Vec<[u32; 4]> = (0..60)
+        .map(|row| {
+            let start = row / 10 * 40;
+            [start, start + 30, start + 30, start + 31 + row % 10]
+        })
+        .collect();
     for &shape in depth.of(&SHAPES) {
         for limits in [Limits::default(), Limits { window: Some(21), cap: None }] {
+            Case::new(shape, rest.clone(), 240, limits).dense().forward(gpu).await?;
             Case::new(shape, few.clone(), 100, limits).spoilt().forward(gpu).await?;
             Case::new(shape, many.clone(), 120 + 70 * 40, limits).spoilt().forward(gpu).await?;
             Case::new(shape, vec![[0, 100, 0, 0]], 100, limits).forward(gpu).await?;

@@ -3,8 +3,11 @@
 //! Directives stand alone on their line: `#import common/index`, `#ifdef NAME` or `#ifdef NAME=VALUE`,
 //! `#ifndef`, `#else`, `#endif`, and `#each I COUNT` with `#end`: the lines between are repeated with `$I`
 //! replaced by 0, 1, .. COUNT - 1, where COUNT is a product or quotient of numbers and definitions
-//! (`ROWS*STEPS/SG`). Anything else that starts with `#` is an error. A variant's definitions with values
-//! become constants at the top, after the `enable` lines, which WGSL requires first.
+//! (`ROWS*STEPS/SG`). `#operand N NAME` declares a read-only operand at binding N, of vec4s of floats (of
+//! `u32` with `#operand N NAME words`), and `load_NAME(index)`, which loads one of them: from a storage
+//! buffer, or with TEXELS from a texture (`gpu/texels.rs`). Anything else that starts with `#` is an error. A
+//! variant's definitions with values become constants at the top, after the `enable` lines, which WGSL
+//! requires first.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -205,6 +208,12 @@ impl<'a> Expansion<'a> {
                 ["endif"] => {
                     open.pop().ok_or_else(|| fail("#endif without #ifdef"))?;
                 }
+                ["operand", number, operand, ref kind @ ..] if kind.is_empty() || kind == ["words"] => {
+                    if kept {
+                        let texels = self.defined("TEXELS");
+                        self.out.push_str(&declaration(number, operand, !kind.is_empty(), texels));
+                    }
+                }
                 ["each", variable, count] => {
                     let length = block(&lines[at..]).ok_or_else(|| fail("#each without #end"))?;
                     let body = &lines[at..at + length];
@@ -277,6 +286,23 @@ impl<'a> Expansion<'a> {
             rest = &rest[end + 1..];
         }
     }
+}
+
+/// The lines that `#operand` stands for.
+fn declaration(number: &str, name: &str, words: bool, texels: bool) -> String {
+    let scalar = if words { "u32" } else { "f32" };
+    let (kind, load) = match texels {
+        // A texture has rows of 1024 texels.
+        true => (
+            format!("var {name}: texture_2d<{scalar}>"),
+            format!("textureLoad({name}, vec2<u32>(index & 1023u, index >> 10u), 0)"),
+        ),
+        false => (format!("var<storage, read> {name}: array<vec4<{scalar}>>"), format!("{name}[index]")),
+    };
+    format!(
+        "@group(0) @binding({number}) {kind};\n\
+         fn load_{name}(index: u32) -> vec4<{scalar}> {{ return {load}; }}\n"
+    )
 }
 
 /// The number of lines before the `#end` that closes the `#each` just read.
@@ -354,6 +380,17 @@ mod tests {
         assert!(expanded("#each I 2\na", "").unwrap_err().ends_with("x.wgsl:1: #each without #end"));
         assert!(expanded("\n#each I M\n#end", "").unwrap_err().ends_with("x.wgsl:2: no such count"));
         assert!(expanded("#end", "").unwrap_err().contains("unknown directive #end"));
+    }
+
+    #[test]
+    fn operands_are_buffers_or_textures() {
+        let buffer = expanded("#operand 2 w words", "").unwrap();
+        assert!(buffer.contains("@binding(2) var<storage, read> w: array<vec4<u32>>;"), "{buffer}");
+        assert!(buffer.contains("fn load_w(index: u32) -> vec4<u32> { return w[index]; }"), "{buffer}");
+        let texture = expanded("#operand 1 x", "TEXELS").unwrap();
+        assert!(texture.contains("@binding(1) var x: texture_2d<f32>;"), "{texture}");
+        assert!(texture.contains("textureLoad(x, vec2<u32>(index & 1023u, index >> 10u), 0)"), "{texture}");
+        assert!(expanded("#operand 1 x halves", "").unwrap_err().contains("unknown directive"));
     }
 
     #[test]

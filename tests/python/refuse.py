@@ -15,6 +15,11 @@ The flags of the table in docs/choosing.md, in its order:
         --retain-weight 4
     --method sft --retain-rows 16 --retain-tokens 8 --answer-tokens 12
 
+and of the longer run:
+
+    --alpha 0.03 --beta 0.1 --retain-rows 8 --retain-tokens 8 --answer-tokens 12 --retain kl --steps 120 \\
+        --every 30
+
 `pools` chooses the prompts and samples what all runs share, once. The training prompts are 240 of
 PKU-SafeRLHF, half of them questions, with their flagged answer and up to two refusals of the model's own,
 given after the four worked ones of assets/refusals.json. The ordinary prompts are 100 questions of HH-RLHF,
@@ -22,10 +27,10 @@ given after the four worked ones of assets/refusals.json. The ordinary prompts a
 answer. `train` measures on the development split as it goes, and saves the adapter each time. `measure` is
 for the test split.
 
-An answer counts as a refusal by the pattern of src/data/rule.rs, which is read from there. The
-figures, with the settings, are lines of RUN/figures.jsonl, and the answers are kept beside it. The table of
-docs/choosing.md was made when a prompt could still have several rows, and 24 other built-in prompts were in
-the development split.
+An answer counts as a refusal by the pattern of src/data/rule.rs, which is read from there. The figures, with
+the settings, are lines of RUN/figures.jsonl, and the answers are kept beside it. The first table of
+docs/choosing.md was made when a prompt could still have several rows, and the development split had 24 other
+built-in prompts. `--contrast-rows N` adds N pairs a step of an ordinary prompt's own answer and a refusal.
 
 Versions: torch 2.15.0, transformers 5.24.0, peft (see tests/golden/generate.py).
 """
@@ -187,6 +192,11 @@ def train(options):
     wanted = [(model.prompt(row["prompt"]), answers(row)) for row in harm]
     kept = [(model.prompt(row["prompt"]), [model.answer(row["completion"], options.retain_tokens)])
             for row in ordinary]
+    refusals = [model.answer(a, options.answer_tokens) for row in harm for a in row["anchors"]]
+    # Pairs of an ordinary prompt's own answer and a refusal.
+    pairs = [(model.prompt(row["prompt"]),
+              [model.answer(row["completion"], options.answer_tokens), rng.choice(refusals)])
+             for row in ordinary] if options.contrast_rows else []
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model.lm = get_peft_model(model.lm, lora)
     weights = [p for p in model.lm.parameters() if p.requires_grad]
@@ -207,10 +217,11 @@ def train(options):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * min(1, step / 3)
         batch = deal("wanted", wanted, options.rows)
+        contrast = deal("pairs", pairs, options.contrast_rows)
         retained = deal("kept", kept, options.retain_rows if options.retain_weight else 0)
         # Rows of one call are padded to the longest: the retained ones are shorter.
-        parts = [part for part in (batch, retained) if part]
-        plain = options.method == "sft" and options.retain == "sft"
+        parts = [part for part in (batch, contrast, retained) if part]
+        plain = options.method == "sft" and options.retain == "sft" and not pairs
         before = None if plain else [row for part in parts for row in references.of(part)]
         now = [row for part in parts for row in model.log_probs(part)]
         sums = [torch.stack([tokens.sum() for tokens in row]) for row in now]
@@ -229,10 +240,11 @@ def train(options):
                 losses.append(F.softplus(-beta * (row[0] - row[1])))
             else:
                 losses.append(F.softplus(-(beta * row[:-1].mean() - alpha * row[-1])))
+        tail = len(batch) + len(contrast)
+        losses += [F.softplus(-beta * (row[0] - row[1])) for row in ratios[len(batch) : tail]]
         loss = torch.stack(losses).mean()
         kept_loss = torch.zeros(())
         if retained:
-            tail = len(batch)
             each = []
             for row, old in zip(now[tail:], before[tail:] if before else retained):
                 gain = row[0] - old[0] if options.retain == "kl" else row[0]
@@ -272,10 +284,10 @@ def main():
     for name, default in [("alpha", 0.03), ("beta", 0.1), ("learning-rate", 2e-4), ("retain-weight", 1.0)]:
         parser.add_argument(f"--{name}", type=float, default=default)
     for name, default in [("seed", 1), ("steps", 60), ("every", 20), ("rows", 4), ("retain-rows", 4),
-                          ("retain-tokens", 64), ("answer-tokens", 64)]:
+                          ("contrast-rows", 0), ("retain-tokens", 64), ("answer-tokens", 64)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     if options.command == "measure":
         measure(Model(options.model, options.adapter), options, options.split, options.adapter or "base", 64)
     else:
