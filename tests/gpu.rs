@@ -184,6 +184,24 @@ mod storage {
         attention_forward, attention_backward, attention_over_a_cache, attention_windows, attention_capped,
         model_gradients,
     }
+
+    /// The two devices differ in what they prefer, and both have both kinds of kernels.
+    #[test]
+    fn the_devices_prefer_different_kernels() {
+        use super::{Device, Tensor, with_gpu};
+        use aweigh::gpu::{DType, Purpose};
+        use aweigh::kernels::matmul::{Dims, Form, Product};
+        for device in [Device::Software, Device::Storage] {
+            with_gpu(device, |gpu| {
+                let tensor = Tensor::new(gpu, Purpose::Staging, "x", 32 * 32, DType::F32).expect("memory");
+                let dims = Dims { m: 32, n: 32, k: 32 };
+                let all = Product::plain(Form::Nt, &tensor, &tensor, &tensor, dims).candidates(gpu);
+                let texels: Vec<bool> = all.iter().map(|by| by.variant.contains(" TEXELS")).collect();
+                assert_eq!(texels[0], device == Device::Software, "{all:?}");
+                assert_eq!(texels.iter().filter(|texels| **texels).count(), all.len() / 2, "{all:?}");
+            });
+        }
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn two_hundred_steps_hold_what_one_holds() {
     let held = figures["step"]["held"].as_array().unwrap();
     assert_eq!(held[0]["device"], held[1]["device"], "{held:?}");
     if let (Some(first), Some(last)) = (held[0]["process"].as_u64(), held[1]["process"].as_u64()) {
-        // Where operands are copied into textures, the driver takes 13 MiB in the first few steps.
+        // Where operands are copied into textures, the driver takes up to 17 MiB in the first few steps.
         assert!(last < first + (32 << 20), "{held:?}");
     }
     assert!(figures["memory_peak_bytes"]["step"].as_u64() >= held[1]["device"].as_u64(), "{figures}");

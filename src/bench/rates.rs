@@ -129,8 +129,18 @@ pub async fn attention(
 ) -> Result<[Rate; 2]> {
     let (scale, mean_keys) = (1.0 / (head_dim as f32).sqrt(), tokens.div_ceil(2));
     let (window, cap) = (None, None);
-    let shape =
-        Shape { queries: tokens, heads, kv_heads, head_dim, scale, window, cap, mean_keys, dense: true };
+    let shape = Shape {
+        queries: tokens,
+        keys: tokens,
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        window,
+        cap,
+        mean_keys,
+        dense: true,
+    };
     let (q_count, kv_count) = (tokens * heads * head_dim, tokens * kv_heads * head_dim);
     let (q, kv) = (values(gpu, "q", q_count)?, values(gpu, "k and v", 2 * kv_count)?);
     let d_o = values(gpu, "d_o", q_count)?;

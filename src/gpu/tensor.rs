@@ -318,11 +318,6 @@ impl Tensor {
         (self.buffer(), self.byte_offset)
     }
 
-    /// Whether this is the same part of the same buffer as `other`.
-    pub(crate) fn is(&self, other: &Tensor) -> bool {
-        self.at() == other.at()
-    }
-
     /// Its buffer's number, and the byte it starts at.
     pub(super) fn at(&self) -> [u64; 2] {
         [self.storage.number, self.byte_offset]

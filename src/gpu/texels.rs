@@ -1,5 +1,5 @@
-//! Textures that a software adapter's kernels read operands through. On some processors llvmpipe takes four
-//! times longer for a load from a storage buffer than for one from a texture, even with the copy.
+//! Textures that a software adapter's kernels read operands through. On some processors llvmpipe takes
+//! several times longer for a load from a storage buffer than for one from a texture, even with the copy.
 //!
 //! A kernel that reads an operand so has a texture where others have a storage buffer. The operand is copied
 //! right before the dispatch, unless the texture still holds it. A binding number has the same texture in all

@@ -35,6 +35,8 @@ pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
 pub struct Shape {
     /// Queries, T.
     pub queries: usize,
+    /// Keys, S: as many as queries, or the slots of a sampler's cache.
+    pub keys: usize,
     /// Query heads, H.
     pub heads: usize,
     /// Key and value heads, G; H is a multiple of it.
@@ -78,10 +80,18 @@ impl Shape {
         }
     }
 
-    /// Fails unless the tensors of q, k and v have enough elements for `queries` tokens.
-    fn check(&self, operands: [(&'static str, Heads); 3]) -> Result<()> {
-        for ((name, of), heads) in operands.into_iter().zip([self.heads, self.kv_heads, self.kv_heads]) {
-            check("attention", &[(name, of.data, of.extent(self.queries, heads, self.head_dim))])?;
+    /// The tensors of q, k and v, and the number of elements of each up to its last head.
+    fn extents<'a>(&self, Operands { q, k, v }: Operands<'a>) -> [(Binding<'a>, usize); 3] {
+        let sizes =
+            [(q, self.queries, self.heads), (k, self.keys, self.kv_heads), (v, self.keys, self.kv_heads)];
+        sizes.map(|(of, tokens, heads)| (of.data, of.extent(tokens, heads, self.head_dim)))
+    }
+
+    /// Fails unless the tensors of q, k and v have enough elements.
+    fn check(&self, [(of_q, q), (of_k, k), (of_v, v)]: [(&'static str, Heads); 3]) -> Result<()> {
+        let names = [of_q, of_k, of_v];
+        for (name, (tensor, count)) in names.into_iter().zip(self.extents(Operands { q, k, v })) {
+            check("attention", &[(name, tensor, count)])?;
         }
         Ok(())
     }
@@ -131,14 +141,15 @@ impl Shape {
         }
     }
 
-    /// What is copied of the first elements of tensors, if the software tier's kernels should read them
-    /// through textures: not if that is more than they load.
+    /// What is copied of the first elements of tensors, if a kernel should read them through textures: not if
+    /// that is more than it loads.
     fn copies(&self, gpu: &Gpu, read: &[(Binding, usize)]) -> Option<Vec<Option<Copied>>> {
         let loads = self.queries.div_ceil(8) * self.heads * self.mean_keys * self.head_dim;
         let copied: usize = read.iter().map(|(_, count)| count).sum();
-        let pays = gpu.tier() == Tier::Software && copied < 8 * loads && prefers_texels(gpu);
-        let copy = |&(_, count): &(Binding, usize)| Copied::run(0, 4 * count as u64).map(Some);
-        read.iter().filter(|_| pays).map(copy).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty())
+        if copied >= 8 * loads || !prefers_texels(gpu) {
+            return None;
+        }
+        read.iter().map(|&(_, count)| Copied::run(0, 4 * count as u64).map(Some)).collect()
     }
 
     /// Records a kernel. `read` are the operands that it can read through textures, in the order of
@@ -151,7 +162,8 @@ impl Shape {
         (bindings, read): (&[Binding], &[(Binding, usize)]),
         operations: f64,
     ) {
-        let copies = self.copies(rec.gpu(), read).filter(|_| variant.contains("_subgroup "));
+        let shared = variant.contains("_subgroup ");
+        let copies = if shared { self.copies(rec.gpu(), read) } else { None };
         if copies.is_some() {
             variant += " TEXELS";
         }
@@ -202,17 +214,11 @@ pub fn forward(
     let rows = shape.queries * shape.heads;
     let count = rows * shape.head_dim;
     let Operands { q, k, v } = operands;
-    check("attention", &[("q", q.data, q.extent(shape.queries, shape.heads, shape.head_dim))])?;
+    shape.check([("q", q), ("k", k), ("v", v)])?;
     check("attention", &[("ranges", ranges, 4 * shape.queries), ("o", o, count), ("stats", stats, rows)])?;
     let chosen = shape.by_query(rec.gpu(), "attention");
     let bindings = [q.data, k.data, v.data, ranges, o, stats];
-    let of_q = q.extent(shape.queries, shape.heads, shape.head_dim);
-    // A cache has keys besides those of the queries' own tokens.
-    let of = |of: Heads| match of.data.is(q.data) {
-        true => of.extent(shape.queries, shape.kv_heads, shape.head_dim),
-        false => of.data.len(),
-    };
-    let read = [(q.data, of_q), (k.data, of(k)), (v.data, of(v))];
+    let read = shape.extents(operands);
     shape.record(rec, chosen, &shape.params(operands), (&bindings, &read), shape.operations(4.0));
     Ok(())
 }
@@ -243,7 +249,7 @@ pub fn backward(
 ) -> Result<()> {
     let Saved { operands, o, stats, ranges, tokens } = saved;
     let Operands { q, k, v } = operands;
-    assert!(shape.dense, "attention: a cache has no gradients");
+    assert!(shape.dense && shape.keys == shape.queries, "attention: a cache has no gradients");
     assert_ne!(k.at, v.at, "attention: keys and values are columns of one tensor where they have gradients");
     let rows = shape.queries * shape.heads;
     let count = rows * shape.head_dim;
@@ -258,8 +264,7 @@ pub fn backward(
     let shader = kernel(rec.gpu(), "attention_delta");
     rec.dispatch(&shader, &delta, &[o, d_o, stats], groups_of_64(rows), 2.0 * count as f64);
     let params = shape.params(operands);
-    let [read_q, read_k, read_v] = [(q, shape.heads), (k, shape.kv_heads), (v, shape.kv_heads)]
-        .map(|(of, heads)| (of.data, of.extent(shape.queries, heads, shape.head_dim)));
+    let [read_q, read_k, read_v] = shape.extents(operands);
     let read_o = (d_o, count);
     let (q, k, v) = (q.data, k.data, v.data);
     match rec.gpu().tier() {

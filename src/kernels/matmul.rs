@@ -1,8 +1,9 @@
 //! Matrix products in the three layouts that a linear layer's forward and backward need.
 
-use std::ops::Range;
+use std::rc::Rc;
 use std::time::Instant;
 
+use super::texels::{self, Part};
 use super::{Mat, check, params, prefers_texels, storage_flags};
 use crate::Result;
 use crate::gpu::kernel;
@@ -154,15 +155,12 @@ pub struct Candidate {
     texels: bool,
 }
 
-/// A part of a product whose operands fit into textures: which outputs, what is copied of x, w and y, and the
-/// elements between the rows of the first two copies.
+/// A part of a product whose operands fit into textures: those of x and w, and what is copied of y and of the
+/// residual if they are read.
 struct Block {
-    rows: Range<usize>,
-    columns: Range<usize>,
-    x: Copied,
-    w: Copied,
-    y: Copied,
-    pitches: [usize; 2],
+    x: Rc<Part>,
+    w: Rc<Part>,
+    y: Option<Copied>,
 }
 
 impl<'a> Product<'a> {
@@ -273,49 +271,23 @@ impl<'a> Product<'a> {
         all
     }
 
-    /// The product in parts whose operands fit into textures; `None` if that cannot be. Of an operand, parts
-    /// have other rows, or other columns if its columns are the outputs'. No sum is divided.
+    /// The product in parts whose operands fit into textures; `None` if that cannot be. No sum is divided.
     fn blocks(&self) -> Option<Vec<Block>> {
-        let &Self { form, x, w, y, dims: Dims { m, n, k }, .. } = self;
-        // An operand's copy for the outputs from `first` to `end`, and the pitch of its rows.
-        let copied = |of: Mat, across: bool, first: usize, end: usize| {
-            let size = of.data.dtype().size(1);
-            let (rows, columns) = if across { (k, end - first) } else { (end - first, k) };
-            let start = of.at + if across { first } else { first * of.stride };
-            let (copied, pitch) = Copied::of(
-                (start * size) as u64,
-                rows as u64,
-                (columns * size) as u64,
-                (of.stride * size) as u64,
-            )?;
-            Some((copied, pitch as usize / size))
-        };
-        let divided = |of: Mat, across: bool, count: usize, most: usize| {
-            // Parts start at multiples of 64: whole blocks of any kernel, and whole texels.
-            let mut step = count.min(most);
-            while step > 64 && copied(of, across, 0, step).is_none() {
-                step = (step / 2).next_multiple_of(64);
-            }
-            let part = |first: usize| {
-                let end = (first + step).min(count);
-                Some((first..end, copied(of, across, first, end)?))
-            };
-            (0..count).step_by(step.max(1)).map(part).collect::<Option<Vec<_>>>()
-        };
-        // The rows of y that are added to are copied with what is between them.
-        let of_y = |rows: &Range<usize>, columns: &Range<usize>| {
-            let start = y.at + rows.start * y.stride + columns.start;
-            Copied::run(4 * start as u64, 4 * ((rows.len() - 1) * y.stride + columns.len()) as u64)
-        };
-        let rows_of_y = (Copied::MOST as usize / 4 / y.stride.max(1)) / 64 * 64;
-        if rows_of_y == 0 {
+        let &Self { form, x, w, y, dims: Dims { m, n, k }, epilogue, .. } = self;
+        let reads_y = epilogue.accumulate || epilogue.residual.is_some();
+        // Rows of y are copied with what is between them.
+        let most = if reads_y { Copied::MOST as usize / 4 / y.stride.max(1) / 64 * 64 } else { m };
+        if most == 0 && m > 0 {
             return None;
         }
+        let rows: Vec<_> = texels::parts(x, form == Form::Tn, m, k, most)?.into_iter().map(Rc::new).collect();
         let mut all = Vec::new();
-        for (rows, (x, x_pitch)) in divided(x, form == Form::Tn, m, rows_of_y)? {
-            for (columns, (w, w_pitch)) in divided(w, form != Form::Nt, n, n)? {
-                let (y, pitches) = (of_y(&rows, &columns)?, [x_pitch, w_pitch]);
-                all.push(Block { rows: rows.clone(), columns, x, w, y, pitches });
+        for w in texels::parts(w, form != Form::Nt, n, k, n)?.into_iter().map(Rc::new) {
+            for x in &rows {
+                let start = y.at + x.outputs.start * y.stride + w.outputs.start;
+                let extent = (x.outputs.len() - 1) * y.stride + w.outputs.len();
+                let y = if reads_y { Some(Copied::run(4 * start as u64, 4 * extent as u64)?) } else { None };
+                all.push(Block { x: x.clone(), w: w.clone(), y });
             }
         }
         Some(all)
@@ -446,7 +418,8 @@ impl<'a> Product<'a> {
             return Ok(());
         }
         let blocks = self.blocks().expect("a candidate that reads textures has operands that fit into them");
-        for Block { rows, columns, x: of_x, w: of_w, y: of_y, pitches: [x_pitch, w_pitch] } in blocks {
+        for block in blocks {
+            let (rows, columns) = (&block.x.outputs, &block.w.outputs);
             let (m, n) = (rows.len(), columns.len());
             let x_first = if form == Form::Tn { rows.start } else { rows.start * x.stride };
             let w_first = if form == Form::Nt { columns.start * w.stride } else { columns.start };
@@ -461,13 +434,13 @@ impl<'a> Product<'a> {
                 x_at: (x.at + x_first) as u32,
                 w_at: (w.at + w_first) as u32,
                 y_at: (y.at + rows.start * y.stride + columns.start) as u32,
-                x_pitch: x_pitch as u32,
-                w_pitch: w_pitch as u32,
+                x_pitch: block.x.pitch as u32,
+                w_pitch: block.w.pitch as u32,
                 ..params
             };
-            let mut copies = vec![Some(of_x), Some(of_w)];
-            copies.extend(epilogue.residual.map(|_| Some(of_y)));
-            copies.push(Some(of_y).filter(|_| epilogue.accumulate));
+            let mut copies = vec![Some(block.x.copied), Some(block.w.copied)];
+            copies.extend(epilogue.residual.map(|_| block.y));
+            copies.push(block.y.filter(|_| epilogue.accumulate));
             bindings.push(y.data);
             rec.dispatch_with(&shader, &params, (&bindings, &copies), groups(m, n), operations(m, n));
         }

@@ -27,6 +27,7 @@ pub mod sample;
 pub mod sequence_sum;
 pub mod soft_cap;
 pub mod sum_squares;
+mod texels;
 
 use crate::gpu::{DType, Gpu, Recorder, Tensor, Tier};
 use crate::{Error, Result};

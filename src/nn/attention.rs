@@ -59,6 +59,7 @@ impl Attention {
     fn shape(&self, tables: &Tables) -> Shape {
         Shape {
             queries: tables.count,
+            keys: tables.count,
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
@@ -144,7 +145,9 @@ impl Attention {
                 Operands { q: own.q, k: of(&cache.k), v: of(&cache.v) }
             }
         };
-        let shape = Shape { dense: !pass.decoding, ..self.shape(&tables) };
+        let own = self.shape(&tables);
+        let slots = |cache: &KvCache| cache.k.len() / (self.kv_heads * self.head_dim);
+        let shape = Shape { dense: !pass.decoding, keys: cache.map_or(own.keys, slots), ..own };
         kernel::forward(rec, operands, tables.ranges, &saved.o, &saved.stats, shape)?;
         self.o.forward(rec, forward, &saved.o, out)
     }

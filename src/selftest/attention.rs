@@ -97,8 +97,18 @@ impl Case {
         let scale = 1.0 / (head_dim as f64).sqrt();
         let seen = ranges.iter().map(|r| r[1] - r[0] + r[3] - r[2]).sum::<u32>() as usize;
         let (mean_keys, dense) = (seen / queries, keys == queries);
-        let shape =
-            Shape { queries, heads, kv_heads, head_dim, scale: scale as f32, window, cap, mean_keys, dense };
+        let shape = Shape {
+            queries,
+            keys,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: scale as f32,
+            window,
+            cap,
+            mean_keys,
+            dense,
+        };
         let (window, cap) = (window.map(|window| window as u32), cap.map(f64::from));
         let params = reference::attention::Params { heads, kv_heads, head_dim, scale, window, cap };
         let q = values(1, queries * heads * head_dim, size);

@@ -20,6 +20,8 @@ and of the longer run:
     --alpha 0.03 --beta 0.1 --retain-rows 8 --retain-tokens 8 --answer-tokens 12 --retain kl --steps 120 \\
         --every 30
 
+and with contrast pairs: the same with --contrast-rows 4 --steps 90.
+
 `pools` chooses the prompts and samples what all runs share, once. The training prompts are 240 of
 PKU-SafeRLHF, half of them questions, with their flagged answer and up to two refusals of the model's own,
 given after the four worked ones of assets/refusals.json. The ordinary prompts are 100 questions of HH-RLHF,
