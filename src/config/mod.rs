@@ -21,7 +21,9 @@ use crate::optim::LrScheduler;
 
 pub use file::Layer;
 pub use sections::*;
-pub use values::{Beta, MemorySize, OnlineSampler, Overlong, Preset, ReferenceSource, TruncationSide};
+pub use values::{
+    Beta, MemorySize, OnlineSampler, OrNone, Overlong, Preset, ReferenceSource, TruncationSide,
+};
 
 /// A run's settings from one source; every key may be absent. Also declares the flags of `align`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

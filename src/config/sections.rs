@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{Beta, MemorySize, OnlineSampler, Overlong, ReferenceSource, TruncationSide};
+use super::values::{Beta, MemorySize, OnlineSampler, OrNone, Overlong, ReferenceSource, TruncationSide};
 use crate::data::Rule;
 use crate::gpu::{Precision, Quantize};
 use crate::loss::{Method, Retain};
@@ -139,18 +139,18 @@ section! {
     /// instruction. Samples of the policy without the instruction do not anchor it: their mean gradient is
     /// zero [default: policy_with_instruction]
     (long, value_name = "WHO") online_sampler: OnlineSampler = OnlineSampler::PolicyWithInstruction;
+    /// Worked examples of what is wanted, placed before the prompt for sampling anchors only: a JSON file
+    /// with a list of messages, user and assistant in turn, or "refusals" for the built-in refusals of
+    /// harmful requests [default: none]
+    (long, value_name = "FILE|refusals|none") anchor_examples: OrNone<String> = OrNone(None);
+    /// Keep only sampled anchors for which this rule holds: "refusal" (the answer refuses), "match:REGEX" (it
+    /// matches, in upper or lower case), or one of them with "not:" in front. Others are sampled again, a few
+    /// times. Anchors given in the training rows are not filtered [default: none]
+    (long, value_name = "RULE|none") anchor_filter: OrNone<Rule> = OrNone(None);
     optional:
     /// From this step on, resample anchors from the model as it trains. Without this, anchors are sampled
     /// once, before the first step
     (long, value_name = "STEP") online_start_step: usize;
-    /// Worked examples of what is wanted, placed before the prompt for sampling anchors only: a JSON file
-    /// with a list of messages, user and assistant in turn, or "refusals" for the built-in refusals of
-    /// harmful requests
-    (long, value_name = "FILE|refusals") anchor_examples: String;
-    /// Keep only sampled anchors for which this rule holds: "refusal" (the answer refuses), "match:REGEX" (it
-    /// matches, in upper or lower case), or one of them with "not:" in front. Others are sampled again, a few
-    /// times. Anchors given in the training rows are not filtered
-    (long, value_name = "RULE") anchor_filter: Rule;
     /// Take the anchors from this file: samples.jsonl of an earlier run, or the output of "aweigh sample".
     /// Prompts with fewer than --num-samples there get the rest sampled
     (long, value_name = "FILE") samples_file: PathBuf;

@@ -212,6 +212,21 @@ fn presets_are_settings_and_habit_is_the_default() {
 }
 
 #[test]
+fn none_takes_away_what_a_preset_has_set() {
+    let over = |above: Layer| {
+        let needed = Layer::from_toml(NEEDED, "run.toml").unwrap();
+        RunConfig::resolve(vec![Preset::Refuse.layer(), needed, above]).unwrap()
+    };
+    let anchors = over(Layer::default()).anchors;
+    assert_eq!(anchors.anchor_examples.as_deref(), Some("refusals"));
+    assert_eq!(anchors.anchor_filter.0, Some(crate::data::Rule::refusal()));
+    let off = over(Layer::from_flags(flags(&["--anchor-examples", "none", "--anchor-filter", "none"])));
+    assert!(off.anchors.anchor_examples.is_none() && off.anchors.anchor_filter.is_none());
+    // A run's own file, over the same preset, has it off too.
+    assert_eq!(over(Layer::from_toml(&off.to_toml().unwrap(), "config.toml").unwrap()), off);
+}
+
+#[test]
 fn the_learning_rate_follows_from_what_is_trained() {
     let rate = |arguments: &[&str]| resolve(NEEDED, arguments).unwrap().learning_rate();
     assert_eq!((rate(&[]), rate(&["--full"])), (2e-4, 2e-5));

@@ -1,5 +1,7 @@
 //! Types of settings that are neither numbers nor paths.
 
+use std::fmt::Display;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -162,6 +164,45 @@ impl FromStr for Beta {
             "auto" => Ok(Self::Auto),
             number => number.parse().map(Self::Of).map_err(|_| "expected a number or auto".into()),
         }
+    }
+}
+
+/// A setting that "none" turns off, so that a file or a flag can take away what a preset has set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    try_from = "String",
+    into = "String",
+    bound(serialize = "T: Clone + Into<String>", deserialize = "T: FromStr, T::Err: Display")
+)]
+pub struct OrNone<T>(pub Option<T>);
+
+impl<T> Deref for OrNone<T> {
+    type Target = Option<T>;
+
+    fn deref(&self) -> &Option<T> {
+        &self.0
+    }
+}
+
+impl<T: FromStr> FromStr for OrNone<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        if text == "none" { Ok(Self(None)) } else { text.parse().map(|value| Self(Some(value))) }
+    }
+}
+
+impl<T: FromStr> TryFrom<String> for OrNone<T> {
+    type Error = T::Err;
+
+    fn try_from(text: String) -> Result<Self, T::Err> {
+        text.parse()
+    }
+}
+
+impl<T: Into<String>> From<OrNone<T>> for String {
+    fn from(setting: OrNone<T>) -> Self {
+        setting.0.map_or("none".into(), Into::into)
     }
 }
 

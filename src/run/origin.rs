@@ -25,7 +25,7 @@ pub(super) fn settings_sum(config: &RunConfig) -> String {
         &mut own.retain.data,
     ];
     optional.into_iter().flatten().for_each(PathBuf::clear);
-    if let Some(examples) = own.anchors.anchor_examples.as_mut().filter(|name| *name != BUILT_IN_EXAMPLES) {
+    if let Some(examples) = own.anchors.anchor_examples.0.as_mut().filter(|name| *name != BUILT_IN_EXAMPLES) {
         examples.clear();
     }
     for reference in [&mut own.reference.positive, &mut own.reference.negative] {
@@ -104,7 +104,7 @@ mod tests {
             config.data.train = format!("{folder}/train.jsonl").into();
             config.data.eval = Some(format!("{folder}/eval.jsonl").into());
             config.anchors.samples_file = Some(format!("{folder}/samples.jsonl").into());
-            config.anchors.anchor_examples = Some(format!("{folder}/examples.json"));
+            config.anchors.anchor_examples.0 = Some(format!("{folder}/examples.json"));
             config.retain.data = Some(format!("{folder}/ordinary.jsonl").into());
             config.model.adapter = Some(format!("{folder}/adapter").into());
             config.reference.negative = ReferenceSource::Checkpoint(format!("{folder}/older").into());
@@ -115,7 +115,7 @@ mod tests {
         other.data.eval = None;
         assert_ne!(settings_sum(&at("here")), settings_sum(&other), "an input that is missing");
         other = at("here");
-        other.anchors.anchor_examples = Some(BUILT_IN_EXAMPLES.into());
+        other.anchors.anchor_examples.0 = Some(BUILT_IN_EXAMPLES.into());
         assert_ne!(settings_sum(&at("here")), settings_sum(&other), "the built-in examples");
         other = at("here");
         other.reference.negative = ReferenceSource::Initial;

@@ -39,7 +39,7 @@ pub struct Reader {
 impl Reader {
     /// A reader with the rules of `config`.
     pub fn new(tokenizer: Arc<ChatTokenizer>, config: &RunConfig) -> Self {
-        let filter = config.anchors.anchor_filter.clone();
+        let filter = config.anchors.anchor_filter.0.clone();
         let wanted = filter.as_ref().filter(|_| config.method.method.is_of_negatives());
         let unwanted = config.stop.unwanted.clone().or_else(|| wanted.map(Rule::opposite));
         Self { tokenizer, filter, unwanted }

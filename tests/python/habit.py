@@ -1,28 +1,31 @@
 #!/usr/bin/env python3
 """The runs behind the table of docs/choosing.md: D2O on a habit of a model, in PyTorch with PEFT.
 
-    python tests/python/habit.py sample --model DIR --data prompts.jsonl --output pool.jsonl \\
+    python tests/python/habit.py prompts --model DIR --data DIR --output DIR
+    python tests/python/habit.py sample --model DIR --data DIR/train.jsonl --output pool.jsonl \\
         --num-samples 4 --temperature 1 --top-p 1 --seed 7
     python tests/python/habit.py rows --data pool.jsonl --rule REGEX --output rows.jsonl
-    python tests/python/habit.py train --model DIR --data rows.jsonl --good good.jsonl --rule REGEX \\
+    python tests/python/habit.py train --model DIR --data rows.jsonl --good DIR/good.jsonl --rule REGEX \\
         --output adapter --seed 1
-    python tests/python/habit.py sample --model DIR --adapter adapter --data held.jsonl --output after.jsonl
+    python tests/python/habit.py sample --model DIR --adapter adapter --data DIR/held.jsonl \\
+        --output after.jsonl
     python tests/python/habit.py rate --data after.jsonl --rule REGEX
-    python tests/python/habit.py score --model DIR --adapter adapter --good good.jsonl --rule REGEX
+    python tests/python/habit.py score --model DIR --adapter adapter --good DIR/good.jsonl --rule REGEX
 
-`rows` writes, for each prompt with answers of both kinds, one flagged answer and up to two anchors; `aweigh
-align --train rows.jsonl` reads it too. `train` prints the perplexity of the good answers after, and how it
-changed; `score` does so for any adapter, one of `aweigh align` too. The table's figures come from an earlier
-form of this file, with the same formulas, seeds and order of rows. Its data were single-turn questions of
-HH-RLHF of at most 60 tokens (240 for rows, 160 held out) and, as good answers, 60 instructions of
-self-instruct.
+`prompts` chooses single-turn questions of HH-RLHF of at most 60 tokens (360 for rows, 160 held out), and from
+self-instruct 120 ordinary instructions, and 60 and 24 with good answers. `rows` writes, for each prompt with
+answers of both kinds, one flagged answer and up to two anchors; `aweigh align --train rows.jsonl` reads it
+too. `train` prints the perplexity of the good answers after, and how it changed; `score` does so for any
+adapter, one of `aweigh align` too.
 
 Versions: torch 2.15.0, transformers 5.24.0, peft (see tests/golden/generate.py).
 """
 
 import argparse
+import gzip
 import json
 import math
+import os
 import random
 import re
 
@@ -127,6 +130,31 @@ def sample(options):
     write(options.output, [{"prompt": p, "completion": c} for p, c in zip(prompts, said)])
 
 
+def prompts(options):
+    model, rng = Model(options.model), random.Random(0)
+    os.makedirs(options.output, exist_ok=True)
+
+    def short(name):
+        with gzip.open(os.path.join(options.data, name + ".jsonl.gz"), "rt", encoding="utf-8") as file:
+            found = [json.loads(line) for line in file]
+        found = {text(r["prompt"]).strip(): r for r in found if len(r["prompt"]) == 1}
+        found = [r for words, r in found.items() if len(model.tokenizer(words).input_ids) <= 60]
+        rng.shuffle(found)
+        return found
+
+    def save(name, found, keys=("prompt",)):
+        write(os.path.join(options.output, name + ".jsonl"), [{k: r[k] for k in keys} for r in found])
+
+    asks = [r for r in short("hh_helpful_pairs") if text(r["prompt"]).strip().endswith("?")]
+    save("train", asks[:360])
+    save("held", asks[360:520])
+    orders = short("benign_prompts")
+    good = [r for r in orders if len(text(r.get("completion", [{"content": ""}]))) > 60][:84]
+    save("good", good[:60], ("prompt", "completion"))
+    save("good-eval", good[60:], ("prompt", "completion"))
+    save("ordinary", [r for r in orders if r not in good][:120])
+
+
 def rows(options):
     has, by_prompt, out = habit(options), {}, []
     for row in read(options.data):
@@ -143,7 +171,7 @@ def rows(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", choices=["sample", "rows", "train", "score", "rate"])
+    parser.add_argument("command", choices=["prompts", "sample", "rows", "train", "score", "rate"])
     for name in ["model", "data", "good", "rule", "adapter", "output"]:
         parser.add_argument(f"--{name}")
     for name, default in [("temperature", 0.9), ("top-p", 0.95), ("alpha", 1.0), ("beta", 1.0)]:
@@ -152,7 +180,8 @@ def main():
     for name, default in [("seed", 11), ("max", 40), ("num-samples", 1), ("max-steps", 0)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    {"sample": sample, "rows": rows, "train": train, "score": score, "rate": rate}[options.command](options)
+    commands = [prompts, sample, rows, train, score, rate]
+    next(command for command in commands if command.__name__ == options.command)(options)
 
 
 if __name__ == "__main__":
