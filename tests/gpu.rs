@@ -15,6 +15,9 @@ use aweigh::reference;
 use aweigh::rng::values;
 use aweigh::selftest::{Depth, agree, checks};
 
+#[path = "gpu/lanes.rs"]
+mod lanes;
+
 /// The device that a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Device {

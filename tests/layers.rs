@@ -61,12 +61,14 @@ const MODULES: [(&str, &str, &str); 22] = [
 ];
 
 /// The one import cycle: the device makes tensors, kernels and recorders, and these refer to the device.
-const OF_THE_DEVICE: [&str; 7] = [
+const OF_THE_DEVICE: [&str; 9] = [
     "gpu::context",
     "gpu::kernel",
     "gpu::memory",
+    "gpu::options",
     "gpu::pipelines",
     "gpu::recorder",
+    "gpu::sentinel",
     "gpu::tensor",
     "gpu::witness",
 ];

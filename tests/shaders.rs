@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use aweigh::kernels::{ParamBlock, param_blocks};
-use aweigh::shader::{SOURCES, Variant, parse, permutations};
+use aweigh::shader::{Lanes, SOURCES, Variant, parse, permutations};
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, back};
@@ -22,7 +22,7 @@ fn modules() -> Vec<(Variant, Module)> {
     let all = permutations().expect("shaders/permutations");
     all.into_iter()
         .map(|variant| {
-            let module = parse(&variant).unwrap_or_else(|message| panic!("{message}"));
+            let module = parse(&variant, Lanes::InOrder).unwrap_or_else(|message| panic!("{message}"));
             (variant, module)
         })
         .collect()

@@ -9,58 +9,17 @@ use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, instance, s
 use super::fault::Faults;
 use super::kernel::{Compiled, Kernel};
 use super::memory::{Memory, Purpose};
+use super::options::{BACKGROUND_SECONDS, Options, Precision, SUBMIT_SECONDS};
 use super::poller::Poller;
 use super::profile::{KernelTime, Profiler};
 use super::recorder::UNIFORM_BYTES;
+use super::sentinel::{Sentinel, Submitted};
 use super::texels::{Slot, Texels};
 use super::tuning::Tuning;
 use super::witness::Witness;
 use crate::error::setting;
+use crate::shader::Lanes;
 use crate::{Error, Result};
-
-/// The precision of the inputs of matrix products. Sums are f32 in either case.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "lower"))]
-pub enum Precision {
-    /// Inputs are multiplied as f32
-    #[default]
-    F32,
-    /// Inputs are rounded to f16 if the GPU supports it: weights, activations and gradients keep 11 bits of
-    /// precision, and values beyond f16's range (activations over 65,504, gradients over 255) become infinite
-    F16,
-}
-
-/// Options for opening a device.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// An index from [`list_adapters`](super::list_adapters) or a part of an adapter's name; `None` takes the
-    /// first adapter of the fastest kind.
-    pub adapter: Option<String>,
-    /// Ask for WebGPU's default limits and no features (except timestamps for `profile`), even if the adapter
-    /// offers more.
-    pub default_limits: bool,
-    /// Target duration of a submit, in seconds; `None` is [`SUBMIT_SECONDS`].
-    pub submit_seconds: Option<f64>,
-    /// Overrides the tier that the adapter's kind suggests.
-    pub tier: Option<Tier>,
-    /// Whether matrix products of [`Tier::Software`] read their operands through textures; `None` measures on
-    /// first use which is faster. The results are the same.
-    pub texels: Option<bool>,
-    /// Whether matrix products may round their inputs to f16. Only [`Tier::Portable`] has kernels that do.
-    /// Without f16 on the adapter, or with `default_limits`, nothing is rounded.
-    pub precision: Precision,
-    /// Measure the time of every kernel, if the adapter has timestamps: see [`Gpu::kernel_times`].
-    pub profile: bool,
-    /// Keep submits short, and leave the GPU to other programs between them.
-    pub background: bool,
-    /// Faults to inject, for tests.
-    pub faults: Faults,
-    /// An observer of the device's dispatches.
-    pub witness: Option<Arc<dyn Witness>>,
-}
 
 /// Errors reported since the last [`Gpu::check`].
 #[derive(Default)]
@@ -87,13 +46,6 @@ struct Pace {
     last_done: Option<Instant>,
 }
 
-/// Target duration of a submit, in seconds. Windows resets a GPU after 2 s, and the display is drawn between
-/// submits.
-pub const SUBMIT_SECONDS: f64 = 0.2;
-
-/// The same with [`Options::background`]: about one frame of a display.
-const BACKGROUND_SECONDS: f64 = 0.015;
-
 /// The token that wgpu asks for before it opens a device with experimental features.
 fn experimental(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
     if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
@@ -117,10 +69,11 @@ pub struct Gpu {
     tier: Tier,
     precision: Precision,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
-    /// Parameter blocks of the current submit. `submitting` is locked from the write to the submit, so that
-    /// threads do not mix up their blocks.
+    /// Parameter blocks of the current submit. `submits`, the number of submits with such blocks, is locked
+    /// from the write to the submit, so that threads do not mix up their blocks.
     uniforms: wgpu::Buffer,
-    submitting: Mutex<()>,
+    submits: Mutex<u32>,
+    sentinel: Sentinel,
     reports: Arc<Mutex<Reports>>,
     faults: Faults,
     background: bool,
@@ -130,6 +83,7 @@ pub struct Gpu {
     pipeline_cache: Option<wgpu::PipelineCache>,
     tuning: Option<Tuning>,
     witness: Option<Arc<dyn Witness>>,
+    lanes: Lanes,
     textures: Texels,
     prefers_texels: OnceLock<bool>,
 }
@@ -174,7 +128,7 @@ impl Gpu {
                 ),
             })?;
         log::info!("adapter {} ({}, {})", summary.name, summary.backend, summary.driver);
-        Ok(Self::with_device(device, queue, summary, limits, options))
+        Self::with_device(device, queue, summary, limits, options)
     }
 
     fn with_device(
@@ -183,7 +137,7 @@ impl Gpu {
         summary: AdapterSummary,
         limits: wgpu::Limits,
         options: &Options,
-    ) -> Self {
+    ) -> Result<Self> {
         let most = if options.background { BACKGROUND_SECONDS } else { f64::MAX };
         let aim = options.submit_seconds.unwrap_or(SUBMIT_SECONDS).min(most);
         let reports = Arc::new(Mutex::new(Reports::default()));
@@ -206,12 +160,13 @@ impl Gpu {
         let most = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         let memory = Memory::new(&device, &queue, most, options.faults.clone());
         std::mem::forget(memory.ledger().enter(Purpose::Staging, UNIFORM_BYTES));
+        let sentinel = Sentinel::new(&memory)?;
         let budget = match summary.tier {
             Tier::Software => 1e9,
             Tier::Portable => 2e10,
         };
         let timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
-        Self {
+        Ok(Self {
             poller: Poller::new(device.clone()),
             profiler: timestamps.then(|| Profiler::new(&queue)),
             tier: options.tier.unwrap_or(summary.tier),
@@ -219,6 +174,7 @@ impl Gpu {
             precision: options.precision,
             tuning: None,
             witness: options.witness.clone(),
+            lanes: options.lanes,
             textures: Texels::default(),
             prefers_texels: options.texels.map_or_else(OnceLock::new, OnceLock::from),
             device,
@@ -227,12 +183,13 @@ impl Gpu {
             summary,
             kernels: Mutex::default(),
             uniforms,
-            submitting: Mutex::default(),
+            submits: Mutex::default(),
+            sentinel,
             reports,
             faults: options.faults.clone(),
             background: options.background,
             pace: Arc::new(Mutex::new(Pace { budget, aim, last_done: None })),
-        }
+        })
     }
 
     /// The adapter's description.
@@ -295,9 +252,19 @@ impl Gpu {
         self.witness.as_deref()
     }
 
+    /// The order of invocations.
+    pub(super) fn lanes(&self) -> Lanes {
+        self.lanes
+    }
+
     /// Makes the next [`Gpu::check`] fail with `error`, or with an earlier error if there is one.
     pub(super) fn report(&self, error: Error) {
         locked(&self.reports).found.get_or_insert(error);
+    }
+
+    /// Makes each [`Gpu::check`] from now on fail with [`Error::DeviceLost`].
+    pub(super) fn lose(&self, message: String) {
+        locked(&self.reports).lost.get_or_insert(message);
     }
 
     /// The faults to inject, and the counts of submits and allocations so far.
@@ -376,6 +343,10 @@ impl Gpu {
         &self.device
     }
 
+    pub(super) fn sentinel(&self) -> &Sentinel {
+        &self.sentinel
+    }
+
     pub(super) fn uniforms(&self) -> &wgpu::Buffer {
         &self.uniforms
     }
@@ -412,28 +383,32 @@ impl Gpu {
         }
     }
 
-    /// Submits recorded commands with their parameter blocks. Adjusts the submit budget by how long their
-    /// estimated cost, `operations`, took.
+    /// Submits recorded commands. `uniforms` are their parameter blocks, if a sentinel's dispatch ends them;
+    /// its own block is added here. Adjusts the submit budget by how long the commands' estimated cost,
+    /// `operations`, took.
     pub(super) fn submit(
         &self,
         encoder: wgpu::CommandEncoder,
-        uniforms: &[u8],
+        uniforms: Option<Vec<u8>>,
         operations: f64,
-    ) -> wgpu::SubmissionIndex {
-        if self.faults.loses_device() {
+    ) -> Submitted {
+        let (lost, dropped) = self.faults.of_submit();
+        if lost {
             // As in a driver reset, work in flight never completes.
-            locked(&self.reports).lost.get_or_insert("on purpose (AWEIGH_FAULTS)".into());
+            self.lose("on purpose (AWEIGH_FAULTS)".into());
             self.device.destroy();
         }
-        let commands = encoder.finish();
+        let commands = Some(encoder.finish()).filter(|_| !dropped);
         let submitted = Instant::now();
-        let index = {
-            let _one_at_a_time = self.submitting.lock().unwrap_or_else(PoisonError::into_inner);
-            if !uniforms.is_empty() {
+        let (index, submits) = {
+            let mut submits = self.submits.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(mut uniforms) = uniforms {
+                *submits = submits.wrapping_add(1);
+                uniforms.extend(submits.to_le_bytes());
                 // Writes are ordered with submits, so one buffer serves all submits in turn.
-                self.queue.write_buffer(&self.uniforms, 0, uniforms);
+                self.queue.write_buffer(&self.uniforms, 0, &uniforms);
             }
-            self.queue.submit([commands])
+            (self.queue.submit(commands), *submits)
         };
         if operations > 0.0 {
             let pace = self.pace.clone();
@@ -456,7 +431,7 @@ impl Gpu {
                 std::thread::sleep(Duration::from_secs_f64(BACKGROUND_SECONDS / 2.0));
             }
         }
-        index
+        Submitted { index, submits }
     }
 
     /// Estimated operations that fit in one submit.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// Which submits lose the device and which allocations fail. Clones share their counts, even if they are used
-/// to open several devices.
+/// Which submits lose the device or do not run, and which allocations fail. Clones share their counts, even
+/// if they are used to open several devices.
 #[derive(Debug, Clone, Default)]
 pub struct Faults(Arc<Inner>);
 
@@ -14,6 +14,8 @@ pub struct Faults(Arc<Inner>);
 struct Inner {
     /// Submits, counted from 1, at which the device is lost.
     lost: Vec<u64>,
+    /// Submits, counted from 1, that the device does not run, without telling anybody.
+    dropped: Vec<u64>,
     /// Allocations, counted from 1, that fail.
     full: Vec<u64>,
     submits: AtomicU64,
@@ -21,8 +23,8 @@ struct Inner {
 }
 
 impl Faults {
-    /// Reads `device-lost@N` and `allocation@N`, separated by commas: the Nth submit and the Nth allocation
-    /// from now on.
+    /// Reads `device-lost@N`, `dropped@N` and `allocation@N`, separated by commas: the Nth submit and the Nth
+    /// allocation from now on.
     ///
     /// # Errors
     /// [`Error::Input`] for anything else.
@@ -32,13 +34,14 @@ impl Faults {
             let (kind, number) = one.split_once('@').unwrap_or((one, ""));
             let list = match kind {
                 "device-lost" => Some(&mut inner.lost),
+                "dropped" => Some(&mut inner.dropped),
                 "allocation" => Some(&mut inner.full),
                 _ => None,
             };
             match (list, number.parse()) {
                 (Some(list), Ok(number)) => list.push(number),
                 _ => {
-                    let expected = "device-lost@N or allocation@N, separated by commas";
+                    let expected = "device-lost@N, dropped@N or allocation@N, separated by commas";
                     return Err(Error::input("AWEIGH_FAULTS", expected, one, "unset it: it is for tests"));
                 }
             }
@@ -46,10 +49,10 @@ impl Faults {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Counts a submit. Returns whether the device is lost at this one.
-    pub(super) fn loses_device(&self) -> bool {
+    /// Counts a submit. Returns whether the device is lost at this one, and whether it drops it.
+    pub(super) fn of_submit(&self) -> (bool, bool) {
         let count = self.0.submits.fetch_add(1, Ordering::Relaxed) + 1;
-        self.0.lost.contains(&count)
+        (self.0.lost.contains(&count), self.0.dropped.contains(&count))
     }
 
     /// Counts an allocation. Returns whether it fails.
@@ -70,12 +73,13 @@ mod tests {
 
     #[test]
     fn the_nth_of_each_kind() {
-        let faults = Faults::parse("device-lost@2,allocation@1,device-lost@3").unwrap();
+        let faults = Faults::parse("device-lost@2,allocation@1,dropped@3").unwrap();
         let same = faults.clone();
-        assert_eq!([faults.loses_device(), same.loses_device(), faults.loses_device()], [false, true, true]);
+        let submits = [faults.of_submit(), same.of_submit(), faults.of_submit()];
+        assert_eq!(submits, [(false, false), (true, false), (false, true)]);
         assert_eq!([faults.fails_allocation(), same.fails_allocation()], [true, false]);
         assert_eq!(same.counted(), (3, 2));
-        assert!(!Faults::default().loses_device());
+        assert_eq!(Faults::default().of_submit(), (false, false));
         for wrong in ["device-lost", "device-lost@x", "rain@3"] {
             assert!(Faults::parse(wrong).unwrap_err().to_string().contains("AWEIGH_FAULTS"));
         }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::fault::Faults;
 use super::kernel::BindGroups;
 use super::recorder::UNIFORM_BYTES;
+use super::sentinel::Sentinel;
 use crate::{Error, Result};
 
 /// What a buffer is for.
@@ -137,6 +138,7 @@ impl Memory {
     pub fn on_paper(max_binding: u64) -> Self {
         let paper = Self::paper(max_binding);
         std::mem::forget(paper.ledger.enter(Purpose::Staging, UNIFORM_BYTES));
+        std::mem::forget(Sentinel::new(&paper));
         paper
     }
 

@@ -25,7 +25,7 @@ pub fn kernel(gpu: &Gpu, variant: &str) -> Arc<Kernel> {
     gpu.kernel(variant, move |gpu| {
         let parsed = Variant::parse(&name).unwrap_or_else(|message| panic!("{message}"));
         assert!(listed().contains(&parsed.to_string()), "{parsed} is not listed in shaders/permutations");
-        let module = parse(&parsed).unwrap_or_else(|message| panic!("{message}"));
+        let module = parse(&parsed, gpu.lanes()).unwrap_or_else(|message| panic!("{message}"));
         compile(gpu, &parsed, module)
     })
 }

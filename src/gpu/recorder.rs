@@ -90,7 +90,8 @@ impl<'g> Recorder<'g> {
         }
         let gpu = self.gpu;
         let record = |recorder: &mut Self| {
-            let full = recorder.uniforms.len() as u64 + UNIFORM_STRIDE > UNIFORM_BYTES;
+            // The last block is the sentinel's.
+            let full = recorder.uniforms.len() as u64 + 2 * UNIFORM_STRIDE > UNIFORM_BYTES;
             let spent = recorder.operations > 0.0 && recorder.operations + operations > gpu.submit_budget();
             if full || spent {
                 recorder.submit();
@@ -135,8 +136,7 @@ impl<'g> Recorder<'g> {
         self.compile(&commands);
         let mut encoding = Encoding::new(self.gpu);
         commands.into_iter().for_each(|command| encoding.add(command));
-        encoding.submit(&self.uniforms, self.operations);
-        self.uniforms.clear();
+        encoding.submit(std::mem::take(&mut self.uniforms), self.operations);
         self.operations = 0.0;
     }
 
@@ -269,12 +269,20 @@ impl<'g> Encoding<'g> {
         self.pass.insert(begin(&mut self.encoder, Some(marks.next(kernel))))
     }
 
-    fn submit(mut self, uniforms: &[u8], operations: f64) {
-        self.pass = None;
+    fn submit(mut self, uniforms: Vec<u8>, operations: f64) {
+        let mut pass = self
+            .pass
+            .take()
+            .unwrap_or_else(|| self.encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        let (kernel, group) = self.gpu.sentinel().dispatch(self.gpu);
+        pass.set_pipeline(&kernel.compiled(self.gpu).pipeline);
+        pass.set_bind_group(0, &group, &[uniforms.len() as u32]);
+        pass.dispatch_workgroups(1, 1, 1);
+        drop(pass);
         let marks = self.gpu.profiler().zip(self.marks.take());
         let read =
             marks.map(|(profiler, marks)| profiler.resolve(self.gpu.device(), &mut self.encoder, marks));
-        self.gpu.submit(self.encoder, uniforms, operations);
+        self.gpu.submit(self.encoder, Some(uniforms), operations);
         if let Some(read) = read {
             read();
         }

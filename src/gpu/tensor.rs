@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::kernel::BindGroups;
 use super::memory::{Entry, Memory, Purpose};
 use super::recorder::Command;
+use super::sentinel::Sentinel;
 use super::{Gpu, Recorder};
 use crate::{Error, Result};
 
@@ -117,6 +118,8 @@ pub struct Tensor {
 impl Tensor {
     /// Bytes that [`Tensor::read_in_pieces`] reads at a time.
     pub const PIECE: usize = 512 << 10;
+    /// Bytes that each readback takes besides those that are asked for.
+    pub const SENTINEL: usize = 4;
 
     /// A new zeroed tensor.
     ///
@@ -268,17 +271,28 @@ impl Tensor {
         let wanted = range.len();
         let size = (wanted as u64).next_multiple_of(4);
         let start = self.byte_offset + range.start as u64;
-        let staging = gpu.readback(gpu.device(), size);
-        let entry = gpu.ledger().enter(Purpose::Staging, size);
+        // The tensor's bytes, and the sentinel's number.
+        let all = size + Self::SENTINEL as u64;
+        let staging = gpu.readback(gpu.device(), all);
+        let entry = gpu.ledger().enter(Purpose::Staging, all);
+        let mut submits = 0;
         let (sender, receiver) = futures_channel::oneshot::channel();
         if let Ok(staging) = &staging {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(self.buffer(), start, staging, 0, size);
-            let submit = gpu.submit(encoder, &[], 0.0);
+            encoder.copy_buffer_to_buffer(
+                gpu.sentinel().ran().buffer(),
+                0,
+                staging,
+                size,
+                Self::SENTINEL as u64,
+            );
+            let submit = gpu.submit(encoder, None, 0.0);
+            submits = submit.submits;
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 let _ = sender.send(result);
             });
-            gpu.wait_for(&submit);
+            gpu.wait_for(&submit.index);
         }
         async move {
             let staging = staging?;
@@ -288,7 +302,9 @@ impl Tensor {
             mapped.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
             let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
             drop(entry);
-            Ok(view[..wanted].to_vec())
+            let (bytes, ran) = view.split_at(size as usize);
+            Sentinel::check(gpu, bytemuck::pod_read_unaligned(ran), submits)?;
+            Ok(bytes[..wanted].to_vec())
         }
     }
 

@@ -95,6 +95,8 @@ pub fn param_blocks() -> Vec<ParamBlock> {
         sequence_sum::param_blocks(),
         soft_cap::param_blocks(),
         sum_squares::param_blocks(),
+        // The device records this one itself.
+        vec![ParamBlock { shaders: &["sentinel"], size: 4, fields: vec![("number", 0, 4)] }],
     ]
     .concat()
 }

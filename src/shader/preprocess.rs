@@ -12,6 +12,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::Lanes;
+
 macro_rules! sources {
     ($($name:literal),* $(,)?) => {
         /// Every WGSL file under `shaders/`, by its path without the extension.
@@ -30,7 +32,7 @@ sources! {
     "ema", "fma_peak", "gather", "gather_backward", "head_norm", "head_norm_backward", "kv_write",
     "layer_norm", "layer_norm_backward", "log_prob", "log_prob_backward", "matmul", "matmul_coop",
     "matmul_subgroup", "matmul_tiled", "matvec", "preference", "retain", "rms_norm", "rms_norm_backward",
-    "rope", "row_scale", "sample", "sequence_sum", "soft_cap", "sum_squares",
+    "rope", "row_scale", "sample", "sentinel", "sequence_sum", "soft_cap", "sum_squares",
 }
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
@@ -326,8 +328,8 @@ fn block(lines: &[Line]) -> Option<usize> {
 ///
 /// # Errors
 /// For invalid WGSL: a sentence with the variant and the error.
-pub fn parse(variant: &Variant) -> Result<naga::Module, String> {
-    let text = source(variant)?;
+pub fn parse(variant: &Variant, lanes: Lanes) -> Result<naga::Module, String> {
+    let text = lanes.of(source(variant)?);
     naga::front::wgsl::parse_str(&text).map_err(|e| format!("{variant}: {}", e.emit_to_string(&text)))
 }
 

@@ -79,7 +79,9 @@ impl Plan {
     ) -> Result<Self> {
         let (mut phases, layout) = (Vec::new(), decoder.layout());
         let read = |capacity: Capacity, steps: usize| {
-            let count = steps * (3 * capacity.rows + 2 * capacity.sequences + 4 * capacity.groups + 2);
+            // A micro-batch reads three tensors, each with a sentinel.
+            let of_groups = (4 + 3 * Tensor::SENTINEL / 4) * capacity.groups;
+            let count = steps * (3 * capacity.rows + 2 * capacity.sequences + of_groups + 3);
             Tensor::new(memory, Purpose::Staging, "readback", count, DType::F32)
         };
         let workspace = |capacity: Capacity| Ok((decoder.workspace(memory, capacity)?, read(capacity, 1)?));
@@ -105,7 +107,8 @@ impl Plan {
                 Ok(())
             };
         // A `--paranoid` check reads tensors in pieces of this size.
-        let piece = || Tensor::new(memory, Purpose::Staging, "readback", Tensor::PIECE / 4, DType::F32);
+        let piece = (Tensor::PIECE + Tensor::SENTINEL) / 4;
+        let piece = || Tensor::new(memory, Purpose::Staging, "readback", piece, DType::F32);
         let checked = config.gpu.paranoid.then(piece).transpose()?;
         let room = batches.room(memory, decoder.config(), config);
         let mut best = None;
