@@ -1,7 +1,9 @@
-// attention_dkv.wgsl in tiles, with both gradients in one pass: a workgroup takes TILE keys of one kv head
-// and loads ROWS queries at a time for all of them. Key t is seen by the queries [t, visible_end) of the
-// heads that share its kv head.
-// dv = sum of w * do, dk = sum of ds * q, in one tensor with the layout of k and v. Writes: both =.
+// attention_dkv.wgsl in tiles: a workgroup takes TILE keys of one kv head and loads ROWS queries at a time
+// for all of them, and in turn d_o of these queries. Key t is seen by the queries [t, visible_end) of
+// the heads that share its kv head.
+// dv = sum of w * do, dk = sum of ds * q, in one tensor with the layout of k and v.
+//   DK, DV: only that gradient, for heads whose two sums do not fit into the registers
+// Writes: each gradient =.
 #import common/attention
 #import common/index
 #import common/attention_tile
@@ -12,17 +14,38 @@
 @group(0) @binding(5) var<storage, read> stats: array<f32>;            // (2, T, H): lse, delta
 @group(0) @binding(6) var<storage, read> d_o: array<vec4<f32>>;        // (T, H, HEAD_DIM)
 @group(0) @binding(7) var<storage, read_write> out: array<vec4<f32>>;  // (T, G, HEAD_DIM), twice: dk, dv
-var<workgroup> queries: array<vec4<f32>, ROWS * STRIDE>;               // (ROWS, VECTORS)
-var<workgroup> upper: array<vec4<f32>, ROWS * STRIDE>;                 // (ROWS, VECTORS)
+var<workgroup> staged: array<vec4<f32>, ROWS * STRIDE>;                // (ROWS, VECTORS): queries or d_o
 // (ROWS, QUADS): one for each key of a quad
+#ifndef DK
 var<workgroup> weights: array<vec4<f32>, ROWS * PAD>;
+#endif
+#ifndef DV
 var<workgroup> slopes: array<vec4<f32>, ROWS * PAD>;                   // (ROWS, QUADS): ds
+#endif
+// (TILE): a key's place in k, its place in v, its visible_end and its position
+var<workgroup> places: array<vec4<u32>, TILE>;
 var<workgroup> seen_end: u32;
 
 fn last_seen(first: u32) -> u32 {
     var end = 0u;
     for (var t = first; t < min(first + TILE, p.queries); t++) { end = max(end, tokens[t].w); }
     return end;
+}
+
+fn stage_queries(base: u32, end: u32, kv_head: u32, lane: u32) {
+    for (var i = lane; i < ROWS * VECTORS; i += LANES) {
+        let row = min(base + i / VECTORS, end - 1u);
+        let at = q_of(token_of(row), head_of(row, kv_head));
+        staged[i / VECTORS * STRIDE + i % VECTORS] = q[at + i % VECTORS];
+    }
+}
+
+fn stage_upper(base: u32, end: u32, kv_head: u32, lane: u32) {
+    for (var i = lane; i < ROWS * VECTORS; i += LANES) {
+        let row = min(base + i / VECTORS, end - 1u);
+        let at = token_of(row) * p.heads + head_of(row, kv_head);
+        staged[i / VECTORS * STRIDE + i % VECTORS] = d_o[at * VECTORS + i % VECTORS];
+    }
 }
 
 @compute @workgroup_size(LANES)
@@ -39,45 +62,65 @@ fn main(
     let first = tile % tiles * TILE;
     let own = lane / SIDE;
     let side = lane % SIDE;
-    let starts = first + own * 4u + vec4<u32>(0u, 1u, 2u, 3u);
 #each I 4
-    let t$I = min(starts[$I], p.queries - 1u);
-    let k$I = k_of(t$I, kv_head);
-    let v$I = v_of(t$I, kv_head);
 #each C COLUMNS
+#ifndef DV
     var dk$I$C = vec4<f32>();
+#endif
+#ifndef DK
     var dv$I$C = vec4<f32>();
+#endif
 #end
 #end
 #each C COLUMNS
     // If HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
-    let ends = vec4<u32>(tokens[t0].w, tokens[t1].w, tokens[t2].w, tokens[t3].w);
-    let positions = vec4<u32>(tokens[t0].y, tokens[t1].y, tokens[t2].y, tokens[t3].y);
+    if lane < TILE {
+        let t = min(first + lane, p.queries - 1u);
+        places[lane] = vec4<u32>(k_of(t, kv_head), v_of(t, kv_head), tokens[t].w, tokens[t].y);
+    }
     if lane == 0u { seen_end = last_seen(first); }
+    // A barrier before and after the load.
     let end = workgroupUniformLoad(&seen_end) * shared_by();
     for (var base = first * shared_by(); base < end; base += ROWS) {
-        for (var i = lane; i < ROWS * VECTORS; i += LANES) {
-            let row = min(base + i / VECTORS, end - 1u);
-            let place = i / VECTORS * STRIDE + i % VECTORS;
-            let head = head_of(row, kv_head);
-            queries[place] = q[q_of(token_of(row), head) + i % VECTORS];
-            upper[place] = d_o[(token_of(row) * p.heads + head) * VECTORS + i % VECTORS];
+#ifndef DV
+        stage_upper(base, end, kv_head, lane);
+        workgroupBarrier();
+#each S ROWS/8
+        var dp$S = vec4<f32>();
+#end
+#each I 4
+        let v$I = places[own * 4u + $Iu].y;
+#end
+        for (var c = 0u; c < VECTORS; c++) {
+            let values = quad(v[v0 + c], v[v1 + c], v[v2 + c], v[v3 + c]);
+#each S ROWS/8
+            dp$S = dots(values, staged[(side + $Su * SIDE) * STRIDE + c], dp$S);
+#end
         }
+        workgroupBarrier();
+#endif
+        stage_queries(base, end, kv_head, lane);
         workgroupBarrier();
 #each S ROWS/8
         var scores$S = vec4<f32>();
-        var dp$S = vec4<f32>();
+#end
+#each I 4
+        let k$I = places[own * 4u + $Iu].x;
 #end
         for (var c = 0u; c < VECTORS; c++) {
             let keys = quad(k[k0 + c], k[k1 + c], k[k2 + c], k[k3 + c]);
-            let values = quad(v[v0 + c], v[v1 + c], v[v2 + c], v[v3 + c]);
 #each S ROWS/8
-            scores$S = dots(keys, queries[(side + $Su * SIDE) * STRIDE + c], scores$S);
-            dp$S = dots(values, upper[(side + $Su * SIDE) * STRIDE + c], dp$S);
+            scores$S = dots(keys, staged[(side + $Su * SIDE) * STRIDE + c], scores$S);
 #end
         }
+#each I 4
+        let place$I = places[own * 4u + $Iu];
+#end
+        let starts = first + own * 4u + vec4<u32>(0u, 1u, 2u, 3u);
+        let ends = vec4<u32>(place0.z, place1.z, place2.z, place3.z);
+        let positions = vec4<u32>(place0.w, place1.w, place2.w, place3.w);
 #each S ROWS/8
         {
             let row = min(base + side + $Su * SIDE, end - 1u);
@@ -87,36 +130,58 @@ fn main(
             // multiplied by zero.
             let score = capped4(scores$S * p.scale);
             let weight = exp(score - stats[at]);
-            let slope = weight * (dp$S - stats[p.queries * p.heads + at]) * p.scale * cap_slope4(score);
             let close = vec4<u32>(tokens[t].y) - positions < vec4<u32>(p.window);
             let seen = (vec4<u32>(t) >= starts) & (vec4<u32>(t) < ends) & close;
+#ifndef DK
             weights[(side + $Su * SIDE) * PAD + own] = select(vec4<f32>(), weight, seen);
+#endif
+#ifndef DV
+            let slope = weight * (dp$S - stats[p.queries * p.heads + at]) * p.scale * cap_slope4(score);
             slopes[(side + $Su * SIDE) * PAD + own] = select(vec4<f32>(), slope, seen);
+#endif
         }
 #end
         workgroupBarrier();
         let count = min(ROWS, end - base);
+#ifndef DV
         for (var j = 0u; j < count; j++) {
-            let weight = weights[j * PAD + own];
             let slope = slopes[j * PAD + own];
 #each C COLUMNS
-            let query$C = queries[j * STRIDE + column$C];
-            let upper$C = upper[j * STRIDE + column$C];
+            let query$C = staged[j * STRIDE + column$C];
 #each I 4
             dk$I$C = fma(vec4<f32>(slope[$I]), query$C, dk$I$C);
+#end
+#end
+        }
+        // All reads of what is staged precede the next loads.
+        workgroupBarrier();
+#endif
+#ifndef DK
+        stage_upper(base, end, kv_head, lane);
+        workgroupBarrier();
+        for (var j = 0u; j < count; j++) {
+            let weight = weights[j * PAD + own];
+#each C COLUMNS
+            let upper$C = staged[j * STRIDE + column$C];
+#each I 4
             dv$I$C = fma(vec4<f32>(weight[$I]), upper$C, dv$I$C);
 #end
 #end
         }
-        // All reads of these queries precede the loads of the next ones.
         workgroupBarrier();
+#endif
     }
 #each I 4
-    if starts[$I] < p.queries {
+    if first + own * 4u + $Iu < p.queries {
+        let place = places[own * 4u + $Iu];
 #each C COLUMNS
         if side + $Cu * SIDE < VECTORS {
-            out[k$I + column$C] = dk$I$C;
-            out[v$I + column$C] = dv$I$C;
+#ifndef DV
+            out[place.x + column$C] = dk$I$C;
+#endif
+#ifndef DK
+            out[place.y + column$C] = dv$I$C;
+#endif
         }
 #end
     }

@@ -30,10 +30,6 @@ fn main(
     let own = lane / SIDE;
     let side = lane % SIDE;
 #each I 4
-    let row$I = min(origin + own * 4u + $Iu, rows - 1u);
-    let q$I = q_of(token_of(row$I), head_of(row$I, kv_head));
-    let at$I = token_of(row$I) * p.heads + head_of(row$I, kv_head);
-    let u$I = at$I * VECTORS;
 #each C COLUMNS
     var sum$I$C = vec4<f32>();
 #end
@@ -42,24 +38,23 @@ fn main(
     // If HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
-    let lse = vec4<f32>(stats[at0], stats[at1], stats[at2], stats[at3]);
     let half = p.queries * p.heads;
-    let delta = vec4<f32>(stats[half + at0], stats[half + at1], stats[half + at2], stats[half + at3]);
+    place_rows(origin, rows, kv_head, lane);
     for (var part = 0u; part < 2u; part++) {
-#each I 4
-        let range$I = range_of(token_of(row$I), part);
-#end
-        let starts = vec4<u32>(range0.x, range1.x, range2.x, range3.x);
-        let ends = vec4<u32>(range0.y, range1.y, range2.y, range3.y);
+        // next_run has a barrier after this, and one before the next part.
+        place_spans(origin, rows, part, lane);
         var run = next_run(part, 0u, first, last, lane);
         while run.x < run.y {
-            let seen_ends = min(ends, vec4<u32>(run.y));
             for (var base = run.x; base < run.y; base += KEYS) {
                 stage_values(base, run.y, kv_head, lane);
                 workgroupBarrier();
 #each S KEYS/8
                 var dp$S = vec4<f32>();
                 var scores$S = vec4<f32>();
+#end
+#each I 4
+                let at$I = places[own * 4u + $Iu].y;
+                let u$I = at$I * VECTORS;
 #end
                 for (var c = 0u; c < VECTORS; c++) {
                     let upper = quad(d_o[u0 + c], d_o[u1 + c], d_o[u2 + c], d_o[u3 + c]);
@@ -71,18 +66,24 @@ fn main(
                 // The keys are staged last, because dq needs them again.
                 stage_keys(base, run.y, kv_head, lane);
                 workgroupBarrier();
+#each I 4
+                let q$I = places[own * 4u + $Iu].x;
+#end
                 for (var c = 0u; c < VECTORS; c++) {
                     let queries = quad(q[q0 + c], q[q1 + c], q[q2 + c], q[q3 + c]);
 #each S KEYS/8
                     scores$S = dots(queries, staged[(side + $Su * SIDE) * STRIDE + c], scores$S);
 #end
                 }
+                let lse = vec4<f32>(stats[at0], stats[at1], stats[at2], stats[at3]);
+                let delta =
+                    vec4<f32>(stats[half + at0], stats[half + at1], stats[half + at2], stats[half + at3]);
 #each S KEYS/8
                 // The weight of a key that is not seen may be infinite: it is replaced by zero, not
                 // multiplied by zero.
                 scores$S = capped4(scores$S * p.scale);
                 let ds$S = exp(scores$S - lse) * (dp$S - delta) * p.scale * cap_slope4(scores$S);
-                let seen$S = sees(base + side + $Su * SIDE, starts, seen_ends);
+                let seen$S = sees(base + side + $Su * SIDE, own, run.y);
                 weights[(side + $Su * SIDE) * PAD + own] = select(vec4<f32>(), ds$S, seen$S);
 #end
                 workgroupBarrier();
@@ -105,7 +106,7 @@ fn main(
 #each I 4
     if origin + own * 4u + $Iu < rows {
 #each C COLUMNS
-        if side + $Cu * SIDE < VECTORS { dq[q$I + column$C] = sum$I$C; }
+        if side + $Cu * SIDE < VECTORS { dq[places[own * 4u + $Iu].x + column$C] = sum$I$C; }
 #end
     }
 #end

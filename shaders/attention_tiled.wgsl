@@ -13,7 +13,6 @@
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;  // (T, H, HEAD_DIM)
 // (T, H), the first half of the backward's stats
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
-var<workgroup> maxima: array<vec4<f32>, SIDE * PAD>;                 // (SIDE, QUADS)
 const LEAST = -3.0e38;
 
 @compute @workgroup_size(LANES)
@@ -34,8 +33,6 @@ fn main(
     let own = lane / SIDE;
     let side = lane % SIDE;
 #each I 4
-    let row$I = min(origin + own * 4u + $Iu, rows - 1u);
-    let q$I = q_of(token_of(row$I), head_of(row$I, kv_head));
 #each C COLUMNS
     var sum$I$C = vec4<f32>();
 #end
@@ -44,22 +41,22 @@ fn main(
     // If HEAD_DIM is not a multiple of SIDE vectors, the last vector is computed more than once.
     let column$C = min(side + $Cu * SIDE, VECTORS - 1u);
 #end
+    place_rows(origin, rows, kv_head, lane);
     var most = vec4<f32>(LEAST);
     var mass = vec4<f32>();
     for (var part = 0u; part < 2u; part++) {
-#each I 4
-        let range$I = range_of(token_of(row$I), part);
-#end
-        let starts = vec4<u32>(range0.x, range1.x, range2.x, range3.x);
-        let ends = vec4<u32>(range0.y, range1.y, range2.y, range3.y);
+        // next_run has a barrier after this, and one before the next part.
+        place_spans(origin, rows, part, lane);
         var run = next_run(part, 0u, first, last, lane);
         while run.x < run.y {
-            let seen_ends = min(ends, vec4<u32>(run.y));
             for (var base = run.x; base < run.y; base += KEYS) {
                 stage_keys(base, run.y, kv_head, lane);
                 workgroupBarrier();
 #each S KEYS/8
                 var scores$S = vec4<f32>();
+#end
+#each I 4
+                let q$I = places[own * 4u + $Iu].x;
 #end
                 for (var c = 0u; c < VECTORS; c++) {
                     let queries = quad(q[q0 + c], q[q1 + c], q[q2 + c], q[q3 + c]);
@@ -69,16 +66,18 @@ fn main(
                 }
                 var grown = most;
 #each S KEYS/8
-                let seen$S = sees(base + side + $Su * SIDE, starts, seen_ends);
+                let seen$S = sees(base + side + $Su * SIDE, own, run.y);
                 scores$S = select(vec4<f32>(LEAST), capped4(scores$S * p.scale), seen$S);
                 grown = max(grown, scores$S);
 #end
-                maxima[side * PAD + own] = grown;
+                // Until the weights are known, their place is for the lanes' maxima.
+                weights[side * PAD + own] = grown;
                 workgroupBarrier();
                 stage_values(base, run.y, kv_head, lane);
 #each J 8
-                grown = max(grown, maxima[$Ju * PAD + own]);
+                grown = max(grown, weights[$Ju * PAD + own]);
 #end
+                workgroupBarrier();
 #each S KEYS/8
                 weights[(side + $Su * SIDE) * PAD + own] = select(vec4<f32>(), exp(scores$S - grown), seen$S);
 #end
@@ -110,7 +109,7 @@ fn main(
     }
 #each I 4
     if origin + own * 4u + $Iu < rows {
-        let at = token_of(row$I) * p.heads + head_of(row$I, kv_head);
+        let at = places[own * 4u + $Iu].y;
 #each C COLUMNS
         if side + $Cu * SIDE < VECTORS { o[at * VECTORS + column$C] = sum$I$C / mass[$I]; }
 #end

@@ -4,6 +4,10 @@
 var<workgroup> staged: array<vec4<f32>, KEYS * STRIDE>;  // (KEYS, VECTORS): keys or values
 var<workgroup> weights: array<vec4<f32>, KEYS * PAD>;    // (KEYS, QUADS): one for each row of a quad
 var<workgroup> next: vec2<u32>;
+// What an invocation needs of its rows now and then is here, because registers decide how many subgroups run
+// at once.
+var<workgroup> places: array<vec2<u32>, TILE>;           // (TILE): a row's query in q, and (token, head)
+var<workgroup> spans: array<vec2<u32>, TILE>;            // (TILE): a row's key range in the part
 
 // The key range of token t in the prefix (part 0) or in its segment (part 1).
 fn range_of(t: u32, part: u32) -> vec2<u32> {
@@ -51,7 +55,26 @@ fn stage_values(base: u32, end: u32, kv_head: u32, lane: u32) {
     }
 }
 
-// Which rows of a quad see a key.
-fn sees(key: u32, starts: vec4<u32>, ends: vec4<u32>) -> vec4<bool> {
+// The first row of a tile is `origin` of `rows`. What this stores is there after the next barrier.
+fn place_rows(origin: u32, rows: u32, kv_head: u32, lane: u32) {
+    if lane < TILE {
+        let row = min(origin + lane, rows - 1u);
+        let t = token_of(row);
+        let head = head_of(row, kv_head);
+        places[lane] = vec2<u32>(q_of(t, head), t * p.heads + head);
+    }
+}
+fn place_spans(origin: u32, rows: u32, part: u32, lane: u32) {
+    if lane < TILE { spans[lane] = range_of(token_of(min(origin + lane, rows - 1u)), part); }
+}
+
+// Which rows of a quad see a key before `end`.
+fn sees(key: u32, quad: u32, end: u32) -> vec4<bool> {
+    let a = spans[quad * 4u];
+    let b = spans[quad * 4u + 1u];
+    let c = spans[quad * 4u + 2u];
+    let d = spans[quad * 4u + 3u];
+    let starts = vec4<u32>(a.x, b.x, c.x, d.x);
+    let ends = min(vec4<u32>(a.y, b.y, c.y, d.y), vec4<u32>(end));
     return (vec4<u32>(key) >= starts) & (vec4<u32>(key) < ends);
 }

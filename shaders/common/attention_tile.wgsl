@@ -3,7 +3,7 @@
 // SIDE invocations share a quad: each multiplies the quad with every SIDE-th staged row, and then sums every
 // SIDE-th vector of the staged rows. The rows that a workgroup owns are read through the cache, which
 // serves the SIDE invocations of a quad; workgroup memory is for the rows that all quads read.
-const LANES = 64u;
+const LANES = 128u;
 const SIDE = 8u;
 const QUADS = LANES / SIDE;
 const TILE = QUADS * 4u;

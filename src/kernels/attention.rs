@@ -24,7 +24,12 @@ pub const HEAD_DIMS: [usize; 15] = [4, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96
 pub const CAPPED_HEAD_DIMS: [usize; 3] = [16, 128, 256];
 
 /// Rows of a workgroup in the tiled kernels; `TILE` in `common/attention_tile.wgsl`.
-const TILE: usize = 32;
+const TILE: usize = 64;
+/// The most rows that a workgroup of these loads at a time.
+const MOST_STAGED: usize = 32;
+/// The largest heads for which one tiled kernel sums dk and dv: for larger ones, the two sums take too many
+/// registers.
+const BOTH_SUMS: usize = 64;
 
 pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
     vec![Params::block(), DeltaParams::block()]
@@ -117,25 +122,25 @@ impl Shape {
     }
 
     /// The portable tier's variant of `name`, and its number of workgroups for `rows` rows of each kv head.
-    /// Its block size is the largest multiple of 8, up to [`TILE`], for which `staged` blocks of vectors, as
-    /// many blocks of weights, and `rest` vec4s fit in 16 KiB of workgroup memory.
-    fn tiled(&self, name: &str, block: &str, rows: usize, (staged, rest): (usize, usize)) -> (String, u64) {
+    /// Its block size is the largest multiple of 8, up to [`MOST_STAGED`], for which a block of vectors,
+    /// `weights` blocks of weights, and what the kernel keeps of its rows fit in 16 KiB of workgroup memory.
+    fn tiled(&self, name: &str, block: &str, rows: usize, weights: usize) -> (String, u64) {
         let dim = self.head_dim;
-        // Rows of vectors and of weights have odd strides, see common/attention_tile.wgsl.
         let cap = self.cap_flag();
-        let size = (1024 - rest) / (staged * (((dim / 4) | 1) + 9)) / 8 * 8;
-        let variant =
-            format!("{name} HEAD_DIM={dim} {block}={} COLUMNS={}{cap}", size.min(TILE), dim.div_ceil(32));
+        // Rows of vectors and of weights have odd strides, see common/attention_tile.wgsl.
+        let (vectors, quads) = ((dim / 4) | 1, TILE / 4 + 1);
+        let kept = TILE + 1;
+        let size = ((1024 - kept) / (vectors + weights * quads) / 8 * 8).min(MOST_STAGED);
+        let variant = format!("{name} HEAD_DIM={dim} {block}={size} COLUMNS={}{cap}", dim.div_ceil(32));
         (variant, (rows.div_ceil(TILE) * self.kv_heads) as u64)
     }
 
     /// The variant and the number of workgroups of a kernel whose rows are queries: the forward pass, and dq.
     fn by_query(&self, gpu: &Gpu, name: &str) -> (String, u64) {
         match gpu.tier() {
-            // `rest` is `maxima` and `next`, the run of keys.
             Tier::Portable => {
                 let rows = self.queries * self.heads / self.kv_heads;
-                self.tiled(&format!("{name}_tiled"), "KEYS", rows, (1, 8 * 9 + 1))
+                self.tiled(&format!("{name}_tiled"), "KEYS", rows, 1)
             }
             Tier::Software => self.variant(gpu, name, "", self.heads),
         }
@@ -268,15 +273,19 @@ pub fn backward(
     let read_o = (d_o, count);
     let (q, k, v) = (q.data, k.data, v.data);
     match rec.gpu().tier() {
-        // There is no tiled dkv kernel for heads of 256 elements: workgroup memory does not hold eight rows
-        // of queries and of d_o.
-        Tier::Portable if shape.head_dim <= 128 => {
-            // `staged` is rows of queries (with ds) and of d_o (with weights), `rest` is `seen_end`.
-            let (variant, groups) = shape.tiled("attention_dkv_tiled", "ROWS", shape.queries, (2, 1));
+        Tier::Portable => {
+            let passes: &[_] = match shape.head_dim <= BOTH_SUMS {
+                true => &[("attention_dkv_tiled", 2, 8.0)],
+                false => &[("attention_dkv_tiled DV", 1, 4.0), ("attention_dkv_tiled DK", 1, 6.0)],
+            };
             let bindings = [q, k, v, tokens, stats, d_o, dkv];
-            rec.dispatch(&kernel(rec.gpu(), &variant), &params, &bindings, groups, shape.operations(8.0));
+            for &(name, weights, per_element) in passes {
+                let (variant, groups) = shape.tiled(name, "ROWS", shape.queries, weights);
+                let (shader, operations) = (kernel(rec.gpu(), &variant), shape.operations(per_element));
+                rec.dispatch(&shader, &params, &bindings, groups, operations);
+            }
         }
-        _ => {
+        Tier::Software => {
             let chosen = shape.variant(rec.gpu(), "attention_dkv", " DV", shape.kv_heads);
             let (bindings, read) = ([q, k, tokens, stats, d_o, dkv], [read_q, read_k, read_o]);
             shape.record(rec, chosen, &params, (&bindings, &read), shape.operations(4.0));

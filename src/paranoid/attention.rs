@@ -223,9 +223,9 @@ pub(super) fn dkv(seen: &Witnessed) -> Vec<Output> {
     by_key(seen, &places, [2, 3, 4, 5], [!values, values])
 }
 
-/// Bindings: q, k, v, tokens, stats, do, and both gradients.
+/// Bindings: q, k, v, tokens, stats, do, and the gradients, or one of them.
 pub(super) fn dkv_tiled(seen: &Witnessed) -> Vec<Output> {
-    by_key(seen, &Places { q: 0, k: 1, v: 2 }, [3, 4, 5, 6], [true; 2])
+    by_key(seen, &Places { q: 0, k: 1, v: 2 }, [3, 4, 5, 6], ["DV", "DK"].map(|other| !seen.has(other)))
 }
 
 /// Checks each picked key separately, with the queries that see it: those from the key to its end that are

@@ -36,12 +36,13 @@ const BATCHES: [&[(u32, &[u32])]; 3] = [
     &[(40, &[17, 30, 1, 1, 9]), (13, &[64]), (0, &[5, 6])],
 ];
 
-/// Lengths near the sizes of a tile of the portable kernels: 32 rows (a query and one of the heads that share
+/// Lengths near the sizes of a tile of the portable kernels: 64 rows (a query and one of the heads that share
 /// a kv head), and 16, 24 or 32 keys.
-const EDGES: [&[(u32, &[u32])]; 6] = [
-    &[(31, &[])],
-    &[(32, &[])],
+const EDGES: [&[(u32, &[u32])]; 7] = [
     &[(33, &[])],
+    &[(63, &[])],
+    &[(64, &[])],
+    &[(65, &[])],
     &[(4, &[]), (7, &[]), (1, &[])],
     &[(33, &[31, 2, 64])],
     &[(65, &[15, 17]), (24, &[8, 40])],
@@ -257,7 +258,7 @@ async fn backward(gpu: &Gpu, depth: Depth) -> Outcome {
 /// key.
 async fn windows(gpu: &Gpu, depth: Depth) -> Outcome {
     for &shape in depth.of(&SHAPES) {
-        for batch in [BATCHES[0], BATCHES[2], EDGES[4]] {
+        for batch in [BATCHES[0], BATCHES[2], EDGES[5]] {
             for window in [1, 3, 7, 33] {
                 let (ranges, limits) = (ranges(batch), Limits { window: Some(window), cap: None });
                 let keys = ranges.len();

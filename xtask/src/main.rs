@@ -10,6 +10,7 @@ const USAGE: &str = "\
 usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, then run `aweigh demo`
        cargo xtask test [flags]    install a Vulkan driver if there is none, then test both packages
        cargo xtask check           run all checks of a change: .ci/run
+       cargo xtask amd             print what AMD's compiler makes of the kernels, without a GPU
        cargo xtask docs            write the documents that tests compare with the code
        cargo xtask fixtures        print how the files in tests/golden and assets/tiny were made";
 
@@ -28,9 +29,11 @@ const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
     let test: &[&str] = &["test", "--package", "aweigh", "--package", "aweigh-cli"];
+    let amd: &[&str] = &["test", "--package", "aweigh", "--test", "amd", "--", "--nocapture"];
     let cargo_arguments = match arguments.next().as_deref() {
         Some("demo") => &["run", "--release", "--package", "aweigh-cli", "--", "demo"],
         Some("test") => test,
+        Some("amd") => amd,
         Some("check") => return run(Command::new("bash").arg(".ci/run")),
         Some("docs") => {
             let write = |arguments: &&[&str]| {
@@ -55,7 +58,12 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let arguments: Vec<String> = arguments.collect();
-    let ended = run(cargo().args(cargo_arguments).args(&arguments));
+    let mut command = cargo();
+    command.args(cargo_arguments).args(&arguments);
+    if cargo_arguments == amd {
+        command.env("AWEIGH_AMD", "all");
+    }
+    let ended = run(&mut command);
     // Tests that need real files are ignored by default. With flags of the caller, only what was asked for
     // runs.
     match cargo_arguments == test && arguments.is_empty() && ended == ExitCode::SUCCESS {
