@@ -23,7 +23,7 @@ var<workgroup> weights: array<vec4<f32>, ROWS * PAD>;
 var<workgroup> slopes: array<vec4<f32>, ROWS * PAD>;                   // (ROWS, QUADS): ds
 #endif
 // (TILE): a key's place in k, its place in v, its visible_end and its position
-var<workgroup> places: array<vec4<u32>, TILE>;
+var<workgroup> key_rows: array<vec4<u32>, TILE>;
 var<workgroup> seen_end: u32;
 
 fn last_seen(first: u32) -> u32 {
@@ -78,7 +78,7 @@ fn main(
 #end
     if lane < TILE {
         let t = min(first + lane, p.queries - 1u);
-        places[lane] = vec4<u32>(k_of(t, kv_head), v_of(t, kv_head), tokens[t].w, tokens[t].y);
+        key_rows[lane] = vec4<u32>(k_of(t, kv_head), v_of(t, kv_head), tokens[t].w, tokens[t].y);
     }
     if lane == 0u { seen_end = last_seen(first); }
     // A barrier before and after the load.
@@ -91,7 +91,7 @@ fn main(
         var dp$S = vec4<f32>();
 #end
 #each I 4
-        let v$I = places[own * 4u + $Iu].y;
+        let v$I = key_rows[own * 4u + $Iu].y;
 #end
         for (var c = 0u; c < VECTORS; c++) {
             let values = quad(v[v0 + c], v[v1 + c], v[v2 + c], v[v3 + c]);
@@ -107,7 +107,7 @@ fn main(
         var scores$S = vec4<f32>();
 #end
 #each I 4
-        let k$I = places[own * 4u + $Iu].x;
+        let k$I = key_rows[own * 4u + $Iu].x;
 #end
         for (var c = 0u; c < VECTORS; c++) {
             let keys = quad(k[k0 + c], k[k1 + c], k[k2 + c], k[k3 + c]);
@@ -116,11 +116,11 @@ fn main(
 #end
         }
 #each I 4
-        let place$I = places[own * 4u + $Iu];
+        let key_row$I = key_rows[own * 4u + $Iu];
 #end
         let starts = first + own * 4u + vec4<u32>(0u, 1u, 2u, 3u);
-        let ends = vec4<u32>(place0.z, place1.z, place2.z, place3.z);
-        let positions = vec4<u32>(place0.w, place1.w, place2.w, place3.w);
+        let ends = vec4<u32>(key_row0.z, key_row1.z, key_row2.z, key_row3.z);
+        let positions = vec4<u32>(key_row0.w, key_row1.w, key_row2.w, key_row3.w);
 #each S ROWS/8
         {
             let row = min(base + side + $Su * SIDE, end - 1u);
@@ -173,14 +173,14 @@ fn main(
     }
 #each I 4
     if first + own * 4u + $Iu < p.queries {
-        let place = places[own * 4u + $Iu];
+        let key_row = key_rows[own * 4u + $Iu];
 #each C COLUMNS
         if side + $Cu * SIDE < VECTORS {
 #ifndef DV
-            out[place.x + column$C] = dk$I$C;
+            out[key_row.x + column$C] = dk$I$C;
 #endif
 #ifndef DK
-            out[place.y + column$C] = dv$I$C;
+            out[key_row.y + column$C] = dv$I$C;
 #endif
         }
 #end

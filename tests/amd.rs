@@ -50,7 +50,7 @@ fn is_for_gpus(variant: &Variant) -> bool {
         && !["SERIAL", "TEXELS"].iter().any(|flag| variant.defines.contains_key(*flag))
 }
 
-/// The variants to compile, on a device with or without cooperative matrices.
+/// The variants to compile: all, or those without quantised weights.
 fn variants(all: bool) -> Vec<Variant> {
     let mut found = permutations().expect("shaders/permutations");
     found.retain(|variant| is_for_gpus(variant) && (all || !variant.defines.contains_key("QUANT")));
@@ -217,9 +217,8 @@ fn one_part() {
 
 /// RADV's file for the Vulkan loader.
 fn radv() -> Option<PathBuf> {
-    let entries = std::fs::read_dir("/usr/share/vulkan/icd.d").ok()?;
-    let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    paths.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("radeon_icd")))
+    let names = [format!("radeon_icd.{}.json", std::env::consts::ARCH), "radeon_icd.json".into()];
+    names.iter().map(|name| Path::new("/usr/share/vulkan/icd.d").join(name)).find(|path| path.exists())
 }
 
 /// Mesa's version, and each variant's statistics for a family, compiled on all cores; none if the driver

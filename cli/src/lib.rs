@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod commands;
+mod machine;
 pub mod meters;
 pub mod open;
 pub mod report_page;

@@ -17,6 +17,11 @@ fn bench_measures_what_it_is_asked_to() {
     let figures = room.json(&[&all[..], &small].concat());
     let positive = |value: &Value| value.as_f64().is_some_and(|v| v > 0.0 && v.is_finite());
     assert!(positive(&figures["peak"]["gflops"][0]), "{figures}");
+    let machine = &figures["machine"];
+    assert!(machine["cores"].as_u64().unwrap() > 0, "{machine}");
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        assert_ne!(machine["processor"], "unknown");
+    }
     let rates = figures["rates"].as_array().unwrap();
     assert!(rates.len() >= 12 && rates.iter().all(|rate| positive(&rate["gflops"])), "{figures}");
     for step in ["step", "step_full"] {

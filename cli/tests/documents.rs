@@ -1,13 +1,16 @@
 //! The documents against the program: commands are understood, flags exist, links lead somewhere.
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 
+use aweigh::bench::median;
 use aweigh_cli::Cli;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use regex::Regex;
+use serde_json::Value;
 
 use super::room::of_repository;
 
@@ -116,4 +119,67 @@ fn every_link_leads_somewhere() {
         }
     }
     assert!(count > 60, "only {count} links were found");
+}
+
+/// docs/speed.md has a row for each file in benches/machines, which `aweigh bench --json` wrote.
+#[test]
+fn the_table_of_machines() {
+    let mut paths: Vec<PathBuf> = fs::read_dir(of_repository("benches/machines"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "json"))
+        .collect();
+    paths.sort();
+    let mut table = String::from(
+        "| file | processor | instruction sets | cores | GPU, driver | peak, GFLOP/s | NT, NN, TN | \
+         step, all weights | sampling |\n|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for path in paths {
+        let figures: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let machine = &figures["machine"];
+        let words = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let sets = machine["instruction_sets"].as_array().unwrap().last().map(words).unwrap_or_default();
+        // The fastest kernel for f32 operands of 1024 x 1024.
+        let best = |form: &str| {
+            let rates = figures["rates"].as_array().unwrap().iter();
+            let own = rates.filter(|rate| {
+                let kernel = words(&rate["kernel"]);
+                words(&rate["shape"]) == "m=1024 n=1024 k=1024"
+                    && kernel.split(' ').any(|word| word == form)
+                    && !kernel.contains("PACKED")
+            });
+            own.filter_map(|rate| rate["gflops"].as_f64()).fold(f64::NAN, f64::max)
+        };
+        let middle = |value: &Value| {
+            let values = value.as_array().into_iter().flatten().filter_map(Value::as_f64);
+            median(&values.collect::<Vec<_>>())
+        };
+        let shown = |value: f64, digits: usize, unit: &str| match value.is_nan() {
+            true => String::new(),
+            false => format!("{value:.digits$}{unit}"),
+        };
+        writeln!(
+            table,
+            "| [{name}](../benches/machines/{name}.json) | {} | {sets} | {} | {}, {} | {} | {} | {} | {} |",
+            words(&machine["processor"]),
+            machine["cores"],
+            words(&figures["gpu"]),
+            words(&figures["driver"]),
+            shown(middle(&figures["peak"]["gflops"]), 0, ""),
+            ["NT", "NN", "TN"].map(|form| shown(best(form), 1, "")).join(", "),
+            shown(middle(&figures["step_full"]["seconds"]), 2, " s"),
+            shown(middle(&figures["sample"]["together"]), 1, " tokens/s"),
+        )
+        .unwrap();
+    }
+    let path = of_repository("docs/speed.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let start = text.find("| file | processor |").expect("the table's place");
+    let end = start + text[start..].find("\n\n").expect("an empty line behind the table") + 1;
+    if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
+        fs::write(&path, [&text[..start], &table, &text[end..]].concat()).unwrap();
+    } else {
+        assert_eq!(&text[start..end], table, "`cargo xtask docs` writes it");
+    }
 }

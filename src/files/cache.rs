@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{WholeFile, write_whole};
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterSummary, Tuning};
+use crate::gpu::{AdapterSummary, Tuning, instruction_sets};
 
 /// Environment variable with a directory for these files, instead of one in the user's cache directory.
 const DIRECTORY: &str = "AWEIGH_CACHE_DIR";
@@ -60,6 +60,38 @@ pub fn tuning_file(summary: &AdapterSummary) -> Result<WholeFile> {
     })?;
     create_folder_of(&path)?;
     WholeFile::create(&path)
+}
+
+/// How products read their operands, as measured on an adapter.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Operands {
+    /// The version of this crate whose kernels were measured.
+    version: String,
+    /// The processor's instruction sets: a driver's name does not tell them.
+    instruction_sets: Vec<String>,
+    /// The least number of rows of products that read them through textures; `None` if none does.
+    texels_from: Option<usize>,
+}
+
+/// [`Gpu::known_texels_from`](crate::gpu::Gpu::known_texels_from) of an earlier process with this adapter,
+/// version and processor; `None` if there was none.
+pub fn texels_from(summary: &AdapterSummary) -> Option<usize> {
+    let text = std::fs::read(path(summary, "operands", "json")?).ok()?;
+    let found: Operands = serde_json::from_slice(&text).ok()?;
+    let same = found.version == env!("CARGO_PKG_VERSION") && found.instruction_sets == instruction_sets();
+    same.then(|| found.texels_from.unwrap_or(usize::MAX))
+}
+
+/// Saves it for later processes. A failure is only a warning: it is measured again.
+pub fn save_texels_from(summary: &AdapterSummary, rows: usize) {
+    let Some(path) = path(summary, "operands", "json") else { return };
+    let texels_from = Some(rows).filter(|rows| *rows < usize::MAX);
+    let instruction_sets = instruction_sets().into_iter().map(String::from).collect();
+    let operands = Operands { version: env!("CARGO_PKG_VERSION").into(), instruction_sets, texels_from };
+    let text = serde_json::to_vec(&operands).expect("numbers and texts");
+    if let Err(error) = save(&path, &text) {
+        log::warn!("how operands are read fastest is not kept: {error}");
+    }
 }
 
 fn checksum(bytes: &[u8]) -> [u8; 4] {

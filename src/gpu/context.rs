@@ -85,14 +85,16 @@ pub struct Gpu {
     witness: Option<Arc<dyn Witness>>,
     lanes: Lanes,
     textures: Texels,
-    prefers_texels: OnceLock<bool>,
+    /// `None` if the measurement failed.
+    texels_from: OnceLock<Option<usize>>,
 }
 
 impl Gpu {
     /// Opens the adapter that `options` names, or the fastest one.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] when there is no adapter, when none matches, or when it does not open.
+    /// [`Error::NoAdapter`] when there is no adapter, when none matches, or when it does not open;
+    /// [`Error::OutOfMemory`].
     pub async fn open(options: &Options) -> Result<Self> {
         let found = adapters(&instance()).await;
         let index = choose(&found, options.adapter.as_deref())?;
@@ -176,14 +178,16 @@ impl Gpu {
             witness: options.witness.clone(),
             lanes: options.lanes,
             textures: Texels::default(),
-            prefers_texels: options.texels.map_or_else(OnceLock::new, OnceLock::from),
+            texels_from: options
+                .texels
+                .map_or_else(OnceLock::new, |all| OnceLock::from(Some(if all { 0 } else { usize::MAX }))),
             device,
             queue,
             memory,
             summary,
             kernels: Mutex::default(),
             uniforms,
-            submits: Mutex::default(),
+            submits: Mutex::new(Sentinel::FIRST),
             sentinel,
             reports,
             faults: options.faults.clone(),
@@ -233,9 +237,21 @@ impl Gpu {
         own
     }
 
-    /// Whether products should read their operands through textures; `measure` finds out the first time.
-    pub(crate) fn prefers_texels(&self, measure: impl FnOnce() -> bool) -> bool {
-        *self.prefers_texels.get_or_init(measure)
+    /// The least number of rows and columns of products that should read their operands through textures;
+    /// `measure` finds out the first time.
+    pub(crate) fn texels_from(&self, measure: impl FnOnce() -> Option<usize>) -> usize {
+        self.texels_from.get_or_init(measure).unwrap_or(usize::MAX)
+    }
+
+    /// The least number of rows of products that read their operands through textures, as it was measured or
+    /// taken by [`Gpu::use_texels_from`]; `None` before the first product.
+    pub fn known_texels_from(&self) -> Option<usize> {
+        self.texels_from.get().copied().flatten()
+    }
+
+    /// Takes what [`Gpu::known_texels_from`] gave in an earlier process, unless [`Options::texels`] decides.
+    pub fn use_texels_from(&self, rows: usize) {
+        let _ = self.texels_from.set(Some(rows));
     }
 
     /// The texture of a slot, with `rows` rows or more.

@@ -138,7 +138,7 @@ impl Memory {
     pub fn on_paper(max_binding: u64) -> Self {
         let paper = Self::paper(max_binding);
         std::mem::forget(paper.ledger.enter(Purpose::Staging, UNIFORM_BYTES));
-        std::mem::forget(Sentinel::new(&paper));
+        std::mem::forget(Sentinel::new(&paper).expect("memory on paper is never full"));
         paper
     }
 

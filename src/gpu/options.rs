@@ -35,8 +35,8 @@ pub struct Options {
     pub submit_seconds: Option<f64>,
     /// Overrides the tier that the adapter's kind suggests.
     pub tier: Option<Tier>,
-    /// Whether matrix products of [`Tier::Software`] read their operands through textures; `None` measures on
-    /// first use which is faster. The results are the same.
+    /// Whether products and attention of [`Tier::Software`] read their operands through textures; `None`
+    /// measures on first use from which size on that is faster. The results are the same.
     pub texels: Option<bool>,
     /// Whether matrix products may round their inputs to f16. Only [`Tier::Portable`] has kernels that do.
     /// Without f16 on the adapter, or with `default_limits`, nothing is rounded.

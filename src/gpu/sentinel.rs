@@ -1,16 +1,20 @@
-//! The number of submits that the device has run. A driver may drop a submit that takes too long without
-//! telling anybody (wgpu issue 9545); its results would then be those of the work before. So each submit ends
-//! with a dispatch that raises a number on the device, and whoever reads results reads that number too.
+//! The number of submits that the device has run. A submit that fails or is dropped may go unreported (on
+//! Metal, wgpu does not look at the state of command buffers: its issue 9545), and results would then be
+//! those of the work before. So each submit of kernels ends with a dispatch that raises a number on the
+//! device, and whoever reads results reads that number too.
+//!
+//! The dispatch shows that its submit ran. It does not show that every other dispatch in it did: on some
+//! drivers it may overtake them.
 
 use std::sync::Arc;
 
-use super::{DType, Gpu, Kernel, Memory, Purpose, Tensor, kernel};
+use super::{Gpu, Kernel, Memory, Purpose, Tensor, kernel};
 use crate::Result;
 
 /// A submit.
 pub(super) struct Submitted {
     pub index: wgpu::SubmissionIndex,
-    /// The number of submits so far that a sentinel's dispatch ends, with this one.
+    /// The number of submits of kernels so far, with this one.
     pub submits: u32,
 }
 
@@ -18,12 +22,15 @@ pub(super) struct Submitted {
 pub(super) struct Sentinel(Tensor);
 
 impl Sentinel {
+    /// The number before the first submit: not 0, which a readback that did not run has.
+    pub const FIRST: u32 = 1;
+
     /// No submit ran yet.
     ///
     /// # Errors
     /// As [`Tensor::new`].
     pub fn new(memory: &Memory) -> Result<Self> {
-        Ok(Self(Tensor::new(memory, Purpose::Staging, "submits", 1, DType::U32)?))
+        Ok(Self(Tensor::from_u32(memory, Purpose::Staging, "submits", &[Self::FIRST])?))
     }
 
     /// The number, for a copy of it.
@@ -37,8 +44,11 @@ impl Sentinel {
     /// [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn check(gpu: &Gpu, ran: u32, submits: u32) -> Result<()> {
         if ran != submits {
-            let first = ran.wrapping_add(1);
-            gpu.lose(format!("its driver did not run submit {first} of {submits}, and reported nothing"));
+            let which = match ran {
+                0 => "a readback".into(),
+                _ => format!("submit {} of {}", ran.wrapping_add(1) - Self::FIRST, submits - Self::FIRST),
+            };
+            gpu.lose(format!("{which} did not run, and no error was reported"));
         }
         gpu.check("reading results back")
     }

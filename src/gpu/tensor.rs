@@ -119,7 +119,7 @@ impl Tensor {
     /// Bytes that [`Tensor::read_in_pieces`] reads at a time.
     pub const PIECE: usize = 512 << 10;
     /// Bytes that each readback takes besides those that are asked for.
-    pub const SENTINEL: usize = 4;
+    pub const READBACK_EXTRA: usize = 4;
 
     /// A new zeroed tensor.
     ///
@@ -272,7 +272,7 @@ impl Tensor {
         let size = (wanted as u64).next_multiple_of(4);
         let start = self.byte_offset + range.start as u64;
         // The tensor's bytes, and the sentinel's number.
-        let all = size + Self::SENTINEL as u64;
+        let all = size + Self::READBACK_EXTRA as u64;
         let staging = gpu.readback(gpu.device(), all);
         let entry = gpu.ledger().enter(Purpose::Staging, all);
         let mut submits = 0;
@@ -285,7 +285,7 @@ impl Tensor {
                 0,
                 staging,
                 size,
-                Self::SENTINEL as u64,
+                Self::READBACK_EXTRA as u64,
             );
             let submit = gpu.submit(encoder, None, 0.0);
             submits = submit.submits;

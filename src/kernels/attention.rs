@@ -151,7 +151,7 @@ impl Shape {
     fn copies(&self, gpu: &Gpu, read: &[(Binding, usize)]) -> Option<Vec<Option<Copied>>> {
         let loads = self.queries.div_ceil(8) * self.heads * self.mean_keys * self.head_dim;
         let copied: usize = read.iter().map(|(_, count)| count).sum();
-        if copied >= 8 * loads || !prefers_texels(gpu) {
+        if copied >= 8 * loads || !prefers_texels(gpu, self.queries) {
             return None;
         }
         read.iter().map(|&(_, count)| Copied::run(0, 4 * count as u64).map(Some)).collect()

@@ -1,13 +1,12 @@
 //! Matrix products in the three layouts that a linear layer's forward and backward need.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::texels::{self, Part};
 use super::{Mat, check, params, prefers_texels, storage_flags};
 use crate::Result;
 use crate::gpu::kernel;
-use crate::gpu::{Copied, DType, Gpu, Precision, Purpose, Recorder, Scalar, Tensor, Tier};
+use crate::gpu::{Copied, DType, Gpu, Precision, Recorder, Scalar, Tensor, Tier};
 
 params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
@@ -212,7 +211,7 @@ impl<'a> Product<'a> {
             return storage;
         }
         let texels = self.software(gpu, wide, " TEXELS");
-        match prefers_texels(gpu) {
+        match prefers_texels(gpu, m.min(n)) {
             true => [texels, storage].concat(),
             false => [storage, texels].concat(),
         }
@@ -220,7 +219,7 @@ impl<'a> Product<'a> {
 
     /// The candidates of the software tier that read their operands in one way: `texels` is its flag. `wide`
     /// is whether four neighbours can be loaded at once.
-    fn software(&self, gpu: &Gpu, wide: bool, texels: &str) -> Vec<Candidate> {
+    pub(super) fn software(&self, gpu: &Gpu, wide: bool, texels: &str) -> Vec<Candidate> {
         let &Self { form, w, dims: Dims { m, n, k }, .. } = self;
         let flags = flags(form, w.data.dtype()) + texels;
         let candidate = |variant, rows, columns, workgroup| Candidate {
@@ -445,50 +444,5 @@ impl<'a> Product<'a> {
             rec.dispatch_with(&shader, &params, (&bindings, &copies), groups(m, n), operations(m, n));
         }
         Ok(())
-    }
-}
-
-/// Whether a product whose operands are read through textures takes less time on this adapter than one that
-/// reads storage buffers: a small one is timed both ways.
-pub(super) fn texels_are_faster(gpu: &Gpu) -> bool {
-    let dims = Dims { m: 64, n: 256, k: 1024 };
-    // A browser cannot wait here, and its adapters are seldom a processor.
-    if cfg!(target_arch = "wasm32") {
-        return false;
-    }
-    let measured = || -> Result<[f64; 2]> {
-        let memory = gpu.apart();
-        let make = |label, count| Tensor::new(&memory, Purpose::Staging, label, count, DType::F32);
-        let (x, w) = (make("x", dims.m * dims.k)?, make("w", dims.n * dims.k)?);
-        let y = make("y", dims.m * dims.n)?;
-        let product = Product::plain(Form::Nt, &x, &w, &y, dims);
-        let mut seconds = [f64::INFINITY; 2];
-        // The first turn compiles the kernels.
-        for turn in 0..4 {
-            for (least, flag) in seconds.iter_mut().zip(["", " TEXELS"]) {
-                let all = product.software(gpu, true, flag);
-                let started = Instant::now();
-                let mut rec = Recorder::new(gpu);
-                product.record_by(&mut rec, &all[0])?;
-                rec.submit();
-                pollster::block_on(gpu.finished())?;
-                if turn > 0 {
-                    *least = least.min(started.elapsed().as_secs_f64());
-                }
-            }
-        }
-        Ok(seconds)
-    };
-    match measured() {
-        Ok([storage, texels]) => {
-            log::info!(
-                "a small product: {storage:.4} s from storage buffers, {texels:.4} s through textures"
-            );
-            texels < storage
-        }
-        Err(error) => {
-            log::warn!("measuring how products read their operands: {error}");
-            false
-        }
     }
 }

@@ -18,6 +18,7 @@ pub mod kv_write;
 pub mod layer_norm;
 pub mod log_prob;
 pub mod matmul;
+mod operands;
 pub mod preference;
 pub mod retain;
 pub mod rms_norm;
@@ -210,10 +211,11 @@ fn storage_flags(weights: DType) -> &'static str {
     }
 }
 
-/// Whether the kernels of software adapters should read their operands through textures. A product is timed
+/// Whether the kernels of software adapters should read their operands through textures, if each element of
+/// an operand is for at least `uses` outputs: it is copied once, and read about as often. Products are timed
 /// both ways the first time.
-fn prefers_texels(gpu: &Gpu) -> bool {
-    gpu.prefers_texels(|| matmul::texels_are_faster(gpu))
+fn prefers_texels(gpu: &Gpu, uses: usize) -> bool {
+    uses >= gpu.texels_from(|| operands::least_rows(gpu))
 }
 
 /// Workgroups of 64 for `count` invocations.

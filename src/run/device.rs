@@ -11,11 +11,15 @@ use crate::files::cache;
 use crate::gpu::{Faults, Gpu, Options, Witness};
 use crate::paranoid::Paranoid;
 
-/// An open GPU. When it is dropped, new compiled pipelines are saved in the user's cache directory.
+/// An open GPU. When it is dropped, new compiled pipelines, and what was measured of it, are saved in the
+/// user's cache directory.
 pub struct OpenGpu {
     gpu: Gpu,
     /// The driver's pipeline cache right after opening, to tell later whether it has changed.
     known: Option<Vec<u8>>,
+    /// Whether to keep how products read their operands fastest: if that is measured with this GPU, without
+    /// pauses and checks.
+    keeps: bool,
 }
 
 impl OpenGpu {
@@ -23,7 +27,7 @@ impl OpenGpu {
     /// measured as the fastest on it. Blocks.
     ///
     /// # Errors
-    /// [`crate::Error::NoAdapter`] if there is no GPU.
+    /// [`crate::Error::NoAdapter`] if there is no GPU, [`crate::Error::OutOfMemory`].
     pub fn open(options: &Options, tuned: bool) -> Result<Self> {
         let mut options = options.clone();
         if let Ok(faults) = std::env::var("AWEIGH_FAULTS") {
@@ -40,7 +44,12 @@ impl OpenGpu {
         }
         gpu.use_pipelines(&cache::pipelines(gpu.summary()).unwrap_or_default());
         let known = gpu.pipelines();
-        Ok(Self { gpu, known })
+        if let Some(rows) = cache::texels_from(gpu.summary()) {
+            gpu.use_texels_from(rows);
+        }
+        let undisturbed = !options.background && options.witness.is_none();
+        let keeps = undisturbed && gpu.known_texels_from().is_none();
+        Ok(Self { gpu, known, keeps })
     }
 }
 
@@ -59,6 +68,9 @@ impl Drop for OpenGpu {
         let data = self.gpu.pipelines();
         if let Some(data) = data.as_ref().filter(|_| data != self.known) {
             cache::save_pipelines(self.gpu.summary(), data);
+        }
+        if let Some(rows) = self.gpu.known_texels_from().filter(|_| self.keeps) {
+            cache::save_texels_from(self.gpu.summary(), rows);
         }
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct Wave {
 impl Room {
     /// Allocates a sampler's buffers, and the one from which the host reads ids.
     pub fn allocate(self, memory: &Memory, decoder: &Decoder) -> Result<impl Sized + use<>> {
-        let read = self.rows * SYNC_STEPS;
+        let read = self.rows * SYNC_STEPS + Tensor::READBACK_EXTRA / 4;
         let read = Tensor::new(memory, Purpose::Staging, "drawn ids", read, DType::U32)?;
         Ok((Wave::new(memory, decoder, self)?, read))
     }

@@ -37,7 +37,7 @@ const BATCHES: [&[(u32, &[u32])]; 3] = [
 ];
 
 /// Lengths near the sizes of a tile of the portable kernels: 64 rows (a query and one of the heads that share
-/// a kv head), and 16, 24 or 32 keys.
+/// a kv head), and 8, 16, 24 or 32 keys or queries.
 const EDGES: [&[(u32, &[u32])]; 7] = [
     &[(33, &[])],
     &[(63, &[])],

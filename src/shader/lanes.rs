@@ -1,16 +1,17 @@
 //! Another order of a workgroup's invocations, for tests. A software adapter runs them in one fixed order, so
 //! a missing barrier may stay unnoticed there, and show on a GPU.
 
-/// Which part of a workgroup's work an invocation does.
+/// Which part of a workgroup's work an invocation does. A software adapter runs 4 or 8 neighbours as one
+/// vector, so the other orders take neighbours apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Lanes {
     /// The part of its own index.
     #[default]
     InOrder,
-    /// The first does the last one's part, and so on.
-    Mirrored,
-    /// The first does the part of the one in the middle, and so on.
-    Rotated,
+    /// Eight neighbours do parts an eighth of the workgroup apart, and the next eight those after them.
+    Strided,
+    /// The same from the last part to the first.
+    Reversed,
 }
 
 impl Lanes {
@@ -29,9 +30,10 @@ impl Lanes {
             return text;
         };
         let size = size.split(',').map(|side| format!("({})", side.trim())).collect::<Vec<_>>().join(" * ");
+        let strided = format!("given_lane % 8u * (u32({size}) / 8u) + given_lane / 8u");
         let lane = match self {
-            Self::InOrder | Self::Mirrored => format!("u32({size}) - 1u - given_lane"),
-            Self::Rotated => format!("(given_lane + u32({size}) / 2u) % u32({size})"),
+            Self::Reversed => format!("u32({size}) - 1u - ({strided})"),
+            _ => strided,
         };
         let renamed = body.replace(&format!("{INDEX}lane:"), &format!("{INDEX}given_lane:"));
         if renamed == body {
@@ -52,9 +54,9 @@ mod tests {
     fn each_kernel_with_workgroup_memory_can_be_put_in_another_order() {
         for variant in permutations().unwrap() {
             let text = source(&variant).unwrap();
-            let other = Lanes::Mirrored.of(text.clone());
+            let other = Lanes::Reversed.of(text.clone());
             if text.contains("var<workgroup>") && !text.contains("subgroup_") {
-                assert!(other.contains("- 1u - given_lane;"), "{variant}");
+                assert!(other.contains("- 1u - (given_lane % 8u"), "{variant}");
             }
             naga::front::wgsl::parse_str(&other).unwrap_or_else(|e| panic!("{variant}: {e}"));
             assert_eq!(Lanes::InOrder.of(text.clone()), text);
@@ -66,11 +68,29 @@ mod tests {
         let text =
             "@compute @workgroup_size(4, N)\nfn main(@builtin(local_invocation_index) lane: u32) { f(); }";
         let of = |lanes: Lanes| lanes.of(text.into());
-        let mirrored = of(Lanes::Mirrored);
+        let strided = of(Lanes::Strided);
+        let place = "given_lane % 8u * (u32((4) * (N)) / 8u) + given_lane / 8u";
+        assert!(strided.contains(&format!("given_lane: u32) {{\n    let lane = {place}; f();")), "{strided}");
+        let reversed = of(Lanes::Reversed);
         assert!(
-            mirrored.contains("given_lane: u32) {\n    let lane = u32((4) * (N)) - 1u - given_lane; f();")
+            reversed.contains(&format!("let lane = u32((4) * (N)) - 1u - ({place}); f();")),
+            "{reversed}"
         );
-        let rotated = of(Lanes::Rotated);
-        assert!(rotated.contains("let lane = (given_lane + u32((4) * (N)) / 2u) % u32((4) * (N)); f();"));
+    }
+
+    /// Every invocation has a part, and no two have the same.
+    #[test]
+    fn each_part_is_done_once() {
+        for size in [64, 128, 256] {
+            let mut parts: Vec<u32> = (0..size).map(|given| given % 8 * (size / 8) + given / 8).collect();
+            parts.sort_unstable();
+            assert!(parts.into_iter().eq(0..size));
+        }
+        for variant in permutations().unwrap() {
+            let module = crate::shader::parse(&variant, Lanes::InOrder).unwrap();
+            let size: u32 = module.entry_points[0].workgroup_size.iter().product();
+            let shares = source(&variant).unwrap().contains("var<workgroup>");
+            assert!(!shares || size.is_multiple_of(8), "{variant}: {size} invocations");
+        }
     }
 }

@@ -80,7 +80,7 @@ impl Plan {
         let (mut phases, layout) = (Vec::new(), decoder.layout());
         let read = |capacity: Capacity, steps: usize| {
             // A micro-batch reads three tensors, each with a sentinel.
-            let of_groups = (4 + 3 * Tensor::SENTINEL / 4) * capacity.groups;
+            let of_groups = (4 + 3 * Tensor::READBACK_EXTRA / 4) * capacity.groups;
             let count = steps * (3 * capacity.rows + 2 * capacity.sequences + of_groups + 3);
             Tensor::new(memory, Purpose::Staging, "readback", count, DType::F32)
         };
@@ -107,7 +107,7 @@ impl Plan {
                 Ok(())
             };
         // A `--paranoid` check reads tensors in pieces of this size.
-        let piece = (Tensor::PIECE + Tensor::SENTINEL) / 4;
+        let piece = (Tensor::PIECE + Tensor::READBACK_EXTRA) / 4;
         let piece = || Tensor::new(memory, Purpose::Staging, "readback", piece, DType::F32);
         let checked = config.gpu.paranoid.then(piece).transpose()?;
         let room = batches.room(memory, decoder.config(), config);

@@ -20,7 +20,9 @@ and of the longer run:
     --alpha 0.03 --beta 0.1 --retain-rows 8 --retain-tokens 8 --answer-tokens 12 --retain kl --steps 120 \\
         --every 30
 
-and with contrast pairs: the same with --contrast-rows 4 --steps 90.
+and with contrast pairs: the same with --contrast-rows 4 --steps 90. The table of methods, for each --method:
+
+    --retain-rows 8 --retain-tokens 8 --answer-tokens 12 --retain kl --steps 60
 
 `pools` chooses the prompts and samples what all runs share, once. The training prompts are 240 of
 PKU-SafeRLHF, half of them questions, with their flagged answer and up to two refusals of the model's own,

@@ -7,6 +7,7 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, at_least_one};
+use crate::machine::Machine;
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use crate::terminal::text::{bytes, table};
@@ -265,6 +266,7 @@ struct Step {
 #[derive(Serialize)]
 struct Figures {
     version: &'static str,
+    machine: Machine,
     gpu: String,
     backend: String,
     driver: String,
@@ -286,6 +288,7 @@ impl Figures {
         let summary = gpu.summary();
         Self {
             version: env!("CARGO_PKG_VERSION"),
+            machine: Machine::this(),
             gpu: summary.name.clone(),
             backend: summary.backend.clone(),
             driver: summary.driver.clone(),
@@ -367,6 +370,10 @@ impl Figures {
         }
         let peaks = self.memory_peak_bytes.iter().map(|(what, &peak)| format!("{what} {}", bytes(peak)));
         parts.push(format!("peak GPU memory: {}", peaks.collect::<Vec<_>>().join(", ")));
+        parts.push(format!(
+            "measured with {} ({}, {}) on {}",
+            self.gpu, self.backend, self.driver, self.machine
+        ));
         parts.join("\n")
     }
 }
