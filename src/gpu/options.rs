@@ -41,7 +41,7 @@ pub struct Options {
     /// Whether matrix products may round their inputs to f16. Only [`Tier::Portable`] has kernels that do.
     /// Without f16 on the adapter, or with `default_limits`, nothing is rounded.
     pub precision: Precision,
-    /// Measure the time of every kernel, if the adapter has timestamps: see [`Gpu::kernel_times`].
+    /// Measure the time of every kernel, if the adapter has timestamps: see [`super::Gpu::kernel_times`].
     pub profile: bool,
     /// Keep submits short, and leave the GPU to other programs between them.
     pub background: bool,
