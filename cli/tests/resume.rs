@@ -130,7 +130,9 @@ fn a_run_killed_again_and_again_ends_as_if_it_never_was() {
         child.wait().unwrap();
         killed += 1;
         let last = last_checkpoint(&cut);
-        assert!(last >= farthest, "checkpoint {farthest:?} is gone, {last:?} is there");
+        // A run that has its result removes its checkpoints, and may be killed before its process ends.
+        let done = cut.join("summary.json").exists();
+        assert!(done || last >= farthest, "checkpoint {farthest:?} is gone, {last:?} is there");
         farthest = last;
         let half = |name: &String| name.starts_with(".aweigh-");
         writing += usize::from(cut.exists() && names(&cut).iter().any(half));
