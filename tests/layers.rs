@@ -304,6 +304,21 @@ fn no_files_import_each_other() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// A kernel has the name of its reference; what kernels share is in folders.
+#[test]
+fn every_kernel_has_a_reference() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let names = |folder: &str| -> BTreeSet<String> {
+        let entries =
+            fs::read_dir(root.join(folder)).expect("readable").map(|entry| entry.expect("an entry").path());
+        let files = entries.filter(|path| path.extension().is_some_and(|end| end == "rs"));
+        files.map(|path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned()).collect()
+    };
+    let (kernels, references) = (names("kernels"), names("reference"));
+    let without: Vec<_> = kernels.difference(&references).collect();
+    assert!(kernels.len() > 20 && without.is_empty(), "kernels without a reference: {without:?}");
+}
+
 /// Raw strings (JSON, regular expressions) may be longer, and so may tests whose inputs are.
 #[test]
 fn lines_have_at_most_110_columns() {

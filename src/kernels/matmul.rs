@@ -1,12 +1,15 @@
 //! Matrix products in the three layouts that a linear layer's forward and backward need.
 
+pub(super) mod operands;
+mod texels;
+
 use std::rc::Rc;
 
-use super::texels::{self, Part};
 use super::{Mat, check, params, prefers_texels, storage_flags};
 use crate::Result;
 use crate::gpu::kernel;
 use crate::gpu::{Copied, DType, Gpu, Precision, Recorder, Scalar, Tensor, Tier};
+use texels::Part;
 
 params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
@@ -219,7 +222,7 @@ impl<'a> Product<'a> {
 
     /// The candidates of the software tier that read their operands in one way: `texels` is its flag. `wide`
     /// is whether four neighbours can be loaded at once.
-    pub(super) fn software(&self, gpu: &Gpu, wide: bool, texels: &str) -> Vec<Candidate> {
+    fn software(&self, gpu: &Gpu, wide: bool, texels: &str) -> Vec<Candidate> {
         let &Self { form, w, dims: Dims { m, n, k }, .. } = self;
         let flags = flags(form, w.data.dtype()) + texels;
         let candidate = |variant, rows, columns, workgroup| Candidate {

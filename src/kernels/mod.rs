@@ -18,7 +18,6 @@ pub mod kv_write;
 pub mod layer_norm;
 pub mod log_prob;
 pub mod matmul;
-mod operands;
 pub mod preference;
 pub mod retain;
 pub mod rms_norm;
@@ -28,7 +27,6 @@ pub mod sample;
 pub mod sequence_sum;
 pub mod soft_cap;
 pub mod sum_squares;
-mod texels;
 
 use crate::gpu::{DType, Gpu, Recorder, Tensor, Tier};
 use crate::{Error, Result};
@@ -215,7 +213,7 @@ fn storage_flags(weights: DType) -> &'static str {
 /// an operand is for at least `uses` outputs: it is copied once, and read about as often. Products are timed
 /// both ways the first time.
 fn prefers_texels(gpu: &Gpu, uses: usize) -> bool {
-    uses >= gpu.texels_from(|| operands::least_rows(gpu))
+    uses >= gpu.texels_from(|| matmul::operands::least_rows(gpu))
 }
 
 /// Workgroups of 64 for `count` invocations.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::matmul::{Dims, Form, Product};
+use super::{Dims, Form, Product};
 use crate::Result;
 use crate::gpu::{DType, Gpu, Purpose, Recorder, Tensor};
 
@@ -13,7 +13,7 @@ const CLEARLY: f64 = 0.93;
 /// From how many rows on products take clearly less time on this adapter if they read their operands through
 /// textures than from storage buffers: products of some sizes are timed both ways, which takes about a
 /// second. `usize::MAX` if they never do, `None` if it could not be measured.
-pub(super) fn least_rows(gpu: &Gpu) -> Option<usize> {
+pub(in crate::kernels) fn least_rows(gpu: &Gpu) -> Option<usize> {
     // A browser cannot wait here, and its adapters are seldom a processor.
     if cfg!(target_arch = "wasm32") {
         return None;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::Mat;
 use crate::gpu::Copied;
+use crate::kernels::Mat;
 
 /// The part of an operand that some outputs need, as it is copied into a texture.
 pub(super) struct Part {
