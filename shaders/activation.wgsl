@@ -2,7 +2,7 @@
 // act =.
 #import common/activation
 #import common/index
-struct Params { rows: u32, vectors: u32 }
+struct Params { rows: u32, vectors: u32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;          // (T, F); GATED: (T, 2, F): gate, up
 @group(0) @binding(2) var<storage, read_write> act: array<vec4<f32>>;  // (T, F)

@@ -1,11 +1,13 @@
-// dx = dact * f'(x); with GATED dup = dact * f(gate), dgate = dact * up * f'(gate). Writes: all =.
+// dx = dact * f'(x); with GATED dup = dact * f(gate), dgate = dact * up * f'(gate). act is computed again, as
+// in activation.wgsl. Writes: all =.
 #import common/activation
 #import common/index
-struct Params { rows: u32, vectors: u32 }
+struct Params { rows: u32, vectors: u32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;        // (T, F); GATED: (T, 2, F): gate, up
 @group(0) @binding(2) var<storage, read> dact: array<vec4<f32>>;     // (T, F)
 @group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>; // (T, F); GATED: (T, 2, F): dgate, dup
+@group(0) @binding(4) var<storage, read_write> act: array<vec4<f32>>; // (T, F)
 
 @compute @workgroup_size(64)
 fn main(
@@ -18,9 +20,13 @@ fn main(
     let d = dact[i];
 #ifdef GATED
     let gate = i + i / p.vectors * p.vectors;
-    dx[gate + p.vectors] = d * activate(x[gate]);
-    dx[gate] = d * x[gate + p.vectors] * slope(x[gate]);
+    let activated = activate(x[gate]);
+    let up = x[gate + p.vectors];
+    act[i] = activated * up;
+    dx[gate + p.vectors] = d * activated;
+    dx[gate] = d * up * slope(x[gate]);
 #else
+    act[i] = activate(x[i]);
     dx[i] = d * slope(x[i]);
 #endif
 }

@@ -4,7 +4,10 @@
 // step.
 // Writes: w, m, v, in place; g is not changed.
 #import common/index
-struct Params { vectors: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32 }
+struct Params {
+    vectors: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32,
+    first_group: u32,
+}
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> clip: array<f32>;           // (2): norm, scale
 @group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;        // (vectors)

@@ -6,6 +6,7 @@ const WORKGROUP = 64u;
 #import common/reduce
 struct Params {
     vectors: u32, blocks: u32, shrink: f32, beta1: f32, beta2: f32, step: f32, root: f32, eps: f32,
+    first_group: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> clip: array<f32>;           // (2): norm, scale

@@ -1,7 +1,7 @@
 // delta = sum of do * o over a head (Dao et al., "FlashAttention", 2205.14135, appendix B). Writes: the
 // second half of stats =.
 #import common/index
-struct Params { rows: u32, vectors: u32 }
+struct Params { rows: u32, vectors: u32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> o: array<vec4<f32>>;        // (T, H, HEAD_DIM)
 @group(0) @binding(2) var<storage, read> d_o: array<vec4<f32>>;      // (T, H, HEAD_DIM)

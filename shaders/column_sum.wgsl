@@ -3,6 +3,7 @@
 #import common/index
 struct Params {
     rows: u32, width: u32, at: u32, stride: u32, b_at: u32, b_stride: u32, s_at: u32, s_stride: u32,
+    first_group: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<f32>;          // (T, C), rows from `at` on, `stride` apart

@@ -3,7 +3,7 @@
 // Writes: y =; with ACCUMULATE y +=, for the backward pass: the same counters give the same mask.
 #import common/index
 #import common/rng
-struct Params { count: u32, stream: u32, step: u32, seed: u32, p: f32, scale: f32 }
+struct Params { count: u32, stream: u32, step: u32, seed: u32, p: f32, scale: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;        // (count)
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;  // (count)

@@ -1,6 +1,6 @@
 // average = decay * average + (1 - decay) * value. Writes: average, in place.
 #import common/index
-struct Params { vectors: u32, decay: f32 }
+struct Params { vectors: u32, decay: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> value: array<vec4<f32>>;          // (vectors)
 @group(0) @binding(2) var<storage, read_write> average: array<vec4<f32>>;  // (vectors)

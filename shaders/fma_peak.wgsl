@@ -2,7 +2,7 @@
 // chains of value = value * a + b, so that latency is hidden and nothing waits for a load.
 // Writes: out =, the sum of the chains, so that a compiler cannot leave out any of them.
 #import common/index
-struct Params { count: u32, rounds: u32, a: f32, b: f32 }
+struct Params { count: u32, rounds: u32, a: f32, b: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;  // (count)
 

@@ -5,7 +5,7 @@
 #import common/pack
 struct Params {
     rows: u32, width: u32, stride: u32, first: u32, accumulate: u32, scale: f32, row0: u32, count: u32,
-    w_scales: u32, w_supers: u32,
+    w_scales: u32, w_supers: u32, first_group: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> index: array<u32>;      // (first + R * stride)

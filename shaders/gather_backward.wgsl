@@ -2,7 +2,7 @@
 // and their rows are listed, so no two invocations write the same element, and the order of the sum is fixed.
 // dtable may be a piece of a larger table, as in gather.wgsl. Writes: dtable +=.
 #import common/index
-struct Params { targets: u32, width: u32, scale: f32, row0: u32, count: u32 }
+struct Params { targets: u32, width: u32, scale: f32, row0: u32, count: u32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 // targets (U), starts (U + 1), rows (R), concatenated
 @group(0) @binding(1) var<storage, read> lists: array<u32>;

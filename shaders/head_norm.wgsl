@@ -4,6 +4,7 @@
 #import common/rows
 struct Params {
     tokens: u32, heads: u32, kv_heads: u32, width: u32, at: u32, stride: u32, eps: f32, shift: f32,
+    first_group: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> q_weight: array<f32>;    // (width)

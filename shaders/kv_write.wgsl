@@ -1,7 +1,10 @@
 // k[slot[t], :] = x[t, k_at..], v[slot[t], :] = x[t, v_at..], `width` elements each, in heads that lie
 // `head_stride` apart in x. Writes: the tokens' rows of k and v.
 #import common/index
-struct Params { tokens: u32, width: u32, stride: u32, k_at: u32, v_at: u32, head_dim: u32, head_stride: u32 }
+struct Params {
+    tokens: u32, width: u32, stride: u32, k_at: u32, v_at: u32, head_dim: u32, head_stride: u32,
+    first_group: u32,
+}
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<vec4<u32>>;  // (T): id, position, slot, visible_end
 @group(0) @binding(2) var<storage, read> x: array<f32>;             // (T, stride)

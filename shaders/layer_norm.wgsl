@@ -3,7 +3,7 @@
 // Writes: y =, stats =.
 #import common/columns
 #import common/rows
-struct Params { rows: u32, width: u32, eps: f32 }
+struct Params { rows: u32, width: u32, eps: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<Column>;         // (T, D)
 @group(0) @binding(2) var<storage, read> w: array<Column>;         // (D)

@@ -1,15 +1,19 @@
 // With n = (x - mean) * rstd: dx = rstd * (w * dy - mean(w * dy) - n * mean(n * w * dy)). Writes: dx =, or +=
-// with accumulate.
+// with accumulate. With AGAIN y is computed again, as in layer_norm.wgsl: y =.
 // dw is column_sum(dy, x, stats), db is column_sum(dy).
 #import common/columns
 #import common/rows
-struct Params { rows: u32, width: u32, accumulate: u32 }
+struct Params { rows: u32, width: u32, accumulate: u32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<Column>;         // (T, D)
 @group(0) @binding(2) var<storage, read> w: array<Column>;         // (D)
 @group(0) @binding(3) var<storage, read> stats: array<f32>;        // (2, T): rstd, mean
 @group(0) @binding(4) var<storage, read> dy: array<Column>;        // (T, D)
 @group(0) @binding(5) var<storage, read_write> dx: array<Column>;  // (T, D)
+#ifdef AGAIN
+@group(0) @binding(6) var<storage, read_write> y: array<Column>;   // (T, D)
+@group(0) @binding(7) var<storage, read> b: array<Column>;         // (D)
+#endif
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -36,5 +40,8 @@ fn main(
         var d = r * (w[c] * dy[base + c] - mean_d - (x[base + c] - mean) * r * mean_along);
         if p.accumulate == 1u { d += dx[base + c]; }
         dx[base + c] = d;
+#ifdef AGAIN
+        y[base + c] = (x[base + c] - mean) * r * w[c] + b[c];
+#endif
     }
 }

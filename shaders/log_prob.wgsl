@@ -1,7 +1,7 @@
 // Per row of logits: lse = log sum exp, logp = logit of the target - lse, entropy = lse - sum p * logit.
 // Writes: the three (R) rows of out =, from row `first` on.
 #import common/rows
-struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32 }
+struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;        // (rows, V)
 // (total): source token, target id, sequence, _

@@ -4,7 +4,7 @@
 // Writes: logits, in place.
 #import common/columns
 #import common/index
-struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32 }
+struct Params { rows: u32, vocab: u32, first: u32, total: u32, cap: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 // (total): source token, target id, sequence, _
 @group(0) @binding(1) var<storage, read> predict: array<vec4<u32>>;

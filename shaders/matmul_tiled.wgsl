@@ -1,8 +1,8 @@
 // Matrix product in square tiles of workgroup memory, EDGE x EDGE outputs per invocation. The portable tier's
 // kernel; the layouts, the packing and the meaning of every parameter are matmul.wgsl's. Writes: y = or +=,
 // as accumulate says.
-// VEC4 and HALF: common/tiles.wgsl. Products of two f16 are exact in f32, and the order of the sums is that
-// of f32 tiles.
+// VEC4 and HALF: common/tiles.wgsl; ADAPTERS and EACH: common/adapters.wgsl. Products of two f16 are exact
+// in f32, and the order of the sums is that of f32 tiles.
 #ifdef HALF
 enable f16;
 #endif
@@ -27,19 +27,42 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let tiles_n = (p.n + TILE - 1u) / TILE;
+    // These are the same for all invocations of a workgroup, and a checker sees that.
+#ifdef EACH
+    var tile = flat_group(group, groups);
+    var own = all;
+    own.m = 0u;
+    for (var i = 0u; i < all.adapters; i++) {
+        let next = of_adapter(i);
+        let tiles = (next.m + TILE - 1u) / TILE * ((next.n + TILE - 1u) / TILE);
+        if tile < tiles {
+            own = next;
+            break;
+        }
+        tile -= tiles;
+    }
+    p = own;
+    let m = own.m;
+    let n = own.n;
+    let k = own.k;
+#else
     let tile = flat_group(group, groups);
+    let m = p.m;
+    let n = p.n;
+    let k = p.k;
+#endif
+    let tiles_n = (n + TILE - 1u) / TILE;
     let row0 = (tile / tiles_n) * TILE;
     let col0 = (tile % tiles_n) * TILE;
     // Surplus workgroups return as a whole, so the barriers below are reached by all.
-    if row0 >= p.m { return; }
+    if row0 >= m { return; }
     let ty = lane / SIDE;
     let tx = lane % SIDE;
     var sums: array<vec4<f32>, EDGE * EDGE / 4u>;
 #each I EDGE*EDGE/4
     sums[$I] = vec4<f32>();
 #end
-    for (var k0 = 0u; k0 < p.k; k0 += DEPTH) {
+    for (var k0 = 0u; k0 < k; k0 += DEPTH) {
         // Half of the invocations load 4 x 4 blocks of x, the others of w. Neighbouring invocations read
         // neighbouring blocks along the operand's own rows.
         for (var own = lane % 128u; own < FOURS / 4u; own += 128u) {

@@ -20,7 +20,7 @@
 struct Params {
     groups: u32, formula: u32, relative: u32, per_token: u32,
     alpha: f32, beta: f32, gamma: f32, smoothing: f32,
-    weight: f32, sft_weight: f32, kl: f32, divisor: f32, floor: f32,
+    weight: f32, sft_weight: f32, kl: f32, divisor: f32, floor: f32, first_group: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> spans: array<vec2<u32>>;         // (G): first sequence, end sequence

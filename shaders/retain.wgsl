@@ -5,7 +5,7 @@
 // start is the token's log-prob under the model before training. loss/retain.rs has the formulas with their
 // source. Writes: coefficient, for `rows` rows from `first` on.
 #import common/index
-struct Params { first: u32, rows: u32, kl: u32, scale: f32 }
+struct Params { first: u32, rows: u32, kl: u32, scale: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> predict: array<vec4<u32>>;       // (R): source, target, sequence, 0
 @group(0) @binding(2) var<storage, read> rows: array<vec2<u32>>;          // (S): first row, end row

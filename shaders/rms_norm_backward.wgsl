@@ -1,15 +1,18 @@
 // dx = rstd * (v * dy - x * rstd^2 * mean(x * v * dy)) with v = w + shift. Writes: dx =, or += with
-// accumulate (the residual stream's gradient).
+// accumulate (the residual stream's gradient). With AGAIN y is computed again, as in rms_norm.wgsl: y =.
 // dw is column_sum(dy, x, rstd).
 #import common/columns
 #import common/rows
-struct Params { rows: u32, width: u32, accumulate: u32, shift: f32 }
+struct Params { rows: u32, width: u32, accumulate: u32, shift: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<Column>;         // (T, D)
 @group(0) @binding(2) var<storage, read> w: array<Column>;         // (D)
 @group(0) @binding(3) var<storage, read> rstd: array<f32>;         // (T)
 @group(0) @binding(4) var<storage, read> dy: array<Column>;        // (T, D)
 @group(0) @binding(5) var<storage, read_write> dx: array<Column>;  // (T, D)
+#ifdef AGAIN
+@group(0) @binding(6) var<storage, read_write> y: array<Column>;   // (T, D)
+#endif
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -31,5 +34,8 @@ fn main(
         var d = r * ((w[c] + p.shift) * dy[base + c] - x[base + c] * mean);
         if p.accumulate == 1u { d += dx[base + c]; }
         dx[base + c] = d;
+#ifdef AGAIN
+        y[base + c] = x[base + c] * r * (w[c] + p.shift);
+#endif
     }
 }

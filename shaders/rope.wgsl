@@ -4,7 +4,10 @@
 // The angles' cosines and sines come from a table made on the host: GPU sines are only required to be
 // accurate to 2^-11.
 #import common/index
-struct Params { tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32, head_stride: u32 }
+struct Params {
+    tokens: u32, heads: u32, half: u32, sign: f32, at: u32, stride: u32, head_stride: u32,
+    first_group: u32,
+}
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<vec4<u32>>;  // (T): id, position, slot, visible_end
 @group(0) @binding(2) var<storage, read> table: array<vec2<f32>>;   // (P, half): cos, sin

@@ -1,6 +1,6 @@
 // x[r, :] *= coefficient[r]. Writes: x, in place.
 #import common/index
-struct Params { rows: u32, width: u32 }
+struct Params { rows: u32, width: u32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> coefficient: array<f32>;    // (R)
 @group(0) @binding(2) var<storage, read_write> x: array<f32>;        // (R, D)

@@ -13,7 +13,7 @@ struct Params {
     top_p: f32, temperature: f32, penalty: f32, column: u32,
     columns: u32, end_count: u32, max_new: u32, seen_words: u32,
     ends: vec4<u32>,
-    more_ends: vec4<u32>,
+    more_ends: vec4<u32>, first_group: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> logits: array<f32>;        // (B, V)

@@ -1,6 +1,6 @@
 // Sums of log-probs and of entropies over each sequence's rows, which are consecutive. Writes: sums =.
 #import common/index
-struct Params { sequences: u32, total: u32 }
+struct Params { sequences: u32, total: u32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> spans: array<vec2<u32>>;  // (S): first row, end row
 @group(0) @binding(2) var<storage, read> stats: array<f32>;        // (3, total): logp, lse, entropy

@@ -1,7 +1,7 @@
 // x = cap * tanh(x / cap), in place (Gemma 2, 2408.00118). tanh is written so that large values of either
 // sign do not give NaN.
 #import common/index
-struct Params { count: u32, cap: f32 }
+struct Params { count: u32, cap: f32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;  // (count)
 

@@ -2,7 +2,7 @@
 // Writes: partials =, from `first` on. The second pass is clip_scale.
 #import common/index
 const PARTIALS = 1024u;
-struct Params { count: u32, first: u32 }
+struct Params { count: u32, first: u32, first_group: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> g: array<f32>;               // (count)
 @group(0) @binding(2) var<storage, read_write> partials: array<f32>;  // (arenas * PARTIALS)

@@ -15,6 +15,12 @@ use aweigh::reference;
 use aweigh::rng::values;
 use aweigh::selftest::{Depth, agree, checks};
 
+#[path = "gpu/dispatches.rs"]
+mod dispatches;
+#[path = "gpu/divided.rs"]
+mod divided;
+#[path = "gpu/finite.rs"]
+mod finite;
 #[path = "gpu/lanes.rs"]
 mod lanes;
 
@@ -122,7 +128,7 @@ macro_rules! tests {
 
 tests! {
     matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone,
-    matmul_long_sums,
+    matmul_long_sums, adapters_forward, adapters_backward, adapters_long,
     attention_forward, attention_backward, attention_over_a_cache, attention_windows, attention_capped,
     rms_norm_forward, rms_norm_backward, rms_norm_many_rows, layer_norm, head_norm, column_sum,
     ema, activation, soft_cap, dropout, dropout_many_groups, rope, fma_peak,
@@ -150,7 +156,7 @@ mod half {
 
     tests! {
         matmul_nt, matmul_nn, matmul_tn, matmul_packed_is_exact, matmul_quantised, matmul_rows_alone,
-        model_gradients,
+        adapters_forward, adapters_backward, adapters_long, model_gradients,
     }
 
     /// Every feature that the adapter has is in use, so the checks above have run its kernels. The exception

@@ -5,7 +5,7 @@ const VECTORS = HEAD_DIM / 4u;
 struct Params {
     queries: u32, heads: u32, kv_heads: u32, scale: f32,
     q_at: u32, q_stride: u32, q_head: u32, k_at: u32, v_at: u32, kv_stride: u32, kv_head: u32,
-    window: u32, cap: f32,
+    window: u32, cap: f32, first_group: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 

@@ -27,8 +27,8 @@ fn add_bias(outputs: vec4<f32>, col: u32) -> vec4<f32> {
     return sums;
 }
 
-// Writes an element of y; `at` counts elements.
-fn write_element(at: u32, output: Element) {
+// An output plus what is added to it; `at` counts elements of y.
+fn finished(at: u32, output: Element) -> Element {
     var sum = output;
 #ifdef TEXELS
     let copied = at - p.y_at / 4u;
@@ -42,5 +42,8 @@ fn write_element(at: u32, output: Element) {
 #endif
     if p.accumulate == 1u { sum += y[at]; }
 #endif
-    y[at] = sum;
+    return sum;
 }
+
+// Writes an element of y.
+fn write_element(at: u32, output: Element) { y[at] = finished(at, output); }

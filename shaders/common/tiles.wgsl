@@ -1,6 +1,7 @@
 // For matrix products in tiles: loads of the operands and writes of the outputs, four neighbours at a time,
 // with bounds checks.
 // VEC4: n, k (TN: m), all strides and starts are multiples of 4; loads and stores are 16 bytes wide.
+#import common/adapters
 #import common/epilogue
 #import common/product
 #import common/weights
@@ -66,7 +67,11 @@ fn write(row: u32, col: u32, sums: vec4<f32>) {
     let outputs = add_bias(p.alpha * (sums * (1.0 / SCALE)), col);
     let at = y_row(row) + col;
 #ifdef VEC4
+#ifdef ADAPTERS
+    y[at / 4u] = finished(at / 4u, outputs) + adapted(row, col);
+#else
     write_element(at / 4u, outputs);
+#endif
 #else
     let valid = inside(col, p.n);
 #each J 4

@@ -5,11 +5,13 @@
 //! shaders and is not in the list.
 
 mod rates;
+mod roofline;
 mod steps;
 mod synthetic;
 mod tune;
 
 pub use rates::{Peak, Rate, attention, matmul, peak};
+pub use roofline::{Bound, CARDS, Card, Counting, Roofline, roofline};
 pub use steps::{GroupTimes, Held, SamplingTimes, StepTimes, group, sampling, step};
 pub use synthetic::{SHAPES, Synthetic};
 pub use tune::{Product, products, tune};

@@ -17,7 +17,7 @@ use crate::train::{MicroBatch, Trainer};
 
 /// `count` token ids, spread over the vocabulary: 7919·i + 13 modulo its size. Other programs are measured
 /// with the same ids.
-fn ids(count: usize, vocab: usize) -> Vec<u32> {
+pub(super) fn ids(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|i| ((7919 * i + 13) % vocab) as u32).collect()
 }
 
@@ -32,6 +32,8 @@ pub struct StepTimes {
     pub trainable_parameters: usize,
     /// Mean negative log-prob per token, without the first token of each sequence, in nats.
     pub loss: f32,
+    /// Kernels that a run consists of.
+    pub dispatches: u64,
     /// Seconds of each run, without the optimizer step.
     pub seconds: Vec<f64>,
     /// The memory held after the first of these runs, and after the last.
@@ -69,10 +71,13 @@ pub async fn step(
     let group = Group { prompt: &ids[..1], responses: vec![&ids[1..]] };
     let micro = MicroBatch { groups: vec![group; batch], retained: None, reference: Vec::new(), kl: 0.0 };
     let (mut seconds, mut found, mut held) = (Vec::new(), 0.0, [Held::default(); 2]);
+    let mut dispatches = 0;
     for run in 0..=runs {
+        let before = gpu.dispatches();
         let started = Instant::now();
         found = trainer.accumulate(&micro, batch)?.await?.groups[0].loss;
         gpu.finished().await?;
+        dispatches = gpu.dispatches() - before;
         if run > 0 {
             seconds.push(started.elapsed().as_secs_f64());
             held[1] = Held { device: gpu.ledger().total().now, process: process() };
@@ -81,7 +86,7 @@ pub async fn step(
             held[0] = held[1];
         }
     }
-    Ok(StepTimes { batch, tokens, trainable_parameters, loss: found, seconds, held })
+    Ok(StepTimes { batch, tokens, trainable_parameters, dispatches, loss: found, seconds, held })
 }
 
 /// A D²O group, once with its prompt shared by all answers and once as separate sequences.

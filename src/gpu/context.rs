@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,9 @@ struct Reports {
 fn locked(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
     reports.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The least operations per second that a device is taken to do.
+const LEAST_RATE: f64 = 5e7;
 
 /// The limit on the work per submit, so that no submit exceeds the time limit of an operating system's GPU
 /// watchdog.
@@ -74,6 +78,7 @@ pub struct Gpu {
     uniforms: wgpu::Buffer,
     submits: Mutex<u32>,
     sentinel: Sentinel,
+    dispatches: AtomicU64,
     reports: Arc<Mutex<Reports>>,
     faults: Faults,
     background: bool,
@@ -163,9 +168,10 @@ impl Gpu {
         let memory = Memory::new(&device, &queue, most, options.faults.clone());
         std::mem::forget(memory.ledger().enter(Purpose::Staging, UNIFORM_BYTES));
         let sentinel = Sentinel::new(&memory)?;
-        let budget = match summary.tier {
-            Tier::Software => 1e9,
-            Tier::Portable => 2e10,
+        // Until there are measurements.
+        let rate = match summary.tier {
+            Tier::Software => 5e9,
+            Tier::Portable => 1e11,
         };
         let timestamps = device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
         Ok(Self {
@@ -189,10 +195,11 @@ impl Gpu {
             uniforms,
             submits: Mutex::new(Sentinel::FIRST),
             sentinel,
+            dispatches: AtomicU64::new(0),
             reports,
             faults: options.faults.clone(),
             background: options.background,
-            pace: Arc::new(Mutex::new(Pace { budget, aim, last_done: None })),
+            pace: Arc::new(Mutex::new(Pace { budget: rate * aim, aim, last_done: None })),
         })
     }
 
@@ -434,8 +441,8 @@ impl Gpu {
                 let began = pace.last_done.map_or(submitted, |last| last.max(submitted));
                 let fits = operations * pace.aim / (now - began).as_secs_f64().max(1e-4);
                 // Move halfway to what this submit suggests, and never by more than a factor of two at once.
-                pace.budget =
-                    (0.5 * (pace.budget + fits)).clamp(pace.budget * 0.5, pace.budget * 2.0).max(1e7);
+                pace.budget = (0.5 * (pace.budget + fits)).clamp(pace.budget * 0.5, pace.budget * 2.0);
+                pace.budget = pace.budget.max(LEAST_RATE * pace.aim);
                 pace.last_done = Some(now);
             });
             self.wait_for(&index);
@@ -448,6 +455,15 @@ impl Gpu {
             }
         }
         Submitted { index, submits }
+    }
+
+    /// How many dispatches were recorded so far. A kernel that was divided counts as several.
+    pub fn dispatches(&self) -> u64 {
+        self.dispatches.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_dispatch(&self) {
+        self.dispatches.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Estimated operations that fit in one submit.

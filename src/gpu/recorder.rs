@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::kernel::{Kernel, compile};
 use super::profile::{MAX_DISPATCHES, Marks};
-use super::{Copied, Gpu, Seen, Slot, Tensor, texels};
+use super::{Copied, Gpu, Seen, Slot, Tensor, Tier, texels};
 
 /// Bytes between the parameter blocks of two dispatches (WebGPU's default
 /// `min_uniform_buffer_offset_alignment`).
@@ -63,7 +63,8 @@ impl<'g> Recorder<'g> {
     /// budget.
     ///
     /// When there are more workgroups than one dimension may have, they are spread over two. Shaders compute
-    /// a flat index with `common/index.wgsl` and ignore surplus workgroups.
+    /// a flat index with `common/index.wgsl` and ignore surplus workgroups. When a GPU would take much longer
+    /// than a submit may, they are several dispatches.
     pub fn dispatch<P: bytemuck::Pod>(
         &mut self,
         kernel: &Arc<Kernel>,
@@ -89,7 +90,8 @@ impl<'g> Recorder<'g> {
             return;
         }
         let gpu = self.gpu;
-        let record = |recorder: &mut Self| {
+        let one = |recorder: &mut Self, first: u64, groups: u64, operations: f64| {
+            gpu.count_dispatch();
             // The last block is the sentinel's.
             let full = recorder.uniforms.len() as u64 + 2 * UNIFORM_STRIDE > UNIFORM_BYTES;
             let spent = recorder.operations > 0.0 && recorder.operations + operations > gpu.submit_budget();
@@ -98,23 +100,39 @@ impl<'g> Recorder<'g> {
             }
             let offset = recorder.uniforms.len();
             recorder.uniforms.extend_from_slice(bytemuck::bytes_of(params));
+            recorder.uniforms.extend_from_slice(&(first as u32).to_le_bytes());
             recorder.uniforms.resize(offset + UNIFORM_STRIDE as usize, 0);
             let rows = groups.div_ceil(MAX_GROUPS);
             recorder.push(Command::Dispatch {
                 kernel: kernel.clone(),
-                params: (offset as u32, size_of::<P>() as u64),
+                params: (offset as u32, size_of::<P>() as u64 + 4),
                 bindings: bindings.iter().map(|&tensor| tensor.clone()).collect(),
                 copies: copies.to_vec(),
                 groups: (groups.div_ceil(rows) as u32, rows as u32),
             });
             recorder.operations += operations.max(1.0);
         };
+        let record = |recorder: &mut Self| {
+            let budget = gpu.submit_budget();
+            // No watchdog resets a software adapter, and every part would copy its operands again.
+            if operations <= 2.0 * budget || groups == 1 || gpu.tier() == Tier::Software {
+                return one(recorder, 0, groups, operations);
+            }
+            let parts = ((operations / budget).ceil() as u64).min(groups);
+            // In one dimension, because surplus workgroups would do another part's work.
+            let most = groups.div_ceil(parts).min(MAX_GROUPS);
+            for first in (0..groups).step_by(most as usize) {
+                let own = most.min(groups - first);
+                one(recorder, first, own, operations * own as f64 / groups as f64);
+            }
+        };
         let Some(witness) = gpu.witness().filter(|witness| witness.wants(kernel.name())) else {
             return record(self);
         };
         self.submit();
         let writes = &kernel.compiled(gpu).writes;
-        let seen = Seen { kernel: kernel.name(), params: bytemuck::bytes_of(params), bindings, writes };
+        let params = bytemuck::bytes_of(params);
+        let seen = Seen { kernel: kernel.name(), params, bindings, writes, operations };
         let mut run = || {
             record(self);
             self.submit();

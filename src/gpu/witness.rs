@@ -13,6 +13,8 @@ pub struct Seen<'a> {
     pub bindings: &'a [Binding<'a>],
     /// For each tensor, whether the kernel may write it.
     pub writes: &'a [bool],
+    /// An estimate of the arithmetic operations.
+    pub operations: f64,
 }
 
 /// An observer of dispatches, for [`Options::witness`](super::Options::witness).

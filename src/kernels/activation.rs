@@ -66,11 +66,20 @@ pub fn forward(rec: &mut Recorder, x: &Tensor, act: &Tensor, shape: Shape) -> Re
     Ok(())
 }
 
-/// `dx =` the gradient of x, in x's layout, from dact `(T, F)`.
-pub fn backward(rec: &mut Recorder, x: &Tensor, dact: &Tensor, dx: &Tensor, shape: Shape) -> Result<()> {
+/// `dx =` the gradient of x, in x's layout, from dact `(T, F)`; act as in [`forward`], computed again.
+pub fn backward(
+    rec: &mut Recorder,
+    x: &Tensor,
+    dact: &Tensor,
+    dx: &Tensor,
+    act: &Tensor,
+    shape: Shape,
+) -> Result<()> {
     let (count, inputs) = shape.counts();
-    check("activation_backward", &[("x", x, inputs), ("dact", dact, count), ("dx", dx, inputs)])?;
+    check("activation_backward", &[("x", x, inputs), ("dact", dact, count)])?;
+    check("activation_backward", &[("dx", dx, inputs), ("act", act, count)])?;
     let shader = kernel(rec.gpu(), &shape.variant("activation_backward"));
-    rec.dispatch(&shader, &shape.params(), &[x, dact, dx], groups_of_64(count / 4), 12.0 * count as f64);
+    let bindings = [x, dact, dx, act];
+    rec.dispatch(&shader, &shape.params(), &bindings, groups_of_64(count / 4), 16.0 * count as f64);
     Ok(())
 }

@@ -42,6 +42,8 @@ pub struct Saved<'a> {
     pub w: &'a Tensor,
     /// `(2, T)`: rstd, mean.
     pub stats: &'a Tensor,
+    /// Where the norm's output `(T, D)` is written again, if it is needed, and b `(D)`.
+    pub again: Option<(&'a Tensor, &'a Tensor)>,
 }
 
 /// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw +=` and `db +=` those of w and b `(D)` if
@@ -55,7 +57,7 @@ pub fn backward(
     shape: Shape,
     accumulate: bool,
 ) -> Result<()> {
-    let (Shape { rows, width }, Saved { x, w, stats }) = (shape, saved);
+    let (Shape { rows, width }, Saved { x, w, stats, again }) = (shape, saved);
     let count = rows * width;
     check("layer_norm_backward", &[("x", x, count), ("w", w, width), ("dy", dy, count), ("dx", dx, count)])?;
     let along = Mat::new(dy, width);
@@ -65,9 +67,15 @@ pub fn backward(
     if let Some(db) = db {
         column_sum::plain(rec, along, db, rows, width)?;
     }
-    let (variant, groups) = shape.variant(rec, "layer_norm_backward");
+    let (mut variant, groups) = shape.variant(rec, "layer_norm_backward");
+    let mut bindings = vec![x, w, stats, dy, dx];
+    if let Some((y, b)) = again {
+        check("layer_norm_backward", &[("y", y, count), ("b", b, width)])?;
+        variant += " AGAIN";
+        bindings.extend([y, b]);
+    }
     let shader = kernel(rec.gpu(), &variant);
     let params = BackwardParams { rows: rows as u32, width: width as u32, accumulate: accumulate as u32 };
-    rec.dispatch(&shader, &params, &[x, w, stats, dy, dx], groups, 12.0 * count as f64);
+    rec.dispatch(&shader, &params, &bindings, groups, 12.0 * count as f64);
     Ok(())
 }

@@ -1,20 +1,25 @@
 //! Matrix products in the three layouts that a linear layer's forward and backward need.
 
+mod adapters;
 pub(super) mod operands;
 mod texels;
 
 use std::rc::Rc;
 
+use bytemuck::Zeroable;
+
 use super::{Mat, check, params, prefers_texels, storage_flags};
 use crate::Result;
 use crate::gpu::kernel;
 use crate::gpu::{Copied, DType, Gpu, Precision, Recorder, Scalar, Tensor, Tier};
+pub use adapters::{AdapterPart, Adapters};
 use texels::Part;
 
 params!(Params for ["matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec"];
     m: u32, n: u32, k: u32, accumulate: u32, alpha: f32,
     x_at: u32, x_stride: u32, w_at: u32, w_stride: u32, y_at: u32, y_stride: u32, w_scales: u32,
-    w_supers: u32, x_pitch: u32, w_pitch: u32);
+    w_supers: u32, x_pitch: u32, w_pitch: u32, adapters: u32,
+    parts: [[u32; 4]; 3], ranks: [u32; 4], scales: [f32; 4]);
 
 pub(super) fn param_blocks() -> Vec<super::ParamBlock> {
     vec![Params::block()]
@@ -59,21 +64,21 @@ pub struct Epilogue<'a> {
     pub bias: Option<&'a Tensor>,
     /// Added to y, with y's layout; only with [`Form::Nt`].
     pub residual: Option<&'a Tensor>,
+    /// Added to y: low Bᵀ with [`Form::Nt`], low A with [`Form::Nn`].
+    pub adapters: Option<Adapters<'a>>,
 }
 
 impl Epilogue<'_> {
     /// y = the product.
-    pub const SET: Self = Self { alpha: 1.0, accumulate: false, bias: None, residual: None };
+    pub const SET: Self = Self { alpha: 1.0, accumulate: false, bias: None, residual: None, adapters: None };
     /// y += the product.
     pub const ADD: Self = Self { accumulate: true, ..Self::SET };
 
-    fn flags(&self) -> &'static str {
-        match (self.bias.is_some(), self.residual.is_some()) {
-            (false, false) => "",
-            (true, false) => " BIAS",
-            (false, true) => " RESIDUAL",
-            (true, true) => " BIAS RESIDUAL",
-        }
+    fn flags(&self) -> String {
+        let flag = |name: &'static str, is: bool| if is { name } else { "" };
+        let [bias, residual] =
+            [flag(" BIAS", self.bias.is_some()), flag(" RESIDUAL", self.residual.is_some())];
+        format!("{bias}{residual}{}", flag(" ADAPTERS", self.adapters.is_some()))
     }
 }
 
@@ -339,6 +344,7 @@ impl<'a> Product<'a> {
     /// applies the epilogue, the others add to its result.
     fn parts(self) -> impl Iterator<Item = Self> {
         let Self { form, x, w, dims, epilogue, .. } = self;
+        let adapters = epilogue.adapters;
         let most = if form == Form::Nt { dims.k } else { TERMS };
         (0..dims.k.max(1)).step_by(most.max(1)).map(move |first| {
             let (x, w) = match form {
@@ -350,6 +356,9 @@ impl<'a> Product<'a> {
                 0 => epilogue,
                 _ => Epilogue { alpha: epilogue.alpha, ..Epilogue::ADD },
             };
+            // Adapters are added last.
+            let adapters = adapters.filter(|_| first + most >= dims.k);
+            let epilogue = Epilogue { adapters, ..epilogue };
             Self { x, w, dims: Dims { k: most.min(dims.k - first), ..dims }, epilogue, ..self }
         })
     }
@@ -371,8 +380,8 @@ impl<'a> Product<'a> {
         self.record_by(rec, by.unwrap_or(&candidates[0]))
     }
 
-    /// Records the whole product with one of its candidates.
-    pub fn record_by(&self, rec: &mut Recorder, by: &Candidate) -> Result<()> {
+    /// Checks the sizes of the tensors.
+    fn check(&self) -> Result<()> {
         let &Self { form, x, w, y, dims: Dims { m, n, k }, epilogue, .. } = self;
         let (x_rows, w_rows) = match form {
             Form::Nt => ((m, k), (n, k)),
@@ -384,18 +393,20 @@ impl<'a> Product<'a> {
             [("x", x.data, x.extent(x_rows.0, x_rows.1)), ("w", w.data, w.extent(w_rows.0, w_rows.1))];
         check("matmul", &extents)?;
         check("matmul", &[("y", y.data, y_extent)])?;
-        let mut bindings = vec![x.data, w.data, y.data];
         if let Some(bias) = epilogue.bias {
             check("matmul", &[("bias", bias, n)])?;
-            bindings.push(bias);
         }
         if let Some(residual) = epilogue.residual {
             check("matmul", &[("residual", residual, y_extent)])?;
-            bindings.push(residual);
         }
-        let shader = kernel(rec.gpu(), &format!("{}{}", by.variant, epilogue.flags()));
+        epilogue.adapters.iter().flat_map(|all| all.products(self)).try_for_each(|product| product.check())
+    }
+
+    /// Its parameters, without adapters.
+    fn params(&self) -> Params {
+        let &Self { x, w, y, dims: Dims { m, n, k }, epilogue, .. } = self;
         let [w_scales, w_supers] = w.data.dtype().scale_words(w.data.len());
-        let params = Params {
+        Params {
             m: m as u32,
             n: n as u32,
             k: k as u32,
@@ -409,14 +420,38 @@ impl<'a> Product<'a> {
             y_stride: y.stride as u32,
             w_scales,
             w_supers,
-            x_pitch: 0,
-            w_pitch: 0,
-        };
+            ..Params::zeroed()
+        }
+    }
+
+    /// Its multiplications and additions.
+    fn operations(&self) -> f64 {
+        let Dims { m, n, k } = self.dims;
+        2.0 * (m * n) as f64 * k as f64
+    }
+
+    /// Records the whole product with one of its candidates.
+    pub fn record_by(&self, rec: &mut Recorder, by: &Candidate) -> Result<()> {
+        let &Self { form, x, w, y, dims: Dims { m, n, k }, epilogue, .. } = self;
+        self.check()?;
+        if let Some(adapters) = epilogue.adapters.filter(|adapters| !adapters.fit(self, by)) {
+            let alone = Self { epilogue: Epilogue { adapters: None, ..epilogue }, ..*self };
+            alone.record_by(rec, by)?;
+            return adapters.products(self).try_for_each(|product| product.record(rec));
+        }
+        let mut bindings = vec![x.data, w.data, y.data];
+        bindings.extend(epilogue.bias);
+        bindings.extend(epilogue.residual);
+        let mut params = self.params();
+        if let Some(adapters) = &epilogue.adapters {
+            bindings.extend([adapters.low.data, adapters.matrices]);
+            params = adapters.enter(params);
+        }
+        let shader = kernel(rec.gpu(), &format!("{}{}", by.variant, epilogue.flags()));
         let groups =
             |m: usize, n: usize| (m.div_ceil(by.rows) * n.div_ceil(by.columns)).div_ceil(by.workgroup) as u64;
-        let operations = |m: usize, n: usize| 2.0 * (m * n) as f64 * k as f64;
         if !by.texels {
-            rec.dispatch(&shader, &params, &bindings, groups(m, n), operations(m, n));
+            rec.dispatch(&shader, &params, &bindings, groups(m, n), self.operations());
             return Ok(());
         }
         let blocks = self.blocks().expect("a candidate that reads textures has operands that fit into them");
@@ -444,7 +479,8 @@ impl<'a> Product<'a> {
             copies.extend(epilogue.residual.map(|_| block.y));
             copies.push(block.y.filter(|_| epilogue.accumulate));
             bindings.push(y.data);
-            rec.dispatch_with(&shader, &params, (&bindings, &copies), groups(m, n), operations(m, n));
+            let operations = 2.0 * (m * n) as f64 * k as f64;
+            rec.dispatch_with(&shader, &params, (&bindings, &copies), groups(m, n), operations);
         }
         Ok(())
     }

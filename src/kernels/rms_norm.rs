@@ -77,6 +77,8 @@ pub struct Saved<'a> {
     pub rstd: &'a Tensor,
     /// Added to the weight.
     pub shift: f32,
+    /// `(T, D)`: where the norm's output is written again, if it is needed.
+    pub again: Option<&'a Tensor>,
 }
 
 /// `dx` = or += (with `accumulate`) the gradient of x `(T, D)`; `dw +=` that of w `(D)` if it is trained.
@@ -89,17 +91,23 @@ pub fn backward(
     shape: Shape,
     accumulate: bool,
 ) -> Result<()> {
-    let (Shape { rows, width }, Saved { x, w, rstd, shift }) = (shape, saved);
+    let (Shape { rows, width }, Saved { x, w, rstd, shift, again }) = (shape, saved);
     let count = rows * width;
     check("rms_norm_backward", &[("x", x, count), ("w", w, width), ("dy", dy, count), ("dx", dx, count)])?;
     if let Some(dw) = dw {
         let [dy, x] = [dy, x].map(|tensor| Mat::new(tensor, width));
         column_sum::scaled(rec, dy, x, Mat::new(rstd, 1), dw, (rows, width))?;
     }
-    let (variant, groups) = shape.variant(rec, "rms_norm_backward");
+    let (mut variant, groups) = shape.variant(rec, "rms_norm_backward");
+    let mut bindings = vec![x, w, rstd, dy, dx];
+    if let Some(y) = again {
+        check("rms_norm_backward", &[("y", y, count)])?;
+        variant += " AGAIN";
+        bindings.push(y);
+    }
     let shader = kernel(rec.gpu(), &variant);
     let accumulate = accumulate as u32;
     let params = BackwardParams { rows: rows as u32, width: width as u32, accumulate, shift };
-    rec.dispatch(&shader, &params, &[x, w, rstd, dy, dx], groups, 8.0 * count as f64);
+    rec.dispatch(&shader, &params, &bindings, groups, 8.0 * count as f64);
     Ok(())
 }

@@ -376,7 +376,6 @@ mod tests {
         // The first that matches counts, and a name must match from its beginning or a dot.
         assert_eq!(of("model.layers.1.self_attn.v_proj"), (2, 12.0 / 2f64.sqrt()));
         assert_eq!(of("model.layers.0.self_attn.xq_proj"), (2, 4.0 / 2f64.sqrt()));
-        assert_eq!(spec.largest_rank(), 16);
         let written = spec.to_peft_json("base", &["q_proj".into()], false);
         let read: PeftConfig = serde_json::from_str(&written).unwrap();
         let again = Pattern::all(read.rank_pattern.unwrap(), "config", "").unwrap();

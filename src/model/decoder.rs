@@ -19,8 +19,8 @@ use crate::kernels::log_prob::{self, Chunk};
 use crate::kernels::{Out, row_scale, sequence_sum, soft_cap};
 use crate::model::TargetModules;
 use crate::nn::{
-    Arenas, Backward, Block, Decay, Forward, KvCache, Layout, Linear, Norm, Param, Pass, Piece, Sizes,
-    Streamed, Table, Tables, Weight,
+    Arenas, Backward, Block, Decay, Forward, Input, KvCache, Layout, Linear, Lora, Norm, Param, Pass, Piece,
+    Ranks, Sizes, Streamed, Table, Tables, Weight,
 };
 use crate::{Error, Result};
 
@@ -197,9 +197,23 @@ impl Decoder {
             normed_heads: if c.head_norms { c.heads + c.kv_heads } else { 0 },
             output_norms: c.output_norms,
             parallel: c.parallel,
-            // Queries, keys and values share one input.
-            ranks: self.lora.as_ref().map_or(0, |l| 3 * l.largest_rank()),
+            ranks: self.ranks(),
             dropout: self.lora.as_ref().is_some_and(|l| l.lora_dropout > 0.0),
+        }
+    }
+
+    /// The ranks of the adapters on each layer's input: the largest sum of any block.
+    fn ranks(&self) -> Ranks {
+        let of = |layer: &Linear| layer.lora.as_ref().map_or(0, Lora::ranks);
+        let largest = |layer: fn(&Block) -> &Linear| {
+            self.blocks.iter().map(|block| of(layer(block))).max().unwrap_or(0)
+        };
+        Ranks {
+            qkv: largest(|block| &block.attention.qkv),
+            o: largest(|block| &block.attention.o),
+            up: largest(|block| &block.mlp.up),
+            down: largest(|block| &block.mlp.down),
+            head: of(&self.head),
         }
     }
 
@@ -268,7 +282,8 @@ impl Decoder {
     ) -> Result<()> {
         let width = self.config.width;
         let x = ws.normed.slice(first * width, count * width);
-        self.head.forward(rec, self.layers(pass, ws, count), &x, Out::to(&ws.logits))?;
+        let input = Input { x: &x, low: &ws.scratch.head_low };
+        self.head.forward(rec, self.layers(pass, ws, count), input, Out::to(&ws.logits))?;
         match self.logit_cap() {
             Some(cap) => soft_cap::forward(rec, &ws.logits, count * self.config.logits(), cap),
             None => Ok(()),
@@ -360,7 +375,8 @@ impl Decoder {
         let rows = |t: &Tensor| t.slice(chunk.first * width, chunk.rows * width);
         let (x, dx) = (rows(&ws.normed), rows(&ws.dnormed));
         let backward = Backward { forward: self.layers(pass, ws, chunk.rows), gradients };
-        self.head.backward(rec, backward, &x, &ws.logits, Some(&dx))
+        self.head.backward_input(rec, backward, &ws.scratch.head_low, &ws.logits, Some(&dx))?;
+        self.head.backward_weights(rec, backward, &x, &ws.logits)
     }
 
     /// Records the backward pass from the coefficients to the gradient of the residual stream, one chunk of
@@ -389,7 +405,7 @@ impl Decoder {
         }
         let backward = Backward { forward: self.layers(pass, ws, ws.batch.rows), gradients };
         let kept = (&ws.hidden, &ws.hidden_stats);
-        self.norm.backward(rec, backward, kept, &ws.dnormed, &ws.dhidden, false)?;
+        self.norm.backward(rec, backward, kept, (&ws.dnormed, &ws.dhidden), false, None)?;
         ws.dstream.clear(rec);
         gather::backward(
             rec,

@@ -14,10 +14,11 @@ use super::families::Projection;
 use super::weights::{Elements, Stored, Weights};
 use crate::Result;
 use crate::gpu::{Blocks, DType, Memory, Purpose, Tensor};
+use crate::kernels::matmul::AdapterPart;
 use crate::kernels::rms_norm::Constants;
 use crate::nn::{
-    Attention, Block, HeadNorms, Layout, Linear, Lora, LoraPart, MAX_ARENA, Mlp, Norm, Param, Part, Piece,
-    Streamed, Table, Weight,
+    Attention, Block, HeadNorms, Layout, Linear, Lora, MAX_ARENA, Mlp, Norm, Param, Part, Piece, Streamed,
+    Table, Weight,
 };
 use crate::rng;
 
@@ -200,8 +201,9 @@ impl Loader<'_> {
             Training::Adapter(adapter) => (&adapter.spec, 0, Some(&adapter.weights)),
             Training::None | Training::Full => return Ok(None),
         };
-        let (mut inner, mut chosen, mut values, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        let mut first_rank = 0;
+        let (mut inner, mut outer, mut values, mut parts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut first, mut first_rank, mut at) = (0, 0, 0);
+        let first_stream = self.adapters;
         for (module, outputs) in layers {
             if spec.target_modules.selects(module) {
                 let (rank, scale) = (spec.rank(module), spec.scale(module) as f32);
@@ -220,23 +222,20 @@ impl Loader<'_> {
                 inner.push(Part::whole(a_name, &shapes[0]));
                 self.values.push(a);
                 values.push(b);
-                let b = Part::whole(b_name, &shapes[1]);
-                chosen.push((b, first, first_rank, scale, stream));
+                outer.push(Part::whole(b_name, &shapes[1]));
+                parts.push(AdapterPart { first, columns: *outputs, first_rank, rank, at, scale });
                 first_rank += rank;
+                at += outputs * rank;
             }
             first += outputs;
         }
-        if chosen.is_empty() {
+        if parts.is_empty() {
             return Ok(None);
         }
         let a = self.layout.add(inner);
         self.values.extend(values);
-        let part = |(b, first, first_rank, scale, stream): (Part, _, _, _, _)| {
-            let (outputs, rank) = (b.shape[0], b.shape[1]);
-            LoraPart { b: self.layout.add(vec![b]), first, outputs, first_rank, rank, scale, stream }
-        };
-        let parts = chosen.into_iter().map(part).collect();
-        Ok(Some(Lora { a, parts, dropout: spec.lora_dropout as f32 }))
+        let b = self.layout.add(outer);
+        Ok(Some(Lora { a, b, parts, dropout: spec.lora_dropout as f32, first_stream }))
     }
 
     /// A norm over the width.

@@ -107,11 +107,6 @@ impl LoraSpec {
         first_match(&self.rank_pattern, module).unwrap_or(self.r)
     }
 
-    /// The largest rank of any layer.
-    pub fn largest_rank(&self) -> usize {
-        self.rank_pattern.iter().map(|pattern| pattern.value).chain([self.r]).max().unwrap_or(self.r)
-    }
-
     /// The factor on the output of the adapter on the layer `module`: lora_alpha / r, or with rsLoRA
     /// lora_alpha / √r.
     pub fn scale(&self, module: &str) -> f64 {

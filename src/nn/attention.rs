@@ -1,6 +1,6 @@
 //! Grouped-query self-attention, with rotary positions in the layers that have them.
 
-use super::{Backward, Forward, Linear, Param, Saved, Scratch, Tables};
+use super::{Backward, Forward, Input, Linear, Param, Saved, Scratch, Tables};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::attention::{self as kernel, Operands, Shape};
@@ -120,7 +120,7 @@ impl Attention {
         out: Out,
     ) -> Result<()> {
         let Forward { pass, tables, .. } = forward;
-        self.qkv.forward(rec, forward, x, Out::to(&saved.qkv))?;
+        self.qkv.forward(rec, forward, Input { x, low: &saved.low.qkv }, Out::to(&saved.qkv))?;
         if let Some(norms) = &self.norms {
             let [q, k] = [&norms.q, &norms.k].map(|norm| norm.in_arenas(pass.values));
             let (x, shape) = self.queries_and_keys(&tables, &saved.qkv);
@@ -149,22 +149,24 @@ impl Attention {
         let slots = |cache: &KvCache| cache.k.len() / (self.kv_heads * self.head_dim);
         let shape = Shape { dense: !pass.decoding, keys: cache.map_or(own.keys, slots), ..own };
         kernel::forward(rec, operands, tables.ranges, &saved.o, &saved.stats, shape)?;
-        self.o.forward(rec, forward, &saved.o, out)
+        self.o.forward(rec, forward, Input { x: &saved.o, low: &saved.low.o }, out)
     }
 
-    /// Records the gradients; dx, if given, is overwritten.
-    pub fn backward(
+    /// Records the first part of the backward pass: dx `(T, D)`, if it is given, = the gradient of x, and all
+    /// gradients of parameters but those of [`Attention::backward_weights`], which must follow before another
+    /// layer's backward pass.
+    pub fn backward_input(
         &self,
         rec: &mut Recorder,
         backward: Backward,
         saved: &Saved,
-        x: &Tensor,
         dout: &Tensor,
         dx: Option<&Tensor>,
     ) -> Result<()> {
         let Backward { forward: Forward { pass, tables, scratch, .. }, gradients } = backward;
         let Scratch { dqkv, d_o, .. } = scratch;
-        self.o.backward(rec, backward, &saved.o, dout, Some(d_o))?;
+        self.o.backward_input(rec, backward, &saved.low.o, dout, Some(d_o))?;
+        self.o.backward_weights(rec, backward, &saved.o, dout)?;
         let forward = kernel::Saved {
             operands: self.operands(&saved.qkv),
             o: &saved.o,
@@ -181,6 +183,12 @@ impl Attention {
             let kept = (&saved.raw, &saved.raw_rstd);
             head_norm::backward(rec, [&q, &k], kept, dx, [dq.as_ref(), dk.as_ref()], shape, norms.constants)?;
         }
-        self.qkv.backward(rec, backward, x, dqkv, dx)
+        self.qkv.backward_input(rec, backward, &saved.low.qkv, dqkv, dx)
+    }
+
+    /// Records the second part: [`Linear::backward_weights`] of the projection to queries, keys and values,
+    /// whose input is x `(T, D)`.
+    pub fn backward_weights(&self, rec: &mut Recorder, backward: Backward, x: &Tensor) -> Result<()> {
+        self.qkv.backward_weights(rec, backward, x, &backward.forward.scratch.dqkv)
     }
 }

@@ -107,12 +107,14 @@ impl Block {
         }
     }
 
-    /// Recomputes what the forward pass of x `(T, D)` did not keep. Afterwards scratch.normed contains the
-    /// MLP's input.
+    /// Recomputes what the forward pass of x `(T, D)` did not keep. If that is anything, scratch.normed
+    /// contains the MLP's input afterwards.
     fn recompute(&self, rec: &mut Recorder, forward: Forward, saved: &Saved, x: &Tensor) -> Result<()> {
         let Scratch { normed, dbranch, .. } = forward.scratch;
-        if saved.recompute == Recompute::Full {
-            self.attend(rec, forward, saved, None, x)?;
+        match saved.recompute {
+            Recompute::None => return Ok(()),
+            Recompute::Mlp => {}
+            Recompute::Full => self.attend(rec, forward, saved, None, x)?,
         }
         self.norm_mlp_input(rec, forward, saved, x)?;
         match &self.after_mlp {
@@ -121,8 +123,7 @@ impl Block {
                 self.mlp.forward(rec, forward, saved, normed, Out::to(&saved.mlp_out))?;
                 norm.forward(rec, forward, &saved.mlp_out, Out::to(dbranch), &saved.mlp_out_stats)
             }
-            _ if saved.recompute == Recompute::None => Ok(()),
-            _ => self.mlp.project(rec, forward, saved, normed),
+            _ => self.mlp.recompute(rec, forward, saved, normed),
         }
     }
 
@@ -156,30 +157,37 @@ impl Block {
         self.recompute(rec, forward, saved, x)?;
         let out = (&saved.mlp_out, &saved.mlp_out_stats);
         let dout = before(&self.after_mlp, rec, backward, out, dx)?;
-        self.mlp.backward(rec, backward, saved, normed, dout, dnormed)?;
+        self.mlp.backward_input(rec, backward, saved, dout, dnormed)?;
+        // The MLP's input, unless it was recomputed already.
+        let again = (saved.recompute == Recompute::None).then_some(normed);
+        let mlp_norm = |rec: &mut Recorder, again: Option<&Tensor>| {
+            let kept = (self.mlp_input(saved, x), &saved.mlp_stats);
+            self.mlp_norm.backward(rec, backward, kept, (dnormed, dx), true, again)
+        };
         // In a parallel block, the gradient from the MLP is added to dx only after attention's backward pass
         // has read dx.
-        let mlp_norm = |rec: &mut Recorder| {
-            let kept = (self.mlp_input(saved, x), &saved.mlp_stats);
-            self.mlp_norm.backward(rec, backward, kept, dnormed, dx, true)
-        };
-        if !self.parallel {
-            mlp_norm(rec)?;
+        match self.parallel {
+            true if again.is_some() => self.norm_mlp_input(rec, forward, saved, x)?,
+            true => {}
+            false => mlp_norm(rec, again)?,
         }
-        self.attention_norm.forward(rec, forward, x, Out::to(normed), &saved.attention_stats)?;
+        self.mlp.backward_weights(rec, backward, normed)?;
         let out = (&saved.attention_out, &saved.attention_out_stats);
         let dout = before(&self.after_attention, rec, backward, out, dx)?;
         let dattention = if self.parallel { dbranch } else { dnormed };
         let wanted = (input || self.attention_norm.is_trained()).then_some(dattention);
-        self.attention.backward(rec, backward, saved, normed, dout, wanted)?;
+        self.attention.backward_input(rec, backward, saved, dout, wanted)?;
         if self.parallel {
-            mlp_norm(rec)?;
+            mlp_norm(rec, None)?;
         }
-        if wanted.is_none() {
-            return Ok(());
+        match wanted {
+            Some(dattention) => {
+                let kept = (x, &saved.attention_stats);
+                self.attention_norm.backward(rec, backward, kept, (dattention, dx), true, Some(normed))?;
+            }
+            None => self.attention_norm.forward(rec, forward, x, Out::to(normed), &saved.attention_stats)?,
         }
-        let kept = (x, &saved.attention_stats);
-        self.attention_norm.backward(rec, backward, kept, dattention, dx, true)
+        self.attention.backward_weights(rec, backward, normed)
     }
 }
 
@@ -193,6 +201,6 @@ fn before<'a>(
 ) -> Result<&'a Tensor> {
     let Some(norm) = norm else { return Ok(dout) };
     let dbranch = &backward.forward.scratch.dbranch;
-    norm.backward(rec, backward, kept, dout, dbranch, false)?;
+    norm.backward(rec, backward, kept, (dout, dbranch), false, None)?;
     Ok(dbranch)
 }

@@ -29,14 +29,38 @@ pub struct Sizes {
     pub output_norms: bool,
     /// Whether attention and MLP read the same input.
     pub parallel: bool,
-    /// The largest sum of the ranks of the adapters on one input; 0 without adapters.
-    pub ranks: usize,
+    /// The ranks of the adapters.
+    pub ranks: Ranks,
     /// Whether adapters have dropout.
     pub dropout: bool,
 }
 
+/// For each layer of a block, and for the head: the sum of the ranks of the adapters on its input; the
+/// largest sum of any block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ranks {
+    /// Queries, keys and values.
+    pub qkv: usize,
+    /// Attention's output projection.
+    pub o: usize,
+    /// The MLP's first projection.
+    pub up: usize,
+    /// The MLP's second projection.
+    pub down: usize,
+    /// The head.
+    pub head: usize,
+}
+
+impl Ranks {
+    fn largest(&self) -> usize {
+        let Self { qkv, o, up, down, head } = *self;
+        [qkv, o, up, down, head].into_iter().max().unwrap_or(0)
+    }
+}
+
 /// Activation checkpointing (Chen et al., 1604.06174): what the backward pass recomputes instead of keeping.
-/// Norms and the MLP's activation are always recomputed. The gradients are bit-identical.
+/// The outputs of norms and of the MLP's activation are never kept: the kernels of their gradients compute
+/// them again. The gradients are bit-identical.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -83,6 +107,21 @@ pub struct Saved {
     pub mlp_out: Tensor,
     /// `(T)`: rstd of that norm.
     pub mlp_out_stats: Tensor,
+    /// The inner activations of the adapters.
+    pub low: Low,
+}
+
+/// The inner activations of a block's adapters, `(T, ranks)` each: the adapters' inputs times their A.
+#[derive(Clone)]
+pub struct Low {
+    /// Of queries, keys and values.
+    pub qkv: Tensor,
+    /// Of attention's output projection.
+    pub o: Tensor,
+    /// Of the MLP's first projection.
+    pub up: Tensor,
+    /// Of the MLP's second projection.
+    pub down: Tensor,
 }
 
 impl Saved {
@@ -98,7 +137,7 @@ impl Saved {
         (0..blocks).map(of).collect()
     }
 
-    /// Allocates the buffers of one block. If `up` is given, its buffer for the MLP's first product is
+    /// Allocates the buffers of one block. If `up` is given, its buffers for the MLP's first product are
     /// shared.
     fn new(memory: &Memory, s: &Sizes, recompute: Recompute, up: Option<&Self>) -> Result<Self> {
         let t = s.tokens;
@@ -121,6 +160,13 @@ impl Saved {
             up: up.map_or_else(|| make("up", s.up), |shared| Ok(shared.up.clone()))?,
             mlp_out: make("mlp out", out * s.width)?,
             mlp_out_stats: make("mlp out norm", out)?,
+            low: Low {
+                qkv: make("adapters of qkv", s.ranks.qkv)?,
+                o: make("adapter of o", s.ranks.o)?,
+                up: up
+                    .map_or_else(|| make("adapters of up", s.ranks.up), |shared| Ok(shared.low.up.clone()))?,
+                down: make("adapter of down", s.ranks.down)?,
+            },
         })
     }
 }
@@ -131,11 +177,11 @@ pub struct Scratch {
     pub normed: Tensor,
     /// `(T, F)`: the output of the MLP's activation.
     pub act: Tensor,
-    /// `(T, ranks)`: the adapters' inner activations.
-    pub low: Tensor,
+    /// `(T, rank)`, or the rows of a chunk if these are more: the inner activation of an adapter on the head.
+    pub head_low: Tensor,
     /// `(T, max(D, F, H × head_dim))`: an adapter's input after dropout.
     pub dropped: Tensor,
-    /// `(T, ranks)`: the gradient of `low`.
+    /// `(T, ranks)`: the gradient of the inner activations of a layer's adapters.
     pub dlow: Tensor,
     /// `(T, D)`: the gradient of a norm's output.
     pub dnormed: Tensor,
@@ -162,9 +208,9 @@ impl Scratch {
         Ok(Self {
             normed: make("normed", s.width)?,
             act: make("act", s.inner)?,
-            low: make("low", s.ranks)?,
+            head_low: make("adapter of the head", s.ranks.head)?,
             dropped: make("dropped", if s.dropout { s.width.max(s.inner).max(s.q_width) } else { 0 })?,
-            dlow: back("dlow", s.ranks)?,
+            dlow: back("dlow", s.ranks.largest())?,
             dnormed: back("dnormed", s.width)?,
             dbranch: back("dbranch", if s.output_norms || s.parallel { s.width } else { 0 })?,
             dqkv: back("dqkv", s.q_width + 2 * s.kv_width)?,

@@ -5,7 +5,7 @@ use super::{Backward, Forward, Param, Pass};
 use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::dropout::{self, Mask};
-use crate::kernels::matmul::{Dims, Epilogue, Form, Product};
+use crate::kernels::matmul::{AdapterPart, Adapters, Dims, Epilogue, Form, Product};
 use crate::kernels::{Mat, Out, column_sum};
 
 /// `y = x Wᵀ (+ bias) (+ lora_alpha / r · dropout(x) Aᵀ Bᵀ)`: one layer, or several that read the same x
@@ -37,85 +37,86 @@ pub struct Weight {
 pub struct Lora {
     /// `(ranks, inputs)`: the adapters' A matrices, concatenated.
     pub a: Param,
-    /// One part for each adapter.
-    pub parts: Vec<LoraPart>,
+    /// The adapters' B matrices, `(columns, rank)` each, concatenated.
+    pub b: Param,
+    /// The adapters, with the columns of y that they are added to and their places in `b`; the factor is
+    /// lora_alpha / r.
+    pub parts: Vec<AdapterPart>,
     /// Dropout probability of the adapters' inputs in training.
     pub dropout: f32,
+    /// The number of the first one among all adapters of the model: its dropout stream. The others follow.
+    pub first_stream: u32,
 }
 
-/// One adapter's B matrix, its rows of A, and the columns of y that its output is added to.
-pub struct LoraPart {
-    /// `(outputs, rank)`
-    pub b: Param,
-    /// The first column of y.
-    pub first: usize,
-    /// The number of columns.
-    pub outputs: usize,
-    /// Index of the adapter's first row of A.
-    pub first_rank: usize,
-    /// Rank, r.
-    pub rank: usize,
-    /// lora_alpha / r.
-    pub scale: f32,
-    /// The layer's number among all adapters: the dropout stream.
-    pub stream: u32,
+/// A layer's input, and the tensor for the inner activations of its adapters.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// `(rows, inputs)`
+    pub x: &'a Tensor,
+    /// `(rows, ranks)`: the forward pass writes it, the backward pass reads it; empty without adapters.
+    pub low: &'a Tensor,
 }
 
 impl Lora {
-    /// The total width of the adapters' inner activations.
-    fn width(&self) -> usize {
+    /// The sum of the adapters' ranks: the width of their inner activations.
+    pub fn ranks(&self) -> usize {
         self.parts.iter().map(|part| part.rank).sum()
+    }
+
+    /// The adapters with their inner activations (or the gradient of these), and the tensor of their B (or
+    /// its gradient).
+    fn adapters<'a>(&'a self, low: &'a Tensor, matrices: &'a Tensor) -> Adapters<'a> {
+        Adapters { low: Mat::new(low, self.ranks()), matrices, parts: &self.parts }
+    }
+
+    /// All A, `(ranks, inputs)`, as the matrix of one adapter.
+    fn joint_a(&self, inputs: usize) -> AdapterPart {
+        AdapterPart { first: 0, columns: inputs, first_rank: 0, rank: self.ranks(), at: 0, scale: 1.0 }
     }
 
     /// The dropout mask of each adapter's input; `None` without dropout.
     fn masks(&self, pass: Pass) -> Option<Vec<Mask>> {
         let counters = pass.dropout.filter(|_| self.dropout > 0.0)?;
-        let mask = |part: &LoraPart| Mask {
+        let mask = |i| Mask {
             p: self.dropout,
-            stream: part.stream,
+            stream: self.first_stream + i as u32,
             step: counters.step,
             seed: counters.seed,
         };
-        Some(self.parts.iter().map(mask).collect())
+        Some((0..self.parts.len()).map(mask).collect())
     }
 }
 
 impl Linear {
-    /// Records out `(rows, outputs)` = the layer's output for x `(rows, inputs)`.
+    /// Records out `(rows, outputs)` = the layer's output.
     pub fn forward(
         &self,
         rec: &mut Recorder,
         forward: Forward,
-        x: &Tensor,
+        Input { x, low }: Input,
         Out { y, residual }: Out,
     ) -> Result<()> {
-        let Forward { pass, scratch, rows, .. } = forward;
-        let (x_mat, y_mat) = (Mat::new(x, self.inputs), Mat::new(y, self.outputs));
+        let Forward { pass, rows, .. } = forward;
+        self.project_down(rec, forward, Input { x, low })?;
+        let lora = self.lora.as_ref().filter(|_| pass.adapter);
+        let b = lora.map(|lora| lora.b.in_arenas(pass.values));
         for part in &self.weights {
             let weight = part.matrix.in_arenas(pass.values);
             let bias = part.bias.as_ref().map(|b| b.in_arenas(pass.values));
+            let own: Vec<AdapterPart> = lora
+                .iter()
+                .flat_map(|lora| &lora.parts)
+                .filter_map(|adapter| adapter.within(part.first, part.outputs))
+                .collect();
+            let of = |(lora, b)| Adapters { parts: &own, ..Lora::adapters(lora, low, b) };
+            let adapters = lora.zip(b.as_ref()).filter(|_| !own.is_empty()).map(of);
             Product {
                 form: Form::Nt,
-                x: x_mat,
+                x: Mat::new(x, self.inputs),
                 w: Mat::new(&weight, self.inputs),
-                y: y_mat.from(part.first),
+                y: Mat::new(y, self.outputs).from(part.first),
                 dims: Dims { m: rows, n: part.outputs, k: self.inputs },
-                epilogue: Epilogue { bias: bias.as_ref(), residual, ..Epilogue::SET },
-                decoding: pass.decoding,
-            }
-            .record(rec)?;
-        }
-        let Some(lora) = self.lora.as_ref().filter(|_| pass.adapter) else { return Ok(()) };
-        self.project_down(rec, forward, lora, x)?;
-        for part in &lora.parts {
-            let b = part.b.in_arenas(pass.values);
-            Product {
-                form: Form::Nt,
-                x: Mat::new(&scratch.low, lora.width()).from(part.first_rank),
-                w: Mat::new(&b, part.rank),
-                y: y_mat.from(part.first),
-                dims: Dims { m: rows, n: part.outputs, k: part.rank },
-                epilogue: Epilogue { alpha: part.scale, ..Epilogue::ADD },
+                epilogue: Epilogue { bias: bias.as_ref(), residual, adapters, ..Epilogue::SET },
                 decoding: pass.decoding,
             }
             .record(rec)?;
@@ -123,23 +124,24 @@ impl Linear {
         Ok(())
     }
 
-    /// scratch.low `(rows, ranks)` = dropout(x) Aᵀ.
-    fn project_down(&self, rec: &mut Recorder, forward: Forward, lora: &Lora, x: &Tensor) -> Result<()> {
+    /// Records low `(rows, ranks)` = dropout(x) Aᵀ, if there are adapters and they are on.
+    pub fn project_down(&self, rec: &mut Recorder, forward: Forward, Input { x, low }: Input) -> Result<()> {
         let Forward { pass, scratch, rows, .. } = forward;
+        let Some(lora) = self.lora.as_ref().filter(|_| pass.adapter) else { return Ok(()) };
         let a = lora.a.in_arenas(pass.values);
         let down = |rec: &mut Recorder, input: &Tensor, first: usize, ranks: usize| {
             Product {
                 form: Form::Nt,
                 x: Mat::new(input, self.inputs),
                 w: Mat::new(&a, self.inputs).from(first * self.inputs),
-                y: Mat::new(&scratch.low, lora.width()).from(first),
+                y: Mat::new(low, lora.ranks()).from(first),
                 dims: Dims { m: rows, n: ranks, k: self.inputs },
                 epilogue: Epilogue::SET,
                 decoding: pass.decoding,
             }
             .record(rec)
         };
-        let Some(masks) = lora.masks(pass) else { return down(rec, x, 0, lora.width()) };
+        let Some(masks) = lora.masks(pass) else { return down(rec, x, 0, lora.ranks()) };
         for (part, mask) in lora.parts.iter().zip(masks) {
             dropout::forward(rec, mask, x, &scratch.dropped, rows * self.inputs)?;
             down(rec, &scratch.dropped, part.first_rank, part.rank)?;
@@ -147,31 +149,83 @@ impl Linear {
         Ok(())
     }
 
-    /// Records the gradients: those of parameters are added to `gradients`; dx, if given, is overwritten.
-    pub fn backward(
+    /// Records the first part of the backward pass, which does not read x: dx = the gradient of x, if it is
+    /// given. For the adapters, the gradients of B are added to `gradients`, and those of the inner
+    /// activations go to scratch.dlow. [`Linear::backward_weights`] must follow before another layer's
+    /// backward pass.
+    pub fn backward_input(
         &self,
         rec: &mut Recorder,
         backward: Backward,
-        x: &Tensor,
+        low: &Tensor,
         dy: &Tensor,
         dx: Option<&Tensor>,
     ) -> Result<()> {
-        let Backward { forward: Forward { pass, rows, .. }, gradients } = backward;
-        for (i, part) in self.weights.iter().enumerate() {
-            let dy = Mat::new(dy, self.outputs).from(part.first);
-            if let Some(dx) = dx {
-                let weight = part.matrix.in_arenas(pass.values);
-                Product {
-                    form: Form::Nn,
-                    x: dy,
-                    w: Mat::new(&weight, self.inputs),
-                    y: Mat::new(dx, self.inputs),
-                    dims: Dims { m: rows, n: self.inputs, k: part.outputs },
-                    epilogue: if i == 0 { Epilogue::SET } else { Epilogue::ADD },
-                    decoding: false,
-                }
-                .record(rec)?;
+        let Backward { forward: Forward { pass, scratch, rows, .. }, gradients } = backward;
+        let lora = self.lora.as_ref().filter(|_| pass.adapter);
+        if let Some(lora) = lora {
+            let (dy, b) = (Mat::new(dy, self.outputs), lora.b.in_arenas(pass.values));
+            if let Some(db) = lora.b.gradient(gradients) {
+                lora.adapters(low, &db).backward_matrices(rec, dy, rows)?;
             }
+            lora.adapters(&scratch.dlow, &b).backward_low(rec, dy, rows)?;
+        }
+        let Some(dx) = dx else { return Ok(()) };
+        let a = lora.map(|lora| lora.a.in_arenas(pass.values));
+        let masks = lora.and_then(|lora| lora.masks(pass));
+        // Without dropout, the input is the same for all adapters, and their A are one matrix.
+        let joint = lora.map(|lora| [lora.joint_a(self.inputs)]);
+        let joint = match (lora, &a, &joint) {
+            (Some(lora), Some(a), Some(parts)) if masks.is_none() => {
+                Some(Adapters { parts, ..lora.adapters(&scratch.dlow, a) })
+            }
+            _ => None,
+        };
+        for (i, part) in self.weights.iter().enumerate() {
+            let weight = part.matrix.in_arenas(pass.values);
+            let adapters = joint.filter(|_| i + 1 == self.weights.len());
+            let epilogue = Epilogue { accumulate: i > 0, adapters, ..Epilogue::SET };
+            Product {
+                form: Form::Nn,
+                x: Mat::new(dy, self.outputs).from(part.first),
+                w: Mat::new(&weight, self.inputs),
+                y: Mat::new(dx, self.inputs),
+                dims: Dims { m: rows, n: self.inputs, k: part.outputs },
+                epilogue,
+                decoding: false,
+            }
+            .record(rec)?;
+        }
+        let (Some(lora), Some(a), Some(masks)) = (lora, a, masks) else { return Ok(()) };
+        for (part, mask) in lora.parts.iter().zip(masks) {
+            let dropped = &scratch.dropped;
+            Product {
+                form: Form::Nn,
+                x: Mat::new(&scratch.dlow, lora.ranks()).from(part.first_rank),
+                w: Mat::new(&a, self.inputs).from(part.first_rank * self.inputs),
+                y: Mat::new(dropped, self.inputs),
+                dims: Dims { m: rows, n: self.inputs, k: part.rank },
+                epilogue: Epilogue::SET,
+                decoding: false,
+            }
+            .record(rec)?;
+            dropout::backward(rec, mask, dropped, dx, rows * self.inputs)?;
+        }
+        Ok(())
+    }
+
+    /// Records the second part of the backward pass: the gradients of the weights, biases and A are added to
+    /// `gradients`.
+    pub fn backward_weights(
+        &self,
+        rec: &mut Recorder,
+        Backward { forward, gradients }: Backward,
+        x: &Tensor,
+        dy: &Tensor,
+    ) -> Result<()> {
+        let Forward { pass, scratch, rows, .. } = forward;
+        for part in &self.weights {
+            let dy = Mat::new(dy, self.outputs).from(part.first);
             if let Some(dw) = part.matrix.gradient(gradients) {
                 Product {
                     form: Form::Tn,
@@ -188,101 +242,25 @@ impl Linear {
                 column_sum::plain(rec, dy, &db, rows, part.outputs)?;
             }
         }
-        match self.lora.as_ref().filter(|_| pass.adapter) {
-            Some(lora) => self.backward_lora(rec, backward, lora, x, dy, dx),
-            None => Ok(()),
-        }
-    }
-
-    fn backward_lora(
-        &self,
-        rec: &mut Recorder,
-        backward: Backward,
-        lora: &Lora,
-        x: &Tensor,
-        dy: &Tensor,
-        dx: Option<&Tensor>,
-    ) -> Result<()> {
-        let Backward { forward: Forward { pass, scratch, rows, .. }, gradients } = backward;
-        self.project_down(rec, backward.forward, lora, x)?;
-        for part in &lora.parts {
-            let of_part = |low| Mat::new(low, lora.width()).from(part.first_rank);
-            let dy = Mat::new(dy, self.outputs).from(part.first);
-            let b = part.b.in_arenas(pass.values);
-            if let Some(db) = part.b.gradient(gradients) {
-                Product {
-                    form: Form::Tn,
-                    x: dy,
-                    w: of_part(&scratch.low),
-                    y: Mat::new(&db, part.rank),
-                    dims: Dims { m: part.outputs, n: part.rank, k: rows },
-                    epilogue: Epilogue { alpha: part.scale, ..Epilogue::ADD },
-                    decoding: false,
-                }
-                .record(rec)?;
-            }
-            Product {
-                form: Form::Nn,
-                x: dy,
-                w: Mat::new(&b, part.rank),
-                y: of_part(&scratch.dlow),
-                dims: Dims { m: rows, n: part.rank, k: part.outputs },
-                epilogue: Epilogue { alpha: part.scale, ..Epilogue::SET },
-                decoding: false,
-            }
-            .record(rec)?;
-        }
-        let Some(masks) = lora.masks(pass) else {
-            let dx = dx.map(|dx| (dx, Epilogue::ADD));
-            return self.backward_down(rec, backward, lora, (0, lora.width()), x, dx);
-        };
-        for (part, mask) in lora.parts.iter().zip(masks) {
-            let dropped = &scratch.dropped;
-            dropout::forward(rec, mask, x, dropped, rows * self.inputs)?;
-            let (own, wanted) = ((part.first_rank, part.rank), dx.map(|_| (dropped, Epilogue::SET)));
-            self.backward_down(rec, backward, lora, own, dropped, wanted)?;
-            if let Some(dx) = dx {
-                dropout::backward(rec, mask, dropped, dx, rows * self.inputs)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// For `ranks` rows of A from `first` on: dA += dlowᵀ input, and the input's gradient = or += dlow A.
-    fn backward_down(
-        &self,
-        rec: &mut Recorder,
-        Backward { forward, gradients }: Backward,
-        lora: &Lora,
-        (first, ranks): (usize, usize),
-        input: &Tensor,
-        dinput: Option<(&Tensor, Epilogue)>,
-    ) -> Result<()> {
-        let Forward { pass, scratch, rows, .. } = forward;
-        let dlow = Mat::new(&scratch.dlow, lora.width()).from(first);
-        if let Some(da) = lora.a.gradient(gradients) {
+        let Some(lora) = self.lora.as_ref().filter(|_| pass.adapter) else { return Ok(()) };
+        let Some(da) = lora.a.gradient(gradients) else { return Ok(()) };
+        let down = |rec: &mut Recorder, first: usize, ranks: usize, input: &Tensor| {
             Product {
                 form: Form::Tn,
-                x: dlow,
+                x: Mat::new(&scratch.dlow, lora.ranks()).from(first),
                 w: Mat::new(input, self.inputs),
                 y: Mat::new(&da, self.inputs).from(first * self.inputs),
                 dims: Dims { m: ranks, n: self.inputs, k: rows },
                 epilogue: Epilogue::ADD,
                 decoding: false,
             }
-            .record(rec)?;
+            .record(rec)
+        };
+        let Some(masks) = lora.masks(pass) else { return down(rec, 0, lora.ranks(), x) };
+        for (part, mask) in lora.parts.iter().zip(masks) {
+            dropout::forward(rec, mask, x, &scratch.dropped, rows * self.inputs)?;
+            down(rec, part.first_rank, part.rank, &scratch.dropped)?;
         }
-        let Some((dinput, epilogue)) = dinput else { return Ok(()) };
-        let a = lora.a.in_arenas(pass.values);
-        Product {
-            form: Form::Nn,
-            x: dlow,
-            w: Mat::new(&a, self.inputs).from(first * self.inputs),
-            y: Mat::new(dinput, self.inputs),
-            dims: Dims { m: rows, n: self.inputs, k: ranks },
-            epilogue,
-            decoding: false,
-        }
-        .record(rec)
+        Ok(())
     }
 }

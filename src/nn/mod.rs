@@ -2,8 +2,9 @@
 //! mirrors it.
 //!
 //! There is no autograd tape. Activations for the backward pass are kept in typed buffers ([`Saved`], one per
-//! block) and in [`Scratch`], shared by all blocks. The outputs of norms and of the MLP's activation are
-//! recomputed instead of kept.
+//! block) and in [`Scratch`], shared by all blocks. The outputs of norms and of the MLP's activation are not
+//! kept: their backward kernels compute them again. A layer's backward pass is therefore in two parts: first
+//! the gradient of its input, and when the input was computed again, the gradients of its weights.
 
 mod attention;
 mod block;
@@ -16,8 +17,8 @@ mod table;
 
 pub use attention::{Attention, HeadNorms, KvCache};
 pub use block::{Block, Streamed};
-pub use buffers::{Recompute, Saved, Scratch, Sizes};
-pub use linear::{Linear, Lora, LoraPart, Weight};
+pub use buffers::{Low, Ranks, Recompute, Saved, Scratch, Sizes};
+pub use linear::{Input, Linear, Lora, Weight};
 pub use mlp::Mlp;
 pub use norm::Norm;
 pub(crate) use param::MAX_ARENA;

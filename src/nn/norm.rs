@@ -50,26 +50,27 @@ impl Norm {
     }
 
     /// Records dx `(rows, D)` = or += (with `accumulate`) the gradient of x; the gradients of its own
-    /// parameters are added to `gradients`.
+    /// parameters are added to `gradients`. If `again` is given, the norm's output is written to it again.
     pub fn backward(
         &self,
         rec: &mut Recorder,
         Backward { forward, gradients }: Backward,
         (x, stats): (&Tensor, &Tensor),
-        dy: &Tensor,
-        dx: &Tensor,
+        (dy, dx): (&Tensor, &Tensor),
         accumulate: bool,
+        again: Option<&Tensor>,
     ) -> Result<()> {
         let Forward { pass, rows, .. } = forward;
         let (w, shape) = (self.weight.in_arenas(pass.values), Shape { rows, width: self.width });
         let dw = self.weight.gradient(gradients);
         match &self.bias {
             None => {
-                let saved = rms_norm::Saved { x, w: &w, rstd: stats, shift: self.constants.shift };
+                let saved = rms_norm::Saved { x, w: &w, rstd: stats, shift: self.constants.shift, again };
                 rms_norm::backward(rec, saved, dy, dx, dw.as_ref(), shape, accumulate)
             }
             Some(bias) => {
-                let saved = layer_norm::Saved { x, w: &w, stats };
+                let b = bias.in_arenas(pass.values);
+                let saved = layer_norm::Saved { x, w: &w, stats, again: again.map(|y| (y, &b)) };
                 let db = bias.gradient(gradients);
                 layer_norm::backward(rec, saved, dy, dx, (dw.as_ref(), db.as_ref()), shape, accumulate)
             }

@@ -31,15 +31,20 @@ pub(super) fn rms_norm(seen: &Witnessed) -> Vec<Output> {
     vec![of_y, of_rstd]
 }
 
-/// Bindings: x, w, rstd, dy, dx.
+/// Bindings: x, w, rstd, dy, dx, and y with AGAIN.
 pub(super) fn rms_norm_backward(seen: &Witnessed) -> Vec<Output> {
     let p: rms_norm::BackwardParams = seen.params();
     let (rows, width) = (p.rows as usize, p.width as usize);
     let w = shifted(seen.bound[1].range(0, width), p.shift);
     let mut output = Output::first(4, rows * width);
+    let mut again = seen.has("AGAIN").then(|| Output::first(5, rows * width));
     for row in seen.pick_rows(rows, width) {
         let [x, dy, before] = [0, 3, 4].map(|binding| seen.bound[binding].range(row * width, width));
         let rstd = seen.bound[2].at(row);
+        if let Some(again) = &mut again {
+            let y: Vec<f64> = x.iter().zip(&w).map(|(x, w)| x * rstd * w).collect();
+            again.row(row * width, &y, |i| SHARE * y[i].abs());
+        }
         let slack = rms_slack(&x, &w, rstd, &dy);
         let (mut dx, _) = reference::rms_norm::backward(&x, &w, &[rstd], &dy, width);
         if p.accumulate == 1 {
@@ -49,7 +54,7 @@ pub(super) fn rms_norm_backward(seen: &Witnessed) -> Vec<Output> {
         let earlier = |i: usize| if p.accumulate == 1 { before[i].abs() } else { 0.0 };
         output.row(row * width, &dx, |i| slack[i] + 4.0 * UNIT * earlier(i));
     }
-    vec![output]
+    again.into_iter().chain([output]).collect()
 }
 
 /// The tolerances of dx, from the sizes of its two terms, which may cancel.
@@ -78,16 +83,23 @@ pub(super) fn layer_norm(seen: &Witnessed) -> Vec<Output> {
     vec![of_y, of_stats]
 }
 
-/// Bindings: x, w, stats, dy, dx.
+/// Bindings: x, w, stats, dy, dx, and y and b with AGAIN.
 pub(super) fn layer_norm_backward(seen: &Witnessed) -> Vec<Output> {
     let p: layer_norm::BackwardParams = seen.params();
     let (rows, width) = (p.rows as usize, p.width as usize);
     let w = seen.bound[1].range(0, width);
     let mut output = Output::first(4, rows * width);
+    let mut again =
+        seen.has("AGAIN").then(|| (Output::first(5, rows * width), seen.bound[6].range(0, width)));
     for row in seen.pick_rows(rows, width) {
         let [x, dy, before] = [0, 3, 4].map(|binding| seen.bound[binding].range(row * width, width));
         let [rstd, mean] = [row, rows + row].map(|i| seen.bound[2].at(i));
         let [mut dx, ..] = reference::layer_norm::backward(&x, &w, &[rstd, mean], &dy, width);
+        if let Some((again, b)) = &mut again {
+            let y: Vec<f64> = (0..width).map(|i| (x[i] - mean) * rstd * w[i] + b[i]).collect();
+            let size = |i: usize| (x[i].abs() + mean.abs()) * rstd * w[i].abs() + b[i].abs();
+            again.row(row * width, &y, |i| SHARE * size(i));
+        }
         let n: Vec<f64> = x.iter().map(|x| (x.abs() + mean.abs()) * rstd).collect();
         let of = |i: usize| (w[i] * dy[i]).abs();
         let plain = (0..width).map(of).sum::<f64>() / width as f64;
@@ -100,7 +112,7 @@ pub(super) fn layer_norm_backward(seen: &Witnessed) -> Vec<Output> {
         let slack = |i: usize| SHARE * rstd * (of(i) + plain + n[i] * along);
         output.row(row * width, &dx, |i| slack(i) + 4.0 * UNIT * earlier(i));
     }
-    vec![output]
+    again.map(|(again, _)| again).into_iter().chain([output]).collect()
 }
 
 /// The norms of a token's queries and keys. The bindings 0 and 1 are their weights.

@@ -21,19 +21,24 @@ fn gate_and_up(seen: &Witnessed, row: usize, inner: usize) -> (Function, Vec<f64
 
 /// Bindings: x, act.
 pub(super) fn activation(seen: &Witnessed) -> Vec<Output> {
+    vec![active(seen, 1)]
+}
+
+/// The activation, in the tensor `binding`.
+fn active(seen: &Witnessed, binding: usize) -> Output {
     let p: activation::Params = seen.params();
     let (rows, inner) = (p.rows as usize, 4 * p.vectors as usize);
-    let mut output = Output::first(1, rows * inner);
+    let mut output = Output::first(binding, rows * inner);
     for row in seen.pick_rows(rows, inner) {
         let (function, gate, up) = gate_and_up(seen, row, inner);
         let act = reference::activation::forward(function, &gate, up.as_deref());
         let up = |i: usize| up.as_ref().map_or(1.0, |up| up[i].abs());
         output.row(row * inner, &act, |i| 32.0 * UNIT * gate[i].abs() * up(i));
     }
-    vec![output]
+    output
 }
 
-/// Bindings: x, dact, dx.
+/// Bindings: x, dact, dx, act.
 pub(super) fn activation_backward(seen: &Witnessed) -> Vec<Output> {
     let p: activation::Params = seen.params();
     let (rows, inner) = (p.rows as usize, 4 * p.vectors as usize);
@@ -49,7 +54,7 @@ pub(super) fn activation_backward(seen: &Witnessed) -> Vec<Output> {
             output.row(row * width + inner, &dup, |i| 32.0 * UNIT * (dact[i] * gate[i]).abs());
         }
     }
-    vec![output]
+    vec![output, active(seen, 3)]
 }
 
 /// Bindings: tokens, table, x.

@@ -182,6 +182,7 @@ impl Case {
                     accumulate: self.accumulate,
                     bias: bias.as_ref(),
                     residual: residual.as_ref(),
+                    ..Epilogue::SET
                 },
                 decoding: self.decoding,
             };

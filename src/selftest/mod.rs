@@ -5,6 +5,7 @@
 //! [`crate::reference`]. Outputs that a kernel overwrites are first filled with NaN, and outputs that it adds
 //! to with known values. Inputs depend only on a seed, so they are the same on every machine.
 
+mod adapters;
 mod attention;
 mod fixture;
 mod loss;
@@ -92,6 +93,7 @@ use check;
 pub fn checks() -> Vec<Check> {
     [
         matmul::checks(),
+        adapters::checks(),
         attention::checks(),
         norm::checks(),
         pointwise::checks(),

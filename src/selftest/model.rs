@@ -31,7 +31,7 @@ const SHAPE: Shape = Shape {
     lora_scale: 2.0,
 };
 const EPS: f32 = 1e-5;
-const RANK: usize = 3;
+const RANK: usize = 4;
 const THETA: f64 = 100.0;
 /// More positions than any sequence below has tokens.
 const POSITIONS: usize = 32;

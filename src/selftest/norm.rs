@@ -81,8 +81,8 @@ async fn gradient(gpu: &Gpu, shape: Shape, accumulate: bool, train: bool, shift:
     let what = format!("{rows}x{width} accumulate={accumulate} train={train}");
     let (x, w, dy) = (values(1, rows * width, 2.0), values(2, width, 2.0), values(3, rows * width, 1.0));
     let (earlier_dx, earlier_dw) = (values(4, rows * width, 1.0), values(5, width, 1.0));
-    let (_, rstd) = reference::rms_norm::forward(&x, &w, width, EPS);
     let effective = if shift == 1.0 { shifted(&w) } else { w.clone() };
+    let (y, rstd) = reference::rms_norm::forward(&x, &effective, width, EPS);
     let (mut dx, mut dw) = reference::rms_norm::backward(&x, &effective, &rstd, &dy, width);
     let dx_out = if accumulate {
         dx = reference::add::forward(&dx, &earlier_dx);
@@ -94,10 +94,15 @@ async fn gradient(gpu: &Gpu, shape: Shape, accumulate: bool, train: bool, shift:
     let dw_out = Output::holding(gpu, &earlier_dw)?;
     let (x, w, rstd, dy) = (floats(gpu, &x)?, floats(gpu, &w)?, floats(gpu, &rstd)?, floats(gpu, &dy)?);
     let mut rec = Recorder::new(gpu);
-    let saved = Saved { x: &x, w: &w, rstd: &rstd, shift };
+    let again = if accumulate { Some(Output::fresh(gpu, y.len())?) } else { None };
+    let y_again = again.as_ref().map(|output| &output.tensor);
+    let saved = Saved { x: &x, w: &w, rstd: &rstd, shift, again: y_again };
     let trained = train.then_some(&dw_out.tensor);
     rms_norm::backward(&mut rec, saved, &dy, &dx_out.tensor, trained, shape, accumulate)?;
     rec.submit();
+    if let Some(again) = again {
+        again.expect(gpu, format!("y again, {what}"), &y).await?;
+    }
     dx_out.expect(gpu, format!("dx, {what}"), &dx).await?;
     dw_out.expect(gpu, format!("dw, {what}"), &dw).await
 }
@@ -148,12 +153,17 @@ async fn layers(gpu: &Gpu, depth: Depth) -> Outcome {
             let mut rec = Recorder::new(gpu);
             let [y_out, stats_out] = found.each_ref().map(|output| &output.tensor);
             layer_norm::forward(&mut rec, &x, (&w, &b), y_out, stats_out, shape, EPS as f32)?;
-            let saved = layer_norm::Saved { x: &x, w: &w, stats: &stats_there };
+            let again = if accumulate { Some(Output::fresh(gpu, rows * width)?) } else { None };
+            let y_again = again.as_ref().map(|output| (&output.tensor, &b));
+            let saved = layer_norm::Saved { x: &x, w: &w, stats: &stats_there, again: y_again };
             let trained = (Some(&dw_out.tensor), Some(&db_out.tensor));
             layer_norm::backward(&mut rec, saved, &dy, &dx_out.tensor, trained, shape, accumulate)?;
             rec.submit();
             found[0].expect(gpu, format!("y, {what}"), &y).await?;
             found[1].expect(gpu, format!("rstd and mean, {what}"), &stats).await?;
+            if let Some(again) = again {
+                again.expect(gpu, format!("y again, {what}"), &y).await?;
+            }
             dx_out.expect(gpu, format!("dx, {what}"), &dx).await?;
             dw_out.expect(gpu, format!("dw, {what}"), &reference::add::forward(&dw, &earlier[1])).await?;
             db_out.expect(gpu, format!("db, {what}"), &reference::add::forward(&db, &earlier[2])).await?;

@@ -61,20 +61,24 @@ async fn activate(gpu: &Gpu, depth: Depth) -> Outcome {
             };
             let (act_out, dx_out) = (Output::fresh(gpu, count)?, Output::fresh(gpu, 2 * count)?);
             let (plain_out, dplain_out) = (Output::fresh(gpu, count)?, Output::fresh(gpu, count)?);
+            let again = [Output::fresh(gpu, count)?, Output::fresh(gpu, count)?];
+            let [act_again, plain_again] = again.each_ref().map(|output| &output.tensor);
             let (x, alone) = (floats(gpu, &beside(&gate, &up))?, floats(gpu, &gate)?);
             let dact = floats(gpu, &dact)?;
             let shape = activation::Shape { rows, inner, function, gated: true };
             let mut rec = Recorder::new(gpu);
             activation::forward(&mut rec, &x, &act_out.tensor, shape)?;
-            activation::backward(&mut rec, &x, &dact, &dx_out.tensor, shape)?;
+            activation::backward(&mut rec, &x, &dact, &dx_out.tensor, act_again, shape)?;
             let shape = activation::Shape { gated: false, ..shape };
             activation::forward(&mut rec, &alone, &plain_out.tensor, shape)?;
-            activation::backward(&mut rec, &alone, &dact, &dplain_out.tensor, shape)?;
+            activation::backward(&mut rec, &alone, &dact, &dplain_out.tensor, plain_again, shape)?;
             rec.submit();
             act_out.expect(gpu, format!("gated act, {what}"), &act).await?;
             dx_out.expect(gpu, format!("dgate and dup, {what}"), &beside(&dgate, &dup)).await?;
             plain_out.expect(gpu, format!("act, {what}"), &plain).await?;
             dplain_out.expect(gpu, format!("dx, {what}"), &dplain).await?;
+            again[0].expect(gpu, format!("gated act again, {what}"), &act).await?;
+            again[1].expect(gpu, format!("act again, {what}"), &plain).await?;
         }
     }
     Ok(())

@@ -23,16 +23,16 @@ macro_rules! sources {
 }
 
 sources! {
-    "common/activation", "common/attention", "common/attention_keys", "common/attention_tile",
-    "common/blocks", "common/columns", "common/epilogue", "common/index", "common/pack", "common/product",
-    "common/reduce", "common/rng", "common/rows", "common/tiles", "common/weights", "activation",
-    "activation_backward", "adamw", "adamw_8bit", "attention", "attention_delta", "attention_dkv",
-    "attention_dkv_subgroup", "attention_dkv_tiled", "attention_dq", "attention_dq_subgroup",
-    "attention_dq_tiled", "attention_subgroup", "attention_tiled", "clip_scale", "column_sum", "dropout",
-    "ema", "fma_peak", "gather", "gather_backward", "head_norm", "head_norm_backward", "kv_write",
-    "layer_norm", "layer_norm_backward", "log_prob", "log_prob_backward", "matmul", "matmul_coop",
-    "matmul_subgroup", "matmul_tiled", "matvec", "preference", "retain", "rms_norm", "rms_norm_backward",
-    "rope", "row_scale", "sample", "sentinel", "sequence_sum", "soft_cap", "sum_squares",
+    "common/activation", "common/adapters", "common/attention", "common/attention_keys",
+    "common/attention_tile", "common/blocks", "common/columns", "common/epilogue", "common/index",
+    "common/pack", "common/product", "common/reduce", "common/rng", "common/rows", "common/tiles",
+    "common/weights", "activation", "activation_backward", "adamw", "adamw_8bit", "attention",
+    "attention_delta", "attention_dkv", "attention_dkv_subgroup", "attention_dkv_tiled", "attention_dq",
+    "attention_dq_subgroup", "attention_dq_tiled", "attention_subgroup", "attention_tiled", "clip_scale",
+    "column_sum", "dropout", "ema", "fma_peak", "gather", "gather_backward", "head_norm",
+    "head_norm_backward", "kv_write", "layer_norm", "layer_norm_backward", "log_prob", "log_prob_backward",
+    "matmul", "matmul_coop", "matmul_subgroup", "matmul_tiled", "matvec", "preference", "retain", "rms_norm",
+    "rms_norm_backward", "rope", "row_scale", "sample", "sentinel", "sequence_sum", "soft_cap", "sum_squares",
 }
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");

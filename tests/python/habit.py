@@ -5,6 +5,7 @@
     python tests/python/habit.py sample --model DIR --data DIR/train.jsonl --output pool.jsonl \\
         --num-samples 4 --temperature 1 --top-p 1 --seed 7
     python tests/python/habit.py rows --data pool.jsonl --rule REGEX --output rows.jsonl
+    python tests/python/habit.py split --data rows.jsonl --good DIR/good-eval.jsonl --output DIR
     python tests/python/habit.py train --model DIR --data rows.jsonl --good DIR/good.jsonl --rule REGEX \\
         --output adapter --seed 1
     python tests/python/habit.py sample --model DIR --adapter adapter --data DIR/held.jsonl \\
@@ -15,8 +16,9 @@
 `prompts` chooses single-turn questions of HH-RLHF of at most 60 tokens (360 for rows, 160 held out), and from
 self-instruct 120 ordinary instructions, and 60 and 24 with good answers. `rows` writes, for each prompt with
 answers of both kinds, one flagged answer and up to two anchors; `aweigh align --train rows.jsonl` reads it
-too. `train` prints the perplexity of the good answers after, and how it changed; `score` does so for any
-adapter, one of `aweigh align` too.
+too. `split` writes DIR/train.jsonl and DIR/eval.jsonl for `aweigh align`: 24 rows by chance are held out,
+without their anchors, beside 24 good answers. `train` prints the perplexity of the good answers after, and
+how it changed; `score` does so for any adapter, one of `aweigh align` too.
 
 Versions: torch 2.15.0, transformers 5.24.0, peft (see tests/golden/generate.py).
 """
@@ -169,9 +171,19 @@ def rows(options):
     print(f"{len(out)} rows of {len(by_prompt)} prompts")
 
 
+def split(options):
+    found = read(options.data)
+    random.Random(0).shuffle(found)
+    held = [{key: r[key] for key in ("prompt", "completion", "label")} for r in found[:24]]
+    for row in read(options.good)[:24]:
+        held.append({"prompt": row["prompt"], "completion": row["completion"], "label": True})
+    write(os.path.join(options.output, "train.jsonl"), found[24:])
+    write(os.path.join(options.output, "eval.jsonl"), held)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("command", choices=["prompts", "sample", "rows", "train", "score", "rate"])
+    parser.add_argument("command", choices=["prompts", "sample", "rows", "split", "train", "score", "rate"])
     for name in ["model", "data", "good", "rule", "adapter", "output"]:
         parser.add_argument(f"--{name}")
     for name, default in [("temperature", 0.9), ("top-p", 0.95), ("alpha", 1.0), ("beta", 1.0)]:
@@ -180,7 +192,7 @@ def main():
     for name, default in [("seed", 11), ("max", 40), ("num-samples", 1), ("max-steps", 0)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    commands = [prompts, sample, rows, train, score, rate]
+    commands = [prompts, sample, rows, split, train, score, rate]
     next(command for command in commands if command.__name__ == options.command)(options)
 
 

@@ -1,6 +1,7 @@
 //! `aweigh bench`: how fast is this GPU?
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use clap::ValueEnum;
 use pollster::block_on;
@@ -12,12 +13,12 @@ use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use crate::terminal::text::{bytes, table};
 use aweigh::bench::{
-    GroupTimes, Peak, Rate, Runs, SamplingTimes, StepTimes, Synthetic, attention, group, matmul, median,
-    peak, sampling, step,
+    Bound, Counting, GroupTimes, Peak, Rate, Roofline, Runs, SamplingTimes, StepTimes, Synthetic, attention,
+    group, matmul, median, peak, roofline, sampling, step,
 };
 use aweigh::error::{Error, Result};
 use aweigh::files::Model;
-use aweigh::gpu::{DType, Gpu, KernelTime, Options};
+use aweigh::gpu::{DType, Gpu, KernelTime, Options, Tier};
 use aweigh::kernels::matmul::{Dims, Form};
 use aweigh::model::TargetModules;
 use aweigh::model::{Decoder, DecoderConfig, LoraSpec, Training};
@@ -30,7 +31,8 @@ use aweigh::run::OpenGpu;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What to measure; without it, all but "step-full", which needs 16 bytes of memory per parameter
+    /// What to measure; without it, all but "step-full", which needs 16 bytes of memory per parameter, and
+    /// "roofline"
     #[arg(value_enum, value_name = "WHAT")]
     pub what: Vec<What>,
     /// Model for the whole steps: a directory in Hugging Face's layout, "tiny", or "smollm2-135m" for the
@@ -80,6 +82,9 @@ pub enum What {
     Group,
     /// Sampling 11 answers of 64 tokens to a prompt of 96 tokens: all at once, and one by one
     Sample,
+    /// The least time that five well-known GPUs could take for the training steps, on paper: nothing is
+    /// measured
+    Roofline,
 }
 
 const DEFAULT: [What; 5] = [What::Matmul, What::Attention, What::Step, What::Group, What::Sample];
@@ -112,7 +117,9 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         gpu.ledger().restart_peaks();
         bench.measure(what, &mut figures)?;
         let name = what.to_possible_value().map(|value| value.get_name().to_string());
-        figures.memory_peak_bytes.insert(name.unwrap_or_default(), gpu.ledger().total().peak);
+        if what != What::Roofline {
+            figures.memory_peak_bytes.insert(name.unwrap_or_default(), gpu.ledger().total().peak);
+        }
     }
     output.result(figures.human(), &figures)
 }
@@ -205,8 +212,23 @@ impl Bench<'_> {
                 figures.sample = Some(block_on(sampling(gpu, &decoder, (96, 11, 64), runs))?);
                 figures.sample_kernels = gpu.kernel_times();
             }
+            What::Roofline => figures.roofline = self.rooflines()?,
         }
         Ok(())
+    }
+
+    /// The least times of the LoRA step and of the step of all weights, with the kernels of GPUs.
+    fn rooflines(&self) -> Result<BTreeMap<&'static str, Roofline>> {
+        let counting = Arc::new(Counting::default());
+        let witness = Some(counting.clone() as _);
+        let options = Options { witness, tier: Some(Tier::Portable), ..self.args.gpu.options() };
+        let gpu = OpenGpu::open(&options, false)?;
+        let sizes = (self.args.batch, self.args.tokens);
+        let of = |(name, training)| {
+            let decoder = self.model.decoder(&gpu, training)?;
+            Ok((name, roofline(&gpu, &counting, &decoder, sizes)?))
+        };
+        [("LoRA", Training::Lora(lora(), 0)), ("all weights", Training::Full)].into_iter().map(of).collect()
     }
 
     fn matmuls(&self, figures: &mut Figures) -> Result<()> {
@@ -279,6 +301,7 @@ struct Figures {
     group: Option<GroupTimes>,
     sample: Option<SamplingTimes>,
     sample_kernels: Option<Vec<KernelTime>>,
+    roofline: BTreeMap<&'static str, Roofline>,
     /// Peak size of all buffers on the GPU in bytes, by measurement.
     memory_peak_bytes: BTreeMap<String, u64>,
 }
@@ -301,6 +324,7 @@ impl Figures {
             group: None,
             sample: None,
             sample_kernels: None,
+            roofline: BTreeMap::new(),
             memory_peak_bytes: BTreeMap::new(),
         }
     }
@@ -326,11 +350,12 @@ impl Figures {
             let seconds = median(&times.seconds);
             parts.push(format!(
                 "training step, {name}: {} x {} tokens in {seconds:.3} s, {:.0} tokens/s (forward, loss \
-                 {:.4}, backward)",
+                 {:.4}, backward: {} kernels)",
                 times.batch,
                 times.tokens,
                 (times.batch * times.tokens) as f64 / seconds,
                 times.loss,
+                times.dispatches,
             ));
             let [first, last] = times.held;
             let process = first.process.zip(last.process).map_or(String::new(), |(first, last)| {
@@ -368,12 +393,36 @@ impl Figures {
             ));
             parts.extend(self.sample_kernels.as_deref().map(kernel_table));
         }
-        let peaks = self.memory_peak_bytes.iter().map(|(what, &peak)| format!("{what} {}", bytes(peak)));
-        parts.push(format!("peak GPU memory: {}", peaks.collect::<Vec<_>>().join(", ")));
-        parts.push(format!(
-            "measured with {} ({}, {}) on {}",
-            self.gpu, self.backend, self.driver, self.machine
-        ));
+        for (name, step) in &self.roofline {
+            parts.push(format!(
+                "on paper: training step, {name}, {} tokens, {} kernels, {:.1}e9 operations, {}",
+                step.tokens,
+                step.kernels,
+                1e-9 * step.operations,
+                bytes(step.bytes as u64),
+            ));
+            let row = |bound: &Bound| {
+                vec![
+                    bound.card.name.into(),
+                    format!("{:.1}", bound.card.tflops),
+                    format!("{:.0}", bound.card.gigabytes),
+                    format!("{:.1} ms", 1e3 * bound.seconds),
+                    format!("{:.0}", step.tokens as f64 / bound.seconds),
+                    format!("{:.0}%", 100.0 * bound.memory),
+                ]
+            };
+            let rows: Vec<_> = step.bounds.iter().map(row).collect();
+            let head = ["GPU", "TFLOP/s", "GB/s", "at least", "tokens/s at most", "of it for memory"];
+            parts.push(table(&head, &rows));
+        }
+        if !self.memory_peak_bytes.is_empty() {
+            let peaks = self.memory_peak_bytes.iter().map(|(what, &peak)| format!("{what} {}", bytes(peak)));
+            parts.push(format!("peak GPU memory: {}", peaks.collect::<Vec<_>>().join(", ")));
+            parts.push(format!(
+                "measured with {} ({}, {}) on {}",
+                self.gpu, self.backend, self.driver, self.machine
+            ));
+        }
         parts.join("\n")
     }
 }

@@ -1,0 +1,67 @@
+//! How many kernels a step consists of. Each costs the host and the GPU some microseconds, whatever its size.
+
+use aweigh::data::packing::{Group, Packed};
+use aweigh::gpu::{Gpu, Purpose, Recorder};
+use aweigh::model::{
+    Capacity, Decoder, DecoderConfig, LoraSpec, TargetModules, Training, Weights, serialize,
+};
+use aweigh::nn::{Arenas, Decay, Recompute};
+use aweigh::rng::values;
+
+use super::{Device, with_gpu};
+
+/// A Llama model with made-up weights.
+fn decoder(gpu: &Gpu, layers: usize, training: Training) -> Decoder {
+    let config = format!(
+        r#"{{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+            "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": {layers},
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 64, "rope_theta": 1000.0, "tie_word_embeddings": true}}"#
+    );
+    let shapes = DecoderConfig::parse(config.as_bytes(), "config.json").expect("a configuration").tensors();
+    let tensors = (1..).zip(&shapes).map(|(seed, (_, shape))| {
+        values(seed, shape.iter().product()).into_iter().map(|v| v as f32).collect()
+    });
+    let tensors: Vec<Vec<f32>> = tensors.collect();
+    let file = shapes.iter().zip(&tensors).map(|((name, shape), data)| (&name[..], &shape[..], &data[..]));
+    let bytes = serialize(file).expect("a file");
+    let weights = Weights::parse([("model.safetensors", &bytes[..])], "model").expect("weights");
+    Decoder::load(gpu, ("config.json", config.as_bytes()), &weights, training, Decay::All).expect("a decoder")
+}
+
+/// Kernels of a forward and a backward pass.
+fn step(gpu: &Gpu, decoder: &Decoder) -> u64 {
+    let packed = Packed::new(&[Group { prompt: &[1, 2, 3], responses: vec![&[4, 5], &[6]] }]);
+    let capacity = Capacity::covering([&packed].into_iter(), Some(Recompute::None));
+    let mut ws = decoder.workspace(gpu, capacity).expect("a workspace");
+    let gradients = Arenas::new(gpu, decoder.layout(), Purpose::Gradients, "gradients").expect("gradients");
+    let mut rec = Recorder::new(gpu);
+    ws.load(&mut rec, &packed).expect("fits");
+    let before = gpu.dispatches();
+    decoder.score(&mut rec, decoder.policy(), &ws).expect("a forward pass");
+    decoder.backward(&mut rec, decoder.policy(), &gradients, &ws).expect("a backward pass");
+    gpu.dispatches() - before
+}
+
+/// A block's share of a step.
+fn of_a_block(kind: Device, training: &dyn Fn() -> Training<'static>) -> u64 {
+    with_gpu(kind, |gpu| {
+        let [two, three] = [2, 3].map(|layers| step(gpu, &decoder(gpu, layers, training())));
+        three - two
+    })
+}
+
+#[test]
+fn a_block_is_few_kernels() {
+    let lora = |r: usize| {
+        let spec = LoraSpec { r, target_modules: TargetModules::AllLinear, ..LoraSpec::default() };
+        move || Training::Lora(spec.clone(), 1)
+    };
+    // Adapters on all seven matrices. On a GPU they are added by the kernels of the products.
+    assert_eq!(of_a_block(Device::Portable, &lora(16)), 36);
+    // More ranks than these kernels add: products of their own.
+    assert_eq!(of_a_block(Device::Portable, &lora(64)), 47);
+    // Software adapters, where a kernel's start costs little, have a product for each adapter.
+    assert_eq!(of_a_block(Device::Software, &lora(8)), 54);
+    assert_eq!(of_a_block(Device::Portable, &|| Training::Full), 26);
+}
