@@ -104,3 +104,30 @@ fn a_share_of_few_answers_is_warned_of() {
     assert!(!warned("held.jsonl", &[], ""));
     assert!(!warned("held.jsonl", &["--unwanted", "refusal", "--no-stop"], ""));
 }
+
+/// A good held-out answer that is unwanted itself would count against a model that does as asked.
+#[test]
+fn good_answers_that_are_unwanted_are_left_out() {
+    let room = Room::new();
+    let flagged: Vec<String> = room.lines("flagged.jsonl").iter().map(Value::to_string).collect();
+    let said = |role: &str, text: &str| serde_json::json!([{ "role": role, "content": text }]);
+    let good = ["Please try again.", "You should try again.", "Can YOU try it?"].map(|answer| {
+        let prompt = said("user", "It does not work.");
+        let completion = said("assistant", answer);
+        serde_json::json!({ "prompt": prompt, "completion": completion, "label": true }).to_string()
+    });
+    room.write("held.jsonl", [&flagged[..12], &good[..]].concat().join("\n"));
+    let plan = |more: &[&str]| {
+        let line = ["plan", "--model", "tiny", "--train", "flagged.jsonl", "--eval", "held.jsonl"];
+        let output = room.run(&[&line, more].concat());
+        let (_, notes) = texts(&output);
+        assert!(output.status.success(), "{notes}");
+        notes
+    };
+    let notes = plan(&["--unwanted", "match:\\byou\\b"]);
+    let found =
+        "held.jsonl: 2 of 3 held-out good answers are unwanted by the rule match:\\byou\\b and are left out";
+    assert!(notes.contains(found) && notes.contains("the first is on line 14"), "{notes}");
+    assert!(!plan(&[]).contains("left out"));
+    assert!(!plan(&["--unwanted", "match:never.said"]).contains("left out"));
+}

@@ -15,7 +15,8 @@ mod values;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::data::Rule;
+use crate::error::{Error, Result, setting};
 use crate::loss::{Constants, Formula, Loss, Method};
 use crate::optim::LrScheduler;
 
@@ -216,6 +217,18 @@ impl TrainConfig {
 const WARMUP_STEPS: usize = 3;
 
 impl RunConfig {
+    /// The rule that a sampled anchor must follow: `anchor_filter`, or without it, that the answer is not
+    /// unwanted.
+    pub fn anchor_rule(&self) -> Option<Rule> {
+        let unwanted = self.stop.unwanted.as_ref().filter(|_| self.method.method.is_of_negatives());
+        self.anchors.anchor_filter.0.clone().or_else(|| unwanted.map(Rule::opposite))
+    }
+
+    /// The name of the setting that [`RunConfig::anchor_rule`] comes from, in messages.
+    pub(crate) fn anchor_rule_setting(&self) -> String {
+        setting(if self.anchors.anchor_filter.is_some() { "anchor_filter" } else { "unwanted" })
+    }
+
     /// The most tokens of a retained answer: [`RetainConfig::max_new_tokens`], or that of the anchors.
     pub fn retained_tokens(&self) -> usize {
         self.retain.max_new_tokens.unwrap_or(self.anchors.max_new_tokens)

@@ -308,8 +308,8 @@ section! {
     (long, value_name = "SHARE") max_length_change: f64 = 0.3;
     optional:
     /// The rule that tells an unwanted answer, in the forms of --anchor-filter. The state that is kept is the
-    /// one with the fewest unwanted answers to held-out flagged prompts. If not given: the opposite of
-    /// --anchor-filter
+    /// one with the fewest unwanted answers to held-out flagged prompts, and sampled anchors are only answers
+    /// that are not unwanted. If not given: the opposite of --anchor-filter
     (long, value_name = "RULE") unwanted: Rule;
 }
 

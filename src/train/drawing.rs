@@ -178,8 +178,8 @@ impl Run<'_> {
         let kept = all - filtered;
         let share = 100.0 * kept as f64 / all.max(1) as f64;
         let text = format!(
-            "{kept} of {all} sampled answers ({share:.1} %) are anchors by {} {rule}",
-            setting("anchor_filter")
+            "{kept} of {all} sampled answers ({share:.1} %) are anchors by the rule {rule} of {}",
+            self.config.anchor_rule_setting()
         );
         if 2 * kept >= all {
             self.observer.noted(&text);
@@ -244,7 +244,7 @@ impl Run<'_> {
                 "show the model what is wanted with {}, or change the rule",
                 setting("anchor_examples")
             );
-            return Err(Error::input(setting("anchor_filter"), expected, found, fix));
+            return Err(Error::input(self.config.anchor_rule_setting(), expected, found, fix));
         }
         let lines: Vec<usize> =
             self.train.iter().zip(&train).filter(|(_, keep)| !**keep).map(|(e, _)| e.line).collect();

@@ -30,7 +30,7 @@ pub enum Asked {
 pub struct Reader {
     /// The model's tokenizer.
     pub tokenizer: Arc<ChatTokenizer>,
-    /// The setting `anchor_filter`: the rule that an anchor must follow; `None` for all answers.
+    /// The rule that a sampled anchor must follow; `None` for all answers.
     pub filter: Option<Rule>,
     /// The rule that tells an unwanted answer, if there is one.
     pub unwanted: Option<Rule>,
@@ -39,7 +39,7 @@ pub struct Reader {
 impl Reader {
     /// A reader with the rules of `config`.
     pub fn new(tokenizer: Arc<ChatTokenizer>, config: &RunConfig) -> Self {
-        let filter = config.anchors.anchor_filter.0.clone();
+        let filter = config.anchor_rule();
         let wanted = filter.as_ref().filter(|_| config.method.method.is_of_negatives());
         let unwanted = config.stop.unwanted.clone().or_else(|| wanted.map(Rule::opposite));
         Self { tokenizer, filter, unwanted }
@@ -76,6 +76,38 @@ impl Reader {
         push("repetition", mean(texts.iter().map(|text| repetition(text))));
         Ok(metrics)
     }
+}
+
+/// Takes good answers that are themselves unwanted out of the held-out rows: a model that no longer does what
+/// is unwanted finds them less likely, which says nothing about what it may keep. Returns a warning if there
+/// were any.
+///
+/// # Errors
+/// As [`ChatTokenizer::decode_answer`].
+pub(super) fn without_unwanted(
+    held_out: &mut Vec<Example>,
+    reader: &Reader,
+    origin: &str,
+) -> Result<Option<String>> {
+    let Some(rule) = &reader.unwanted else { return Ok(None) };
+    let (mut kept, mut lines, mut good) = (Vec::new(), Vec::new(), 0);
+    for example in std::mem::take(held_out) {
+        let alone = example.chosen_ids.as_ref().filter(|_| example.negative_ids.is_none());
+        let text = alone.map(|ids| reader.tokenizer.decode_answer(&example.prompt_ids, ids)).transpose()?;
+        good += usize::from(text.is_some());
+        match text.is_some_and(|text| rule.holds(&text)) {
+            true => lines.push(example.line),
+            false => kept.push(example),
+        }
+    }
+    *held_out = kept;
+    Ok(lines.first().map(|first| {
+        format!(
+            "{origin}: {} of {good} held-out good answers are unwanted by the rule {rule} and are left out: they \
+             would count against a model that does as asked; the first is on line {first}",
+            lines.len()
+        )
+    }))
 }
 
 /// With fewer prompts to answer, a share of the answers says little.

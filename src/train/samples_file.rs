@@ -11,8 +11,7 @@ use crate::{Error, Result};
 /// Line number of a sample in its file, and the sample.
 type Given = (usize, Anchor);
 
-/// The first samples of each prompt in a samples file that `anchor_filter` keeps, as many as a prompt has
-/// anchors.
+/// The first samples of each prompt in a samples file that may be anchors, as many as a prompt has anchors.
 pub(super) fn given_samples(
     (origin, bytes): (&str, &[u8]),
     tokenizer: &ChatTokenizer,
@@ -20,6 +19,7 @@ pub(super) fn given_samples(
     config: &RunConfig,
 ) -> Result<HashMap<String, Vec<Given>>> {
     let mut by_prompt: HashMap<String, Vec<Given>> = HashMap::new();
+    let rule = config.anchor_rule();
     // `aweigh sample` also writes empty answers: `parse_jsonl` leaves them out.
     for row in parse_jsonl(bytes, origin)?.rows {
         // Of a run that sampled online, use only the anchors from before the first step.
@@ -27,7 +27,7 @@ pub(super) fn given_samples(
             continue;
         }
         let Some(completion) = &row.completion else { continue };
-        if config.anchors.anchor_filter.as_ref().is_some_and(|rule| !rule.holds(completion.text())) {
+        if rule.as_ref().is_some_and(|rule| !rule.holds(completion.text())) {
             continue;
         }
         let ids = match row.raw.get("ids") {

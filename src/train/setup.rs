@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::anchors::Anchor;
 use super::max_batches::MaxBatches;
 use super::plan::Plan;
-use super::reader::{Reader, few_answered};
+use super::reader::{Reader, few_answered, without_unwanted};
 use super::responses::unpaired;
 use super::rows::{
     HELD_OUT, Named, eval_examples, hold_out, one_sided, ordinary, train_examples, worked_examples,
@@ -170,6 +170,7 @@ impl<'a> Inputs<'a> {
             (train, eval) = (unpaired(train), unpaired(eval));
         }
         let reader = Reader::new(Arc::clone(&tokenizer), config);
+        remarks.extend(without_unwanted(&mut eval, &reader, self.eval.unwrap_or(self.train).0)?);
         remarks.extend(few_answered(&eval, config, &reader, model.context()));
         let samples = self.samples.filter(|_| config.method.method == Method::D2o);
         let given = samples
