@@ -2,6 +2,7 @@
 //! gradients together or one by one.
 
 use super::fixture::{Output, floats, spread, values, weights};
+use super::matmul::chosen;
 use super::{Check, Depth, Outcome, check};
 use crate::gpu::{DType, Gpu, Precision, Recorder};
 use crate::kernels::Mat;
@@ -66,8 +67,8 @@ async fn added(gpu: &Gpu, depth: Depth) -> Outcome {
     for &(width, parts) in depth.of(&LAYERS) {
         for rows in [5, 67] {
             for dtype in [DType::F32, DType::Bf16] {
-                forward(gpu, (rows, width), parts, dtype).await?;
-                backward(gpu, (rows, width), parts, dtype).await?;
+                forward((gpu, depth), (rows, width), parts, dtype).await?;
+                backward((gpu, depth), (rows, width), parts, dtype).await?;
             }
         }
     }
@@ -75,7 +76,12 @@ async fn added(gpu: &Gpu, depth: Depth) -> Outcome {
 }
 
 /// y = x Wᵀ + bias + residual, + scale · low Bᵀ in the columns of each adapter.
-async fn forward(gpu: &Gpu, (m, n): (usize, usize), parts: &[[usize; 3]], dtype: DType) -> Outcome {
+async fn forward(
+    (gpu, depth): (&Gpu, Depth),
+    (m, n): (usize, usize),
+    parts: &[[usize; 3]],
+    dtype: DType,
+) -> Outcome {
     let k = 20;
     let (placed, ranks, count) = adapters(parts);
     let (x, low) = (values(1, m * k, 1.0), values(2, m * ranks, 1.0));
@@ -106,13 +112,18 @@ async fn forward(gpu: &Gpu, (m, n): (usize, usize), parts: &[[usize; 3]], dtype:
         let product =
             Product { epilogue, decoding, ..Product::plain(Form::Nt, &x, &w_data, &x, Dims { m, n, k }) };
         let what = format!("NT {dtype:?} {m}x{n} {parts:?} decoding={decoding}");
-        compare(gpu, product, what, &expected, &slack).await?;
+        compare((gpu, depth), product, what, &expected, &slack).await?;
     }
     Ok(())
 }
 
 /// dx = dy W, + dlow A.
-async fn backward(gpu: &Gpu, (m, k): (usize, usize), parts: &[[usize; 3]], dtype: DType) -> Outcome {
+async fn backward(
+    (gpu, depth): (&Gpu, Depth),
+    (m, k): (usize, usize),
+    parts: &[[usize; 3]],
+    dtype: DType,
+) -> Outcome {
     // One more column than whole quads in a layer of odd size.
     let n = if k.is_multiple_of(4) { 68 } else { 69 };
     let rank: usize = parts.iter().map(|part| part[2]).sum();
@@ -133,7 +144,7 @@ async fn backward(gpu: &Gpu, (m, k): (usize, usize), parts: &[[usize; 3]], dtype
         let epilogue = Epilogue { adapters: Some(adapters), accumulate, ..Epilogue::SET };
         let product = Product { epilogue, ..Product::plain(Form::Nn, &dy, &w_data, &dy, Dims { m, n, k }) };
         let what = format!("NN {dtype:?} {m}x{n} rank {rank} accumulate={accumulate}");
-        compare(gpu, product, what, &expected, &slack).await?;
+        compare((gpu, depth), product, what, &expected, &slack).await?;
     }
     Ok(())
 }
@@ -166,11 +177,17 @@ async fn long(gpu: &Gpu, _: Depth) -> Outcome {
 }
 
 /// Compares the product by each of its candidates; y has no gaps, and 1 before.
-async fn compare(gpu: &Gpu, product: Product<'_>, what: String, expected: &[f64], slack: &[f64]) -> Outcome {
+async fn compare(
+    (gpu, depth): (&Gpu, Depth),
+    product: Product<'_>,
+    what: String,
+    expected: &[f64],
+    slack: &[f64],
+) -> Outcome {
     let Dims { m, n, .. } = product.dims;
     let before = if product.epilogue.accumulate { 1.0 } else { 0.0 };
     let expected: Vec<f64> = expected.iter().map(|value| value + before).collect();
-    for by in product.candidates(gpu) {
+    for by in chosen(&product, gpu, depth) {
         let y = match product.epilogue.accumulate {
             true => Output::holding(gpu, &vec![1.0; m * n])?,
             false => Output::fresh(gpu, m * n)?,
