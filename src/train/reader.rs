@@ -103,8 +103,8 @@ pub(super) fn without_unwanted(
     *held_out = kept;
     Ok(lines.first().map(|first| {
         format!(
-            "{origin}: {} of {good} held-out good answers are unwanted by the rule {rule} and are left out: they \
-             would count against a model that does as asked; the first is on line {first}",
+            "{origin}: {} of {good} held-out good answers are unwanted by the rule {rule} and are left out: \
+             they would count against a model that does as asked; the first is on line {first}",
             lines.len()
         )
     }))

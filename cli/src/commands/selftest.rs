@@ -24,8 +24,8 @@ use aweigh::selftest::{Depth, Outcome, checks};
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Check only the smallest shapes, and on a software adapter only the kernels that a run would take: seconds
-    /// instead of minutes
+    /// Check only the smallest shapes, and on a software adapter only the kernels that a run would take:
+    /// seconds instead of minutes
     #[arg(long)]
     pub quick: bool,
     /// The GPU.
