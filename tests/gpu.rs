@@ -15,6 +15,7 @@ use aweigh::reference;
 use aweigh::rng::values;
 use aweigh::selftest::{Depth, agree, checks};
 
+mod common;
 #[path = "gpu/dispatches.rs"]
 mod dispatches;
 #[path = "gpu/divided.rs"]

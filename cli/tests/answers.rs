@@ -59,6 +59,16 @@ fn a_run_stops_when_its_answers_are_as_wanted() {
         let those = answers.iter().filter(|a| a["set"] == set && a["step"] == step);
         those.map(|a| a["completion"][0]["content"].as_str().unwrap()).collect::<Vec<_>>()
     };
+    // What is unwanted does not become an anchor.
+    let anchors = room.lines("run/samples.jsonl");
+    assert!(anchors.len() > 100);
+    for anchor in &anchors {
+        let text = anchor["completion"][0]["content"].as_str().unwrap().to_lowercase();
+        assert!(
+            !["stupid", "clueless", "wasting", "bother", "fault"].iter().any(|w| text.contains(w)),
+            "{text}"
+        );
+    }
     // A tenth of the rows is held out; every fourth ordinary prompt is answered.
     assert_eq!((of("held_out", 0).len(), of("ordinary", 0).len()), (9, 24));
     let rude = |texts: &[&str]| texts.iter().filter(|t| t.contains("Go bother somebody else")).count();

@@ -40,6 +40,23 @@ fn bench_measures_what_it_is_asked_to() {
     assert!(positive(&figures["sample"]["together"][0]) && positive(&figures["sample"]["one_by_one"][0]));
 }
 
+/// Nothing runs for a roofline, and the cards are those of the documents.
+#[test]
+fn a_roofline_is_on_paper() {
+    let room = Room::new();
+    let figures = room.json(&["bench", "roofline", "--model", "tiny", "--tokens", "16"]);
+    assert!(figures["memory_peak_bytes"].as_object().unwrap().is_empty(), "{figures}");
+    let kernels = |step: &str| figures["roofline"][step]["kernels"].as_u64().unwrap();
+    assert!(kernels("LoRA") > kernels("all weights") && kernels("all weights") > 50, "{figures}");
+    for step in ["LoRA", "all weights"] {
+        let seconds = |bound: &Value| bound["seconds"].as_f64().unwrap();
+        let bounds = figures["roofline"][step]["bounds"].as_array().unwrap();
+        // From the slowest card to the fastest, which has more of everything.
+        assert!(bounds.len() == 5 && seconds(&bounds[0]) > seconds(&bounds[4]), "{figures}");
+        assert!(bounds.iter().all(|bound| seconds(bound) > 0.0 && bound["memory"].as_f64() <= Some(1.0)));
+    }
+}
+
 /// Memory does not grow with the number of steps: buffers do not grow by a byte, and the process grows by no
 /// more than allocators keep.
 #[test]

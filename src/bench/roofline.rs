@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::steps::ids;
 use crate::Result;
 use crate::data::packing::{Group, Packed};
-use crate::gpu::{Gpu, Recorder, Seen, Witness};
+use crate::gpu::{Gpu, Purpose, Recorder, Seen, Witness};
 use crate::model::{Capacity, Decoder};
 use crate::nn::{Arenas, Recompute};
 
@@ -34,6 +34,7 @@ pub const CARDS: [Card; 5] = [
 ];
 
 /// A kernel that would run.
+#[derive(Debug)]
 struct Work {
     operations: f64,
     bytes: f64,
@@ -41,12 +42,11 @@ struct Work {
 
 /// Counts the work of dispatches instead of running them.
 #[derive(Debug, Default)]
-pub struct Counting(Mutex<Vec<[f64; 2]>>);
+pub struct Counting(Mutex<Vec<Work>>);
 
 impl Counting {
     fn take(&self) -> Vec<Work> {
-        let taken = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        taken.into_iter().map(|[operations, bytes]| Work { operations, bytes }).collect()
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -61,7 +61,10 @@ impl Witness for Counting {
             true => 8.0 * seen.operations,
             false => seen.bindings.iter().map(|tensor| tensor.dtype().size(tensor.len()) as f64).sum(),
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push([seen.operations, bytes]);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Work { operations: seen.operations, bytes });
         Ok(())
     }
 
@@ -111,7 +114,7 @@ pub fn roofline(
     let ids = ids(tokens, decoder.config().vocab);
     let packed = Packed::new(&vec![Group { prompt: &ids[..1], responses: vec![&ids[1..]] }; batch]);
     let mut ws = decoder.workspace(gpu, Capacity::covering([&packed].into_iter(), Some(Recompute::None)))?;
-    let gradients = Arenas::new(gpu, decoder.layout(), crate::gpu::Purpose::Gradients, "gradients")?;
+    let gradients = Arenas::new(gpu, decoder.layout(), Purpose::Gradients, "gradients")?;
     counting.take();
     let mut rec = Recorder::new(gpu);
     ws.load(&mut rec, &packed)?;

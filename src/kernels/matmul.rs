@@ -479,7 +479,7 @@ impl<'a> Product<'a> {
             copies.extend(epilogue.residual.map(|_| block.y));
             copies.push(block.y.filter(|_| epilogue.accumulate));
             bindings.push(y.data);
-            let operations = 2.0 * (m * n) as f64 * k as f64;
+            let operations = Self { dims: Dims { m, n, k }, ..*self }.operations();
             rec.dispatch_with(&shader, &params, (&bindings, &copies), groups(m, n), operations);
         }
         Ok(())

@@ -68,7 +68,8 @@ async fn added(gpu: &Gpu, depth: Depth) -> Outcome {
         for rows in [5, 67] {
             for dtype in [DType::F32, DType::Bf16] {
                 forward((gpu, depth), (rows, width), parts, dtype).await?;
-                backward((gpu, depth), (rows, width), parts, dtype).await?;
+                let rank = parts.iter().map(|part| part[2]).sum();
+                backward((gpu, depth), (rows, width), rank, dtype).await?;
             }
         }
     }
@@ -118,17 +119,11 @@ async fn forward(
 }
 
 /// dx = dy W, + dlow A.
-async fn backward(
-    (gpu, depth): (&Gpu, Depth),
-    (m, k): (usize, usize),
-    parts: &[[usize; 3]],
-    dtype: DType,
-) -> Outcome {
+async fn backward((gpu, depth): (&Gpu, Depth), (m, k): (usize, usize), rank: usize, dtype: DType) -> Outcome {
     // One more column than whole quads in a layer of odd size.
     let n = if k.is_multiple_of(4) { 68 } else { 69 };
-    let rank: usize = parts.iter().map(|part| part[2]).sum();
-    let (dy, dlow) = (values(1, m * k, 1.0), values(2, m * rank, 1.0));
-    let (w_data, w) = weights(gpu, dtype, &values(3, n * k, 1.0))?;
+    let (dy, dlow) = (values(1, m * k, 0.125), values(2, m * rank, 1.0));
+    let (w_data, w) = weights(gpu, dtype, &values(3, n * k, 0.125))?;
     let a = values(4, BEFORE + rank * n, 1.0);
     let all = |dy: &[f64], w: &[f64], dlow: &[f64], a: &[f64]| {
         let base = reference::nn(reference::Params { m, n, k, alpha: 1.0 }, dy, w, None);
@@ -149,34 +144,12 @@ async fn backward(
     Ok(())
 }
 
-/// A sum that is computed in parts, to which the adapters are added once.
-async fn long(gpu: &Gpu, _: Depth) -> Outcome {
-    let (m, n, k, rank) = (5, 8, TERMS + 4, 4);
-    let (dy, dlow) = (values(1, m * k, 0.125), values(2, m * rank, 1.0));
-    let (w, a) = (values(3, k * n, 0.125), values(4, rank * n, 1.0));
-    let all = |dy: &[f64], w: &[f64], dlow: &[f64], a: &[f64]| {
-        let base = reference::nn(reference::Params { m, n, k, alpha: 1.0 }, dy, w, None);
-        reference::nn(reference::Params { m, n, k: rank, alpha: 1.0 }, dlow, a, Some(&base))
-    };
-    let (expected, slack) =
-        (all(&dy, &w, &dlow, &a), all(&sizes(&dy), &sizes(&w), &sizes(&dlow), &sizes(&a)));
-    let [dy, w, dlow, a] = [&dy, &w, &dlow, &a].map(|v| floats(gpu, v));
-    let (dy, w, dlow, a) = (dy?, w?, dlow?, a?);
-    let whole = AdapterPart { first: 0, columns: n, first_rank: 0, rank, at: 0, scale: 1.0 };
-    let adapters = Adapters { low: Mat::new(&dlow, rank), matrices: &a, parts: &[whole] };
-    let epilogue = Epilogue { adapters: Some(adapters), ..Epilogue::SET };
-    let y = Output::fresh(gpu, m * n)?;
-    let product = Product { epilogue, ..Product::plain(Form::Nn, &dy, &w, &y.tensor, Dims { m, n, k }) };
-    let mut rec = Recorder::new(gpu);
-    product.record(&mut rec)?;
-    rec.submit();
-    match gpu.precision() {
-        Precision::F16 => y.expect_rounded(gpu, "dx", &expected, &slack).await,
-        Precision::F32 => y.expect(gpu, "dx", &expected).await,
-    }
+/// A sum that [`Product::record`] computes in parts, to which the adapters are added once.
+async fn long(gpu: &Gpu, depth: Depth) -> Outcome {
+    backward((gpu, depth), (5, TERMS + 4), 4, DType::F32).await
 }
 
-/// Compares the product by each of its candidates; y has no gaps, and 1 before.
+/// Compares the product by each of its candidates, and as it is recorded; y has no gaps, and 1 before.
 async fn compare(
     (gpu, depth): (&Gpu, Depth),
     product: Product<'_>,
@@ -187,15 +160,18 @@ async fn compare(
     let Dims { m, n, .. } = product.dims;
     let before = if product.epilogue.accumulate { 1.0 } else { 0.0 };
     let expected: Vec<f64> = expected.iter().map(|value| value + before).collect();
-    for by in chosen(&product, gpu, depth) {
+    for by in chosen(&product, gpu, depth).into_iter().map(Some).chain([None]) {
         let y = match product.epilogue.accumulate {
             true => Output::holding(gpu, &vec![1.0; m * n])?,
             false => Output::fresh(gpu, m * n)?,
         };
         let mut rec = Recorder::new(gpu);
-        Product { y: Mat::new(&y.tensor, n), ..product }.record_by(&mut rec, &by)?;
+        let product = Product { y: Mat::new(&y.tensor, n), ..product };
+        let what = match &by {
+            Some(by) => product.record_by(&mut rec, by).map(|()| format!("{}, {what}", by.variant))?,
+            None => product.record(&mut rec).map(|()| format!("as recorded, {what}"))?,
+        };
         rec.submit();
-        let what = format!("{}, {what}", by.variant);
         // Adapters that are products of their own may be rounded although the kernel of `by` does not round.
         if gpu.precision() == Precision::F16 {
             y.expect_rounded(gpu, what, &expected, slack).await?;

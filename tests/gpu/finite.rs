@@ -1,14 +1,13 @@
 //! Adapters with dropout in every kind of block: the gradients are those of the log-probs, by finite
 //! differences.
 
-use std::path::PathBuf;
-
 use aweigh::data::packing::{Group, Packed};
 use aweigh::gpu::{Gpu, Purpose, Recorder};
-use aweigh::model::{Capacity, Decoder, LoraSpec, TargetModules, Training, Weights};
-use aweigh::nn::{Arenas, Decay, Dropout, Pass, Recompute};
+use aweigh::model::{Capacity, Decoder, LoraSpec, TargetModules, Training};
+use aweigh::nn::{Arenas, Dropout, Pass, Recompute};
 use aweigh::rng::values;
 
+use super::common::load_on;
 use super::{Device, with_gpu};
 
 /// A parallel block with interleaved heads, transposed matrices with biases, norms of outputs, and norms of
@@ -20,10 +19,6 @@ const ANSWERS: [&[u32]; 2] = [&[26, 5, 35], &[8, 9]];
 
 /// A model of the family with a fresh adapter of `rank` on all linear layers.
 fn decoder(gpu: &Gpu, family: &str, rank: usize) -> Decoder {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families").join(family);
-    let read = |name: &str| std::fs::read(folder.join(name)).expect("a golden file");
-    let (config, bytes) = (read("config.json"), read("model.safetensors"));
-    let weights = Weights::parse([("model.safetensors", &bytes[..])], family).expect("weights");
     let target_modules = TargetModules::AllLinear;
     let spec = LoraSpec {
         r: rank,
@@ -32,8 +27,7 @@ fn decoder(gpu: &Gpu, family: &str, rank: usize) -> Decoder {
         target_modules,
         ..LoraSpec::default()
     };
-    let training = Training::Lora(spec, 1);
-    Decoder::load(gpu, ("config.json", &config), &weights, training, Decay::All).expect("a decoder")
+    load_on(gpu, &format!("families/{family}"), Training::Lora(spec, 1))
 }
 
 /// A decoder with the values of its adapter, and a batch.
