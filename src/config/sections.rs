@@ -145,8 +145,8 @@ section! {
     (long, value_name = "FILE|refusals|none") anchor_examples: OrNone<String> = OrNone(None);
     /// Keep only sampled anchors for which this rule holds: "refusal" (the answer refuses), "match:REGEX" (it
     /// matches, in upper or lower case), or one of them with "not:" in front. Others are sampled again, a few
-    /// times. Anchors given in the training rows are not filtered [default: none; with --unwanted its
-    /// opposite]
+    /// times. Anchors given in the training rows are not filtered. Without this, --unwanted filters by its
+    /// opposite [default: none]
     (long, value_name = "RULE|none") anchor_filter: OrNone<Rule> = OrNone(None);
     optional:
     /// From this step on, resample anchors from the model as it trains. Without this, anchors are sampled
