@@ -117,13 +117,14 @@ struct Watcher {
     pools: Vec<Drawn>,
     /// Fail at this step.
     interrupt_at: Option<usize>,
-    /// Fail when more than this many answers are sampled.
+    /// Fail when more than this many tokens of anchors are sampled.
     interrupt_draws_at: Option<usize>,
     /// The wish after this step.
     wish_at: Option<(usize, Wish)>,
     asked: usize,
     drawing: bool,
     training: bool,
+    /// Tokens of anchors that were sampled.
     drawn: usize,
     /// Whether to take the state while anchors are sampled.
     take_draws: bool,
@@ -146,8 +147,8 @@ impl Observer for Watcher {
         }
     }
 
-    fn advance(&mut self, items: usize, _: usize) -> Result<()> {
-        self.drawn += if self.drawing { items } else { 0 };
+    fn advance(&mut self, _: usize, tokens: usize) -> Result<()> {
+        self.drawn += if self.drawing { tokens } else { 0 };
         let over = self.interrupt_draws_at.is_some_and(|most| self.drawn > most);
         if over { Err(Error::Interrupted) } else { Ok(()) }
     }

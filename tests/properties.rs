@@ -146,18 +146,18 @@ fn same_gradients(found: &Step, expected: &Step) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Log-probs and gradients of sequences that share nothing: each one has its own copy of the prompt.
-/// `coefficients` are dL/dlogp by sequence and token.
-fn separately(
+/// Log-probs and gradients of `batches`, one pass after another. `coefficients` are dL/dlogp by batch and
+/// token.
+fn passes(
     decoder: &Decoder,
-    sequences: &[Group],
+    batches: &[&[Group]],
     coefficients: &[Vec<f64>],
 ) -> (Vec<Vec<f64>>, Vec<Vec<f32>>) {
     let arenas =
         Arenas::new(gpu(), decoder.layout(), Purpose::Gradients, "gradients").expect("room for gradients");
     let mut tokens = Vec::new();
-    for (sequence, coefficient) in sequences.iter().zip(coefficients) {
-        let packed = Packed::new(std::slice::from_ref(sequence));
+    for (batch, coefficient) in batches.iter().zip(coefficients) {
+        let packed = Packed::new(batch);
         let capacity = Capacity::covering([&packed].into_iter(), Some(Recompute::None));
         let mut ws = decoder.workspace(gpu(), capacity).expect("a workspace");
         let mut rec = Recorder::new(gpu());
@@ -167,7 +167,7 @@ fn separately(
         decoder.score(&mut rec, decoder.policy(), &ws).expect("forward");
         decoder.backward(&mut rec, decoder.policy(), &arenas, &ws).expect("backward");
         rec.submit();
-        let logps = block_on(ws.stats.slice(0, sequence.rows()).read_f32(gpu())).expect("log-probs");
+        let logps = block_on(ws.stats.slice(0, coefficient.len()).read_f32(gpu())).expect("log-probs");
         tokens.push(widen(&logps));
     }
     (tokens, block_on(arenas.read(gpu(), decoder.layout())).expect("gradients"))
@@ -217,7 +217,9 @@ proptest! {
         // The loss couples a group's sequences: its coefficients come from the f64 reference.
         let sequences: Vec<Group> = groups.iter().flat_map(alone).collect();
         let none: Vec<Vec<f64>> = sequences.iter().map(|s| vec![0.0; s.rows()]).collect();
-        let (tokens, _) = separately(&model, &sequences, &none);
+        // Sequences that share nothing: each one has its own copy of the prompt.
+        let separate: Vec<&[Group]> = sequences.chunks(1).collect();
+        let (tokens, _) = passes(&model, &separate, &none);
         let mut first = 0;
         let outcomes: Vec<formula::Outcome> = groups.iter().map(|group| {
             let own = first..first + group.responses.len();
@@ -233,7 +235,7 @@ proptest! {
             o.coefficients.iter().map(share).collect()
         };
         let coefficients: Vec<Vec<f64>> = outcomes.iter().flat_map(of_sequence).collect();
-        let (_, gradients) = separately(&model, &sequences, &coefficients);
+        let (_, gradients) = passes(&model, &separate, &coefficients);
         for (i, (found, expected)) in packed.gradients.iter().zip(&gradients).enumerate() {
             near(&format!("gradient {i}"), found, expected)?;
         }
@@ -304,6 +306,25 @@ fn accumulation_equals_the_large_batch() {
                     .unwrap_or_else(|error| panic!("{formula:?} lora={lora} micro={micro}: {error}"));
             }
         }
+    }
+}
+
+/// With this vocabulary a chunk of logits has 64 rows: three chunks for the whole batch, one for each group.
+#[test]
+fn the_number_of_chunks_of_logits_does_not_matter() {
+    let decoder = made_up(gpu(), 1 << 17, 1, Training::Full);
+    let response: Vec<Vec<u32>> =
+        (0..3).map(|i| (0..50).map(|j| 40_009 * (50 * i + j) % (1 << 17)).collect()).collect();
+    let groups: Vec<Group> =
+        response.iter().map(|ids| Group { prompt: &[5, 6], responses: vec![ids] }).collect();
+    let coefficients: Vec<f64> = (0..150).map(|i| 0.01 * f64::from(i % 7 - 3)).collect();
+    let whole = passes(&decoder, &[&groups], std::slice::from_ref(&coefficients));
+    let one_by_one: Vec<&[Group]> = groups.chunks(1).collect();
+    let shares: Vec<Vec<f64>> = coefficients.chunks(50).map(<[f64]>::to_vec).collect();
+    let parts = passes(&decoder, &one_by_one, &shares);
+    for (i, (found, expected)) in whole.1.iter().zip(&parts.1).enumerate() {
+        near(&format!("gradient {i}"), found, expected).unwrap_or_else(|error| panic!("{error}"));
+        assert!(expected.iter().any(|g| g.abs() > 1e-3), "gradient {i} is nearly zero");
     }
 }
 

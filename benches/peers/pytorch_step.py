@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The common work in PyTorch: a step of a Llama model (forward, loss, all gradients), or a square f32 matmul.
+"""The common work in PyTorch: a step of a Llama model (forward, loss, gradients), or a square f32 matmul.
 
-Needs torch, and transformers for the step. Prints one JSON object.
+Needs torch; transformers for the step; and peft for a step with LoRA. Prints one JSON object.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import time
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a directory in Hugging Face's layout; without it, a matmul")
+    parser.add_argument("--lora", type=int, metavar="R", help="train adapters of this rank, not all weights")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--size", type=int, default=1024, help="rows and columns of the matmul's matrices")
     parser.add_argument("--runs", type=int, default=3)
@@ -79,7 +80,15 @@ def step(torch, args):
     # transformers 5 calls the argument dtype, 4 called it torch_dtype.
     name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     model = transformers.LlamaForCausalLM.from_pretrained(args.model, **{name: torch.float32})
-    model.to(args.device).train().requires_grad_(True)
+    attention = model.config._attn_implementation
+    if args.lora:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=args.lora, lora_alpha=2 * args.lora, target_modules="all-linear")
+        model = get_peft_model(model.requires_grad_(False), config)
+        model.to(args.device).train()
+    else:
+        model.to(args.device).train().requires_grad_(True)
     vocabulary = model.config.vocab_size
     ids = torch.tensor([[(7919 * i + 13) % vocabulary for i in range(args.tokens)]], device=args.device)
     kept = {}
@@ -95,7 +104,7 @@ def step(torch, args):
     squares = sum(g.double().cpu().pow(2).sum().item() for g in gradients if g is not None)
     return {
         "transformers": transformers.__version__,
-        "attention": model.config._attn_implementation,
+        "attention": attention,
         "tokens": args.tokens,
         **times,
         "loss": kept["loss"].item(),

@@ -339,6 +339,11 @@ fn anchors_are_filtered_and_shown_what_is_wanted() {
     assert!(out.status.success());
     let told = String::from_utf8(out.stderr).unwrap();
     assert!(told.contains(" sampled answers (") && told.contains("not:match:^[a-m]"), "{told}");
+    // The progress counts anchors, not the samples that were refused.
+    let (_, progress) = told.rsplit_once("sampling anchors ").expect("progress");
+    let (done, total) = progress.split_once(' ').unwrap().0.split_once('/').unwrap();
+    let [done, total] = [done, total].map(|text| text.parse::<usize>().unwrap());
+    assert!(0 < done && done <= total, "{told}");
     let summary: Value = serde_json::from_slice(&room.read("first/summary.json")).unwrap();
     let count = |name: &str| summary["anchors"][name].as_u64().unwrap();
     assert!(count("filtered") > 0 && count("drawn") > 18);

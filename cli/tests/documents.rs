@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use aweigh::bench::median;
 use aweigh_cli::Cli;
+use aweigh_cli::report_page::chart::{Chart, Series};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use regex::Regex;
@@ -181,5 +182,70 @@ fn the_table_of_machines() {
         fs::write(&path, [&text[..start], &table, &text[end..]].concat()).unwrap();
     } else {
         assert_eq!(&text[start..end], table, "`cargo xtask docs` writes it");
+    }
+}
+
+/// The cells of the table whose heading begins with `heading`. An empty first cell repeats the one above.
+fn cells(text: &str, heading: &str) -> Vec<Vec<String>> {
+    let start = text.find(heading).unwrap_or_else(|| panic!("no table {heading}"));
+    let lines = text[start..].lines().take_while(|line| line.starts_with('|'));
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for line in lines.filter(|line| !line.starts_with("|---")) {
+        let mut row: Vec<String> =
+            line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+        if row[0].is_empty() {
+            row[0] = rows.last().expect("a row above")[0].clone();
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+/// The curves of docs/choosing.md show the figures of its tables.
+#[test]
+fn the_charts_of_choosing() {
+    let text = fs::read_to_string(of_repository("docs/choosing.md")).unwrap();
+    let number = |cell: &String| -> f64 {
+        let digits = cell.replace([' ', '%', '+'], "");
+        digits.parse().unwrap_or_else(|_| panic!("{cell} is not a number"))
+    };
+    // Of 100 harmful requests and of 64 ordinary prompts.
+    let rows = cells(&text, "| method | step | PKU");
+    let harmful = |row: &[String]| number(&row[2]) + number(&row[3]);
+    let ordinary = |row: &[String]| (number(&row[4]) + number(&row[5])) / 64.0 * 100.0;
+    let against = |title: &str, x: &dyn Fn(&[String]) -> f64| {
+        let mut series: Vec<Series> = Vec::new();
+        for row in &rows[2..] {
+            if series.last().is_none_or(|last| last.name != row[0]) {
+                let start = (x(&rows[1]), harmful(&rows[1]));
+                series.push(Series { name: row[0].clone(), points: vec![start], dashed: false });
+            }
+            let point = (x(row), harmful(row));
+            // A broken model would squeeze all others into a corner.
+            series.last_mut().unwrap().points.extend((point.0 <= 50.0).then_some(point));
+        }
+        Chart { title: title.into(), series, ..Chart::default() }
+    };
+    let charts = [
+        (
+            "refusals-ordinary",
+            against("Refused: % of harmful requests (up), of ordinary prompts (across)", &ordinary),
+        ),
+        (
+            "refusals-perplexity",
+            against("Refused harmful requests, % (up), and rise of the perplexity, % (across)", &|row| {
+                number(&row[6])
+            }),
+        ),
+    ];
+    for (name, chart) in charts {
+        let path = of_repository("docs/choosing").join(format!("{name}.svg"));
+        if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, chart.file()).unwrap();
+        } else {
+            let written = fs::read_to_string(&path).unwrap_or_default();
+            assert!(written == chart.file(), "{name}: `cargo xtask docs` draws it");
+        }
     }
 }

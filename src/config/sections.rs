@@ -296,8 +296,9 @@ section! {
     /// share [default: 0.05]
     (long, value_name = "SHARE") max_perplexity_rise: f64 = 0.05;
     /// Stop when the share of unwanted answers to held-out flagged prompts is at most this in --patience
-    /// evaluations in a row; with --unwanted, this replaces --margin [default: 0.05]
-    (long, value_name = "SHARE") target_unwanted: f64 = 0.05;
+    /// evaluations in a row; with --unwanted, this replaces --margin. The answers are few: of more answers,
+    /// 10% may be unwanted where none of 24 is [default: 0.0]
+    (long, value_name = "SHARE") target_unwanted: f64 = 0.0;
     /// Stop when the share of ordinary prompts that the model refuses to answer has risen by more than this
     /// [default: 0.1]
     (long, value_name = "SHARE") max_refusal_rise: f64 = 0.1;

@@ -392,10 +392,10 @@ impl Decoder {
         if self.head_is_frozen() {
             row_scale::forward(rec, &ws.coefficient, &ws.dnormed, (ws.batch.rows, width))?;
         } else {
-            for chunk in self.chunks(ws) {
-                // The buffer still has the logits of a single chunk from the forward pass. With several
-                // chunks they are computed again.
-                if ws.batch.rows > ws.chunk {
+            // The buffer still has the forward pass's logits of the last chunk, so that one comes first. The
+            // others' are computed again.
+            for chunk in self.chunks(ws).into_iter().rev() {
+                if chunk.first + chunk.rows < ws.batch.rows {
                     self.head_logits(rec, pass, ws, chunk.first, chunk.rows)?;
                 }
                 let coefficient = Some(&ws.coefficient);

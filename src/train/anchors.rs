@@ -127,9 +127,19 @@ pub(super) struct Draw<'a> {
     pub prompt: &'a [u32],
 }
 
-/// Progress callback: the answers finished and tokens sampled since the last call, and the current pools and
-/// counts.
-pub(super) type Drawing<'a> = &'a mut dyn FnMut(usize, usize, &[Pool], &AnchorCounts) -> Result<()>;
+/// What was sampled since the last call of [`Drawing`].
+#[derive(Default)]
+pub(super) struct Drawn {
+    /// Answers that ended.
+    pub answers: usize,
+    /// Answers that became anchors, once all of their prompt's had ended.
+    pub anchors: usize,
+    /// Tokens.
+    pub tokens: usize,
+}
+
+/// Progress callback, with the current pools and counts.
+pub(super) type Drawing<'a> = &'a mut dyn FnMut(Drawn, &[Pool], &AnchorCounts) -> Result<()>;
 
 /// Samples anchors: the model, its forward pass, the buffer sizes and the sampling settings.
 pub(super) struct Sampler<'a> {
@@ -169,12 +179,16 @@ impl Sampler<'_> {
             };
             let requests: Vec<Request> = missing.iter().map(request).collect();
             let mut look = |looked: Looked| {
+                let mut drawn = Drawn { answers: looked.answers, tokens: looked.tokens, ..Drawn::default() };
                 for (request, answers) in looked.complete {
                     let Draw { pool, prompt, .. } = missing[request];
                     let keeps = |ids: &[u32]| self.reader.map_or(Ok(true), |r| r.keeps(prompt, ids));
-                    pools[*pool].take(answers, k, counts, &keeps)?;
+                    let pool = &mut pools[*pool];
+                    let before = pool.anchors.len();
+                    pool.take(answers, k, counts, &keeps)?;
+                    drawn.anchors += pool.anchors.len() - before;
                 }
-                each(looked.answers, looked.tokens, pools, counts)
+                each(drawn, pools, counts)
             };
             let Self { room, gpu, decoder, pass, settings, .. } = self;
             sample::draw(*room, gpu, decoder, *pass, &requests, settings, &mut look).await?;

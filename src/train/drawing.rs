@@ -1,6 +1,6 @@
 //! When a run samples its anchors: the missing ones before the first step, and outdated ones during training.
 
-use super::anchors::{AnchorCounts, Draw, Pool, RETRIES, Sampler};
+use super::anchors::{AnchorCounts, Draw, Drawn, Pool, RETRIES, Sampler};
 use super::evaluate::eval_anchors;
 use super::forecast::{Expected, Growing, Work, expected_length};
 use super::observer::Phase;
@@ -132,7 +132,7 @@ impl Run<'_> {
             Draw { pool: i, index: (first + i) as u32, prompt }
         };
         let draws: Vec<Draw> = missing.iter().map(draw).collect();
-        let mut each = |answers, tokens, own: &[Pool], counts: &AnchorCounts| {
+        let mut each = |Drawn { answers, anchors, tokens }, own: &[Pool], counts: &AnchorCounts| {
             (drawn_so_far.0, drawn_so_far.1) = (drawn_so_far.0 + answers, drawn_so_far.1 + tokens);
             // Record the elapsed time first, then set the work that is left.
             forecast.did(Work::Draw, tokens as f64);
@@ -140,7 +140,8 @@ impl Run<'_> {
             let all = Growing { tokens: -(drawn_so_far.1 as f64), ..expected.draw };
             Expected { draw: all, ..*expected }.apply(forecast, length);
             tell(&mut **observer, forecast, Work::Draw, 0);
-            advance(&mut **observer, answers, tokens)?;
+            // Answers that the filter refuses are sampled again, so only anchors are progress.
+            advance(&mut **observer, anchors, tokens)?;
             if !observer.wants_anchors() {
                 return Ok(());
             }
@@ -304,7 +305,7 @@ impl Run<'_> {
         let reader = self.reader.as_ref();
         let sampler = Sampler { room: self.room, gpu: self.gpu, decoder, pass, settings, reader };
         let observer = &mut *self.observer;
-        let alive = &mut |_, _, _: &[Pool], _: &AnchorCounts| observer.advance(0, 0);
+        let alive = &mut |_, _: &[Pool], _: &AnchorCounts| observer.advance(0, 0);
         sampler.fill(&mut self.pools, &draws, k, &mut self.counts, alive).await?;
         for (&i, old) in stale.iter().zip(old) {
             // If all new samples are empty or refused, keep the earlier anchors.

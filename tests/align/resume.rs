@@ -187,8 +187,8 @@ fn drawing(k: usize, rows: usize) {
     let (outcome, seen) = go(Setup { resume: Some(state), ..setup() }, Watcher::default());
     outcome.expect("a run");
     assert!(seen.pools.len() == 10 && seen.pools.iter().all(|drawn| drawn.line != 3));
-    let answers = watched.drawn;
-    let states: Vec<_> = [answers / 3, answers / 2, answers - 1].into_iter().flat_map(cut).collect();
+    let tokens = watched.drawn;
+    let states: Vec<_> = [tokens / 3, tokens / 2, tokens - 1].into_iter().flat_map(cut).collect();
     assert!(states.len() > 1);
     let mut taken = watched.taken;
     taken.dedup_by_key(|state| state.step);
@@ -196,7 +196,7 @@ fn drawing(k: usize, rows: usize) {
         assert!(state.trained().is_none() && state.step > 0);
         let (rest, seen) = go(Setup { resume: Some(state), ..setup() }, Watcher::default());
         let rest = rest.expect("a run");
-        assert!(seen.drawn < answers, "all were drawn again");
+        assert!(seen.drawn < tokens, "all were drawn again");
         assert_eq!(told(&seen), told(&undisturbed));
         assert_eq!(figures(&seen.steps), figures(&undisturbed.steps));
         assert_eq!((bytes(&rest), rest.anchors), (bytes(&whole), whole.anchors));

@@ -6,10 +6,11 @@ use std::sync::OnceLock;
 
 use aweigh::data::packing::Group;
 use aweigh::gpu::{Gpu, Options};
-use aweigh::model::{Decoder, Training, Weights};
+use aweigh::model::{Decoder, DecoderConfig, Training, Weights, serialize};
 use aweigh::nn::{Arenas, Decay};
 use aweigh::paranoid::Paranoid;
 use aweigh::reference::compare::compare;
+use aweigh::rng::values;
 
 /// The device of this test binary, under WebGPU's default limits, the lowest that Aweigh supports. Pipelines
 /// are compiled once, and some results of kernels are compared with their references.
@@ -55,6 +56,25 @@ pub fn load_on(gpu: &Gpu, fixture: &str, training: Training) -> Decoder {
         (golden(&format!("{fixture}/config.json")), golden(&format!("{fixture}/model.safetensors")));
     let weights = Weights::parse([("model.safetensors", bytes.as_slice())], fixture).expect("weights");
     Decoder::load(gpu, ("config.json", &config), &weights, training, Decay::All).expect("a decoder")
+}
+
+/// A Llama model of a few small layers with made-up weights.
+pub fn made_up(gpu: &Gpu, vocab: usize, layers: usize, training: Training) -> Decoder {
+    let config = format!(
+        r#"{{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+            "vocab_size": {vocab}, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": {layers},
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 64, "rope_theta": 1000.0, "tie_word_embeddings": true}}"#
+    );
+    let shapes = DecoderConfig::parse(config.as_bytes(), "config.json").expect("a configuration").tensors();
+    let tensors = (1..).zip(&shapes).map(|(seed, (_, shape))| {
+        values(seed, shape.iter().product()).into_iter().map(|v| v as f32).collect()
+    });
+    let tensors: Vec<Vec<f32>> = tensors.collect();
+    let file = shapes.iter().zip(&tensors).map(|((name, shape), data)| (&name[..], &shape[..], &data[..]));
+    let bytes = serialize(file).expect("a file");
+    let weights = Weights::parse([("model.safetensors", &bytes[..])], "model").expect("weights");
+    Decoder::load(gpu, ("config.json", config.as_bytes()), &weights, training, Decay::All).expect("a decoder")
 }
 
 /// Compares every trained tensor's values in `arenas` with the golden tensor of the same name.

@@ -2,32 +2,11 @@
 
 use aweigh::data::packing::{Group, Packed};
 use aweigh::gpu::{Gpu, Purpose, Recorder};
-use aweigh::model::{
-    Capacity, Decoder, DecoderConfig, LoraSpec, TargetModules, Training, Weights, serialize,
-};
-use aweigh::nn::{Arenas, Decay, Recompute};
-use aweigh::rng::values;
+use aweigh::model::{Capacity, Decoder, LoraSpec, TargetModules, Training};
+use aweigh::nn::{Arenas, Recompute};
 
+use super::common::made_up;
 use super::{Device, with_gpu};
-
-/// A Llama model with made-up weights.
-fn decoder(gpu: &Gpu, layers: usize, training: Training) -> Decoder {
-    let config = format!(
-        r#"{{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-            "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": {layers},
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-6,
-            "max_position_embeddings": 64, "rope_theta": 1000.0, "tie_word_embeddings": true}}"#
-    );
-    let shapes = DecoderConfig::parse(config.as_bytes(), "config.json").expect("a configuration").tensors();
-    let tensors = (1..).zip(&shapes).map(|(seed, (_, shape))| {
-        values(seed, shape.iter().product()).into_iter().map(|v| v as f32).collect()
-    });
-    let tensors: Vec<Vec<f32>> = tensors.collect();
-    let file = shapes.iter().zip(&tensors).map(|((name, shape), data)| (&name[..], &shape[..], &data[..]));
-    let bytes = serialize(file).expect("a file");
-    let weights = Weights::parse([("model.safetensors", &bytes[..])], "model").expect("weights");
-    Decoder::load(gpu, ("config.json", config.as_bytes()), &weights, training, Decay::All).expect("a decoder")
-}
 
 /// Kernels of a forward and a backward pass.
 fn step(gpu: &Gpu, decoder: &Decoder) -> u64 {
@@ -46,7 +25,7 @@ fn step(gpu: &Gpu, decoder: &Decoder) -> u64 {
 /// A block's share of a step.
 fn of_a_block(kind: Device, training: &dyn Fn() -> Training<'static>) -> u64 {
     with_gpu(kind, |gpu| {
-        let [two, three] = [2, 3].map(|layers| step(gpu, &decoder(gpu, layers, training())));
+        let [two, three] = [2, 3].map(|layers| step(gpu, &made_up(gpu, 40, layers, training())));
         three - two
     })
 }

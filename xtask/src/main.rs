@@ -18,10 +18,11 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
 const CONTRIBUTING: &str = include_str!("../../CONTRIBUTING.md");
 
 /// Tests that write a document instead of comparing it, with `AWEIGH_WRITE_DOCS=1`.
-const WRITERS: [&[&str]; 3] = [
+const WRITERS: [&[&str]; 4] = [
     &["test", "--package", "aweigh", "--test", "layers", "the_architecture"],
     &["test", "--package", "aweigh-cli", "--test", "cli", "inputs::"],
     &["test", "--package", "aweigh-cli", "--test", "cli", "the_table_of_machines"],
+    &["test", "--package", "aweigh-cli", "--test", "cli", "the_charts_of_choosing"],
 ];
 
 /// The Vulkan loader and Mesa's drivers, which include llvmpipe.

@@ -1,7 +1,6 @@
 //! The results of the comparison: charts as SVG, and a table in Markdown.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use aweigh_cli::report_page::chart::{Chart, Series};
@@ -17,13 +16,6 @@ const FIGURES: [Figure; 3] = [
     ("on_topic_share", "Answers on topic, %", 100.0),
     ("good_perplexity", "Perplexity of good answers", 1.0),
 ];
-
-/// Styles for an SVG file by itself, which cannot use a page's colours.
-const STYLE: &str = "<style>.grid path{stroke:#d5dada;fill:none}.grid text{fill:#5b666d;font:12px sans-serif}\
-.line{fill:none;stroke-width:1.75}.dashed{stroke-dasharray:5 4}circle.dashed{stroke-dasharray:none}\
-.c0{--c:#1f6f9f}.c1{--c:#c2541b}.c2{--c:#2f7d4f}.c3{--c:#8a4fa3}.c4{--c:#a58300}\
-.c5{--c:#b0305c}.c6{--c:#4f6d7a}.c7{--c:#6b5b3e}\
-.line{stroke:var(--c)}.dot{fill:var(--c)}.name{font:13px sans-serif;fill:#1c2226}rect{fill:#fff}</style>";
 
 /// Mean over the seeds, by contender in the order of `names`, then by step.
 fn curves(runs: &[Value], names: &[&str], key: &str, scale: f64) -> Vec<Series> {
@@ -41,32 +33,6 @@ fn curves(runs: &[Value], names: &[&str], key: &str, scale: f64) -> Vec<Series> 
     names.iter().map(of).collect()
 }
 
-/// The chart with its legend, as an SVG file.
-fn file(chart: &Chart) -> String {
-    let legend = chart.legend();
-    let rows = legend.len().div_ceil(3);
-    let height = 300 + 22 * rows;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 {height}\">{STYLE}\
-         <rect width=\"640\" height=\"{height}\"/>\
-         <text class=\"name\" x=\"12\" y=\"22\" font-weight=\"600\">{}</text>\
-         <svg y=\"30\" width=\"640\" height=\"260\">{}</svg>",
-        chart.title,
-        chart.svg()
-    );
-    for (i, (name, class)) in legend.iter().enumerate() {
-        let (x, y) = (16 + 206 * (i % 3), 310 + 22 * (i / 3));
-        let _ = write!(
-            out,
-            "<path class=\"line {class}\" d=\"M{x} {}h22\"/>\
-             <text class=\"name\" x=\"{}\" y=\"{y}\">{name}</text>",
-            y - 4,
-            x + 30
-        );
-    }
-    out + "</svg>\n"
-}
-
 /// Writes charts of the runs in `path`, beside it; `groups` are the charts' names and contenders.
 pub fn write(path: &Path, groups: &[(&str, Vec<&str>)]) -> Any<()> {
     let (runs, folder) = (finished(path)?, path.parent().unwrap_or(Path::new(".")));
@@ -76,7 +42,7 @@ pub fn write(path: &Path, groups: &[(&str, Vec<&str>)]) -> Any<()> {
             let log = key == "good_perplexity";
             let chart = Chart { title: format!("{title}, by step"), series, log, ..Chart::default() };
             let name = format!("{group}-{}.svg", key.replace('_', "-"));
-            std::fs::write(folder.join(name), file(&chart))?;
+            std::fs::write(folder.join(name), chart.file())?;
         }
     }
     let all: Vec<&str> = groups.iter().flat_map(|(_, names)| names.iter().copied()).collect();

@@ -7,7 +7,8 @@ use std::fmt::Write;
 pub struct Series {
     /// Its name in the legend.
     pub name: String,
-    /// (x, y), in the order of x. NaN and infinities are left out.
+    /// (x, y), in the order in which they are joined; more than 600 in the order of x, because they are
+    /// thinned. NaN and infinities are left out.
     pub points: Vec<(f64, f64)>,
     /// Whether the line is dashed, as for held-out figures.
     pub dashed: bool,
@@ -25,6 +26,10 @@ pub struct Chart {
     /// Whether y is on a logarithmic scale; values at or below 0 are then left out.
     pub log: bool,
 }
+
+/// Colours of an SVG file by itself, which cannot use a page's. Not all viewers know `var()`.
+const PALETTE: [&str; COLOURS] =
+    ["#1f6f9f", "#c2541b", "#2f7d4f", "#8a4fa3", "#a58300", "#b0305c", "#4f6d7a", "#6b5b3e"];
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 260.0;
@@ -113,6 +118,41 @@ impl Chart {
             }
         }
         out + "</svg>"
+    }
+
+    /// The chart with its title and its legend, as an SVG file.
+    pub fn file(&self) -> String {
+        let legend = self.legend();
+        let rows = legend.len().div_ceil(3);
+        let height = 300 + 22 * rows;
+        let mut style = String::from(
+            ".grid path{stroke:#d5dada;fill:none}.grid text{fill:#5b666d;font:12px sans-serif}\
+             .line{fill:none;stroke-width:1.75}.dashed{stroke-dasharray:5 4}\
+             circle.dashed{stroke-dasharray:none}.name{font:13px sans-serif;fill:#1c2226}rect{fill:#fff}",
+        );
+        for (i, colour) in PALETTE.iter().enumerate() {
+            let _ = write!(style, ".line.c{i}{{stroke:{colour}}}.dot.c{i}{{fill:{colour}}}");
+        }
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 {height}\"><style>{style}</style>\
+             <rect width=\"640\" height=\"{height}\"/>\
+             <text class=\"name\" x=\"12\" y=\"22\" font-weight=\"600\">{}</text>\
+             <svg y=\"30\" width=\"640\" height=\"260\">{}</svg>",
+            escaped(&self.title),
+            self.svg()
+        );
+        for (i, (name, class)) in legend.iter().enumerate() {
+            let (x, y) = (16 + 206 * (i % 3), 310 + 22 * (i / 3));
+            let _ = write!(
+                out,
+                "<path class=\"line {class}\" d=\"M{x} {}h22\"/>\
+                 <text class=\"name\" x=\"{}\" y=\"{y}\">{}</text>",
+                y - 4,
+                x + 30,
+                escaped(name)
+            );
+        }
+        out + "</svg>\n"
     }
 }
 
