@@ -23,6 +23,18 @@ fn x4(index: u32) -> vec4<f32> { return load_x(index / 4u); }
 #else
 @group(0) @binding(1) var<storage, read> x: array<Element>;
 fn x1(index: u32) -> f32 { return x[index]; }
+// The factor of w for a column of y and for kk. Past the edge it is that of the last column.
+fn one(column: u32, kk: u32) -> f32 {
+#ifdef NT
+    return w1(w_row(min(column, p.n - 1u)) + kk);
+#else
+    return w1(w_row(kk) + min(column, p.n - 1u));
+#endif
+}
+// No loop: FXC cannot compile a write to one component of a vector within the loop over k.
+fn four(column: u32, kk: u32) -> vec4<f32> {
+    return vec4<f32>(one(column, kk), one(column + 1u, kk), one(column + 2u, kk), one(column + 3u, kk));
+}
 #endif
 
 @compute @workgroup_size(8)
@@ -99,17 +111,8 @@ fn main(
 #endif
 #else
     for (var kk = 0u; kk < p.k; kk++) {
-        var wl: vec4<f32>;
-        var wh: vec4<f32>;
-        for (var j = 0u; j < 4u; j++) {
-#ifdef NT
-            wl[j] = w1(w_row(min(col0 + j, p.n - 1u)) + kk);
-            wh[j] = w1(w_row(min(col0 + 4u + j, p.n - 1u)) + kk);
-#else
-            wl[j] = w1(w_row(kk) + min(col0 + j, p.n - 1u));
-            wh[j] = w1(w_row(kk) + min(col0 + 4u + j, p.n - 1u));
-#endif
-        }
+        let wl = four(col0, kk);
+        let wh = four(col0 + 4u, kk);
         for (var i = 0u; i < ROWS; i++) {
 #ifdef TN
             let xs = vec4<f32>(x1(x_row(kk) + min(row0 + i, p.m - 1u)));

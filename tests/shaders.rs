@@ -3,10 +3,11 @@
 //! DX12.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aweigh::kernels::{ParamBlock, param_blocks};
 use aweigh::shader::{Lanes, SOURCES, Variant, parse, permutations};
+use naga::back::hlsl::ShaderModel;
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, back};
@@ -247,21 +248,32 @@ fn variants_translate_to_metal() {
     }
 }
 
+/// As wgpu's DX12 backend translates them for a release build. `AWEIGH_HLSL` names a folder for the texts
+/// that FXC can compile, those of shader model 5.1; `cargo xtask fxc` compiles them.
 #[test]
 fn variants_translate_to_hlsl() {
+    let folder = std::env::var_os("AWEIGH_HLSL").map(PathBuf::from);
+    if let Some(folder) = &folder {
+        std::fs::create_dir_all(folder).expect("a folder");
+    }
     // HLSL has no cooperative matrices, and wgpu reports none on DX12.
     for (variant, module) in modules().into_iter().filter(|(variant, _)| !needs_cooperative_matrices(variant))
     {
         let info = validate(&variant, &module);
         // Where wgpu keeps the number of workgroups, for which HLSL has no built-in value.
-        let special = back::hlsl::BindTarget { space: 1, ..Default::default() };
-        let mut options =
-            back::hlsl::Options { special_constants_binding: Some(special), ..Default::default() };
+        let special = back::hlsl::BindTarget { space: 255, ..Default::default() };
+        let mut options = back::hlsl::Options {
+            special_constants_binding: Some(special),
+            zero_initialize_workgroup_memory: false,
+            restrict_indexing: false,
+            force_loop_bounding: false,
+            ..Default::default()
+        };
         if needs_subgroups(&variant) {
-            options.shader_model = back::hlsl::ShaderModel::V6_0;
+            options.shader_model = ShaderModel::V6_0;
         }
         if variant.defines.contains_key("HALF") {
-            options.shader_model = back::hlsl::ShaderModel::V6_2;
+            options.shader_model = ShaderModel::V6_2;
         }
         let pipeline = back::hlsl::PipelineOptions::default();
         let mut text = String::new();
@@ -271,6 +283,9 @@ fn variants_translate_to_hlsl() {
         for name in translated.entry_point_names {
             let name = name.unwrap_or_else(|e| panic!("{variant}: {e}"));
             assert!(text.contains(&name), "{variant}: no {name} in the HLSL source");
+        }
+        if let Some(folder) = folder.as_ref().filter(|_| options.shader_model == ShaderModel::V5_1) {
+            std::fs::write(folder.join(format!("{variant}.hlsl")), text).expect("written");
         }
     }
 }

@@ -140,4 +140,6 @@ fn good_answers_that_are_unwanted_are_left_out() {
     assert!(notes.contains(found) && notes.contains("the first is on line 14"), "{notes}");
     assert!(!plan(&[]).contains("left out"));
     assert!(!plan(&["--unwanted", "match:never.said"]).contains("left out"));
+    // Good answers to ordinary prompts need not refuse.
+    assert!(!plan(&["--unwanted", "not:refusal"]).contains("left out"));
 }

@@ -41,6 +41,13 @@ fn commands(text: &str) -> Vec<String> {
     of_blocks.chain(found(&inline)).collect()
 }
 
+/// The words of a command as a shell takes them: quotes keep spaces.
+fn words(command: &str) -> Vec<String> {
+    let word = Regex::new(r#""([^"]*)"|'([^']*)'|(\S+)"#).unwrap();
+    let found = word.captures_iter(command);
+    found.map(|found| found.iter().skip(1).flatten().map(|part| part.as_str()).collect()).collect()
+}
+
 #[test]
 fn every_command_is_understood() {
     let mut count = 0;
@@ -51,7 +58,7 @@ fn every_command_is_understood() {
                 continue;
             }
             count += 1;
-            if let Err(error) = Cli::try_parse_from(command.split_whitespace()) {
+            if let Err(error) = Cli::try_parse_from(words(&command)) {
                 let incomplete = [
                     ErrorKind::MissingRequiredArgument,
                     ErrorKind::MissingSubcommand,
@@ -201,10 +208,10 @@ fn cells(text: &str, heading: &str) -> Vec<Vec<String>> {
     rows
 }
 
-/// The curves of docs/choosing.md show the figures of its tables.
+/// The curves of docs/figures.md show the figures of its tables.
 #[test]
-fn the_charts_of_choosing() {
-    let text = fs::read_to_string(of_repository("docs/choosing.md")).unwrap();
+fn the_charts_of_figures() {
+    let text = fs::read_to_string(of_repository("docs/figures.md")).unwrap();
     let number = |cell: &String| -> f64 {
         let digits = cell.replace([' ', '%', '+'], "");
         digits.parse().unwrap_or_else(|_| panic!("{cell} is not a number"))
@@ -226,20 +233,32 @@ fn the_charts_of_choosing() {
         }
         Chart { title: title.into(), series, ..Chart::default() }
     };
+    // The answers that the engine's runs read, in percent of 24.
+    let mut runs: Vec<Series> = Vec::new();
+    for row in &cells(&text, "| run | step | unwanted")[1..] {
+        for (column, kind, dashed) in [(2, "held-out", false), (3, "ordinary", true)] {
+            let name = format!("{}, {kind}", row[0]);
+            let point = (number(&row[1]), number(&row[column]) / 24.0 * 100.0);
+            match runs.iter_mut().find(|run| run.name == name) {
+                Some(run) => run.points.push(point),
+                None => runs.push(Series { name, points: vec![point], dashed }),
+            }
+        }
+    }
+    let by_step = Chart {
+        title: "Unwanted answers, %, to held-out and to ordinary prompts, by step".into(),
+        series: runs,
+        ..Chart::default()
+    };
+    let refused = "Refused: % of harmful requests (up), of ordinary prompts (across)";
+    let perplexity = "Refused harmful requests, % (up), and rise of the perplexity, % (across)";
     let charts = [
-        (
-            "refusals-ordinary",
-            against("Refused: % of harmful requests (up), of ordinary prompts (across)", &ordinary),
-        ),
-        (
-            "refusals-perplexity",
-            against("Refused harmful requests, % (up), and rise of the perplexity, % (across)", &|row| {
-                number(&row[6])
-            }),
-        ),
+        ("habit-by-step", by_step),
+        ("refusals-ordinary", against(refused, &ordinary)),
+        ("refusals-perplexity", against(perplexity, &|row| number(&row[6]))),
     ];
     for (name, chart) in charts {
-        let path = of_repository("docs/choosing").join(format!("{name}.svg"));
+        let path = of_repository("docs/figures").join(format!("{name}.svg"));
         if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, chart.file()).unwrap();

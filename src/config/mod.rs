@@ -224,6 +224,19 @@ impl RunConfig {
         self.anchors.anchor_filter.0.clone().or_else(|| unwanted.map(Rule::opposite))
     }
 
+    /// The rule that tells an unwanted answer: `unwanted`, or for methods that learn from flagged answers
+    /// alone the opposite of `anchor_filter`.
+    pub fn unwanted_rule(&self) -> Option<Rule> {
+        let filter = self.anchors.anchor_filter.0.as_ref().filter(|_| self.method.method.is_of_negatives());
+        self.stop.unwanted.clone().or_else(|| filter.map(Rule::opposite))
+    }
+
+    /// The limit on the KL divergence from the start, [`StopConfig::max_kl`]. It is estimated on the anchors.
+    /// With worked examples they are no samples of the model, and are meant to become likelier: no limit.
+    pub(crate) fn max_kl(&self) -> f64 {
+        if self.anchors.anchor_examples.is_some() { f64::MAX } else { self.stop.max_kl }
+    }
+
     /// The name of the setting that [`RunConfig::anchor_rule`] comes from, in messages.
     pub(crate) fn anchor_rule_setting(&self) -> String {
         setting(if self.anchors.anchor_filter.is_some() { "anchor_filter" } else { "unwanted" })

@@ -282,7 +282,7 @@ section! {
     /// 0.05 is 5% of their perplexity (d2o, npo, simnpo, ga and ul only) [default: 0.05]
     (long, value_name = "NATS") max_anchor_drop: f64 = 0.05;
     /// Stop when the KL divergence from the initial model, estimated on the held-out anchors, exceeds this,
-    /// in nats per token (d2o, npo, simnpo, ga and ul only) [default: 0.2]
+    /// in nats per token (d2o, npo, simnpo, ga and ul only; not with --anchor-examples) [default: 0.2]
     (long, value_name = "NATS") max_kl: f64 = 0.2;
     /// Stop after this many steps in a row with a NaN or infinite loss or gradient; each of these steps is
     /// skipped [default: 5]
@@ -309,9 +309,9 @@ section! {
     /// [default: 0.3]
     (long, value_name = "SHARE") max_length_change: f64 = 0.3;
     optional:
-    /// The rule that tells an unwanted answer, in the forms of --anchor-filter. The state that is kept is the
-    /// one with the fewest unwanted answers to held-out flagged prompts, and sampled anchors are only answers
-    /// that are not unwanted. If not given: the opposite of --anchor-filter
+    /// The rule that tells an unwanted answer, in the forms of --anchor-filter. The state that is kept has
+    /// few unwanted answers to held-out flagged prompts, at most one more than the best, and sampled anchors
+    /// are only answers that are not unwanted. If not given: the opposite of --anchor-filter
     (long, value_name = "RULE") unwanted: Rule;
 }
 

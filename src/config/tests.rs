@@ -208,7 +208,9 @@ fn presets_are_settings_and_habit_is_the_default() {
     let paper = over(Preset::Paper, &["--num-samples", "3"]);
     assert_eq!((paper.method.alpha(0.1), paper.method.beta(), paper.method.num_samples), (0.1, 0.1, 3));
     let refuse = over(Preset::Refuse, &["--learning-rate", "1e-4"]);
-    assert_eq!((refuse.learning_rate(), refuse.retain.form), (1e-4, crate::loss::Retain::Sft));
+    assert_eq!((refuse.learning_rate(), refuse.retain.form), (1e-4, crate::loss::Retain::Kl));
+    // Its anchors are no samples of the model, so they show no KL divergence from it.
+    assert_eq!((refuse.max_kl(), paper.max_kl()), (f64::MAX, 0.2));
 }
 
 #[test]

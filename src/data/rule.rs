@@ -84,6 +84,11 @@ impl Rule {
         Self { text, negated: !self.negated, ..self.clone() }
     }
 
+    /// Whether the rule holds for answers in which something is missing (`not:`).
+    pub fn is_negated(&self) -> bool {
+        self.negated
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         if let Some(inner) = text.strip_prefix("not:") {
             let inner = Self::parse(inner)?;

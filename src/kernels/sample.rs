@@ -90,7 +90,8 @@ pub fn forward(
         rows: count as u32,
         vocab: vocab as u32,
         seed: settings.seed,
-        top_k: settings.top_k,
+        // As many as there are, or more: all.
+        top_k: if (settings.top_k as usize) < vocab { settings.top_k } else { 0 },
         top_p: settings.top_p,
         temperature: settings.temperature,
         penalty: settings.repetition_penalty,

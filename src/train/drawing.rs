@@ -15,6 +15,9 @@ use crate::loss::Takes;
 use crate::sample::{self, SamplingParams};
 use crate::{Error, Result};
 
+/// Anchors of at most this many tokens are meant as openings: behind them nothing is trained.
+const OPENING: usize = 16;
+
 /// Changes the seed, so that retained answers and anchors use different random numbers.
 const RETAINED: u32 = 0x2e_7a1d;
 
@@ -159,7 +162,7 @@ impl Run<'_> {
     fn warn_of_cut(&mut self) {
         let anchors = || self.pools.iter().flat_map(|pool| &pool.anchors);
         let (cut, all) = (anchors().filter(|anchor| !anchor.ended).count(), anchors().count());
-        if 2 * cut > all {
+        if 2 * cut > all && self.config.anchors.max_new_tokens > OPENING {
             self.observer.warned(&format!(
                 "{cut} of {all} anchors were cut at {} tokens and have no end token: raise {}, or the model \
                  learns answers that do not end",

@@ -39,10 +39,7 @@ pub struct Reader {
 impl Reader {
     /// A reader with the rules of `config`.
     pub fn new(tokenizer: Arc<ChatTokenizer>, config: &RunConfig) -> Self {
-        let filter = config.anchor_rule();
-        let wanted = filter.as_ref().filter(|_| config.method.method.is_of_negatives());
-        let unwanted = config.stop.unwanted.clone().or_else(|| wanted.map(Rule::opposite));
-        Self { tokenizer, filter, unwanted }
+        Self { tokenizer, filter: config.anchor_rule(), unwanted: config.unwanted_rule() }
     }
 
     /// Whether the answer `ids` to `prompt` becomes an anchor.
@@ -79,8 +76,9 @@ impl Reader {
 }
 
 /// Takes good answers that are themselves unwanted out of the held-out rows: a model that no longer does what
-/// is unwanted finds them less likely, which says nothing about what it may keep. Returns a warning if there
-/// were any.
+/// is unwanted finds them less likely, which says nothing about what it may keep. A rule with `not:` is about
+/// something that is missing, such as a refusal, and not missed in a good answer to an ordinary prompt: they
+/// all stay. Returns a warning if there were any.
 ///
 /// # Errors
 /// As [`ChatTokenizer::decode_answer`].
@@ -89,7 +87,7 @@ pub(super) fn without_unwanted(
     reader: &Reader,
     origin: &str,
 ) -> Result<Option<String>> {
-    let Some(rule) = &reader.unwanted else { return Ok(None) };
+    let Some(rule) = reader.unwanted.as_ref().filter(|rule| !rule.is_negated()) else { return Ok(None) };
     let (mut kept, mut lines, mut good) = (Vec::new(), Vec::new(), 0);
     for example in std::mem::take(held_out) {
         let alone = example.chosen_ids.as_ref().filter(|_| example.negative_ids.is_none());

@@ -79,6 +79,8 @@ pub struct Verdict {
 #[derive(Debug)]
 pub struct StopRule {
     config: StopConfig,
+    /// How many answers to held-out prompts are read.
+    answers: usize,
     seen: Seen,
 }
 
@@ -86,8 +88,11 @@ pub struct StopRule {
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Seen {
     start: Option<Metrics>,
-    /// The highest merit so far.
+    /// The merit of the best state so far.
     best: Option<Merit>,
+    /// The lowest share of unwanted answers so far.
+    #[serde(default)]
+    lowest: Option<f64>,
     /// Consecutive evaluations in which the target was reached.
     won: usize,
 }
@@ -100,35 +105,36 @@ pub(super) const MARGIN: &str = "eval_rewards/margins";
 pub(super) const LOSS: &str = "eval_loss";
 
 impl StopRule {
-    /// A rule that has not seen an evaluation yet.
-    pub fn new(config: StopConfig) -> Self {
-        Self { config, seen: Seen::default() }
+    /// A rule that has not seen an evaluation yet. `answers` is how many answers to held-out prompts an
+    /// evaluation reads.
+    pub fn new(config: StopConfig, answers: usize) -> Self {
+        Self { config, answers, seen: Seen::default() }
     }
 
     /// The rule for a run with `config`. Methods that learn from good answers may make answers shorter,
     /// longer or more alike: that is what they are asked for.
-    pub(super) fn of(config: &RunConfig) -> Self {
-        let mut stop = config.stop.clone();
+    pub(super) fn of(config: &RunConfig, answers: usize) -> Self {
+        let mut stop = StopConfig { max_kl: config.max_kl(), ..config.stop.clone() };
         if !config.method.method.is_of_negatives() {
             (stop.max_distinct_drop, stop.max_length_change) = (f64::MAX, f64::MAX);
         }
-        Self::new(stop)
+        Self::new(stop, answers)
     }
 
     /// Judges an evaluation. Later ones are compared with the first.
     pub fn judge(&mut self, now: &Metrics) -> Verdict {
-        let Some(start) = &self.seen.start else {
+        let Some(start) = self.seen.start.clone() else {
             self.seen.start = Some(now.clone());
-            self.seen.best = merit(now);
+            self.seen.best = Merit::of(now);
+            self.seen.lowest = now.get(UNWANTED);
             return Verdict { best: true, stop: None };
         };
-        if let Some(reason) = self.broken(start, now) {
+        if let Some(reason) = self.broken(&start, now) {
             return Verdict { best: false, stop: self.config.enabled.then_some(reason) };
         }
-        // Without anything to compare, the latest state within the bounds is the best.
-        let best = merit(now).zip(self.seen.best).is_none_or(|(now, best)| now > best);
+        let best = self.is_best(now);
         if best {
-            self.seen.best = merit(now);
+            self.seen.best = Merit::of(now);
         }
         // Answers say more than margins, unless there was nothing to win.
         let was_unwanted = start.get(UNWANTED).is_some_and(|share| share > self.config.target_unwanted);
@@ -143,6 +149,25 @@ impl StopRule {
         self.seen.won = if won { self.seen.won + 1 } else { 0 };
         let stop = self.config.enabled && self.seen.won >= self.config.patience;
         Verdict { best, stop: stop.then_some(reason) }
+    }
+
+    /// Whether a state within the bounds is the best so far: the one with the largest margin among those
+    /// with at most one unwanted answer more than the state with the fewest. A difference of one answer is
+    /// noise, and the margin is not. Breiman and others' rule of one standard error (Classification and
+    /// Regression Trees, 1984) is the same thought.
+    fn is_best(&mut self, now: &Metrics) -> bool {
+        if let Some(share) = now.get(UNWANTED) {
+            self.seen.lowest = Some(self.seen.lowest.map_or(share, |lowest| lowest.min(share)));
+        }
+        // Without anything to compare, the latest state is the best.
+        let Some((now, best)) = Merit::of(now).zip(self.seen.best) else { return true };
+        // Between one answer and two.
+        let one = 1.5 / self.answers.max(1) as f64;
+        let few = |merit: Merit| merit.unwanted <= self.seen.lowest.unwrap_or(0.0) + one;
+        match (few(now), few(best)) {
+            (true, true) => now.second > best.second,
+            (now_has_few, _) => now_has_few,
+        }
     }
 
     /// The rule's state, for a checkpoint.
@@ -184,14 +209,21 @@ impl StopRule {
     }
 }
 
-/// How good a state is: a better one is greater. First minus the share of unwanted answers, or 0 if no rule
-/// tells them; then the margin, or minus the loss for methods without a margin (SFT).
-type Merit = (f64, Option<f64>);
+/// How good a state is.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+struct Merit {
+    /// The share of unwanted answers, or 0 if no rule tells them.
+    unwanted: f64,
+    /// The margin, or minus the loss for methods without a margin (SFT).
+    second: Option<f64>,
+}
 
-fn merit(metrics: &Metrics) -> Option<Merit> {
-    let (unwanted, margin, loss) = (metrics.get(UNWANTED), metrics.get(MARGIN), metrics.get(LOSS));
-    let second = margin.or(loss.map(|loss| -loss));
-    (unwanted.is_some() || second.is_some()).then(|| (-unwanted.unwrap_or(0.0), second))
+impl Merit {
+    fn of(metrics: &Metrics) -> Option<Self> {
+        let (unwanted, margin, loss) = (metrics.get(UNWANTED), metrics.get(MARGIN), metrics.get(LOSS));
+        let second = margin.or(loss.map(|loss| -loss));
+        (unwanted.is_some() || second.is_some()).then(|| Self { unwanted: unwanted.unwrap_or(0.0), second })
+    }
 }
 
 #[cfg(test)]
@@ -204,14 +236,17 @@ mod tests {
     }
 
     fn rule() -> StopRule {
-        let mut rule = StopRule::new(StopConfig {
-            max_anchor_drop: 0.1,
-            max_kl: 0.2,
-            margin: 2.0,
-            patience: 2,
-            max_perplexity_rise: 0.05,
-            ..StopConfig::default()
-        });
+        let mut rule = StopRule::new(
+            StopConfig {
+                max_anchor_drop: 0.1,
+                max_kl: 0.2,
+                margin: 2.0,
+                patience: 2,
+                max_perplexity_rise: 0.05,
+                ..StopConfig::default()
+            },
+            24,
+        );
         assert_eq!(rule.judge(&eval(-1.0, 0.0, 10.0, 0.0)), Verdict { best: true, stop: None });
         rule
     }
@@ -248,7 +283,7 @@ mod tests {
             Metrics(names.into_iter().map(String::from).zip(values).collect())
         };
         let start = || {
-            let mut rule = StopRule::new(StopConfig::default());
+            let mut rule = StopRule::new(StopConfig::default(), 24);
             rule.judge(&answers(0.5, 0.1, 0.9, 30.0, 0.0));
             rule
         };
@@ -269,8 +304,21 @@ mod tests {
     }
 
     #[test]
+    fn one_unwanted_answer_more_is_noise() {
+        let at =
+            |of_24: f64, margin: f64| Metrics(vec![(UNWANTED.into(), of_24 / 24.0), (MARGIN.into(), margin)]);
+        let mut rule = StopRule::new(StopConfig::default(), 24);
+        rule.judge(&at(6.0, 0.0));
+        // Fewer by more than one; one more than the fewest, at a larger margin, and at a smaller one; two
+        // more; as many as the fewest again, at a smaller margin.
+        let seen = [(4.0, -0.2), (0.0, 1.1), (1.0, 2.2), (1.0, 1.5), (2.0, 3.4), (0.0, 2.0)];
+        let best = seen.map(|(unwanted, margin)| rule.judge(&at(unwanted, margin)).best);
+        assert_eq!(best, [true, true, true, false, false, false]);
+    }
+
+    #[test]
     fn a_checkpoint_keeps_what_was_best() {
-        let mut rule = StopRule::new(StopConfig::default());
+        let mut rule = StopRule::new(StopConfig::default(), 24);
         rule.judge(&Metrics(vec![(UNWANTED.into(), 0.5)]));
         let kept = serde_json::to_string(&rule.seen()).unwrap();
         rule.restore(serde_json::from_str(&kept).unwrap());
@@ -282,7 +330,7 @@ mod tests {
     fn a_habit_that_is_not_seen_at_the_start_is_not_won_against() {
         let at =
             |unwanted: f64, margin: f64| Metrics(vec![(UNWANTED.into(), unwanted), (MARGIN.into(), margin)]);
-        let mut rule = StopRule::new(StopConfig::default());
+        let mut rule = StopRule::new(StopConfig::default(), 24);
         let stops = [(0.0, 0.0), (0.0, 1.0), (0.0, 2.0), (0.0, 3.0), (0.0, 3.0)];
         let stops = stops.map(|(unwanted, margin)| rule.judge(&at(unwanted, margin)).stop);
         assert_eq!(stops, [None, None, None, None, Some(StopReason::MarginWon)]);
@@ -291,11 +339,11 @@ mod tests {
     #[test]
     fn without_a_margin_the_loss_says_which_state_is_best() {
         let named = |name: &str, value| Metrics(vec![(name.to_string(), value)]);
-        let mut rule = StopRule::new(StopConfig::default());
+        let mut rule = StopRule::new(StopConfig::default(), 24);
         let best: Vec<bool> = [2.0, 1.5, 1.6, 1.4].map(|loss| rule.judge(&named(LOSS, loss)).best).into();
         assert_eq!(best, [true, true, false, true]);
         // Only good answers are held out: there is neither a margin nor a loss.
-        let mut rule = StopRule::new(StopConfig { max_perplexity_rise: 0.1, ..StopConfig::default() });
+        let mut rule = StopRule::new(StopConfig { max_perplexity_rise: 0.1, ..StopConfig::default() }, 24);
         let best: Vec<bool> = [9.0, 9.5, 12.0].map(|p| rule.judge(&named(PERPLEXITY, p)).best).into();
         assert_eq!(best, [true, true, false]);
     }

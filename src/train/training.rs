@@ -30,7 +30,7 @@ impl<'a> Run<'a> {
         let t = &self.config.train;
         let mut course = Course {
             step: 0,
-            rule: StopRule::of(self.config),
+            rule: StopRule::of(self.config, self.asked.len()),
             best: Best::default(),
             before: None,
             sums: Sums::default(),
@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
                 tell(&mut *self.observer, &mut self.forecast, Work::Train, newly);
                 self.observer.advance(1, landed.tokens)?;
                 if landed.is_finite() {
-                    if let Some(text) = course.collapse.see(&metrics, self.config.stop.max_kl) {
+                    if let Some(text) = course.collapse.see(&metrics, self.config.max_kl()) {
                         self.observer.warned(&format!("step {}: {text}", landed.step + 1));
                     }
                 } else {

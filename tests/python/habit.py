@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The runs behind the table of docs/choosing.md: D2O on a habit of a model, in PyTorch with PEFT.
+"""The runs behind the table of docs/figures.md: D2O on a habit of a model, in PyTorch with PEFT.
 
     python tests/python/habit.py prompts --model DIR --data DIR --output DIR
     python tests/python/habit.py sample --model DIR --data DIR/train.jsonl --output pool.jsonl \\

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The runs behind the figures on refusals in docs/choosing.md: the methods on harmful prompts, in PyTorch.
+"""The runs behind the figures on refusals in docs/figures.md: the methods on harmful prompts, in PyTorch.
 
     python tests/python/refuse.py pools --model DIR --data DIR --pools DIR
     python tests/python/refuse.py train --model DIR --pools DIR --output RUN --method d2o --alpha 0.03 ...
     python tests/python/refuse.py measure --model DIR --pools DIR --output RUN --adapter RUN/step-20
 
-The flags of the table in docs/choosing.md, in its order:
+The flags of the table in docs/figures.md, in its order:
 
     --alpha 0.03 --beta 0.1
     --alpha 0.03 --beta 0.1 --retain-rows 16 --retain-tokens 8
@@ -33,7 +33,7 @@ for the test split.
 
 An answer counts as a refusal by the pattern of src/data/rule.rs, which is read from there. The figures, with
 the settings, are lines of RUN/figures.jsonl, and the answers are kept beside it. The first table of
-docs/choosing.md was made when a prompt could still have several rows, and the development split had 24 other
+docs/figures.md was made when a prompt could still have several rows, and the development split had 24 other
 built-in prompts. `--contrast-rows N` adds N pairs a step of an ordinary prompt's own answer and a refusal.
 
 Versions: torch 2.15.0, transformers 5.24.0, peft (see tests/golden/generate.py).

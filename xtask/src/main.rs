@@ -11,6 +11,7 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask test [flags]    install a Vulkan driver if there is none, then test both packages
        cargo xtask check           run all checks of a change: .ci/run
        cargo xtask amd             print what AMD's compiler makes of the kernels, without a GPU
+       cargo xtask fxc DLL         compile the kernels for DX12 with Microsoft's d3dcompiler_47.dll
        cargo xtask docs            write the documents that tests compare with the code
        cargo xtask fixtures        print how the files in tests/golden and assets/tiny were made";
 
@@ -22,7 +23,7 @@ const WRITERS: [&[&str]; 4] = [
     &["test", "--package", "aweigh", "--test", "layers", "the_architecture"],
     &["test", "--package", "aweigh-cli", "--test", "cli", "inputs::"],
     &["test", "--package", "aweigh-cli", "--test", "cli", "the_table_of_machines"],
-    &["test", "--package", "aweigh-cli", "--test", "cli", "the_charts_of_choosing"],
+    &["test", "--package", "aweigh-cli", "--test", "cli", "the_charts_of_figures"],
 ];
 
 /// The Vulkan loader and Mesa's drivers, which include llvmpipe.
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Some("test") => test,
         Some("amd") => amd,
         Some("check") => return run(Command::new("bash").arg(".ci/run")),
+        Some("fxc") => return fxc(arguments.next()),
         Some("docs") => {
             let write = |arguments: &&[&str]| {
                 run(cargo().args(*arguments).env("AWEIGH_WRITE_DOCS", "1")) == ExitCode::SUCCESS
@@ -92,6 +94,45 @@ fn test_with_real_data() -> ExitCode {
         None => eprintln!("xtask: tests with SmolLM2 stay ignored: set AWEIGH_SMOLLM2 to its folder"),
     }
     run(&mut command)
+}
+
+/// Compiles all kernels that need no feature beyond shader model 5.1 with FXC, with Wine where this is not
+/// Windows. `AWEIGH_WINE` names the command, `wine` without it.
+fn fxc(library: Option<String>) -> ExitCode {
+    let Some(library) = library.as_deref().and_then(|path| fs::canonicalize(path).ok()) else {
+        eprintln!(
+            "xtask: expected the path of d3dcompiler_47.dll\n  what to do: Windows has it in System32; \
+             elsewhere it is in the npm package webgpu (`npm pack webgpu`), in package/dist/win32-x64"
+        );
+        return ExitCode::from(2);
+    };
+    let Ok(root) = env::current_dir() else { return ExitCode::FAILURE };
+    let folder = root.join("target/hlsl");
+    let _ = fs::remove_dir_all(&folder);
+    let mut write = cargo();
+    write.args(["test", "--package", "aweigh", "--test", "shaders", "variants_translate_to_hlsl"]);
+    if run(write.env("AWEIGH_HLSL", &folder)) != ExitCode::SUCCESS {
+        return ExitCode::FAILURE;
+    }
+    let target = (!cfg!(windows)).then_some("x86_64-pc-windows-gnu");
+    let mut build = cargo();
+    build.args(["build", "--package", "xtask", "--bin", "fxc"]);
+    build.args(target.map(|target| format!("--target={target}")));
+    if run(&mut build) != ExitCode::SUCCESS {
+        let fix = "rustup target add x86_64-pc-windows-gnu, and install gcc-mingw-w64-x86-64";
+        eprintln!("xtask: the program for Windows was not built; on Debian: {fix}");
+        return ExitCode::FAILURE;
+    }
+    let program = root.join("target").join(target.unwrap_or_default()).join("debug/fxc.exe");
+    let mut command = match target {
+        Some(_) => Command::new(env::var_os("AWEIGH_WINE").unwrap_or_else(|| "wine".into())),
+        None => Command::new(&program),
+    };
+    // Wine would take its own compiler, which cannot compile these texts.
+    command.env("WINEDLLOVERRIDES", "d3dcompiler_47=n");
+    command.args(target.map(|_| &program)).arg(library).arg(folder);
+    // Wine's services keep the output open, so it must not be a pipe that somebody waits for.
+    run(command.stdin(std::process::Stdio::null()))
 }
 
 /// Makes SmolLM2 in target/ with the shared data's script, which needs Python and the network.

@@ -185,10 +185,11 @@ fn next_steps(config: &RunConfig) -> String {
     };
     let held_out = config.data.eval.as_ref().map_or("HELD-OUT.jsonl".into(), |path| quoted(path.display()));
     let run = quoted(run.display());
+    let meter = config.unwanted_rule().map(|rule| format!(" --meter {}", quoted(rule))).unwrap_or_default();
     let rows = [
         (format!("aweigh generate {model}"), "chat with it"),
         (
-            format!("aweigh eval base {run} --model {base} --data {held_out}"),
+            format!("aweigh eval base {run} --model {base} --data {held_out}{meter}"),
             "compare it with the original model",
         ),
         (format!("aweigh report {run}"), "write a report of the run as an HTML page"),
@@ -227,6 +228,8 @@ mod tests {
             text.contains("aweigh eval base 'my run' --model owner/name --data HELD-OUT.jsonl"),
             "{text}"
         );
+        config.stop.unwanted = Some("match:as an ai".parse().unwrap());
+        assert!(next_steps(&config).contains("--data HELD-OUT.jsonl --meter 'match:as an ai'"));
         config.lora.enabled = false;
         assert!(next_steps(&config).contains("aweigh export --model 'my run/model' --output MODEL"));
     }

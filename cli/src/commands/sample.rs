@@ -13,7 +13,7 @@ use crate::terminal::output::Output;
 use crate::terminal::progress::{Course, Unit};
 use aweigh::config::BUILT_IN_EXAMPLES;
 use aweigh::data::{
-    ChatTokenizer, Completion, Example, ExampleOptions, LengthLimits, Needs, Prompt, REFUSALS, Row,
+    ChatTokenizer, Completion, Example, ExampleOptions, LengthLimits, Needs, Prompt, REFUSALS, Row, Rule,
     build_examples, parse_worked_examples,
 };
 use aweigh::error::{Error, Result};
@@ -27,7 +27,7 @@ use aweigh::sample::{self, Answer, Request};
 ///
 /// The file can be in any of align's data formats; answers in it are ignored. Each line of the output has one
 /// answer: its prompt, text and token ids, and whether it ended with an end token. align reads the output
-/// with --samples-file.
+/// with --samples-file. With --unwanted the lines are training rows for align's --train.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -59,6 +59,11 @@ pub struct Args {
     /// How tokens are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// Write training rows instead of all answers: for each prompt that got an answer for which this rule
+    /// holds, the first such answer, flagged, and the others as anchors. The rule has the forms of align's
+    /// --unwanted, such as "match:REGEX"
+    #[arg(long, value_name = "RULE", help_heading = "Output")]
+    pub unwanted: Option<Rule>,
     /// JSONL file for the answers. It appears only when it is complete
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     pub output: PathBuf,
@@ -75,7 +80,9 @@ Examples:
   aweigh sample --model DIR --data prompts.jsonl --output answers.jsonl
   aweigh sample --model DIR --adapter run/adapter --data prompts.jsonl --temperature 0 --output greedy.jsonl
   aweigh sample --model DIR --data flagged.jsonl --num-samples 4 --system \"Be careful.\" \\
-    --output anchors.jsonl";
+    --output anchors.jsonl
+  aweigh sample --model DIR --data prompts.jsonl --num-samples 4 --unwanted \"match:as an ai\" \\
+    --output flagged.jsonl";
 
 /// Samples answers.
 ///
@@ -103,16 +110,33 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let (answers, tokens_per_second) = draw(&args, &gpu, &decoder, &tokenizer, &prompts, output)?;
     let mut figures = Figures::new(Ran::new(&gpu, &args.model), prompts.len(), tokens_per_second);
     for (prompt, answers) in prompts.iter().zip(&answers) {
-        for (sample, answer) in answers.iter().enumerate() {
-            let row = SampledRow::new(prompt, sample, answer, &tokenizer)?;
-            figures.count(&row);
-            let line = serde_json::to_string(&row)
-                .map_err(|error| Error::io(&args.output, "write", error.into()))?;
-            writeln!(file, "{line}").map_err(|error| Error::io(&args.output, "write", error))?;
+        let row = |(sample, answer)| SampledRow::new(prompt, sample, answer, &tokenizer);
+        let rows = answers.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?;
+        rows.iter().for_each(|row| figures.count(row));
+        match &args.unwanted {
+            None => rows.iter().try_for_each(|row| line(&mut file, &args, row))?,
+            Some(rule) => {
+                if let Some(row) = FlaggedRow::of(rows, rule) {
+                    *figures.flagged.get_or_insert(0) += 1;
+                    line(&mut file, &args, &row)?;
+                }
+            }
         }
+    }
+    if let (Some(rule), None) = (&args.unwanted, figures.flagged) {
+        let expected = format!("an answer for which {rule} holds");
+        let found = format!("none in {}", figures.answers);
+        let fix = "raise --num-samples, give other prompts, or change the rule";
+        return Err(Error::input("--unwanted", expected, found, fix));
     }
     file.commit()?;
     output.result(figures.human(), &figures)
+}
+
+/// Writes a row as a line of the output.
+fn line(file: &mut WholeFile, args: &Args, row: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(row).map_err(|error| Error::io(&args.output, "write", error.into()))?;
+    writeln!(file, "{text}").map_err(|error| Error::io(&args.output, "write", error))
 }
 
 /// The file's prompts as token ids.
@@ -223,6 +247,31 @@ impl<'a> SampledRow<'a> {
     }
 }
 
+/// A training row: a flagged answer, and others of the same prompt as anchors.
+#[derive(Debug, Serialize)]
+struct FlaggedRow<'a> {
+    prompt: &'a Prompt,
+    completion: Completion,
+    label: bool,
+    /// Answers that are not unwanted. Without any, align samples anchors.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    anchors: Vec<Completion>,
+    /// The prompt's line in --data.
+    line: usize,
+}
+
+impl<'a> FlaggedRow<'a> {
+    /// The row of a prompt's answers; `None` if none is unwanted.
+    fn of(rows: Vec<SampledRow<'a>>, unwanted: &Rule) -> Option<Self> {
+        let (prompt, line) = rows.first().map(|row| (row.prompt, row.line))?;
+        let completions = rows.into_iter().map(|row| row.completion);
+        let (flagged, others): (Vec<_>, Vec<_>) = completions.partition(|c| unwanted.holds(c.text()));
+        let completion = flagged.into_iter().next()?;
+        let anchors = others.into_iter().filter(|anchor| !anchor.text().trim().is_empty()).collect();
+        Some(Self { prompt, completion, label: false, anchors, line })
+    }
+}
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Figures {
@@ -236,13 +285,16 @@ struct Figures {
     ended: usize,
     /// Answers that are empty or only whitespace.
     empty: usize,
+    /// With --unwanted: training rows written, one for each prompt with an unwanted answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flagged: Option<usize>,
     /// Sampled tokens per second; the time includes the prompts' forward passes.
     tokens_per_second: f64,
 }
 
 impl Figures {
     fn new(ran: Ran, prompts: usize, tokens_per_second: f64) -> Self {
-        Self { ran, prompts, answers: 0, tokens: 0, ended: 0, empty: 0, tokens_per_second }
+        Self { ran, prompts, answers: 0, tokens: 0, ended: 0, empty: 0, flagged: None, tokens_per_second }
     }
 
     fn count(&mut self, row: &SampledRow) {
@@ -256,9 +308,12 @@ impl Figures {
         let Self { prompts, answers, tokens, ended, empty, .. } = self;
         let cut = answers - ended;
         let rate = self.tokens_per_second;
+        let rows =
+            self.flagged.map(|rows| format!("\n{rows} training rows: prompts with an unwanted answer"));
         format!(
             "{answers} answers to {prompts} prompts, {tokens} tokens: {ended} ended with an end token, {cut} \
-             were cut at --max-new-tokens, {empty} are empty\n{rate:.1} tokens/s, peak GPU memory {}",
+             were cut at --max-new-tokens, {empty} are empty{}\n{rate:.1} tokens/s, peak GPU memory {}",
+            rows.unwrap_or_default(),
             self.ran.memory()
         )
     }
