@@ -211,6 +211,9 @@ fn presets_are_settings_and_habit_is_the_default() {
     assert_eq!((refuse.learning_rate(), refuse.retain.form), (1e-4, crate::loss::Retain::Kl));
     // Its anchors are no samples of the model, so they show no KL divergence from it.
     assert_eq!((refuse.max_kl(), paper.max_kl()), (f64::MAX, 0.2));
+    assert!(refuse.warnings().is_empty());
+    let limited = over(Preset::Refuse, &["--max-kl", "0.1"]);
+    assert!(limited.warnings()[0].starts_with("max_kl is not applied"));
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::{Beta, MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RetainConfig, RunConfig};
+use super::{
+    Beta, MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RetainConfig, RunConfig, StopConfig,
+};
 use crate::error::{Error, Result, setting, setting_to};
 use crate::loss::{Method, Retain};
 use crate::model::TargetModules;
@@ -322,6 +324,10 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     }
     if d2o && config.method.beta() == 0.0 {
         warnings.push("beta is 0: nothing keeps the model close to where it started".into());
+    }
+    if anchors.anchor_examples.is_some() && config.stop.max_kl != StopConfig::default().max_kl {
+        warnings
+            .push("max_kl is not applied with anchor_examples: those anchors show no KL divergence".into());
     }
     warnings.extend(unused(config));
     let (retain, usual) = (&config.retain, RetainConfig::default());
