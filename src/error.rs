@@ -16,6 +16,7 @@ pub fn name_settings_as_flags() {
 pub(crate) fn setting(key: &str) -> String {
     match AS_FLAGS.load(Ordering::Relaxed) {
         true if key == "gpu.adapter" => "--gpu".into(),
+        true if key == "gpu.backend" => "--backend".into(),
         true if key == "retain.form" => "--retain".into(),
         true => format!("--{}", key.replace(['_', '.'], "-")),
         false => key.to_owned(),
@@ -203,11 +204,23 @@ impl Error {
         Self::Io { path: path.as_ref().into(), action, source }
     }
 
-    /// The [`Error::NoAdapter`] of a machine without any adapter.
-    pub fn no_gpu() -> Self {
-        let fix = "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which \
-                   also installs a software adapter)";
-        Self::NoAdapter { found: "none found".into(), fix: fix.into() }
+    /// The [`Error::NoAdapter`] of a machine without any adapter. `api` is the only graphics API that was
+    /// asked, if there was one; `refused` are adapters that cannot be used, a name and a reason each.
+    pub(crate) fn no_gpu(api: Option<&str>, refused: &[String]) -> Self {
+        let through = api.map(|api| format!(" through {api}")).unwrap_or_default();
+        let but = match refused {
+            [] => String::new(),
+            _ => format!(", except for those that cannot be used: {}", refused.join("; ")),
+        };
+        let fix = match api {
+            Some(_) => format!("leave out {}, to use any API that offers a GPU", setting("gpu.backend")),
+            None => {
+                "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which \
+                     also installs a software adapter)"
+                    .into()
+            }
+        };
+        Self::NoAdapter { found: format!("none found{through}{but}"), fix }
     }
 
     /// The error as JSON, for programs: its `message` and `exit_code`; for wrong input also `place`,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use aweigh::config::AnchorConfig;
 use aweigh::error::{Error, Result};
-use aweigh::gpu::{Options, Precision, Quantize};
+use aweigh::gpu::{Backend, Options, Precision, Quantize};
 
 /// Flags that select the GPU.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -13,6 +13,9 @@ pub struct GpuArgs {
     /// GPU to use: its number in "aweigh devices", or part of its name. Without it, the fastest kind is used
     #[arg(long, value_name = "NUMBER|NAME", env = "AWEIGH_GPU")]
     pub gpu: Option<String>,
+    /// Graphics API to use. Without it, all that the system offers; OpenGL only if no other offers a GPU
+    #[arg(long, value_name = "API", value_enum)]
+    pub backend: Option<Backend>,
     /// Ignore the kernel choices that "aweigh devices --tune" measured on this GPU
     #[arg(long)]
     pub no_tuning: bool,
@@ -25,7 +28,12 @@ pub struct GpuArgs {
 impl GpuArgs {
     /// The options for opening the GPU.
     pub fn options(&self) -> Options {
-        Options { adapter: self.gpu.clone(), precision: self.precision, ..Options::default() }
+        Options {
+            adapter: self.gpu.clone(),
+            backend: self.backend,
+            precision: self.precision,
+            ..Options::default()
+        }
     }
 }
 

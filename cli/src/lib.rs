@@ -7,6 +7,7 @@ pub mod commands;
 mod machine;
 pub mod meters;
 pub mod open;
+pub mod program;
 pub mod report_page;
 pub mod tensorboard;
 pub mod terminal;
@@ -27,7 +28,7 @@ use terminal::{interrupt, output::Output};
 /// anchors, trains with D²O (or one of twelve other methods), stops when held-out examples show that the
 /// model gets worse, and writes an adapter that PEFT loads.
 #[derive(Debug, Parser)]
-#[command(name = "aweigh", version, max_term_width = 110)]
+#[command(name = "aweigh", version = env!("AWEIGH_VERSION"), max_term_width = 110)]
 #[command(arg_required_else_help = true, after_help = EXAMPLES)]
 pub struct Cli {
     /// The command to run.

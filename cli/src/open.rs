@@ -137,16 +137,18 @@ pub fn decoder(
     Ok(decoder)
 }
 
-/// Prints a note on the GPU and the model: `GPU llvmpipe, Vulkan; model tiny with adapter run/adapter, 1,234
-/// parameters`.
+/// The GPU, its API and why it was taken: `llvmpipe, Vulkan (software: no GPU was found)`.
+pub fn gpu_text(gpu: &Gpu) -> String {
+    let (summary, why) = (gpu.summary(), gpu.why().map(|why| format!(" ({why})")).unwrap_or_default());
+    format!("{}, {}{why}", summary.name, summary.backend)
+}
+
+/// Prints a note on the GPU and the model: `GPU llvmpipe, Vulkan (software: no GPU was found); model tiny
+/// with adapter run/adapter, 1,234 parameters`.
 pub fn announce(gpu: &Gpu, model: &str, adapter: Option<&str>, decoder: &Decoder, output: &Output) {
-    let summary = gpu.summary();
     let adapter = adapter.map(|name| format!(" with adapter {name}")).unwrap_or_default();
     let parameters = count(decoder.config().parameters());
-    output.note(format_args!(
-        "GPU {}, {}; model {model}{adapter}, {parameters} parameters",
-        summary.name, summary.backend
-    ));
+    output.note(format_args!("GPU {}; model {model}{adapter}, {parameters} parameters", gpu_text(gpu)));
 }
 
 /// Figures of every command that runs a model.

@@ -35,6 +35,54 @@ fn no_adapter() {
     );
 }
 
+/// OpenGL is used where there is no other API, and says so. Without OpenGL on this machine, the message names
+/// the flag.
+#[test]
+fn backends() {
+    let room = Room::new();
+    let all = room.json(&["devices"]);
+    let first = all["devices"][0]["backend"].as_str().unwrap().to_lowercase();
+    let of = |backend: &str| {
+        let output = room.run(&["devices", "--backend", backend, "--json"]);
+        (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    };
+    let (code, found) = of(&first);
+    assert_eq!((code, &found["devices"][0]["name"]), (Some(0), &all["devices"][0]["name"]));
+    for backend in ["vulkan", "metal", "dx12", "gl"].into_iter().filter(|&backend| backend != first) {
+        let (code, found) = of(backend);
+        if code == Some(0) {
+            let devices = found["devices"].as_array().unwrap();
+            assert!(devices.iter().all(|one| one["backend"].as_str().unwrap().to_lowercase() == backend));
+        } else {
+            let message = found["error"]["message"].as_str().unwrap();
+            assert!(code == Some(2) && message.contains("none found through "), "{message}");
+            assert!(message.contains("leave out --backend"), "{message}");
+        }
+    }
+    if of("gl").0 == Some(0) {
+        let answer = ["generate", "--model", "tiny", "--prompt", "Hello", "--max-new-tokens", "8"];
+        let text =
+            |more: &[&str]| room.json(&[&answer[..], more].concat())["answers"][0]["completion"].clone();
+        assert_eq!(text(&["--temperature", "0", "--backend", "gl"]), text(&["--temperature", "0"]));
+    }
+}
+
+/// A note on stderr says which GPU is used and why; a named one needs no reason.
+#[test]
+fn the_choice_is_explained() {
+    let room = Room::new();
+    let said = |more: &[&str]| {
+        let mut command = room.command();
+        let answer = ["generate", "--model", "tiny", "--prompt", "Hello", "--max-new-tokens", "1"];
+        texts(&command.env_remove("AWEIGH_GPU").args(answer).args(more).output().unwrap()).1
+    };
+    let devices = room.json(&["devices"]);
+    if devices["devices"][0]["kind"] == "Cpu" {
+        assert!(said(&[]).contains(", Vulkan (software: no GPU was found); model tiny, "), "{}", said(&[]));
+    }
+    assert!(!said(&["--gpu", "0"]).contains("was found"));
+}
+
 #[test]
 fn measured_kernels_are_kept_and_change_no_result() {
     let room = Room::new();

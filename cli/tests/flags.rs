@@ -115,3 +115,19 @@ fn errors_are_json_where_json_is_asked_for() {
         error(&["score", "--no-such-flag", "--json"])["message"].as_str().unwrap().contains("--no-such-flag")
     );
 }
+
+/// A report of a fault needs the exact version: commit, target and wgpu's version.
+#[test]
+fn the_version_names_commit_target_and_wgpu() {
+    let text = texts(&Room::new().run(&["--version"])).0;
+    let version = text.strip_prefix(concat!("aweigh ", env!("CARGO_PKG_VERSION"), " (")).unwrap();
+    let parts: Vec<&str> = version.trim_end().strip_suffix(')').unwrap().split(", ").collect();
+    let [target, wgpu] = parts[parts.len() - 2..] else { panic!("{text}") };
+    assert!(target.contains(std::env::consts::ARCH), "{text}");
+    assert!(wgpu.strip_prefix("wgpu ").is_some_and(|version| version.split('.').count() == 3), "{text}");
+    // A checkout has a commit.
+    let git = std::process::Command::new("git").args(["rev-parse", "--short=9", "HEAD"]).output();
+    if let Some(commit) = git.ok().filter(|output| output.status.success()) {
+        assert_eq!(parts[0], String::from_utf8_lossy(&commit.stdout).trim());
+    }
+}

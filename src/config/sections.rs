@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::values::{Beta, MemorySize, OnlineSampler, OrNone, Overlong, ReferenceSource, TruncationSide};
 use crate::data::Rule;
-use crate::gpu::{Precision, Quantize};
+use crate::gpu::{Backend, Precision, Quantize};
 use crate::loss::{Method, Retain};
 use crate::model::TargetModules;
 use crate::nn::Recompute;
@@ -380,6 +380,8 @@ section! {
     /// GPU to use: its number in "aweigh devices", or part of its name. Without it, the fastest kind is used.
     /// In a file: gpu.adapter
     (id = "gpu", long = "gpu", value_name = "NUMBER|NAME", env = "AWEIGH_GPU") adapter: String;
+    /// Graphics API to use. Without it, all that the system offers; OpenGL only if no other offers a GPU
+    (long, value_name = "API") backend: Backend;
     /// Target duration of one submit to the GPU, in milliseconds. Lower it when the display stutters or the
     /// driver resets. If not given: 200, with --background 15
     (long = "submit-budget", value_name = "MS") submit_budget: f64;

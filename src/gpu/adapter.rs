@@ -109,25 +109,80 @@ impl AdapterSummary {
     }
 }
 
-pub(super) fn instance() -> wgpu::Instance {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    // On most drivers the GL backend lacks features that the engine needs; Vulkan, Metal, DX12 and the
-    // browser remain.
-    descriptor.backends &= wgpu::Backends::PRIMARY;
-    wgpu::Instance::new(descriptor)
+/// A graphics API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum), value(rename_all = "lower"))]
+pub enum Backend {
+    /// Linux, Windows, Android
+    Vulkan,
+    /// macOS, iOS
+    Metal,
+    /// Windows
+    Dx12,
+    /// OpenGL 4.3 or OpenGL ES 3.1, for machines without any of the others
+    Gl,
 }
 
-pub(super) async fn adapters(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    let mut found = instance.enumerate_adapters(wgpu::Backends::all()).await;
-    // Fastest kind first; the driver's own order within a kind.
-    found.sort_by_key(|adapter| match adapter.get_info().device_type {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
+impl Backend {
+    fn flag(self) -> wgpu::Backends {
+        match self {
+            Self::Vulkan => wgpu::Backends::VULKAN,
+            Self::Metal => wgpu::Backends::METAL,
+            Self::Dx12 => wgpu::Backends::DX12,
+            Self::Gl => wgpu::Backends::GL,
+        }
+    }
+}
+
+/// The adapters that `backends` offer, and the reasons why some cannot be used.
+async fn offered(backends: wgpu::Backends) -> (Vec<wgpu::Adapter>, Vec<String>) {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    descriptor.backends = backends;
+    let mut refused = Vec::new();
+    let mut found = wgpu::Instance::new(descriptor).enumerate_adapters(wgpu::Backends::all()).await;
+    found.retain(|adapter| {
+        let mut reason = None;
+        let limits = adapter.limits();
+        wgpu::Limits::default().check_limits_with_fail_fn(&limits, false, |name, wanted, has| {
+            reason.get_or_insert_with(|| format!("{name} is {has}, not {wanted}"));
+        });
+        let info = adapter.get_info();
+        refused.extend(reason.as_ref().map(|why| format!("{} ({:?}): {why}", info.name, info.backend)));
+        reason.is_none()
     });
-    found
+    (found, refused)
+}
+
+/// The adapters of `backend`, or of those that wgpu's variable `WGPU_BACKEND` lists, or of all. Those come
+/// first that should be used: real GPUs before software, OpenGL last, discrete GPUs before integrated ones;
+/// then in the driver's order.
+///
+/// OpenGL is asked only where no other API offers a real GPU.
+pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapter>> {
+    let asked = backend.map(Backend::flag).or_else(wgpu::Backends::from_env);
+    let allowed = asked.unwrap_or(wgpu::Backends::all());
+    let (mut found, mut refused) = offered(allowed & wgpu::Backends::PRIMARY).await;
+    let software = |adapter: &wgpu::Adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu;
+    if found.iter().all(software) && allowed.contains(wgpu::Backends::GL) {
+        let (more, reasons) = offered(wgpu::Backends::GL).await;
+        found.extend(more);
+        refused.extend(reasons);
+    }
+    refused.iter().for_each(|reason| log::info!("left out {reason}"));
+    found.sort_by_key(|adapter| {
+        let info = adapter.get_info();
+        let kind = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        };
+        (software(adapter), info.backend == wgpu::Backend::Gl, kind)
+    });
+    let name = backend.map(|backend| format!("{backend:?}"));
+    if found.is_empty() { Err(Error::no_gpu(name.as_deref(), &refused)) } else { Ok(found) }
 }
 
 fn tier_of(info: &wgpu::AdapterInfo) -> Tier {
@@ -170,31 +225,124 @@ pub(super) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// All adapters on this machine, the fastest kind first.
-pub async fn list_adapters() -> Vec<AdapterSummary> {
-    adapters(&instance()).await.iter().enumerate().map(|(i, a)| summary(i, a)).collect()
+/// All adapters that can be used, through `backend` or through any API. The first is the one that is used if
+/// none is named.
+///
+/// # Errors
+/// [`Error::NoAdapter`] if there is none.
+pub async fn list_adapters(backend: Option<Backend>) -> Result<Vec<AdapterSummary>> {
+    Ok(adapters(backend).await?.iter().enumerate().map(|(i, a)| summary(i, a)).collect())
 }
 
 /// The adapter that [`Gpu::open`](super::Gpu::open) would take, without opening it.
 ///
 /// # Errors
 /// [`Error::NoAdapter`] when there is no adapter, or none matches `wanted`.
-pub async fn chosen_adapter(wanted: Option<&str>) -> Result<AdapterSummary> {
-    let found = adapters(&instance()).await;
+pub async fn chosen_adapter(wanted: Option<&str>, backend: Option<Backend>) -> Result<AdapterSummary> {
+    let mut found = list_adapters(backend).await?;
     let index = choose(&found, wanted)?;
-    Ok(summary(index, &found[index]))
+    Ok(found.swap_remove(index))
 }
 
-pub(super) fn choose(found: &[wgpu::Adapter], wanted: Option<&str>) -> Result<usize> {
-    if found.is_empty() {
-        return Err(Error::no_gpu());
-    }
+/// The index in `found` of the adapter with the number or the name `wanted`, or 0.
+pub(super) fn choose(found: &[AdapterSummary], wanted: Option<&str>) -> Result<usize> {
     let Some(wanted) = wanted else { return Ok(0) };
-    let names: Vec<String> = found.iter().map(|a| a.get_info().name).collect();
+    let lower = wanted.to_lowercase();
     let by_index = wanted.parse().ok().filter(|&i: &usize| i < found.len());
-    let by_name = || names.iter().position(|n| n.to_lowercase().contains(&wanted.to_lowercase()));
-    by_index.or_else(by_name).ok_or_else(|| Error::NoAdapter {
-        found: format!("no adapter matches \"{wanted}\"; available: {}", names.join(", ")),
-        fix: "give an index or a part of a name as `aweigh devices` lists them".into(),
+    let named = |fits: &dyn Fn(&str) -> bool| found.iter().position(|a| fits(&a.name.to_lowercase()));
+    let index = by_index.or_else(|| named(&|name| name == lower));
+    index.or_else(|| named(&|name| name.contains(&lower))).ok_or_else(|| {
+        let names: Vec<_> = found.iter().map(|adapter| adapter.name.as_str()).collect();
+        Error::NoAdapter {
+            found: format!("no adapter matches \"{wanted}\"; available: {}", names.join(", ")),
+            fix: "give an index or a part of a name as `aweigh devices` lists them".into(),
+        }
     })
+}
+
+/// Why the first of `found` is used if none is named; `None` if it is the only one, and a GPU.
+pub fn why_first(found: &[AdapterSummary]) -> Option<String> {
+    let first = found.first()?;
+    if first.tier == Tier::Software {
+        return Some("software: no GPU was found".into());
+    }
+    if first.backend == "Gl" {
+        return Some("no other API offers a GPU".into());
+    }
+    let other = found.iter().find(|adapter| adapter.name != first.name && adapter.tier != Tier::Software)?;
+    Some(match first.kind == other.kind {
+        true => format!("the first of its kind; before {}", other.name),
+        false => format!("{}; before {}", spoken(&first.kind), other.name),
+    })
+}
+
+/// A kind of adapter in words.
+fn spoken(kind: &str) -> &'static str {
+    match kind {
+        "DiscreteGpu" => "discrete",
+        "IntegratedGpu" => "integrated",
+        "VirtualGpu" => "virtual",
+        "Cpu" => "software",
+        _ => "of unknown kind",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(name: &str, kind: &str, backend: &str) -> AdapterSummary {
+        AdapterSummary {
+            index: 0,
+            name: name.into(),
+            backend: backend.into(),
+            kind: kind.into(),
+            driver: String::new(),
+            max_binding: 1 << 27,
+            max_buffer: 1 << 28,
+            workgroup_memory: 1 << 14,
+            subgroup_size: None,
+            shader_f16: false,
+            cooperative_matrices: Vec::new(),
+            tier: if kind == "Cpu" { Tier::Software } else { Tier::Portable },
+        }
+    }
+
+    #[test]
+    fn a_gpu_is_named_by_its_number_its_name_or_a_part_of_it() {
+        let found = [
+            adapter("GeForce RTX 4060 Ti", "DiscreteGpu", "Vulkan"),
+            adapter("GeForce RTX 4060", "DiscreteGpu", "Vulkan"),
+            adapter("llvmpipe (LLVM 15.0.6, 256 bits)", "Cpu", "Vulkan"),
+        ];
+        let index = |wanted| choose(&found, wanted).ok();
+        assert_eq!([index(None), index(Some("2")), index(Some("llvm"))], [Some(0), Some(2), Some(2)]);
+        // The whole name goes before a longer one that contains it.
+        assert_eq!([index(Some("geforce rtx 4060")), index(Some("RTX"))], [Some(1), Some(0)]);
+        // A number that is no index is part of a name.
+        assert_eq!(index(Some("4060")), Some(0));
+        let error = choose(&found, Some("Radeon")).unwrap_err().to_string();
+        assert!(error.contains("no adapter matches \"Radeon\"; available: GeForce RTX 4060 Ti, "), "{error}");
+    }
+
+    #[test]
+    fn the_choice_has_a_reason() {
+        let discrete = adapter("A", "DiscreteGpu", "Vulkan");
+        let integrated = adapter("B", "IntegratedGpu", "Vulkan");
+        let software = adapter("C", "Cpu", "Vulkan");
+        let why = |found: &[&AdapterSummary]| {
+            why_first(&found.iter().map(|&adapter| adapter.clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(why(&[&discrete]), None);
+        assert_eq!(why(&[&discrete, &software]), None);
+        // The same GPU through another API.
+        assert_eq!(why(&[&discrete, &adapter("A", "DiscreteGpu", "Dx12")]), None);
+        assert_eq!(why(&[&discrete, &integrated]).unwrap(), "discrete; before B");
+        assert_eq!(
+            why(&[&discrete, &adapter("D", "DiscreteGpu", "Vulkan")]).unwrap(),
+            "the first of its kind; before D"
+        );
+        assert_eq!(why(&[&software]).unwrap(), "software: no GPU was found");
+        assert_eq!(why(&[&adapter("A", "Other", "Gl"), &software]).unwrap(), "no other API offers a GPU");
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, instance, summary};
+use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, summary, why_first};
 use super::fault::Faults;
 use super::kernel::{Compiled, Kernel};
 use super::memory::{Memory, Purpose};
@@ -70,6 +70,7 @@ pub struct Gpu {
     queue: wgpu::Queue,
     memory: Memory,
     summary: AdapterSummary,
+    why: Option<String>,
     tier: Tier,
     precision: Precision,
     kernels: Mutex<HashMap<String, Arc<Kernel>>>,
@@ -101,15 +102,15 @@ impl Gpu {
     /// [`Error::NoAdapter`] when there is no adapter, when none matches, or when it does not open;
     /// [`Error::OutOfMemory`].
     pub async fn open(options: &Options) -> Result<Self> {
-        let found = adapters(&instance()).await;
-        let index = choose(&found, options.adapter.as_deref())?;
-        let adapter = &found[index];
+        let found = adapters(options.backend).await?;
+        let summaries: Vec<_> = found.iter().enumerate().map(|(i, a)| summary(i, a)).collect();
+        let index = choose(&summaries, options.adapter.as_deref())?;
+        let (adapter, summary) = (&found[index], summaries[index].clone());
         let mut limits = wgpu::Limits::default();
         if !options.default_limits {
             limits.max_buffer_size = adapter.limits().max_buffer_size;
             limits.max_storage_buffer_binding_size = adapter.limits().max_storage_buffer_binding_size;
         }
-        let summary = summary(index, adapter);
         let mut wanted = wgpu::Features::empty();
         wanted.set(wgpu::Features::TIMESTAMP_QUERY, options.profile);
         wanted.set(wgpu::Features::SUBGROUP, !options.default_limits);
@@ -135,7 +136,9 @@ impl Gpu {
                 ),
             })?;
         log::info!("adapter {} ({}, {})", summary.name, summary.backend, summary.driver);
-        Self::with_device(device, queue, summary, limits, options)
+        let mut gpu = Self::with_device(device, queue, summary, limits, options)?;
+        gpu.why = options.adapter.is_none().then(|| why_first(&summaries)).flatten();
+        Ok(gpu)
     }
 
     fn with_device(
@@ -191,6 +194,7 @@ impl Gpu {
             queue,
             memory,
             summary,
+            why: None,
             kernels: Mutex::default(),
             uniforms,
             submits: Mutex::new(Sentinel::FIRST),
@@ -206,6 +210,11 @@ impl Gpu {
     /// The adapter's description.
     pub fn summary(&self) -> &AdapterSummary {
         &self.summary
+    }
+
+    /// Why this adapter was taken, if there were others or if it is no GPU, and if none was named.
+    pub fn why(&self) -> Option<&str> {
+        self.why.as_deref()
     }
 
     /// Which kernels this device runs.

@@ -20,7 +20,9 @@ mod texels;
 mod tuning;
 mod witness;
 
-pub use adapter::{AdapterSummary, CooperativeMatrix, Scalar, Tier, chosen_adapter, list_adapters};
+pub use adapter::{
+    AdapterSummary, Backend, CooperativeMatrix, Scalar, Tier, chosen_adapter, list_adapters, why_first,
+};
 pub use blocks::{Blocks, Quantize};
 pub use context::Gpu;
 pub use fault::Faults;

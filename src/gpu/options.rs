@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::adapter::Tier;
+use super::adapter::{Backend, Tier};
 use super::fault::Faults;
 use super::witness::Witness;
 use crate::shader::Lanes;
@@ -28,6 +28,8 @@ pub struct Options {
     /// An index from [`list_adapters`](super::list_adapters) or a part of an adapter's name; `None` takes the
     /// first adapter of the fastest kind.
     pub adapter: Option<String>,
+    /// The only graphics API to use. `None` uses those that wgpu's variable `WGPU_BACKEND` lists, or all.
+    pub backend: Option<Backend>,
     /// Ask for WebGPU's default limits and no features (except timestamps for `profile`), even if the adapter
     /// offers more.
     pub default_limits: bool,

@@ -85,6 +85,7 @@ pub(super) fn options(config: &RunConfig) -> Options {
     let g = &config.gpu;
     Options {
         adapter: g.adapter.clone(),
+        backend: g.backend,
         precision: g.precision,
         submit_seconds: g.submit_budget.map(|ms| ms / 1000.0),
         background: g.background,

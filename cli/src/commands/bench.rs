@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::args::{GpuArgs, at_least_one};
 use crate::machine::Machine;
+use crate::open;
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use crate::terminal::text::{bytes, table};
@@ -105,7 +106,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let options = Options { profile: args.profile, ..args.gpu.options() };
     let gpu = OpenGpu::open(&options, !args.gpu.no_tuning)?;
     let summary = gpu.summary();
-    output.note(format_args!("GPU {}, {}, {}", summary.name, summary.backend, summary.driver));
+    output.note(format_args!("GPU {}; {}", open::gpu_text(&gpu), summary.driver));
     if args.profile && gpu.kernel_times().is_none() {
         output.warn("this GPU does not support timestamps: the times of single kernels are left out");
     }

@@ -13,7 +13,7 @@ use crate::terminal::text::{bytes, table};
 use aweigh::bench::{self, Runs, products};
 use aweigh::error::{Error, Result};
 use aweigh::files::cache;
-use aweigh::gpu::{AdapterSummary, Choice, list_adapters};
+use aweigh::gpu::{AdapterSummary, Choice, list_adapters, why_first};
 use aweigh::run::OpenGpu;
 
 /// List the GPUs that can be used, or measure which kernels are fastest on one.
@@ -50,10 +50,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     if args.tune {
         return tune(&args, output);
     }
-    let devices = block_on(list_adapters());
-    if devices.is_empty() {
-        return Err(Error::no_gpu());
-    }
+    let devices = block_on(list_adapters(args.gpu.backend))?;
     let headers = [
         "gpu",
         "name",
@@ -68,7 +65,11 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         "kernels",
     ];
     let rows: Vec<_> = devices.iter().map(row).collect();
-    output.result(table(&headers, &rows), &serde_json::json!({ "devices": devices }))
+    let mut text = table(&headers, &rows);
+    if let Some(why) = why_first(&devices) {
+        text += &format!("\nwithout --gpu, commands use {} ({why})", devices[0].name);
+    }
+    output.result(text, &serde_json::json!({ "devices": devices }))
 }
 
 fn row(device: &AdapterSummary) -> Vec<String> {

@@ -95,9 +95,9 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 /// no adapter. It limits how many answers are decoded together, and the size of batches.
 fn binding(config: &RunConfig) -> Result<u64> {
     let wanted = config.gpu.adapter.as_deref();
-    match block_on(chosen_adapter(wanted)) {
+    match block_on(chosen_adapter(wanted, config.gpu.backend)) {
         Ok(adapter) => Ok(adapter.max_binding.min(adapter.max_buffer)),
-        Err(_) if wanted.is_none() => Ok(DEFAULT_BINDING),
+        Err(_) if wanted.is_none() && config.gpu.backend.is_none() => Ok(DEFAULT_BINDING),
         Err(error) => Err(error),
     }
 }

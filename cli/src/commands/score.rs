@@ -82,7 +82,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let source = Source::read(&args.data, "--data")?;
     let (model, adapter) = open::files(&args.model, output)?;
-    let (answers, skipped) = answers(&args, &source, &open::tokenizer(&model, output)?, output)?;
+    let (answers, skipped) = answers(&args.rows, &source, &open::tokenizer(&model, output)?, output)?;
     if skipped > 0 {
         output.note(format_args!("{}: left out {skipped} rows without an answer", source.origin));
     }
@@ -90,15 +90,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let mut file = args.output.as_deref().map(WholeFile::create).transpose()?;
     let gpu = open::gpu(&args.gpu)?;
     let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
-    for row in &answers {
-        row.check(&source.origin, decoder.config())?;
-    }
-    let (scored, tokens_per_second) = score(&gpu, &decoder, answers, args.max_tokens_per_batch, output)?;
-    for row in &scored {
-        if row.answers.iter().any(|score| !score.logp.is_finite()) {
-            return Err(Error::not_finite(format!("{}:{}", source.origin, row.line), "log-probs"));
-        }
-    }
+    let budget = args.max_tokens_per_batch;
+    let (scored, tokens_per_second) = score(&gpu, &decoder, &source.origin, answers, budget, output)?;
     write_rows(&source, &scored, |line| match (&mut file, &args.output) {
         (Some(file), Some(path)) => {
             file.write_all(line.as_bytes()).map_err(|error| Error::io(path, "write", error))
@@ -206,16 +199,16 @@ impl Answers {
 
 /// The rows' answers as token ids, and the number of rows without an answer.
 fn answers(
-    args: &Args,
+    chosen: &RowArgs,
     source: &Source,
     tokenizer: &ChatTokenizer,
     output: &Output,
 ) -> Result<(Vec<Answers>, usize)> {
-    let mut rows = open::rows(source, args.rows.split.as_deref(), output)?;
+    let mut rows = open::rows(source, chosen.split.as_deref(), output)?;
     let all = rows.len();
     rows.retain(|row| row.positive().is_some() || row.negative().is_some());
     let skipped = all - rows.len();
-    rows.truncate(args.rows.max_samples.unwrap_or(usize::MAX));
+    rows.truncate(chosen.max_samples.unwrap_or(usize::MAX));
     let options = ExampleOptions::plain(Needs::Any, LengthLimits::default());
     let (examples, _) = build_examples(&rows, &source.origin, tokenizer, &options)?;
     token_remarks(&source.origin, &examples, tokenizer).iter().for_each(|remark| output.warn(remark));
@@ -246,10 +239,11 @@ impl Score {
     }
 }
 
-/// Scores all answers. Also returns the speed, in packed tokens per second.
+/// Scores all answers of the file `origin`. Also returns the speed, in packed tokens per second.
 fn score(
     gpu: &Gpu,
     decoder: &Decoder,
+    origin: &str,
     answers: Vec<Answers>,
     budget: usize,
     output: &Output,
@@ -257,6 +251,7 @@ fn score(
     fn group(row: &Answers) -> Vec<&[u32]> {
         row.answers.iter().map(|(_, ids)| ids.as_slice()).collect()
     }
+    answers.iter().try_for_each(|row| row.check(origin, decoder.config()))?;
     let groups: Vec<Group> =
         answers.iter().map(|row| Group { prompt: &row.prompt, responses: group(row) }).collect();
     let mut progress = output.progress("score", groups.len() as u64, Unit::Items);
@@ -276,7 +271,34 @@ fn score(
         });
         Scored { line: row.line, answers: answers.collect() }
     });
-    Ok((rows.collect(), tokens_per_second))
+    let rows: Vec<Scored> = rows.collect();
+    match rows.iter().find(|row| row.answers.iter().any(|score| !score.logp.is_finite())) {
+        Some(row) => Err(Error::not_finite(format!("{origin}:{}", row.line), "log-probs")),
+        None => Ok((rows, tokens_per_second)),
+    }
+}
+
+/// The rows of `source` that have answers, each as a line of JSON with its log-probs, as the command writes
+/// them. `budget` is the largest number of packed tokens in a batch.
+///
+/// # Errors
+/// As [`run`].
+pub fn lines(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    tokenizer: &ChatTokenizer,
+    source: &Source,
+    budget: usize,
+    output: &Output,
+) -> Result<Vec<String>> {
+    let (answers, _) = answers(&RowArgs::default(), source, tokenizer, output)?;
+    let (scored, _) = score(gpu, decoder, &source.origin, answers, budget, output)?;
+    let mut lines = Vec::new();
+    write_rows(source, &scored, |line| {
+        lines.push(line);
+        Ok(())
+    })?;
+    Ok(lines)
 }
 
 /// Reads the file again and calls `each` with every scored row and its scores, as a line of JSON. A row keeps

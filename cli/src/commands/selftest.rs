@@ -44,6 +44,7 @@ Examples:
 /// [`Error::NoAdapter`], or [`Error::SelfTest`] if a result is wrong; the figures are printed first.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let gpu = open::gpu(&args.gpu)?;
+    output.note(format_args!("GPU {}; {}", open::gpu_text(&gpu), gpu.summary().driver));
     let figures = check(&gpu, args.quick, output)?;
     output.result(figures.human(), &figures)?;
     match figures.failed {

@@ -1,0 +1,45 @@
+//! Puts together what `aweigh --version` says: version, commit, target and wgpu's version.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// The short commit of this source: git's, or the one that cargo wrote into a published package.
+fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    };
+    if let Ok(info) = fs::read_to_string(".cargo_vcs_info.json") {
+        let sha = info.split('"').find(|part| part.len() == 40)?;
+        return Some(sha[..9].to_owned());
+    }
+    // A checkout of this repository, not one that has this source somewhere in it.
+    let top = git(&["rev-parse", "--show-toplevel"])?;
+    if !Path::new(&top).join("cli/build.rs").exists() {
+        return None;
+    }
+    for name in ["HEAD", "logs/HEAD"] {
+        let path = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).exists());
+        path.iter().for_each(|path| println!("cargo::rerun-if-changed={path}"));
+    }
+    git(&["rev-parse", "--short=9", "HEAD"])
+}
+
+/// wgpu's version in the lock file.
+fn wgpu() -> Option<String> {
+    let lock = ["Cargo.lock", "../Cargo.lock"].iter().find_map(|path| fs::read_to_string(path).ok())?;
+    let (_, after) = lock.split_once("name = \"wgpu\"")?;
+    after.split('"').nth(1).map(str::to_owned)
+}
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../Cargo.lock");
+    let commit = commit().map(|commit| format!("{commit}, ")).unwrap_or_default();
+    let wgpu = wgpu().map(|version| format!(", wgpu {version}")).unwrap_or_default();
+    let (version, target) = (env::var("CARGO_PKG_VERSION"), env::var("TARGET"));
+    let (version, target) = (version.unwrap_or_default(), target.unwrap_or_default());
+    println!("cargo::rustc-env=AWEIGH_VERSION={version} ({commit}{target}{wgpu})");
+}
