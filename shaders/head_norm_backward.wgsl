@@ -1,7 +1,7 @@
 // rms_norm_backward.wgsl for head_norm.wgsl: turns the gradients of the norms' outputs for queries and keys,
 // in place, into those of the norms' inputs.
-// The weights' gradients are column_sum(dx before this kernel, raw, rstd), one head at a time. Writes: dx, in
-// place.
+// The weights' gradients are column_sum(d_x before this kernel, raw, rstd), one head at a time. Writes: d_x,
+// in place.
 #import common/rows
 struct Params {
     tokens: u32, heads: u32, kv_heads: u32, width: u32, at: u32, stride: u32, eps: f32, shift: f32,
@@ -13,7 +13,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> raw: array<f32>;         // (T, H + G, width)
 @group(0) @binding(4) var<storage, read> rstd: array<f32>;        // (T, H + G)
 // (T, H + G, width), rows from `at` on, `stride` apart
-@group(0) @binding(5) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(5) var<storage, read_write> d_x: array<f32>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -30,12 +30,12 @@ fn main(
     var dot = 0.0;
     for (var c = first_of(lane); c < p.width; c += STRIDE) {
         let w = select(k_weight[c], q_weight[c], query) + p.shift;
-        dot = fma(raw[own + c] * w, dx[base + c], dot);
+        dot = fma(raw[own + c] * w, d_x[base + c], dot);
     }
     let r = rstd[row];
     let mean = row_sum(dot, lane) / f32(p.width) * r * r;
     for (var c = first_of(lane); c < p.width; c += STRIDE) {
         let w = select(k_weight[c], q_weight[c], query) + p.shift;
-        dx[base + c] = r * (w * dx[base + c] - raw[own + c] * mean);
+        d_x[base + c] = r * (w * d_x[base + c] - raw[own + c] * mean);
     }
 }

@@ -113,6 +113,12 @@ pub enum Error {
         /// Bytes of the buffers allocated so far.
         held: u64,
     },
+    /// `aweigh eval` measured more than a limit allows.
+    #[error("above the limit: {found}")]
+    AboveLimit {
+        /// The figures that are too large, in words.
+        found: String,
+    },
     /// `aweigh selftest` found results that are wrong.
     #[error(
         "{failed} of {total} checks failed on {adapter}: do not train on it\n  what to do: update the GPU's \
@@ -214,6 +220,8 @@ impl Error {
         };
         let fix = match api {
             Some(_) => format!("leave out {}, to use any API that offers a GPU", setting("gpu.backend")),
+            None if cfg!(windows) => "install the driver of the GPU's maker".into(),
+            None if cfg!(target_os = "macos") => "use macOS 10.15 or newer, on a machine with Metal".into(),
             None => {
                 "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which \
                      also installs a software adapter)"
@@ -245,6 +253,7 @@ impl Error {
             | Self::DeviceLost { .. }
             | Self::OutOfMemory { .. }
             | Self::SelfTest { .. }
+            | Self::AboveLimit { .. }
             | Self::WrongResult { .. } => 1,
         }
     }

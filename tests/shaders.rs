@@ -248,11 +248,14 @@ fn variants_translate_to_metal() {
     }
 }
 
-/// As wgpu's DX12 backend translates them for a release build. `AWEIGH_HLSL` names a folder for the texts
-/// that FXC can compile, those of shader model 5.1; `cargo xtask fxc` compiles them.
+/// As wgpu's DX12 backend translates them. `AWEIGH_HLSL` names a folder for the texts, which `cargo xtask fxc`
+/// and `cargo xtask dxc` compile. `AWEIGH_HLSL_FOR` says what they are for: `fxc`, which compiles those of
+/// shader model 5.1, or `dxc`; with ` checked` for a debug build, whose indices are checked.
 #[test]
 fn variants_translate_to_hlsl() {
     let folder = std::env::var_os("AWEIGH_HLSL").map(PathBuf::from);
+    let purpose = std::env::var("AWEIGH_HLSL_FOR").unwrap_or_else(|_| "fxc".into());
+    let (dxc, checked) = (purpose.starts_with("dxc"), purpose.ends_with("checked"));
     if let Some(folder) = &folder {
         std::fs::create_dir_all(folder).expect("a folder");
     }
@@ -265,14 +268,14 @@ fn variants_translate_to_hlsl() {
         let mut options = back::hlsl::Options {
             special_constants_binding: Some(special),
             zero_initialize_workgroup_memory: false,
-            restrict_indexing: false,
+            restrict_indexing: checked,
             force_loop_bounding: false,
             ..Default::default()
         };
         if needs_subgroups(&variant) {
             options.shader_model = ShaderModel::V6_0;
         }
-        if variant.defines.contains_key("HALF") {
+        if dxc || variant.defines.contains_key("HALF") {
             options.shader_model = ShaderModel::V6_2;
         }
         let pipeline = back::hlsl::PipelineOptions::default();
@@ -284,7 +287,12 @@ fn variants_translate_to_hlsl() {
             let name = name.unwrap_or_else(|e| panic!("{variant}: {e}"));
             assert!(text.contains(&name), "{variant}: no {name} in the HLSL source");
         }
-        if let Some(folder) = folder.as_ref().filter(|_| options.shader_model == ShaderModel::V5_1) {
+        // DXC's namespaces, which naga does not know: they cannot be names of bindings.
+        for name in ["dx", "vk"] {
+            let taken = text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
+            assert!(!taken, "{variant}: the name {name} is reserved in HLSL");
+        }
+        if let Some(folder) = folder.as_ref().filter(|_| dxc || options.shader_model == ShaderModel::V5_1) {
             std::fs::write(folder.join(format!("{variant}.hlsl")), text).expect("written");
         }
     }

@@ -206,7 +206,7 @@ impl WholeFile {
         let inner = if special {
             File::options().write(true).open(&target).map(|file| Inner::Direct(BufWriter::new(file)))
         } else {
-            temporary().tempfile_in(parent(&target)).map(|file| Inner::Temporary(BufWriter::new(file)))
+            temporary(0o666).tempfile_in(parent(&target)).map(|file| Inner::Temporary(BufWriter::new(file)))
         };
         Ok(Self { inner: inner.map_err(|error| Error::io(path, "create", error))?, path: target })
     }
@@ -335,20 +335,20 @@ fn nearest_existing(path: &Path) -> PathBuf {
 /// Prefix of temporary names.
 const PART: &str = ".aweigh-";
 
-/// Builds temporary files with the permissions of any new file, unlike tempfile's default.
-fn temporary() -> tempfile::Builder<'static, 'static> {
+/// Builds temporary files or folders with the permissions of any new one, unlike tempfile's default: on Unix
+/// `mode`, less the process's umask.
+fn temporary(mode: u32) -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(PART).suffix(".part");
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
     builder
 }
 
 fn temporary_folder(above: &Path) -> io::Result<TempDir> {
-    let mut builder = temporary();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(above)
+    temporary(0o777).tempdir_in(above)
 }
 
 #[cfg(test)]

@@ -20,6 +20,24 @@ pub struct Answer<'a> {
     pub answer: &'a str,
 }
 
+/// The system's shell with a command line, which it sees as it is written.
+fn shell(line: &str) -> Command {
+    #[cfg(windows)]
+    {
+        use std::os::windows::process::CommandExt;
+        let mut command = Command::new("cmd");
+        // With /S, cmd takes away these two quotation marks and no others.
+        command.raw_arg(format!("/S /C \"{line}\""));
+        command
+    }
+    #[cfg(not(windows))]
+    {
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        command
+    }
+}
+
 /// Writes `answers` to a shell command, one JSON object per line, and reads back one number per line.
 ///
 /// # Errors
@@ -27,9 +45,7 @@ pub struct Answer<'a> {
 pub fn command(line: &str, answers: &[Answer]) -> Result<Vec<f64>> {
     let place = format!("--meter command:{line}");
     let wrong = |expected: &str, found: String, fix: &str| Error::input(&place, expected, found, fix);
-    let shell = if cfg!(windows) { ["cmd", "/C"] } else { ["sh", "-c"] };
-    let mut child = Command::new(shell[0])
-        .args([shell[1], line])
+    let mut child = shell(line)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -175,6 +191,22 @@ mod tests {
         let answers = ["one", "three words here", "two words"];
         let answers: Vec<Answer> = answers.iter().map(|answer| Answer { prompt: &prompt, answer }).collect();
         command(line, &answers)
+    }
+
+    /// cmd sees the line as it is written: quotation marks around paths and arguments reach the command.
+    #[cfg(windows)]
+    #[test]
+    fn a_command_scores_every_line() {
+        assert_eq!(scores("for /l %i in (1,1,3) do @echo %i").unwrap(), [1.0, 2.0, 3.0]);
+        assert_eq!(scores("cmd /c \"echo 4& echo 5\"& echo 6").unwrap(), [4.0, 5.0, 6.0]);
+        for (line, message) in [
+            ("echo 1", "found 1 scores"),
+            ("echo \"1\"", "expected one number per line"),
+            ("exit 3", "exit code: 3"),
+        ] {
+            let error = scores(line).unwrap_err().to_string();
+            assert!(error.contains(message), "{line}: {error}");
+        }
     }
 
     #[cfg(unix)]
