@@ -17,8 +17,8 @@ use clap::{Parser, Subcommand};
 
 use aweigh::error::Result;
 use commands::{
-    align, bench, demo, devices, eval, export, generate, inspect, judge, plan, report, sample, score,
-    selftest,
+    align, bench, completions, demo, devices, eval, export, generate, inspect, judge, plan, report, sample,
+    score, selftest,
 };
 use terminal::{interrupt, output::Output};
 
@@ -72,6 +72,8 @@ pub enum Command {
     Selftest(selftest::Args),
     Demo(demo::Args),
     Bench(bench::Args),
+    Completions(completions::Args),
+    Man(completions::ManArgs),
 }
 
 /// Runs one parsed command line.
@@ -97,6 +99,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Selftest(args) => selftest::run(args, &output),
         Command::Demo(args) => demo::run(args, &output),
         Command::Bench(args) => bench::run(args, &output),
+        Command::Completions(args) => completions::run(args, &output),
+        Command::Man(args) => completions::man(args, &output),
     }
 }
 

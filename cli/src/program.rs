@@ -36,8 +36,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         // The reader of stdout has closed it, as in `aweigh score ... | head`.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => 0,
         Err(error) => {
-            // A failed selftest has already printed its figures, failures included; stdout holds one object.
-            if json && !matches!(error, Error::SelfTest { .. }) {
+            // Figures that show a failure are printed already; stdout holds one object.
+            if json && !matches!(error, Error::SelfTest { .. } | Error::AboveLimit { .. }) {
                 say(error.to_json());
             }
             to_stderr(format_args!("error: {error}"));
@@ -47,10 +47,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 /// Logs to stderr, as `RUST_LOG` says. wgpu's warnings are meant for developers, and Aweigh reports missing
-/// drivers itself, so the messages of Vulkan's loader and of EGL are hidden without `RUST_LOG`.
+/// drivers itself, so the messages of Vulkan's loader, of EGL and of DXGI are hidden without `RUST_LOG`.
 pub fn log_to_stderr() {
     let quiet = "warn,wgpu_core=error,wgpu_hal=error,naga=error,wgpu_hal::vulkan::instance=off,\
-                 wgpu_hal::gles::egl=off";
+                 wgpu_hal::gles::egl=off,wgpu_hal::auxil::dxgi=off";
     let filter = env_logger::Env::default().default_filter_or(quiet);
     // Another part of this process may have a logger already.
     let _ = env_logger::Builder::from_env(filter).try_init();

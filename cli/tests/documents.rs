@@ -129,17 +129,21 @@ fn every_link_leads_somewhere() {
     assert!(count > 60, "only {count} links were found");
 }
 
-/// docs/speed.md has a row for each file in benches/machines, which `aweigh bench --json` wrote.
+/// docs/machines.md has a row for each file in benches/machines, a report of `aweigh selftest` or of
+/// `aweigh bench`.
 #[test]
-fn the_table_of_machines() {
+fn the_tables_of_machines() {
     let mut paths: Vec<PathBuf> = fs::read_dir(of_repository("benches/machines"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|end| end == "json"))
         .collect();
     paths.sort();
+    let mut verdicts = String::from(
+        "| report | system | GPU, driver | backend | checks passed | version |\n|---|---|---|---|---|---|\n",
+    );
     let mut table = String::from(
-        "| file | processor | instruction sets | cores | GPU, driver | peak, GFLOP/s | NT, NN, TN | \
+        "| report | processor | instruction sets | cores | GPU, driver | peak, GFLOP/s | NT, NN, TN | \
          step, all weights | sampling |\n|---|---|---|---|---|---|---|---|---|\n",
     );
     for path in paths {
@@ -147,6 +151,23 @@ fn the_table_of_machines() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let machine = &figures["machine"];
         let words = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        if let Some(checks) = figures["checks"].as_array() {
+            let (gpu, passed) =
+                (&figures["gpu"], checks.iter().filter(|check| check["passed"] == true).count());
+            writeln!(
+                verdicts,
+                "| [{name}](../benches/machines/{name}.json) | {}, {} | {}, {} | {} | {passed} of {} | {} |",
+                words(&machine["processor"]),
+                words(&machine["system"]),
+                words(&gpu["name"]),
+                words(&gpu["driver"]),
+                words(&gpu["backend"]),
+                checks.len(),
+                words(&figures["version"]).split(',').next().unwrap_or_default().replace('(', ""),
+            )
+            .unwrap();
+            continue;
+        }
         let sets = machine["instruction_sets"].as_array().unwrap().last().map(words).unwrap_or_default();
         // The fastest kernel for f32 operands of 1024 x 1024.
         let best = |form: &str| {
@@ -181,14 +202,19 @@ fn the_table_of_machines() {
         )
         .unwrap();
     }
-    let path = of_repository("docs/speed.md");
-    let text = fs::read_to_string(&path).unwrap();
-    let start = text.find("| file | processor |").expect("the table's place");
-    let end = start + text[start..].find("\n\n").expect("an empty line behind the table") + 1;
+    let path = of_repository("docs/machines.md");
+    let mut text = fs::read_to_string(&path).unwrap();
+    for (first, table) in [("| report | system |", verdicts), ("| report | processor |", table)] {
+        let start = text.find(first).expect("the table's place");
+        let end = start + text[start..].find("\n\n").expect("an empty line behind the table") + 1;
+        if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
+            text.replace_range(start..end, &table);
+        } else {
+            assert_eq!(&text[start..end], table, "`cargo xtask docs` writes it");
+        }
+    }
     if std::env::var_os("AWEIGH_WRITE_DOCS").is_some() {
-        fs::write(&path, [&text[..start], &table, &text[end..]].concat()).unwrap();
-    } else {
-        assert_eq!(&text[start..end], table, "`cargo xtask docs` writes it");
+        fs::write(&path, text).unwrap();
     }
 }
 

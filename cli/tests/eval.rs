@@ -130,3 +130,28 @@ fn a_model_behind_an_endpoint_grades() {
     }
     assert!(!stdout.contains("secret-key") && !stderr.contains("secret-key"));
 }
+
+/// In CI a limit decides: exit code 1 above it, with the figures all the same.
+#[test]
+fn limits_decide_the_exit_code() {
+    let room = Room::with_pairs();
+    let line = ["eval", "--model", "tiny", "--data", "held.jsonl", "--meter", "tiny-hostile", "--json"];
+    let ended = |more: &[&str]| {
+        let output = room.run(&[&line[..], &SHORT, more].concat());
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), stdout, String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, stdout, stderr) = ended(&["--fail-above", "hostile=-1", "base"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("error: above the limit: held: hostile of base is "), "{stderr}");
+    let figures: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(figures["candidates"], serde_json::json!(["base"]));
+    // With two candidates the first is only compared with: --fail-above is about the second.
+    let (code, _, stderr) = ended(&["--fail-above", "hostile=-1", "base", "again=tiny"]);
+    assert!(code == Some(1) && !stderr.contains("of base"), "{stderr}");
+    assert_eq!(ended(&["--fail-above", "hostile=1", "--fail-if-worse", "base", "again=tiny"]).0, Some(0));
+    let (code, _, stderr) = ended(&["--fail-above", "rude=0.1", "base"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("--fail-above: expected one of the meters: hostile, found rude"), "{stderr}");
+    assert_eq!(ended(&["--fail-above", "hostile", "base"]).0, Some(2));
+}

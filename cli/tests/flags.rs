@@ -131,3 +131,22 @@ fn the_version_names_commit_target_and_wgpu() {
         assert_eq!(parts[0], String::from_utf8_lossy(&commit.stdout).trim());
     }
 }
+
+#[test]
+fn completions_and_manual_pages() {
+    let room = Room::new();
+    for (shell, word) in
+        [("bash", "complete -F _aweigh"), ("zsh", "#compdef aweigh"), ("fish", "complete -c aweigh")]
+    {
+        let text = texts(&room.run(&["completions", shell])).0;
+        assert!(text.contains(word) && text.contains("learning-rate"), "{shell}: {text}");
+    }
+    room.refuses(&["completions", "cmd.exe"], &["invalid value"]);
+    assert!(room.run(&["man", "--output-dir", "man/man1"]).status.success());
+    let pages = room.listing();
+    for name in ["aweigh.1", "aweigh-align.1", "aweigh-judge-train.1"] {
+        assert!(pages.contains_key(&room.path("man/man1").join(name)), "{name}: {pages:?}");
+    }
+    let page = String::from_utf8(room.read("man/man1/aweigh-align.1")).unwrap();
+    assert!(page.contains("learning\\-rate"), "{page}");
+}

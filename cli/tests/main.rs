@@ -2,6 +2,9 @@
 //! inputs.rs for what all commands say of wrong input (exit code 2, one clear message, nothing written),
 //! models.rs and hub.rs for the models that they read, resume.rs for runs that are cut off.
 
+// Tests that send signals are for Unix.
+#![cfg_attr(windows, allow(unused_imports))]
+
 mod align;
 mod answers;
 mod bench;

@@ -8,7 +8,7 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, at_least_one};
-use crate::machine::Machine;
+use crate::machine::{Machine, ReportArgs, VERSION, without_folders};
 use crate::open;
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
@@ -56,6 +56,9 @@ pub struct Args {
     /// steps down
     #[arg(long)]
     pub profile: bool,
+    /// The report.
+    #[command(flatten)]
+    pub report: ReportArgs,
     /// The GPU.
     #[command(flatten)]
     pub gpu: GpuArgs,
@@ -66,7 +69,8 @@ Examples:
   aweigh bench
   aweigh bench matmul --size 4096
   aweigh bench step-full --model SmolLM2-135M-Instruct --batch 8 --tokens 512
-  aweigh bench step --profile --json > figures.json";
+  aweigh bench step --profile --json > figures.json
+  aweigh bench --report bench.json                   # to attach to an issue \"It ran on my GPU\"";
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -102,6 +106,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         let fix = "give 2 or more: the first token is not predicted";
         return Err(Error::input("--tokens", "at least 2", args.tokens, fix));
     }
+    args.report.check()?;
     let model = ModelSource::open(&args.model, output)?;
     let options = Options { profile: args.profile, ..args.gpu.options() };
     let gpu = OpenGpu::open(&options, !args.gpu.no_tuning)?;
@@ -122,6 +127,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
             figures.memory_peak_bytes.insert(name.unwrap_or_default(), gpu.ledger().total().peak);
         }
     }
+    args.report.write(&Figures { model: without_folders(&args.model), ..figures.clone() }, output)?;
     output.result(figures.human(), &figures)
 }
 
@@ -277,7 +283,7 @@ fn lora() -> LoraSpec {
 }
 
 /// A training step's figures.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Step {
     #[serde(flatten)]
     times: StepTimes,
@@ -286,7 +292,7 @@ struct Step {
 }
 
 /// What `--json` prints.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Figures {
     version: &'static str,
     machine: Machine,
@@ -311,7 +317,7 @@ impl Figures {
     fn new(gpu: &Gpu, args: &Args) -> Self {
         let summary = gpu.summary();
         Self {
-            version: env!("CARGO_PKG_VERSION"),
+            version: VERSION,
             machine: Machine::this(),
             gpu: summary.name.clone(),
             backend: summary.backend.clone(),
@@ -442,9 +448,10 @@ fn kernel_table(kernels: &[KernelTime]) -> String {
     table(&["kernel", "calls", "ms", "share"], &kernels.iter().take(12).map(row).collect::<Vec<_>>())
 }
 
-/// Resident memory of this process in bytes, on systems with /proc/self/status.
+/// Resident memory of this process in bytes, if the system tells it.
 fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(1024 * line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?)
+    let id = sysinfo::get_current_pid().ok()?;
+    let (mut system, kind) = (sysinfo::System::new(), sysinfo::ProcessRefreshKind::nothing().with_memory());
+    system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&[id]), false, kind);
+    system.process(id).map(sysinfo::Process::memory)
 }

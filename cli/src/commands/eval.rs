@@ -83,6 +83,14 @@ pub struct Args {
     /// Replace --output if it exists
     #[arg(long, requires = "output", help_heading = "Output")]
     pub overwrite: bool,
+    /// End with exit code 1 if a candidate's figure is larger, for CI: a meter as the table names it, and a
+    /// number (a share from 0 to 1), as in refusal=0.1. The first candidate counts only if it is the only one.
+    /// May be given several times
+    #[arg(long, value_name = "METER=VALUE", value_parser = limit, help_heading = "Limits")]
+    pub fail_above: Vec<(String, f64)>,
+    /// End with exit code 1 if a meter shows a candidate to be worse than the first one, beyond its interval
+    #[arg(long, help_heading = "Limits")]
+    pub fail_if_worse: bool,
     /// The GPU.
     #[command(flatten)]
     pub gpu: GpuArgs,
@@ -93,7 +101,16 @@ Examples:
   aweigh eval --model DIR --data held-out.jsonl base run
   aweigh eval --model DIR --data harmful=prompts.jsonl --data ordinary=benign.jsonl \\
     --meter lexicon --meter judge:judge base d2o=run dpo=run2
-  aweigh eval --model tiny --data held-out.jsonl --meter tiny-hostile --meter tiny-topic base demo-run";
+  aweigh eval --model tiny --data held-out.jsonl --meter tiny-hostile --meter tiny-topic base demo-run
+  aweigh eval --model DIR --data held-out.jsonl --meter refusal --fail-above refusal=0.1 --fail-if-worse \\
+    base run";
+
+/// Reads `METER=VALUE`.
+fn limit(text: &str) -> std::result::Result<(String, f64), String> {
+    let (meter, value) = text.rsplit_once('=').ok_or("expected METER=VALUE, as in refusal=0.1")?;
+    let value = value.parse().ok().filter(|value: &f64| value.is_finite());
+    value.map(|value| (meter.to_owned(), value)).ok_or_else(|| "expected a number after the =".into())
+}
 
 /// Packed tokens per scoring batch.
 const BUDGET: usize = 2048;
@@ -231,6 +248,13 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         specs.iter().map(Spec::to_string),
         "give one meter of each kind, and use another in a second run",
     )?;
+    for (meter, _) in &args.fail_above {
+        if !specs.iter().any(|spec| spec.to_string() == *meter) {
+            let names: Vec<String> = specs.iter().map(Spec::to_string).collect();
+            let expected = format!("one of the meters: {}", names.join(", "));
+            return Err(Error::input("--fail-above", expected, meter, "name a meter that --meter gives"));
+        }
+    }
     let gpu = open::gpu(&args.gpu)?;
     let meters = specs
         .iter()
@@ -281,7 +305,29 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     if let Some(path) = &args.output {
         write_whole(path, &serde_json::to_vec_pretty(&report).unwrap_or_default())?;
     }
-    output.result(report.table(), &report)
+    output.result(report.table(), &report)?;
+    let found: Vec<String> =
+        report.sets.iter().flat_map(|set| exceeded(set, &report.candidates, &args)).collect();
+    if found.is_empty() { Ok(()) } else { Err(Error::AboveLimit { found: found.join("; ") }) }
+}
+
+/// What in a set's figures is above --fail-above, or worse with --fail-if-worse.
+fn exceeded(set: &SetReport, candidates: &[String], args: &Args) -> Vec<String> {
+    let baseline = usize::from(candidates.len() > 1);
+    let mut found = Vec::new();
+    for (meter, most) in &args.fail_above {
+        let figure = set.figures.iter().find(|figure| figure.name == *meter);
+        let values =
+            figure.into_iter().flat_map(|figure| figure.values.iter().zip(candidates).skip(baseline));
+        for (value, candidate) in values.filter_map(|(value, name)| Some((value.as_ref()?.value, name))) {
+            if value > *most {
+                found.push(format!("{}: {meter} of {candidate} is {value:.4}, more than {most}", set.name));
+            }
+        }
+    }
+    let worse = set.comparisons.iter().filter(|of| of.verdict == Verdict::Worse && args.fail_if_worse);
+    found.extend(worse.map(|of| format!("{}: {}", set.name, sentence(of, &candidates[0], set.prompts))));
+    found
 }
 
 /// Fails if a name occurs twice: the table would be ambiguous.

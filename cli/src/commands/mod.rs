@@ -2,6 +2,7 @@
 
 pub mod align;
 pub mod bench;
+pub mod completions;
 pub mod demo;
 pub mod devices;
 pub mod eval;

@@ -6,6 +6,7 @@ use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::GpuArgs;
+use crate::machine::{Machine, ReportArgs, VERSION};
 use crate::open;
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
@@ -28,6 +29,9 @@ pub struct Args {
     /// seconds instead of minutes
     #[arg(long)]
     pub quick: bool,
+    /// The report.
+    #[command(flatten)]
+    pub report: ReportArgs,
     /// The GPU.
     #[command(flatten)]
     pub gpu: GpuArgs,
@@ -36,6 +40,7 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Examples:
   aweigh selftest
+  aweigh selftest --report selftest.json
   aweigh selftest --quick --gpu llvmpipe --json";
 
 /// Runs the self-test.
@@ -43,9 +48,11 @@ Examples:
 /// # Errors
 /// [`Error::NoAdapter`], or [`Error::SelfTest`] if a result is wrong; the figures are printed first.
 pub fn run(args: Args, output: &Output) -> Result<()> {
+    args.report.check()?;
     let gpu = open::gpu(&args.gpu)?;
     output.note(format_args!("GPU {}; {}", open::gpu_text(&gpu), gpu.summary().driver));
     let figures = check(&gpu, args.quick, output)?;
+    args.report.write(&figures, output)?;
     output.result(figures.human(), &figures)?;
     match figures.failed {
         0 => Ok(()),
@@ -105,6 +112,8 @@ impl CheckFigures {
 /// What `--json` prints.
 #[derive(Clone, Debug, Serialize)]
 struct Figures {
+    version: &'static str,
+    machine: Machine,
     gpu: AdapterSummary,
     precision: Precision,
     quick: bool,
@@ -120,6 +129,8 @@ impl Figures {
     fn new(gpu: &AdapterSummary, quick: bool, checks: Vec<CheckFigures>, time: Duration) -> Self {
         let passed = checks.iter().filter(|check| check.passed).count();
         Self {
+            version: VERSION,
+            machine: Machine::this(),
             gpu: gpu.clone(),
             precision: Precision::F32,
             quick,

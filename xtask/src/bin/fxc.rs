@@ -1,16 +1,29 @@
-//! `fxc DLL FOLDER`: compiles each HLSL file of FOLDER with Microsoft's FXC, as wgpu does where there is no
-//! DXC, and prints a table. A program for Windows, or for Wine; `cargo xtask fxc` runs it.
+//! `fxc DLL FOLDER [checked]`: compiles each HLSL file of FOLDER with Microsoft's FXC, as wgpu does where
+//! there is no DXC, and prints a table; with `checked` as in a debug build. A program for Windows, or for
+//! Wine; `cargo xtask fxc` runs it.
 
 use std::process::ExitCode;
 
 #[cfg(windows)]
+#[path = "../table.rs"]
+mod table;
+
+#[cfg(windows)]
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [library, folder] = &arguments[..] else {
-        eprintln!("usage: fxc DLL FOLDER");
-        return ExitCode::from(2);
+    let (library, folder, checked) = match &arguments[..] {
+        [library, folder] => (library, folder, false),
+        [library, folder, checked] if checked == "checked" => (library, folder, true),
+        _ => {
+            eprintln!("usage: fxc DLL FOLDER [checked]");
+            return ExitCode::from(2);
+        }
     };
-    match windows::compile_all(library, folder) {
+    let flags = if checked { windows::DEBUG } else { windows::STRICT };
+    let compiled = windows::load(library).and_then(|function| {
+        table::compile_all(folder, |text, name| windows::compile(function, flags, text.as_bytes(), name))
+    });
+    match compiled {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(message) => {
@@ -28,17 +41,13 @@ fn main() -> ExitCode {
 
 #[cfg(windows)]
 mod windows {
-    use std::collections::BTreeMap;
     use std::ffi::{CString, c_char, c_void};
-    use std::fs;
-    use std::path::PathBuf;
-    use std::sync::Mutex;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::thread;
-    use std::time::{Duration, Instant};
 
     /// `D3DCOMPILE_ENABLE_STRICTNESS`, the only flag that wgpu sets in a release build.
-    const STRICT: u32 = 1 << 11;
+    pub const STRICT: u32 = 1 << 11;
+
+    /// The flags of a debug build: also `D3DCOMPILE_DEBUG` and `D3DCOMPILE_SKIP_OPTIMIZATION`.
+    pub const DEBUG: u32 = STRICT | 1 | 1 << 2;
 
     unsafe extern "system" {
         fn LoadLibraryA(name: *const c_char) -> *mut c_void;
@@ -47,12 +56,12 @@ mod windows {
 
     /// `ID3DBlob`, whose first field is the table of its functions.
     #[repr(C)]
-    struct Blob {
+    pub struct Blob {
         table: *const BlobTable,
     }
 
     #[repr(C)]
-    struct BlobTable {
+    pub struct BlobTable {
         query_interface: *const c_void,
         add_ref: *const c_void,
         release: unsafe extern "system" fn(*mut Blob) -> u32,
@@ -60,7 +69,7 @@ mod windows {
         size: unsafe extern "system" fn(*mut Blob) -> usize,
     }
 
-    type D3DCompile = unsafe extern "system" fn(
+    pub type D3DCompile = unsafe extern "system" fn(
         source: *const u8,
         length: usize,
         name: *const c_char,
@@ -78,7 +87,7 @@ mod windows {
         CString::new(text).map_err(|error| error.to_string())
     }
 
-    fn load(library: &str) -> Result<D3DCompile, String> {
+    pub fn load(library: &str) -> Result<D3DCompile, String> {
         let (name, function) = (text(library)?, text("D3DCompile")?);
         // SAFETY: both names end with a zero. A library that is loaded stays loaded.
         let address = unsafe {
@@ -107,7 +116,7 @@ mod windows {
     }
 
     /// Compiles one text for shader model 5.1. The error is the compiler's.
-    fn compile(function: D3DCompile, source: &[u8], name: &str) -> Result<usize, String> {
+    pub fn compile(function: D3DCompile, flags: u32, source: &[u8], name: &str) -> Result<usize, String> {
         let (name, entry, target) = (text(name)?, text("main")?, text("cs_5_1")?);
         let (mut code, mut messages) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the pointers are valid for the call, and null where null is allowed.
@@ -120,7 +129,7 @@ mod windows {
                 std::ptr::null(),
                 entry.as_ptr(),
                 target.as_ptr(),
-                STRICT,
+                flags,
                 0,
                 &mut code,
                 &mut messages,
@@ -131,69 +140,5 @@ mod windows {
             true => Err(format!("{result:#x}\n{}", String::from_utf8_lossy(&messages))),
             false => Ok(code.len()),
         }
-    }
-
-    /// What became of a shader's variants.
-    #[derive(Default)]
-    struct Row {
-        variants: usize,
-        failed: usize,
-        /// The largest compiled variant, in bytes.
-        bytes: usize,
-        /// The time of all, and the slowest with its name.
-        time: Duration,
-        slowest: (Duration, String),
-    }
-
-    /// Compiles all files; `false` if one failed.
-    pub fn compile_all(library: &str, folder: &str) -> Result<bool, String> {
-        let function = load(library)?;
-        let entries = fs::read_dir(folder).map_err(|error| format!("{folder}: {error}"))?;
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|end| end == "hlsl"));
-        paths.sort();
-        let (next, rows) = (AtomicUsize::new(0), Mutex::new(BTreeMap::<String, Row>::new()));
-        let work = || {
-            while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                let source = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-                let begun = Instant::now();
-                let result = compile(function, &source, &name);
-                let took = begun.elapsed();
-                let mut rows = rows.lock().map_err(|error| error.to_string())?;
-                let row = rows.entry(name.split(' ').next().unwrap_or_default().to_owned()).or_default();
-                row.variants += 1;
-                row.time += took;
-                row.slowest = row.slowest.clone().max((took, name.clone()));
-                match result {
-                    Ok(bytes) => row.bytes = row.bytes.max(bytes),
-                    Err(message) => {
-                        row.failed += 1;
-                        println!("FAILED {name}");
-                        message.lines().for_each(|line| println!("  {line}"));
-                    }
-                }
-            }
-            Ok(())
-        };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        thread::scope(|scope| -> Result<(), String> {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            all.into_iter().try_for_each(|one| one.join().map_err(|_| "a thread panicked".to_owned())?)
-        })?;
-        let rows = rows.into_inner().map_err(|error| error.to_string())?;
-        println!(
-            "| shader | variants | failed | mean, s | slowest, s | largest, KB |\n|---|---|---|---|---|---|"
-        );
-        for (shader, row) in &rows {
-            let mean = row.time.as_secs_f64() / row.variants as f64;
-            let (slowest, name) = (row.slowest.0.as_secs_f64(), &row.slowest.1);
-            let flags = name.split_once(' ').map_or("", |(_, flags)| flags);
-            let (variants, failed, bytes) = (row.variants, row.failed, row.bytes / 1000);
-            println!("| `{shader}` | {variants} | {failed} | {mean:.2} | {slowest:.1} ({flags}) | {bytes} |");
-        }
-        let failed: usize = rows.values().map(|row| row.failed).sum();
-        println!("{} variants, {failed} failed", rows.values().map(|row| row.variants).sum::<usize>());
-        Ok(failed == 0)
     }
 }

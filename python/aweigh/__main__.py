@@ -1,0 +1,5 @@
+"""``python -m aweigh`` is the program ``aweigh``."""
+
+from aweigh import main
+
+main()

@@ -1,0 +1,36 @@
+//! Virtual environments of Python, for tools that are on PyPI.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::tools::done;
+
+/// Makes a virtual environment in `folder`, if there is none, and returns the path of its pip.
+pub fn environment(folder: &Path) -> Result<PathBuf, String> {
+    let pip = program(folder, "pip");
+    if !pip.exists() {
+        let python = if cfg!(windows) { "python" } else { "python3" };
+        done(Command::new(python).args(["-m", "venv"]).arg(folder)).map_err(|error| {
+            format!("{error}\n  what to do: install Python 3.9 or newer with venv (Debian: python3-venv)")
+        })?;
+    }
+    Ok(pip)
+}
+
+/// The path of a program in a virtual environment.
+pub fn program(folder: &Path, name: &str) -> PathBuf {
+    match cfg!(windows) {
+        true => folder.join("Scripts").join(format!("{name}.exe")),
+        false => folder.join("bin").join(name),
+    }
+}
+
+/// A value of PATH: the programs of a virtual environment, then those of `folders`.
+pub fn path_with(environment: &Path, folders: impl IntoIterator<Item = PathBuf>) -> Result<OsString, String> {
+    let own = fs::canonicalize(environment).map_err(|error| error.to_string())?;
+    let own = program(&own, "python").parent().map(Path::to_path_buf);
+    env::join_paths(own.into_iter().chain(folders)).map_err(|error| error.to_string())
+}
