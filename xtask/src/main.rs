@@ -2,6 +2,7 @@
 //! Vulkan driver if there is no driver.
 
 mod archive;
+mod macos;
 mod python;
 mod tools;
 mod vulkan;
@@ -25,6 +26,7 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask dxc LIBRARY     the same with Microsoft's DXC
        cargo xtask windows FXC     run the tests on Windows or Wine, through Vulkan and DX12; FXC is
                                    d3dcompiler_47.dll
+       cargo xtask macos           check the code for macOS, on any system
        cargo xtask wheel [TARGET]  build the Python package, and test it in an environment without Rust
        cargo xtask archive         build the archive of a release for this machine
        cargo xtask docs            write the documents that tests compare with the code
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Some("windows") => return windows::windows(&arguments.collect::<Vec<_>>()),
         Some("dxc") => return windows::dxc(&arguments.collect::<Vec<_>>()),
         Some("archive") => return archive::archive(),
+        Some("macos") => return macos::macos(),
         Some("wheel") => return wheel::wheel(arguments.next().as_deref()),
         Some("docs") => {
             let write = |arguments: &&[&str]| {

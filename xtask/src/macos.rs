@@ -1,0 +1,35 @@
+//! macOS as far as another system can check it: the code compiles for it, without a warning.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use crate::python::{environment, path_with, program};
+use crate::tools::{done, path_list};
+
+/// Apple silicon and Intel.
+const TARGETS: [&str; 2] = ["aarch64-apple-darwin", "x86_64-apple-darwin"];
+
+/// Runs clippy on both packages, tests included, for macOS. Nothing is linked, which would need Apple's SDK;
+/// zig compiles the C code of dependencies.
+pub fn macos() -> ExitCode {
+    match checked() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn checked() -> Result<(), String> {
+    let tools = Path::new("target/wheel/tools");
+    done(Command::new(environment(tools)?).args(["install", "--quiet", "cargo-zigbuild", "ziglang"]))?;
+    done(Command::new("rustup").args(["target", "add"]).args(TARGETS))?;
+    TARGETS.into_iter().try_for_each(|target| {
+        println!("\n== {target}");
+        let mut clippy = Command::new(program(tools, "cargo-zigbuild"));
+        clippy.args(["clippy", "--package", "aweigh", "--package", "aweigh-cli", "--all-targets"]);
+        clippy.arg(format!("--target={target}")).args(["--", "-D", "warnings"]);
+        done(clippy.env("PATH", path_with(tools, path_list("PATH"))?))
+    })
+}
