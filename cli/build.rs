@@ -1,30 +1,36 @@
-//! Puts together what `aweigh --version` says: version, commit, target and wgpu's version.
+//! Puts together what `aweigh --version` says: version, commit, target and wgpu's version in the lock file.
 
 use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// The short commit of this source: git's, or the one that cargo wrote into a published package.
+/// What is compiled, from the folder of this package.
+const SOURCES: [&str; 6] = ["src", "../src", "../shaders", "../assets", "../Cargo.toml", "../Cargo.lock"];
+
+/// The short commit of this source, with a + if it was changed: git's, or the one that cargo wrote into a
+/// published package.
 fn commit() -> Option<String> {
-    let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(arguments).output().ok().filter(|o| o.status.success())?;
-        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
-    };
     if let Ok(info) = fs::read_to_string(".cargo_vcs_info.json") {
         let sha = info.split('"').find(|part| part.len() == 40)?;
         return Some(sha[..9].to_owned());
     }
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+    };
     // A checkout of this repository, not one that has this source somewhere in it.
-    let top = git(&["rev-parse", "--show-toplevel"])?;
-    if !Path::new(&top).join("cli/build.rs").exists() {
+    let top = fs::canonicalize(git(&["rev-parse", "--show-toplevel"])?).ok()?;
+    if top != fs::canonicalize("..").ok()? {
         return None;
     }
-    for name in ["HEAD", "logs/HEAD"] {
-        let path = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).exists());
-        path.iter().for_each(|path| println!("cargo::rerun-if-changed={path}"));
-    }
-    git(&["rev-parse", "--short=9", "HEAD"])
+    let places =
+        ["HEAD", "logs/HEAD"].map(|name| git(&["rev-parse", "--git-path", name]).unwrap_or_default());
+    let places = places.iter().map(String::as_str).chain(SOURCES).filter(|path| Path::new(path).exists());
+    places.for_each(|path| println!("cargo::rerun-if-changed={path}"));
+    let changed = git(&[&["status", "--porcelain", "--untracked-files=no", "--"][..], &SOURCES].concat());
+    let mark = if changed.is_none_or(|changes| changes.is_empty()) { "" } else { "+" };
+    Some(git(&["rev-parse", "--short=9", "HEAD"])? + mark)
 }
 
 /// wgpu's version in the lock file.
@@ -36,7 +42,6 @@ fn wgpu() -> Option<String> {
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=../Cargo.lock");
     let commit = commit().map(|commit| format!("{commit}, ")).unwrap_or_default();
     let wgpu = wgpu().map(|version| format!(", wgpu {version}")).unwrap_or_default();
     let (version, target) = (env::var("CARGO_PKG_VERSION"), env::var("TARGET"));

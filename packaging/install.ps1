@@ -1,8 +1,11 @@
-# Installs the program aweigh from a release: powershell -File install.ps1 [-Folder FOLDER]
+# Installs the program aweigh from a release: powershell -ExecutionPolicy Bypass -File install.ps1 [-Folder FOLDER]
 #
 # AWEIGH_RELEASE is the address of the release's files; the release's own copy of this script has it filled in.
 param([string]$Folder = (Join-Path $env:LOCALAPPDATA "aweigh\bin"))
 $ErrorActionPreference = "Stop"
+# Drawing its progress makes Windows PowerShell's downloads many times slower.
+$ProgressPreference = "SilentlyContinue"
+$Folder = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($Folder)
 
 $release = if ($env:AWEIGH_RELEASE) { $env:AWEIGH_RELEASE } else { "@RELEASE@" }
 if ($release.StartsWith("@")) {
@@ -27,8 +30,13 @@ try {
     Remove-Item -Recurse -Force $work
 }
 & (Join-Path $Folder "aweigh.exe") --version
-$path = [Environment]::GetEnvironmentVariable("Path", "User")
-if (($path -split ";") -notcontains $Folder) {
-    [Environment]::SetEnvironmentVariable("Path", "$path;$Folder", "User")
+# As it is written in the registry: reading it another way would replace variables in it by their values.
+$key = [Microsoft.Win32.Registry]::CurrentUser.OpenSubKey("Environment", $true)
+$path = $key.GetValue("Path", "", "DoNotExpandEnvironmentNames")
+$parts = @($path -split ";" | Where-Object { $_ })
+if ($parts -notcontains $Folder) {
+    $key.SetValue("Path", (($parts + $Folder) -join ";"), "ExpandString")
+    # Tells open programs of the change.
+    [Environment]::SetEnvironmentVariable("AWEIGH_INSTALLED", $null, "User")
     "$Folder is in your PATH from the next terminal on"
 }

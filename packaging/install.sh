@@ -21,7 +21,7 @@ Linux-x86_64) target=x86_64-unknown-linux-gnu ;;
 Linux-aarch64) target=aarch64-unknown-linux-gnu ;;
 Darwin-arm64) target=aarch64-apple-darwin ;;
 Darwin-x86_64) target=x86_64-apple-darwin ;;
-*) fail "there is no archive for $(uname -s) on $(uname -m); build it: cargo install --path cli" ;;
+*) fail "there is no archive for $(uname -s) on $(uname -m); build it: cargo install --locked --path cli" ;;
 esac
 
 work=$(mktemp -d)
@@ -47,7 +47,7 @@ fi
 
 tar -xzf "$work/$archive" -C "$work"
 unpacked=$work/aweigh-$target
-"$unpacked/aweigh" --version >/dev/null || fail "the program does not run here; build it: cargo install --path cli"
+"$unpacked/aweigh" --version >/dev/null || fail "the program does not run here; build it: cargo install --locked --path cli"
 mkdir -p "$folder"
 # A rename in the same folder replaces a program that is running.
 cp "$unpacked/aweigh" "$folder/.aweigh.new"
@@ -67,6 +67,6 @@ case :$PATH: in
 *:"$folder":*) ;;
 *) printf 'Add it to PATH: export PATH="%s:$PATH"\n' "$folder" ;;
 esac
-if ! "$folder/aweigh" devices >/dev/null 2>&1; then
+if [ "$(uname -s)" = Linux ] && ! "$folder/aweigh" devices >/dev/null 2>&1; then
     printf 'No GPU and no software driver was found; on Debian and Ubuntu: apt-get install mesa-vulkan-drivers\n'
 fi

@@ -210,25 +210,28 @@ impl Error {
         Self::Io { path: path.as_ref().into(), action, source }
     }
 
-    /// The [`Error::NoAdapter`] of a machine without any adapter. `api` is the only graphics API that was
-    /// asked, if there was one; `refused` are adapters that cannot be used, a name and a reason each.
-    pub(crate) fn no_gpu(api: Option<&str>, refused: &[String]) -> Self {
-        let through = api.map(|api| format!(" through {api}")).unwrap_or_default();
+    /// The [`Error::NoAdapter`] of a machine without any adapter. `limit` is what limited the graphics APIs
+    /// that were asked, if anything did; `refused` are adapters that cannot be used, a name and a reason
+    /// each.
+    pub(crate) fn no_gpu(limit: Option<String>, refused: &[String]) -> Self {
+        let with = limit.as_ref().map(|limit| format!(" with {limit}")).unwrap_or_default();
         let but = match refused {
             [] => String::new(),
             _ => format!(", except for those that cannot be used: {}", refused.join("; ")),
         };
-        let fix = match api {
-            Some(_) => format!("leave out {}, to use any API that offers a GPU", setting("gpu.backend")),
-            None if cfg!(windows) => "install the driver of the GPU's maker".into(),
-            None if cfg!(target_os = "macos") => "use macOS 10.15 or newer, on a machine with Metal".into(),
-            None => {
-                "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which \
-                     also installs a software adapter)"
-                    .into()
-            }
+        let install = if cfg!(windows) {
+            "install the driver of the GPU's maker"
+        } else if cfg!(target_os = "macos") {
+            "use a machine with Metal"
+        } else {
+            "install a Vulkan driver (on Debian and Ubuntu: apt-get install mesa-vulkan-drivers, which also \
+             installs a software adapter)"
         };
-        Self::NoAdapter { found: format!("none found{through}{but}"), fix }
+        let fix = match limit {
+            Some(limit) => format!("leave out {limit}, or {install}"),
+            None => install.into(),
+        };
+        Self::NoAdapter { found: format!("none found{with}{but}"), fix }
     }
 
     /// The error as JSON, for programs: its `message` and `exit_code`; for wrong input also `place`,

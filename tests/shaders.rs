@@ -248,9 +248,9 @@ fn variants_translate_to_metal() {
     }
 }
 
-/// As wgpu's DX12 backend translates them. `AWEIGH_HLSL` names a folder for the texts, which `cargo xtask fxc`
-/// and `cargo xtask dxc` compile. `AWEIGH_HLSL_FOR` says what they are for: `fxc`, which compiles those of
-/// shader model 5.1, or `dxc`; with ` checked` for a debug build, whose indices are checked.
+/// As wgpu's DX12 backend translates them. `AWEIGH_HLSL` names a folder for the texts, which `cargo xtask
+/// fxc` and `cargo xtask dxc` compile. `AWEIGH_HLSL_FOR` says what they are for: `fxc`, which compiles those
+/// of shader model 5.1, or `dxc`; with ` checked` for a debug build, whose indices are checked.
 #[test]
 fn variants_translate_to_hlsl() {
     let folder = std::env::var_os("AWEIGH_HLSL").map(PathBuf::from);

@@ -8,6 +8,7 @@ use aweigh::gpu::instruction_sets;
 use serde::Serialize;
 
 use crate::terminal::output::Output;
+use crate::terminal::text::to_stderr;
 
 /// This program's version, with commit, target and wgpu's version.
 pub const VERSION: &str = env!("AWEIGH_VERSION");
@@ -17,7 +18,7 @@ pub const VERSION: &str = env!("AWEIGH_VERSION");
 #[command(next_help_heading = "Output")]
 pub struct ReportArgs {
     /// Also write the figures to FILE, as JSON to attach to an issue: GPU, driver, processor, system, version
-    /// and what was measured, no names or paths of yours. It is shown before it is written
+    /// and what was measured; of a model's path only the last part. It is shown before it is written
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
 }
@@ -46,7 +47,7 @@ impl ReportArgs {
     pub fn write(&self, figures: &impl Serialize, output: &Output) -> Result<()> {
         let Some(path) = &self.report else { return Ok(()) };
         let text = serde_json::to_string_pretty(figures).unwrap_or_default() + "\n";
-        output.note(format_args!("The report:\n{text}"));
+        to_stderr(format_args!("The report:\n{text}"));
         write_whole(path, text.as_bytes())?;
         output
             .note(format_args!("written to {}; attach it to an issue \"It ran on my GPU\"", path.display()));

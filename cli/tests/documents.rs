@@ -154,16 +154,24 @@ fn the_tables_of_machines() {
         if let Some(checks) = figures["checks"].as_array() {
             let (gpu, passed) =
                 (&figures["gpu"], checks.iter().filter(|check| check["passed"] == true).count());
+            let version = words(&figures["version"]);
             writeln!(
                 verdicts,
-                "| [{name}](../benches/machines/{name}.json) | {}, {} | {}, {} | {} | {passed} of {} | {} |",
+                "| [{name}](../benches/machines/{name}.json) | {}, {} | {}, {} | {} | {passed} of {}{} | {} \
+                 |",
                 words(&machine["processor"]),
                 words(&machine["system"]),
                 words(&gpu["name"]),
                 words(&gpu["driver"]),
                 words(&gpu["backend"]),
                 checks.len(),
-                words(&figures["version"]).split(',').next().unwrap_or_default().replace('(', ""),
+                match (figures["quick"] == true, words(&figures["precision"]) == "f16") {
+                    (false, false) => "",
+                    (true, false) => ", quick",
+                    (false, true) => ", f16",
+                    (true, true) => ", quick, f16",
+                },
+                version.split(", ").take(2).collect::<Vec<_>>().join(", ").replace('(', ""),
             )
             .unwrap();
             continue;

@@ -149,7 +149,25 @@ fn limits_decide_the_exit_code() {
     // With two candidates the first is only compared with: --fail-above is about the second.
     let (code, _, stderr) = ended(&["--fail-above", "hostile=-1", "base", "again=tiny"]);
     assert!(code == Some(1) && !stderr.contains("of base"), "{stderr}");
-    assert_eq!(ended(&["--fail-above", "hostile=1", "--fail-if-worse", "base", "again=tiny"]).0, Some(0));
+    assert_eq!(ended(&["--fail-above", "hostile=1", "base", "again=tiny"]).0, Some(0));
+    // Weights that say nothing: off topic beyond any interval.
+    let mut weights = room.read("model/model.safetensors");
+    let half = weights.len() / 2;
+    weights[half..].fill(0);
+    room.write("model/model.safetensors", weights);
+    let compare = |candidates: &[&str]| {
+        let meter =
+            ["eval", "--model", "tiny", "--data", "held.jsonl", "--meter", "tiny-topic", "--fail-if-worse"];
+        let output = room.run(&[&meter[..], &["--max-new-tokens", "16"], candidates].concat());
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, stderr) = compare(&["base", "broken=model"]);
+    assert!(code == Some(1) && stderr.contains("off-topic: broken is higher than base by "), "{stderr}");
+    assert_eq!(compare(&["model", "base"]).0, Some(0));
+    let (code, stderr) = compare(&["base"]);
+    assert!(code == Some(2) && stderr.contains("expected two or more candidates"), "{stderr}");
+    let (code, stderr) = compare(&["--max-samples", "6", "base", "broken=model"]);
+    assert!(code == Some(2) && stderr.contains("expected 10 prompts or more, found 6 in held"), "{stderr}");
     let (code, _, stderr) = ended(&["--fail-above", "rude=0.1", "base"]);
     assert_eq!(code, Some(2));
     assert!(stderr.contains("--fail-above: expected one of the meters: hostile, found rude"), "{stderr}");

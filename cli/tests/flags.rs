@@ -125,10 +125,14 @@ fn the_version_names_commit_target_and_wgpu() {
     let [target, wgpu] = parts[parts.len() - 2..] else { panic!("{text}") };
     assert!(target.contains(std::env::consts::ARCH), "{text}");
     assert!(wgpu.strip_prefix("wgpu ").is_some_and(|version| version.split('.').count() == 3), "{text}");
-    // A checkout has a commit.
-    let git = std::process::Command::new("git").args(["rev-parse", "--short=9", "HEAD"]).output();
-    if let Some(commit) = git.ok().filter(|output| output.status.success()) {
-        assert_eq!(parts[0], String::from_utf8_lossy(&commit.stdout).trim());
+    // A checkout has a commit, with a + if a file was changed.
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let top = git(&["rev-parse", "--show-toplevel"]).and_then(|top| std::fs::canonicalize(top).ok());
+    if top.is_some() && top == std::fs::canonicalize("..").ok() {
+        assert_eq!(Some(parts[0].trim_end_matches('+')), git(&["rev-parse", "--short=9", "HEAD"]).as_deref());
     }
 }
 

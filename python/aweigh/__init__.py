@@ -16,9 +16,13 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+if sys.platform == "linux" and "XDG_RUNTIME_DIR" not in os.environ:
+    # Without a desktop session, Mesa's device-select layer looks for Wayland and prints errors about it.
+    os.environ.setdefault("NODEVICE_SELECT", "1")
 
 from . import _aweigh
 from ._aweigh import AweighError, __version__
@@ -26,11 +30,15 @@ from ._aweigh import AweighError, __version__
 __all__ = ["AweighError", "Model", "align", "devices", "generate", "main", "score", "show", "__version__"]
 
 
-def _flags(settings: dict[str, Any]) -> list[str]:
-    """The settings as flags: ``max_steps=5`` becomes ``--max-steps=5``. None leaves a setting out."""
+def _flags(settings: dict[str, Any], switches: tuple[str, ...] = ()) -> list[str]:
+    """The settings as flags: ``max_steps=5`` becomes ``--max-steps=5``. None leaves a setting out, and so does
+    False for a switch, a flag without a value.
+    """
     flags = []
     for name, value in settings.items():
         flag = "--" + name.replace("_", "-")
+        if name in switches and value is False:
+            continue
         if value is True:
             flags.append(flag)
         elif value is False:
@@ -51,20 +59,22 @@ def _is_path(data: Any) -> bool:
     return isinstance(data, (str, os.PathLike))
 
 
-def _kept(rows: Iterable[dict], output_dir: Any, name: str, overwrite: bool) -> Path:
-    """Writes rows beside the run's folder, so that it can be resumed and repeated, and returns the path."""
+def _beside(output_dir: Any, name: str) -> Path:
+    """Where rows that are given as a list are written, so that a run can be resumed and repeated."""
     if output_dir is None:
         raise TypeError(f"{name} is a list of rows, which are kept beside output_dir: give output_dir")
-    folder = Path(output_dir)
-    path = folder.with_name(f"{folder.name}.{name}.jsonl")
+    folder = Path(output_dir).absolute()
+    return folder.with_name(f"{folder.name}.{name}.jsonl")
+
+
+def _write_rows(path: Path, rows: Iterable[dict], overwrite: bool) -> None:
     text = _jsonl(rows).encode()
     if path.exists() and not overwrite and path.read_bytes() != text:
-        raise FileExistsError(f"{path} has other rows: give another output_dir, or overwrite=True")
+        raise FileExistsError(f"{path} has other rows: remove it, give another output_dir, or overwrite=True")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_bytes(text)
     part.replace(path)
-    return path
 
 
 def show(event: dict[str, Any]) -> None:
@@ -106,14 +116,18 @@ def align(
     state, or "stop", which ends it so that ``align(resume=output_dir)`` continues. Ctrl-C does the same as
     "stop". Warnings are given through ``warnings``.
 
-    Raises AweighError for invalid settings and files and for failures of the GPU, TypeError for settings that
-    do not exist, KeyboardInterrupt if the run was stopped.
+    Raises AweighError for invalid values and files and for failures of the GPU, TypeError for settings that do
+    not exist, KeyboardInterrupt if the run was stopped.
     """
-    for name in ("train", "eval"):
-        rows = settings.get(name)
-        if rows is not None and not _is_path(rows):
-            overwrite = bool(settings.get("overwrite"))
-            settings[name] = _kept(rows, settings.get("output_dir"), name, overwrite)
+    lists = {name: settings[name] for name in ("train", "eval") if settings.get(name) is not None}
+    lists = {name: rows for name, rows in lists.items() if not _is_path(rows)}
+    for name in lists:
+        settings[name] = _beside(settings.get("output_dir"), name)
+    flags = _flags(settings, switches=("overwrite",))
+    if lists:
+        _aweigh.check(flags)
+    for name, rows in lists.items():
+        _write_rows(settings[name], rows, bool(settings.get("overwrite")))
 
     def told(text):
         event = json.loads(text)
@@ -122,7 +136,7 @@ def align(
             return None
         return progress(event) if progress else None
 
-    return json.loads(_aweigh.align(_flags(settings), told))
+    return json.loads(_aweigh.align(flags, told))
 
 
 class Model:
@@ -135,7 +149,8 @@ class Model:
     """
 
     def __init__(self, model: str | os.PathLike, adapter: Any = None, **settings: Any) -> None:
-        self._native = _aweigh.Model(_flags({"model": model, "adapter": adapter, **settings}))
+        settings = {"model": model, "adapter": adapter, **settings}
+        self._native = _aweigh.Model(_flags(settings, switches=("offload", "no_tuning")))
 
     @property
     def gpu(self) -> str:
@@ -153,8 +168,8 @@ class Model:
         Returns the answer as a text, or a list of them; with ``num_samples`` above 1 a list for each prompt.
         ``details=True`` returns dictionaries with ``completion``, ``num_tokens`` and ``ended`` instead.
         """
-        if isinstance(prompts, str):
-            prompts, single = [prompts], True
+        if isinstance(prompts, (str, Mapping)):
+            prompts, single = [[prompts] if isinstance(prompts, Mapping) else prompts], True
         else:
             prompts = list(prompts)
             single = bool(prompts) and all(isinstance(part, dict) for part in prompts)
@@ -166,7 +181,7 @@ class Model:
         answers = [json.loads(text) for text in self._native.generate(_jsonl(rows), _flags(settings))]
         if not details:
             answers = [[answer["completion"] for answer in each] for each in answers]
-        if settings.get("num_samples", 1) == 1:
+        if settings.get("num_samples") in (None, 1):
             answers = [each[0] for each in answers]
         return answers[0] if single else answers
 
@@ -177,9 +192,9 @@ class Model:
         Returns the rows that have answers, each with ``logp`` (in nats) and ``num_tokens``, or
         ``chosen_logp`` and the like for pairs.
         """
-        text = Path(rows).read_text(encoding="utf-8") if _is_path(rows) else _jsonl(rows)
         flags = _flags({"max_tokens_per_batch": max_tokens_per_batch})
-        return [json.loads(line) for line in self._native.score(text, flags)]
+        given = (None, rows) if _is_path(rows) else (_jsonl(rows), None)
+        return [json.loads(line) for line in self._native.score(*given, flags)]
 
 
 def generate(model: str | os.PathLike, prompts: Any, *, adapter: Any = None, **settings: Any) -> Any:

@@ -1,14 +1,18 @@
 //! A model on the GPU, for notebooks: opened once, asked often.
 
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
 use aweigh::data::{ChatTokenizer, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_jsonl};
 use aweigh::error::{Error, Result};
 use aweigh::files::Source;
 use aweigh::model::Decoder;
 use aweigh::run::OpenGpu;
 use aweigh::sample::{self, Request, sampling_params};
-use aweigh_cli::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs};
+use aweigh_cli::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs, at_least_one};
 use aweigh_cli::commands::score;
 use aweigh_cli::open;
+use aweigh_cli::terminal::interrupt;
 use pollster::block_on;
 use pyo3::prelude::*;
 use serde_json::json;
@@ -54,6 +58,8 @@ pub struct Model {
     decoder: Decoder,
     tokenizer: ChatTokenizer,
     gpu: OpenGpu,
+    /// Held while the model computes: with `offload`, its blocks share buffers.
+    alone: Mutex<()>,
 }
 
 #[pymethods]
@@ -61,7 +67,7 @@ impl Model {
     /// Opens a model with the flags of `aweigh generate`.
     #[new]
     fn new(py: Python<'_>, flags: Vec<String>) -> PyResult<Self> {
-        let args: Opened = parsed(flags)?;
+        let args: Opened = parsed(py, flags)?;
         py.detach(|| Self::open(&args)).map_err(|error| raised(py, &error))
     }
 
@@ -74,31 +80,32 @@ impl Model {
     /// Samples answers to the rows' prompts; returns `[{"completion", "num_tokens", "ended"}, ...]` for each
     /// as JSON.
     fn generate(&self, py: Python<'_>, rows: String, flags: Vec<String>) -> PyResult<Vec<String>> {
-        let args: Asked = parsed(flags)?;
-        let (answers, failed) = py.detach(|| {
-            let mut failed = None;
-            (self.answers(&rows, &args, &mut failed), failed)
-        });
-        ended(py, answers, failed)
+        let args: Asked = parsed(py, flags)?;
+        py.detach(|| self.answers(&rows, &args)).map_err(|error| raised(py, &error))
     }
 
-    /// Returns the rows that have answers, with their log-probs, as JSON.
-    fn score(&self, py: Python<'_>, rows: String, flags: Vec<String>) -> PyResult<Vec<String>> {
-        let args: Scoring = parsed(flags)?;
-        let source = Source { origin: "rows".into(), bytes: rows.into_bytes() };
+    /// Returns the rows that have answers, with their log-probs, as JSON. The rows are those of the file
+    /// `path`, or of the text `rows`.
+    #[pyo3(signature = (rows, path, flags))]
+    fn score(
+        &self,
+        py: Python<'_>,
+        rows: Option<String>,
+        path: Option<PathBuf>,
+        flags: Vec<String>,
+    ) -> PyResult<Vec<String>> {
+        let args: Scoring = parsed(py, flags)?;
         let lines = py.detach(|| {
-            let budget = args.max_tokens_per_batch.max(1);
-            score::lines(&self.gpu, &self.decoder, &self.tokenizer, &source, budget, &output())
+            let source = match path {
+                Some(path) => Source::read(&path, "rows")?,
+                None => Source { origin: "rows".into(), bytes: rows.unwrap_or_default().into_bytes() },
+            };
+            at_least_one("max_tokens_per_batch", args.max_tokens_per_batch)?;
+            let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
+            let (gpu, budget) = (&self.gpu, args.max_tokens_per_batch);
+            score::lines(gpu, &self.decoder, &self.tokenizer, &source, budget, &output())
         });
-        ended(py, lines, None)
-    }
-}
-
-/// Raises the exception of a signal, or the error.
-fn ended<T>(py: Python<'_>, result: Result<T>, failed: Option<PyErr>) -> PyResult<T> {
-    match failed {
-        Some(error) => Err(error),
-        None => result.map_err(|error| raised(py, &error)),
+        lines.map_err(|error| raised(py, &error))
     }
 }
 
@@ -109,11 +116,12 @@ impl Model {
         let tokenizer = open::tokenizer(&model, &output)?;
         let gpu = open::gpu(&args.gpu)?;
         let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, &output)?;
-        Ok(Self { decoder, tokenizer, gpu })
+        Ok(Self { decoder, tokenizer, gpu, alone: Mutex::new(()) })
     }
 
-    fn answers(&self, rows: &str, args: &Asked, failed: &mut Option<PyErr>) -> Result<Vec<String>> {
+    fn answers(&self, rows: &str, args: &Asked) -> Result<Vec<String>> {
         args.sampling.check()?;
+        at_least_one("num_samples", args.num_samples)?;
         let origin = "prompts";
         let rows: Vec<Row> = parse_jsonl(rows.as_bytes(), origin)?.rows;
         let instruction = args.system.clone().filter(|text| !text.is_empty());
@@ -144,14 +152,8 @@ impl Model {
             .collect();
         let sampling = &args.sampling;
         let settings = sampling_params(&sampling.to_config(), sampling.seed, self.tokenizer.end_tokens());
-        // Between looks at the sampled tokens, Python may handle Ctrl-C.
-        let mut advance = |_: usize, _: usize| match Python::attach(|py| py.check_signals()) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                *failed = Some(error);
-                Err(Error::Interrupted)
-            }
-        };
+        let mut advance = |_: usize, _: usize| interrupt::check();
+        let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
         let policy = self.decoder.policy();
         let drawn =
             block_on(sample::generate(&self.gpu, &self.decoder, policy, &requests, &settings, &mut advance))?;

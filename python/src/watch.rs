@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use aweigh::error::{Error, Result};
 use aweigh::run::{Loaded, Planned, Watcher};
 use aweigh::train::{Metrics, Observer, Phase, Wish};
+use aweigh_cli::terminal::interrupt;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ pub struct Watch {
     total: usize,
     left: Option<f64>,
     told: Option<Instant>,
-    /// An exception of the callback, or of a signal: it ends the run, and is raised when the run has ended.
+    /// An exception of the callback: it ends the run, and is raised when the run has ended.
     pub failed: Option<PyErr>,
 }
 
@@ -54,11 +55,9 @@ impl Watch {
         }
     }
 
-    /// Has Python handle signals, such as Ctrl-C.
-    fn check_signals(&mut self) {
-        if self.failed.is_none() {
-            self.failed = Python::attach(|py| py.check_signals()).err();
-        }
+    /// Whether to stop: the callback failed, or a signal such as Ctrl-C came.
+    fn ends(&self) -> bool {
+        self.failed.is_some() || interrupt::asked()
     }
 }
 
@@ -69,8 +68,7 @@ impl Observer for Watch {
     }
 
     fn wish(&mut self) -> Wish {
-        self.check_signals();
-        if self.failed.is_some() { Wish::Stop } else { self.wish }
+        if self.ends() { Wish::Stop } else { self.wish }
     }
 
     fn advance(&mut self, items: usize, _: usize) -> Result<()> {
@@ -82,10 +80,9 @@ impl Observer for Watch {
                 "seconds_left": left });
             self.tell(event);
         }
-        self.check_signals();
         // In training, `wish` stops the run after the step, with a checkpoint.
         let training = self.phase == json!(Phase::Training);
-        if self.failed.is_some() && !training { Err(Error::Interrupted) } else { Ok(()) }
+        if !training && self.ends() { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     fn left(&mut self, seconds: f64) {
@@ -119,6 +116,7 @@ impl Watcher for Watch {
 
     fn loaded(&mut self, loaded: &Loaded) -> Result<()> {
         let (gpu, why) = (loaded.gpu.summary(), loaded.gpu.why());
+        loaded.tokenizer.remarks().iter().for_each(|remark| self.warned(remark));
         let parameters = loaded.setup.decoder.config().parameters();
         self.tell(json!({ "event": "loaded", "gpu": gpu.name, "backend": gpu.backend, "why": why,
             "model": loaded.model, "parameters": parameters }));

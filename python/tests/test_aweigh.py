@@ -4,6 +4,7 @@ Plain functions and asserts; `python test_aweigh.py FLAGGED.jsonl` runs all of t
 folder. The file has rows flagged false, as assets/tiny/negatives.jsonl.gz does.
 """
 
+import gzip
 import inspect
 import json
 import os
@@ -60,6 +61,10 @@ def test_generate():
     details = model.generate("Hello", details=True, max_new_tokens=3)
     assert details["num_tokens"] == 3 and details["ended"] is False
     assert model.generate([]) == []
+    assert model.generate({"role": "user", "content": "Hello"}, **greedy) == one
+    assert isinstance(model.generate("Hello", num_samples=None, max_new_tokens=3), str)
+    assert "num_samples" in str(raises(aweigh.AweighError, model.generate, "Hello", num_samples=0))
+    assert raises(aweigh.AweighError, model.generate, "Hello", seed="x").exit_code == 2
     error = raises(TypeError, model.generate, "Hello", temperatur=1)
     assert "similar argument exists: 'temperature'" in str(error), error
     error = raises(aweigh.AweighError, model.generate, "Hello", max_new_tokens=10**6)
@@ -75,6 +80,11 @@ def test_score(rows):
     assert aweigh.Model("tiny").score("rows.jsonl") == scored
     lines = said("aweigh", "score", "--model", "tiny", "--data", "rows.jsonl", "--quiet").splitlines()
     assert [json.loads(line) for line in lines] == scored
+    with gzip.open("rows.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows[:3])
+    model = aweigh.Model("tiny", offload=False, no_tuning=False)
+    assert model.score("rows.jsonl.gz") == scored
+    assert "none.jsonl" in str(raises(aweigh.AweighError, model.score, "none.jsonl"))
     broken = raises(aweigh.AweighError, aweigh.score, "tiny", [{"prompt": 3}])
     assert broken.place.startswith("rows:1"), broken.place
 
@@ -128,7 +138,7 @@ def test_ctrl_c(rows):
 
     def interrupt():
         started.wait(120)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -149,7 +159,12 @@ def test_wrong_settings(rows):
     assert "output_dir" in str(raises(TypeError, aweigh.align, **SMALL, train=rows))
     raises(ZeroDivisionError, aweigh.align, **{**to, "progress": lambda event: 1 / 0})
     assert '"halt"' in str(raises(ValueError, aweigh.align, **{**to, "progress": lambda event: "halt"}))
+    assert raises(aweigh.AweighError, aweigh.align, **to, preset="habbit").exit_code == 2
     assert not os.path.exists("wrong")
+    # Settings are checked before rows are written.
+    raises(aweigh.AweighError, aweigh.align, **{**to, "output_dir": "new/wrong"}, learning_rate=-1)
+    assert not os.path.exists("new")
+    assert aweigh.align(**{**to, "max_steps": 1}, overwrite=False)["steps"] == 1
 
 
 def test_peft_loads_the_adapter(rows):

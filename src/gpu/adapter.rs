@@ -1,5 +1,6 @@
 //! The adapters of this machine: their properties, and the choice of one.
 
+use crate::error::setting_to;
 use crate::{Error, Result};
 
 /// Which kernels suit the adapter. All tiers compute the same functions.
@@ -125,6 +126,16 @@ pub enum Backend {
 }
 
 impl Backend {
+    /// Its name as `--backend` takes it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
+            Self::Dx12 => "dx12",
+            Self::Gl => "gl",
+        }
+    }
+
     fn flag(self) -> wgpu::Backends {
         match self {
             Self::Vulkan => wgpu::Backends::VULKAN,
@@ -133,6 +144,19 @@ impl Backend {
             Self::Gl => wgpu::Backends::GL,
         }
     }
+}
+
+/// What limits the APIs that are asked: the setting `gpu.backend` or wgpu's variable, as the user wrote it.
+fn limited(backend: Option<Backend>) -> Option<String> {
+    let variable = || std::env::var("WGPU_BACKEND").ok().map(|value| format!("WGPU_BACKEND={value}"));
+    backend.map(|backend| setting_to("gpu.backend", backend.name())).or_else(variable)
+}
+
+/// Whether this is a software rasterizer. Through OpenGL, wgpu knows only some by their names.
+fn is_software(info: &wgpu::AdapterInfo) -> bool {
+    let name = info.name.to_lowercase();
+    let named = ["basic render", "softpipe", "software"].iter().any(|part| name.contains(part));
+    info.device_type == wgpu::DeviceType::Cpu || (info.backend == wgpu::Backend::Gl && named)
 }
 
 /// The adapters that `backends` offer, and the reasons why some cannot be used.
@@ -163,7 +187,7 @@ pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapt
     let asked = backend.map(Backend::flag).or_else(wgpu::Backends::from_env);
     let allowed = asked.unwrap_or(wgpu::Backends::all());
     let (mut found, mut refused) = offered(allowed & wgpu::Backends::PRIMARY).await;
-    let software = |adapter: &wgpu::Adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu;
+    let software = |adapter: &wgpu::Adapter| is_software(&adapter.get_info());
     if found.iter().all(software) && allowed.contains(wgpu::Backends::GL) {
         let (more, reasons) = offered(wgpu::Backends::GL).await;
         found.extend(more);
@@ -181,12 +205,11 @@ pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapt
         };
         (software(adapter), info.backend == wgpu::Backend::Gl, kind)
     });
-    let name = backend.map(|backend| format!("{backend:?}"));
-    if found.is_empty() { Err(Error::no_gpu(name.as_deref(), &refused)) } else { Ok(found) }
+    if found.is_empty() { Err(Error::no_gpu(limited(backend), &refused)) } else { Ok(found) }
 }
 
 fn tier_of(info: &wgpu::AdapterInfo) -> Tier {
-    if info.device_type == wgpu::DeviceType::Cpu { Tier::Software } else { Tier::Portable }
+    if is_software(info) { Tier::Software } else { Tier::Portable }
 }
 
 fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {
@@ -260,13 +283,19 @@ pub(super) fn choose(found: &[AdapterSummary], wanted: Option<&str>) -> Result<u
     })
 }
 
-/// Why the first of `found` is used if none is named; `None` if it is the only one, and a GPU.
-pub fn why_first(found: &[AdapterSummary]) -> Option<String> {
+/// Why the first of `found`, the list of [`list_adapters`], is used if none is named; `None` if it is the
+/// only GPU, or the only one through the API that was asked for.
+pub fn why_first(found: &[AdapterSummary], backend: Option<Backend>) -> Option<String> {
+    why(found, limited(backend))
+}
+
+fn why(found: &[AdapterSummary], limited: Option<String>) -> Option<String> {
     let first = found.first()?;
     if first.tier == Tier::Software {
-        return Some("software: no GPU was found".into());
+        let with = limited.map(|limit| format!(" with {limit}")).unwrap_or_default();
+        return Some(format!("software: no GPU was found{with}"));
     }
-    if first.backend == "Gl" {
+    if first.backend == "Gl" && limited.is_none() {
         return Some("no other API offers a GPU".into());
     }
     let other = found.iter().find(|adapter| adapter.name != first.name && adapter.tier != Tier::Software)?;
@@ -331,7 +360,7 @@ mod tests {
         let integrated = adapter("B", "IntegratedGpu", "Vulkan");
         let software = adapter("C", "Cpu", "Vulkan");
         let why = |found: &[&AdapterSummary]| {
-            why_first(&found.iter().map(|&adapter| adapter.clone()).collect::<Vec<_>>())
+            super::why(&found.iter().map(|&adapter| adapter.clone()).collect::<Vec<_>>(), None)
         };
         assert_eq!(why(&[&discrete]), None);
         assert_eq!(why(&[&discrete, &software]), None);
@@ -343,6 +372,24 @@ mod tests {
             "the first of its kind; before D"
         );
         assert_eq!(why(&[&software]).unwrap(), "software: no GPU was found");
-        assert_eq!(why(&[&adapter("A", "Other", "Gl"), &software]).unwrap(), "no other API offers a GPU");
+        let through_gl = adapter("A", "Other", "Gl");
+        assert_eq!(why(&[&through_gl, &software]).unwrap(), "no other API offers a GPU");
+        // Other APIs were not asked.
+        let asked = Some("--backend gl".to_owned());
+        assert_eq!(super::why(&[through_gl, software.clone()], asked.clone()), None);
+        assert_eq!(super::why(&[software], asked).unwrap(), "software: no GPU was found with --backend gl");
+    }
+
+    #[test]
+    fn software_is_known_through_opengl_too() {
+        let of = |name: &str, kind, backend| {
+            let mut info = wgpu::AdapterInfo::new(kind, backend);
+            info.name = name.into();
+            is_software(&info)
+        };
+        let (unknown, gl) = (wgpu::DeviceType::Other, wgpu::Backend::Gl);
+        assert!(of("D3D12 (Microsoft Basic Render Driver)", unknown, gl) && of("softpipe", unknown, gl));
+        assert!(!of("NVIDIA GeForce GT 730/PCIe/SSE2", unknown, gl));
+        assert!(of("llvmpipe", wgpu::DeviceType::Cpu, wgpu::Backend::Vulkan));
     }
 }

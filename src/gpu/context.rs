@@ -137,7 +137,7 @@ impl Gpu {
             })?;
         log::info!("adapter {} ({}, {})", summary.name, summary.backend, summary.driver);
         let mut gpu = Self::with_device(device, queue, summary, limits, options)?;
-        gpu.why = options.adapter.is_none().then(|| why_first(&summaries)).flatten();
+        gpu.why = options.adapter.is_none().then(|| why_first(&summaries, options.backend)).flatten();
         Ok(gpu)
     }
 

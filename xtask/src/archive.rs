@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 use sha2::{Digest, Sha256};
 
-use crate::python::{environment, path_with, program};
+use crate::python::{ZIG, environment, path_with, program};
 use crate::tools::{cargo, done, path_list};
 
 /// The version of glibc that the program for Linux needs: Debian 10's and RHEL 8's.
@@ -46,13 +46,20 @@ fn build() -> Result<PathBuf, String> {
         fs::copy(file, content.join(file)).map_err(|error| format!("{file}: {error}"))?;
     }
     // dxcompiler.dll with its licence, on Windows.
-    for file in env::var_os("AWEIGH_DXC").iter().flat_map(fs::read_dir).flatten().flatten() {
-        fs::copy(file.path(), content.join(file.file_name())).map_err(told)?;
+    if let Some(folder) = env::var_os("AWEIGH_DXC") {
+        let files =
+            fs::read_dir(&folder).map_err(|error| format!("AWEIGH_DXC: {}: {error}", folder.display()))?;
+        for file in files.flatten() {
+            fs::copy(file.path(), content.join(file.file_name())).map_err(told)?;
+        }
     }
     let program = fs::canonicalize(&installed).map_err(told)?;
     done(Command::new(&program).args(["man", "--quiet", "--output-dir"]).arg(content.join("man")))?;
     for (shell, file) in SHELLS {
         let output = Command::new(&program).args(["completions", shell]).output().map_err(told)?;
+        if !output.status.success() {
+            return Err(format!("aweigh completions {shell} failed"));
+        }
         fs::write(content.join("completions").join(file), output.stdout).map_err(told)?;
     }
     let archive = folder.join(name.clone() + if cfg!(windows) { ".zip" } else { ".tar.gz" });
@@ -71,11 +78,13 @@ fn compiled(target: &str) -> Result<PathBuf, String> {
     let flags = ["--locked", "--profile", "dist", "--package", "aweigh-cli"];
     let name = format!("aweigh{}", env::consts::EXE_SUFFIX);
     if !cfg!(target_os = "linux") {
-        done(cargo().arg("build").args(flags))?;
+        // Windows has no C runtime for programs of its compiler until somebody installs it.
+        let runtime = cfg!(windows).then_some(("RUSTFLAGS", "-C target-feature=+crt-static"));
+        done(cargo().arg("build").args(flags).envs(runtime))?;
         return Ok(Path::new("target/dist").join(name));
     }
     let tools = Path::new("target/wheel/tools");
-    done(Command::new(environment(tools)?).args(["install", "--quiet", "cargo-zigbuild", "ziglang"]))?;
+    done(Command::new(environment(tools)?).args(["install", "--quiet"]).args(ZIG))?;
     let mut build = Command::new(program(tools, "cargo-zigbuild"));
     build.arg("zigbuild").args(flags).arg(format!("--target={target}.{GLIBC}"));
     done(build.env("PATH", path_with(tools, path_list("PATH"))?))?;

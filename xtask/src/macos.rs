@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use crate::python::{environment, path_with, program};
+use crate::python::{ZIG, environment, path_with, program};
 use crate::tools::{done, path_list};
 
 /// Apple silicon and Intel.
@@ -23,7 +23,7 @@ pub fn macos() -> ExitCode {
 
 fn checked() -> Result<(), String> {
     let tools = Path::new("target/wheel/tools");
-    done(Command::new(environment(tools)?).args(["install", "--quiet", "cargo-zigbuild", "ziglang"]))?;
+    done(Command::new(environment(tools)?).args(["install", "--quiet"]).args(ZIG))?;
     done(Command::new("rustup").args(["target", "add"]).args(TARGETS))?;
     TARGETS.into_iter().try_for_each(|target| {
         println!("\n== {target}");

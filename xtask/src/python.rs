@@ -8,6 +8,9 @@ use std::process::Command;
 
 use crate::tools::done;
 
+/// zig, which compiles and links C for other systems and for an old glibc, and what has cargo use it.
+pub const ZIG: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
+
 /// Makes a virtual environment in `folder`, if there is none, and returns the path of its pip.
 pub fn environment(folder: &Path) -> Result<PathBuf, String> {
     let pip = program(folder, "pip");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use crate::python::{environment, path_with, program};
+use crate::python::{ZIG, environment, path_with, program};
 use crate::tools::{done, path_list};
 
 /// The largest wheel, in bytes.
@@ -29,10 +29,10 @@ fn build(target: Option<&str>) -> Result<PathBuf, String> {
     let (tools, made) = (folder.join("tools"), folder.join("dist"));
     let pip = environment(&tools)?;
     // zig links against an old glibc, for any processor.
-    done(Command::new(pip).args(["install", "--quiet", "maturin[zig]>=1.9,<2"]))?;
+    done(Command::new(pip).args(["install", "--quiet", "maturin==1.16.0"]).args(ZIG))?;
     let _ = fs::remove_dir_all(&made);
     let mut maturin = Command::new(program(&tools, "maturin"));
-    maturin.args(["build", "--manifest-path", "python/Cargo.toml", "--out"]).arg(&made);
+    maturin.args(["build", "--locked", "--manifest-path", "python/Cargo.toml", "--out"]).arg(&made);
     if cfg!(target_os = "linux") {
         maturin.args(["--zig", "--compatibility", LINUX]);
     }

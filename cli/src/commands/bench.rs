@@ -70,7 +70,7 @@ Examples:
   aweigh bench matmul --size 4096
   aweigh bench step-full --model SmolLM2-135M-Instruct --batch 8 --tokens 512
   aweigh bench step --profile --json > figures.json
-  aweigh bench --report bench.json                   # to attach to an issue \"It ran on my GPU\"";
+  aweigh bench matmul step-full sample --report bench.json   # to attach to an issue \"It ran on my GPU\"";
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -18,7 +18,7 @@ Examples:
   aweigh completions bash > ~/.local/share/bash-completion/completions/aweigh
   aweigh completions zsh > ~/.zfunc/_aweigh
   aweigh completions fish > ~/.config/fish/completions/aweigh.fish
-  aweigh completions powershell >> $PROFILE")]
+  aweigh completions powershell | Out-String | Invoke-Expression   # a line for $PROFILE")]
 pub struct Args {
     /// The shell
     #[arg(value_name = "SHELL")]

@@ -66,7 +66,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     ];
     let rows: Vec<_> = devices.iter().map(row).collect();
     let mut text = table(&headers, &rows);
-    if let Some(why) = why_first(&devices) {
+    let free = args.gpu.gpu.is_none() && args.gpu.backend.is_none();
+    if let Some(why) = why_first(&devices, None).filter(|_| free) {
         text += &format!("\nwithout --gpu, commands use {} ({why})", devices[0].name);
     }
     output.result(text, &serde_json::json!({ "devices": devices }))

@@ -84,8 +84,8 @@ pub struct Args {
     #[arg(long, requires = "output", help_heading = "Output")]
     pub overwrite: bool,
     /// End with exit code 1 if a candidate's figure is larger, for CI: a meter as the table names it, and a
-    /// number (a share from 0 to 1), as in refusal=0.1. The first candidate counts only if it is the only one.
-    /// May be given several times
+    /// number (a share from 0 to 1), as in refusal=0.1. The first candidate counts only if it is the only
+    /// one. May be given several times
     #[arg(long, value_name = "METER=VALUE", value_parser = limit, help_heading = "Limits")]
     pub fail_above: Vec<(String, f64)>,
     /// End with exit code 1 if a meter shows a candidate to be worse than the first one, beyond its interval
@@ -248,6 +248,18 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         specs.iter().map(Spec::to_string),
         "give one meter of each kind, and use another in a second run",
     )?;
+    if args.fail_if_worse {
+        let enough = |ok: bool, expected: String, found: String, fix: &str| {
+            if ok { Ok(()) } else { Err(Error::input("--fail-if-worse", expected, found, fix)) }
+        };
+        let two = "two or more candidates: the others are compared with the first".into();
+        enough(candidates.len() > 1, two, "one".into(), "put base before it")?;
+        for set in &sets {
+            let (expected, found) = (format!("{LEAST_PROMPTS} prompts or more"), set.rows.len());
+            let few = format!("{found} in {}, too few to tell a difference", set.name);
+            enough(found >= LEAST_PROMPTS, expected, few, "give more prompts")?;
+        }
+    }
     for (meter, _) in &args.fail_above {
         if !specs.iter().any(|spec| spec.to_string() == *meter) {
             let names: Vec<String> = specs.iter().map(Spec::to_string).collect();

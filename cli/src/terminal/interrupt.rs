@@ -1,10 +1,20 @@
 //! Ctrl-C: the first one asks the command to stop cleanly, the second one ends the process at once.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aweigh::error::{Error, Result};
 
 static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Asks another owner of this process's signals.
+static OTHER: OnceLock<fn() -> bool> = OnceLock::new();
+
+/// Instead of [`install`], where something else handles signals, such as Python: `asked` says whether that
+/// has been asked to stop.
+pub fn ask_instead(asked: fn() -> bool) {
+    let _ = OTHER.set(asked);
+}
 
 /// Installs the handler for Ctrl-C (on Unix also for SIGTERM and SIGHUP). Call it once.
 pub fn install() {
@@ -21,7 +31,7 @@ pub fn install() {
 
 /// Whether the user has asked to stop.
 pub fn asked() -> bool {
-    ASKED.load(Ordering::SeqCst)
+    ASKED.load(Ordering::SeqCst) || OTHER.get().is_some_and(|other| other())
 }
 
 /// Call it between steps.
