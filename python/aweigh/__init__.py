@@ -31,8 +31,8 @@ __all__ = ["AweighError", "Model", "align", "devices", "generate", "main", "scor
 
 
 def _flags(settings: dict[str, Any], switches: tuple[str, ...] = ()) -> list[str]:
-    """The settings as flags: ``max_steps=5`` becomes ``--max-steps=5``. None leaves a setting out, and so does
-    False for a switch, a flag without a value.
+    """The settings as flags: ``max_steps=5`` becomes ``--max-steps=5``. None leaves a setting out, and so
+    does False for a switch, a flag without a value.
     """
     flags = []
     for name, value in settings.items():
@@ -116,8 +116,8 @@ def align(
     state, or "stop", which ends it so that ``align(resume=output_dir)`` continues. Ctrl-C does the same as
     "stop". Warnings are given through ``warnings``.
 
-    Raises AweighError for invalid values and files and for failures of the GPU, TypeError for settings that do
-    not exist, KeyboardInterrupt if the run was stopped.
+    Raises AweighError for invalid values and files and for failures of the GPU, TypeError for settings that
+    do not exist, KeyboardInterrupt if the run was stopped.
     """
     lists = {name: settings[name] for name in ("train", "eval") if settings.get(name) is not None}
     lists = {name: rows for name, rows in lists.items() if not _is_path(rows)}

@@ -11,8 +11,8 @@ use crate::tools::{cargo, run};
 const TARGET: &str = "x86_64-pc-windows-gnu";
 
 /// Where FXC is.
-const FXC: &str = "give d3dcompiler_47.dll: Windows has it in System32; elsewhere it is in the npm package webgpu \
-                   (`npm pack webgpu`), in package/dist/win32-x64";
+const FXC: &str = "give d3dcompiler_47.dll: Windows has it in System32; elsewhere it is in the npm package \
+                   webgpu (`npm pack webgpu`), in package/dist/win32-x64";
 
 /// What building for it needs.
 const CROSS: &str =
