@@ -103,7 +103,10 @@ def test_align_writes_an_adapter(rows):
     assert aweigh.generate("tiny", "Hello", adapter=summary["adapter"], max_new_tokens=4)
     again = {**SMALL, "output_dir": "out/run"}
     assert "overwrite" in raises(aweigh.AweighError, aweigh.align, **again, train=rows).fix
-    raises(FileExistsError, aweigh.align, **again, train=rows[:5])
+    # A file of the user's own is not replaced.
+    with open("out/free.train.jsonl", "w", encoding="utf-8") as file:
+        file.write("mine")
+    raises(FileExistsError, aweigh.align, **{**SMALL, "output_dir": "out/free"}, train=rows)
 
 
 def test_a_stopped_run_is_resumed(rows):
