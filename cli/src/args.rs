@@ -13,7 +13,7 @@ pub struct GpuArgs {
     /// GPU to use: its number in "aweigh devices", or part of its name. Without it, the fastest kind is used
     #[arg(long, value_name = "NUMBER|NAME", env = "AWEIGH_GPU")]
     pub gpu: Option<String>,
-    /// Graphics API to use. Without it, all that the system offers; OpenGL only if no other offers a GPU
+    /// Graphics API to use. Without it, all that the system offers; OpenGL (gl) only if there is no other
     #[arg(long, value_name = "API", value_enum)]
     pub backend: Option<Backend>,
     /// Ignore the kernel choices that "aweigh devices --tune" measured on this GPU

@@ -38,8 +38,7 @@ fn no_adapter() {
     );
 }
 
-/// OpenGL is used where there is no other API, and says so. Without OpenGL on this machine, the message names
-/// the flag.
+/// OpenGL is used if it is asked for. Without an API on this machine, the message names the flag.
 #[test]
 fn backends() {
     let room = Room::new();

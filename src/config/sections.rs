@@ -380,7 +380,7 @@ section! {
     /// GPU to use: its number in "aweigh devices", or part of its name. Without it, the fastest kind is used.
     /// In a file: gpu.adapter
     (id = "gpu", long = "gpu", value_name = "NUMBER|NAME", env = "AWEIGH_GPU") adapter: String;
-    /// Graphics API to use. Without it, all that the system offers; OpenGL only if no other offers a GPU
+    /// Graphics API to use. Without it, all that the system offers; OpenGL (gl) only if there is no other
     (long, value_name = "API") backend: Backend;
     /// Target duration of one submit to the GPU, in milliseconds. Lower it when the display stutters or the
     /// driver resets. If not given: 200, with --background 15

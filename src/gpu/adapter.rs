@@ -182,13 +182,15 @@ async fn offered(backends: wgpu::Backends) -> (Vec<wgpu::Adapter>, Vec<String>) 
 /// first that should be used: real GPUs before software, OpenGL last, discrete GPUs before integrated ones;
 /// then in the driver's order.
 ///
-/// OpenGL is asked only where no other API offers a real GPU.
+/// OpenGL is asked only where no other API offers anything, or where nothing else is allowed: Mesa's OpenGL
+/// makes the symbols of its LLVM visible to the whole process, and libraries with an LLVM of their own that
+/// are loaded later crash (Triton, which transformers loads).
 pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapter>> {
     let asked = backend.map(Backend::flag).or_else(wgpu::Backends::from_env);
     let allowed = asked.unwrap_or(wgpu::Backends::all());
     let (mut found, mut refused) = offered(allowed & wgpu::Backends::PRIMARY).await;
     let software = |adapter: &wgpu::Adapter| is_software(&adapter.get_info());
-    if found.iter().all(software) && allowed.contains(wgpu::Backends::GL) {
+    if found.is_empty() && allowed.contains(wgpu::Backends::GL) {
         let (more, reasons) = offered(wgpu::Backends::GL).await;
         found.extend(more);
         refused.extend(reasons);
@@ -296,7 +298,7 @@ fn why(found: &[AdapterSummary], limited: Option<String>) -> Option<String> {
         return Some(format!("software: no GPU was found{with}"));
     }
     if first.backend == "Gl" && limited.is_none() {
-        return Some("no other API offers a GPU".into());
+        return Some("no other API offers one".into());
     }
     let other = found.iter().find(|adapter| adapter.name != first.name && adapter.tier != Tier::Software)?;
     Some(match first.kind == other.kind {
@@ -373,7 +375,7 @@ mod tests {
         );
         assert_eq!(why(&[&software]).unwrap(), "software: no GPU was found");
         let through_gl = adapter("A", "Other", "Gl");
-        assert_eq!(why(&[&through_gl, &software]).unwrap(), "no other API offers a GPU");
+        assert_eq!(why(&[&through_gl, &software]).unwrap(), "no other API offers one");
         // Other APIs were not asked.
         let asked = Some("--backend gl".to_owned());
         assert_eq!(super::why(&[through_gl, software.clone()], asked.clone()), None);
