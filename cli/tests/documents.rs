@@ -267,21 +267,28 @@ fn the_charts_of_figures() {
         }
         Chart { title: title.into(), series, ..Chart::default() }
     };
-    // The answers that the engine's runs read, in percent of 24.
-    let mut runs: Vec<Series> = Vec::new();
-    for row in &cells(&text, "| run | step | unwanted")[1..] {
+    // The answers that the engine's runs read, in percent of 24: the means of a habit's runs at the steps that
+    // all of them have.
+    let rows = &cells(&text, "| run | step | unwanted")[1..];
+    let mut means: Vec<Series> = Vec::new();
+    for habit in ["you", "can"] {
+        let own: Vec<_> = rows.iter().filter(|row| row[0].starts_with(habit)).collect();
+        let runs = own.iter().filter(|row| row[1] == "0").count();
         for (column, kind, dashed) in [(2, "held-out", false), (3, "ordinary", true)] {
-            let name = format!("{}, {kind}", row[0]);
-            let point = (number(&row[1]), number(&row[column]) / 24.0 * 100.0);
-            match runs.iter_mut().find(|run| run.name == name) {
-                Some(run) => run.points.push(point),
-                None => runs.push(Series { name, points: vec![point], dashed }),
+            let mut points = Vec::new();
+            for first in own.iter().filter(|row| row[0] == own[0][0]) {
+                let same: Vec<f64> =
+                    own.iter().filter(|row| row[1] == first[1]).map(|row| number(&row[column])).collect();
+                if same.len() == runs {
+                    points.push((number(&first[1]), same.iter().sum::<f64>() / (24 * runs) as f64 * 100.0));
+                }
             }
+            means.push(Series { name: format!("{habit}, {kind}"), points, dashed });
         }
     }
     let by_step = Chart {
-        title: "Unwanted answers, %, to held-out and to ordinary prompts, by step".into(),
-        series: runs,
+        title: "Unwanted answers, %, to held-out and to ordinary prompts, by step, mean of three runs".into(),
+        series: means,
         ..Chart::default()
     };
     let refused = "Refused: % of harmful requests (up), of ordinary prompts (across)";
