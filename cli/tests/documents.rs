@@ -287,7 +287,7 @@ fn the_charts_of_figures() {
         }
     }
     let by_step = Chart {
-        title: "Unwanted answers, %, to held-out and to ordinary prompts, by step, mean of three runs".into(),
+        title: "Unwanted answers, %, by step: means of three runs".into(),
         series: means,
         ..Chart::default()
     };
