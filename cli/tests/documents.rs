@@ -267,8 +267,8 @@ fn the_charts_of_figures() {
         }
         Chart { title: title.into(), series, ..Chart::default() }
     };
-    // The answers that the engine's runs read, in percent of 24: the means of a habit's runs at the steps that
-    // all of them have.
+    // The answers that the engine's runs read, in percent of 24: the means of a habit's runs at the steps
+    // that all of them have.
     let rows = &cells(&text, "| run | step | unwanted")[1..];
     let mut means: Vec<Series> = Vec::new();
     for habit in ["you", "can"] {

@@ -1,6 +1,6 @@
 //! `dxc DLL FOLDER [checked]`: compiles each HLSL file of FOLDER with Microsoft's DXC for shader model 6.2,
-//! with wgpu's flags, and prints a table; with `checked` as in a debug build. A program for Windows, or for Wine;
-//! `cargo xtask dxc` runs it.
+//! with wgpu's flags, and prints a table; with `checked` as in a debug build. A program for Windows, or for
+//! Wine; `cargo xtask dxc` runs it.
 
 use std::process::ExitCode;
 
