@@ -61,7 +61,9 @@ fn backends() {
             assert!(message.contains("leave out --backend "), "{message}");
         }
     }
-    if of("gl").0 == Some(0) {
+    if of("gl").0 != Some(0) {
+        eprintln!("no OpenGL (EGL) on this machine: its answers are not compared");
+    } else {
         let answer = ["generate", "--model", "tiny", "--prompt", "Hello", "--max-new-tokens", "8"];
         let text =
             |more: &[&str]| room.json(&[&answer[..], more].concat())["answers"][0]["completion"].clone();

@@ -162,8 +162,8 @@ class Model:
 
         A prompt is a text (a user's message; with ``raw=True`` plain text without the chat template) or a
         list of messages. ``settings`` are the flags of ``aweigh sample`` for sampling: ``temperature``,
-        ``top_p``, ``top_k``, ``repetition_penalty``, ``max_new_tokens``, ``seed``, ``num_samples``, and
-        ``system``, a system message.
+        ``top_p``, ``top_k``, ``repetition_penalty``, ``max_new_tokens``, ``seed``,
+        ``num_samples``, ``max_prompt_length``, and ``system``, a system message.
 
         Returns the answer as a text, or a list of them; with ``num_samples`` above 1 a list for each prompt.
         ``details=True`` returns dictionaries with ``completion``, ``num_tokens`` and ``ended`` instead.

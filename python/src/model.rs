@@ -4,16 +4,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use aweigh::data::{ChatTokenizer, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_jsonl};
-use aweigh::error::{Error, Result};
+use aweigh::error::Result;
 use aweigh::files::Source;
 use aweigh::model::Decoder;
 use aweigh::run::OpenGpu;
-use aweigh::sample::{self, Request, sampling_params};
 use aweigh_cli::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs, at_least_one};
+use aweigh_cli::commands::sample::{check_context, draw};
 use aweigh_cli::commands::score;
 use aweigh_cli::open;
-use aweigh_cli::terminal::interrupt;
-use pollster::block_on;
 use pyo3::prelude::*;
 use serde_json::json;
 
@@ -38,6 +36,9 @@ struct Asked {
     /// Answers to each prompt
     #[arg(long, default_value_t = 1)]
     num_samples: usize,
+    /// Maximum number of tokens in a prompt; longer ones lose their beginning
+    #[arg(long)]
+    max_prompt_length: Option<usize>,
     /// System message before the prompts
     #[arg(long)]
     system: Option<String>,
@@ -127,36 +128,17 @@ impl Model {
         let instruction = args.system.clone().filter(|text| !text.is_empty());
         let options = ExampleOptions {
             needs: Needs::Prompt,
-            limits: LengthLimits::default(),
+            limits: LengthLimits { max_prompt: args.max_prompt_length, ..LengthLimits::default() },
             instruction,
             anchors: 0,
             examples: Vec::new(),
         };
         let (prompts, _) = build_examples(&rows, origin, &self.tokenizer, &options)?;
         let (context, most) = (self.decoder.context(), args.sampling.max_new_tokens);
-        if let Some(long) = prompts.iter().find(|prompt| prompt.sampling_ids.len() + most > context) {
-            let expected = format!("at most {context} tokens, the model's context, for prompt and answer");
-            let found = format!("a prompt of {} tokens and max_new_tokens {most}", long.sampling_ids.len());
-            let fix = "shorten the prompt, or lower max_new_tokens";
-            return Err(Error::input(format!("prompt {}", long.line), expected, found, fix));
-        }
-        let requests: Vec<Request> = prompts
-            .iter()
-            .enumerate()
-            .map(|(index, prompt)| Request {
-                prompt: &prompt.sampling_ids,
-                first_sample: 0,
-                samples: args.num_samples,
-                index: index as u32,
-            })
-            .collect();
-        let sampling = &args.sampling;
-        let settings = sampling_params(&sampling.to_config(), sampling.seed, self.tokenizer.end_tokens());
-        let mut advance = |_: usize, _: usize| interrupt::check();
+        prompts.iter().try_for_each(|prompt| check_context(most, prompt, origin, context))?;
         let _alone = self.alone.lock().unwrap_or_else(PoisonError::into_inner);
-        let policy = self.decoder.policy();
-        let drawn =
-            block_on(sample::generate(&self.gpu, &self.decoder, policy, &requests, &settings, &mut advance))?;
+        let wanted = (&args.sampling, args.num_samples);
+        let (drawn, _) = draw(wanted, &self.gpu, &self.decoder, &self.tokenizer, &prompts, &output())?;
         let texts = prompts.iter().zip(drawn).map(|(prompt, answers)| {
             let each = answers.iter().map(|answer| {
                 let completion = self.tokenizer.decode_answer(&prompt.sampling_ids, &answer.ids)?;

@@ -18,19 +18,20 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub struct Watch {
     callback: Option<Py<PyAny>>,
     wish: Wish,
-    phase: Value,
+    phase: Option<Phase>,
     done: usize,
     total: usize,
     left: Option<f64>,
     told: Option<Instant>,
+    stopped: bool,
     /// An exception of the callback: it ends the run, and is raised when the run has ended.
     pub failed: Option<PyErr>,
 }
 
 impl Watch {
     pub fn new(callback: Option<Py<PyAny>>) -> Self {
-        let (phase, told, failed) = (Value::Null, None, None);
-        Self { callback, wish: Wish::GoOn, phase, done: 0, total: 0, left: None, told, failed }
+        let (phase, left, told, failed) = (None, None, None, None);
+        Self { callback, wish: Wish::GoOn, phase, done: 0, total: 0, left, told, stopped: false, failed }
     }
 
     /// Calls the function with an event. It may answer "finish" or "stop".
@@ -55,15 +56,16 @@ impl Watch {
         }
     }
 
-    /// Whether to stop: the callback failed, or a signal such as Ctrl-C came.
-    fn ends(&self) -> bool {
-        self.failed.is_some() || interrupt::asked()
+    /// Whether to stop: the callback failed, or a signal such as Ctrl-C came, which Python tells only once.
+    fn ends(&mut self) -> bool {
+        self.stopped |= self.failed.is_some() || interrupt::asked();
+        self.stopped
     }
 }
 
 impl Observer for Watch {
     fn begin(&mut self, phase: Phase, total: usize) {
-        (self.phase, self.done, self.total, self.told) = (json!(phase), 0, total, None);
+        (self.phase, self.done, self.total, self.told) = (Some(phase), 0, total, None);
         self.tell(json!({ "event": "phase", "phase": phase, "total": total }));
     }
 
@@ -75,13 +77,13 @@ impl Observer for Watch {
         self.done += items;
         if self.told.is_none_or(|told| told.elapsed() >= PAUSE) {
             self.told = Some(Instant::now());
-            let (phase, done, total, left) = (&self.phase, self.done, self.total, self.left);
+            let (phase, done, total, left) = (self.phase, self.done, self.total, self.left);
             let event = json!({ "event": "progress", "phase": phase, "done": done, "total": total,
                 "seconds_left": left });
             self.tell(event);
         }
         // In training, `wish` stops the run after the step, with a checkpoint.
-        let training = self.phase == json!(Phase::Training);
+        let training = self.phase == Some(Phase::Training);
         if !training && self.ends() { Err(Error::Interrupted) } else { Ok(()) }
     }
 

@@ -179,8 +179,8 @@ async fn offered(backends: wgpu::Backends) -> (Vec<wgpu::Adapter>, Vec<String>) 
 }
 
 /// The adapters of `backend`, or of those that wgpu's variable `WGPU_BACKEND` lists, or of all. Those come
-/// first that should be used: real GPUs before software, OpenGL last, discrete GPUs before integrated ones;
-/// then in the driver's order.
+/// first that should be used: real GPUs before software, discrete GPUs before integrated ones; then in the
+/// driver's order.
 ///
 /// OpenGL is asked only where no other API offers anything, or where nothing else is allowed: Mesa's OpenGL
 /// makes the symbols of its LLVM visible to the whole process, and libraries with an LLVM of their own that
@@ -189,10 +189,9 @@ pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapt
     let asked = backend.map(Backend::flag).or_else(wgpu::Backends::from_env);
     let allowed = asked.unwrap_or(wgpu::Backends::all());
     let (mut found, mut refused) = offered(allowed & wgpu::Backends::PRIMARY).await;
-    let software = |adapter: &wgpu::Adapter| is_software(&adapter.get_info());
     if found.is_empty() && allowed.contains(wgpu::Backends::GL) {
-        let (more, reasons) = offered(wgpu::Backends::GL).await;
-        found.extend(more);
+        let (through_gl, reasons) = offered(wgpu::Backends::GL).await;
+        found = through_gl;
         refused.extend(reasons);
     }
     refused.iter().for_each(|reason| log::info!("left out {reason}"));
@@ -202,10 +201,9 @@ pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapt
             wgpu::DeviceType::DiscreteGpu => 0,
             wgpu::DeviceType::IntegratedGpu => 1,
             wgpu::DeviceType::VirtualGpu => 2,
-            wgpu::DeviceType::Other => 3,
-            wgpu::DeviceType::Cpu => 4,
+            wgpu::DeviceType::Other | wgpu::DeviceType::Cpu => 3,
         };
-        (software(adapter), info.backend == wgpu::Backend::Gl, kind)
+        (is_software(&info), kind)
     });
     if found.is_empty() { Err(Error::no_gpu(limited(backend), &refused)) } else { Ok(found) }
 }
@@ -313,7 +311,6 @@ fn spoken(kind: &str) -> &'static str {
         "DiscreteGpu" => "discrete",
         "IntegratedGpu" => "integrated",
         "VirtualGpu" => "virtual",
-        "Cpu" => "software",
         _ => "of unknown kind",
     }
 }

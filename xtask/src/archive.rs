@@ -7,11 +7,8 @@ use std::process::{Command, ExitCode};
 
 use sha2::{Digest, Sha256};
 
-use crate::python::{ZIG, environment, path_with, program};
+use crate::python::{GLIBC, ZIG, environment, path_with, program};
 use crate::tools::{cargo, done, path_list};
-
-/// The version of glibc that the program for Linux needs: Debian 10's and RHEL 8's.
-const GLIBC: &str = "2.28";
 
 /// Shells with the names of their files.
 const SHELLS: [(&str, &str); 4] =

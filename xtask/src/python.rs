@@ -11,6 +11,9 @@ use crate::tools::done;
 /// zig, which compiles and links C for other systems and for an old glibc, and what has cargo use it.
 pub const ZIG: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
 
+/// The version of glibc that programs for Linux need: Debian 10's and RHEL 8's.
+pub const GLIBC: &str = "2.28";
+
 /// Makes a virtual environment in `folder`, if there is none, and returns the path of its pip.
 pub fn environment(folder: &Path) -> Result<PathBuf, String> {
     let pip = program(folder, "pip");

@@ -3,10 +3,36 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// The program `name LIBRARY FOLDER [checked]`: compiles FOLDER with what `load` makes of the library, and of
+/// whether to compile as in a debug build.
+pub fn main<C>(name: &str, load: impl FnOnce(&str, bool) -> Result<C, String>) -> ExitCode
+where
+    C: Fn(&str, &str) -> Result<usize, String> + Sync,
+{
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (library, folder, checked) = match &arguments[..] {
+        [library, folder] => (library, folder, false),
+        [library, folder, checked] if checked == "checked" => (library, folder, true),
+        _ => {
+            eprintln!("usage: {name} LIBRARY FOLDER [checked]");
+            return ExitCode::from(2);
+        }
+    };
+    match load(library, checked).and_then(|compile| compile_all(folder, compile)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(message) => {
+            eprintln!("{name}: {message}");
+            ExitCode::from(2)
+        }
+    }
+}
 
 /// What became of a shader's variants.
 #[derive(Default)]
@@ -22,7 +48,7 @@ struct Row {
 
 /// Compiles all HLSL files of `folder` on all cores and prints a table; `false` if one failed. `compile` gets
 /// a text and its name, and returns the size of the compiled shader or the compiler's messages.
-pub fn compile_all(
+fn compile_all(
     folder: &str,
     compile: impl Fn(&str, &str) -> Result<usize, String> + Sync,
 ) -> Result<bool, String> {

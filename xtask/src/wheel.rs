@@ -4,14 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use crate::python::{ZIG, environment, path_with, program};
+use crate::python::{GLIBC, ZIG, environment, path_with, program};
 use crate::tools::{done, path_list};
 
 /// The largest wheel, in bytes.
 const MOST: u64 = 15_000_000;
-
-/// The C library of Linux that the wheel needs: glibc 2.28, as in Debian 10 and RHEL 8.
-const LINUX: &str = "manylinux_2_28";
 
 /// Builds the wheel for this machine, or for another `target`, and tests it if it is for this machine.
 pub fn wheel(target: Option<&str>) -> ExitCode {
@@ -34,7 +31,7 @@ fn build(target: Option<&str>) -> Result<PathBuf, String> {
     let mut maturin = Command::new(program(&tools, "maturin"));
     maturin.args(["build", "--locked", "--manifest-path", "python/Cargo.toml", "--out"]).arg(&made);
     if cfg!(target_os = "linux") {
-        maturin.args(["--zig", "--compatibility", LINUX]);
+        maturin.args(["--zig", "--compatibility", &format!("manylinux_{}", GLIBC.replace('.', "_"))]);
     }
     maturin.args(target.map(|target| format!("--target={target}")));
     // maturin finds zig through this environment's Python.

@@ -43,8 +43,7 @@ pub fn windows(arguments: &[String]) -> ExitCode {
         test.args(target.map(|target| format!("--target={target}"))).args(flags);
         test.env("WGPU_BACKEND", backend).env("WINEDLLOVERRIDES", "d3dcompiler_47=n");
         if target.is_some() {
-            let wine = env::var_os("AWEIGH_WINE").unwrap_or_else(|| "wine".into());
-            test.env("CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER", wine);
+            test.env("CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER", wine().get_program());
         }
         let code = run(&mut test);
         if code != ExitCode::SUCCESS {

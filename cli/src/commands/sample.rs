@@ -105,9 +105,10 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let gpu = open::gpu(&args.gpu)?;
     let decoder = open::decoder(&gpu, &model, adapter.as_ref(), args.weights, output)?;
     for prompt in &prompts {
-        check_context(&args, prompt, &source.origin, decoder.context())?;
+        check_context(args.sampling.max_new_tokens, prompt, &source.origin, decoder.context())?;
     }
-    let (answers, tokens_per_second) = draw(&args, &gpu, &decoder, &tokenizer, &prompts, output)?;
+    let wanted = (&args.sampling, args.num_samples);
+    let (answers, tokens_per_second) = draw(wanted, &gpu, &decoder, &tokenizer, &prompts, output)?;
     let mut figures = Figures::new(Ran::new(&gpu, &args.model), prompts.len(), tokens_per_second);
     for (prompt, answers) in prompts.iter().zip(&answers) {
         let row = |(sample, answer)| SampledRow::new(prompt, sample, answer, &tokenizer);
@@ -164,9 +165,12 @@ fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Out
     Ok(examples)
 }
 
-/// Fails if a prompt leaves too little of the model's context for an answer.
-fn check_context(args: &Args, prompt: &Example, origin: &str, context: usize) -> Result<()> {
-    let (asked, answer) = (prompt.sampling_ids.len(), args.sampling.max_new_tokens);
+/// Fails if a prompt leaves too little of the model's context for an answer of `answer` tokens.
+///
+/// # Errors
+/// [`Error::Input`] with the prompt's line.
+pub fn check_context(answer: usize, prompt: &Example, origin: &str, context: usize) -> Result<()> {
+    let asked = prompt.sampling_ids.len();
     if asked + answer <= context {
         return Ok(());
     }
@@ -176,29 +180,32 @@ fn check_context(args: &Args, prompt: &Example, origin: &str, context: usize) ->
     Err(Error::input(format!("{origin}:{}", prompt.line), expected, found, fix))
 }
 
-/// Samples the answers to every prompt. Also returns the speed, in sampled tokens per second.
-fn draw(
-    args: &Args,
+/// Samples so many answers to every prompt. Also returns the speed, in sampled tokens per second.
+///
+/// # Errors
+/// GPU errors, and [`Error::Interrupted`].
+pub fn draw(
+    (sampling, num_samples): (&SamplingArgs, usize),
     gpu: &Gpu,
     decoder: &Decoder,
     tokenizer: &ChatTokenizer,
     prompts: &[Example],
     output: &Output,
 ) -> Result<(Vec<Vec<Answer>>, f64)> {
-    let settings = sampling_params(&args.sampling.to_config(), args.sampling.seed, tokenizer.end_tokens());
+    let settings = sampling_params(&sampling.to_config(), sampling.seed, tokenizer.end_tokens());
     let requests: Vec<Request> = prompts
         .iter()
         .enumerate()
         .map(|(index, prompt)| Request {
             prompt: &prompt.sampling_ids,
             first_sample: 0,
-            samples: args.num_samples,
+            samples: num_samples,
             index: index as u32,
         })
         .collect();
-    let wanted = prompts.len() * args.num_samples;
+    let wanted = prompts.len() * num_samples;
     let mut progress = output.progress("sample", wanted as u64, Unit::Items).told();
-    let mut course = Course::new(1, wanted, args.sampling.max_new_tokens);
+    let mut course = Course::new(1, wanted, sampling.max_new_tokens);
     let mut advance = |answers: usize, tokens: usize| {
         course.drew(answers, tokens, &mut progress);
         interrupt::check()

@@ -10,25 +10,10 @@ mod table;
 
 #[cfg(windows)]
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (library, folder, checked) = match &arguments[..] {
-        [library, folder] => (library, folder, false),
-        [library, folder, checked] if checked == "checked" => (library, folder, true),
-        _ => {
-            eprintln!("usage: dxc DLL FOLDER [checked]");
-            return ExitCode::from(2);
-        }
-    };
-    let compiled = direct3d::load(library)
-        .and_then(|create| table::compile_all(folder, |text, _| direct3d::compile(create, checked, text)));
-    match compiled {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(message) => {
-            eprintln!("dxc: {message}");
-            ExitCode::from(2)
-        }
-    }
+    table::main("dxc", |library, checked| {
+        let create = direct3d::load(library)?;
+        Ok(move |text: &str, _: &str| direct3d::compile(create, checked, text))
+    })
 }
 
 #[cfg(not(windows))]

@@ -10,27 +10,11 @@ mod table;
 
 #[cfg(windows)]
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (library, folder, checked) = match &arguments[..] {
-        [library, folder] => (library, folder, false),
-        [library, folder, checked] if checked == "checked" => (library, folder, true),
-        _ => {
-            eprintln!("usage: fxc DLL FOLDER [checked]");
-            return ExitCode::from(2);
-        }
-    };
-    let flags = if checked { windows::DEBUG } else { windows::STRICT };
-    let compiled = windows::load(library).and_then(|function| {
-        table::compile_all(folder, |text, name| windows::compile(function, flags, text.as_bytes(), name))
-    });
-    match compiled {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(message) => {
-            eprintln!("fxc: {message}");
-            ExitCode::from(2)
-        }
-    }
+    table::main("fxc", |library, checked| {
+        let flags = if checked { windows::DEBUG } else { windows::STRICT };
+        let function = windows::load(library)?;
+        Ok(move |text: &str, name: &str| windows::compile(function, flags, text.as_bytes(), name))
+    })
 }
 
 #[cfg(not(windows))]
