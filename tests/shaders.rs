@@ -1,12 +1,13 @@
 //! Every compiled variant of every shader, without a GPU: it parses, needs no optional capability, fits
-//! WebGPU's default limits, agrees with its Rust parameter block, and can be translated for Vulkan, Metal and
-//! DX12.
+//! WebGPU's default limits, agrees with its Rust parameter block, and can be translated for Vulkan, Metal,
+//! DX12 and browsers. `AWEIGH_TRANSLATED` names a folder for the translations, which `cargo xtask metal`,
+//! `fxc`, `dxc` and `tint` compile.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use aweigh::kernels::{ParamBlock, param_blocks};
-use aweigh::shader::{Lanes, SOURCES, Variant, parse, permutations};
+use aweigh::shader::{Lanes, SOURCES, Variant, browser_text, parse, permutations};
 use naga::back::hlsl::ShaderModel;
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
@@ -52,6 +53,13 @@ fn needs_subgroups(variant: &Variant) -> bool {
 /// Whether the shader is only compiled where the adapter has cooperative matrices.
 fn needs_cooperative_matrices(variant: &Variant) -> bool {
     variant.shader == "matmul_coop"
+}
+
+/// Writes a translation into the folder that `AWEIGH_TRANSLATED` names.
+fn keep(variant: &Variant, extension: &str, text: &str) {
+    let Some(folder) = std::env::var_os("AWEIGH_TRANSLATED").map(PathBuf::from) else { return };
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join(format!("{variant}.{extension}")), text).expect("written");
 }
 
 fn layouter(variant: &Variant, module: &Module) -> Layouter {
@@ -213,9 +221,10 @@ fn variants_translate_to_spirv() {
     }
 }
 
+/// As wgpu's Metal backend translates them. Metal has matrices of 8 x 8, and wgpu reports no others there.
 #[test]
 fn variants_translate_to_metal() {
-    for (variant, module) in modules() {
+    for (variant, module) in modules().into_iter().filter(|(v, _)| !v.defines.contains_key("MAT16")) {
         let info = validate(&variant, &module);
         // Every binding at its own slot, and the hidden buffer of sizes after them.
         let mut entry = back::msl::EntryPointResources::default();
@@ -237,6 +246,8 @@ fn variants_translate_to_metal() {
             lang_version: if needs_subgroups(&variant) { (2, 4) } else { (2, 0) },
             per_entry_point_map: [("main".to_string(), entry)].into(),
             fake_missing_bindings: false,
+            zero_initialize_workgroup_memory: false,
+            force_loop_bounding: false,
             ..Default::default()
         };
         let (text, translated) = back::msl::write_string(&module, &info, &options, &Default::default())
@@ -245,20 +256,28 @@ fn variants_translate_to_metal() {
             let name = name.unwrap_or_else(|e| panic!("{variant}: {e}"));
             assert!(text.contains(&name), "{variant}: no {name} in the Metal source");
         }
+        keep(&variant, "metal", &text);
     }
 }
 
-/// As wgpu's DX12 backend translates them. `AWEIGH_HLSL` names a folder for the texts, which `cargo xtask
-/// fxc` and `cargo xtask dxc` compile. `AWEIGH_HLSL_FOR` says what they are for: `fxc`, which compiles those
-/// of shader model 5.1, or `dxc`; with ` checked` for a debug build, whose indices are checked.
+/// For browsers. WebGPU has no cooperative matrices.
+#[test]
+fn variants_translate_to_wgsl() {
+    for (variant, module) in modules().into_iter().filter(|(variant, _)| !needs_cooperative_matrices(variant))
+    {
+        let text = browser_text(&module).unwrap_or_else(|message| panic!("{variant}: {message}"));
+        let enabled = text.starts_with("enable subgroups;");
+        assert_eq!(enabled, needs_subgroups(&variant), "{variant}: the directive for subgroups");
+        keep(&variant, "wgsl", &text);
+    }
+}
+
+/// As wgpu's DX12 backend translates them. `AWEIGH_HLSL_FOR` says for which compiler: `fxc`, which takes
+/// those of shader model 5.1, or `dxc`; with ` checked` for a debug build, whose indices are checked.
 #[test]
 fn variants_translate_to_hlsl() {
-    let folder = std::env::var_os("AWEIGH_HLSL").map(PathBuf::from);
     let purpose = std::env::var("AWEIGH_HLSL_FOR").unwrap_or_else(|_| "fxc".into());
     let (dxc, checked) = (purpose.starts_with("dxc"), purpose.ends_with("checked"));
-    if let Some(folder) = &folder {
-        std::fs::create_dir_all(folder).expect("a folder");
-    }
     // HLSL has no cooperative matrices, and wgpu reports none on DX12.
     for (variant, module) in modules().into_iter().filter(|(variant, _)| !needs_cooperative_matrices(variant))
     {
@@ -292,8 +311,8 @@ fn variants_translate_to_hlsl() {
             let taken = text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name);
             assert!(!taken, "{variant}: the name {name} is reserved in HLSL");
         }
-        if let Some(folder) = folder.as_ref().filter(|_| dxc || options.shader_model == ShaderModel::V5_1) {
-            std::fs::write(folder.join(format!("{variant}.hlsl")), text).expect("written");
+        if dxc || options.shader_model == ShaderModel::V5_1 {
+            keep(&variant, "hlsl", &text);
         }
     }
 }

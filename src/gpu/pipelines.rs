@@ -41,10 +41,14 @@ fn compile(gpu: &Gpu, variant: &Variant, module: naga::Module) -> Compiled {
         bind_group_layouts: &[Some(&layout)],
         immediate_size: 0,
     });
-    let descriptor = wgpu::ShaderModuleDescriptor {
-        label: Some(&name),
-        source: wgpu::ShaderSource::Naga(std::borrow::Cow::Owned(module)),
+    #[cfg(not(target_arch = "wasm32"))]
+    let source = wgpu::ShaderSource::Naga(std::borrow::Cow::Owned(module));
+    #[cfg(target_arch = "wasm32")]
+    let source = match crate::shader::browser_text(&module) {
+        Ok(text) => wgpu::ShaderSource::Wgsl(text.into()),
+        Err(message) => panic!("{name}: {message}"),
     };
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(&name), source };
     let mut checks = wgpu::ShaderRuntimeChecks::unchecked();
     checks.bounds_checks = cfg!(debug_assertions);
     // SAFETY: all shaders are this crate's own, every index in them is in bounds by construction, their loops

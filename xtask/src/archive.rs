@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
@@ -15,20 +15,7 @@ const SHELLS: [(&str, &str); 4] =
     [("bash", "aweigh.bash"), ("zsh", "_aweigh"), ("fish", "aweigh.fish"), ("powershell", "_aweigh.ps1")];
 
 /// Builds target/archive/aweigh-TARGET.tar.gz (.zip on Windows) and its .sha256.
-pub fn archive() -> ExitCode {
-    match build() {
-        Ok(path) => {
-            println!("{}", path.display());
-            ExitCode::SUCCESS
-        }
-        Err(message) => {
-            eprintln!("xtask: {message}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn build() -> Result<PathBuf, String> {
+pub fn archive() -> Result<(), String> {
     let target = host()?;
     let name = format!("aweigh-{target}");
     let folder = Path::new("target/archive");
@@ -67,7 +54,8 @@ fn build() -> Result<PathBuf, String> {
     let sum: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     let file = archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
     fs::write(folder.join(format!("{file}.sha256")), format!("{sum}  {file}\n")).map_err(told)?;
-    Ok(archive)
+    println!("{}", archive.display());
+    Ok(())
 }
 
 /// Builds the program with the profile `dist`; on Linux with zig, for an old glibc.

@@ -1,7 +1,7 @@
 //! macOS as far as another system can check it: the code compiles for it, without a warning.
 
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use crate::python::{ZIG, environment, path_with, program};
 use crate::tools::{done, path_list};
@@ -11,17 +11,7 @@ const TARGETS: [&str; 2] = ["aarch64-apple-darwin", "x86_64-apple-darwin"];
 
 /// Runs clippy on both packages, tests included, for macOS. Nothing is linked, which would need Apple's SDK;
 /// zig compiles the C code of dependencies.
-pub fn macos() -> ExitCode {
-    match checked() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("xtask: {message}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn checked() -> Result<(), String> {
+pub fn macos() -> Result<(), String> {
     let tools = Path::new("target/wheel/tools");
     done(Command::new(environment(tools)?).args(["install", "--quiet"]).args(ZIG))?;
     done(Command::new("rustup").args(["target", "add"]).args(TARGETS))?;

@@ -2,6 +2,7 @@
 //! Vulkan driver if there is no driver.
 
 mod archive;
+mod compilers;
 mod macos;
 mod python;
 mod tools;
@@ -21,11 +22,12 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask test [flags]    install a Vulkan driver if there is none, then test both packages
        cargo xtask check           run all checks of a change: .ci/run
        cargo xtask amd             print what AMD's compiler makes of the kernels, without a GPU
-       cargo xtask fxc DLL         compile the kernels for DX12 with Microsoft's d3dcompiler_47.dll; with
-                                   --checked as in a debug build
-       cargo xtask dxc LIBRARY     the same with Microsoft's DXC
-       cargo xtask windows FXC     run the tests on Windows or Wine, through Vulkan and DX12; FXC is
-                                   d3dcompiler_47.dll
+       cargo xtask fxc [DLL]       compile the kernels for DX12 with Microsoft's d3dcompiler_47.dll, by
+                                   default npm's; with --checked as in a debug build
+       cargo xtask dxc [DLL]       the same with Microsoft's dxcompiler.dll
+       cargo xtask metal           check the kernels' Metal with clang
+       cargo xtask tint            compile the kernels' WGSL as Chromium does
+       cargo xtask windows         run the tests on Windows or Wine, through Vulkan and DX12
        cargo xtask macos           check the code for macOS, on any system
        cargo xtask wheel [TARGET]  build the Python package, and test it in an environment without Rust
        cargo xtask archive         build the archive of a release for this machine
@@ -45,54 +47,59 @@ const WRITERS: [&[&str]; 4] = [
 
 fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
-    let test: &[&str] = &["test", "--package", "aweigh", "--package", "aweigh-cli"];
-    let amd: &[&str] = &["test", "--package", "aweigh", "--test", "amd", "--", "--nocapture"];
-    let cargo_arguments = match arguments.next().as_deref() {
-        Some("demo") => &["run", "--release", "--package", "aweigh-cli", "--", "demo"],
-        Some("test") => test,
-        Some("amd") => amd,
-        Some("check") => return run(Command::new("bash").arg(".ci/run")),
-        Some("fxc") => return windows::fxc(&arguments.collect::<Vec<_>>()),
-        Some("windows") => return windows::windows(&arguments.collect::<Vec<_>>()),
-        Some("dxc") => return windows::dxc(&arguments.collect::<Vec<_>>()),
-        Some("archive") => return archive::archive(),
-        Some("macos") => return macos::macos(),
-        Some("wheel") => return wheel::wheel(arguments.next().as_deref()),
-        Some("docs") => {
-            let write = |arguments: &&[&str]| {
-                run(cargo().args(*arguments).env("AWEIGH_WRITE_DOCS", "1")) == ExitCode::SUCCESS
-            };
-            return if WRITERS.iter().all(write) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let name = arguments.next().unwrap_or_default();
+    command(&name, &arguments.collect::<Vec<_>>()).unwrap_or_else(|message| {
+        eprintln!("xtask: {message}");
+        ExitCode::from(2)
+    })
+}
+
+fn command(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
+    let done = |()| ExitCode::SUCCESS;
+    match name {
+        "demo" => {
+            vulkan::ensure_vulkan()?;
+            let demo = ["run", "--release", "--package", "aweigh-cli", "--", "demo"];
+            Ok(run(cargo().args(demo).args(arguments)))
         }
-        Some("fixtures") => {
+        "test" => test(arguments),
+        "amd" => {
+            vulkan::ensure_vulkan()?;
+            let amd = ["test", "--package", "aweigh", "--test", "amd", "--", "--nocapture"];
+            Ok(run(cargo().args(amd).args(arguments).env("AWEIGH_AMD", "all")))
+        }
+        "check" => Ok(run(Command::new("bash").arg(".ci/run"))),
+        "fxc" => compilers::fxc(arguments),
+        "dxc" => compilers::dxc(arguments),
+        "metal" => compilers::metal().map(done),
+        "tint" => compilers::tint().map(done),
+        "windows" => windows::windows(arguments),
+        "macos" => macos::macos().map(done),
+        "wheel" => wheel::wheel(arguments.first().map(String::as_str)).map(done),
+        "archive" => archive::archive().map(done),
+        "docs" => WRITERS
+            .iter()
+            .try_for_each(|writer| tools::done(cargo().args(*writer).env("AWEIGH_WRITE_DOCS", "1")))
+            .map(done),
+        "fixtures" => {
             let table = CONTRIBUTING.lines().skip_while(|line| !line.starts_with("| files |"));
             table.take_while(|line| line.starts_with('|')).for_each(|line| println!("{line}"));
-            return ExitCode::SUCCESS;
+            Ok(ExitCode::SUCCESS)
         }
         _ => {
             eprintln!("{USAGE}");
-            return ExitCode::from(2);
+            Ok(ExitCode::from(2))
         }
-    };
-    if cfg!(target_os = "linux")
-        && let Err(message) = vulkan::ensure_vulkan()
-    {
-        eprintln!("xtask: {message}");
-        return ExitCode::from(2);
     }
-    let arguments: Vec<String> = arguments.collect();
-    let mut command = cargo();
-    command.args(cargo_arguments).args(&arguments);
-    if cargo_arguments == amd {
-        command.env("AWEIGH_AMD", "all");
-    }
-    let ended = run(&mut command);
-    // Tests that need real files are ignored by default. With flags of the caller, only what was asked for
-    // runs.
-    match cargo_arguments == test && arguments.is_empty() && ended == ExitCode::SUCCESS {
-        true => test_with_real_data(),
-        false => ended,
-    }
+}
+
+/// Runs the tests of both packages; without flags also those that need real files, which are ignored by
+/// default.
+fn test(flags: &[String]) -> Result<ExitCode, String> {
+    vulkan::ensure_vulkan()?;
+    let ended = run(cargo().args(["test", "--package", "aweigh", "--package", "aweigh-cli"]).args(flags));
+    let all = flags.is_empty() && ended == ExitCode::SUCCESS;
+    Ok(if all { test_with_real_data() } else { ended })
 }
 
 /// Runs the ignored tests that need real files, if the files are there.

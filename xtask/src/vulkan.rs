@@ -10,9 +10,9 @@ use crate::tools::{is_on_path, path_list};
 /// The Vulkan loader and Mesa's drivers, which include llvmpipe.
 const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 
-/// Installs a software Vulkan driver if there is no driver that can work.
+/// Installs a software Vulkan driver on Linux if there is no driver that can work.
 pub fn ensure_vulkan() -> Result<(), String> {
-    let Some(missing) = missing_vulkan() else { return Ok(()) };
+    let Some(missing) = missing_vulkan().filter(|_| cfg!(target_os = "linux")) else { return Ok(()) };
     eprintln!("xtask: {missing}; installing {}", PACKAGES.join(" and "));
     install(&PACKAGES).map_err(|reason| {
         format!(

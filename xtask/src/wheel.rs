@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use crate::python::{GLIBC, ZIG, environment, path_with, program};
 use crate::tools::{done, path_list};
@@ -11,14 +11,9 @@ use crate::tools::{done, path_list};
 const MOST: u64 = 15_000_000;
 
 /// Builds the wheel for this machine, or for another `target`, and tests it if it is for this machine.
-pub fn wheel(target: Option<&str>) -> ExitCode {
-    match build(target).and_then(|wheel| if target.is_none() { check(&wheel) } else { Ok(()) }) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("xtask: {message}");
-            ExitCode::FAILURE
-        }
-    }
+pub fn wheel(target: Option<&str>) -> Result<(), String> {
+    let wheel = build(target)?;
+    if target.is_none() { check(&wheel) } else { Ok(()) }
 }
 
 fn build(target: Option<&str>) -> Result<PathBuf, String> {
