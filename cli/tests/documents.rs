@@ -84,6 +84,7 @@ fn every_flag_exists() {
     collect(&command, &mut flags);
     // Flags of other programs.
     let others = ["--path", "--release", "--example", "--test", "--lib", "--no-deps", "--logdir"];
+    let others = others.into_iter().chain(["--package", "--checked"]);
     flags.extend(others.map(str::to_owned));
     let flag = Regex::new(r"`[^`\n]*?(--[a-z][a-z0-9-]*)").unwrap();
     let mut unknown = Vec::new();
@@ -254,7 +255,7 @@ fn the_charts_of_figures() {
     let rows = cells(&text, "| method | step | PKU");
     let harmful = |row: &[String]| number(&row[2]) + number(&row[3]);
     let ordinary = |row: &[String]| (number(&row[4]) + number(&row[5])) / 64.0 * 100.0;
-    let against = |title: &str, x: &dyn Fn(&[String]) -> f64| {
+    let against = |title: &str, most: f64, x: &dyn Fn(&[String]) -> f64| {
         let mut series: Vec<Series> = Vec::new();
         for row in &rows[2..] {
             if series.last().is_none_or(|last| last.name != row[0]) {
@@ -263,7 +264,7 @@ fn the_charts_of_figures() {
             }
             let point = (x(row), harmful(row));
             // A broken model would squeeze all others into a corner.
-            series.last_mut().unwrap().points.extend((point.0 <= 50.0).then_some(point));
+            series.last_mut().unwrap().points.extend((point.0 <= most).then_some(point));
         }
         Chart { title: title.into(), series, ..Chart::default() }
     };
@@ -295,8 +296,8 @@ fn the_charts_of_figures() {
     let perplexity = "Refused harmful requests, % (up), and rise of the perplexity, % (across)";
     let charts = [
         ("habit-by-step", by_step),
-        ("refusals-ordinary", against(refused, &ordinary)),
-        ("refusals-perplexity", against(perplexity, &|row| number(&row[6]))),
+        ("refusals-ordinary", against(refused, 100.0, &ordinary)),
+        ("refusals-perplexity", against(perplexity, 10.0, &|row| number(&row[6]))),
     ];
     for (name, chart) in charts {
         let path = of_repository("docs/figures").join(format!("{name}.svg"));
