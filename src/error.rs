@@ -173,7 +173,8 @@ fn io_fix(error: &std::io::Error) -> String {
         StorageFull | QuotaExceeded => "free some space there, or choose another location",
         NotFound => "check the path; relative paths start at the current folder",
         IsADirectory => "give a file: this is a folder",
-        NotADirectory => "check the path: a part of it is a file instead of a folder",
+        // The second is what Windows says.
+        NotADirectory | AlreadyExists => "check the path: a part of it is a file instead of a folder",
         _ => return String::new(),
     };
     format!("\n  what to do: {fix}")
@@ -219,7 +220,10 @@ impl Error {
             [] => String::new(),
             _ => format!(", except for those that cannot be used: {}", refused.join("; ")),
         };
-        let install = if cfg!(windows) {
+        let install = if cfg!(target_os = "linux") && !refused.is_empty() {
+            "install a newer driver (of Mesa 22.3 or newer), or one for OpenGL (on Debian and Ubuntu: apt-get \
+             install libegl1 libgl1-mesa-dri)"
+        } else if cfg!(windows) {
             "install the driver of the GPU's maker"
         } else if cfg!(target_os = "macos") {
             "use a machine with Metal"

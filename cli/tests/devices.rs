@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::room::{Room, TRAIN, texts};
+use super::room::{Room, TRAIN, is_wine, texts};
 
 #[test]
 fn no_adapter() {
@@ -17,13 +17,13 @@ fn no_adapter() {
         &["sample", "--model", "tiny", "--data", "flagged.jsonl", "--output", "answers.jsonl"],
         &["selftest"],
     ];
-    for line in lines {
+    for line in lines.iter().filter(|_| !is_wine()) {
         let mut command = room.command();
         // Two names of the same setting, for newer and older Vulkan loaders; the third excludes other
         // systems' drivers.
         let none = room.path("no-driver.json");
         command.env("VK_DRIVER_FILES", &none).env("VK_ICD_FILENAMES", &none).env("WGPU_BACKEND", "vulkan");
-        command.env_remove("AWEIGH_GPU").args(line);
+        command.env_remove("AWEIGH_GPU").args(*line);
         room.refused(
             &mut command,
             &[

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use assert_cmd::Command;
 
-use super::room::{Room, assets, texts};
+use super::room::{Room, assets, is_wine, texts};
 
 /// One request: its path, the first byte that it asks for, and its token.
 #[derive(Debug, Clone, PartialEq)]
@@ -134,6 +134,9 @@ const ANSWER: [&str; 7] =
 
 #[test]
 fn a_model_is_downloaded_once_and_taken_up_where_it_broke_off() {
+    if is_wine() {
+        return;
+    }
     let (room, hub) = (Room::new(), Hub::new());
     let run = |command: &mut Command| {
         let output = command.output().unwrap();
@@ -171,6 +174,9 @@ fn a_model_is_downloaded_once_and_taken_up_where_it_broke_off() {
 
 #[test]
 fn a_plan_needs_no_weights() {
+    if is_wine() {
+        return;
+    }
     let (room, hub) = (Room::new(), Hub::new());
     let json = |arguments: &[&str]| {
         let output = hub.command(&room, &[arguments, &["--json"]].concat()).output().unwrap();
@@ -194,6 +200,9 @@ fn a_plan_needs_no_weights() {
 
 #[test]
 fn what_the_hub_has_not_or_will_not_give() {
+    if is_wine() {
+        return;
+    }
     let (room, hub) = (Room::new(), Hub::new());
     let refused = |model: &str, parts: &[&str]| {
         // Folders of the cache may be created; nothing else may change.

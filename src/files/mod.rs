@@ -184,6 +184,8 @@ pub fn refuse_existing(path: &Path, place: &str, overwrite: bool) -> Result<()> 
 #[derive(Debug)]
 pub struct WholeFile {
     path: PathBuf,
+    /// The file that is written: where `path` is a link, what it points to.
+    target: PathBuf,
     inner: Inner,
 }
 
@@ -208,7 +210,8 @@ impl WholeFile {
         } else {
             temporary(0o666).tempfile_in(parent(&target)).map(|file| Inner::Temporary(BufWriter::new(file)))
         };
-        Ok(Self { inner: inner.map_err(|error| Error::io(path, "create", error))?, path: target })
+        let inner = inner.map_err(|error| Error::io(path, "create", error))?;
+        Ok(Self { path: path.to_owned(), target, inner })
     }
 
     /// The path that the file will have.
@@ -221,18 +224,17 @@ impl WholeFile {
     /// # Errors
     /// [`Error::Io`]; nothing is then left behind.
     pub fn commit(self) -> Result<()> {
-        let path = self.path;
         let finish = match self.inner {
             Inner::Direct(mut file) => file.flush(),
             Inner::Temporary(file) => {
                 file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
                     file.as_file().sync_all()?;
-                    file.persist(&path).map_err(|error| error.error)?;
+                    file.persist(&self.target).map_err(|error| error.error)?;
                     Ok(())
                 })
             }
         };
-        finish.map_err(|error| Error::io(&path, "write", error))
+        finish.map_err(|error| Error::io(&self.path, "write", error))
     }
 }
 

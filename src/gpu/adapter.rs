@@ -159,16 +159,39 @@ fn is_software(info: &wgpu::AdapterInfo) -> bool {
     info.device_type == wgpu::DeviceType::Cpu || (info.backend == wgpu::Backend::Gl && named)
 }
 
-/// The adapters that `backends` offer, and the reasons why some cannot be used.
-async fn offered(backends: wgpu::Backends) -> (Vec<wgpu::Adapter>, Vec<String>) {
+/// WebGPU's default limits, without those of drawing and of what no kernel uses: old drivers offer less.
+pub(super) fn needed() -> wgpu::Limits {
+    wgpu::Limits {
+        max_texture_dimension_1d: 0,
+        max_texture_dimension_3d: 0,
+        max_texture_array_layers: 1,
+        max_dynamic_storage_buffers_per_pipeline_layout: 0,
+        max_samplers_per_shader_stage: 0,
+        max_storage_textures_per_shader_stage: 0,
+        max_vertex_buffers: 0,
+        max_vertex_attributes: 0,
+        max_vertex_buffer_array_stride: 0,
+        max_inter_stage_shader_variables: 0,
+        max_color_attachments: 0,
+        max_color_attachment_bytes_per_sample: 0,
+        ..Default::default()
+    }
+}
+
+async fn enumerated(backends: wgpu::Backends, more: wgpu::InstanceFlags) -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     descriptor.backends = backends;
+    descriptor.flags |= more;
+    wgpu::Instance::new(descriptor).enumerate_adapters(wgpu::Backends::all()).await
+}
+
+/// The adapters that `backends` offer, and the reasons why some cannot be used.
+async fn offered(backends: wgpu::Backends) -> (Vec<wgpu::Adapter>, Vec<String>) {
     let mut refused = Vec::new();
-    let mut found = wgpu::Instance::new(descriptor).enumerate_adapters(wgpu::Backends::all()).await;
+    let mut found = enumerated(backends, wgpu::InstanceFlags::empty()).await;
     found.retain(|adapter| {
         let mut reason = None;
-        let limits = adapter.limits();
-        wgpu::Limits::default().check_limits_with_fail_fn(&limits, false, |name, wanted, has| {
+        needed().check_limits_with_fail_fn(&adapter.limits(), false, |name, wanted, has| {
             reason.get_or_insert_with(|| format!("{name} is {has}, not {wanted}"));
         });
         let info = adapter.get_info();
@@ -193,6 +216,17 @@ pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapt
         let (through_gl, reasons) = offered(wgpu::Backends::GL).await;
         found = through_gl;
         refused.extend(reasons);
+    }
+    if found.is_empty() && refused.is_empty() {
+        // wgpu hides these, and rightly: with Mesa 22.0's llvmpipe nothing ever ends. They are only named.
+        let flag = wgpu::InstanceFlags::ALLOW_UNDERLYING_NONCOMPLIANT_ADAPTER;
+        let hidden = enumerated(allowed & wgpu::Backends::VULKAN, flag).await;
+        refused.extend(hidden.iter().map(|adapter| {
+            format!(
+                "{} (Vulkan): the driver says that it does not conform to Vulkan",
+                adapter.get_info().name
+            )
+        }));
     }
     refused.iter().for_each(|reason| log::info!("left out {reason}"));
     found.sort_by_key(|adapter| {

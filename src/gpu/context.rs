@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, summary, why_first};
+use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, needed, summary, why_first};
 use super::fault::Faults;
 use super::kernel::{Compiled, Kernel};
 use super::memory::{Memory, Purpose};
@@ -106,7 +106,7 @@ impl Gpu {
         let summaries: Vec<_> = found.iter().enumerate().map(|(i, a)| summary(i, a)).collect();
         let index = choose(&summaries, options.adapter.as_deref())?;
         let (adapter, summary) = (&found[index], summaries[index].clone());
-        let mut limits = wgpu::Limits::default();
+        let mut limits = needed();
         if !options.default_limits {
             limits.max_buffer_size = adapter.limits().max_buffer_size;
             limits.max_storage_buffer_binding_size = adapter.limits().max_storage_buffer_binding_size;

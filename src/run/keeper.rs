@@ -75,6 +75,8 @@ impl<'a> Disk<'a> {
         let done = |step: u64, from: usize| step <= from as u64;
         // The step of an anchor is the number of steps done when it was sampled.
         let drawn = |step: u64, from: usize| step == 0 || step < from as u64;
+        // Windows cannot replace a file that is open.
+        (self.metrics, self.completions, self.samples) = (None, None, None);
         self.metrics = Some(lines("metrics.jsonl", "global_step", &done)?);
         self.completions = Some(lines("completions.jsonl", "step", &done)?);
         self.samples = if samples { Some(lines("samples.jsonl", "step", &drawn)?) } else { None };
