@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use super::room::{Room, texts};
+use super::room::{Room, interrupt, is_wine, texts};
 
 /// A run that takes some seconds.
 const RUN: [&str; 18] = [
@@ -148,8 +148,10 @@ fn a_run_killed_again_and_again_ends_as_if_it_never_was() {
 }
 
 #[test]
-#[cfg(unix)]
 fn an_interrupt_keeps_the_step_and_the_run_goes_on() {
+    if is_wine() {
+        return;
+    }
     let room = Room::new();
     succeed(&room, &line("whole", "40", &[]));
     for signal in ["INT", "TERM"] {
@@ -167,8 +169,7 @@ fn an_interrupt_keeps_the_step_and_the_run_goes_on() {
             assert!(child.try_wait().unwrap().is_none(), "{signal}: it ended by itself");
             std::thread::sleep(Duration::from_millis(10));
         }
-        let sent = std::process::Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
-        assert!(sent.unwrap().success());
+        interrupt(&child, signal);
         let output = child.wait_with_output().unwrap();
         let (_, stderr) = texts(&output);
         assert_eq!(output.status.code(), Some(130), "{signal}: {stderr}");
@@ -327,21 +328,21 @@ fn an_allocation_that_fails_ends_a_run_cleanly() {
 }
 
 /// Interrupts a run after its first steps, so that `cut` can be resumed.
-#[cfg(unix)]
 fn interrupted(room: &Room) {
     let mut child = spawn(room, &line("cut", "400", &SAVED));
     while last_checkpoint(&room.path("cut")).is_none_or(|step| step < 2) {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let sent = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
-    assert!(sent.unwrap().success());
+    interrupt(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]
-#[cfg(unix)]
 fn what_a_run_does_not_go_on_with() {
+    if is_wine() {
+        return;
+    }
     let room = Room::new();
     room.refuses(
         &["align", "--resume", "cut"],
@@ -397,7 +398,7 @@ fn what_a_run_does_not_go_on_with() {
     let output = room.run(&["align", "--resume", "cut"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(texts(&output).1.contains("which another run is writing to"), "{}", texts(&output).1);
-    let _ = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
+    interrupt(&child, "INT");
     let (_, stderr) = texts(&child.wait_with_output().unwrap());
     assert!(stderr.contains(&format!("checkpoint-{last}: state.safetensors is damaged")), "{stderr}");
     assert!(stderr.contains(&format!("resuming after step {}", last - 1)), "{stderr}");
@@ -454,7 +455,7 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
     let _ = fs::write(room.path("disk/filler"), vec![0u8; 8 << 20]);
     std::thread::sleep(Duration::from_secs(2));
     assert!(child.try_wait().unwrap().is_none(), "a full disk ended the run");
-    let _ = std::process::Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status();
+    interrupt(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(last_checkpoint(&room.path("disk/run")).is_some());
     // A disk that cannot be written to at all.

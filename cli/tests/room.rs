@@ -37,7 +37,8 @@ pub fn of_repository(path: &str) -> PathBuf {
     std::path::absolute(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap()
 }
 
-/// Whether this is Wine, which passes no variables to Vulkan's loader, and whose symbolic links lead nowhere.
+/// Whether this is Wine, which passes no variables to Vulkan's loader, whose symbolic links lead nowhere, and
+/// where no process can send Ctrl-Break to another.
 pub fn is_wine() -> bool {
     let wine = std::env::var_os("WINELOADER").is_some();
     if wine {
@@ -129,9 +130,11 @@ impl Room {
         Command::from_std(self.process())
     }
 
-    /// Like [`Room::command`], as a process that a test can watch while it runs.
+    /// Like [`Room::command`], as a process that a test can watch while it runs, and [`interrupt`].
     pub fn process(&self) -> std::process::Command {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_aweigh"));
+        #[cfg(windows)]
+        interrupts::prepare(&mut command);
         // Mesa's Wayland layer complains on stderr where there is no such folder.
         command.current_dir(self.0.path()).env_remove("RUST_LOG").env("XDG_RUNTIME_DIR", self.0.path());
         // A cache of its own, with what is measured of a device at its first product.
@@ -196,6 +199,53 @@ impl Room {
     /// Like [`Room::refuses`], for `align` with a model and more flags.
     pub fn align_refuses(&self, model: &str, flags: &[&str], parts: &[&str]) {
         self.refuses(&[&["align", "--model", model], &TRAIN[..], flags].concat(), parts);
+    }
+}
+
+/// Sends a signal, INT (Ctrl-C) or TERM, to a process of [`Room::process`]. On Windows it is always
+/// Ctrl-Break, which can be sent to one process.
+pub fn interrupt(child: &std::process::Child, signal: &str) {
+    let mut kill = std::process::Command::new("kill");
+    let sent = match cfg!(unix) {
+        true => kill.args(["-s", signal, &child.id().to_string()]).status().is_ok_and(|s| s.success()),
+        false => interrupts::send(child),
+    };
+    assert!(sent, "the process was not interrupted");
+}
+
+#[cfg(not(windows))]
+mod interrupts {
+    pub fn send(_: &std::process::Child) -> bool {
+        false
+    }
+}
+
+#[cfg(windows)]
+#[allow(unsafe_code)]
+mod interrupts {
+    use std::os::windows::process::CommandExt;
+    use std::process::{Child, Command};
+
+    const CREATE_NEW_PROCESS_GROUP: u32 = 0x200;
+    const CTRL_BREAK_EVENT: u32 = 1;
+
+    #[link(name = "kernel32")]
+    unsafe extern "system" {
+        fn AllocConsole() -> i32;
+        fn GenerateConsoleCtrlEvent(event: u32, group: u32) -> i32;
+    }
+
+    /// A group of its own, so that the event goes to this process alone; and a console, without which there
+    /// are no such events.
+    pub fn prepare(command: &mut Command) {
+        // SAFETY: it only fails where there is a console.
+        unsafe { AllocConsole() };
+        command.creation_flags(CREATE_NEW_PROCESS_GROUP);
+    }
+
+    pub fn send(child: &Child) -> bool {
+        // SAFETY: a call with two numbers.
+        unsafe { GenerateConsoleCtrlEvent(CTRL_BREAK_EVENT, child.id()) != 0 }
     }
 }
 

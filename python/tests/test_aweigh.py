@@ -132,6 +132,8 @@ def test_finish_ends_with_the_best_state(rows):
 
 
 def test_ctrl_c(rows):
+    # A process that was started in the background of a script ignores SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = {**SMALL, "max_steps": 100_000, "train": rows, "output_dir": "interrupted", "no_stop": True}
     started = threading.Event()
 

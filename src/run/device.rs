@@ -29,6 +29,19 @@ impl OpenGpu {
     /// # Errors
     /// [`crate::Error::NoAdapter`] if there is no GPU, [`crate::Error::OutOfMemory`].
     pub fn open(options: &Options, tuned: bool) -> Result<Self> {
+        Self::with_measured(options, tuned, true)
+    }
+
+    /// Opens a GPU as [`OpenGpu::open`] does, but without what was measured of it earlier: how products read
+    /// their operands fastest is measured again. Blocks.
+    ///
+    /// # Errors
+    /// As [`OpenGpu::open`].
+    pub fn open_unmeasured(options: &Options) -> Result<Self> {
+        Self::with_measured(options, false, false)
+    }
+
+    fn with_measured(options: &Options, kernels: bool, operands: bool) -> Result<Self> {
         let mut options = options.clone();
         if let Ok(faults) = std::env::var("AWEIGH_FAULTS") {
             // One counter per process: it continues when a GPU is opened again.
@@ -37,14 +50,14 @@ impl OpenGpu {
             options.faults = FAULTS.get_or_init(|| parsed).clone();
         }
         let mut gpu = block_on(Gpu::open(&options))?;
-        if let Some(tuning) = cache::tuning(gpu.summary()).filter(|_| tuned) {
+        if let Some(tuning) = cache::tuning(gpu.summary()).filter(|_| kernels) {
             let taken = gpu.use_tuning(tuning);
             let what = if taken { "used" } else { "from another version, ignored" };
             log::info!("measured kernel choices: {what}");
         }
         gpu.use_pipelines(&cache::pipelines(gpu.summary()).unwrap_or_default());
         let known = gpu.pipelines();
-        if let Some(rows) = cache::texels_from(gpu.summary()) {
+        if let Some(rows) = cache::texels_from(gpu.summary()).filter(|_| operands) {
             gpu.use_texels_from(rows);
         }
         let undisturbed = !options.background && options.witness.is_none();

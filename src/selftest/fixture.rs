@@ -144,7 +144,8 @@ impl Output {
     }
 }
 
-/// The bits of `data`. A comparison by value would treat +0 and -0 as equal, and NaN as unequal to itself.
+/// The bits of `data`, where a comparison by value would treat NaN as unequal to itself. WGSL lets a GPU
+/// ignore the sign of a zero, and Microsoft's FXC does, so -0 is +0 here.
 pub(super) fn bits(data: &[f32]) -> Vec<u32> {
-    data.iter().map(|v| v.to_bits()).collect()
+    data.iter().map(|v| if *v == 0.0 { 0 } else { v.to_bits() }).collect()
 }

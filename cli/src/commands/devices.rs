@@ -100,7 +100,7 @@ const RUNS: Runs = Runs { count: 3, seconds: 0.02 };
 
 fn tune(args: &Args, output: &Output) -> Result<()> {
     let (config, dtype) = ModelSource::open(&args.model, output)?.shape()?;
-    let gpu = OpenGpu::open(&args.gpu.options(), false)?;
+    let gpu = OpenGpu::open_unmeasured(&args.gpu.options())?;
     let mut file = cache::tuning_file(gpu.summary())?;
     let products = products(&config, dtype);
     let mut progress = output.progress("measuring", products.len() as u64, Unit::Items);
