@@ -221,8 +221,8 @@ impl Error {
             _ => format!(", except for those that cannot be used: {}", refused.join("; ")),
         };
         let install = if cfg!(target_os = "linux") && !refused.is_empty() {
-            "install a newer driver (of Mesa 22.3 or newer), or one for OpenGL (on Debian and Ubuntu: apt-get \
-             install libegl1 libgl1-mesa-dri)"
+            "install a newer driver (of Mesa 22.3 or newer), or one for OpenGL (on Debian and Ubuntu: \
+             apt-get install libegl1 libgl1-mesa-dri)"
         } else if cfg!(windows) {
             "install the driver of the GPU's maker"
         } else if cfg!(target_os = "macos") {
