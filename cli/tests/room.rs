@@ -205,19 +205,14 @@ impl Room {
 /// Sends a signal, INT (Ctrl-C) or TERM, to a process of [`Room::process`]. On Windows it is always
 /// Ctrl-Break, which can be sent to one process.
 pub fn interrupt(child: &std::process::Child, signal: &str) {
-    let mut kill = std::process::Command::new("kill");
-    let sent = match cfg!(unix) {
-        true => kill.args(["-s", signal, &child.id().to_string()]).status().is_ok_and(|s| s.success()),
-        false => interrupts::send(child),
+    #[cfg(windows)]
+    let sent = interrupts::send(child);
+    #[cfg(not(windows))]
+    let sent = {
+        let mut kill = std::process::Command::new("kill");
+        kill.args(["-s", signal, &child.id().to_string()]).status().unwrap().success()
     };
-    assert!(sent, "the process was not interrupted");
-}
-
-#[cfg(not(windows))]
-mod interrupts {
-    pub fn send(_: &std::process::Child) -> bool {
-        false
-    }
+    assert!(sent, "{signal} was not sent");
 }
 
 #[cfg(windows)]

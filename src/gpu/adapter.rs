@@ -353,6 +353,15 @@ fn spoken(kind: &str) -> &'static str {
 mod tests {
     use super::*;
 
+    #[test]
+    fn drivers_that_cannot_be_used_are_named() {
+        let message = |refused: &[String]| Error::no_gpu(None, refused).to_string();
+        let told = message(&["llvmpipe (Vulkan): max_bind_groups is 1, not 4".into()]);
+        assert!(told.contains("cannot be used: llvmpipe (Vulkan): max_bind_groups is 1, not 4"), "{told}");
+        assert_eq!(told.contains("install a newer driver"), cfg!(target_os = "linux"), "{told}");
+        assert!(!message(&[]).contains("newer driver"));
+    }
+
     fn adapter(name: &str, kind: &str, backend: &str) -> AdapterSummary {
         AdapterSummary {
             index: 0,

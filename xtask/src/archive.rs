@@ -7,7 +7,7 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-use crate::python::{GLIBC, ZIG, environment, path_with, program};
+use crate::python::{GLIBC, path_with, program, zig};
 use crate::tools::{cargo, done, path_list};
 
 /// Shells with the names of their files.
@@ -68,11 +68,10 @@ fn compiled(target: &str) -> Result<PathBuf, String> {
         done(cargo().arg("build").args(flags).envs(runtime))?;
         return Ok(Path::new("target/dist").join(name));
     }
-    let tools = Path::new("target/wheel/tools");
-    done(Command::new(environment(tools)?).args(["install", "--quiet"]).args(ZIG))?;
-    let mut build = Command::new(program(tools, "cargo-zigbuild"));
+    let tools = zig(&[])?;
+    let mut build = Command::new(program(&tools, "cargo-zigbuild"));
     build.arg("zigbuild").args(flags).arg(format!("--target={target}.{GLIBC}"));
-    done(build.env("PATH", path_with(tools, path_list("PATH"))?))?;
+    done(build.env("PATH", path_with(&tools, path_list("PATH"))?))?;
     Ok(Path::new("target").join(target).join("dist").join(name))
 }
 

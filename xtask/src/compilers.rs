@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use crate::python::{ZIG, environment, program};
+use crate::python::{program, zig};
 use crate::tools::{cargo, done, run};
 use crate::windows::{TARGET, wine};
 
@@ -70,12 +70,15 @@ pub fn dxc(arguments: &[String]) -> Result<ExitCode, String> {
 fn microsoft(compiler: &str, name: &str, arguments: &[String]) -> Result<ExitCode, String> {
     let (flags, paths): (Vec<_>, Vec<_>) = arguments.iter().partition(|argument| argument.starts_with("--"));
     let checked = match flags[..] {
-        [] => "",
-        [flag] if flag == "--checked" => "checked",
+        [] => None,
+        [flag] if flag == "--checked" => Some("checked"),
         _ => return Err(format!("{compiler} has one flag, --checked")),
     };
     let library = library(name, paths.first().copied())?;
-    let folder = translations("variants_translate_to_hlsl", format!("{compiler} {checked}").trim_end())?;
+    let folder = translations(
+        "variants_translate_to_hlsl",
+        format!("{compiler} {}", checked.unwrap_or_default()).trim_end(),
+    )?;
     let target = (!cfg!(windows)).then_some(TARGET);
     let mut build = cargo();
     build.args(["build", "--package", "xtask", "--bin", compiler]);
@@ -86,8 +89,7 @@ fn microsoft(compiler: &str, name: &str, arguments: &[String]) -> Result<ExitCod
     let mut command = if target.is_some() { wine() } else { Command::new(&program) };
     // Wine would take its own compiler, which cannot compile these texts.
     command.env("WINEDLLOVERRIDES", "d3dcompiler_47=n");
-    command.args(target.map(|_| &program)).arg(library).arg(folder);
-    command.args(Some(checked).filter(|word| !word.is_empty()));
+    command.args(target.map(|_| &program)).arg(library).arg(folder).args(checked);
     Ok(run(&mut command))
 }
 
@@ -111,9 +113,7 @@ pub fn metal() -> Result<(), String> {
     }
     let file = folder.join("all.cpp");
     fs::write(&file, all).map_err(told)?;
-    let tools = Path::new("target/wheel/tools");
-    done(Command::new(environment(tools)?).args(["install", "--quiet"]).args(ZIG))?;
-    let mut clang = Command::new(program(tools, "python"));
+    let mut clang = Command::new(program(&zig(&[])?, "python"));
     clang.args(["-m", "ziglang", "clang", "-fsyntax-only", "-target", "x86_64-linux-gnu", "-x", "c++"]);
     clang.args(["-std=c++17", "-nostdinc", "-nostdinc++", "-w", "-ferror-limit=0"]);
     // Metal has no double.
@@ -125,8 +125,10 @@ pub fn metal() -> Result<(), String> {
 
 /// A line of Metal with calls of `metal::make<T>` for vectors made by `T(...)` or a cast.
 fn with_constructors(line: &str) -> String {
-    let mut line = line.replace("static_cast<metal::", "metal::make<metal::");
+    let mut line = line.to_owned();
     for name in VECTORS {
+        let cast = format!("metal::{name}>(");
+        line = line.replace(&format!("static_cast<{cast}"), &format!("metal::make<{cast}"));
         let call = format!("{name}(");
         let mut from = 0;
         while let Some(at) = line[from..].find(&call).map(|at| from + at) {
@@ -140,10 +142,6 @@ fn with_constructors(line: &str) -> String {
             line.replace_range(start..at + call.len(), &made);
             from = start + made.len();
         }
-    }
-    // Scalars keep their casts.
-    for scalar in ["uint", "half"] {
-        line = line.replace(&format!("metal::make<metal::{scalar}>("), &format!("static_cast<{scalar}>("));
     }
     line
 }

@@ -1,9 +1,8 @@
 //! macOS as far as another system can check it: the code compiles for it, without a warning.
 
-use std::path::Path;
 use std::process::Command;
 
-use crate::python::{ZIG, environment, path_with, program};
+use crate::python::{path_with, program, zig};
 use crate::tools::{done, path_list};
 
 /// Apple silicon and Intel.
@@ -12,14 +11,13 @@ const TARGETS: [&str; 2] = ["aarch64-apple-darwin", "x86_64-apple-darwin"];
 /// Runs clippy on both packages, tests included, for macOS. Nothing is linked, which would need Apple's SDK;
 /// zig compiles the C code of dependencies.
 pub fn macos() -> Result<(), String> {
-    let tools = Path::new("target/wheel/tools");
-    done(Command::new(environment(tools)?).args(["install", "--quiet"]).args(ZIG))?;
+    let tools = zig(&[])?;
     done(Command::new("rustup").args(["target", "add"]).args(TARGETS))?;
     TARGETS.into_iter().try_for_each(|target| {
         println!("\n== {target}");
-        let mut clippy = Command::new(program(tools, "cargo-zigbuild"));
+        let mut clippy = Command::new(program(&tools, "cargo-zigbuild"));
         clippy.args(["clippy", "--package", "aweigh", "--package", "aweigh-cli", "--all-targets"]);
         clippy.arg(format!("--target={target}")).args(["--", "-D", "warnings"]);
-        done(clippy.env("PATH", path_with(tools, path_list("PATH"))?))
+        done(clippy.env("PATH", path_with(&tools, path_list("PATH"))?))
     })
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::tools::done;
 
 /// zig, which compiles and links C for other systems and for an old glibc, and what has cargo use it.
-pub const ZIG: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
+const ZIG: [&str; 2] = ["cargo-zigbuild==0.24.1", "ziglang==0.17.1"];
 
 /// The version of glibc that programs for Linux need: Debian 10's and RHEL 8's.
 pub const GLIBC: &str = "2.28";
@@ -24,6 +24,13 @@ pub fn environment(folder: &Path) -> Result<PathBuf, String> {
         })?;
     }
     Ok(pip)
+}
+
+/// Installs zig, and `more`, into an environment of their own, and returns its folder.
+pub fn zig(more: &[&str]) -> Result<PathBuf, String> {
+    let folder = Path::new("target/wheel/tools");
+    done(Command::new(environment(folder)?).args(["install", "--quiet"]).args(ZIG).args(more))?;
+    Ok(folder.to_owned())
 }
 
 /// The path of a program in a virtual environment.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::python::{GLIBC, ZIG, environment, path_with, program};
+use crate::python::{GLIBC, environment, path_with, program, zig};
 use crate::tools::{done, path_list};
 
 /// The largest wheel, in bytes.
@@ -17,21 +17,19 @@ pub fn wheel(target: Option<&str>) -> Result<(), String> {
 }
 
 fn build(target: Option<&str>) -> Result<PathBuf, String> {
-    let folder = Path::new("target/wheel");
-    let (tools, made) = (folder.join("tools"), folder.join("dist"));
-    let pip = environment(&tools)?;
+    let made = Path::new("target/wheel/dist");
     // zig links against an old glibc, for any processor.
-    done(Command::new(pip).args(["install", "--quiet", "maturin==1.16.0"]).args(ZIG))?;
-    let _ = fs::remove_dir_all(&made);
+    let tools = zig(&["maturin==1.16.0"])?;
+    let _ = fs::remove_dir_all(made);
     let mut maturin = Command::new(program(&tools, "maturin"));
-    maturin.args(["build", "--locked", "--manifest-path", "python/Cargo.toml", "--out"]).arg(&made);
+    maturin.args(["build", "--locked", "--manifest-path", "python/Cargo.toml", "--out"]).arg(made);
     if cfg!(target_os = "linux") {
         maturin.args(["--zig", "--compatibility", &format!("manylinux_{}", GLIBC.replace('.', "_"))]);
     }
     maturin.args(target.map(|target| format!("--target={target}")));
     // maturin finds zig through this environment's Python.
     done(maturin.env("PATH", path_with(&tools, path_list("PATH"))?))?;
-    let entries = fs::read_dir(&made).map_err(|error| format!("{}: {error}", made.display()))?;
+    let entries = fs::read_dir(made).map_err(|error| format!("{}: {error}", made.display()))?;
     let wheel = entries.flatten().map(|entry| entry.path()).next().ok_or("maturin made no wheel")?;
     let size = fs::metadata(&wheel).map_err(|error| error.to_string())?.len();
     println!("{}: {:.1} MB", wheel.display(), size as f64 / 1e6);
