@@ -1,6 +1,6 @@
 // Samples one token from each row of logits, and advances the row to its next step on the device.
-// In HF's order: repetition penalty, temperature, top-k, top-p, draw. temperature 0 is greedy: of several
-// largest logits the lowest id wins.
+// Each row has its own settings. In HF's order: repetition penalty, temperature, top-k, top-p, draw.
+// temperature 0 is greedy: of several largest logits the lowest id wins.
 // The random number is a function of (step, sample, prompt, seed), so the token does not depend on the other
 // rows of the batch.
 // A row's logits become weights, exp((logit - the largest) / temperature), in place. Thresholds are found by
@@ -9,11 +9,15 @@
 #import common/rows
 #import common/rng
 struct Params {
-    rows: u32, vocab: u32, seed: u32, top_k: u32,
-    top_p: f32, temperature: f32, penalty: f32, column: u32,
-    columns: u32, end_count: u32, max_new: u32, seen_words: u32,
     ends: vec4<u32>,
-    more_ends: vec4<u32>, first_group: u32,
+    more_ends: vec4<u32>,
+    rows: u32, vocab: u32, column: u32, columns: u32,
+    end_count: u32, seen_words: u32, first_group: u32,
+}
+// A row's own settings.
+struct Settings {
+    seed: u32, top_k: u32, top_p: f32, temperature: f32,
+    penalty: f32, max_new: u32, _a: u32, _b: u32,
 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> logits: array<f32>;        // (B, V)
@@ -25,6 +29,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> ranges: array<vec4<u32>>;  // (B): attention's key ranges
 // (B, columns): the ids sampled since the last readback
 @group(0) @binding(6) var<storage, read_write> history: array<u32>;
+@group(0) @binding(7) var<storage, read> settings: array<Settings>;       // (B)
 
 const NONE = 0xffffffffu;
 
@@ -144,12 +149,13 @@ fn main(
     if row >= p.rows { return; }
     let base = row * p.vocab;
     let s = state[row];
+    let own = settings[row];
     var most = -3.0e38;
     for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
         var l = logits[base + v];
-        if p.penalty != 1.0 {
+        if own.penalty != 1.0 {
             if ((seen[row * p.seen_words + v / 32u] >> (v & 31u)) & 1u) == 1u {
-                l = select(l * p.penalty, l / p.penalty, l > 0.0);
+                l = select(l * own.penalty, l / own.penalty, l > 0.0);
                 logits[base + v] = l;
             }
         }
@@ -157,7 +163,7 @@ fn main(
     }
     most = row_max(most, lane);
     var id = NONE;
-    if p.temperature == 0.0 {
+    if own.temperature == 0.0 {
         // The lowest id among those with the largest logit, as a float: exact below 2^24.
         var first = 16777216.0;
         for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
@@ -167,7 +173,7 @@ fn main(
     } else {
         for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
             // exp(-200) is zero in f32, so -infinity gets the same weight as very negative logits.
-            logits[base + v] = exp(max((logits[base + v] - most) / p.temperature, -200.0));
+            logits[base + v] = exp(max((logits[base + v] - most) / own.temperature, -200.0));
         }
 #ifndef SERIAL
         storageBarrier();
@@ -175,14 +181,15 @@ fn main(
 #endif
         var floor = 0.0;
         // One comparison: of two joined by && FXC says that they may vary, and that no barrier may follow.
-        if p.top_k > 0u {
-            floor = threshold(base, lane, floor, f32(p.top_k), true);
+        // As many as there are, or more: all. One unsigned comparison, for 0 too.
+        if own.top_k - 1u < p.vocab - 1u {
+            floor = threshold(base, lane, floor, f32(own.top_k), true);
         }
-        if p.top_p < 1.0 {
+        if own.top_p < 1.0 {
             let all = measure(base, lane, vec4<f32>(floor), false).x;
-            floor = threshold(base, lane, floor, p.top_p * all, false);
+            floor = threshold(base, lane, floor, own.top_p * all, false);
         }
-        let u = uniform_from(pcg4d(vec4<u32>(s.z, s.y, s.x, p.seed)).x);
+        let u = uniform_from(pcg4d(vec4<u32>(s.z, s.y, s.x, own.seed)).x);
         id = draw(base, lane, floor, u);
     }
     if first_of(lane) != 0u { return; }
@@ -190,10 +197,10 @@ fn main(
     let stopped = s.w == 1u;
     history[row * p.columns + p.column] = select(id, NONE, stopped);
     if stopped { return; }
-    let finished = id >= p.vocab || ends(id) || s.z + 1u >= p.max_new;
+    let finished = id >= p.vocab || ends(id) || s.z + 1u >= own.max_new;
     state[row] = vec4<u32>(s.x, s.y, s.z + 1u, select(0u, 1u, finished));
     if finished { return; }
-    if p.penalty != 1.0 { seen[row * p.seen_words + id / 32u] |= 1u << (id & 31u); }
+    if own.penalty != 1.0 { seen[row * p.seen_words + id / 32u] |= 1u << (id & 31u); }
     let token = tokens[row];
     tokens[row] = vec4<u32>(id, token.y + 1u, token.z + 1u, 0u);
     let range = ranges[row];

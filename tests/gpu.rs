@@ -136,7 +136,8 @@ tests! {
     gather_forward, gather_scaled, gather_quantised, gather_backward, kv_write,
     log_prob, retain, row_scale, sequence_sum, preference_table, preference_groups, preference_likely_tokens,
     sum_squares, clip_scale, adamw, adamw_8bit,
-    sample_draws, sample_frequencies, sample_row_order, sample_finishes, sample_survives_bad_logits,
+    sample_draws, sample_frequencies, sample_row_order, sample_own_settings, sample_finishes,
+    sample_survives_bad_logits,
     model_gradients,
 }
 

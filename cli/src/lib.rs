@@ -9,6 +9,8 @@ pub mod meters;
 pub mod open;
 pub mod program;
 pub mod report_page;
+pub mod said;
+pub mod server;
 pub mod tensorboard;
 pub mod terminal;
 pub mod watch;
@@ -18,7 +20,7 @@ use clap::{Parser, Subcommand};
 use aweigh::error::Result;
 use commands::{
     align, bench, completions, demo, devices, eval, export, generate, inspect, judge, plan, report, sample,
-    score, selftest,
+    score, selftest, serve,
 };
 use terminal::{interrupt, output::Output};
 
@@ -50,6 +52,7 @@ Examples:
   aweigh align --model DIR --train flagged.jsonl --output-dir run
   aweigh plan --model DIR --train flagged.jsonl      how much memory that takes
   aweigh generate --model DIR --adapter run/adapter
+  aweigh serve --model DIR --adapter polite=run/adapter        for programs
 
 RUST_LOG=info shows the engine's own log.
 Exit codes: 0 success, 1 GPU failure or bug in Aweigh, 2 invalid input or set-up, 130 interrupted.";
@@ -63,6 +66,7 @@ pub enum Command {
     Plan(Box<plan::Args>),
     Sample(sample::Args),
     Generate(generate::Args),
+    Serve(Box<serve::Args>),
     Score(score::Args),
     Eval(Box<eval::Args>),
     Report(report::Args),
@@ -90,6 +94,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Plan(args) => plan::run(*args, &output),
         Command::Sample(args) => sample::run(args, &output),
         Command::Generate(args) => generate::run(args, &output),
+        Command::Serve(args) => serve::run(*args, &output),
         Command::Score(args) => score::run(args, &output),
         Command::Eval(args) => eval::run(*args, &output),
         Command::Report(args) => report::run(args, &output),

@@ -27,4 +27,5 @@ mod room;
 mod sample;
 mod score;
 mod selftest;
+mod serve;
 mod weights;

@@ -7,10 +7,9 @@ use crate::gpu::{Recorder, Tensor};
 use crate::{Error, Result};
 
 params!(Params for ["sample"];
-    rows: u32, vocab: u32, seed: u32, top_k: u32,
-    top_p: f32, temperature: f32, penalty: f32, column: u32,
-    columns: u32, end_count: u32, max_new: u32, seen_words: u32,
-    ends: [u32; 4], more_ends: [u32; 4]);
+    ends: [u32; 4], more_ends: [u32; 4],
+    rows: u32, vocab: u32, column: u32, columns: u32,
+    end_count: u32, seen_words: u32);
 
 /// Entry in a row's history for a step after the row had already ended.
 pub const NONE: u32 = u32::MAX;
@@ -40,6 +39,18 @@ pub struct SamplingParams {
     pub ends: Vec<u32>,
 }
 
+impl SamplingParams {
+    /// Words of a row's settings on the device.
+    pub(crate) const WORDS: usize = 8;
+
+    /// A row's settings as the kernel reads them. The end tokens are not among them: all rows share them.
+    pub(crate) fn words(&self) -> [u32; Self::WORDS] {
+        let (top_p, temperature) = (self.top_p.to_bits(), self.temperature.to_bits());
+        let penalty = self.repetition_penalty.to_bits();
+        [self.seed, self.top_k, top_p, temperature, penalty, self.max_new_tokens, 0, 0]
+    }
+}
+
 /// The rows being decoded, updated in place.
 pub struct Rows<'a> {
     /// `(B, V)`
@@ -54,12 +65,15 @@ pub struct Rows<'a> {
     pub ranges: &'a Tensor,
     /// `(B, columns)`: the ids sampled; this call writes one column.
     pub history: &'a Tensor,
+    /// `(B, 8)`: each row's own settings, as words; read only.
+    pub settings: &'a Tensor,
 }
 
-/// Samples one token for each of `count` rows into `column` of the history, and advances the rows.
+/// Samples one token for each of `count` rows into `column` of the history, and advances the rows. `ends` are
+/// the tokens that end an answer.
 pub fn forward(
     rec: &mut Recorder,
-    settings: &SamplingParams,
+    ends: &[u32],
     rows: Rows,
     (count, vocab): (usize, usize),
     (column, columns): (usize, usize),
@@ -72,36 +86,25 @@ pub fn forward(
         ("tokens", rows.tokens, 4 * count),
         ("ranges", rows.ranges, 4 * count),
         ("history", rows.history, count * columns),
+        ("settings", rows.settings, count * SamplingParams::WORDS),
     ];
     check("sample", &tensors)?;
-    if settings.ends.len() > MAX_ENDS {
+    if ends.len() > MAX_ENDS {
         let fix = "list fewer end-of-turn tokens in generation_config.json";
-        return Err(Error::input(
-            "eos_token_id",
-            format!("at most {MAX_ENDS} ids"),
-            settings.ends.len(),
-            fix,
-        ));
+        return Err(Error::input("eos_token_id", format!("at most {MAX_ENDS} ids"), ends.len(), fix));
     }
-    let mut ends = [NONE; MAX_ENDS];
-    ends[..settings.ends.len()].copy_from_slice(&settings.ends);
-    let [a, b, c, d, e, f, g, h] = ends;
+    let mut all = [NONE; MAX_ENDS];
+    all[..ends.len()].copy_from_slice(ends);
+    let [a, b, c, d, e, f, g, h] = all;
     let params = Params {
-        rows: count as u32,
-        vocab: vocab as u32,
-        seed: settings.seed,
-        // As many as there are, or more: all.
-        top_k: if (settings.top_k as usize) < vocab { settings.top_k } else { 0 },
-        top_p: settings.top_p,
-        temperature: settings.temperature,
-        penalty: settings.repetition_penalty,
-        column: column as u32,
-        columns: columns as u32,
-        end_count: settings.ends.len() as u32,
-        max_new: settings.max_new_tokens,
-        seen_words: words as u32,
         ends: [a, b, c, d],
         more_ends: [e, f, g, h],
+        rows: count as u32,
+        vocab: vocab as u32,
+        column: column as u32,
+        columns: columns as u32,
+        end_count: ends.len() as u32,
+        seen_words: words as u32,
     };
     let (variant, groups) = by_rows(rec, "sample", count, vocab);
     let shader = kernel(rec.gpu(), &variant);

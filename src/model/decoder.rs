@@ -1,11 +1,7 @@
 //! The decoder: embedding, blocks, norm, head; its forward pass over a packed batch, log-probs, and its
 //! backward pass.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-
-use super::adapter::{Training, leaves, module_of};
+use super::adapter::{Adapter, Training, leaves, module_of};
 use super::config::{JUDGE_CLASSES, NormKind, Rope};
 use super::export::serialize;
 use super::load::Loader;
@@ -20,7 +16,7 @@ use crate::kernels::{Out, row_scale, sequence_sum, soft_cap};
 use crate::model::TargetModules;
 use crate::nn::{
     Arenas, Backward, Block, Decay, Forward, Input, KvCache, Layout, Linear, Lora, Norm, Param, Pass, Piece,
-    Ranks, Sizes, Streamed, Table, Tables, Weight,
+    Ranks, Sizes, Table, Tables, Weight,
 };
 use crate::{Error, Result};
 
@@ -61,17 +57,7 @@ impl Decoder {
         }
         let config =
             DecoderConfig { classes: weights.judge.then_some(JUDGE_CLASSES), ..weights.untied(config) };
-        let mut loader = Loader {
-            memory,
-            weights,
-            training: &training,
-            layout: Layout::new(decay),
-            values: Vec::new(),
-            adapters: 0,
-            slots: HashMap::new(),
-            streamed: Vec::new(),
-            present: Arc::new(AtomicUsize::new(Streamed::NONE)),
-        };
+        let mut loader = Loader::new(memory, weights, &training, decay);
         let names = config.names;
         let embedding = loader.table(names.embedding, [config.vocab, config.width])?;
         let table = [config.max_positions, config.width];
@@ -91,12 +77,12 @@ impl Decoder {
             loader.linear(&[(names.head.into(), config.vocab)], config.width, false, false, false)?
         };
         let Loader { layout, values: initial, adapters, .. } = loader;
-        if let Training::Adapter(adapter) = training {
-            adapter.all_in(&layout)?;
-        }
         let lora = match training {
             Training::Lora(spec, _) => Some(LoraSpec { fan_in_fan_out: names.transposed, ..spec }),
-            Training::Adapter(adapter) => Some(adapter.spec.clone()),
+            Training::Adapter(adapter) => {
+                adapter.all_in(&layout)?;
+                Some(adapter.spec.clone())
+            }
             Training::None | Training::Full => None,
         };
         if let Some(spec) = lora.as_ref().filter(|_| adapters == 0) {
@@ -107,15 +93,49 @@ impl Decoder {
             };
             return Err(Error::input("target_modules", "at least one layer of the model", found, fix));
         }
-        let values = Arenas::new(memory, &layout, Purpose::Trainable, "parameters")?;
-        for (entry, data) in layout.entries().iter().zip(&initial) {
-            values.of(entry).write_f32(memory, data);
-        }
+        let values = arenas(memory, &layout, &initial)?;
         let table = |rope: &Rope| {
             Tensor::from_f32(memory, Purpose::Weights, "rope table", &rope.table(config.context()))
         };
         let ropes = config.ropes.iter().map(table).collect::<Result<_>>()?;
         Ok(Self { config, embedding, positions, blocks, norm, head, ropes, layout, values, lora })
+    }
+
+    /// The same model with `adapter` instead of its own, if it has one. Frozen weights are shared, on the GPU
+    /// too.
+    ///
+    /// # Errors
+    /// An adapter for another model, or the GPU's memory does not suffice.
+    ///
+    /// # Panics
+    /// If all weights of this decoder are trained: it has none to share.
+    pub fn with_adapter(&self, memory: &Memory, adapter: &Adapter) -> Result<Self> {
+        assert!(self.layout.entries().is_empty() || self.lora.is_some(), "no frozen weights to share");
+        let training = Training::Adapter(adapter);
+        let config = &self.config;
+        let mut loader = Loader::new(memory, &adapter.weights, &training, Decay::Matrices);
+        let (mut blocks, mut head) = (self.blocks.clone(), self.head.clone());
+        for (index, block) in blocks.iter_mut().enumerate() {
+            loader.adapt(config, index, block)?;
+        }
+        head.lora = match config.tied {
+            true => None,
+            false => loader.lora(&[(config.names.head.into(), config.vocab)], config.width)?,
+        };
+        let Loader { layout, values, .. } = loader;
+        adapter.all_in(&layout)?;
+        Ok(Self {
+            config: config.clone(),
+            embedding: self.embedding.clone(),
+            positions: self.positions.clone(),
+            blocks,
+            norm: self.norm.clone(),
+            head,
+            ropes: self.ropes.clone(),
+            values: arenas(memory, &layout, &values)?,
+            layout,
+            lora: Some(adapter.spec.clone()),
+        })
     }
 
     /// The configuration.
@@ -203,7 +223,7 @@ impl Decoder {
     }
 
     /// The ranks of the adapters on each layer's input: the largest sum of any block.
-    fn ranks(&self) -> Ranks {
+    pub(crate) fn ranks(&self) -> Ranks {
         let of = |layer: &Linear| layer.lora.as_ref().map_or(0, Lora::ranks);
         let largest = |layer: fn(&Block) -> &Linear| {
             self.blocks.iter().map(|block| of(layer(block))).max().unwrap_or(0)
@@ -219,7 +239,17 @@ impl Decoder {
 
     /// Allocates a workspace.
     pub fn workspace(&self, memory: &Memory, capacity: Capacity) -> Result<Workspace> {
-        Workspace::new(memory, &self.config, self.sizes(), capacity)
+        self.workspace_with(memory, self.ranks(), capacity)
+    }
+
+    /// Allocates a workspace in which this model also runs with adapters of up to these `ranks`.
+    pub(crate) fn workspace_with(
+        &self,
+        memory: &Memory,
+        ranks: Ranks,
+        capacity: Capacity,
+    ) -> Result<Workspace> {
+        Workspace::new(memory, &self.config, Sizes { ranks, ..self.sizes() }, capacity)
     }
 
     /// A pass over the batch in `ws`, whose layers have `rows` rows.
@@ -450,4 +480,13 @@ impl Decoder {
         let make = |label| Tensor::new(memory, Purpose::KvCache, label, count, DType::F32);
         (0..self.blocks.len()).map(|_| Ok(KvCache { k: make("keys")?, v: make("values")? })).collect()
     }
+}
+
+/// Arenas with the initial values of the layout's tensors.
+fn arenas(memory: &Memory, layout: &Layout, initial: &[Vec<f32>]) -> Result<Arenas> {
+    let values = Arenas::new(memory, layout, Purpose::Trainable, "parameters")?;
+    for (entry, data) in layout.entries().iter().zip(initial) {
+        values.of(entry).write_f32(memory, data);
+    }
+    Ok(values)
 }

@@ -17,8 +17,8 @@ use crate::gpu::{Blocks, DType, Memory, Purpose, Tensor};
 use crate::kernels::matmul::AdapterPart;
 use crate::kernels::rms_norm::Constants;
 use crate::nn::{
-    Attention, Block, HeadNorms, Layout, Linear, Lora, MAX_ARENA, Mlp, Norm, Param, Part, Piece, Streamed,
-    Table, Weight,
+    Attention, Block, Decay, HeadNorms, Layout, Linear, Lora, MAX_ARENA, Mlp, Norm, Param, Part, Piece,
+    Streamed, Table, Weight,
 };
 use crate::rng;
 
@@ -42,7 +42,27 @@ pub(super) struct Loader<'a> {
     pub present: Arc<AtomicUsize>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    /// A loader that has built nothing yet.
+    pub fn new(
+        memory: &'a Memory,
+        weights: &'a Weights<'a>,
+        training: &'a Training<'a>,
+        decay: Decay,
+    ) -> Self {
+        Self {
+            memory,
+            weights,
+            training,
+            layout: Layout::new(decay),
+            values: Vec::new(),
+            adapters: 0,
+            slots: HashMap::new(),
+            streamed: Vec::new(),
+            present: Arc::new(AtomicUsize::new(Streamed::NONE)),
+        }
+    }
+
     /// A parameter from one tensor, in the layout of its file.
     pub fn param(&mut self, name: &str, shape: &[usize]) -> Result<Param> {
         self.params(&[Part::whole(name, shape)])
@@ -195,7 +215,7 @@ impl Loader<'_> {
         Ok(Linear { weights: vec![weight], lora: None, inputs, outputs: classes })
     }
 
-    fn lora(&mut self, layers: &[(String, usize)], inputs: usize) -> Result<Option<Lora>> {
+    pub fn lora(&mut self, layers: &[(String, usize)], inputs: usize) -> Result<Option<Lora>> {
         let (spec, seed, stored) = match self.training {
             Training::Lora(spec, seed) => (spec, *seed, None),
             Training::Adapter(adapter) => (&adapter.spec, 0, Some(&adapter.weights)),
@@ -266,17 +286,34 @@ impl Loader<'_> {
         let after_mlp = optional(self, names.after_mlp)?;
         let parallel = config.parallel;
         let matrices = std::mem::take(&mut self.streamed);
-        let streamed =
-            (!matrices.is_empty()).then(|| Streamed { index, matrices, present: self.present.clone() });
+        let streamed = (!matrices.is_empty()).then(|| Streamed {
+            index,
+            matrices: matrices.into(),
+            present: self.present.clone(),
+        });
         Ok(Block { attention_norm, attention, after_attention, mlp_norm, mlp, after_mlp, parallel, streamed })
+    }
+
+    /// Replaces the adapters of a block with those of `self.training`.
+    pub fn adapt(&mut self, config: &DecoderConfig, index: usize, block: &mut Block) -> Result<()> {
+        let names = config.names;
+        for (layer, modules) in [
+            (&mut block.attention.qkv, names.qkv),
+            (&mut block.attention.o, &[names.o][..]),
+            (&mut block.mlp.up, names.up),
+            (&mut block.mlp.down, &[names.down][..]),
+        ] {
+            layer.lora = self.lora(&named(config, index, modules), layer.inputs)?;
+        }
+        Ok(())
     }
 
     /// The linear layers `modules` of a block, which read the same input.
     fn layers(&mut self, config: &DecoderConfig, index: usize, modules: &[&str]) -> Result<Linear> {
         let all = config.projections();
         let own: Vec<&Projection> = all.iter().filter(|layer| modules.contains(&layer.module)).collect();
-        let named: Vec<_> = own.iter().map(|p| (config.names.of(index, p.module), p.outputs)).collect();
-        self.linear(&named, own[0].inputs, own[0].bias, config.names.transposed, true)
+        let (inputs, bias) = (own[0].inputs, own[0].bias);
+        self.linear(&named(config, index, modules), inputs, bias, config.names.transposed, true)
     }
 
     fn attention(&mut self, config: &DecoderConfig, index: usize) -> Result<Attention> {
@@ -308,6 +345,13 @@ impl Loader<'_> {
             cap: config.attention_cap,
         })
     }
+}
+
+/// The names and numbers of outputs of a block's linear layers `modules`.
+fn named(config: &DecoderConfig, index: usize, modules: &[&str]) -> Vec<(String, usize)> {
+    let all = config.projections();
+    let own = all.iter().filter(|layer| modules.contains(&layer.module));
+    own.map(|p| (config.names.of(index, p.module), p.outputs)).collect()
 }
 
 /// The type of `parts` as one tensor. Matrices stay as stored if all have the same type. Anything else

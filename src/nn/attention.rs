@@ -9,6 +9,7 @@ use crate::kernels::rope::{self, Turn};
 use crate::kernels::{Heads, Mat, Out, head_norm, kv_write};
 
 /// The attention half of a block.
+#[derive(Clone)]
 pub struct Attention {
     /// Queries, keys and values, concatenated; if interleaved, concatenated per head.
     pub qkv: Linear,
@@ -37,6 +38,7 @@ pub struct Attention {
 }
 
 /// RMSNorms of each head of the queries and keys, before their rotation.
+#[derive(Clone)]
 pub struct HeadNorms {
     /// `(head_dim)`
     pub q: Param,

@@ -9,7 +9,8 @@ use crate::Result;
 use crate::gpu::{Recorder, Tensor};
 use crate::kernels::Out;
 
-/// A pre-norm decoder block.
+/// A pre-norm decoder block. Its clones share the tensors.
+#[derive(Clone)]
 pub struct Block {
     /// The norm before attention.
     pub attention_norm: Norm,
@@ -31,11 +32,12 @@ pub struct Block {
 }
 
 /// Frozen matrices of a block in host memory. They are copied to the device each time the block runs.
+#[derive(Clone)]
 pub struct Streamed {
     /// Index of the block.
     pub index: usize,
     /// The device tensors that all blocks use in turn, each with this block's bytes for it.
-    pub matrices: Vec<(Tensor, Vec<u8>)>,
+    pub matrices: Arc<[(Tensor, Vec<u8>)]>,
     /// Index of the block whose matrices are in the tensors, or [`Streamed::NONE`].
     pub present: Arc<AtomicUsize>,
 }
@@ -50,7 +52,7 @@ impl Streamed {
             return;
         }
         rec.submit();
-        for (tensor, bytes) in &self.matrices {
+        for (tensor, bytes) in self.matrices.iter() {
             tensor.write_bytes(rec.gpu(), bytes);
         }
         rec.keep_pace();

@@ -52,6 +52,17 @@ pub struct Ranks {
 }
 
 impl Ranks {
+    /// The larger of the two in each layer.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            qkv: self.qkv.max(other.qkv),
+            o: self.o.max(other.o),
+            up: self.up.max(other.up),
+            down: self.down.max(other.down),
+            head: self.head.max(other.head),
+        }
+    }
+
     fn largest(&self) -> usize {
         let Self { qkv, o, up, down, head } = *self;
         [qkv, o, up, down, head].into_iter().max().unwrap_or(0)

@@ -10,6 +10,7 @@ use crate::kernels::{Mat, Out, column_sum};
 
 /// `y = x Wᵀ (+ bias) (+ lora_alpha / r · dropout(x) Aᵀ Bᵀ)`: one layer, or several that read the same x
 /// and whose outputs are concatenated in y.
+#[derive(Clone)]
 pub struct Linear {
     /// One matrix with the rows of all layers, or one for each layer if a joint one would exceed a binding.
     pub weights: Vec<Weight>,
@@ -22,6 +23,7 @@ pub struct Linear {
 }
 
 /// The weights for a range of columns of y.
+#[derive(Clone)]
 pub struct Weight {
     /// `(outputs, inputs)`
     pub matrix: Param,
@@ -34,6 +36,7 @@ pub struct Weight {
 }
 
 /// Low-rank adapters on one input.
+#[derive(Clone)]
 pub struct Lora {
     /// `(ranks, inputs)`: the adapters' A matrices, concatenated.
     pub a: Param,

@@ -7,6 +7,7 @@ use crate::kernels::Out;
 use crate::kernels::activation::{self, Function, Shape};
 
 /// The MLP half of a block.
+#[derive(Clone)]
 pub struct Mlp {
     /// The up projection; when gated, gate and up side by side.
     pub up: Linear,

@@ -7,6 +7,7 @@ use crate::kernels::rms_norm::{Constants, Shape};
 use crate::kernels::{Out, layer_norm, rms_norm};
 
 /// A norm over the width of the residual stream.
+#[derive(Clone)]
 pub struct Norm {
     /// `(D)`
     pub weight: Param,

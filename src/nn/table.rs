@@ -6,6 +6,7 @@ use crate::gpu::{Recorder, Tensor};
 use crate::kernels::gather::{self, Reading, Rows};
 
 /// A table `(N, width)`.
+#[derive(Clone)]
 pub struct Table {
     /// Its rows, in order.
     pub pieces: Vec<Piece>,

@@ -1,23 +1,28 @@
 //! Sampled tokens, and the rows after a step of the sampler.
 
 use super::{Output, UNIT, Witnessed};
-use crate::kernels::sample::{NONE, Params};
+use crate::kernels::sample::{self as kernel, NONE, Params};
 use crate::reference::sample::{self, SamplingParams, Sequence};
 
-/// Bindings: logits, seen, state, tokens, ranges, history.
+/// Bindings: logits, seen, state, tokens, ranges, history, settings.
 pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
     let p: Params = seen.params();
     let [rows, vocab, words, columns] = [p.rows, p.vocab, p.seen_words, p.columns].map(|size| size as usize);
-    let settings = SamplingParams {
-        filters: sample::Params {
-            temperature: f64::from(p.temperature),
-            top_k: p.top_k as usize,
-            top_p: f64::from(p.top_p),
-            repetition_penalty: f64::from(p.penalty),
-        },
-        max_new_tokens: p.max_new,
-        seed: p.seed,
-        ends: [p.ends, p.more_ends].concat()[..p.end_count as usize].to_vec(),
+    let ends = [p.ends, p.more_ends].concat()[..p.end_count as usize].to_vec();
+    let settings = |row: usize| {
+        let word = |i| seen.bound[6].word(row * kernel::SamplingParams::WORDS + i);
+        let float = |i| f64::from(f32::from_bits(word(i)));
+        SamplingParams {
+            filters: sample::Params {
+                top_k: word(1) as usize,
+                top_p: float(2),
+                temperature: float(3),
+                repetition_penalty: float(4),
+            },
+            seed: word(0),
+            max_new_tokens: word(5),
+            ends: ends.clone(),
+        }
     };
     let column = |row: usize| row * columns + p.column as usize;
     let mut of_logits = Output::first(0, rows * vocab);
@@ -40,6 +45,7 @@ pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
         if !row.logits.iter().all(|logit| logit.is_finite()) {
             continue;
         }
+        let settings = settings(r);
         let drawn = super::word(history, column(r));
         assert!(row.state[3] == 1 || drawn < p.vocab, "row {r}: sampled token {drawn} of {vocab}");
         // A row that has ended samples nothing. If the token depends on rounding, the device's is accepted.
@@ -47,7 +53,7 @@ pub(super) fn forward(seen: &Witnessed) -> Vec<Output> {
         of_history.word(column(r), id);
         let after = row.after(drawn, &settings);
         let most = row.logits.iter().fold(0.0, |most: f64, logit| most.max(logit.abs()));
-        let share = 1e-5 + 8.0 * UNIT * most / f64::from(p.temperature.max(1e-3));
+        let share = 1e-5 + 8.0 * UNIT * most / settings.filters.temperature.max(1e-3);
         let weights = row.weights(&settings);
         // Weights far below the largest are 0 on the device: exp(-200).
         of_logits.row(r * vocab, &weights, |i| share * weights[i].abs() + 1e-37);

@@ -4,6 +4,7 @@
 //! depend on which rows share a batch, nor on when finished rows leave it. The host reads the sampled ids
 //! only every few steps.
 
+mod batch;
 mod room;
 mod wave;
 
@@ -16,6 +17,7 @@ use room::{Piece, waves};
 use wave::{Sequence, Wave};
 
 pub use crate::kernels::sample::{MAX_ENDS, SamplingParams};
+pub use batch::{Batch, Job, MAX_TOP_LOGPROBS, News, Seating, Ticket, TokenLogprob};
 pub(crate) use room::{Room, shared_beginning};
 
 /// A prompt and the number of answers to sample for it.

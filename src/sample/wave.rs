@@ -36,6 +36,8 @@ pub(super) struct Wave {
     seen: Tensor,
     state: Tensor,
     history: Tensor,
+    /// `(rows, 8)`: the settings of each row, the same for all.
+    settings: Tensor,
 }
 
 impl Room {
@@ -65,6 +67,7 @@ impl Wave {
             seen: table("seen ids", rows * decoder.config().vocab.div_ceil(32))?,
             state: table("row state", 4 * rows)?,
             history: table("drawn ids", rows * SYNC_STEPS)?,
+            settings: table("sampling settings", rows * SamplingParams::WORDS)?,
         })
     }
 
@@ -117,6 +120,7 @@ impl Wave {
         self.prefill.load(&mut rec, &packed)?;
         self.copy_beginning(&mut rec, wave);
         self.source.write_u32(gpu, &sources);
+        self.settings.write_u32(gpu, &settings.words().repeat(rows.len()));
         let mut live: Vec<usize> = (0..rows.len()).collect();
         self.load_rows(gpu, &rows, &live);
         let hidden = decoder.hidden(&mut rec, pass, &self.prefill, Some(&self.caches))?;
@@ -138,7 +142,7 @@ impl Wave {
             let tokens = collect(&mut rows, &live, &history, column, vocab)?;
             let before = live.len();
             let mut done = Vec::new();
-            live.retain(|&r| match finished(&rows[r], settings) {
+            live.retain(|&r| match finished(&rows[r].ids, settings) {
                 Some(answer) => {
                     done.push((&rows[r], answer));
                     false
@@ -232,13 +236,14 @@ impl Wave {
             tokens: &self.decode.tokens,
             ranges: &self.decode.ranges,
             history: &self.history,
+            settings: &self.settings,
         };
-        kernel::forward(rec, settings, rows, size, (column, SYNC_STEPS))
+        kernel::forward(rec, &settings.ends, rows, size, (column, SYNC_STEPS))
     }
 }
 
 /// The ids of a prompt as a bit set.
-fn bits(prompt: &[u32], vocab: usize) -> Vec<u32> {
+pub(super) fn bits(prompt: &[u32], vocab: usize) -> Vec<u32> {
     let mut words = vec![0; vocab.div_ceil(32)];
     // Ids outside the vocabulary are refused when the prompt is loaded.
     let known = prompt.iter().filter(|&&id| (id as usize) < vocab);
@@ -273,8 +278,9 @@ fn collect(
     Ok(count)
 }
 
-fn finished(row: &Sequence, settings: &SamplingParams) -> Option<Answer> {
-    let ended = row.ids.last().is_some_and(|id| settings.ends.contains(id));
-    let cut = row.ids.len() >= settings.max_new_tokens as usize;
-    (ended || cut).then(|| Answer { ids: row.ids.clone(), ended })
+/// The answer, if its last token ends it or it has as many tokens as it may have.
+pub(super) fn finished(ids: &[u32], settings: &SamplingParams) -> Option<Answer> {
+    let ended = ids.last().is_some_and(|id| settings.ends.contains(id));
+    let cut = ids.len() >= settings.max_new_tokens as usize;
+    (ended || cut).then(|| Answer { ids: ids.to_vec(), ended })
 }

@@ -14,6 +14,7 @@ pub(super) fn checks() -> Vec<Check> {
         check!("sample_draws", draws),
         check!("sample_frequencies", frequencies),
         check!("sample_row_order", row_order),
+        check!("sample_own_settings", own_settings),
         check!("sample_finishes", finishes),
         check!("sample_survives_bad_logits", bad_logits),
     ]
@@ -83,6 +84,15 @@ async fn unguarded(gpu: &Gpu, tensor: &Tensor, what: impl Display) -> Result<Vec
 
 /// The rows after one step on the device.
 async fn step(gpu: &Gpu, settings: &SamplingParams, rows: &[Sequence]) -> Result<Vec<Sequence>, Failure> {
+    step_each(gpu, &vec![settings.clone(); rows.len()], rows).await
+}
+
+/// As [`step`], each row with its own settings. The end tokens are those of the first row's.
+async fn step_each(
+    gpu: &Gpu,
+    settings: &[SamplingParams],
+    rows: &[Sequence],
+) -> Result<Vec<Sequence>, Failure> {
     let (count, vocab) = (rows.len(), rows[0].logits.len());
     let seen_words = vocab.div_ceil(32);
     let mut bits = vec![0u32; count * seen_words];
@@ -99,9 +109,10 @@ async fn step(gpu: &Gpu, settings: &SamplingParams, rows: &[Sequence]) -> Result
         guarded(gpu, rows.iter().flat_map(|_| [UNTOUCHED; COLUMNS]))?,
     ];
     let [seen, state, tokens, ranges, history] = &tensors;
+    let own = words(gpu, &settings.iter().flat_map(SamplingParams::words).collect::<Vec<_>>())?;
     let mut rec = Recorder::new(gpu);
-    let bound = Rows { logits: &logits.tensor, seen, state, tokens, ranges, history };
-    sample::forward(&mut rec, settings, bound, (count, vocab), (COLUMN, COLUMNS))?;
+    let bound = Rows { logits: &logits.tensor, seen, state, tokens, ranges, history, settings: &own };
+    sample::forward(&mut rec, &settings[0].ends, bound, (count, vocab), (COLUMN, COLUMNS))?;
     rec.submit();
     let penalised = logits.read(gpu, "logits").await?;
     let mut read = Vec::new();
@@ -238,6 +249,25 @@ async fn row_order(gpu: &Gpu, _: Depth) -> Outcome {
         for (r, row) in rows.iter().enumerate().step_by(5) {
             let alone = step(gpu, &settings, std::slice::from_ref(row)).await?;
             same(format!("row {r} alone, {settings:?}"), &alone[0], &together[r])?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows with settings of their own sample what they sample when all have the same settings.
+async fn own_settings(gpu: &Gpu, _: Depth) -> Outcome {
+    for vocab in [33, 300] {
+        let rows: Vec<Sequence> = (0..20).map(|index| random(index, vocab)).collect();
+        let settings: Vec<SamplingParams> = (0..20)
+            .map(|r: u32| {
+                let own = all_settings()[r as usize % all_settings().len()].clone();
+                SamplingParams { seed: r / 2, max_new_tokens: 30 + 3 * r, ..own }
+            })
+            .collect();
+        let mixed = step_each(gpu, &settings, &rows).await?;
+        for ((found, settings), row) in mixed.iter().zip(&settings).zip(&rows) {
+            let alone = step(gpu, settings, std::slice::from_ref(row)).await?;
+            same(format!("vocab={vocab}, {settings:?}"), found, &alone[0])?;
         }
     }
     Ok(())

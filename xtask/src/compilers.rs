@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use crate::python::{program, zig};
-use crate::tools::{cargo, done, run};
+use crate::tools::{cargo, done, npm, run};
 use crate::windows::{TARGET, wine};
 
 /// Chromium's WebGPU for node, with Tint, its compiler of WGSL. Its folder for Windows also has FXC and DXC.
@@ -33,25 +33,13 @@ fn translations(name: &str, compiler: &str) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// The folder of the package [`WEBGPU`], which npm downloads first.
-fn webgpu() -> Result<PathBuf, String> {
-    let folder = Path::new("target/tools");
-    let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
-    fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut install = Command::new(npm);
-    install.args(["install", "--no-save", "--silent", "--prefix"]).arg(folder).arg(WEBGPU);
-    done(&mut install).map_err(|error| format!("{error}\n  what to do: install Node.js with npm"))?;
-    let package = folder.join("node_modules/webgpu");
-    fs::canonicalize(&package).map_err(|error| format!("{}: {error}", package.display()))
-}
-
 /// The library of Microsoft's that the first argument names, or else `name` of the package for node.
 pub fn library(name: &str, argument: Option<&String>) -> Result<PathBuf, String> {
     match argument {
         Some(path) => fs::canonicalize(path).map_err(|error| {
             format!("{path}: {error}\n  what to do: give the path of {name}, or none to download it with npm")
         }),
-        None => Ok(webgpu()?.join("dist/win32-x64").join(name)),
+        None => Ok(npm(WEBGPU, "webgpu")?.join("dist/win32-x64").join(name)),
     }
 }
 
@@ -148,7 +136,7 @@ fn with_constructors(line: &str) -> String {
 
 /// Compiles the kernels' WGSL with Tint, as Chromium does, on a device of no hardware.
 pub fn tint() -> Result<(), String> {
-    let package = webgpu()?;
+    let package = npm(WEBGPU, "webgpu")?;
     let folder = translations("variants_translate_to_wgsl", "")?;
     done(Command::new("node").arg("xtask/tint.mjs").arg(package).arg(folder))
 }

@@ -2,6 +2,7 @@
 //! Vulkan driver if there is no driver.
 
 mod archive;
+mod clients;
 mod compilers;
 mod macos;
 mod python;
@@ -27,6 +28,7 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask dxc [DLL]       the same with Microsoft's dxcompiler.dll
        cargo xtask metal           check the kernels' Metal with clang
        cargo xtask tint            compile the kernels' WGSL as Chromium does
+       cargo xtask clients         try `aweigh serve` with OpenAI's own clients for Python and JavaScript
        cargo xtask windows         run the tests on Windows or Wine, through Vulkan and DX12
        cargo xtask macos           check the code for macOS, on any system
        cargo xtask wheel [TARGET]  build the Python package, and test it in an environment without Rust
@@ -73,6 +75,7 @@ fn command(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
         "dxc" => compilers::dxc(arguments),
         "metal" => compilers::metal().map(done),
         "tint" => compilers::tint().map(done),
+        "clients" => clients::clients().map(done),
         "windows" => windows::windows(arguments),
         "macos" => macos::macos().map(done),
         "wheel" => wheel::wheel(arguments.first().map(String::as_str)).map(done),

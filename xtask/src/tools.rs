@@ -1,7 +1,8 @@
 //! What the commands share: cargo, processes, PATH.
 
 use std::env;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// The cargo that runs this program, so that the toolchain stays the same.
@@ -42,4 +43,16 @@ pub fn path_list(variable: &str) -> Vec<PathBuf> {
 /// Whether PATH has this program.
 pub fn is_on_path(program: &str) -> bool {
     path_list("PATH").iter().any(|folder| folder.join(program).is_file())
+}
+
+/// Downloads a package of npm's, `name` with its version, and returns the folder of `package`.
+pub fn npm(name: &str, package: &str) -> Result<PathBuf, String> {
+    let folder = Path::new("target/tools");
+    let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
+    fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let mut install = Command::new(npm);
+    install.args(["install", "--no-save", "--silent", "--prefix"]).arg(folder).arg(name);
+    done(&mut install).map_err(|error| format!("{error}\n  what to do: install Node.js with npm"))?;
+    let package = folder.join("node_modules").join(package);
+    fs::canonicalize(&package).map_err(|error| format!("{}: {error}", package.display()))
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs};
 use crate::open::{self, Ran};
+use crate::said::Said;
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use aweigh::data::{ChatTokenizer, Message, Prompt};
@@ -128,9 +129,9 @@ impl Speaker<'_> {
         let mut said = Said::default();
         let mut each = |drawn: &[u32]| {
             interrupt::check()?;
-            match said.more(self.tokenizer.decode_answer(&ids, drawn)?) {
-                Some(text) => piece(&text),
-                None => Ok(()),
+            match said.more(&self.tokenizer.decode_answer(&ids, drawn)?) {
+                "" => Ok(()),
+                text => piece(text),
             }
         };
         let pass = self.decoder.policy();
@@ -144,26 +145,6 @@ impl Speaker<'_> {
             ended: drawn.ended,
             tokens_per_second: drawn.ids.len() as f64 / seconds.max(1e-9),
         })
-    }
-}
-
-/// The part of a growing answer that is already printed.
-#[derive(Debug, Default)]
-struct Said(String);
-
-impl Said {
-    /// The text to print after the answer has grown to `text`. A last character whose bytes are incomplete is
-    /// held back: it decodes as U+FFFD.
-    fn more(&mut self, text: String) -> Option<String> {
-        let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
-        let piece = text.strip_prefix(self.0.as_str()).filter(|piece| !piece.is_empty())?.to_owned();
-        self.0.push_str(&piece);
-        Some(piece)
-    }
-
-    /// The part of the whole answer that is not printed yet.
-    fn rest<'a>(&self, whole: &'a str) -> &'a str {
-        whole.strip_prefix(self.0.as_str()).unwrap_or_default()
     }
 }
 
@@ -359,16 +340,5 @@ mod tests {
         };
         assert_eq!(lengths(&["--model=tiny"], &["one", "two"], each), [1, 1]);
         assert_eq!(lengths(&["--model=tiny", "--raw"], &["one", "two"], each), [0, 0]);
-    }
-
-    #[test]
-    fn a_character_is_printed_when_it_is_whole() {
-        let mut said = Said::default();
-        assert_eq!(said.more("caf\u{fffd}".into()).as_deref(), Some("caf"));
-        assert_eq!(said.more("caf\u{fffd}\u{fffd}".into()), None);
-        assert_eq!(said.more("caf\u{e9} au".into()).as_deref(), Some("\u{e9} au"));
-        assert_eq!(said.rest("caf\u{e9} au lait"), " lait");
-        // An answer that ends with an incomplete character shows U+FFFD.
-        assert_eq!(said.rest("caf\u{e9} au\u{fffd}"), "\u{fffd}");
     }
 }

@@ -15,3 +15,4 @@ pub mod report;
 pub mod sample;
 pub mod score;
 pub mod selftest;
+pub mod serve;

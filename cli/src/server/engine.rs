@@ -1,0 +1,459 @@
+//! The engine: one thread that owns the GPU, the model and its adapters, and answers all requests together.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use pollster::block_on;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::open;
+use crate::terminal::output::Output;
+use aweigh::error::{Error, Result};
+use aweigh::files::Model;
+use aweigh::gpu::Gpu;
+use aweigh::model::Decoder;
+use aweigh::run::OpenGpu;
+use aweigh::sample::{Batch, Job, News, Seating, Ticket};
+
+/// What a request gets while it is answered.
+pub type Piece = std::result::Result<News, Failure>;
+
+/// Why a request was not answered.
+#[derive(Debug, Clone)]
+pub enum Failure {
+    /// Nothing is wrong with the server: the message is about the request.
+    Request(String),
+    /// There is no such model, or not any more.
+    NoModel(String),
+    /// So many requests are waiting that no other is taken.
+    Busy(usize),
+    /// The server is ending.
+    Ending,
+    /// The GPU failed, or there is a bug.
+    Server(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Input { .. } => Self::Request(error.to_string()),
+            error => Self::Server(error.to_string()),
+        }
+    }
+}
+
+/// The channel of a request's pieces. While it exists, its job counts as taken.
+struct Listener {
+    pieces: mpsc::UnboundedSender<Piece>,
+    shared: Arc<Shared>,
+}
+
+impl Listener {
+    /// Sends a piece. Returns whether anybody still listens.
+    fn tell(&self, piece: Piece) -> bool {
+        self.pieces.send(piece).is_ok()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.pieces.is_closed()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.shared.taken.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// What the engine is asked to do.
+enum Command {
+    /// Answer `job` with the model `name`.
+    Answer { name: String, job: Job, listener: Listener },
+    /// Load the adapter in `folder`, to be called `name`.
+    Load { name: String, folder: PathBuf, done: oneshot::Sender<std::result::Result<(), Failure>> },
+    /// Drop the adapter `name`.
+    Unload { name: String, done: oneshot::Sender<std::result::Result<(), Failure>> },
+}
+
+/// A model that can be asked for: the base model, or an adapter on it.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The name that requests give.
+    pub name: String,
+    /// The base model's name, for an adapter.
+    pub parent: Option<String>,
+    /// When it was loaded, in seconds since 1970.
+    pub created: u64,
+}
+
+/// A handle to the engine's thread.
+pub struct Engine {
+    commands: Mutex<Option<Sender<Command>>>,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<Result<()>>>>,
+    seating: Seating,
+}
+
+/// What the thread and its handle share.
+struct Shared {
+    served: Mutex<Vec<Served>>,
+    /// Jobs that are being answered or wait for a seat, and the most of them.
+    taken: AtomicUsize,
+    most_taken: usize,
+    stopping: AtomicBool,
+    ended: AtomicBool,
+}
+
+/// What is served.
+pub struct Models {
+    /// The GPU.
+    pub gpu: OpenGpu,
+    /// The base model's files, which adapters are checked against.
+    pub model: Model,
+    /// The base model.
+    pub base: Decoder,
+    /// The name that requests give for the base model.
+    pub name: String,
+    /// The adapters: the names that requests give, and their decoders.
+    pub adapters: Vec<(String, Decoder)>,
+}
+
+impl Engine {
+    /// Starts the engine's thread. At most `most_waiting` requests wait for a seat.
+    ///
+    /// # Errors
+    /// When the room for answers exceeds the GPU's memory.
+    pub fn start(models: Models, seating: Seating, most_waiting: usize, output: Output) -> Result<Self> {
+        let decoders: Vec<&Decoder> =
+            [&models.base].into_iter().chain(models.adapters.iter().map(|(_, decoder)| decoder)).collect();
+        let batch = Batch::new(&models.gpu, &decoders, seating)?;
+        let base = Served { name: models.name.clone(), parent: None, created: now() };
+        let adapter = |(name, _): &(String, Decoder)| Served {
+            name: name.clone(),
+            parent: Some(models.name.clone()),
+            created: now(),
+        };
+        let served = [base].into_iter().chain(models.adapters.iter().map(adapter)).collect();
+        let shared = Arc::new(Shared {
+            served: Mutex::new(served),
+            taken: AtomicUsize::new(0),
+            most_taken: seating.seats + most_waiting,
+            stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        });
+        let (sender, receiver) = channel();
+        let worker = Worker::new(models, batch, shared.clone(), output);
+        let own = shared.clone();
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+            let _ends = Ends(own);
+            worker.run(&receiver)
+        });
+        let thread = thread.map_err(|error| Error::io("the engine's thread", "start", error))?;
+        let (commands, thread) = (Mutex::new(Some(sender)), Mutex::new(Some(thread)));
+        Ok(Self { commands, shared, thread, seating })
+    }
+
+    /// The room for answers.
+    pub fn seating(&self) -> Seating {
+        self.seating
+    }
+
+    /// The models that can be asked for; the base model is the first.
+    pub fn served(&self) -> Vec<Served> {
+        self.shared.served()
+    }
+
+    /// Asks for answers: one channel for each of `jobs`. A channel that is dropped ends its job.
+    ///
+    /// # Errors
+    /// [`Failure::Busy`], [`Failure::Ending`].
+    pub fn answer(
+        &self,
+        name: &str,
+        jobs: Vec<Job>,
+    ) -> std::result::Result<Vec<mpsc::UnboundedReceiver<Piece>>, Failure> {
+        let Shared { taken, most_taken, .. } = &*self.shared;
+        let more = |now| (now + jobs.len() <= *most_taken).then_some(now + jobs.len());
+        if taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_err() {
+            return Err(Failure::Busy(*most_taken));
+        }
+        let ask = |job| {
+            let (pieces, receiver) = mpsc::unbounded_channel();
+            let listener = Listener { pieces, shared: self.shared.clone() };
+            (Command::Answer { name: name.to_owned(), job, listener }, receiver)
+        };
+        let (commands, receivers): (Vec<_>, Vec<_>) = jobs.into_iter().map(ask).unzip();
+        commands.into_iter().try_for_each(|command| self.send(command))?;
+        Ok(receivers)
+    }
+
+    /// Loads the adapter in `folder`, to be asked for as `name`.
+    ///
+    /// # Errors
+    /// A name that is taken, or an adapter that is missing, damaged or made for another model.
+    pub async fn load(&self, name: &str, folder: &Path) -> std::result::Result<(), Failure> {
+        let (done, told) = oneshot::channel();
+        self.send(Command::Load { name: name.to_owned(), folder: folder.to_owned(), done })?;
+        told.await.unwrap_or(Err(Failure::Ending))
+    }
+
+    /// Drops an adapter. Requests for it that are being answered are ended.
+    ///
+    /// # Errors
+    /// [`Failure::NoModel`].
+    pub async fn unload(&self, name: &str) -> std::result::Result<(), Failure> {
+        let (done, told) = oneshot::channel();
+        self.send(Command::Unload { name: name.to_owned(), done })?;
+        told.await.unwrap_or(Err(Failure::Ending))
+    }
+
+    fn send(&self, command: Command) -> std::result::Result<(), Failure> {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = commands.as_ref().is_some_and(|commands| commands.send(command).is_ok());
+        if sent { Ok(()) } else { Err(Failure::Ending) }
+    }
+
+    /// Ends the engine: what is being answered gets [`Failure::Ending`].
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Whether the thread has ended.
+    pub fn ended(&self) -> bool {
+        self.shared.ended.load(Ordering::SeqCst)
+    }
+
+    /// Ends the engine, waits for its thread, and returns why that had ended, if it was an error.
+    ///
+    /// # Errors
+    /// A GPU failure.
+    pub fn finish(&self) -> Result<()> {
+        self.stop();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match thread.map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(_)) => {
+                Err(Error::Internal { doing: "answering", message: "the engine's thread panicked".into() })
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn served(&self) -> Vec<Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<Served>)) {
+        change(&mut self.served.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Says that the thread has ended, however it ends.
+struct Ends(Arc<Shared>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// The engine's thread.
+struct Worker {
+    gpu: OpenGpu,
+    model: Model,
+    /// The models by their keys; the base model's is 0.
+    decoders: HashMap<u64, Decoder>,
+    keys: HashMap<String, u64>,
+    next_key: u64,
+    batch: Batch,
+    waiting: VecDeque<(Job, Listener)>,
+    listeners: HashMap<Ticket, Listener>,
+    shared: Arc<Shared>,
+    output: Output,
+}
+
+impl Worker {
+    fn new(models: Models, batch: Batch, shared: Arc<Shared>, output: Output) -> Self {
+        let Models { gpu, model, base, name, adapters } = models;
+        let mut worker = Self {
+            gpu,
+            model,
+            decoders: HashMap::from([(0, base)]),
+            keys: HashMap::from([(name, 0)]),
+            next_key: 1,
+            batch,
+            waiting: VecDeque::new(),
+            listeners: HashMap::new(),
+            shared,
+            output,
+        };
+        for (name, decoder) in adapters {
+            worker.add(name, decoder);
+        }
+        worker
+    }
+
+    fn add(&mut self, name: String, decoder: Decoder) {
+        self.decoders.insert(self.next_key, decoder);
+        self.keys.insert(name, self.next_key);
+        self.next_key += 1;
+    }
+
+    fn run(mut self, commands: &Receiver<Command>) -> Result<()> {
+        loop {
+            while self.listeners.is_empty() && self.waiting.is_empty() {
+                // Nothing to do until somebody asks.
+                match commands.recv() {
+                    Ok(command) => self.take(command),
+                    Err(_) => return Ok(()),
+                }
+            }
+            while let Ok(command) = commands.try_recv() {
+                self.take(command);
+            }
+            if self.shared.stopping.load(Ordering::SeqCst) {
+                self.end_all(&Failure::Ending);
+                return Ok(());
+            }
+            self.drop_closed();
+            self.admit();
+            if self.listeners.is_empty() {
+                continue;
+            }
+            let (gpu, decoders): (&Gpu, _) = (&self.gpu, &self.decoders);
+            match block_on(self.batch.turn(gpu, &|key| &decoders[&key])) {
+                Ok(news) => self.tell(news),
+                Err(error) => {
+                    self.end_all(&Failure::Server(error.to_string()));
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Answer { name, mut job, listener } => match self.keys.get(&name) {
+                Some(&key) => {
+                    job.model = key;
+                    self.waiting.push_back((job, listener));
+                }
+                None => {
+                    listener.tell(Err(Failure::NoModel(name)));
+                }
+            },
+            Command::Load { name, folder, done } => {
+                let _ = done.send(self.load(name, &folder).map_err(Failure::from));
+            }
+            Command::Unload { name, done } => {
+                let _ = done.send(self.unload(&name));
+            }
+        }
+    }
+
+    /// Drops the jobs whose requests were closed by their clients.
+    fn drop_closed(&mut self) {
+        self.waiting.retain(|(_, listener)| !listener.is_closed());
+        let batch = &mut self.batch;
+        self.listeners.retain(|&ticket, listener| {
+            if listener.is_closed() {
+                batch.cancel(ticket);
+            }
+            !listener.is_closed()
+        });
+    }
+
+    /// Gives free seats to the jobs that have waited longest.
+    fn admit(&mut self) {
+        while self.batch.has_room()
+            && let Some((job, listener)) = self.waiting.pop_front()
+        {
+            match self.batch.admit(&self.gpu, job) {
+                Ok(ticket) => {
+                    self.listeners.insert(ticket, listener);
+                }
+                Err(error) => {
+                    listener.tell(Err(error.into()));
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, news: Vec<News>) {
+        for news in news {
+            let ticket = news.ticket;
+            let ended = news.end.is_some();
+            let gone = self.listeners.get(&ticket).is_none_or(|listener| !listener.tell(Ok(news)));
+            if gone && !ended {
+                self.batch.cancel(ticket);
+            }
+            if gone || ended {
+                self.listeners.remove(&ticket);
+            }
+        }
+    }
+
+    fn end_all(&mut self, failure: &Failure) {
+        let waiting = self.waiting.drain(..).map(|(_, listener)| listener);
+        for listener in waiting.chain(self.listeners.drain().map(|(_, listener)| listener)) {
+            listener.tell(Err(failure.clone()));
+        }
+    }
+
+    fn load(&mut self, name: String, folder: &Path) -> Result<()> {
+        if self.keys.contains_key(&name) {
+            let fix = "give another name, or unload it first";
+            return Err(Error::input(
+                "lora_name",
+                "a name that is free",
+                format!("{name:?}, which is loaded"),
+                fix,
+            ));
+        }
+        let files = open::adapter(folder, "lora_path", &self.model, &self.output)?;
+        let decoder = self.decoders[&0].with_adapter(&self.gpu, &files.bytes().parse()?)?;
+        let others = self.decoders.values().collect::<Vec<_>>();
+        self.batch.fit(&self.gpu, &[&others[..], &[&decoder]].concat())?;
+        let parent = self.shared.served().first().map(|base| base.name.clone());
+        self.shared.change(|served| served.push(Served { name: name.clone(), parent, created: now() }));
+        self.add(name, decoder);
+        Ok(())
+    }
+
+    fn unload(&mut self, name: &str) -> std::result::Result<(), Failure> {
+        let Some(key) = self.keys.get(name).copied().filter(|&key| key != 0) else {
+            return Err(Failure::NoModel(name.to_owned()));
+        };
+        self.keys.remove(name);
+        self.shared.change(|served| served.retain(|served| served.name != name));
+        let gone = || Err(Failure::NoModel(name.to_owned()));
+        self.waiting.retain(|(job, listener)| {
+            if job.model == key {
+                listener.tell(gone());
+            }
+            job.model != key
+        });
+        for ticket in self.batch.tickets_of(key) {
+            self.batch.cancel(ticket);
+            if let Some(listener) = self.listeners.remove(&ticket) {
+                listener.tell(gone());
+            }
+        }
+        self.batch.forget(key);
+        self.decoders.remove(&key);
+        Ok(())
+    }
+}

@@ -1,0 +1,48 @@
+//! A server for programs that speak OpenAI's protocol: `aweigh serve`.
+//!
+//! [`engine`] owns the GPU and answers on a thread of its own; [`api`] turns requests into its jobs and its
+//! tokens into text, and [`access`] decides who may ask.
+
+pub mod access;
+pub mod api;
+pub mod engine;
+pub mod protocol;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::TcpListener;
+
+use crate::terminal::interrupt;
+use aweigh::error::{Error, Result};
+
+/// Serves `routes` at `listener` until Ctrl-C or until `engine` has ended; requests that are being answered
+/// then get the rest of their answers, or an error.
+///
+/// # Errors
+/// What made the engine end; [`Error::Io`] of the socket.
+pub async fn serve(listener: TcpListener, routes: Router, engine: Arc<engine::Engine>) -> Result<()> {
+    let watched = engine.clone();
+    let stop = async move {
+        while !interrupt::asked() && !watched.ended() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        watched.stop();
+    };
+    let served = axum::serve(listener, routes.into_make_service()).with_graceful_shutdown(stop).await;
+    served.map_err(|error| Error::io("the server's socket", "serve", error))?;
+    engine.finish()
+}
+
+/// Listens at `address`.
+///
+/// # Errors
+/// [`Error::Input`] if the address cannot be used: another program has it, or it is not this machine's.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let fix = "stop the program that uses it, or give another --port";
+        Error::input("--port", format!("a free port at {}", address.ip()), format!("{address}: {error}"), fix)
+    })
+}
