@@ -2,7 +2,7 @@
 //! `fuzz_targets/`, and `tests/hostile.rs` runs them on a bounded number of damaged files.
 
 use aweigh::config::Layer;
-use aweigh::data::{ChatTemplate, ChatTokenizer, Message, TokenizerFiles, parse_jsonl};
+use aweigh::data::{ChatTemplate, ChatTokenizer, Message, TokenizerFiles, parse_rows};
 use aweigh::model::gguf::Gguf;
 use aweigh::model::{Adapter, DecoderConfig, Weights};
 
@@ -86,5 +86,5 @@ pub fn settings(bytes: &[u8]) {
 
 /// A file of examples.
 pub fn jsonl(bytes: &[u8]) {
-    let _ = parse_jsonl(bytes, "file").is_ok();
+    let _ = parse_rows(bytes, "file", None).is_ok();
 }

@@ -8,7 +8,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use aweigh::data::{
-    ChatTokenizer, ExampleOptions, Group, LengthLimits, Message, Needs, Prompt, build_examples, parse_jsonl,
+    ChatTokenizer, ExampleOptions, Group, LengthLimits, Message, Needs, Prompt, build_examples, parse_rows,
 };
 use aweigh::files::{Model, Source};
 use aweigh::model::{Decoder, Training};
@@ -168,7 +168,7 @@ fn smollm2_from_its_gguf_file() {
 /// Compares the log-probs of the answers in one line of a file with the golden ones.
 fn answers_of_a_row(data: &Path, tokenizer: &ChatTokenizer, decoder: &Decoder, file: &str, line: u64) {
     let source = Source::read(&data.join(file), "--data").unwrap_or_else(|error| panic!("{error}"));
-    let mut rows = parse_jsonl(&source.bytes, file).unwrap_or_else(|error| panic!("{error}")).rows;
+    let mut rows = parse_rows(&source.bytes, file, None).unwrap_or_else(|error| panic!("{error}")).rows;
     rows.retain(|row| row.line as u64 == line);
     let options = ExampleOptions::plain(Needs::Any, LengthLimits::default());
     let (examples, _) = build_examples(&rows, file, tokenizer, &options).expect("an example");

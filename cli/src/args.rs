@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use aweigh::config::AnchorConfig;
+use aweigh::data::Label;
 use aweigh::error::{Error, Result};
 use aweigh::gpu::{Backend, Options, Precision, Quantize};
 
@@ -78,6 +79,10 @@ pub struct RowArgs {
     /// Use only the first N rows
     #[arg(long, value_name = "N")]
     pub max_samples: Option<usize>,
+    /// The column with the verdicts, if it is not "label": true or false, 1 or -1, up or down. NAME<=X: the
+    /// column holds numbers on a scale, and X and less are flagged
+    #[arg(long, value_name = "NAME|NAME<=X")]
+    pub label: Option<Label>,
 }
 
 /// Sampling flags, with transformers' names and the defaults of align's anchors.

@@ -19,8 +19,8 @@ use clap::{Parser, Subcommand};
 
 use aweigh::error::Result;
 use commands::{
-    align, bench, completions, demo, devices, eval, export, generate, inspect, judge, plan, report, sample,
-    score, selftest, serve,
+    align, bench, completions, data, demo, devices, eval, export, generate, inspect, judge, plan, report,
+    sample, score, selftest, serve,
 };
 use terminal::{interrupt, output::Output};
 
@@ -71,6 +71,7 @@ pub enum Command {
     Eval(Box<eval::Args>),
     Report(report::Args),
     Export(export::Args),
+    Data(data::Args),
     Inspect(inspect::Args),
     Judge(judge::Args),
     Selftest(selftest::Args),
@@ -99,6 +100,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Eval(args) => eval::run(*args, &output),
         Command::Report(args) => report::run(args, &output),
         Command::Export(args) => export::run(args, &output),
+        Command::Data(args) => data::run(args, &output),
         Command::Inspect(args) => inspect::run(args, &output),
         Command::Judge(args) => judge::run(args, &output),
         Command::Selftest(args) => selftest::run(args, &output),

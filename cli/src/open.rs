@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::args::{GpuArgs, ModelArgs, RowArgs, WeightArgs, at_least_one};
 use crate::terminal::output::Output;
 use crate::terminal::text::{bytes, count};
-use aweigh::data::{ChatTokenizer, Row, parse_jsonl, rows_with};
+use aweigh::data::{ChatTokenizer, Label, Row, parse_rows, rows_with};
 use aweigh::error::Result;
 use aweigh::files::{AdapterFiles, Model, Source};
 use aweigh::gpu::Gpu;
@@ -93,18 +93,24 @@ pub fn tokenizer(model: &Model, output: &Output) -> Result<ChatTokenizer> {
 pub fn chosen_rows(source: &Source, args: &RowArgs, output: &Output) -> Result<Vec<Row>> {
     let most = args.max_samples.unwrap_or(usize::MAX);
     at_least_one("--max-samples", most)?;
-    let mut rows = rows(source, args.split.as_deref(), output)?;
+    let mut rows = rows(source, args.split.as_deref(), args.label.as_ref(), output)?;
     rows.truncate(most);
     Ok(rows)
 }
 
-/// The rows of a file, or of one `split` of it. Warns of rows that are left out because they are empty, and
+/// The rows of a file, or of one `split` of it, with the verdicts in the column `label` if one is given.
+/// Warns of rows that are left out because they are empty or have no verdict, of another form than TRL's, and
 /// of a `system` column, which is not read.
 ///
 /// # Errors
 /// [`aweigh::error::Error::Input`] with the file and line.
-pub fn rows(source: &Source, split: Option<&str>, output: &Output) -> Result<Vec<Row>> {
-    let parsed = parse_jsonl(&source.bytes, &source.origin)?;
+pub fn rows(
+    source: &Source,
+    split: Option<&str>,
+    label: Option<&Label>,
+    output: &Output,
+) -> Result<Vec<Row>> {
+    let parsed = parse_rows(&source.bytes, &source.origin, label)?;
     parsed.remarks(&source.origin).into_iter().for_each(|remark| output.warn(remark));
     match split {
         Some(split) => rows_with(parsed.rows, "split", split, &source.origin),

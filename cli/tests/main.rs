@@ -8,6 +8,7 @@
 mod align;
 mod answers;
 mod bench;
+mod data;
 mod demo;
 mod devices;
 mod documents;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use aweigh::data::{ChatTokenizer, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_jsonl};
+use aweigh::data::{ChatTokenizer, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_rows};
 use aweigh::error::Result;
 use aweigh::files::Source;
 use aweigh::model::Decoder;
@@ -124,7 +124,7 @@ impl Model {
         args.sampling.check()?;
         at_least_one("num_samples", args.num_samples)?;
         let origin = "prompts";
-        let rows: Vec<Row> = parse_jsonl(rows.as_bytes(), origin)?.rows;
+        let rows: Vec<Row> = parse_rows(rows.as_bytes(), origin, None)?.rows;
         let instruction = args.system.clone().filter(|text| !text.is_empty());
         let options = ExampleOptions {
             needs: Needs::Prompt,

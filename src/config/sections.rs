@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::values::{Beta, MemorySize, OnlineSampler, OrNone, Overlong, ReferenceSource, TruncationSide};
-use crate::data::Rule;
+use crate::data::{Label, Rule};
 use crate::gpu::{Backend, Precision, Quantize};
 use crate::loss::{Method, Retain};
 use crate::model::TargetModules;
@@ -45,9 +45,10 @@ section! {
     /// `[data]`: the training and held-out examples.
     DataConfig, DataFlags;
 
-    /// Training examples as JSONL (may be gzipped), one per line, in one of TRL's forms: prompt, completion
-    /// and label (false = a flagged answer), or prompt, chosen and rejected. Texts are strings or lists of
-    /// messages (required)
+    /// Training examples as JSONL, a JSON list or CSV (may be gzipped), in one of TRL's forms: prompt,
+    /// completion and label (false = a flagged answer), or prompt, chosen and rejected; or in ShareGPT's,
+    /// Alpaca's or Open WebUI's form. Texts are strings or lists of messages. `aweigh data` shows how a file
+    /// is read (required)
     (long, value_name = "FILE") train: PathBuf = PathBuf::new();
     /// Maximum prompt length in tokens; --overlong says what happens to a longer prompt [default: 512]
     (long, value_name = "TOKENS") max_prompt_length: usize = 512;
@@ -70,6 +71,9 @@ section! {
     (long, value_name = "NAME") eval_split: String;
     /// Use only the first N training examples
     (long, value_name = "N") max_samples: usize;
+    /// The column of --train and --eval with the verdicts, if it is not "label": true or false, 1 or -1, up
+    /// or down. NAME<=X: the column holds numbers on a scale, and X and less are flagged
+    (long, value_name = "NAME|NAME<=X") label: Label;
 }
 
 section! {

@@ -6,15 +6,19 @@
 //! | `prompt`, `completion` | an answer without a verdict |
 //! | `prompt`, `chosen`, `rejected` | a pair |
 //! | `chosen`, `rejected` | a pair whose prompt is the common beginning of both |
-//! | `messages` | a conversation; its last assistant message is the completion |
+//! | `messages`, perhaps `label` | a conversation; its last assistant message is the completion |
 //! | `prompt` | a prompt alone |
+//!
+//! Rows in the forms of [`super::forms`] are turned into these.
 //!
 //! Prompts and answers are either all strings or all lists of `{"role", "content"}`. A key with the value
 //! null counts as absent.
 
 use serde_json::{Map, Value};
 
-use super::jsonl::{ReadLimits, for_each_object};
+use super::forms::{Label, RowForm, to_trl};
+use super::jsonl::ReadLimits;
+use super::objects::for_each_object;
 use super::row::{Fields, Row, has_calls, is_nothing};
 use crate::error::{Error, Result, setting};
 
@@ -26,10 +30,15 @@ pub struct Parsed {
     /// Lines whose prompt or answer is empty. They are left out without an error, because models do give
     /// empty answers.
     pub empty_lines: Vec<usize>,
+    /// Lines without a verdict in the column that gives them. They are left out too.
+    pub unrated_lines: Vec<usize>,
+    /// The form in which the first row was written.
+    pub form: Option<RowForm>,
 }
 
 impl Parsed {
-    /// Remarks on the file for the user: lines that were left out, and a `system` key, which is not read.
+    /// Remarks on the file for the user: its form, if it is not TRL's, lines that were left out, and a
+    /// `system` key, which is not read.
     pub fn remarks(&self, origin: &str) -> Vec<String> {
         let empty = self.empty_lines.first().map(|first| {
             let count = self.empty_lines.len();
@@ -42,32 +51,52 @@ impl Parsed {
         let system = self.rows.iter().find(has_system).map(|row| {
             format!("{origin}:{}: \"system\" is not read: make it the first message of the prompt", row.line)
         });
-        empty.into_iter().chain(system).collect()
+        let form = self
+            .form
+            .filter(|form| *form != RowForm::Trl)
+            .map(|form| format!("{origin}: read as {}; `aweigh data` shows the rows", form.name()));
+        let unrated = self.unrated_lines.first().map(|first| {
+            let count = self.unrated_lines.len();
+            format!("{origin}:{first}: left out because it has no verdict (rows: {count}; this is the first)")
+        });
+        form.into_iter().chain(empty).chain(unrated).chain(system).collect()
     }
 }
 
-/// The rows of a JSONL file, plain or gzipped. `origin` is the file's name for messages.
+/// The rows of a file: JSONL, a JSON list or CSV, plain or gzipped, in TRL's forms or those of
+/// [`super::forms`]. `origin` is the file's name for messages. With `label`, the column that it names has the
+/// verdicts.
 ///
-/// Fails with the file and line on: invalid JSON or UTF-8, a value of the wrong kind, a row whose form
+/// Fails with the file and line on: invalid JSON, CSV or UTF-8, a value of the wrong kind, a row whose form
 /// differs from the first row's, an over-long line, and a file without rows.
-pub fn parse_jsonl(bytes: &[u8], origin: &str) -> Result<Parsed> {
+pub fn parse_rows(bytes: &[u8], origin: &str, label: Option<&Label>) -> Result<Parsed> {
     let mut parsed = Parsed::default();
     let mut first: Option<Form> = None;
-    for_each_object(bytes, origin, ReadLimits::default(), |line, map| {
+    for_each_object(bytes, origin, ReadLimits::default(), |line, mut map| {
+        let place = format!("{origin}:{line}");
+        let rated = label.map_or(Ok(true), |label| label.apply(&mut map, &place))?;
+        let (map, form) = to_trl(map, &place)?;
+        parsed.form.get_or_insert(form);
+        // A rating without a verdict is none.
+        if !rated || form == RowForm::OpenWebUi && !map.contains_key("label") {
+            parsed.unrated_lines.push(line);
+            return Ok(());
+        }
         if has_empty_text(&map) {
             parsed.empty_lines.push(line);
             return Ok(());
         }
-        let place = format!("{origin}:{line}");
         let row = Fields { map, place: &place, line }.into_row()?;
         check_form(&mut first, &row, &place)?;
         parsed.rows.push(row);
         Ok(())
     })?;
     if parsed.rows.is_empty() {
-        let found = match parsed.empty_lines.len() {
-            0 => "none".into(),
-            empty => format!("{empty} whose prompt or answer is empty"),
+        let found = match (parsed.empty_lines.len(), parsed.unrated_lines.len()) {
+            (0, 0) => "none".into(),
+            (empty, 0) => format!("{empty} whose prompt or answer is empty"),
+            (0, unrated) => format!("{unrated} without a verdict"),
+            (empty, unrated) => format!("{empty} that are empty and {unrated} without a verdict"),
         };
         return Err(Error::input(origin, "at least one row", found, "check that this is the file you meant"));
     }

@@ -1,8 +1,7 @@
-//! Lines of a JSONL file, plain or gzipped, one at a time.
+//! Lines of a JSONL file, one at a time.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 
-use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -22,31 +21,12 @@ impl Default for ReadLimits {
     }
 }
 
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// The first bytes of a gzip file.
+pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// Calls `each` with the number (from 1) and the object of every line that is not blank.
-///
-/// A gzip file is recognised by its first two bytes, whatever its name; several gzip members are read as one
-/// file. Only one line is held in memory at a time. Errors name `origin:line`: broken compression, over-long
-/// lines, invalid UTF-8, invalid JSON, a line that is not a JSON object, and whatever `each` returns. A file
-/// in a binary format is named without a line.
-pub fn for_each_object(
-    bytes: &[u8],
-    origin: &str,
-    limits: ReadLimits,
-    each: impl FnMut(usize, Map<String, Value>) -> Result<()>,
-) -> Result<()> {
-    if let Some((found, fix)) = binary_format(bytes) {
-        return Err(Error::input(origin, "a JSONL file, plain or gzipped", found, fix));
-    }
-    if bytes.starts_with(&GZIP_MAGIC) {
-        read_lines(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(bytes)), origin, limits, each)
-    } else {
-        read_lines(bytes, origin, limits, each)
-    }
-}
-
-fn read_lines(
+/// Calls `each` with the number (from 1) and the object of every line that is not blank. Only one line is
+/// held in memory at a time.
+pub(super) fn read_lines(
     mut reader: impl BufRead,
     origin: &str,
     limits: ReadLimits,
@@ -108,7 +88,7 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
             place,
             "a JSON object",
             kind(&other),
-            "write one {\"prompt\": ..., ...} object per line (JSONL), not one list of all rows",
+            "write one {\"prompt\": ..., ...} object per line (JSONL)",
         )),
         Err(error) => {
             if let Some((found, fix)) = other_format(text, &error) {
@@ -132,10 +112,6 @@ fn parse_object(bytes: &[u8], place: &str) -> Result<Map<String, Value>> {
 fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, &'static str)> {
     let line = text.trim();
     let is_object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).is_ok();
-    if line.starts_with('[') {
-        let fix = "write JSONL, each row's object on one line, as `jq -c '.[]' FILE` does";
-        return Some(("the beginning of a JSON list over several lines", fix));
-    }
     if line == "{" || error.is_eof() && line.starts_with('{') && line.ends_with(',') {
         let fix = "write JSONL, each row's object on one line, as `jq -c . FILE` does";
         return Some(("the beginning of an object over several lines", fix));
@@ -165,23 +141,11 @@ fn other_format(text: &str, error: &serde_json::Error) -> Option<(&'static str, 
             "end lines with line feeds, as `tr '\\r' '\\n'` does",
         ));
     }
-    let words = !line.starts_with(['{', '}', ']']);
-    let known =
-        ["prompt", "completion", "chosen", "rejected", "label", "messages", "text", "question", "answer"];
-    let names = |separator| {
-        line.split(separator).filter(|name| known.contains(&name.trim_matches('"').trim())).count()
-    };
-    if words && [',', '\t', ';'].into_iter().any(|separator| line.contains(separator) && names(separator) > 0)
-    {
-        let fix =
-            "write JSONL: {\"prompt\": ..., \"completion\": ..., \"label\": false} on a line for each row";
-        return Some(("what looks like the header of a CSV file", fix));
-    }
     None
 }
 
 /// The format of a file that is not UTF-8 text, by its first bytes, and what to do; None for other files.
-fn binary_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+pub(super) fn binary_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     let formats: [(&[u8], _, _); 5] = [
         (b"PAR1", "a Parquet file", "convert it to JSONL, as datasets' `to_json` does"),
         (b"ARROW1", "an Arrow file", "convert it to JSONL, as datasets' `to_json` does"),
@@ -209,6 +173,8 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    use super::super::objects::for_each_object;
 
     fn read(bytes: &[u8], limits: ReadLimits) -> Result<Vec<usize>> {
         let mut lines = Vec::new();
@@ -242,16 +208,10 @@ mod tests {
         assert!(!bad_json.contains("line 1"), "{bad_json}");
         let bad_utf8 = message(b"{}\n\n{\"a\": \"\xff\"}");
         assert!(bad_utf8.contains("d.jsonl:3") && bad_utf8.contains("UTF-8"), "{bad_utf8}");
-        assert!(message(b"[{}, {}]").contains("a list"));
         for (text, found) in [
-            (&b"[\n{},\n{}\n]"[..], "found the beginning of a JSON list over several lines"),
-            (b"[{\"prompt\": \"a\"},\n{}\n]", "found the beginning of a JSON list over several lines"),
-            (b"{\n\"prompt\": \"a\"\n}", "found the beginning of an object over several lines"),
+            (&b"{\n\"prompt\": \"a\"\n}"[..], "found the beginning of an object over several lines"),
             (b"{\"prompt\": \"a\",\n\"label\": true}", "found the beginning of an object over several lines"),
             (b"{\"prompt\": \"a\"},\n{}", "found an object followed by a comma"),
-            (b"prompt,completion,label\nHi,there,1", "found what looks like the header of a CSV file"),
-            (b"id\tprompt\tcompletion", "found what looks like the header of a CSV file"),
-            (b"\"prompt\",\"completion\"", "found what looks like the header of a CSV file"),
             (b"{\"a\":-Infinity}", "found a NaN or an infinity"),
             (b"{\"prompt\": \"a\", \"score\": NaN}", "found a NaN or an infinity"),
             (b"{\"prompt\": \"a\"}\r{\"prompt\": \"b\"}\r", "found lines that end in carriage returns only"),

@@ -1,6 +1,6 @@
-//! Data: preference rows from JSONL, chat templates, tokens.
+//! Data: preference rows from files, chat templates, tokens.
 //!
-//! How a row is processed: [`dataset::parse_jsonl`] turns bytes into [`Row`]s; its errors name the line.
+//! How a row is processed: [`dataset::parse_rows`] turns bytes into [`Row`]s; its errors name the line.
 //! [`ChatTokenizer`] renders a prompt with the model's own chat template and encodes it into the same token
 //! ids as Hugging Face's transformers. [`example::build_examples`] does this for a whole set, applies the
 //! length limits, and counts the rows that it cut or dropped. Nothing here opens a file: everything is passed
@@ -9,8 +9,10 @@
 pub mod clock;
 pub mod dataset;
 pub mod example;
+pub mod forms;
 pub mod jsonl;
 pub mod lengths;
+pub mod objects;
 pub mod ordinary;
 pub mod packing;
 pub mod python_json;
@@ -23,8 +25,9 @@ pub mod tokenizer_files;
 mod variety;
 mod worked;
 
-pub use dataset::{Parsed, check_splits, parse_jsonl, rows_with};
+pub use dataset::{Parsed, check_splits, parse_rows, rows_with};
 pub use example::{Example, ExampleOptions, Needs, build_examples};
+pub use forms::{Label, RowForm};
 pub use lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
 pub use ordinary::ORDINARY;
 pub use packing::{Group, Packed};

@@ -9,11 +9,11 @@ pub const ORDINARY: (&str, &[u8]) =
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::parse_jsonl;
+    use crate::data::parse_rows;
 
     #[test]
     fn there_are_96_different_prompts() {
-        let rows = parse_jsonl(ORDINARY.1, ORDINARY.0).unwrap().rows;
+        let rows = parse_rows(ORDINARY.1, ORDINARY.0, None).unwrap().rows;
         let texts: std::collections::HashSet<&str> = rows.iter().map(|row| row.prompt.last_text()).collect();
         assert_eq!((rows.len(), texts.len()), (96, 96));
     }

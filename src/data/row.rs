@@ -98,7 +98,10 @@ impl Fields<'_> {
                 row.label = self.label()?;
             }
             (true, (false, false), false, false) => row.prompt = self.prompt()?,
-            (false, (false, false), false, true) => (row.prompt, row.completion) = self.conversation()?,
+            (false, (false, false), false, true) => {
+                (row.prompt, row.completion) = self.conversation()?;
+                row.label = self.label()?.filter(|_| row.completion.is_some());
+            }
             _ => return Err(self.unknown_form()),
         }
         row.anchors = self.anchors(&row.prompt)?;
@@ -126,11 +129,7 @@ impl Fields<'_> {
             "the keys prompt + completion (+ label), prompt + chosen + rejected, chosen + rejected, \
              messages, or prompt alone",
             found,
-            if self.map.contains_key("conversations") {
-                "rename \"conversations\" to \"messages\", with \"role\" and \"content\" in each"
-            } else {
-                "rename or remove keys until the row has one of these forms"
-            },
+            "rename or remove keys until the row has one of these forms",
         )
     }
 

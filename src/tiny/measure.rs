@@ -8,7 +8,7 @@ use super::{HELD_OUT, Topic, Verdict, judge};
 use crate::config::AnchorConfig;
 use crate::data::packing::Group;
 use crate::data::{
-    ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_jsonl,
+    ChatTokenizer, Example, ExampleOptions, LengthLimits, Needs, Row, build_examples, parse_rows,
 };
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -58,7 +58,7 @@ impl HeldOut {
     /// When the built-in rows are not in the expected form.
     pub fn read(tokenizer: &ChatTokenizer) -> Result<Self> {
         let (origin, bytes) = HELD_OUT;
-        let rows = parse_jsonl(bytes, origin)?.rows;
+        let rows = parse_rows(bytes, origin, None)?.rows;
         let options = ExampleOptions::plain(Needs::Pair, LengthLimits::default());
         let (examples, _) = build_examples(&rows, origin, tokenizer, &options)?;
         let topic = |row: &Row| row.raw.get("topic").and_then(|t| t.as_str()).and_then(Topic::from_name);

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::config::{self, BUILT_IN_EXAMPLES, RunConfig};
 use crate::data::{
     ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Message, Needs, ORDINARY, Overlong,
-    Prompt, REFUSALS, Row, Truncation, build_examples, parse_jsonl, parse_worked_examples, rows_with,
+    Prompt, REFUSALS, Row, Truncation, build_examples, parse_rows, parse_worked_examples, rows_with,
 };
 use crate::loss::{Retain, Takes};
 use crate::model::DecoderConfig;
@@ -85,7 +85,7 @@ fn prompts(
         true => Row { prompt: Prompt::Text(row.prompt.last_text().into()), ..row.without_answers() },
         false => row.without_answers(),
     };
-    let rows: Vec<Row> = parse_jsonl(bytes, origin)?.rows.into_iter().map(prompt).collect();
+    let rows: Vec<Row> = parse_rows(bytes, origin, None)?.rows.into_iter().map(prompt).collect();
     Ok(build_examples(&rows, origin, tokenizer, &ExampleOptions::plain(Needs::Prompt, limits))?.0)
 }
 
@@ -123,7 +123,7 @@ pub(super) fn train_examples(
     config: &RunConfig,
     remarks: &mut Vec<String>,
 ) -> Result<(Vec<Example>, LengthCounts)> {
-    let parsed = parse_jsonl(bytes, origin)?;
+    let parsed = parse_rows(bytes, origin, config.data.label.as_ref())?;
     remarks.extend(parsed.remarks(origin));
     let mut rows = parsed.rows;
     if let Some(split) = &config.data.split {
@@ -159,7 +159,7 @@ pub(super) fn eval_examples(
         (None, Some(_)) => train,
         (None, None) => return Ok(None),
     };
-    let parsed = parse_jsonl(bytes, origin)?;
+    let parsed = parse_rows(bytes, origin, config.data.label.as_ref())?;
     if eval.is_some() {
         remarks.extend(parsed.remarks(origin));
     }

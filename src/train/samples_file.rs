@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::anchors::Anchor;
 use crate::config::RunConfig;
-use crate::data::{ChatTokenizer, Example, parse_jsonl};
+use crate::data::{ChatTokenizer, Example, parse_rows};
 use crate::model::DecoderConfig;
 use crate::{Error, Result};
 
@@ -20,8 +20,8 @@ pub(super) fn given_samples(
 ) -> Result<HashMap<String, Vec<Given>>> {
     let mut by_prompt: HashMap<String, Vec<Given>> = HashMap::new();
     let rule = config.anchor_rule();
-    // `aweigh sample` also writes empty answers: `parse_jsonl` leaves them out.
-    for row in parse_jsonl(bytes, origin)?.rows {
+    // `aweigh sample` also writes empty answers: `parse_rows` leaves them out.
+    for row in parse_rows(bytes, origin, None)?.rows {
         // Of a run that sampled online, use only the anchors from before the first step.
         if row.raw.get("step").and_then(serde_json::Value::as_u64).is_some_and(|step| step > 0) {
             continue;

@@ -14,7 +14,7 @@
 
 use std::path::Path;
 
-use aweigh::data::{ChatTokenizer, Completion, Row, parse_jsonl, rows_with};
+use aweigh::data::{ChatTokenizer, Completion, Row, parse_rows, rows_with};
 use aweigh::files::{Model, Source, write_whole};
 use aweigh_cli::{self as cli, Cli};
 use clap::Parser;
@@ -95,7 +95,7 @@ fn prepare(model: &str, data: &Path, folder: &Path) -> Any<()> {
     let tokenizer = Model::open(model)?.bytes().tokenizer()?;
     let read = |name: &str, split: Option<&str>| -> Any<Vec<Row>> {
         let source = Source::read(&data.join(name), "DATA")?;
-        let rows = parse_jsonl(&source.bytes, &source.origin)?.rows;
+        let rows = parse_rows(&source.bytes, &source.origin, None)?.rows;
         let rows = match split {
             Some(split) => rows_with(rows, "split", split, &source.origin)?,
             None => rows,

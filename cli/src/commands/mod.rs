@@ -3,6 +3,7 @@
 pub mod align;
 pub mod bench;
 pub mod completions;
+pub mod data;
 pub mod demo;
 pub mod devices;
 pub mod eval;

@@ -14,7 +14,8 @@ use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use crate::terminal::progress::Unit;
 use crate::terminal::text::table;
-use aweigh::data::jsonl::{ReadLimits, for_each_object};
+use aweigh::data::jsonl::ReadLimits;
+use aweigh::data::objects::for_each_object;
 use aweigh::data::{
     ChatTokenizer, Example, ExampleOptions, Group, LengthLimits, Needs, Row, build_examples, token_remarks,
 };
@@ -204,7 +205,7 @@ fn answers(
     tokenizer: &ChatTokenizer,
     output: &Output,
 ) -> Result<(Vec<Answers>, usize)> {
-    let mut rows = open::rows(source, chosen.split.as_deref(), output)?;
+    let mut rows = open::rows(source, chosen.split.as_deref(), chosen.label.as_ref(), output)?;
     let all = rows.len();
     rows.retain(|row| row.positive().is_some() || row.negative().is_some());
     let skipped = all - rows.len();

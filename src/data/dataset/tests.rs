@@ -6,7 +6,7 @@ use crate::data::row::common_words;
 use crate::data::{Completion, Message, Prompt};
 
 fn parse(text: &str) -> Result<Vec<Row>> {
-    parse_jsonl(text.as_bytes(), "d.jsonl").map(|parsed| parsed.rows)
+    parse_rows(text.as_bytes(), "d.jsonl", None).map(|parsed| parsed.rows)
 }
 
 fn one(text: &str) -> Row {
@@ -92,8 +92,8 @@ fn mistakes_name_line_and_field() {
         ),
         (r#"{"prompt": "Q", "completion": "A", "label": "bad"}"#, "found the text \"bad\""),
         (
-            r#"{"conversations": [{"from": "human", "value": "Q"}]}"#,
-            "rename \"conversations\" to \"messages\"",
+            r#"{"conversations": [{"from": "narrator", "value": "Q"}]}"#,
+            "d.jsonl:2: conversations: expected turns with \"from\" (human, gpt or system)",
         ),
         (r#"{"messages": [{"from": "human", "value": "Q"}]}"#, "this is ShareGPT's form"),
         (
@@ -116,7 +116,7 @@ fn mistakes_name_line_and_field() {
         (r#"{"prompt": [{"role": "user", "content": "Q"}]}"#, "expected plain strings, as in line 1"),
         (r#"{"prompt": "Q", "chosen": "A"}"#, "found the keys chosen, prompt"),
         (r#"{"prompt": "Q", "completion": "A", "messages": [1]}"#, "expected the keys prompt + completion"),
-        (r#"{"instruction": "Q", "output": "A"}"#, "found the keys instruction, output"),
+        (r#"{"task": "Q", "output": "A"}"#, "found the keys output, task"),
         (r#"{}"#, "found no keys"),
         (r#"{"prompt": "Q", "completion": [{"role": "assistant", "content": "A"}]}"#, "of one kind"),
         (
@@ -172,7 +172,7 @@ fn messages_keep_what_a_template_may_read() {
 #[test]
 fn a_column_that_looks_as_if_it_mattered_is_told() {
     let text = r#"{"prompt": "Q", "completion": "A", "system": "Be kind."}"#;
-    let parsed = parse_jsonl(text.as_bytes(), "d.jsonl").unwrap();
+    let parsed = parse_rows(text.as_bytes(), "d.jsonl", None).unwrap();
     assert!(parsed.remarks("d.jsonl")[0].starts_with("d.jsonl:1: \"system\" is not read"));
 }
 
@@ -182,7 +182,7 @@ fn empty_rows_are_left_out_and_told() {
 {"prompt": "Q", "completion": " "}
 {"prompt": [{"role": "user", "content": ""}], "completion": null}
 {"prompt": "Q", "completion": "B"}"#;
-    let parsed = parse_jsonl(text.as_bytes(), "d.jsonl").unwrap();
+    let parsed = parse_rows(text.as_bytes(), "d.jsonl", None).unwrap();
     assert_eq!(parsed.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 4]);
     assert_eq!(parsed.empty_lines, [2, 3]);
     assert!(parsed.remarks("d.jsonl")[0].starts_with("d.jsonl:2: left out"));
@@ -190,7 +190,7 @@ fn empty_rows_are_left_out_and_told() {
 {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": " "}]}]}
 {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [{"name": "w"}]}]}
 {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"name": "w"}]}]}"#;
-    let parsed = parse_jsonl(more.as_bytes(), "d.jsonl").unwrap();
+    let parsed = parse_rows(more.as_bytes(), "d.jsonl", None).unwrap();
     assert_eq!((parsed.empty_lines, parsed.rows.len()), (vec![1, 2], 2));
     let none = message(r#"{"prompt": "Q", "completion": ""}"#);
     assert!(none.contains("at least one row, found 1 whose prompt or answer is empty"), "{none}");
@@ -225,7 +225,8 @@ fn every_file_of_the_shared_data_is_read() {
             continue;
         }
         files += 1;
-        let Parsed { rows, empty_lines } = parse_jsonl(&std::fs::read(&path).unwrap(), &name).unwrap();
+        let Parsed { rows, empty_lines, .. } =
+            parse_rows(&std::fs::read(&path).unwrap(), &name, None).unwrap();
         assert_eq!(
             empty_lines,
             if name.starts_with("diasafety") { vec![3903, 7350] } else { vec![] },

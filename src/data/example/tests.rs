@@ -1,7 +1,7 @@
 //! Limits on small rows, and every id of the shared data against transformers.
 
 use super::super::LengthLimits;
-use super::super::dataset::parse_jsonl;
+use super::super::dataset::parse_rows;
 use super::super::testing::{ids, letters, load, shared_data, smollm2};
 use super::*;
 
@@ -14,7 +14,12 @@ fn options(needs: Needs) -> ExampleOptions {
 
 fn build(text: &str, options: &ExampleOptions) -> Result<(Vec<Example>, LengthCounts)> {
     let tokenizer = ChatTokenizer::from_bytes(&letters(Some(CHAT))).unwrap();
-    build_examples(&parse_jsonl(text.as_bytes(), "d.jsonl").unwrap().rows, "d.jsonl", &tokenizer, options)
+    build_examples(
+        &parse_rows(text.as_bytes(), "d.jsonl", None).unwrap().rows,
+        "d.jsonl",
+        &tokenizer,
+        options,
+    )
 }
 
 const LABELLED: &str = r#"{"prompt": "ask", "completion": "good one", "label": true}
@@ -90,7 +95,7 @@ fn a_cut_prompt_keeps_the_instruction_for_sampling() {
 fn a_refused_row_is_named_by_its_line() {
     let tokenizer = ChatTokenizer::from_bytes(&letters(None)).unwrap();
     let text = "\n{\"prompt\": [{\"role\": \"user\", \"content\": \"a\"}]}";
-    let rows = parse_jsonl(text.as_bytes(), "d.jsonl").unwrap().rows;
+    let rows = parse_rows(text.as_bytes(), "d.jsonl", None).unwrap().rows;
     let error =
         build_examples(&rows, "d.jsonl", &tokenizer, &options(Needs::Prompt)).unwrap_err().to_string();
     assert!(error.starts_with("d.jsonl:2 (letters): expected a chat template"), "{error}");
@@ -123,7 +128,7 @@ fn smollm2_gives_all_rows_the_ids_of_transformers() {
     ] {
         let origin = format!("{name}.jsonl.gz");
         let bytes = std::fs::read(data.join(&origin)).unwrap();
-        let parsed = parse_jsonl(&bytes, &origin).unwrap().rows;
+        let parsed = parse_rows(&bytes, &origin, None).unwrap().rows;
         let (examples, counts) =
             build_examples(&parsed, &origin, &tokenizer, &options(Needs::Prompt)).unwrap();
         assert_eq!(counts.kept, rows, "{name}");

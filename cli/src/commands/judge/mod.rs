@@ -31,7 +31,7 @@ pub enum What {
     /// Train a judge: a model with a classification head that separates flagged answers from fine ones
     Train(Box<train::TrainArgs>),
     /// Score answers: the probability that each is flagged; for labelled answers also the judge's accuracy
-    Score(score::ScoreArgs),
+    Score(Box<score::ScoreArgs>),
 }
 
 /// Packed tokens per batch when scoring.

@@ -222,7 +222,7 @@ impl Labelled {
         let model = open::model(args.model.as_deref().unwrap_or_default(), true, output)?;
         let bytes = ModelBytes { judge: true, ..model.bytes() };
         let tokenizer = bytes.tokenizer()?;
-        let mut rows = open::rows(&source, args.split.as_deref(), output)?;
+        let mut rows = open::rows(&source, args.split.as_deref(), None, output)?;
         let eval_source = held_out.as_ref().unwrap_or(&source);
         let mut eval_rows = match (&held_out, &args.eval_split) {
             (None, None) => {
@@ -234,7 +234,7 @@ impl Labelled {
                 }
                 rows.split_off(rows.len() - rows.len() / 10)
             }
-            _ => open::rows(eval_source, args.eval_split.as_deref(), output)?,
+            _ => open::rows(eval_source, args.eval_split.as_deref(), None, output)?,
         };
         rows.truncate(args.max_samples.unwrap_or(usize::MAX));
         eval_rows.truncate(args.max_eval_samples.unwrap_or(usize::MAX));
