@@ -12,7 +12,7 @@ struct Params {
     ends: vec4<u32>,
     more_ends: vec4<u32>,
     rows: u32, vocab: u32, column: u32, columns: u32,
-    end_count: u32, seen_words: u32, first_group: u32,
+    end_count: u32, seen_words: u32, needs: u32, first_group: u32,
 }
 // A row's own settings.
 struct Settings {
@@ -139,6 +139,24 @@ fn draw(base: u32, lane: u32, floor: f32, u: f32) -> u32 {
 #endif
 }
 
+// What some row's settings need. Whether a barrier is met depends on these and not on a row's own settings:
+// FXC takes what a buffer holds, and what is chosen by it, for something that may vary within a workgroup.
+const GREEDY = 1u;
+const DRAWN = 2u;
+const TOP_K = 4u;
+const TOP_P = 8u;
+fn some(need: u32) -> bool { return (p.needs & need) != 0u; }
+
+#ifdef SERIAL
+fn settings_of(row: u32, lane: u32) -> Settings { return settings[row]; }
+#else
+var<workgroup> of_row: Settings;
+fn settings_of(row: u32, lane: u32) -> Settings {
+    if lane == 0u { of_row = settings[row]; }
+    return workgroupUniformLoad(&of_row);
+}
+#endif
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -149,7 +167,8 @@ fn main(
     if row >= p.rows { return; }
     let base = row * p.vocab;
     let s = state[row];
-    let own = settings[row];
+    let own = settings_of(row, lane);
+    let greedy = own.temperature == 0.0;
     var most = -3.0e38;
     for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
         var l = logits[base + v];
@@ -163,34 +182,35 @@ fn main(
     }
     most = row_max(most, lane);
     var id = NONE;
-    if own.temperature == 0.0 {
+    if some(GREEDY) {
         // The lowest id among those with the largest logit, as a float: exact below 2^24.
         var first = 16777216.0;
         for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
             if logits[base + v] == most { first = min(first, f32(v)); }
         }
-        id = u32(-row_max(-first, lane));
-    } else {
+        id = select(id, u32(-row_max(-first, lane)), greedy);
+    }
+    if some(DRAWN) {
         for (var v = first_of(lane); v < p.vocab; v += STRIDE) {
             // exp(-200) is zero in f32, so -infinity gets the same weight as very negative logits.
-            logits[base + v] = exp(max((logits[base + v] - most) / own.temperature, -200.0));
+            let l = logits[base + v];
+            logits[base + v] = select(exp(max((l - most) / own.temperature, -200.0)), l, greedy);
         }
 #ifndef SERIAL
         storageBarrier();
         workgroupBarrier();
 #endif
         var floor = 0.0;
-        // One comparison: of two joined by && FXC says that they may vary, and that no barrier may follow.
-        // As many as there are, or more: all. One unsigned comparison, for 0 too.
-        if own.top_k - 1u < p.vocab - 1u {
+        if some(TOP_K) {
+            // Of rows without top-k, top_k is the size of the vocabulary.
             floor = threshold(base, lane, floor, f32(own.top_k), true);
         }
-        if own.top_p < 1.0 {
+        if some(TOP_P) {
             let all = measure(base, lane, vec4<f32>(floor), false).x;
-            floor = threshold(base, lane, floor, own.top_p * all, false);
+            floor = select(floor, threshold(base, lane, floor, own.top_p * all, false), own.top_p < 1.0);
         }
         let u = uniform_from(pcg4d(vec4<u32>(s.z, s.y, s.x, own.seed)).x);
-        id = draw(base, lane, floor, u);
+        id = select(draw(base, lane, floor, u), id, greedy);
     }
     if first_of(lane) != 0u { return; }
     // With NaN logits no token is sampled: the row ends, and the host sees an invalid id.

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 params!(Params for ["sample"];
     ends: [u32; 4], more_ends: [u32; 4],
     rows: u32, vocab: u32, column: u32, columns: u32,
-    end_count: u32, seen_words: u32);
+    end_count: u32, seen_words: u32, needs: u32);
 
 /// Entry in a row's history for a step after the row had already ended.
 pub const NONE: u32 = u32::MAX;
@@ -43,11 +43,38 @@ impl SamplingParams {
     /// Words of a row's settings on the device.
     pub(crate) const WORDS: usize = 8;
 
-    /// A row's settings as the kernel reads them. The end tokens are not among them: all rows share them.
-    pub(crate) fn words(&self) -> [u32; Self::WORDS] {
+    /// A row's settings as the kernel reads them, for a vocabulary of this size. The end tokens are not among
+    /// them: all rows share them.
+    pub(crate) fn words(&self, vocab: usize) -> [u32; Self::WORDS] {
+        // Without top-k all are kept.
+        let top_k = if self.top_k == 0 { vocab as u32 } else { self.top_k.min(vocab as u32) };
         let (top_p, temperature) = (self.top_p.to_bits(), self.temperature.to_bits());
         let penalty = self.repetition_penalty.to_bits();
-        [self.seed, self.top_k, top_p, temperature, penalty, self.max_new_tokens, 0, 0]
+        [self.seed, top_k, top_p, temperature, penalty, self.max_new_tokens, 0, 0]
+    }
+}
+
+/// What the settings of all rows of a step have in common, and what any of them needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Common {
+    ends: Vec<u32>,
+    /// A bit for each of greedy rows, rows that are drawn, top-k and top-p.
+    needs: u32,
+}
+
+impl Common {
+    /// Of rows with these settings, of which the first has the end tokens of all.
+    pub fn of<'a>(settings: impl IntoIterator<Item = &'a SamplingParams>) -> Self {
+        let mut all = Self { ends: Vec::new(), needs: 0 };
+        for (i, own) in settings.into_iter().enumerate() {
+            if i == 0 {
+                all.ends.clone_from(&own.ends);
+            }
+            let drawn = own.temperature != 0.0;
+            let needs = [!drawn, drawn, drawn && own.top_k > 0, drawn && own.top_p < 1.0];
+            all.needs |= needs.iter().enumerate().map(|(bit, need)| u32::from(*need) << bit).sum::<u32>();
+        }
+        all
     }
 }
 
@@ -69,11 +96,11 @@ pub struct Rows<'a> {
     pub settings: &'a Tensor,
 }
 
-/// Samples one token for each of `count` rows into `column` of the history, and advances the rows. `ends` are
-/// the tokens that end an answer.
+/// Samples one token for each of `count` rows into `column` of the history, and advances the rows. `common`
+/// is [`Common::of`] the settings in the table.
 pub fn forward(
     rec: &mut Recorder,
-    ends: &[u32],
+    common: &Common,
     rows: Rows,
     (count, vocab): (usize, usize),
     (column, columns): (usize, usize),
@@ -89,6 +116,7 @@ pub fn forward(
         ("settings", rows.settings, count * SamplingParams::WORDS),
     ];
     check("sample", &tensors)?;
+    let ends = &common.ends;
     if ends.len() > MAX_ENDS {
         let fix = "list fewer end-of-turn tokens in generation_config.json";
         return Err(Error::input("eos_token_id", format!("at most {MAX_ENDS} ids"), ends.len(), fix));
@@ -105,6 +133,7 @@ pub fn forward(
         columns: columns as u32,
         end_count: ends.len() as u32,
         seen_words: words as u32,
+        needs: common.needs,
     };
     let (variant, groups) = by_rows(rec, "sample", count, vocab);
     let shader = kernel(rec.gpu(), &variant);

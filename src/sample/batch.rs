@@ -11,7 +11,7 @@ use super::wave::{bits, finished};
 use super::{Answer, SYNC_STEPS, SamplingParams};
 use crate::data::packing::Packed;
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
-use crate::kernels::sample::{self as kernel, NONE, Rows};
+use crate::kernels::sample::{self as kernel, Common, NONE, Rows};
 use crate::model::{Capacity, Decoder, Workspace};
 use crate::nn::{KvCache, Ranks};
 use crate::{Error, Result};
@@ -428,7 +428,7 @@ impl Batch {
             tokens.push([id, at, start + at, 0]);
             ranges.push([start, end, end, end + drawn]);
             state.push([0, running.job.sample, drawn, 0]);
-            settings.push(running.job.settings.words());
+            settings.push(running.job.settings.words(self.vocab));
             penalised |= running.seen.is_some();
             keys += prompt.len() + running.ids.len() + SYNC_STEPS;
         }
@@ -462,9 +462,9 @@ impl Batch {
         let Buffers { seen, state, decode, history, settings, .. } = &self.buffers;
         let (tokens, ranges) = (&decode.tokens, &decode.ranges);
         let table = Rows { logits, seen, state, tokens, ranges, history, settings };
-        let job = rows.first().and_then(|&i| self.seats[i].job.as_ref());
-        let ends = job.map_or(&[][..], |running| &running.job.settings.ends);
-        kernel::forward(rec, ends, table, (rows.len(), self.vocab), (column, SYNC_STEPS))
+        let jobs = rows.iter().filter_map(|&i| self.seats[i].job.as_ref());
+        let common = Common::of(jobs.map(|running| &running.job.settings));
+        kernel::forward(rec, &common, table, (rows.len(), self.vocab), (column, SYNC_STEPS))
     }
 
     /// Reads what was drawn for these seats in `columns` steps.

@@ -4,7 +4,7 @@ use super::room::Room;
 use super::{Answer, Request, SPARE_SLOTS, SYNC_STEPS, SamplingParams, WaveLook};
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
-use crate::kernels::sample::{self as kernel, NONE, Rows};
+use crate::kernels::sample::{self as kernel, Common, NONE, Rows};
 use crate::model::{Capacity, Decoder, Workspace};
 use crate::nn::{KvCache, Pass};
 use crate::{Error, Result};
@@ -120,7 +120,7 @@ impl Wave {
         self.prefill.load(&mut rec, &packed)?;
         self.copy_beginning(&mut rec, wave);
         self.source.write_u32(gpu, &sources);
-        self.settings.write_u32(gpu, &settings.words().repeat(rows.len()));
+        self.settings.write_u32(gpu, &settings.words(vocab).repeat(rows.len()));
         let mut live: Vec<usize> = (0..rows.len()).collect();
         self.load_rows(gpu, &rows, &live);
         let hidden = decoder.hidden(&mut rec, pass, &self.prefill, Some(&self.caches))?;
@@ -238,7 +238,7 @@ impl Wave {
             history: &self.history,
             settings: &self.settings,
         };
-        kernel::forward(rec, &settings.ends, rows, size, (column, SYNC_STEPS))
+        kernel::forward(rec, &Common::of([settings]), rows, size, (column, SYNC_STEPS))
     }
 }
 

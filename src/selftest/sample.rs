@@ -6,7 +6,7 @@ use std::fmt::Display;
 use super::fixture::{Output, below, values, words};
 use super::{Check, Depth, Failure, Outcome, agree, check, equal};
 use crate::gpu::{Gpu, Recorder, Tensor};
-use crate::kernels::sample::{self, MAX_ENDS, Rows, SamplingParams};
+use crate::kernels::sample::{self, Common, MAX_ENDS, Rows, SamplingParams};
 use crate::reference::{self, sample::Sequence};
 
 pub(super) fn checks() -> Vec<Check> {
@@ -109,10 +109,10 @@ async fn step_each(
         guarded(gpu, rows.iter().flat_map(|_| [UNTOUCHED; COLUMNS]))?,
     ];
     let [seen, state, tokens, ranges, history] = &tensors;
-    let own = words(gpu, &settings.iter().flat_map(SamplingParams::words).collect::<Vec<_>>())?;
+    let own = words(gpu, &settings.iter().flat_map(|own| own.words(vocab)).collect::<Vec<_>>())?;
     let mut rec = Recorder::new(gpu);
     let bound = Rows { logits: &logits.tensor, seen, state, tokens, ranges, history, settings: &own };
-    sample::forward(&mut rec, &settings[0].ends, bound, (count, vocab), (COLUMN, COLUMNS))?;
+    sample::forward(&mut rec, &Common::of(settings), bound, (count, vocab), (COLUMN, COLUMNS))?;
     rec.submit();
     let penalised = logits.read(gpu, "logits").await?;
     let mut read = Vec::new();
