@@ -273,7 +273,7 @@ fn a_checkpoint_is_the_reference_of_its_own_side() {
     let elsewhere = moved(&twin, 0.02);
     let setup = Setup { negative: Some(moved(&twin, 0.02)), ..setup() };
     let (_, watcher) = run(setup, &config);
-    let pass = Pass { values: &elsewhere, adapter: true, dropout: None, decoding: false };
+    let pass = Pass { values: &elsewhere, adapter: true, dropout: None, decoding: false, sparse: false };
     for (example, drawn) in examples(4, 0).iter().zip(&watcher.pools) {
         let (anchors, reference) = (&drawn.ids, &drawn.reference);
         assert_eq!((drawn.line, drawn.step), (example.line, 0));

@@ -24,7 +24,7 @@ fn data_that_cannot_be_read() {
     );
     room.write("flagged.jsonl", "{\"prompt\": \"a\", \"completion\": 3, \"label\": false}\n");
     room.align_refuses("tiny", &[], &["flagged.jsonl:1: completion: expected a string"]);
-    room.write("flagged.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}\n");
+    room.write("flagged.jsonl", "{\"question\": \"a\", \"reply\": \"b\"}\n");
     room.align_refuses("tiny", &[], &["flagged.jsonl:1: expected the keys", "found the keys "]);
     room.write("flagged.jsonl", "\n\n");
     room.align_refuses("tiny", &[], &["flagged.jsonl: expected at least one row, found none"]);

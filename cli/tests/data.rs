@@ -115,7 +115,40 @@ fn a_run_trains_on_a_table_and_on_ratings() {
         room.refuses(&[&["data", "ratings.csv"], flags].concat(), parts);
     };
     wrong(&["--label", "stars"], &["ratings.csv:2: expected a column \"stars\", found"]);
+    room.write("system.csv", "question,answer,system,label\nq,a,Be kind.,true\n,b,,false\nc,,,false\n");
+    let told = room.json(&["data", "system.csv"])["remarks"].to_string();
+    for part in [
+        "\\\"system\\\" is not read",
+        "system.csv:3: left out because the prompt or an answer is empty (rows: 2",
+    ] {
+        assert!(told.contains(part), "no {part} in {told}");
+    }
+    room.write("mixed.csv", "prompt,completion,r\na,b,-1\nc,d,0\ne,f,1\n");
+    let mixed = room.json(&["data", "mixed.csv", "--label", "r"]);
+    assert_eq!(mixed["kinds"], json!({ "approved": 1, "flagged": 1 }));
+    assert_eq!(mixed["unrated_lines"], json!([3]));
     wrong(&["--label", "answer"], &["ratings.csv:2: answer: expected a verdict"]);
     room.write("five.csv", "prompt,completion,stars\na,b,3\n");
     room.refuses(&["data", "five.csv", "--label", "stars"], &["--label \"stars<=2\""]);
+}
+
+/// Scores go to the rows that they are of, also where a list has all its rows on one line.
+#[test]
+fn a_list_on_one_line_keeps_its_rows_apart() {
+    let room = Room::new();
+    let row = |prompt: &str, split: &str| json!({ "prompt": prompt, "completion": "Hello.", "split": split });
+    room.write("rows.json", json!([row("One", "a"), row("Two", "b"), row("Three", "b")]).to_string());
+    room.json(&[
+        "score",
+        "--model",
+        "tiny",
+        "--data",
+        "rows.json",
+        "--split",
+        "b",
+        "--output",
+        "scored.jsonl",
+    ]);
+    let prompts: Vec<Value> = room.lines("scored.jsonl").iter().map(|row| row["prompt"].clone()).collect();
+    assert_eq!(prompts, ["Two", "Three"]);
 }

@@ -64,6 +64,26 @@ fn a_model_is_written_as_a_gguf_file() {
     );
 }
 
+/// The adapter alone, for llama.cpp: tests/python/check_gguf_adapter.py compares its answers.
+#[test]
+fn an_adapter_is_written_as_a_gguf_file() {
+    let room = Room::new();
+    let train = ["align", "--model", "tiny", "--output-dir", "run", "--learning-rate", "1e-3"];
+    room.json(&[&train[..], &SMALL[..]].concat());
+    let export = ["export", "--model", "tiny", "--adapter", "run/adapter", "--adapter-only", "--output"];
+    let figures = room.json(&[&export[..], &["adapter.gguf"]].concat());
+    let half = room.json(&[&export[..], &["half.gguf", "--dtype", "float16"]].concat());
+    assert!(half["bytes"].as_u64() < figures["bytes"].as_u64());
+    let bytes = room.read("adapter.gguf");
+    let text = String::from_utf8_lossy(&bytes[..20_000.min(bytes.len())]).into_owned();
+    for part in ["adapter.lora.alpha", "blk.0.attn_q.weight.lora_a", "blk.0.ffn_down.weight.lora_b"] {
+        assert!(text.contains(part), "no {part}");
+    }
+    room.refuses(&[&export[..], &["folder"]].concat(), &["--output: expected a name that ends in .gguf"]);
+    room.refuses(&[&export[..], &["a.gguf", "--dtype", "q8_0"]].concat(), &["float32 or float16"]);
+    room.refuses(&["inspect", "--model", "adapter.gguf"], &["an adapter"]);
+}
+
 #[test]
 fn values_that_f16_cannot_hold_are_not_written() {
     let room = Room::new();

@@ -190,11 +190,20 @@ fn a_server_answers_as_the_other_commands_do() {
     assert_eq!(counts["usage"]["completion_tokens"], usage["completion_tokens"]);
     assert!(counts["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64() > Some(0), "{counts}");
 
+    // The stream's log-probs are those of the whole answer, also where a piece of text is held back.
+    let whole = content(&answer, 0);
+    let held: String = whole.chars().take(1).chain(['#']).collect();
+    let events = server.events(CHAT, &ask(&json!({ "logprobs": true, "top_logprobs": 2, "stop": held })));
+    let streamed = events.iter().filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array());
+    assert_eq!(&streamed.flatten().cloned().collect::<Vec<_>>(), told);
+
     // The same seed gives the same answers, alone and among others; several answers differ.
     let drawn = json!({ "temperature": 1, "seed": 5, "n": 3 });
     let three = server.ok(CHAT, &ask(&drawn));
     let all: Vec<&str> = (0..3).map(|i| content(&three, i)).collect();
     assert!(all[0] != all[1] || all[1] != all[2], "{all:?}");
+    let counts = &three["usage"];
+    assert!(counts["prompt_tokens_details"]["cached_tokens"].as_u64() < counts["prompt_tokens"].as_u64());
     let first = server.ok(CHAT, &ask(&json!({ "temperature": 1, "seed": 5 })));
     assert_eq!(content(&first, 0), all[0]);
     let line =
@@ -203,7 +212,6 @@ fn a_server_answers_as_the_other_commands_do() {
     assert_eq!(generated["answers"][0]["completion"], content(&first, 0));
 
     // A stop sequence is not part of the answer.
-    let whole = content(&answer, 0);
     let stop: String = whole.chars().skip(4).take(3).collect();
     let cut = server.ok(CHAT, &ask(&json!({ "stop": [stop, "never"], "logprobs": true })));
     assert_eq!(content(&cut, 0), &whole[..whole.find(&stop).unwrap()]);
@@ -253,12 +261,20 @@ fn wrong_requests_get_the_protocols_errors() {
         (CHAT, json!({ "messages": [] }), 400, "", "at least one message"),
         (CHAT, json!({}), 400, "", "missing field `messages`"),
         (TEXT, json!({ "prompt": "" }), 400, "context_length_exceeded", "found 0 tokens"),
-        (TEXT, json!({ "prompt": [99_999], "max_tokens": 2 }), 400, "", "vocab_size"),
+        (TEXT, json!({ "prompt": [99_999], "max_tokens": 2, "stream": true }), 400, "", "vocab_size"),
+        (
+            TEXT,
+            json!({ "prompt": [[1], [1], [1]], "n": 12_297_829_382_473_034_411_u64 }),
+            400,
+            "",
+            "n: expected",
+        ),
+        (TEXT, json!({ "prompt": "a", "logprobs": 21 }), 400, "", "logprobs: expected 0 to 20"),
         (TEXT, json!({ "prompt": "a", "echo": true }), 400, "unsupported_parameter", "echo"),
         ("/v1/embeddings", json!({}), 404, "", "no such path"),
         ("/v1/models", json!({}), 405, "", "does not take this method"),
         ("/v1/load_lora_adapter", json!({ "lora_name": "a", "lora_path": "/etc" }), 403, "", "--adapter-dir"),
-        ("/v1/unload_lora_adapter", json!({ "lora_name": "tiny" }), 404, "model_not_found", "tiny"),
+        ("/v1/unload_lora_adapter", json!({ "lora_name": "tiny" }), 403, "", "--adapter-dir"),
     ] {
         let (found, answer) = server.post(path, &body);
         let error = &answer["error"];
@@ -348,6 +364,7 @@ fn adapters_come_and_go() {
     let drop = |name: &str| call("POST", "/v1/unload_lora_adapter", &json!({ "lora_name": name }));
     assert_eq!(drop("changed").0, 200);
     assert_eq!(drop("changed").0, 404);
+    assert_eq!(drop("tiny").0, 404);
     assert_eq!(ids(), ["tiny", "second"]);
     assert_eq!(call("POST", CHAT, &ask(&json!({ "model": "changed" }))).0, 404);
     assert_eq!(answer("second"), changed);

@@ -14,9 +14,11 @@
 //! Prompts and answers are either all strings or all lists of `{"role", "content"}`. A key with the value
 //! null counts as absent.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
-use super::forms::{Label, RowForm, to_trl};
+use super::forms::{Label, RowForm, Verdict, to_trl};
 use super::jsonl::ReadLimits;
 use super::objects::for_each_object;
 use super::row::{Fields, Row, has_calls, is_nothing};
@@ -54,7 +56,7 @@ impl Parsed {
         let form = self
             .form
             .filter(|form| *form != RowForm::Trl)
-            .map(|form| format!("{origin}: read as {}; `aweigh data` shows the rows", form.name()));
+            .map(|form| format!("{origin}: read as {}; `aweigh data` shows how", form.name()));
         let unrated = self.unrated_lines.first().map(|first| {
             let count = self.unrated_lines.len();
             format!("{origin}:{first}: left out because it has no verdict (rows: {count}; this is the first)")
@@ -72,13 +74,16 @@ impl Parsed {
 pub fn parse_rows(bytes: &[u8], origin: &str, label: Option<&Label>) -> Result<Parsed> {
     let mut parsed = Parsed::default();
     let mut first: Option<Form> = None;
+    let (mut negative, mut zeros) = (false, HashSet::new());
     for_each_object(bytes, origin, ReadLimits::default(), |line, mut map| {
         let place = format!("{origin}:{line}");
-        let rated = label.map_or(Ok(true), |label| label.apply(&mut map, &place))?;
+        let verdict = label.map(|label| label.apply(&mut map, &place)).transpose()?;
+        negative |= verdict == Some(Verdict::Minus);
         let (map, form) = to_trl(map, &place)?;
         parsed.form.get_or_insert(form);
         // A rating without a verdict is none.
-        if !rated || form == RowForm::OpenWebUi && !map.contains_key("label") {
+        let unrated = form == RowForm::OpenWebUi && !map.contains_key("label");
+        if unrated || verdict == Some(Verdict::None) {
             parsed.unrated_lines.push(line);
             return Ok(());
         }
@@ -86,11 +91,20 @@ pub fn parse_rows(bytes: &[u8], origin: &str, label: Option<&Label>) -> Result<P
             parsed.empty_lines.push(line);
             return Ok(());
         }
+        if verdict == Some(Verdict::Zero) {
+            zeros.insert(line);
+        }
         let row = Fields { map, place: &place, line }.into_row()?;
         check_form(&mut first, &row, &place)?;
         parsed.rows.push(row);
         Ok(())
     })?;
+    if negative && !zeros.is_empty() {
+        // Beside -1 and 1, 0 is no verdict.
+        parsed.rows.retain(|row| !zeros.contains(&row.line));
+        parsed.unrated_lines.extend(zeros);
+        parsed.unrated_lines.sort_unstable();
+    }
     if parsed.rows.is_empty() {
         let found = match (parsed.empty_lines.len(), parsed.unrated_lines.len()) {
             (0, 0) => "none".into(),

@@ -44,7 +44,12 @@ impl RowForm {
 /// [`Error::Input`] for a row that is in a known form but lacks a part of it.
 pub(super) fn to_trl(map: Map<String, Value>, place: &str) -> Result<(Map<String, Value>, RowForm)> {
     let has = |name: &str| map.get(name).is_some_and(|value| !value.is_null());
-    if has("prompt") && !has("response") || has("messages") {
+    let is_text = |name: &str| map.get(name).is_some_and(Value::is_string);
+    let pair = has("chosen") && has("rejected");
+    let answered_by_response = has("response") && has("label") && !has("completion") && !pair;
+    // What has one of TRL's forms stays, whatever other columns there are. A prompt beside a response is such
+    // a form too, a prompt alone, unless there is a verdict on the response.
+    if has("messages") || has("prompt") && !answered_by_response {
         return Ok((map, RowForm::Trl));
     }
     if has("snapshot") && has("data") {
@@ -53,11 +58,12 @@ pub(super) fn to_trl(map: Map<String, Value>, place: &str) -> Result<(Map<String
     if has("conversations") {
         return Ok((share_gpt(map, place)?, RowForm::ShareGpt));
     }
-    if has("instruction") {
-        return Ok((alpaca(map), RowForm::Alpaca));
+    let pair_of_texts = is_text("chosen") && is_text("rejected");
+    if is_text("instruction") && (pair_of_texts || !pair && (has("output") || has("response"))) {
+        return Ok((alpaca(map, place)?, RowForm::Alpaca));
     }
     for [question, answer] in [["question", "answer"], ["query", "response"], ["prompt", "response"]] {
-        if has(question) && has(answer) && !has("completion") && !has("chosen") {
+        if has(question) && has(answer) && !has("completion") && !pair {
             return Ok((answered(map, question, answer), RowForm::Answers));
         }
     }
@@ -121,33 +127,57 @@ fn share_gpt(mut map: Map<String, Value>, place: &str) -> Result<Map<String, Val
     Ok(map)
 }
 
-/// Alpaca's instruction and input, on a line of its own, as the user's message; `output` as the answer, or
-/// `chosen` and `rejected`.
-fn alpaca(mut map: Map<String, Value>) -> Map<String, Value> {
-    let mut text = |name: &str| match map.remove(name) {
-        Some(Value::String(text)) => text,
-        Some(Value::Null) | None => String::new(),
-        Some(other) => other.to_string(),
+/// Alpaca's instruction and input (Dolly's context), on a line of its own, as the user's message, after the
+/// turns of `history`; `output` (`response`) as the answer, or `chosen` and `rejected`.
+fn alpaca(mut map: Map<String, Value>, place: &str) -> Result<Map<String, Value>> {
+    let wrong = |name: &str, expected: &str, found: &Value| {
+        let fix = "correct it, or write the row as \"messages\"";
+        Error::input(format!("{place}: {name}"), expected, kind(found), fix)
     };
-    let (instruction, input, system) = (text("instruction"), text("input"), text("system"));
-    let question = if input.trim().is_empty() { instruction } else { format!("{instruction}\n{input}") };
+    let mut text = |names: [&str; 2]| {
+        for name in names {
+            match map.remove(name) {
+                Some(Value::String(text)) => return Ok(Some(text)),
+                Some(Value::Null) | None => {}
+                Some(other) => return Err(wrong(name, "a text", &other)),
+            }
+        }
+        Ok(None)
+    };
+    let instruction = text(["instruction"; 2])?.unwrap_or_default();
+    let input = text(["input", "context"])?.unwrap_or_default();
+    let system = text(["system"; 2])?.unwrap_or_default();
+    let output = text(["output", "response"])?;
+    let message = |role: &str, content: &str| json!({ "role": role, "content": content });
     let mut prompt = Vec::new();
     if !system.trim().is_empty() {
-        prompt.push(json!({ "role": "system", "content": system }));
+        prompt.push(message("system", &system));
     }
-    prompt.push(json!({ "role": "user", "content": question }));
-    let mut answer = |from: &str, to: &str| {
-        if let Some(Value::String(text)) = map.get(from) {
-            let answer = json!([{ "role": "assistant", "content": text }]);
-            map.remove(from);
-            map.insert(to.into(), answer);
+    let history = map.remove("history").unwrap_or_default();
+    for turn in history.as_array().into_iter().flatten() {
+        match (turn[0].as_str(), turn[1].as_str()) {
+            (Some(asked), Some(answer)) => {
+                prompt.extend([message("user", asked), message("assistant", answer)])
+            }
+            _ => return Err(wrong("history", "pairs of a question and an answer", turn)),
         }
-    };
-    answer("output", "completion");
-    answer("chosen", "chosen");
-    answer("rejected", "rejected");
+    }
+    if !history.is_array() && !is_nothing(&history) {
+        return Err(wrong("history", "pairs of a question and an answer", &history));
+    }
+    let question = if input.trim().is_empty() { instruction } else { format!("{instruction}\n{input}") };
+    prompt.push(message("user", &question));
+    if let Some(output) = output {
+        map.insert("completion".into(), json!([message("assistant", &output)]));
+    }
+    for name in ["chosen", "rejected"] {
+        if let Some(Value::String(text)) = map.get(name) {
+            let answer = json!([message("assistant", text)]);
+            map.insert(name.into(), answer);
+        }
+    }
     map.insert("prompt".into(), prompt.into());
-    map
+    Ok(map)
 }
 
 /// A rating of Open WebUI: the rated message is the completion, those before it on its branch are the
@@ -248,12 +278,11 @@ impl<'de> serde::Deserialize<'de> for Label {
 }
 
 impl Label {
-    /// Replaces the column with `label` (true: approved, false: flagged). Returns whether the row has a
-    /// verdict: null, an empty text and, unless a scale is given, 0 beside -1 and 1 are none.
+    /// Replaces the column with `label` (true: approved, false: flagged).
     ///
     /// # Errors
     /// [`Error::Input`] for a value that is no verdict, or a row without the column.
-    pub(super) fn apply(&self, map: &mut Map<String, Value>, place: &str) -> Result<bool> {
+    pub(super) fn apply(&self, map: &mut Map<String, Value>, place: &str) -> Result<Verdict> {
         let found = match map.remove(&self.name) {
             Some(value) => value,
             None => {
@@ -270,39 +299,54 @@ impl Label {
             let fix = format!("correct it; for numbers on a scale give --label \"{}<=2\"", self.name);
             Error::input(format!("{place}: {}", self.name), expected, found.to_string(), fix)
         })?;
-        if let Some(approved) = verdict {
-            map.insert("label".into(), approved.into());
+        if verdict != Verdict::None {
+            map.insert("label".into(), (verdict == Verdict::Approved).into());
         }
-        Ok(verdict.is_some())
+        Ok(verdict)
     }
 
-    /// `None` for a value that is not understood, `Some(None)` for none.
-    fn verdict(&self, value: &Value) -> Option<Option<bool>> {
+    /// `None` for a value that is not understood.
+    fn verdict(&self, value: &Value) -> Option<Verdict> {
+        use Verdict::{Approved, Flagged, Minus, Zero};
         let text = match value {
-            Value::Null => return Some(None),
+            Value::Null => return Some(Verdict::None),
             Value::Bool(own) => own.to_string(),
             Value::Number(number) => number.to_string(),
             Value::String(text) => text.trim().to_lowercase(),
             _ => return None,
         };
-        if text.is_empty() {
-            return Some(None);
+        if ["", "nan", "none", "null"].contains(&text.as_str()) {
+            return Some(Verdict::None);
         }
-        let number = text.parse::<f64>().ok();
+        let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
         if let Some(most) = self.most_flagged {
-            return number.map(|number| Some(number > most));
+            return number.map(|number| if number > most { Approved } else { Flagged });
         }
-        Some(Some(match (number, text.replace(['_', '-', ' '], "").as_str()) {
-            (Some(1.0), _) => true,
-            (Some(0.0 | -1.0), _) => false,
+        Some(match (number, text.replace(['_', '-', ' '], "").as_str()) {
+            (Some(1.0), _) => Approved,
+            (Some(0.0), _) => Zero,
+            (Some(-1.0), _) => Minus,
             (Some(_), _) => return None,
-            (_, "true" | "yes" | "y" | "good" | "up" | "thumbsup" | "thumbup" | "like" | "liked") => true,
-            (_, "positive" | "accepted" | "approved" | "chosen" | "safe" | "👍") => true,
-            (_, "false" | "no" | "n" | "bad" | "down" | "thumbsdown" | "thumbdown" | "dislike") => false,
-            (_, "disliked" | "negative" | "rejected" | "flagged" | "unsafe" | "👎") => false,
+            (_, "true" | "yes" | "y" | "good" | "up" | "thumbsup" | "thumbup" | "like" | "liked") => Approved,
+            (_, "positive" | "accepted" | "approved" | "chosen" | "safe" | "👍") => Approved,
+            (_, "false" | "no" | "n" | "bad" | "down" | "thumbsdown" | "thumbdown" | "dislike") => Flagged,
+            (_, "disliked" | "negative" | "rejected" | "flagged" | "unsafe" | "👎") => Flagged,
             _ => return None,
-        }))
+        })
     }
+}
+
+/// What a column of verdicts says of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing.
+    None,
+    Approved,
+    Flagged,
+    /// 0: flagged, or nothing if other rows have -1.
+    Zero,
+    /// -1: flagged.
+    Minus,
 }
 
 #[cfg(test)]
@@ -337,8 +381,25 @@ mod tests {
         let (row, form) = converted(json!({ "question": "q", "answer": "a", "label": true }));
         assert_eq!(form, RowForm::Answers);
         assert_eq!(row, json!({ "prompt": [user], "completion": [answer], "label": true }));
-        let trl = json!({ "prompt": "q", "completion": "a", "question": "x" });
-        assert_eq!(converted(trl.clone()), (trl, RowForm::Trl));
+        let dolly = json!({ "instruction": "q", "context": "c", "response": "a", "history": [["h", "i"]] });
+        let (row, _) = converted(dolly);
+        assert_eq!(row["prompt"].as_array().unwrap().len(), 3);
+        assert_eq!((&row["prompt"][2]["content"], &row["completion"]), (&json!("q\nc"), &json!([answer])));
+        let Value::Object(map) = json!({ "instruction": "q", "output": 42 }) else { panic!() };
+        assert!(to_trl(map, "f:1").unwrap_err().to_string().contains("f:1: output: expected a text"));
+        let (row, form) = converted(json!({ "prompt": "q", "response": "a", "label": true }));
+        assert_eq!((form, &row["completion"]), (RowForm::Answers, &json!([answer])));
+        // What has one of TRL's forms stays, whatever else there is.
+        for trl in [
+            json!({ "prompt": "q", "completion": "a", "question": "x", "answer": "y" }),
+            json!({ "prompt": "q", "completion": "a", "label": true, "response": "x", "instruction": "i" }),
+            json!({ "prompt": "q", "response": "old" }),
+            json!({ "prompt": "q", "chosen": "a", "rejected": "b", "response": "x", "label": true }),
+            json!({ "chosen": [user, answer], "rejected": [user, user], "instruction": "i" }),
+            json!({ "messages": [user, answer], "conversations": [] }),
+        ] {
+            assert_eq!(converted(trl.clone()), (trl, RowForm::Trl));
+        }
     }
 
     #[test]
@@ -384,8 +445,8 @@ mod tests {
     fn verdicts_are_understood() {
         let applied = |label: &str, value: Value| {
             let mut map = Map::from_iter([("r".to_owned(), value)]);
-            let has = label.parse::<Label>().unwrap().apply(&mut map, "f:1").map_err(|e| e.to_string())?;
-            Ok::<_, String>(map.get("label").and_then(Value::as_bool).filter(|_| has))
+            label.parse::<Label>().unwrap().apply(&mut map, "f:1").map_err(|e| e.to_string())?;
+            Ok::<_, String>(map.get("label").and_then(Value::as_bool))
         };
         for good in
             [json!(true), json!(1), json!("1"), json!("Thumbs up"), json!("👍"), json!("good"), json!(1.0)]
@@ -398,7 +459,10 @@ mod tests {
             assert_eq!(applied("r", bad.clone()), Ok(Some(false)), "{bad}");
         }
         assert_eq!(applied("r", Value::Null), Ok(None));
-        assert_eq!(applied("r", json!(" ")), Ok(None));
+        for none in [json!(" "), json!("NaN"), json!("none")] {
+            assert_eq!(applied("r", none.clone()), Ok(None), "{none}");
+            assert_eq!(applied("r<=2", none), Ok(None));
+        }
         for stars in 1..=5 {
             assert_eq!(applied("r<=2", json!(stars)), Ok(Some(stars > 2)));
         }

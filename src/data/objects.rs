@@ -44,8 +44,8 @@ enum Format {
 }
 
 /// Calls `each` with the line (from 1) and the object of every row: of JSONL, every line that is not blank;
-/// of a JSON list, every object, with the line on which it begins; of CSV, every record, as an object of its
-/// cells by the header's names; empty ones are null.
+/// of a JSON list, every object, with the line on which it begins (of several on one line, each after the
+/// first has the next); of CSV, every record, as an object of its cells by the header's names.
 ///
 /// A gzip file is recognised by its first two bytes; several gzip members are read as one file. JSONL is read
 /// one line at a time.
@@ -99,12 +99,9 @@ fn format(head: &[u8]) -> Format {
     if header.starts_with(['{', '}']) {
         return Format::Jsonl;
     }
-    let known = |separator: char| {
-        let names = header.split(separator).map(|name| name.trim().trim_matches('"').trim());
-        names.filter(|name| COLUMNS.iter().any(|column| column.eq_ignore_ascii_case(name))).count()
-    };
-    let best = [',', '\t', ';'].into_iter().max_by_key(|&separator| known(separator)).unwrap_or(',');
-    if known(best) > 0 && header.contains(best) { Format::Csv(best as u8) } else { Format::Jsonl }
+    let columns = |separator: char| header.split(separator).filter(|name| known(name).is_some()).count();
+    let best = [',', '\t', ';'].into_iter().max_by_key(|&separator| columns(separator)).unwrap_or(',');
+    if columns(best) > 0 { Format::Csv(best as u8) } else { Format::Jsonl }
 }
 
 /// The whole text of a file.
@@ -146,7 +143,7 @@ type Each<'a> = &'a mut dyn FnMut(usize, Map<String, Value>) -> Result<()>;
 /// The objects of one JSON list.
 fn read_list(text: &str, origin: &str, each: Each) -> Result<()> {
     let spaces = |from: usize| from + text[from..].len() - text[from..].trim_start().len();
-    let (mut line, mut counted) = (1, 0);
+    let (mut line, mut counted, mut last) = (1, 0, 0);
     let mut at = spaces(0) + 1;
     let mut first = true;
     loop {
@@ -167,73 +164,76 @@ fn read_list(text: &str, origin: &str, each: Each) -> Result<()> {
         }
         line += text[counted..at].matches('\n').count();
         counted = at;
+        // Rows are told apart by their lines: of several on one line, each after the first gets the next.
+        let own = line.max(last + 1);
         let mut values = serde_json::Deserializer::from_str(&text[at..]).into_iter::<Value>();
         match values.next() {
-            Some(Ok(Value::Object(map))) => each(line, map)?,
+            Some(Ok(Value::Object(map))) => each(own, map)?,
             Some(Ok(other)) => {
                 let fix = "write one list of objects, one for each row";
-                return Err(Error::input(format!("{origin}:{line}"), "a JSON object", kind(&other), fix));
+                return Err(Error::input(format!("{origin}:{own}"), "a JSON object", kind(&other), fix));
             }
             Some(Err(error)) => {
                 let place = format!("{origin}:{}", line + error.line() - 1);
                 let message = error.to_string();
                 let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-                let found = format!("invalid JSON at column {}: {message}", error.column());
+                let before =
+                    if error.line() == 1 { at - text[..at].rfind('\n').map_or(0, |n| n + 1) } else { 0 };
+                let found = format!("invalid JSON at column {}: {message}", before + error.column());
                 return Err(Error::input(place, "a JSON object", found, "fix the JSON there"));
             }
             None => {
                 let fix = "the file may be cut off: copy or download it again";
-                return Err(Error::input(
-                    place,
-                    "a JSON object or the end of the list",
-                    "the end of the file",
-                    fix,
-                ));
+                let expected = "a JSON object or the end of the list";
+                return Err(Error::input(place, expected, "the end of the file", fix));
             }
         }
         at += values.byte_offset();
-        first = false;
+        (first, last) = (false, own);
     }
 }
 
 /// The records of a CSV file.
 fn read_csv(text: &str, separator: u8, origin: &str, each: Each) -> Result<()> {
     let mut reader = csv::ReaderBuilder::new().delimiter(separator).from_reader(text.as_bytes());
-    let wrong = |error: csv::Error| {
-        let line = error.position().map_or(1, csv::Position::line);
+    let quotes =
+        "put texts with commas, quotes or line breaks in double quotes, and double the quotes in them";
+    let wrong = |line: usize, error: csv::Error| {
         let found = match error.kind() {
             csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
                 format!("{len} cells where the header has {expected_len}")
             }
             _ => error.to_string(),
         };
-        let fix =
-            "put texts with commas, quotes or line breaks in double quotes, and double the quotes in them";
-        Error::input(format!("{origin}:{line}"), "a record of a CSV file", found, fix)
+        Error::input(format!("{origin}:{line}"), "a record of a CSV file", found, quotes)
     };
+    let header = reader.headers().map_err(|error| wrong(1, error))?;
     let names: Vec<String> =
-        reader.headers().map_err(wrong)?.iter().map(|name| name.trim().to_owned()).collect();
+        header.iter().map(|name| known(name).unwrap_or(name.trim()).to_owned()).collect();
     let twice = names.iter().enumerate().find(|(i, name)| !name.is_empty() && names[..*i].contains(name));
     if let Some((_, name)) = twice {
         let found = format!("{name:?} twice");
-        return Err(Error::input(
-            format!("{origin}:1"),
-            "names that differ",
-            found,
-            "rename one of the columns",
-        ));
+        let fix = "rename one of the columns";
+        return Err(Error::input(format!("{origin}:1"), "names that differ", found, fix));
     }
     let (mut line, mut counted) = (1, 0);
     let mut record = csv::StringRecord::new();
     loop {
         // csv's own line numbers are those of the record before, where lines end in \r\n.
         let from = reader.position().byte() as usize;
-        if !reader.read_record(&mut record).map_err(wrong)? {
-            return Ok(());
-        }
         let start = from + text[from..].len() - text[from..].trim_start_matches(['\r', '\n']).len();
         line += text[counted..start].matches('\n').count();
         counted = start;
+        if !reader.read_record(&mut record).map_err(|error| wrong(line, error))? {
+            return Ok(());
+        }
+        // A quote that is never closed takes all that follows into one cell.
+        let own = text[start..].trim_end();
+        let is_last = reader.position().byte() as usize >= text.len();
+        if is_last && own.contains('\n') && own.matches('"').count() % 2 == 1 {
+            let place = format!("{origin}:{line}");
+            return Err(Error::input(place, "quotes that are closed", "one that is not", quotes));
+        }
         let mut map = Map::new();
         for (name, cell) in names.iter().zip(&record).filter(|(name, _)| !name.is_empty()) {
             map.insert(name.clone(), value(name, cell, &format!("{origin}:{line}"))?);
@@ -242,27 +242,32 @@ fn read_csv(text: &str, separator: u8, origin: &str, each: Each) -> Result<()> {
     }
 }
 
-/// A cell's value: null if it is empty, JSON where it holds a list or an object, a boolean in the column
-/// `label`, otherwise text.
+/// The column of [`COLUMNS`] that `name` means, in any case.
+fn known(name: &str) -> Option<&'static str> {
+    let name = name.trim().trim_matches('"').trim();
+    COLUMNS.into_iter().find(|column| column.eq_ignore_ascii_case(name))
+}
+
+/// A cell's value: JSON where it holds messages, a boolean in the column `label`, otherwise text. An empty
+/// cell is an empty text in a column of prompts or answers, and otherwise null.
 fn value(name: &str, cell: &str, place: &str) -> Result<Value> {
     if cell.is_empty() {
-        return Ok(Value::Null);
+        let is_text = COLUMNS.contains(&name) && name != "label";
+        return Ok(if is_text { "".into() } else { Value::Null });
     }
     let start = cell.trim_start();
+    let is_turn = |value: &Value| value.get("role").or(value.get("from")).is_some();
     if start.starts_with(['[', '{'])
-        && let Ok(value) = serde_json::from_str(cell)
+        && let Ok(value) = serde_json::from_str::<Value>(cell)
+        && (is_turn(&value) || value.as_array().is_some_and(|all| !all.is_empty() && all.iter().all(is_turn)))
     {
         return Ok(value);
     }
     // How pandas writes a list of messages.
     if start.starts_with("[{'") {
+        let (expected, found) = ("text, or a list as JSON", "a list as Python writes it");
         let fix = "write the rows as JSONL, as datasets' `to_json` does";
-        return Err(Error::input(
-            format!("{place}: {name}"),
-            "text, or a list as JSON",
-            "a list as Python writes it",
-            fix,
-        ));
+        return Err(Error::input(format!("{place}: {name}"), expected, found, fix));
     }
     Ok(match (name, cell.trim().to_ascii_lowercase().as_str()) {
         ("label", "true") => true.into(),
@@ -304,7 +309,7 @@ mod tests {
         let semicolons = "label;prompt\nTRUE;\"a, \"\"b\"\"\nc\"\n;d\n";
         for (text, lines) in [
             (list.as_str(), [2, 4]),
-            (&one_line, [1, 1]),
+            (&one_line, [1, 2]),
             (table, [2, 4]),
             (tabs, [2, 4]),
             (semicolons, [2, 4]),
@@ -323,6 +328,13 @@ mod tests {
         let cell = messages.to_string().replace('"', "\"\"");
         let rows = read(format!("messages,id\n\"{cell}\",7\n").as_bytes()).unwrap();
         assert_eq!(rows, [(2, json!({ "messages": messages, "id": "7" }))]);
+        // Others are text, as they stand; a header is known in any case, and may have one column.
+        let rows = read(b"Prompt,Completion,id,Label\n\"{\"\"a\"\": 1}\",,,TRUE\n5\" wide,[1],,\n").unwrap();
+        let first = json!({ "prompt": "{\"a\": 1}", "completion": "", "id": null, "label": true });
+        assert_eq!(rows[0], (2, first));
+        assert_eq!((&rows[1].1["prompt"], &rows[1].1["completion"]), (&json!("5\" wide"), &json!("[1]")));
+        let rows = read(b"prompt\nHi\nHello, you\n").unwrap();
+        assert_eq!(rows, [(2, json!({ "prompt": "Hi" })), (3, json!({ "prompt": "Hello, you" }))]);
         assert_eq!(read(b"[]").unwrap(), []);
         assert_eq!(read(b"prompt,completion\n\n").unwrap(), []);
     }
@@ -337,6 +349,9 @@ mod tests {
             (b"[{}] x", "d:1", "found ']'"),
             (b"[{},\n{\"a\": \"\xff\"}]", "d:2", "an invalid byte"),
             (b"prompt,completion\na,b\nc\n", "d:3", "1 cells where the header has 2"),
+            (b"prompt,completion\r\na,b\r\nc\r\n", "d:3", "1 cells where the header has 2"),
+            (b"prompt,completion\na,\"b\nc,d\ne,f\n", "d:2", "found one that is not"),
+            (b"[{}, {\"a\": }]", "d:1", "invalid JSON at column 12"),
             (b"prompt,prompt\na,b\n", "d:1", "\"prompt\" twice"),
             (b"prompt,label\n\"[{'role': 'user'}]\",a\n", "d:2: prompt", "a list as Python writes it"),
             (b"PAR1....", "d:", "a Parquet file"),

@@ -357,7 +357,8 @@ impl Fields<'_> {
                     Value::String(text) => format!("the text {text:?}"),
                     other => kind(other).into(),
                 };
-                let fix = "write true for an answer that you want, and false for one that you do not want";
+                let fix = "write true for an answer that you want, and false for one that you do not want; \
+                           or name the column with --label, which reads 1, 0, -1, up, down and more";
                 Err(Error::input(place, "true (approved) or false (flagged)", found, fix))
             }
         }

@@ -185,12 +185,12 @@ impl Decoder {
 
     /// A pass of the policy, without dropout.
     pub fn policy(&self) -> Pass<'_> {
-        Pass { values: &self.values, adapter: true, dropout: None, decoding: false }
+        Pass { values: &self.values, adapter: true, dropout: None, decoding: false, sparse: false }
     }
 
     /// A pass of the model with its adapter off.
     pub fn base(&self) -> Pass<'_> {
-        Pass { values: &self.values, adapter: false, dropout: None, decoding: false }
+        Pass { values: &self.values, adapter: false, dropout: None, decoding: false, sparse: false }
     }
 
     /// Whether some of the blocks' frozen matrices are not quantised but could be.

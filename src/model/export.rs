@@ -220,6 +220,30 @@ pub fn write_gguf(
     Ok(())
 }
 
+/// Writes `adapter` of `model` as a GGUF adapter with matrices of `kind`, F32 or F16. `failed` turns an I/O
+/// error of `out` into an [`Error`].
+///
+/// # Errors
+/// As [`gguf::describe_adapter`], values that exceed F16, and what `out` reports.
+pub fn write_gguf_adapter(
+    out: &mut impl Write,
+    model: &ModelBytes,
+    adapter: &Adapter,
+    kind: gguf::Kind,
+    failed: &dyn Fn(io::Error) -> Error,
+) -> Result<()> {
+    let file = gguf::describe_adapter(model, adapter, kind)?;
+    gguf::write_header(out, &file.metadata, &file.tensors).map_err(failed)?;
+    for (described, source) in file.tensors.iter().zip(&file.sources) {
+        let gguf::Source::Values(values) = source else { continue };
+        if kind == gguf::Kind::F16 {
+            check_f16(&described.name, values)?;
+        }
+        gguf::write_tensor(out, &gguf::encode(values, kind)).map_err(failed)?;
+    }
+    Ok(())
+}
+
 fn add_lora(
     weight: Vec<f32>,
     adapter: &Adapter,

@@ -17,7 +17,7 @@ pub use adapter::{Adapter, Training};
 pub use bytes::{AdapterBytes, ModelBytes};
 pub use config::{BlockConfig, DecoderConfig, NormKind, Rope, RopeScaling};
 pub use decoder::Decoder;
-pub use export::{ExportDType, Merge, Merged, merged, serialize, write_gguf};
+pub use export::{ExportDType, Merge, Merged, merged, serialize, write_gguf, write_gguf_adapter};
 pub use lora::{LoraSpec, Pattern};
 pub use target_modules::TargetModules;
 pub use weights::{ListedTensor, Stored, Weights};

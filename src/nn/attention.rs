@@ -149,7 +149,7 @@ impl Attention {
         };
         let own = self.shape(&tables);
         let slots = |cache: &KvCache| cache.k.len() / (self.kv_heads * self.head_dim);
-        let shape = Shape { dense: !pass.decoding, keys: cache.map_or(own.keys, slots), ..own };
+        let shape = Shape { dense: !pass.sparse, keys: cache.map_or(own.keys, slots), ..own };
         kernel::forward(rec, operands, tables.ranges, &saved.o, &saved.stats, shape)?;
         self.o.forward(rec, forward, Input { x: &saved.o, low: &saved.low.o }, out)
     }

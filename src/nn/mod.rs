@@ -38,6 +38,9 @@ pub struct Pass<'a> {
     pub dropout: Option<Dropout>,
     /// Whether every row is the newest token of an answer, as in a sampler's steps.
     pub decoding: bool,
+    /// Whether a cache may hold anything between the keys that a row sees, as a sampler's between the prompts
+    /// and answers of others.
+    pub sparse: bool,
 }
 
 /// The counters that determine a pass's dropout masks.

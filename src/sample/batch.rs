@@ -13,7 +13,7 @@ use crate::data::packing::Packed;
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
 use crate::kernels::sample::{self as kernel, Common, NONE, Rows};
 use crate::model::{Capacity, Decoder, Workspace};
-use crate::nn::{KvCache, Ranks};
+use crate::nn::{KvCache, Pass, Ranks};
 use crate::{Error, Result};
 
 /// The most prompt tokens that are computed in one turn.
@@ -365,7 +365,7 @@ impl Batch {
                 sources.push(packed.tokens.len() as u32 - 1);
             }
         }
-        let pass = decoder.policy();
+        let pass = Pass { sparse: true, ..decoder.policy() };
         self.buffers.prefill.load(&mut rec, &packed)?;
         let hidden = decoder.hidden(&mut rec, pass, &self.buffers.prefill, Some(&self.caches))?.clone();
         for (i, until) in computed {
@@ -397,7 +397,7 @@ impl Batch {
         };
         let started = Instant::now();
         let mut rec = Recorder::new(gpu);
-        let pass = crate::nn::Pass { decoding: true, ..decoder.policy() };
+        let pass = Pass { decoding: true, sparse: true, ..decoder.policy() };
         self.load_rows(gpu, &rows);
         for column in 0..steps {
             let (decode, own) = (&self.buffers.decode, &self.buffers.own);
@@ -505,6 +505,10 @@ impl Batch {
                 false => finished(&running.ids, &running.job.settings).map(Ok),
             };
             let (ticket, cached_tokens) = (running.ticket, running.reused);
+            if matches!(end, Some(Err(_))) {
+                // What made the logits invalid may be in the cache.
+                seat.cached.clear();
+            }
             if end.is_some() {
                 seat.job = None;
             }

@@ -126,7 +126,7 @@ impl Wave {
         let hidden = decoder.hidden(&mut rec, pass, &self.prefill, Some(&self.caches))?;
         decoder.next_logits(&mut rec, pass, &self.prefill, hidden, &self.source, rows.len())?;
         self.draw(&mut rec, settings, &self.prefill, (rows.len(), vocab), 0)?;
-        let step = Pass { decoding: true, ..pass };
+        let step = Pass { decoding: true, sparse: true, ..pass };
         let mut column = 1;
         loop {
             // The steps until the next look, up to the length limit, where all rows are finished.

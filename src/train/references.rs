@@ -51,7 +51,7 @@ impl Reference {
     pub fn pass<'a>(&'a self, decoder: &'a Decoder) -> Pass<'a> {
         match &self.values {
             None => decoder.base(),
-            Some(values) => Pass { values, adapter: true, dropout: None, decoding: false },
+            Some(values) => Pass { values, adapter: true, dropout: None, decoding: false, sparse: false },
         }
     }
 

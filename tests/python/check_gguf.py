@@ -2,7 +2,7 @@
 tokens as the model's own tokenizer, and gives the same greedy answers as transformers with the model's
 directory.
 
-    pip install llama-cpp-cffi==0.4.47 transformers torch      # the first brings llama.cpp, built for the CPU
+    pip install llama-cpp-cffi transformers torch      # the first brings llama.cpp, built for the CPU
     aweigh export --model DIR --output model.gguf
     python tests/python/check_gguf.py DIR model.gguf [TOLERATED]
 
@@ -12,9 +12,8 @@ Files of 8 bits round the weights: TOLERATED is the number of tokens, out of 3 x
 import os
 import sys
 
-import torch
 from llama._llama_cpp_cpu import ffi, lib
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 PROMPTS = ["What is the capital of France?", "Write one sentence about the sea.", "How do I boil an egg?"]
 TEXTS = PROMPTS + [
@@ -34,12 +33,14 @@ def tokens_of(vocab, text, special):
     return list(out[0:count])
 
 
-def greedy(model, ids):
+def greedy(model, ids, adapter=None):
     parameters = lib.llama_context_default_params()
     parameters.n_ctx = 512
     # No more threads than cores: others would only wait.
     parameters.n_threads = parameters.n_threads_batch = os.cpu_count()
     context = lib.llama_init_from_model(model, parameters)
+    if adapter is not None:
+        assert lib.llama_set_adapter_lora(context, adapter, 1.0) == 0
     sampler = lib.llama_sampler_init_greedy()
     vocab, answer, feed = lib.llama_model_get_vocab(model), [], list(ids)
     while len(answer) < NEW:
@@ -56,6 +57,9 @@ def greedy(model, ids):
 
 
 def main():
+    import torch
+    from transformers import AutoModelForCausalLM
+
     directory, file = sys.argv[1:3]
     tolerated = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -85,4 +89,5 @@ def main():
     print("llama.cpp reads the file as transformers reads the directory")
 
 
-main()
+if __name__ == "__main__":
+    main()

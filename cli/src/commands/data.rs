@@ -18,9 +18,9 @@ use aweigh::files::Source;
 
 /// Show the rows of a file as the model will see them.
 ///
-/// Says in which form the rows are, how many are flagged, approved or pairs, what is left out and why, and
-/// what repeats or contradicts other rows. With --model it shows the rendered prompts, the tokens of the
-/// answers that count, and lengths. Needs no GPU.
+/// Says in which form the rows are, how many are flagged, approved or pairs, and what is left out and why.
+/// With --model it shows the rendered prompts, the tokens of the answers that count, lengths, and what
+/// repeats or contradicts other rows. Needs no GPU.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -110,8 +110,9 @@ fn kind(row: &Row) -> &'static str {
 pub fn run(args: Args, output: &Output) -> Result<()> {
     let source = Source::read(&args.file, "FILE")?;
     let origin = &source.origin;
-    let Parsed { mut rows, empty_lines, unrated_lines, form } =
-        parse_rows(&source.bytes, origin, args.rows.label.as_ref())?;
+    let parsed = parse_rows(&source.bytes, origin, args.rows.label.as_ref())?;
+    let mut said = parsed.remarks(origin);
+    let Parsed { mut rows, empty_lines, unrated_lines, form } = parsed;
     if let Some(split) = &args.rows.split {
         rows = rows_with(rows, "split", split, origin)?;
     }
@@ -122,7 +123,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         let model = open::model(name, true, output)?.with_chat_template(args.chat_template.as_deref())?;
         open::tokenizer(&model, output)
     });
-    let (mut said, mut lengths, mut shown) = (Vec::new(), None, Vec::new());
+    let (mut lengths, mut shown) = (None, Vec::new());
     match tokenizer.transpose()? {
         None => shown.extend(rows.iter().take(args.show).map(plain)),
         Some(tokenizer) => {
@@ -134,7 +135,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
             };
             let (examples, counts) =
                 build_examples(&rows, origin, &tokenizer, &ExampleOptions::plain(Needs::Prompt, limits))?;
-            said = remarks(origin, &examples, &tokenizer);
+            said.extend(remarks(origin, &examples, &tokenizer));
             lengths = Some(counts);
             for example in examples.iter().take(args.show) {
                 shown.push(rendered(example, &rows[example.row], &tokenizer)?);
@@ -197,19 +198,8 @@ impl Figures {
         let rows: Vec<Vec<String>> =
             self.kinds.iter().map(|(kind, number)| vec![(*kind).to_owned(), number.to_string()]).collect();
         parts.push(table(&["kind", "rows"], &rows));
-        let left_out = |lines: &[usize], why: &str| {
-            let first: Vec<String> = lines.iter().take(5).map(usize::to_string).collect();
-            let more = if lines.len() > 5 { ", ..." } else { "" };
-            format!("left out: {} rows {why} (lines {}{more})", lines.len(), first.join(", "))
-        };
-        if !self.empty_lines.is_empty() {
-            parts.push(left_out(&self.empty_lines, "whose prompt or answer is empty"));
-        }
-        if !self.unrated_lines.is_empty() {
-            parts.push(left_out(&self.unrated_lines, "without a verdict"));
-        }
         parts.extend(self.lengths.as_ref().map(LengthCounts::to_string));
-        parts.extend(self.remarks.iter().map(|remark| format!("warning: {remark}")));
+        parts.extend(self.remarks.iter().map(|remark| format!("note: {remark}")));
         parts.extend(self.shown.iter().map(Shown::human));
         parts.join("\n")
     }

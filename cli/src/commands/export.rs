@@ -13,7 +13,7 @@ use aweigh::files::{AdapterFiles, Model, NewFolder, WholeFile};
 use aweigh::gpu::DType;
 use aweigh::model::TargetModules;
 use aweigh::model::gguf::Kind;
-use aweigh::model::{Adapter, AdapterBytes, ExportDType, ModelBytes, merged, write_gguf};
+use aweigh::model::{Adapter, AdapterBytes, ExportDType, ModelBytes, merged, write_gguf, write_gguf_adapter};
 
 /// Merge an adapter into its model and write a plain model directory or a GGUF file.
 ///
@@ -32,6 +32,10 @@ pub struct Args {
     /// only when it is complete
     #[arg(long, short, value_name = "DIR|FILE.gguf")]
     pub output: PathBuf,
+    /// Write the adapter alone, as a GGUF adapter: llama.cpp applies it to the model's own GGUF file
+    /// (--lora), Ollama with ADAPTER in a Modelfile
+    #[arg(long, requires = "adapter")]
+    pub adapter_only: bool,
     /// Type of the written weights; merges are computed in f64
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -57,6 +61,7 @@ const EXAMPLES: &str = "\
 Examples:
   aweigh export --model DIR --adapter run/adapter --output merged
   aweigh export --model DIR --adapter run/adapter --output merged.gguf --dtype q8_0
+  aweigh export --model DIR --adapter run/adapter --adapter-only --output adapter.gguf
   aweigh export --model tiny --output tiny-model --dtype float32";
 
 impl Dtype {
@@ -68,6 +73,15 @@ impl Dtype {
             Self::Float16 => Some((DType::F16, "float16")),
             Self::Bfloat16 => Some((DType::Bf16, "bfloat16")),
             Self::Auto | Self::Q8_0 => None,
+        }
+    }
+
+    /// The type as the flag gives it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Q8_0 => "q8_0",
+            other => other.forced().map_or("auto", |(_, name)| name),
         }
     }
 
@@ -118,6 +132,10 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let adapter = adapter.as_ref().map(AdapterFiles::bytes);
     let adapter = adapter.as_ref().map(AdapterBytes::parse).transpose()?;
     let is_file = args.output.extension().is_some_and(|ending| ending == "gguf");
+    if args.adapter_only && !is_file {
+        let fix = "an adapter in PEFT's format is there already: that of --adapter";
+        return Err(Error::input("--output", "a name that ends in .gguf", args.output.display(), fix));
+    }
     let written = if is_file {
         file(&args, &model, adapter.as_ref())?
     } else {
@@ -134,6 +152,9 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     };
     let size = bytes(figures.bytes);
     let human = match is_file {
+        true if args.adapter_only => {
+            format!("{}: an adapter, {size} in {}", figures.output, figures.dtype)
+        }
         true => format!(
             "{}: {size} in {}, {} layers merged",
             figures.output, figures.dtype, figures.merged_layers
@@ -160,9 +181,22 @@ fn file(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Written
         let found = format!("{}, which exists", args.output.display());
         return Err(Error::input("--output", "a file that does not exist yet", found, "choose another name"));
     }
-    let kind = args.dtype.kind(&model.bytes())?;
+    let failed = |error| Error::io(&args.output, "write", error);
+    let alone = adapter.filter(|_| args.adapter_only);
+    let kind = match (alone, args.dtype) {
+        (None, dtype) => dtype.kind(&model.bytes())?,
+        (Some(_), Dtype::Auto | Dtype::Float32) => Kind::F32,
+        (Some(_), Dtype::Float16) => Kind::F16,
+        (Some(_), Dtype::Bfloat16 | Dtype::Q8_0) => {
+            let fix = "give --dtype float16, or none";
+            return Err(Error::input("--dtype", "float32 or float16 for an adapter", args.dtype.name(), fix));
+        }
+    };
     let mut file = WholeFile::create(&args.output)?;
-    write_gguf(&mut file, &model.bytes(), adapter, kind, &|error| Error::io(&args.output, "write", error))?;
+    match alone {
+        Some(adapter) => write_gguf_adapter(&mut file, &model.bytes(), adapter, kind, &failed)?,
+        None => write_gguf(&mut file, &model.bytes(), adapter, kind, &failed)?,
+    }
     file.commit()?;
     let bytes = fs::metadata(&args.output).map_or(0, |data| data.len());
     Ok(Written { dtype: kind.name(), bytes, others: Vec::new() })

@@ -106,13 +106,18 @@ struct LoraRequest {
     lora_path: Option<PathBuf>,
 }
 
+/// The folder of the adapters that may come and go.
+fn adapter_folder(app: &App) -> Result<&PathBuf, Refusal> {
+    app.adapters.as_ref().ok_or_else(|| {
+        let message = "this server's adapters do not change while it runs: start it with --adapter-dir DIR";
+        Refusal::new(StatusCode::FORBIDDEN, message)
+    })
+}
+
 /// Loads an adapter, as vLLM's `/v1/load_lora_adapter`: only from the folder that the server was given.
 async fn load(State(app): Shared, body: Body) -> Answered {
     let LoraRequest { lora_name, lora_path } = read(body)?;
-    let Some(root) = &app.adapters else {
-        let message = "this server loads no adapters while it runs: start it with --adapter-dir DIR";
-        return Err(Refusal::new(StatusCode::FORBIDDEN, message));
-    };
+    let root = adapter_folder(&app)?;
     let path = root.join(lora_path.unwrap_or_else(|| PathBuf::from(&lora_name)));
     // Links and ".." are resolved, so that the folder cannot be left.
     let inside = |path: PathBuf| path.starts_with(root).then_some(path);
@@ -126,6 +131,7 @@ async fn load(State(app): Shared, body: Body) -> Answered {
 /// Drops an adapter, as vLLM's `/v1/unload_lora_adapter`.
 async fn unload(State(app): Shared, body: Body) -> Answered {
     let LoraRequest { lora_name, .. } = read(body)?;
+    adapter_folder(&app)?;
     app.engine.unload(&lora_name).await?;
     Ok(Json(json!({ "message": format!("{lora_name} is dropped") })).into_response())
 }
@@ -182,10 +188,17 @@ async fn answer(
         None => served[0].name.clone(),
     };
     let (seats, context) = (app.engine.seating().seats, app.engine.seating().context);
-    let count = prompts.len() * settings.answers;
-    if count == 0 || count > seats {
-        let field = if settings.answers > 1 { "n" } else { "prompt" };
-        return Err(Refusal::field(field, format!("1 to {seats} answers in all"), count));
+    let count = prompts.len().checked_mul(settings.answers).filter(|count| (1..=seats).contains(count));
+    if count.is_none() {
+        let (field, found) = match settings.answers {
+            1 => ("prompt", prompts.len()),
+            answers => ("n", answers),
+        };
+        return Err(Refusal::field(field, format!("1 to {seats} answers in all"), found));
+    }
+    let vocab = app.engine.vocab();
+    if let Some(id) = prompts.iter().flatten().find(|&&id| id as usize >= vocab) {
+        return Err(Refusal::field("prompt", format!("token ids below {vocab}, the vocab_size"), id));
     }
     let mut jobs = Vec::new();
     for prompt in &prompts {
@@ -222,6 +235,8 @@ async fn answer(
         text: String::new(),
         wants_logprobs: settings.top_logprobs.is_some(),
         finish: None,
+        // Of several answers to a prompt, the first tells what was known of it.
+        counts_cached: job.sample == 0,
         cached: 0,
     });
     let choices: Vec<Choice> = choices.collect();
@@ -285,6 +300,7 @@ struct Choice {
     text: String,
     wants_logprobs: bool,
     finish: Option<&'static str>,
+    counts_cached: bool,
     cached: usize,
 }
 
@@ -294,7 +310,7 @@ impl Choice {
         let news = piece?;
         self.ids.extend(&news.ids);
         self.logprobs.extend(news.logprobs);
-        self.cached = news.cached_tokens;
+        self.cached = if self.counts_cached { news.cached_tokens } else { 0 };
         let text = tokenizer.decode_answer(&self.prompt, &self.ids)?;
         let new = match news.end {
             None => self.said.more(&text),
@@ -311,20 +327,22 @@ impl Choice {
         Ok(new)
     }
 
-    /// The log-probs of the tokens that are not told yet, in the form of the protocol. The token that ended
-    /// the answer is not part of it, nor are those of a stop sequence.
+    /// The log-probs of the tokens that are not told yet and whose text is said, in the form of the protocol.
+    /// The token that ended the answer is not among them, nor are those of a stop sequence.
     fn new_logprobs(&mut self, tokenizer: &ChatTokenizer) -> Result<Value, Failure> {
         if !self.wants_logprobs {
             return Ok(Value::Null);
         }
         let mut end = self.logprobs.len();
-        if self.ids.last().is_some_and(|id| tokenizer.end_tokens().contains(id)) {
+        let length =
+            |count: usize| Ok::<_, Failure>(tokenizer.decode_answer(&self.prompt, &self.ids[..count])?.len());
+        while self.finish.is_none() && end > self.told && length(end)? > self.text.len() {
             end -= 1;
         }
-        while self.said.stopped()
-            && end > self.told
-            && tokenizer.decode_answer(&self.prompt, &self.ids[..end - 1])?.len() >= self.text.len()
-        {
+        if self.finish.is_some() && self.ids.last().is_some_and(|id| tokenizer.end_tokens().contains(id)) {
+            end -= 1;
+        }
+        while self.said.stopped() && end > self.told && length(end - 1)? >= self.text.len() {
             end -= 1;
         }
         let until = end.max(self.told);
@@ -403,17 +421,17 @@ async fn whole(
     choices: Vec<Choice>,
     pieces: Vec<mpsc::UnboundedReceiver<Piece>>,
 ) -> Answered {
-    let (mut all, mut tokens, mut cached) = (Vec::new(), 0, 0);
-    for (mut choice, mut pieces) in choices.into_iter().zip(pieces) {
+    let each = choices.into_iter().zip(pieces).map(async |(mut choice, mut pieces)| {
         while choice.finish.is_none() {
             let piece = pieces.recv().await.unwrap_or(Err(Failure::Ending));
             choice.take(piece, &app.tokenizer)?;
         }
         let logprobs = choice.new_logprobs(&app.tokenizer)?;
-        all.push(choice.whole(logprobs));
-        tokens += choice.ids.len();
-        cached += choice.cached;
-    }
+        Ok::<_, Failure>((choice.whole(logprobs), choice.ids.len(), choice.cached))
+    });
+    let done = futures_util::future::try_join_all(each).await?;
+    let (tokens, cached) = done.iter().fold((0, 0), |sum, one| (sum.0 + one.1, sum.1 + one.2));
+    let all = done.into_iter().map(|(choice, ..)| choice).collect();
     Ok(Json(head.of(false, all, Some(head.usage(tokens, cached)))).into_response())
 }
 
@@ -467,14 +485,16 @@ async fn grow(
             piece = pieces.recv() => piece.unwrap_or(Err(Failure::Ending)),
             () = events.closed() => return None,
         };
-        let taken = choice.take(piece, &app.tokenizer);
-        let parts = taken.and_then(|new| Ok((choice.new_logprobs(&app.tokenizer)?, new)));
-        match parts {
-            Ok((logprobs, new)) if !new.is_empty() || choice.finish.is_some() => {
-                let delta = if new.is_empty() { json!({}) } else { json!({ "content": new }) };
-                send(events, &head.of(true, vec![choice.part(delta, &new, logprobs)], None));
+        let part = choice.take(piece, &app.tokenizer).and_then(|new| {
+            if new.is_empty() && choice.finish.is_none() {
+                return Ok(None);
             }
-            Ok(_) => {}
+            let delta = if new.is_empty() { json!({}) } else { json!({ "content": new }) };
+            let logprobs = choice.new_logprobs(&app.tokenizer)?;
+            Ok(Some(choice.part(delta, &new, logprobs)))
+        });
+        match part {
+            Ok(part) => part.into_iter().for_each(|part| send(events, &head.of(true, vec![part], None))),
             Err(failure) => {
                 send(events, &Refusal::from(failure).body());
                 return None;

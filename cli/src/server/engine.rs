@@ -96,6 +96,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
     seating: Seating,
+    /// The size of the model's vocabulary.
+    vocab: usize,
 }
 
 /// What the thread and its handle share.
@@ -131,6 +133,7 @@ impl Engine {
         let decoders: Vec<&Decoder> =
             [&models.base].into_iter().chain(models.adapters.iter().map(|(_, decoder)| decoder)).collect();
         let batch = Batch::new(&models.gpu, &decoders, seating)?;
+        let vocab = models.base.config().vocab;
         let base = Served { name: models.name.clone(), parent: None, created: now() };
         let adapter = |(name, _): &(String, Decoder)| Served {
             name: name.clone(),
@@ -154,12 +157,17 @@ impl Engine {
         });
         let thread = thread.map_err(|error| Error::io("the engine's thread", "start", error))?;
         let (commands, thread) = (Mutex::new(Some(sender)), Mutex::new(Some(thread)));
-        Ok(Self { commands, shared, thread, seating })
+        Ok(Self { commands, shared, thread, seating, vocab })
     }
 
     /// The room for answers.
     pub fn seating(&self) -> Seating {
         self.seating
+    }
+
+    /// The size of the model's vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.vocab
     }
 
     /// The models that can be asked for; the base model is the first.

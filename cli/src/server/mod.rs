@@ -18,21 +18,36 @@ use tokio::net::TcpListener;
 use crate::terminal::interrupt;
 use aweigh::error::{Error, Result};
 
+/// How long connections may stay open after the engine has ended, so that their clients can read the rest.
+const GRACE: Duration = Duration::from_secs(3);
+
 /// Serves `routes` at `listener` until Ctrl-C or until `engine` has ended; requests that are being answered
-/// then get the rest of their answers, or an error.
+/// then get an error.
 ///
 /// # Errors
 /// What made the engine end; [`Error::Io`] of the socket.
 pub async fn serve(listener: TcpListener, routes: Router, engine: Arc<engine::Engine>) -> Result<()> {
+    let (stopping, stopped) = tokio::sync::oneshot::channel();
     let watched = engine.clone();
     let stop = async move {
         while !interrupt::asked() && !watched.ended() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         watched.stop();
+        let _ = stopping.send(());
     };
-    let served = axum::serve(listener, routes.into_make_service()).with_graceful_shutdown(stop).await;
-    served.map_err(|error| Error::io("the server's socket", "serve", error))?;
+    let served = axum::serve(listener, routes.into_make_service()).with_graceful_shutdown(stop);
+    // A client that reads nothing must not keep the server.
+    let grace = async move {
+        let _ = stopped.await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = served.into_future() => {
+            served.map_err(|error| Error::io("the server's socket", "serve", error))?;
+        }
+        () = grace => {}
+    }
     engine.finish()
 }
 

@@ -142,6 +142,8 @@ pub struct Asked {
     seed: Option<i64>,
     stop: Option<OneOrMany<String>>,
     n: Option<usize>,
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
     /// Whether the answer is sent as it is sampled.
     #[serde(default)]
     pub stream: Option<bool>,
@@ -157,8 +159,6 @@ pub struct Asked {
 pub struct ChatRequest {
     /// The conversation.
     pub messages: Vec<Map<String, Value>>,
-    max_tokens: Option<u32>,
-    max_completion_tokens: Option<u32>,
     logprobs: Option<bool>,
     top_logprobs: Option<usize>,
     /// What both kinds of requests have.
@@ -171,7 +171,6 @@ pub struct ChatRequest {
 pub struct TextRequest {
     /// The prompt, or several.
     pub prompt: PromptForm,
-    max_tokens: Option<u32>,
     logprobs: Option<usize>,
     /// What both kinds of requests have.
     #[serde(flatten)]
@@ -182,7 +181,7 @@ pub struct TextRequest {
 type Neutral = fn(&Value) -> bool;
 
 /// Fields that would change the answer and are not supported, with the values that change nothing.
-const UNSUPPORTED: [(&str, Neutral); 22] = [
+const UNSUPPORTED: [(&str, Neutral); 34] = [
     ("tools", nothing),
     ("functions", nothing),
     ("logit_bias", nothing),
@@ -205,6 +204,18 @@ const UNSUPPORTED: [(&str, Neutral); 22] = [
     ("use_beam_search", nothing),
     ("stop_token_ids", nothing),
     ("best_of", one),
+    ("typical_p", one),
+    ("chat_template", nothing),
+    ("chat_template_kwargs", nothing),
+    ("add_generation_prompt", yes),
+    ("continue_final_message", nothing),
+    ("reasoning_effort", nothing),
+    ("bad_words", nothing),
+    ("allowed_token_ids", nothing),
+    ("include_stop_str_in_output", nothing),
+    ("skip_special_tokens", yes),
+    ("truncate_prompt_tokens", nothing),
+    ("prompt_logprobs", nothing),
 ];
 
 fn nothing(value: &Value) -> bool {
@@ -223,6 +234,10 @@ fn zero(value: &Value) -> bool {
 
 fn one(value: &Value) -> bool {
     value.is_null() || value.as_f64() == Some(1.0)
+}
+
+fn yes(value: &Value) -> bool {
+    value.is_null() || value == &Value::Bool(true)
 }
 
 fn plain(value: &Value) -> bool {
@@ -245,7 +260,8 @@ pub struct Settings {
 }
 
 impl Asked {
-    fn settings(&self, max_tokens: Option<u32>, top: Option<usize>) -> Result<Settings, Refusal> {
+    /// The settings; `top` is the number of alternatives, and the field that gives it.
+    fn settings(&self, usual: Option<u32>, top: (Option<usize>, &'static str)) -> Result<Settings, Refusal> {
         for (name, neutral) in UNSUPPORTED {
             if self.others.get(name).is_some_and(|value| !neutral(value)) {
                 let message = format!("{name}: this server does not support it; leave it out");
@@ -253,19 +269,23 @@ impl Asked {
                 return Err(Refusal { param: Some(name), ..refusal });
             }
         }
-        let number = |name, given: Option<f64>, usual: f64, ok: fn(f64) -> bool, expected: &str| {
-            let value = given.unwrap_or(usual);
-            if ok(value) { Ok(value as f32) } else { Err(Refusal::field(name, expected, value)) }
+        // What is checked is the number that will be used.
+        let number = |name, given: Option<f64>, ok: fn(f32) -> bool, expected: &str| match given {
+            None => Ok(1.0),
+            Some(given) if ok(given as f32) => Ok(given as f32),
+            Some(given) => Err(Refusal::field(name, expected, given)),
         };
         let stops = self.stop.clone().map_or_else(Vec::new, OneOrMany::all);
         if stops.iter().any(String::is_empty) {
             return Err(Refusal::field("stop", "texts that are not empty", "an empty one"));
         }
-        if max_tokens == Some(0) {
-            return Err(Refusal::field("max_tokens", "at least 1", 0));
+        let both = [("max_completion_tokens", self.max_completion_tokens), ("max_tokens", self.max_tokens)];
+        if let Some((name, _)) = both.iter().find(|(_, most)| *most == Some(0)) {
+            return Err(Refusal::field(name, "at least 1", 0));
         }
+        let (top, name_of_top) = top;
         if let Some(top) = top.filter(|&top| top > MAX_TOP_LOGPROBS) {
-            return Err(Refusal::field("top_logprobs", format!("0 to {MAX_TOP_LOGPROBS}"), top));
+            return Err(Refusal::field(name_of_top, format!("0 to {MAX_TOP_LOGPROBS}"), top));
         }
         let answers = self.n.unwrap_or(1);
         if answers == 0 {
@@ -273,28 +293,23 @@ impl Asked {
         }
         let top_k = self.top_k.unwrap_or(0);
         let top_k = u32::try_from(top_k.max(0)).unwrap_or(u32::MAX);
-        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let temperature = number(
+            "temperature",
+            self.temperature,
+            |t| (0.0..=100.0).contains(&t),
+            "a number from 0 to 100",
+        )?;
+        let positive: fn(f32) -> bool = |x| x >= f32::MIN_POSITIVE && x.is_finite();
+        let share: fn(f32) -> bool = |p| p > 0.0 && p <= 1.0;
         Ok(Settings {
             sampling: SamplingParams {
-                temperature: number(
-                    "temperature",
-                    self.temperature,
-                    1.0,
-                    |t| (0.0..=100.0).contains(&t),
-                    "a number from 0 to 100",
-                )?,
+                // GPUs may take what is smaller for 0.
+                temperature: if temperature < f32::MIN_POSITIVE { 0.0 } else { temperature },
                 top_k,
-                top_p: number(
-                    "top_p",
-                    self.top_p,
-                    1.0,
-                    |p| p > 0.0 && p <= 1.0,
-                    "a number above 0 and up to 1",
-                )?,
+                top_p: number("top_p", self.top_p, share, "a number above 0 and up to 1")?,
                 repetition_penalty: number(
                     "repetition_penalty",
                     self.repetition_penalty,
-                    1.0,
                     positive,
                     "a number above 0",
                 )?,
@@ -302,7 +317,7 @@ impl Asked {
                 seed: self.seed.map_or_else(any_seed, |seed| (seed ^ (seed >> 32)) as u32),
                 ends: Vec::new(),
             },
-            max_tokens,
+            max_tokens: self.max_completion_tokens.or(self.max_tokens).or(usual),
             answers,
             stops,
             top_logprobs: top,
@@ -327,7 +342,7 @@ impl ChatRequest {
             return Err(Refusal::field("top_logprobs", "\"logprobs\": true beside it", "none"));
         }
         let top = wanted.then(|| self.top_logprobs.unwrap_or(0));
-        self.asked.settings(self.max_completion_tokens.or(self.max_tokens), top)
+        self.asked.settings(None, (top, "top_logprobs"))
     }
 
     /// The conversation, as chat templates read it: the texts of a message's parts are joined, and
@@ -376,7 +391,7 @@ impl TextRequest {
     /// # Errors
     /// Which field is wrong.
     pub fn settings(&self) -> Result<Settings, Refusal> {
-        self.asked.settings(Some(self.max_tokens.unwrap_or(16)), self.logprobs)
+        self.asked.settings(Some(16), (self.logprobs, "logprobs"))
     }
 }
 
@@ -398,6 +413,10 @@ mod tests {
         assert_eq!((s.temperature, s.top_p, s.top_k, s.repetition_penalty), (1.0, 1.0, 0, 1.0));
         assert_eq!((settings.max_tokens, settings.answers, settings.top_logprobs), (None, 1, None));
         assert_eq!(chat(json!({ "seed": 7 })).unwrap().sampling.seed, 7);
+        assert_eq!(chat(json!({ "temperature": 1e-40 })).unwrap().sampling.temperature, 0.0);
+        let text: TextRequest =
+            serde_json::from_value(json!({ "prompt": "a", "max_completion_tokens": 200 })).unwrap();
+        assert_eq!(text.settings().unwrap().max_tokens, Some(200));
         assert_eq!(chat(json!({ "top_k": -1 })).unwrap().sampling.top_k, 0);
         assert_eq!(chat(json!({ "stop": "a" })).unwrap().stops, ["a"]);
         assert_eq!(chat(json!({ "stop": ["a", "b"] })).unwrap().stops, ["a", "b"]);
@@ -417,6 +436,12 @@ mod tests {
             (json!({ "n": 0 }), "n: expected at least 1, found 0"),
             (json!({ "stop": [""] }), "stop: expected texts that are not empty, found an empty one"),
             (json!({ "max_tokens": 0 }), "max_tokens: expected at least 1, found 0"),
+            (json!({ "max_completion_tokens": 0 }), "max_completion_tokens: expected at least 1, found 0"),
+            (json!({ "repetition_penalty": 0 }), "repetition_penalty: expected a number above 0, found 0"),
+            (
+                json!({ "chat_template_kwargs": { "enable_thinking": false } }),
+                "chat_template_kwargs: this server does not support it; leave it out",
+            ),
             (json!({ "logprobs": true, "top_logprobs": 21 }), "top_logprobs: expected 0 to 20, found 21"),
             (json!({ "tools": [{}] }), "tools: this server does not support it; leave it out"),
             (

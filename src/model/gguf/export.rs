@@ -9,7 +9,8 @@ use super::tokenizer::{BYTE, CONTROL, LLAMA3, NORMAL, QWEN2, UNKNOWN, UNUSED, US
 use super::write::Described;
 use super::{Kind, Value};
 use crate::data::TokenizerFacts;
-use crate::model::{DecoderConfig, ModelBytes, RopeScaling};
+use crate::model::adapter::tensor_name;
+use crate::model::{Adapter, DecoderConfig, ModelBytes, RopeScaling};
 use crate::{Error, Result};
 
 /// Everything in a file except its tensors' elements.
@@ -37,19 +38,7 @@ pub enum Source {
 /// An architecture or tokenizer that cannot be written as GGUF, or damaged files.
 pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
     let config = model.weights()?.untied(model.decoder_config()?);
-    let family = match config.architecture {
-        // To llama.cpp both are one architecture.
-        "MistralForCausalLM" => "LlamaForCausalLM",
-        other => other,
-    };
-    let known = ARCHITECTURES.iter().find(|(_, architecture, ..)| *architecture == family);
-    let &(arch, _, _, reordered) = known.ok_or_else(|| {
-        let names: Vec<&str> = ARCHITECTURES.iter().map(|(_, architecture, ..)| *architecture).collect();
-        let expected =
-            format!("an architecture that GGUF export supports ({}, MistralForCausalLM)", names.join(", "));
-        let fix = "export a directory, and use llama.cpp's converter on it";
-        Error::input(model.config_place(), expected, config.architecture, fix)
-    })?;
+    let (arch, reordered) = architecture(model, &config)?;
     let llama3 = |rope: &crate::model::Rope| matches!(rope.scaling, None | Some(RopeScaling::Llama3 { .. }));
     let scaled = config.ropes.iter().any(|rope| rope.scaling.is_some());
     let windowed = config.blocks.iter().any(|block| block.window.is_some());
@@ -76,13 +65,7 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
         sources.push(Source::Values(divisors));
     }
     for (name, shape) in config.tensors() {
-        let heads = if name.ends_with("q_proj.weight") || name.ends_with("q_proj.bias") {
-            Some(config.heads)
-        } else if name.ends_with("k_proj.weight") || name.ends_with("k_proj.bias") {
-            Some(config.kv_heads)
-        } else {
-            None
-        };
+        let heads = heads(&config, &name);
         let whole = shape.last().is_some_and(|row| row.is_multiple_of(kind.block_elements()));
         let kind = match shape.len() {
             1 => Kind::F32,
@@ -94,6 +77,81 @@ pub fn describe(model: &ModelBytes, kind: Kind) -> Result<Description> {
         sources.push(Source::Tensor(name, heads.filter(|_| reordered)));
     }
     Ok(Description { metadata, tensors, sources })
+}
+
+/// llama.cpp's name of the model's architecture, and whether it wants the rows of queries and keys in another
+/// order.
+fn architecture(model: &ModelBytes, config: &DecoderConfig) -> Result<(&'static str, bool)> {
+    let family = match config.architecture {
+        // To llama.cpp both are one architecture.
+        "MistralForCausalLM" => "LlamaForCausalLM",
+        other => other,
+    };
+    let known = ARCHITECTURES.iter().find(|(_, architecture, ..)| *architecture == family);
+    known.map(|&(arch, _, _, reordered)| (arch, reordered)).ok_or_else(|| {
+        let names: Vec<&str> = ARCHITECTURES.iter().map(|(_, architecture, ..)| *architecture).collect();
+        let expected =
+            format!("an architecture that GGUF export supports ({}, MistralForCausalLM)", names.join(", "));
+        let fix = "export a directory, and use llama.cpp's converter on it";
+        Error::input(model.config_place(), expected, config.architecture, fix)
+    })
+}
+
+/// Describes `adapter` of `model` as a GGUF adapter, which llama.cpp applies to the model's own GGUF file
+/// (`--lora`), with matrices of `kind`. llama.cpp's factor is `adapter.lora.alpha` divided by a layer's rank;
+/// what a layer's own factor differs by is in its B.
+///
+/// # Errors
+/// As [`describe`]; an adapter that lacks a matrix.
+pub fn describe_adapter(model: &ModelBytes, adapter: &Adapter, kind: Kind) -> Result<Description> {
+    let config = model.weights()?.untied(model.decoder_config()?);
+    let (arch, reordered) = architecture(model, &config)?;
+    let spec = &adapter.spec;
+    // llama.cpp takes an alpha of 0 for none.
+    let alpha = if spec.lora_alpha == 0.0 { 1.0 } else { spec.lora_alpha };
+    let text = |value: &str| Value::String(value.into());
+    let metadata = vec![
+        ("general.architecture".to_string(), text(arch)),
+        ("general.type".into(), text("adapter")),
+        ("general.name".into(), text(adapter.weights.origin())),
+        ("general.file_type".into(), Value::U32(file_type(kind))),
+        ("adapter.type".into(), text("lora")),
+        ("adapter.lora.alpha".into(), Value::F32(alpha as f32)),
+    ];
+    let (mut tensors, mut sources) = (Vec::new(), Vec::new());
+    for (name, shape) in config.tensors() {
+        let Some(module) = name.strip_suffix(".weight").filter(|_| shape.len() == 2) else { continue };
+        if !config.linear_layers().iter().any(|layer| layer == module) || !spec.target_modules.selects(module)
+        {
+            continue;
+        }
+        let (outputs, inputs, rank) = (shape[0], shape[1], spec.rank(module));
+        let a = adapter.weights.get(&tensor_name(module, 'A'), &[rank, inputs])?.to_f32();
+        let mut b = adapter.weights.get(&tensor_name(module, 'B'), &[outputs, rank])?.to_f32();
+        let factor = spec.scale(module) / (alpha / rank as f64);
+        b.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+        if let Some(heads) = heads(&config, &name).filter(|_| reordered) {
+            b = as_neighbours(&b, outputs, heads);
+        }
+        for (values, letter, shape) in [(a, 'a', [rank, inputs]), (b, 'b', [outputs, rank])] {
+            let name = format!("{}.lora_{letter}", gguf_name(&name));
+            tensors.push(Described { name, kind, shape: shape.to_vec() });
+            sources.push(Source::Values(values));
+        }
+    }
+    Ok(Description { metadata, tensors, sources })
+}
+
+/// The number of heads of a tensor of queries or keys.
+fn heads(config: &DecoderConfig, name: &str) -> Option<usize> {
+    let of = |module: &str| ["weight", "bias"].iter().any(|end| name.ends_with(&format!("{module}.{end}")));
+    if of("q_proj") {
+        Some(config.heads)
+    } else if of("k_proj") {
+        Some(config.kv_heads)
+    } else {
+        None
+    }
 }
 
 /// llama.cpp's number for a file whose matrices are of this kind.

@@ -23,7 +23,7 @@ mod write;
 
 use cursor::Cursor;
 pub(crate) use export::as_neighbours;
-pub use export::{Description, Source, describe};
+pub use export::{Description, Source, describe, describe_adapter};
 pub(crate) use hf::in_halves;
 pub use hf::{Companions, Named};
 pub use kinds::{Kind, ggml_name};
