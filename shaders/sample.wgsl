@@ -15,10 +15,7 @@ struct Params {
     end_count: u32, seen_words: u32, needs: u32, first_group: u32,
 }
 // A row's own settings.
-struct Settings {
-    seed: u32, top_k: u32, top_p: f32, temperature: f32,
-    penalty: f32, max_new: u32, _a: u32, _b: u32,
-}
+struct Settings { seed: u32, top_k: u32, top_p: f32, temperature: f32, penalty: f32, max_new: u32 }
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> logits: array<f32>;        // (B, V)
 // (B, ceil(V / 32)) words, a bit for each id: set for ids in the prompt or the answer
@@ -29,7 +26,7 @@ struct Settings {
 @group(0) @binding(5) var<storage, read_write> ranges: array<vec4<u32>>;  // (B): attention's key ranges
 // (B, columns): the ids sampled since the last readback
 @group(0) @binding(6) var<storage, read_write> history: array<u32>;
-@group(0) @binding(7) var<storage, read> settings: array<Settings>;       // (B)
+@group(0) @binding(7) var<storage, read> settings: array<vec4<u32>>;      // (B, 2): each row's Settings
 
 const NONE = 0xffffffffu;
 
@@ -147,13 +144,18 @@ const TOP_K = 4u;
 const TOP_P = 8u;
 fn some(need: u32) -> bool { return (p.needs & need) != 0u; }
 
+fn settings_from(a: vec4<u32>, b: vec4<u32>) -> Settings {
+    return Settings(a.x, a.y, bitcast<f32>(a.z), bitcast<f32>(a.w), bitcast<f32>(b.x), b.y);
+}
 #ifdef SERIAL
-fn settings_of(row: u32, lane: u32) -> Settings { return settings[row]; }
-#else
-var<workgroup> of_row: Settings;
 fn settings_of(row: u32, lane: u32) -> Settings {
-    if lane == 0u { of_row = settings[row]; }
-    return workgroupUniformLoad(&of_row);
+    return settings_from(settings[2u * row], settings[2u * row + 1u]);
+}
+#else
+var<workgroup> of_row: array<vec4<u32>, 2>;
+fn settings_of(row: u32, lane: u32) -> Settings {
+    if lane < 2u { of_row[lane] = settings[2u * row + lane]; }
+    return settings_from(workgroupUniformLoad(&of_row[0]), workgroupUniformLoad(&of_row[1]));
 }
 #endif
 
