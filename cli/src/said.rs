@@ -18,6 +18,11 @@ impl Said {
         Self { stops, ..Self::default() }
     }
 
+    /// The text that is said.
+    pub fn so_far(&self) -> &str {
+        &self.text[..self.said]
+    }
+
     /// Whether a stop sequence has been met.
     pub fn stopped(&self) -> bool {
         self.stopped
@@ -43,6 +48,7 @@ impl Said {
     fn take(&mut self, text: &str) {
         if !self.stopped && text.starts_with(&self.text[..self.said]) {
             let first = self.stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
+            let first = first.map(|at| at.max(self.said));
             self.stopped = first.is_some();
             self.text = text[..first.unwrap_or(text.len())].to_owned();
         }

@@ -158,7 +158,7 @@ fn a_server_answers_as_the_other_commands_do() {
     let ended = generated["ended"].as_bool().unwrap();
     assert_eq!(answer["choices"][0]["finish_reason"], if ended { "stop" } else { "length" });
 
-    // The log-probs are those of `score`, to which the end of the turn belongs too.
+    // The likeliest tokens of a greedy answer are its own.
     let told = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
     let text: String = told.iter().map(|token| token["token"].as_str().unwrap()).collect();
     assert_eq!(text.trim(), content(&answer, 0).trim());
@@ -167,18 +167,6 @@ fn a_server_answers_as_the_other_commands_do() {
         top.len() == 2 && top[0]["token"] == token["token"] && top[0]["logprob"] == token["logprob"]
     });
     assert!(greedy, "{told:?}");
-    if ended {
-        let row = json!({
-            "prompt": [{ "role": "user", "content": QUESTION }],
-            "completion": [{ "role": "assistant", "content": content(&answer, 0) }],
-        });
-        room.write("answers.jsonl", row.to_string());
-        room.json(&["score", "--model", "tiny", "--data", "answers.jsonl", "--output", "scored.jsonl"]);
-        let logp = room.lines("scored.jsonl")[0]["logp"].as_f64().unwrap();
-        let sum: f64 = told.iter().map(|token| token["logprob"].as_f64().unwrap()).sum();
-        // Greedy: the end of the turn was the likeliest token.
-        assert!(logp <= sum + 1e-4 && logp > sum - 1.0, "{logp} {sum}");
-    }
 
     // A stream has the same text, and says how it ended and what it took.
     let events = server.events(CHAT, &ask(&json!({ "stream_options": { "include_usage": true } })));
@@ -243,6 +231,34 @@ fn a_server_answers_as_the_other_commands_do() {
     let events = server.events(TEXT, &body);
     let pieces: String = events.iter().map(|event| event["choices"][0]["text"].as_str().unwrap()).collect();
     assert_eq!(pieces, text["choices"][0]["text"].as_str().unwrap());
+}
+
+/// The log-probs of an answer's tokens, and of the end of the turn after them, add up to what `score` gives.
+#[test]
+fn log_probs_are_those_of_score() {
+    let room = Room::new();
+    let server = Server::start(&room, &["--max-num-seqs", "2"]);
+    let answer = server.ok(CHAT, &ask(&json!({ "max_tokens": 200, "logprobs": true })));
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+    let told = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let row = json!({
+        "prompt": [{ "role": "user", "content": QUESTION }],
+        "completion": [{ "role": "assistant", "content": content(&answer, 0) }],
+    });
+    room.write("answers.jsonl", row.to_string());
+    // The end of the turn is no part of an answer: what is the likeliest after all of it?
+    let shown = room.json(&["data", "answers.jsonl", "--model", "tiny"])["shown"][0]["prompt"].clone();
+    let whole = format!("{}{}", shown.as_str().unwrap(), content(&answer, 0));
+    let after = json!({ "prompt": whole, "max_tokens": 1, "temperature": 100, "seed": 1, "logprobs": 20 });
+    let after = server.ok(TEXT, &after);
+    let end = after["choices"][0]["logprobs"]["top_logprobs"][0]["<|im_end|>"].as_f64();
+    let end = end.unwrap_or_else(|| panic!("{after}"));
+    room.json(&["score", "--model", "tiny", "--data", "answers.jsonl", "--output", "scored.jsonl"]);
+    let scored = room.lines("scored.jsonl")[0].clone();
+    assert_eq!(scored["num_tokens"].as_u64().unwrap() as usize, told.len() + 1);
+    let sum: f64 = told.iter().map(|token| token["logprob"].as_f64().unwrap()).sum();
+    let logp = scored["logp"].as_f64().unwrap();
+    assert!((logp - sum - end).abs() < 1e-4 * (told.len() + 1) as f64, "{logp} {sum} {end}");
 }
 
 #[test]

@@ -170,11 +170,10 @@ pub fn kind(value: &Value) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     use super::super::objects::for_each_object;
+    use super::super::testing::gzip;
 
     fn read(bytes: &[u8], limits: ReadLimits) -> Result<Vec<usize>> {
         let mut lines = Vec::new();
@@ -183,12 +182,6 @@ mod tests {
             Ok(())
         })?;
         Ok(lines)
-    }
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
     }
 
     #[test]

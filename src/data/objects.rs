@@ -280,6 +280,7 @@ fn value(name: &str, cell: &str, place: &str) -> Result<Value> {
 mod tests {
     use serde_json::json;
 
+    use super::super::testing::gzip;
     use super::*;
 
     fn read(bytes: &[u8]) -> Result<Vec<(usize, Value)>> {
@@ -289,13 +290,6 @@ mod tests {
             Ok(())
         })?;
         Ok(rows)
-    }
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        use std::io::Write;
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
     }
 
     #[test]

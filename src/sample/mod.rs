@@ -5,7 +5,10 @@
 //! only every few steps.
 
 mod batch;
+mod logprob;
 mod room;
+mod rows;
+mod seats;
 mod wave;
 
 use crate::config::{AnchorConfig, MAX_NUM_SEQS};
@@ -17,8 +20,10 @@ use room::{Piece, waves};
 use wave::{Sequence, Wave};
 
 pub use crate::kernels::sample::{MAX_ENDS, SamplingParams};
-pub use batch::{Batch, Job, MAX_TOP_LOGPROBS, News, Seating, Ticket, TokenLogprob};
+pub use batch::{Batch, News, Seating};
+pub use logprob::{MAX_TOP_LOGPROBS, TokenLogprob};
 pub(crate) use room::{Room, shared_beginning};
+pub use seats::{Job, Ticket};
 
 /// A prompt and the number of answers to sample for it.
 #[derive(Debug, Clone)]
@@ -138,7 +143,7 @@ pub async fn stream(
     let mut answer = None;
     let mut look = |looked: Looked| {
         answer = looked.complete.into_iter().flat_map(|(_, answers)| answers).next();
-        looked.rows.first().map_or(Ok(()), |row| each(&row.ids))
+        looked.rows.first().map_or(Ok(()), |row| each(&row.drawn.ids))
     };
     let room = room_of(gpu, decoder, &request, settings);
     draw(room, gpu, decoder, pass, &request, settings, &mut look).await?;

@@ -1,43 +1,40 @@
 //! A wave: prompts whose answers are decoded together, with its buffers.
 
 use super::room::Room;
-use super::{Answer, Request, SPARE_SLOTS, SYNC_STEPS, SamplingParams, WaveLook};
+use super::rows::{Drawn, Row, RowBuffers};
+use super::{Request, SPARE_SLOTS, SYNC_STEPS, SamplingParams, WaveLook};
+use crate::Result;
 use crate::data::packing::{Group, Packed};
 use crate::gpu::{DType, Gpu, Memory, Purpose, Recorder, Tensor};
-use crate::kernels::sample::{self as kernel, Common, NONE, Rows};
-use crate::model::{Capacity, Decoder, Workspace};
+use crate::kernels::sample::Common;
+use crate::model::Decoder;
 use crate::nn::{KvCache, Pass};
-use crate::{Error, Result};
 
 /// The host's record of a row that is being decoded.
 pub(super) struct Sequence {
     pub request: usize,
     index: u32,
     pub sample: u32,
-    prompt: [u32; 2],
-    /// The cache slot of the answer's first token.
-    segment: u32,
-    pub ids: Vec<u32>,
-    seen: Option<Vec<u32>>,
+    /// As [`Row::slots`].
+    slots: [u32; 3],
+    pub drawn: Drawn,
+}
+
+impl Sequence {
+    fn row<'a>(&'a self, settings: &'a SamplingParams) -> Row<'a> {
+        // The slot before an answer is never read, whatever is computed there again.
+        let (slots, counters) = (self.slots, [self.index, self.sample]);
+        Row { slots, before: 0, counters, drawn: &self.drawn, settings }
+    }
 }
 
 /// The buffers of a wave.
 pub(super) struct Wave {
     room: Room,
-    prefill: Workspace,
-    decode: Workspace,
+    buffers: RowBuffers,
     caches: Vec<KvCache>,
     /// The keys and values of the beginning that all prompts share; copied to each prompt's own.
     shared: Vec<KvCache>,
-    /// `(rows)`: the index of the hidden state that predicts a row's next token.
-    source: Tensor,
-    /// `(rows)`: 0, 1, 2...
-    own: Tensor,
-    seen: Tensor,
-    state: Tensor,
-    history: Tensor,
-    /// `(rows, 8)`: the settings of each row, the same for all.
-    settings: Tensor,
 }
 
 impl Room {
@@ -52,22 +49,11 @@ impl Room {
 impl Wave {
     pub fn new(memory: &Memory, decoder: &Decoder, room: Room) -> Result<Self> {
         let Room { rows, shared, own_tokens, prompt_tokens, max_new } = room;
-        // Every prompt has a row, so there are no more prompts than rows.
-        let capacity = |tokens| Capacity { tokens, rows, sequences: 1, groups: rows, training: None };
-        let table = |label, count| Tensor::new(memory, Purpose::Staging, label, count, DType::U32);
-        let own: Vec<u32> = (0..rows as u32).collect();
         Ok(Self {
             room,
-            prefill: decoder.workspace(memory, capacity(own_tokens.max(shared)))?,
-            decode: decoder.workspace(memory, capacity(rows))?,
+            buffers: RowBuffers::new(memory, decoder, decoder.ranks(), own_tokens.max(shared), rows)?,
             caches: decoder.caches(memory, prompt_tokens + SPARE_SLOTS + rows * max_new)?,
             shared: if shared == 0 { Vec::new() } else { decoder.caches(memory, shared)? },
-            source: table("row sources", rows)?,
-            own: Tensor::from_u32(memory, Purpose::Staging, "row numbers", &own)?,
-            seen: table("seen ids", rows * decoder.config().vocab.div_ceil(32))?,
-            state: table("row state", 4 * rows)?,
-            history: table("drawn ids", rows * SYNC_STEPS)?,
-            settings: table("sampling settings", rows * SamplingParams::WORDS)?,
         })
     }
 
@@ -78,8 +64,8 @@ impl Wave {
         }
         let mut rec = Recorder::new(gpu);
         let packed = Packed::new(&[Group { prompt: beginning, responses: Vec::new() }]);
-        self.prefill.load(&mut rec, &packed)?;
-        decoder.hidden(&mut rec, pass, &self.prefill, Some(&self.shared))?;
+        self.buffers.prefill.load(&mut rec, &packed)?;
+        decoder.hidden(&mut rec, pass, &self.buffers.prefill, Some(&self.shared))?;
         rec.submit();
         Ok(())
     }
@@ -117,32 +103,39 @@ impl Wave {
             packed.push_rest(request.prompt, self.room.shared, slot);
             slot += request.prompt.len() as u32;
         }
-        self.prefill.load(&mut rec, &packed)?;
+        self.buffers.prefill.load(&mut rec, &packed)?;
         self.copy_beginning(&mut rec, wave);
-        self.source.write_u32(gpu, &sources);
-        self.settings.write_u32(gpu, &settings.words(vocab).repeat(rows.len()));
+        self.buffers.source.write_u32(gpu, &sources);
+        let common = Common::of([settings]);
         let mut live: Vec<usize> = (0..rows.len()).collect();
-        self.load_rows(gpu, &rows, &live);
-        let hidden = decoder.hidden(&mut rec, pass, &self.prefill, Some(&self.caches))?;
-        decoder.next_logits(&mut rec, pass, &self.prefill, hidden, &self.source, rows.len())?;
-        self.draw(&mut rec, settings, &self.prefill, (rows.len(), vocab), 0)?;
+        self.buffers.load(gpu, &live_rows(&rows, &live, settings));
+        let RowBuffers { prefill, source, .. } = &self.buffers;
+        let hidden = decoder.hidden(&mut rec, pass, prefill, Some(&self.caches))?;
+        decoder.next_logits(&mut rec, pass, prefill, hidden, source, rows.len())?;
+        self.buffers.draw(&mut rec, &common, &prefill.logits, rows.len(), 0)?;
         let step = Pass { decoding: true, sparse: true, ..pass };
         let mut column = 1;
         loop {
             // The steps until the next look, up to the length limit, where all rows are finished.
-            let drawn = live.first().map_or(0, |&r| rows[r].ids.len());
+            let drawn = live.first().map_or(0, |&r| rows[r].drawn.ids.len());
             while column < SYNC_STEPS && drawn + column < settings.max_new_tokens as usize {
-                let hidden = decoder.hidden(&mut rec, step, &self.decode, Some(&self.caches))?;
-                decoder.next_logits(&mut rec, step, &self.decode, hidden, &self.own, live.len())?;
-                self.draw(&mut rec, settings, &self.decode, (live.len(), vocab), column)?;
+                let RowBuffers { decode, own, .. } = &self.buffers;
+                let hidden = decoder.hidden(&mut rec, step, decode, Some(&self.caches))?;
+                decoder.next_logits(&mut rec, step, decode, hidden, own, live.len())?;
+                self.buffers.draw(&mut rec, &common, &decode.logits, live.len(), column)?;
                 column += 1;
             }
             rec.submit();
-            let history = self.history.slice(0, live.len() * SYNC_STEPS).read_u32(gpu).await?;
-            let tokens = collect(&mut rows, &live, &history, column, vocab)?;
+            let history = self.buffers.history(gpu, live.len()).await?;
+            let mut tokens = 0;
+            for (drawn, &r) in history.chunks_exact(SYNC_STEPS).zip(&live) {
+                let Sequence { drawn: own, index, .. } = &mut rows[r];
+                let place = || format!("sampling, prompt {index}");
+                tokens += own.extend(&drawn[..column], vocab, &place)?;
+            }
             let before = live.len();
             let mut done = Vec::new();
-            live.retain(|&r| match finished(&rows[r].ids, settings) {
+            live.retain(|&r| match rows[r].drawn.finished(settings) {
                 Some(answer) => {
                     done.push((&rows[r], answer));
                     false
@@ -153,17 +146,14 @@ impl Wave {
             if live.is_empty() {
                 return Ok(());
             }
+            let left = live_rows(&rows, &live, settings);
             if live.len() < before {
-                self.load_rows(gpu, &rows, &live);
+                self.buffers.load(gpu, &left);
+            } else {
+                self.buffers.resize(&left);
             }
-            self.decode.resize(live.len(), self.mean_keys(&rows, &live));
             column = 0;
         }
-    }
-
-    fn mean_keys(&self, rows: &[Sequence], live: &[usize]) -> usize {
-        let keys = |r: &Sequence| (r.prompt[1] - r.prompt[0]) as usize + r.ids.len() + SYNC_STEPS;
-        live.iter().map(|&r| keys(&rows[r])).sum::<usize>() / live.len().max(1)
     }
 
     /// The wave's rows, and the index among the computed prompt tokens of the one that predicts the first
@@ -181,106 +171,24 @@ impl Wave {
         for (request, r) in wave {
             let end = start + r.prompt.len() as u32;
             computed += (r.prompt.len() - self.room.shared) as u32;
-            let seen = (settings.repetition_penalty != 1.0).then(|| bits(r.prompt, vocab));
+            let begun = Drawn::new(r.prompt, settings, vocab);
             for sample in 0..r.samples as u32 {
                 sources.push(computed - 1);
                 rows.push(Sequence {
                     request: *request,
                     index: r.index,
                     sample: r.first_sample + sample,
-                    prompt: [start, end],
-                    segment: first_segment + rows.len() as u32 * settings.max_new_tokens,
-                    ids: Vec::new(),
-                    seen: seen.clone(),
+                    slots: [start, end, first_segment + rows.len() as u32 * settings.max_new_tokens],
+                    drawn: begun.clone(),
                 });
             }
             start = end;
         }
         (rows, sources)
     }
-
-    /// Uploads the tables of the live rows, in their state before the next token is sampled.
-    fn load_rows(&mut self, gpu: &Gpu, rows: &[Sequence], live: &[usize]) {
-        let (mut tokens, mut ranges, mut state, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for row in live.iter().map(|&r| &rows[r]) {
-            let [start, end] = row.prompt;
-            let drawn = row.ids.len() as u32;
-            // The kernel advances position, slot and range after every sampled token. Before the first one
-            // they are one short of the answer's first token.
-            let id = row.ids.last().copied().unwrap_or(0);
-            let at = (end - start + drawn).wrapping_sub(1);
-            tokens.push([id, at, (row.segment + drawn).wrapping_sub(1), 0]);
-            ranges.push([start, end, row.segment, row.segment + drawn]);
-            state.push([row.index, row.sample, drawn, 0]);
-            seen.extend(row.seen.iter().flatten());
-        }
-        self.decode.tokens.write_u32(gpu, tokens.as_flattened());
-        self.decode.ranges.write_u32(gpu, ranges.as_flattened());
-        self.state.write_u32(gpu, state.as_flattened());
-        self.seen.write_u32(gpu, &seen);
-        self.decode.resize(live.len(), self.mean_keys(rows, live));
-    }
-
-    fn draw(
-        &self,
-        rec: &mut Recorder,
-        settings: &SamplingParams,
-        logits: &Workspace,
-        size: (usize, usize),
-        column: usize,
-    ) -> Result<()> {
-        let rows = Rows {
-            logits: &logits.logits,
-            seen: &self.seen,
-            state: &self.state,
-            tokens: &self.decode.tokens,
-            ranges: &self.decode.ranges,
-            history: &self.history,
-            settings: &self.settings,
-        };
-        kernel::forward(rec, &Common::of([settings]), rows, size, (column, SYNC_STEPS))
-    }
 }
 
-/// The ids of a prompt as a bit set.
-pub(super) fn bits(prompt: &[u32], vocab: usize) -> Vec<u32> {
-    let mut words = vec![0; vocab.div_ceil(32)];
-    // Ids outside the vocabulary are refused when the prompt is loaded.
-    let known = prompt.iter().filter(|&&id| (id as usize) < vocab);
-    known.for_each(|&id| words[id as usize / 32] |= 1 << (id % 32));
-    words
-}
-
-/// Appends the sampled ids to the rows. Returns their number.
-fn collect(
-    rows: &mut [Sequence],
-    live: &[usize],
-    history: &[u32],
-    columns: usize,
-    vocab: usize,
-) -> Result<usize> {
-    let mut count = 0;
-    for (drawn, &r) in history.chunks_exact(SYNC_STEPS).zip(live) {
-        for &id in drawn[..columns].iter().take_while(|&&id| id != NONE) {
-            if id as usize >= vocab {
-                break;
-            }
-            rows[r].ids.push(id);
-            if let Some(seen) = &mut rows[r].seen {
-                seen[id as usize / 32] |= 1 << (id % 32);
-            }
-            count += 1;
-        }
-        if drawn[0] == NONE {
-            return Err(Error::not_finite(format!("sampling, prompt {}", rows[r].index), "logits"));
-        }
-    }
-    Ok(count)
-}
-
-/// The answer, if its last token ends it or it has as many tokens as it may have.
-pub(super) fn finished(ids: &[u32], settings: &SamplingParams) -> Option<Answer> {
-    let ended = ids.last().is_some_and(|id| settings.ends.contains(id));
-    let cut = ids.len() >= settings.max_new_tokens as usize;
-    (ended || cut).then(|| Answer { ids: ids.to_vec(), ended })
+/// The rows that are not finished.
+fn live_rows<'a>(rows: &'a [Sequence], live: &[usize], settings: &'a SamplingParams) -> Vec<Row<'a>> {
+    live.iter().map(|&r| rows[r].row(settings)).collect()
 }

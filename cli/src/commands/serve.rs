@@ -143,7 +143,8 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let models = Models { gpu, model, base, name, adapters: adapted };
     let engine = Arc::new(Engine::start(models, seating, args.max_queue, *output)?);
     let access = Access { loopback: args.host.is_loopback(), key: key.map(str::to_owned) };
-    let app = App { engine: engine.clone(), tokenizer, adapters, next: AtomicU64::new(0) };
+    let app =
+        App { engine: engine.clone(), tokenizer: Arc::new(tokenizer), adapters, next: AtomicU64::new(0) };
     announce(address, names, output)?;
     runtime.block_on(serve(listener, api::routes(Arc::new(app), access), engine))
 }

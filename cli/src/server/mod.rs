@@ -1,9 +1,10 @@
 //! A server for programs that speak OpenAI's protocol: `aweigh serve`.
 //!
-//! [`engine`] owns the GPU and answers on a thread of its own; [`api`] turns requests into its jobs and its
-//! tokens into text, and [`access`] decides who may ask.
+//! [`engine`] owns the GPU and answers on a thread of its own; [`api`] turns requests into its
+//! jobs, [`answer`] turns its tokens into text, and [`access`] decides who may ask.
 
 pub mod access;
+pub mod answer;
 pub mod api;
 pub mod engine;
 pub mod protocol;
