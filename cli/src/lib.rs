@@ -2,10 +2,13 @@
 //! sampling and scoring are in the library `aweigh`; here are flags, terminal output, signals, meters and
 //! reports.
 
+pub mod app;
 pub mod args;
 pub mod commands;
+pub mod comparison;
 mod machine;
 pub mod meters;
+pub mod modelfile;
 pub mod open;
 pub mod program;
 pub mod report_page;
@@ -48,6 +51,7 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   aweigh demo                            align the built-in model and see what changed, in minutes
+  aweigh app                             chat, flag answers, align and compare on a page in the browser
   aweigh devices                         the GPUs that can be used
   aweigh align --model DIR --train flagged.jsonl --output-dir run
   aweigh plan --model DIR --train flagged.jsonl      how much memory that takes
@@ -67,6 +71,7 @@ pub enum Command {
     Sample(sample::Args),
     Generate(generate::Args),
     Serve(Box<serve::Args>),
+    App(Box<commands::app::Args>),
     Score(score::Args),
     Eval(Box<eval::Args>),
     Report(report::Args),
@@ -96,6 +101,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Sample(args) => sample::run(args, &output),
         Command::Generate(args) => generate::run(args, &output),
         Command::Serve(args) => serve::run(*args, &output),
+        Command::App(args) => commands::app::run(*args, &output),
         Command::Score(args) => score::run(args, &output),
         Command::Eval(args) => eval::run(*args, &output),
         Command::Report(args) => report::run(args, &output),

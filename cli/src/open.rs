@@ -9,6 +9,7 @@ use crate::terminal::output::Output;
 use crate::terminal::text::{bytes, count};
 use aweigh::data::{ChatTokenizer, Label, Row, parse_rows, rows_with};
 use aweigh::error::Result;
+use aweigh::files::hub::Download;
 use aweigh::files::{AdapterFiles, Model, Source};
 use aweigh::gpu::Gpu;
 use aweigh::model::{Decoder, ModelBytes};
@@ -61,7 +62,19 @@ pub fn note_of_system(tokenizer: &ChatTokenizer, system: &str, output: &Output) 
 /// # Errors
 /// As [`Model::open`], and for a model that is not supported.
 pub fn model(name: &str, whole: bool, output: &Output) -> Result<Model> {
-    let progress = &mut output.downloads();
+    model_with(name, whole, &mut output.downloads(), output)
+}
+
+/// As [`model`]; `progress` is told of downloads.
+///
+/// # Errors
+/// As [`model`].
+pub fn model_with(
+    name: &str,
+    whole: bool,
+    progress: &mut dyn FnMut(Download),
+    output: &Output,
+) -> Result<Model> {
     let model = if whole { Model::fetch(name, progress)? } else { Model::describe(name, progress)? };
     let bytes = model.bytes();
     let weights = bytes.weights()?;

@@ -95,3 +95,20 @@ fn values_that_f16_cannot_hold_are_not_written() {
     let export = ["export", "--model", "model", "--output", "e", "--dtype", "float16"];
     room.refuses(&export, &["tensor model.norm.weight: expected values up to 65504", "--dtype bfloat16"]);
 }
+
+#[test]
+fn ollama_gets_a_gguf_file_and_a_modelfile() {
+    let room = Room::new();
+    let line = ["export", "--model", "model", "--modelfile", "--output", "for-ollama"];
+    let figures = room.json(&line);
+    assert_eq!(figures["files"], serde_json::json!(["Modelfile"]));
+    let text = fs::read_to_string(room.path("for-ollama/Modelfile")).unwrap();
+    assert!(text.starts_with("FROM ./model.gguf\nTEMPLATE \"\"\"{{- range .Messages }}"), "{text}");
+    assert!(text.contains("PARAMETER stop \""), "{text}");
+    // The file beside it is a model.
+    let inspected = room.json(&["inspect", "--model", "for-ollama/model.gguf"]);
+    assert!(inspected["parameters"].as_u64().unwrap() > 1_000_000, "{inspected}");
+    room.refuses(&line, &["for-ollama, which exists"]);
+    let file = ["export", "--model", "model", "--modelfile", "--output", "other.gguf"];
+    room.refuses(&file, &["--output: expected a directory, for --modelfile"]);
+}

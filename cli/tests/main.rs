@@ -7,6 +7,7 @@
 
 mod align;
 mod answers;
+mod app;
 mod bench;
 mod data;
 mod demo;
@@ -29,4 +30,5 @@ mod sample;
 mod score;
 mod selftest;
 mod serve;
+mod server;
 mod weights;

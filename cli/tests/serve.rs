@@ -1,118 +1,12 @@
 //! `aweigh serve`: the protocol, who may ask, adapters that come and go, and clients that leave.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
 use super::room::Room;
-
-/// A server of the built-in model.
-struct Server {
-    child: Child,
-    /// `127.0.0.1:PORT`
-    address: String,
-    models: Vec<String>,
-}
-
-impl Server {
-    fn start(room: &Room, flags: &[&str]) -> Self {
-        let mut command = room.process();
-        command.args(["serve", "--model", "tiny", "--port", "0", "--json"]).args(flags);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| {
-            let mut stderr = String::new();
-            child.stderr.as_mut().unwrap().read_to_string(&mut stderr).unwrap();
-            panic!("{line}{stderr}")
-        });
-        let address = ready["url"].as_str().unwrap().strip_prefix("http://").unwrap();
-        let address = address.strip_suffix("/v1").unwrap().to_owned();
-        let models = ready["models"].as_array().unwrap();
-        let models = models.iter().map(|name| name.as_str().unwrap().to_owned()).collect();
-        Self { child, address, models }
-    }
-
-    /// Sends a request with these header lines; returns the status and the body.
-    fn raw(&self, method: &str, path: &str, headers: &[&str], body: &str) -> (u16, String) {
-        let mut stream = self.connect(method, path, headers, body);
-        let mut all = String::new();
-        stream.read_to_string(&mut all).unwrap();
-        let (head, body) = all.split_once("\r\n\r\n").unwrap_or((&all, ""));
-        let status = head.split(' ').nth(1).unwrap_or_else(|| panic!("{all}")).parse().unwrap();
-        let body = match head.to_lowercase().contains("transfer-encoding: chunked") {
-            // Lengths in hexadecimal on lines of their own.
-            true => unchunked(body),
-            false => body.to_owned(),
-        };
-        (status, body)
-    }
-
-    fn connect(&self, method: &str, path: &str, headers: &[&str], body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        let host = format!("Host: {}", self.address);
-        let own: Vec<&str> = match headers.iter().any(|line| line.starts_with("Host:")) {
-            true => headers.to_vec(),
-            false => [&[host.as_str()], headers].concat(),
-        };
-        let head = own.join("\r\n");
-        let length = body.len();
-        let text =
-            format!("{method} {path} HTTP/1.1\r\n{head}\r\nConnection: close\r\nContent-Length: {length}");
-        stream.write_all(format!("{text}\r\n\r\n{body}").as_bytes()).unwrap();
-        stream
-    }
-
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        let (status, text) = self.raw("POST", path, &["Content-Type: application/json"], &body.to_string());
-        (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status} {text}")))
-    }
-
-    fn get(&self, path: &str) -> (u16, Value) {
-        let (status, text) = self.raw("GET", path, &[], "");
-        (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status} {text}")))
-    }
-
-    fn ok(&self, path: &str, body: &Value) -> Value {
-        let (status, answer) = self.post(path, body);
-        assert_eq!(status, 200, "{answer}");
-        answer
-    }
-
-    /// The events of a streamed answer; the last is `[DONE]`.
-    fn events(&self, path: &str, body: &Value) -> Vec<Value> {
-        let mut body = body.clone();
-        body["stream"] = true.into();
-        let (status, text) = self.raw("POST", path, &["Content-Type: application/json"], &body.to_string());
-        assert_eq!(status, 200, "{text}");
-        let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-        assert_eq!(data.last(), Some(&"[DONE]"), "{text}");
-        data[..data.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A body without the lengths of its chunks.
-fn unchunked(mut body: &str) -> String {
-    let mut whole = String::new();
-    while let Some((length, rest)) = body.split_once("\r\n") {
-        let length = usize::from_str_radix(length.trim(), 16).unwrap();
-        whole.push_str(&rest[..length]);
-        body = rest[length..].strip_prefix("\r\n").unwrap_or_default();
-        if length == 0 {
-            break;
-        }
-    }
-    whole
-}
+use super::server::Server;
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -140,7 +34,7 @@ fn train_adapter(room: &Room) {
 #[test]
 fn a_server_answers_as_the_other_commands_do() {
     let room = Room::new();
-    let server = Server::start(&room, &["--max-num-seqs", "4"]);
+    let server = Server::of_tiny(&room, &["--max-num-seqs", "4"]);
     assert_eq!(server.models, ["tiny"]);
     let answer = server.ok(CHAT, &ask(&json!({ "model": "tiny", "logprobs": true, "top_logprobs": 2 })));
     assert_eq!(answer["object"], "chat.completion");
@@ -237,7 +131,7 @@ fn a_server_answers_as_the_other_commands_do() {
 #[test]
 fn log_probs_are_those_of_score() {
     let room = Room::new();
-    let server = Server::start(&room, &["--max-num-seqs", "2"]);
+    let server = Server::of_tiny(&room, &["--max-num-seqs", "2"]);
     let answer = server.ok(CHAT, &ask(&json!({ "max_tokens": 200, "logprobs": true })));
     assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
     let told = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
@@ -264,7 +158,7 @@ fn log_probs_are_those_of_score() {
 #[test]
 fn wrong_requests_get_the_protocols_errors() {
     let room = Room::new();
-    let server = Server::start(&room, &["--max-num-seqs", "2", "--max-model-len", "100"]);
+    let server = Server::of_tiny(&room, &["--max-num-seqs", "2", "--max-model-len", "100"]);
     let many = "my printer is broken and ".repeat(60);
     let long = json!({ "messages": [{ "role": "user", "content": many }] });
     for (path, body, status, code, part) in [
@@ -327,7 +221,7 @@ fn adapters_come_and_go() {
     std::fs::create_dir(room.path("all")).unwrap();
     std::fs::rename(room.path("run/adapter"), room.path("all/own")).unwrap();
     let server =
-        Server::start(&room, &["--adapter", "changed=all/own", "--adapter-dir", "all", "--api-key", "k"]);
+        Server::of_tiny(&room, &["--adapter", "changed=all/own", "--adapter-dir", "all", "--api-key", "k"]);
     let key = ["Authorization: Bearer k", "Content-Type: application/json"];
     let call = |method, path, body: &Value| {
         let (status, text) = server.raw(method, path, &key, &body.to_string());
@@ -389,7 +283,7 @@ fn adapters_come_and_go() {
 #[test]
 fn clients_that_leave_leave_nothing_behind() {
     let room = Room::new();
-    let mut server = Server::start(&room, &["--max-num-seqs", "4", "--max-queue", "4"]);
+    let mut server = Server::of_tiny(&room, &["--max-num-seqs", "4", "--max-queue", "4"]);
     let headers = ["Content-Type: application/json"];
     let long = |i: u32| {
         let body =

@@ -89,6 +89,11 @@ impl Layer {
         Self { places: places.collect(), values }
     }
 
+    /// Whether it has the setting `key`, as in `model.model`.
+    pub fn has(&self, key: &str) -> bool {
+        self.places.contains_key(key)
+    }
+
     /// Merges two layers: `self` overrides `below`.
     pub(super) fn over(self, below: Self) -> Self {
         let mut places = below.places;

@@ -227,6 +227,14 @@ impl ChatTokenizer {
         }
     }
 
+    /// A whole conversation as the chat template renders it, without the beginning of another answer.
+    ///
+    /// # Errors
+    /// A model without a template, or a template that refuses the conversation.
+    pub fn transcript(&self, messages: &[Message]) -> Result<String> {
+        self.require_template()?.render(messages, false)
+    }
+
     /// The prompt's ids. A conversation is rendered with the generation prompt and encoded without the
     /// tokenizer's own special tokens, because the template writes them; a text is encoded with them.
     ///

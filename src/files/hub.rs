@@ -166,6 +166,20 @@ enum Found {
     Remote(Box<Hub>),
 }
 
+/// The names of the repositories in the cache that have weights, in order.
+pub fn cached() -> Vec<String> {
+    let Ok(cache) = cache_path().map(Cache::new) else { return Vec::new() };
+    let folders = std::fs::read_dir(cache.path()).into_iter().flatten().flatten();
+    let name = |folder: std::fs::DirEntry| {
+        let name = folder.file_name().to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
+        let own = cache.repo(Repo::model(name.clone()));
+        (own.get(WEIGHTS).is_some() || own.get(INDEX).is_some()).then_some(name)
+    };
+    let mut all: Vec<String> = folders.filter_map(name).collect();
+    all.sort();
+    all
+}
+
 /// A repository on the Hub and in the cache.
 struct Hub {
     remote: ApiRepo,

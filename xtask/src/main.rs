@@ -5,6 +5,7 @@ mod archive;
 mod clients;
 mod compilers;
 mod macos;
+mod page;
 mod python;
 mod tools;
 mod vulkan;
@@ -29,6 +30,7 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask metal           check the kernels' Metal with clang
        cargo xtask tint            compile the kernels' WGSL as Chromium does
        cargo xtask clients         try `aweigh serve` with OpenAI's own clients for Python and JavaScript
+       cargo xtask page            try the page of `aweigh app` in headless Chromium
        cargo xtask windows         run the tests on Windows or Wine, through Vulkan and DX12
        cargo xtask macos           check the code for macOS, on any system
        cargo xtask wheel [TARGET]  build the Python package, and test it in an environment without Rust
@@ -76,6 +78,7 @@ fn command(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
         "metal" => compilers::metal().map(done),
         "tint" => compilers::tint().map(done),
         "clients" => clients::clients().map(done),
+        "page" => page::page().map(done),
         "windows" => windows::windows(arguments),
         "macos" => macos::macos().map(done),
         "wheel" => wheel::wheel(arguments.first().map(String::as_str)).map(done),

@@ -1,15 +1,16 @@
 //! `aweigh export`: merges an adapter and writes a plain model directory or a GGUF file.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::modelfile::modelfile;
 use crate::open;
 use crate::terminal::output::Output;
 use crate::terminal::text::bytes;
 use aweigh::error::{Error, Result};
-use aweigh::files::{AdapterFiles, Model, NewFolder, WholeFile};
+use aweigh::files::{AdapterFiles, Model, NewFolder, WholeFile, write_whole};
 use aweigh::gpu::DType;
 use aweigh::model::TargetModules;
 use aweigh::model::gguf::Kind;
@@ -36,6 +37,10 @@ pub struct Args {
     /// (--lora), Ollama with ADAPTER in a Modelfile
     #[arg(long, requires = "adapter")]
     pub adapter_only: bool,
+    /// Make --output a directory with model.gguf and a Modelfile for Ollama: chat template, stop tokens and
+    /// sampling parameters (ollama create NAME -f Modelfile)
+    #[arg(long, conflicts_with = "adapter_only")]
+    pub modelfile: bool,
     /// Type of the written weights; merges are computed in f64
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -62,6 +67,7 @@ Examples:
   aweigh export --model DIR --adapter run/adapter --output merged
   aweigh export --model DIR --adapter run/adapter --output merged.gguf --dtype q8_0
   aweigh export --model DIR --adapter run/adapter --adapter-only --output adapter.gguf
+  aweigh export --model DIR --adapter run/adapter --modelfile --output for-ollama
   aweigh export --model tiny --output tiny-model --dtype float32";
 
 impl Dtype {
@@ -108,7 +114,7 @@ impl Dtype {
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
-struct Figures {
+pub struct Figures {
     output: String,
     model: String,
     adapter: Option<String>,
@@ -126,37 +132,20 @@ struct Figures {
 /// # Errors
 /// Invalid flags or files; --output is then unchanged.
 pub fn run(args: Args, output: &Output) -> Result<()> {
-    let model = open::model(&args.model, true, output)?;
-    let adapter = args.adapter.as_deref();
-    let adapter = adapter.map(|path| open::adapter(path, "--adapter", &model, output)).transpose()?;
-    let adapter = adapter.as_ref().map(AdapterFiles::bytes);
-    let adapter = adapter.as_ref().map(AdapterBytes::parse).transpose()?;
-    let is_file = args.output.extension().is_some_and(|ending| ending == "gguf");
-    if args.adapter_only && !is_file {
-        let fix = "an adapter in PEFT's format is there already: that of --adapter";
-        return Err(Error::input("--output", "a name that ends in .gguf", args.output.display(), fix));
-    }
-    let written = if is_file {
-        file(&args, &model, adapter.as_ref())?
-    } else {
-        directory(&args, &model, adapter.as_ref())?
-    };
-    let figures = Figures {
-        output: args.output.display().to_string(),
-        model: args.model,
-        adapter: args.adapter.map(|path| path.display().to_string()),
-        dtype: written.dtype,
-        merged_layers: adapter.map_or(0, |adapter| layers(&adapter)),
-        bytes: written.bytes,
-        files: written.others,
-    };
+    let (only, is_file, ollama) = (args.adapter_only, is_file(&args.output), args.modelfile);
+    let figures = write(args, output)?;
     let size = bytes(figures.bytes);
     let human = match is_file {
-        true if args.adapter_only => {
+        true if only => {
             format!("{}: an adapter, {size} in {}", figures.output, figures.dtype)
         }
         true => format!(
             "{}: {size} in {}, {} layers merged",
+            figures.output, figures.dtype, figures.merged_layers
+        ),
+        false if ollama => format!(
+            "{0}: {GGUF}, {size} in {1}, {2} layers merged, and {MODELFILE}; next: ollama create NAME -f \
+             {0}/{MODELFILE}",
             figures.output, figures.dtype, figures.merged_layers
         ),
         false => format!(
@@ -168,6 +157,52 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     };
     output.result(human, &figures)
 }
+
+/// Whether a GGUF file is asked for, not a directory.
+fn is_file(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "gguf")
+}
+
+/// Merges and writes; prints only warnings.
+///
+/// # Errors
+/// As [`run`].
+pub fn write(args: Args, output: &Output) -> Result<Figures> {
+    let model = open::model(&args.model, true, output)?;
+    let adapter = args.adapter.as_deref();
+    let adapter = adapter.map(|path| open::adapter(path, "--adapter", &model, output)).transpose()?;
+    let adapter = adapter.as_ref().map(AdapterFiles::bytes);
+    let adapter = adapter.as_ref().map(AdapterBytes::parse).transpose()?;
+    let is_file = is_file(&args.output);
+    if args.modelfile && is_file {
+        let found = args.output.display();
+        return Err(Error::input("--output", "a directory, for --modelfile", found, "leave out \".gguf\""));
+    }
+    if args.adapter_only && !is_file {
+        let fix = "an adapter in PEFT's format is there already: that of --adapter";
+        return Err(Error::input("--output", "a name that ends in .gguf", args.output.display(), fix));
+    }
+    let written = if args.modelfile {
+        ollama(&args, &model, adapter.as_ref(), output)?
+    } else if is_file {
+        file(&args, &model, adapter.as_ref())?
+    } else {
+        directory(&args, &model, adapter.as_ref())?
+    };
+    Ok(Figures {
+        output: args.output.display().to_string(),
+        model: args.model,
+        adapter: args.adapter.map(|path| path.display().to_string()),
+        dtype: written.dtype,
+        merged_layers: adapter.map_or(0, |adapter| layers(&adapter)),
+        bytes: written.bytes,
+        files: written.others,
+    })
+}
+
+/// The names of the files for Ollama.
+const GGUF: &str = "model.gguf";
+const MODELFILE: &str = "Modelfile";
 
 /// What was written.
 struct Written {
@@ -200,6 +235,23 @@ fn file(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Written
     file.commit()?;
     let bytes = fs::metadata(&args.output).map_or(0, |data| data.len());
     Ok(Written { dtype: kind.name(), bytes, others: Vec::new() })
+}
+
+/// A folder with a GGUF file and the Modelfile that names it.
+fn ollama(args: &Args, model: &Model, adapter: Option<&Adapter>, output: &Output) -> Result<Written> {
+    let folder = NewFolder::create(&args.output, "--output")?;
+    let gguf = Args { output: folder.path().join(GGUF), ..args.clone() };
+    let written = file(&gguf, model, adapter)?;
+    let (text, has_template) = modelfile(&model.bytes(), GGUF)?;
+    if !has_template {
+        output.warn(
+            "the chat template does more than a Modelfile can say: there is no TEMPLATE in it, and Ollama \
+             uses one that it knows, if any",
+        );
+    }
+    write_whole(&folder.path().join(MODELFILE), text.as_bytes())?;
+    folder.commit()?;
+    Ok(Written { others: vec![MODELFILE.into()], ..written })
 }
 
 fn directory(args: &Args, model: &Model, adapter: Option<&Adapter>) -> Result<Written> {

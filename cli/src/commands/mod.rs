@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub mod align;
+pub mod app;
 pub mod bench;
 pub mod completions;
 pub mod data;

@@ -93,7 +93,10 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
 
 /// The largest binding, in bytes, of the adapter that the run would use; WebGPU's default limit if there is
 /// no adapter. It limits how many answers are decoded together, and the size of batches.
-fn binding(config: &RunConfig) -> Result<u64> {
+///
+/// # Errors
+/// [`aweigh::Error::NoAdapter`] if the settings name one that is not there.
+pub fn binding(config: &RunConfig) -> Result<u64> {
     let wanted = config.gpu.adapter.as_deref();
     match block_on(chosen_adapter(wanted, config.gpu.backend)) {
         Ok(adapter) => Ok(adapter.max_binding.min(adapter.max_buffer)),

@@ -56,57 +56,12 @@ struct Figures {
 /// unchanged.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     refuse_existing(&args.output, "--output", args.overwrite)?;
-    let runs = args.runs.iter().map(|folder| read(folder)).collect::<Result<Vec<_>>>()?;
+    let runs = args.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?;
     let evals = args.eval.iter().map(|path| evaluation(path)).collect::<Result<Vec<_>>>()?;
     let page = html(&args.title, &runs, &evals)?;
     write_whole(&args.output, page.as_bytes())?;
     let figures = Figures { output: args.output.display().to_string(), runs: runs.len(), bytes: page.len() };
     output.result(format_args!("{}: {} bytes", figures.output, figures.bytes), &figures)
-}
-
-/// The lines of a JSONL file of the run. An incomplete last line is left out: the run may still be writing
-/// it.
-fn lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let text = read_text(path, "RUN")?;
-    let count = text.lines().count();
-    let mut all = Vec::with_capacity(count);
-    for (i, line) in text.lines().enumerate() {
-        match serde_json::from_str(line) {
-            Ok(value) => all.push(value),
-            Err(_) if i + 1 == count && !text.ends_with('\n') => {}
-            Err(error) => {
-                let place = format!("{}:{}", path.display(), i + 1);
-                return Err(Error::input(place, "one JSON object per line", error, "remove the line"));
-            }
-        }
-    }
-    Ok(all)
-}
-
-fn read(folder: &Path) -> Result<Run> {
-    let metrics = folder.join("metrics.jsonl");
-    if !metrics.is_file() {
-        let fix = "give the --output-dir of \"aweigh align\"";
-        return Err(Error::input(folder.display(), "a run's folder with metrics.jsonl", "none", fix));
-    }
-    let there = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
-    let text = |name: &str| there(name).map_or(Ok(String::new()), |path| read_text(&path, "RUN"));
-    let summary = ["summary.json", "judge.json"].into_iter().find_map(there);
-    let summary = summary.map_or(Ok(Value::Null), |path| json(&path))?;
-    let name = folder.file_name().map_or(folder.display().to_string(), |name| name.to_string_lossy().into());
-    Ok(Run {
-        name,
-        metrics: lines(&metrics)?,
-        completions: there("completions.jsonl").map_or(Ok(Vec::new()), |path| lines(&path))?,
-        summary,
-        config: text("config.toml")?,
-    })
-}
-
-fn json(path: &Path) -> Result<Value> {
-    let text = read_text(path, "RUN")?;
-    let fix = "restore the file, or remove it";
-    serde_json::from_str(&text).map_err(|error| Error::input(path.display(), "JSON", error, fix))
 }
 
 fn evaluation(path: &Path) -> Result<Value> {

@@ -12,8 +12,8 @@ use crate::machine::without_folders;
 use crate::open;
 use crate::server::access::Access;
 use crate::server::api::{self, App};
-use crate::server::engine::{Engine, Models};
-use crate::server::{listen, serve};
+use crate::server::engine::{Engine, Models, USUAL_CONTEXT};
+use crate::server::{listen, runtime, serve};
 use crate::terminal::output::Output;
 use aweigh::error::{Error, Result};
 use aweigh::sample::Seating;
@@ -74,8 +74,6 @@ Examples:
   curl http://127.0.0.1:8080/v1/chat/completions --json \\
     '{\"model\": \"polite\", \"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}]}'";
 
-/// The default of `--max-model-len`, for models with a longer context.
-const USUAL_CONTEXT: usize = 2048;
 /// The most of `--max-num-seqs`.
 const MOST_SEATS: usize = 64;
 
@@ -121,8 +119,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     });
     let files = files.collect::<Result<Vec<_>>>()?;
     let tokenizer = open::tokenizer(&model, output)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build();
-    let runtime = runtime.map_err(|error| Error::io("the server's threads", "start", error))?;
+    let runtime = runtime()?;
     // Before the model is loaded, so that a port that is in use is an error at once.
     let listener = runtime.block_on(listen(SocketAddr::new(args.host, args.port)))?;
     let address = listener.local_addr().map_err(|error| Error::io("the server's socket", "read", error))?;
@@ -146,7 +143,10 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let app =
         App { engine: engine.clone(), tokenizer: Arc::new(tokenizer), adapters, next: AtomicU64::new(0) };
     announce(address, names, output)?;
-    runtime.block_on(serve(listener, api::routes(Arc::new(app), access), engine))
+    let (watched, stopped) = (engine.clone(), engine.clone());
+    let routes = api::guarded(api::routes(Arc::new(app)), access);
+    runtime.block_on(serve(listener, routes, move || watched.ended(), move || stopped.stop()))?;
+    engine.finish()
 }
 
 /// Prints where the server is reached, and the names of its models.

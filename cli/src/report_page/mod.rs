@@ -1,50 +1,21 @@
 //! Runs and evaluations as one self-contained HTML page.
 
 pub mod chart;
+mod run;
 
 use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use aweigh::error::{Error, Result};
 use chart::{Chart, Series, short};
+pub use run::Run;
 
 /// The page's template.
 const TEMPLATE: &str = include_str!("report.html");
 
-/// The files of a run's folder.
-#[derive(Debug, Clone, Default)]
-pub struct Run {
-    /// Its name on the page.
-    pub name: String,
-    /// The lines of metrics.jsonl, one per step or evaluation.
-    pub metrics: Vec<Map<String, Value>>,
-    /// The lines of completions.jsonl.
-    pub completions: Vec<Value>,
-    /// summary.json; null for a run that has not ended.
-    pub summary: Value,
-    /// config.toml
-    pub config: String,
-}
-
-impl Run {
-    /// The points (step, value) of a figure.
-    fn points(&self, name: &str) -> Vec<(f64, f64)> {
-        let point =
-            |line: &Map<String, Value>| Some((line.get("global_step")?.as_f64()?, line.get(name)?.as_f64()?));
-        self.metrics.iter().filter_map(point).collect()
-    }
-
-    /// A setting from config.toml, as text; empty if it is missing.
-    fn setting(&self, section: &str, key: &str) -> String {
-        let config: toml::Table = self.config.parse().unwrap_or_default();
-        match config.get(section).and_then(|section| section.get(key)) {
-            Some(toml::Value::String(text)) => text.clone(),
-            Some(other) => other.to_string(),
-            None => String::new(),
-        }
-    }
-}
+/// The style of charts, whose lines have classes.
+pub const CHART_STYLE: &str = include_str!("chart.css");
 
 /// A chart of `figures` (name in metrics, name in the legend, whether it is held-out) for all `runs`.
 fn chart(title: &str, note: &str, runs: &[Run], figures: &[(&str, &str, bool)]) -> Chart {
@@ -367,6 +338,28 @@ fn tables(eval: &Value) -> Vec<Table> {
     list(&eval["sets"]).iter().map(set).collect()
 }
 
+/// The charts of a run, for other pages: title, note, legend and SVG of each.
+pub fn drawn(runs: &[Run]) -> Vec<Value> {
+    let all = charts(runs);
+    let one = |c: &Chart| {
+        let legend: Vec<Value> =
+            c.legend().into_iter().map(|(name, class)| json!({"name": name, "class": class})).collect();
+        json!({"title": c.title, "note": c.note, "legend": legend, "svg": c.svg()})
+    };
+    all.iter().map(one).collect()
+}
+
+/// What a report says of one run, for other pages: how it ended, held-out figures before and after, and
+/// answers through the run.
+pub fn told(run: &Run) -> Value {
+    json!({ "row": row(run), "courses": courses(run) })
+}
+
+/// The tables of an evaluation that `aweigh eval --output` wrote, for other pages.
+pub fn told_eval(eval: &Value) -> Value {
+    json!(tables(eval))
+}
+
 /// The HTML page of `runs` and of `evals`, which `aweigh eval --output` wrote.
 ///
 /// # Errors
@@ -374,14 +367,6 @@ fn tables(eval: &Value) -> Vec<Table> {
 pub fn html(title: &str, runs: &[Run], evals: &[Value]) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    let drawn: Vec<Value> = charts(runs)
-        .iter()
-        .map(|c| {
-            let legend: Vec<Value> =
-                c.legend().into_iter().map(|(name, class)| json!({"name": name, "class": class})).collect();
-            json!({"title": c.title, "note": c.note, "legend": legend, "svg": c.svg()})
-        })
-        .collect();
     let rows: Vec<TableRow> = runs.iter().map(row).collect();
     let course = |run: &Run| (run.name.clone(), courses(run));
     let all_courses: Vec<(String, Vec<Course>)> =
@@ -393,9 +378,10 @@ pub fn html(title: &str, runs: &[Run], evals: &[Value]) -> Result<String> {
         .collect();
     let page = json!({
         "title": title,
+        "chart_style": CHART_STYLE,
         "version": env!("CARGO_PKG_VERSION"),
         "runs": rows,
-        "charts": drawn,
+        "charts": drawn(runs),
         "courses": all_courses,
         "evals": evals.iter().flat_map(tables).collect::<Vec<_>>(),
         "configs": configs,

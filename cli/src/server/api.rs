@@ -38,11 +38,13 @@ pub struct App {
 }
 
 type Shared = State<Arc<App>>;
-type Body = Result<Bytes, BytesRejection>;
-type Answered = Result<Response, Refusal>;
+/// A request's body.
+pub type Body = Result<Bytes, BytesRejection>;
+/// A response, or why there is none.
+pub type Answered = Result<Response, Refusal>;
 
-/// The routes of `app`, for those whom `access` lets in.
-pub fn routes(app: Arc<App>, access: Access) -> Router {
+/// The routes of `app`. The caller adds [`guarded`].
+pub fn routes(app: Arc<App>) -> Router {
     let nowhere = |status, message| async move { Refusal::new(status, message).into_response() };
     Router::new()
         .route("/v1/chat/completions", post(chat))
@@ -57,8 +59,12 @@ pub fn routes(app: Arc<App>, access: Access) -> Router {
             nowhere(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method")
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn_with_state(Arc::new(access), guard))
         .with_state(app)
+}
+
+/// `routes`, for those whom `access` lets in.
+pub fn guarded(routes: Router, access: Access) -> Router {
+    routes.layer(middleware::from_fn_with_state(Arc::new(access), guard))
 }
 
 async fn health(State(app): Shared) -> Answered {
@@ -88,7 +94,10 @@ async fn model(State(app): Shared, Path(name): Path<String>) -> Answered {
 }
 
 /// The request in a body.
-fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+///
+/// # Errors
+/// A body that is too large, or not JSON of this form.
+pub fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let body = body.map_err(|error| Refusal::new(error.status(), error.body_text()))?;
     serde_json::from_slice(&body).map_err(|error| {
         let message = format!("the body: expected a JSON request of this path, found {error}");

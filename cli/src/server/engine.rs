@@ -19,6 +19,9 @@ use aweigh::model::Decoder;
 use aweigh::run::OpenGpu;
 use aweigh::sample::{Batch, Job, News, Seating, Ticket};
 
+/// The usual room for a prompt and its answer, in tokens, of models with a longer context.
+pub const USUAL_CONTEXT: usize = 2048;
+
 /// What a request gets while it is answered.
 pub type Piece = std::result::Result<News, Failure>;
 

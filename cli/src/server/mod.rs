@@ -10,7 +10,6 @@ pub mod engine;
 pub mod protocol;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -22,19 +21,23 @@ use aweigh::error::{Error, Result};
 /// How long connections may stay open after the engine has ended, so that their clients can read the rest.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Serves `routes` at `listener` until Ctrl-C or until `engine` has ended; requests that are being answered
-/// then get an error.
+/// Serves `routes` at `listener` until Ctrl-C or until `ended`; then `stop` is called, and requests that are
+/// being answered get [`GRACE`] to finish.
 ///
 /// # Errors
-/// What made the engine end; [`Error::Io`] of the socket.
-pub async fn serve(listener: TcpListener, routes: Router, engine: Arc<engine::Engine>) -> Result<()> {
+/// [`Error::Io`] of the socket.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    ended: impl Fn() -> bool + Send + 'static,
+    stop: impl FnOnce() + Send + 'static,
+) -> Result<()> {
     let (stopping, stopped) = tokio::sync::oneshot::channel();
-    let watched = engine.clone();
     let stop = async move {
-        while !interrupt::asked() && !watched.ended() {
+        while !interrupt::asked() && !ended() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        watched.stop();
+        stop();
         let _ = stopping.send(());
     };
     let served = axum::serve(listener, routes.into_make_service()).with_graceful_shutdown(stop);
@@ -45,11 +48,19 @@ pub async fn serve(listener: TcpListener, routes: Router, engine: Arc<engine::En
     };
     tokio::select! {
         served = served.into_future() => {
-            served.map_err(|error| Error::io("the server's socket", "serve", error))?;
+            served.map_err(|error| Error::io("the server's socket", "serve", error))
         }
-        () = grace => {}
+        () = grace => Ok(()),
     }
-    engine.finish()
+}
+
+/// The threads that a server's requests are answered on.
+///
+/// # Errors
+/// [`Error::Io`] if the system has none left.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build();
+    runtime.map_err(|error| Error::io("the server's threads", "start", error))
 }
 
 /// Listens at `address`.

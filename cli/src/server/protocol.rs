@@ -78,6 +78,12 @@ impl From<Failure> for Refusal {
     }
 }
 
+impl From<aweigh::Error> for Refusal {
+    fn from(error: aweigh::Error) -> Self {
+        Failure::from(error).into()
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let body = Json(self.body());

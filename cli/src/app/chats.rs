@@ -1,0 +1,98 @@
+//! Conversations, as the page keeps them: one file each.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::workspace::{Project, create};
+use aweigh::error::{Error, Result};
+use aweigh::files::write_whole;
+
+/// A conversation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Chat {
+    /// Its name as a file: letters, digits and dashes.
+    pub id: String,
+    /// Its title.
+    pub title: String,
+    /// The messages, with the page's own fields.
+    pub messages: Vec<Map<String, Value>>,
+    /// When it was changed, in milliseconds since 1970.
+    #[serde(default)]
+    pub changed: u64,
+    /// What else the page keeps: sampling settings, the system message.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
+}
+
+fn path(project: &Project, id: &str) -> Result<PathBuf> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if id.is_empty() || id.len() > 40 || !id.chars().all(fits) {
+        let fix = "reload the page";
+        return Err(Error::input("id", "up to 40 letters, digits and dashes", format!("{id:?}"), fix));
+    }
+    Ok(project.folder.join("chats").join(format!("{id}.json")))
+}
+
+/// All conversations, the one that was changed last first. Files that cannot be read are left out.
+pub fn list(project: &Project) -> Vec<Chat> {
+    let files = fs::read_dir(project.folder.join("chats")).into_iter().flatten().flatten();
+    let mut all: Vec<Chat> = files
+        .filter(|file| file.path().extension().is_some_and(|ending| ending == "json"))
+        .filter_map(|file| serde_json::from_slice(&fs::read(file.path()).ok()?).ok())
+        .collect();
+    all.sort_by(|a, b| b.changed.cmp(&a.changed).then(a.id.cmp(&b.id)));
+    all
+}
+
+/// Keeps a conversation.
+///
+/// # Errors
+/// [`Error::Input`] for an id that is no file's name, [`Error::Io`]; the file is then as before.
+pub fn save(project: &Project, chat: &Chat) -> Result<()> {
+    let path = path(project, &chat.id)?;
+    create(&project.folder.join("chats"))?;
+    write_whole(&path, &serde_json::to_vec(chat).unwrap_or_default())
+}
+
+/// Removes a conversation; its flags stay.
+///
+/// # Errors
+/// As [`save`].
+pub fn remove(project: &Project, id: &str) -> Result<()> {
+    let path = path(project, id)?;
+    if path.exists() {
+        fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error))
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::workspace::Workspace;
+
+    #[test]
+    fn conversations_are_kept_and_their_names_stay_in_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let project = Workspace::open(folder.path()).unwrap().project("tiny").unwrap();
+        let chat = |id: &str, changed: u64| {
+            let (messages, others) = (Vec::new(), Map::new());
+            Chat { id: id.into(), title: "t".into(), messages, changed, others }
+        };
+        save(&project, &chat("a-1", 1)).unwrap();
+        save(&project, &chat("b", 2)).unwrap();
+        for id in ["", "../x", "a/b", "a.b", "..", "c:d", &"x".repeat(41)] {
+            assert!(save(&project, &chat(id, 0)).is_err() && remove(&project, id).is_err(), "{id}");
+        }
+        let ids = |all: Vec<Chat>| all.into_iter().map(|chat| chat.id).collect::<Vec<_>>();
+        assert_eq!(ids(list(&project)), ["b", "a-1"]);
+        remove(&project, "b").unwrap();
+        remove(&project, "b").unwrap();
+        fs::write(project.folder.join("chats/broken.json"), "{").unwrap();
+        assert_eq!(ids(list(&project)), ["a-1"]);
+    }
+}

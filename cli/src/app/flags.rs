@@ -1,0 +1,335 @@
+//! Flagged answers: one file in TRL's unpaired form, which `aweigh align --train` reads.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use aweigh::data::{Completion, Message, Prompt, Row, parse_rows};
+use aweigh::error::{Error, Result};
+use aweigh::files::write_whole;
+
+/// A flagged answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flag {
+    /// The conversation before the answer.
+    pub prompt: Prompt,
+    /// The answer.
+    pub completion: Completion,
+    /// Always false: TRL's word for an answer that is not wanted.
+    #[serde(default)]
+    pub label: bool,
+    /// Its number in the file; never used again.
+    #[serde(default)]
+    pub id: u64,
+    /// Why it is flagged, in the user's words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// The parts of the answer that were marked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<String>,
+    /// The model or adapter that gave it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub model: String,
+}
+
+/// The flags, in the order in which they were made.
+pub struct Flags {
+    path: PathBuf,
+    all: Vec<Flag>,
+    /// Raised by each change.
+    revision: u64,
+    next: u64,
+}
+
+/// What an import did.
+#[derive(Debug, Serialize)]
+pub struct Imported {
+    /// Flags that are new.
+    pub added: usize,
+    /// Rows that were flagged already.
+    pub repeated: usize,
+    /// Rows without a flagged answer.
+    pub others: usize,
+    /// What is odd about the file.
+    pub remarks: Vec<String>,
+}
+
+/// The fewest flagged prompts of which some are held out, and which share of them is: one in `EVERY`.
+const ENOUGH: usize = 10;
+const EVERY: usize = 5;
+/// The most prompts that are held out.
+const MOST_HELD_OUT: usize = 32;
+
+impl Flags {
+    /// Reads the file at `path`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the line that cannot be read.
+    pub fn open(path: PathBuf) -> Result<Self> {
+        let mut flags = Self { path, all: Vec::new(), revision: 0, next: 1 };
+        if flags.path.is_file() {
+            let place = flags.path.display().to_string();
+            let text = aweigh::files::read_text(&flags.path, &place)?;
+            for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+                let flag: Flag = serde_json::from_str(line).map_err(|error| {
+                    let fix = "correct the line or remove it, and start again";
+                    Error::input(format!("{place}:{}", i + 1), "a flagged answer", error, fix)
+                })?;
+                flags.push(flag);
+            }
+        }
+        Ok(flags)
+    }
+
+    fn push(&mut self, mut flag: Flag) -> u64 {
+        if flag.id < self.next {
+            flag.id = self.next;
+        }
+        let id = flag.id;
+        self.next = id + 1;
+        self.all.push(flag);
+        id
+    }
+
+    /// All flags.
+    pub fn all(&self) -> &[Flag] {
+        &self.all
+    }
+
+    /// A number that changes with the flags.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Writes the file, or takes the change back.
+    fn save(&mut self, before: Vec<Flag>) -> Result<()> {
+        let written = write_whole(&self.path, lines(self.all.iter()).as_bytes());
+        match &written {
+            Ok(()) => self.revision += 1,
+            Err(_) => self.all = before,
+        }
+        written
+    }
+
+    /// Adds a flag and returns its number. An answer that is flagged already keeps its flag, with the new
+    /// note and parts.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty answer, [`Error::Io`]; there is then no flag.
+    pub fn add(&mut self, flag: Flag) -> Result<u64> {
+        if flag.completion.text().trim().is_empty() {
+            let fix = "flag an answer with some text: there is nothing to learn from an empty one";
+            return Err(Error::input("completion", "an answer", "an empty one", fix));
+        }
+        let before = self.all.clone();
+        let same = |own: &&mut Flag| own.prompt == flag.prompt && own.completion == flag.completion;
+        let id = match self.all.iter_mut().find(same) {
+            Some(own) => {
+                (own.note, own.parts) = (flag.note, flag.parts);
+                own.id
+            }
+            None => self.push(Flag { id: 0, label: false, ..flag }),
+        };
+        self.save(before).map(|()| id)
+    }
+
+    /// Changes a flag's note and parts.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no such flag, [`Error::Io`].
+    pub fn change(&mut self, id: u64, note: String, parts: Vec<String>) -> Result<()> {
+        let before = self.all.clone();
+        let flag = self.all.iter_mut().find(|flag| flag.id == id).ok_or_else(|| none(id))?;
+        (flag.note, flag.parts) = (note, parts);
+        self.save(before)
+    }
+
+    /// Removes a flag and returns it.
+    ///
+    /// # Errors
+    /// As [`Flags::change`].
+    pub fn remove(&mut self, id: u64) -> Result<Flag> {
+        let before = self.all.clone();
+        let at = self.all.iter().position(|flag| flag.id == id).ok_or_else(|| none(id))?;
+        let flag = self.all.remove(at);
+        self.save(before).map(|()| flag)
+    }
+
+    /// Adds the flagged answers of a file in any form that `aweigh align --train` reads. If `chat` is set,
+    /// plain texts become conversations.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a file that cannot be read, or without a flagged answer; nothing is added then.
+    pub fn import(&mut self, bytes: &[u8], name: &str, chat: bool) -> Result<Imported> {
+        let parsed = parse_rows(bytes, name, None)?;
+        let remarks = parsed.remarks(name);
+        let before = self.all.clone();
+        let seen: HashSet<String> = self.all.iter().map(key).collect();
+        let mut seen = seen;
+        let (mut repeated, mut others) = (0, 0);
+        for row in parsed.rows {
+            match flag_of(row, chat) {
+                None => others += 1,
+                Some(flag) if !seen.insert(key(&flag)) => repeated += 1,
+                Some(flag) => {
+                    self.push(flag);
+                }
+            }
+        }
+        let added = self.all.len() - before.len();
+        if added + repeated == 0 {
+            let fix = "give rows with a \"rejected\" answer, or with a \"completion\" and \"label\": false";
+            return Err(Error::input(name, "flagged answers", format!("{others} rows without one"), fix));
+        }
+        self.save(before)?;
+        Ok(Imported { added, repeated, others, remarks })
+    }
+
+    /// The lines to train on and the lines to hold out: of every five prompts the last, with all its flags.
+    /// Nothing is held out of fewer than ten prompts.
+    pub fn split(&self) -> (String, Option<String>) {
+        let mut prompts: Vec<&Prompt> = Vec::new();
+        for flag in &self.all {
+            if !prompts.contains(&&flag.prompt) {
+                prompts.push(&flag.prompt);
+            }
+        }
+        let is_held_out = |flag: &&Flag| {
+            let at = prompts.iter().position(|own| *own == &flag.prompt).unwrap_or(0);
+            prompts.len() >= ENOUGH && at % EVERY == EVERY - 1 && at / EVERY < MOST_HELD_OUT
+        };
+        let (held_out, train): (Vec<&Flag>, Vec<&Flag>) = self.all.iter().partition(is_held_out);
+        (lines(train.into_iter()), (!held_out.is_empty()).then(|| lines(held_out.into_iter())))
+    }
+
+    /// A rule for answers like the flagged ones: one of the marked parts occurs in them. `None` if nothing
+    /// is marked.
+    pub fn rule(&self) -> Option<String> {
+        let mut parts: Vec<String> = Vec::new();
+        for part in self.all.iter().flat_map(|flag| &flag.parts) {
+            let part = part.trim().to_lowercase();
+            if part.chars().count() >= 3 && !parts.contains(&part) {
+                parts.push(part);
+            }
+        }
+        let escaped: Vec<String> = parts.iter().map(|part| regex::escape(part)).collect();
+        (!escaped.is_empty()).then(|| format!("match:{}", escaped.join("|")))
+    }
+}
+
+fn none(id: u64) -> Error {
+    Error::input("flag", "a flag that exists", format!("number {id}"), "reload the page: it was removed")
+}
+
+fn lines<'a>(flags: impl Iterator<Item = &'a Flag>) -> String {
+    flags.map(|flag| json!(flag).to_string() + "\n").collect()
+}
+
+/// What two flags of the same answer to the same prompt share.
+fn key(flag: &Flag) -> String {
+    json!([flag.prompt, flag.completion]).to_string()
+}
+
+/// The flagged answer of a row.
+fn flag_of(row: Row, chat: bool) -> Option<Flag> {
+    let completion = row.negative()?.clone();
+    let note = row.raw.get("note").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (prompt, completion) = match (row.prompt, chat) {
+        (Prompt::Text(text), true) => {
+            let prompt = Prompt::Messages(vec![Message::new("user", text)]);
+            let completion = Completion::for_prompt(&prompt, completion.text());
+            (prompt, completion)
+        }
+        (prompt, _) => (prompt, completion),
+    };
+    let (parts, model) = (Vec::new(), String::new());
+    Some(Flag { prompt, completion, label: false, id: 0, note, parts, model })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flag(prompt: &str, answer: &str) -> Flag {
+        let prompt = Prompt::Messages(vec![Message::new("user", prompt)]);
+        let completion = Completion::for_prompt(&prompt, answer);
+        let (note, model) = (String::new(), "tiny".into());
+        Flag { prompt, completion, label: false, id: 0, note, parts: vec![], model }
+    }
+
+    #[test]
+    fn flags_are_kept_in_a_file_that_a_run_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flagged.jsonl");
+        let mut flags = Flags::open(path.clone()).unwrap();
+        assert_eq!(flags.add(flag("a", "rude")).unwrap(), 1);
+        assert_eq!(flags.add(flag("b", "ruder")).unwrap(), 2);
+        let marked = Flag { parts: vec!["Rude".into(), "x".into()], ..flag("a", "rude") };
+        assert_eq!(flags.add(marked).unwrap(), 1, "the same answer has one flag");
+        flags.change(2, "why".into(), vec!["you (fool)".into()]).unwrap();
+        assert_eq!(flags.rule().as_deref(), Some(r"match:rude|you \(fool\)"));
+        assert!(flags.rule().unwrap().parse::<aweigh::data::Rule>().unwrap().holds("YOU (FOOL)!"));
+        let again = Flags::open(path.clone()).unwrap();
+        assert_eq!(again.all(), flags.all());
+        let parsed = parse_rows(&std::fs::read(&path).unwrap(), "flagged.jsonl", None).unwrap();
+        assert_eq!(parsed.rows.len(), 2);
+        assert!(parsed.remarks("flagged.jsonl").is_empty());
+        assert!(parsed.rows.iter().all(|row| row.negative().is_some()));
+        assert_eq!(flags.remove(1).unwrap().completion.text(), "rude");
+        assert!(flags.remove(1).is_err() && flags.change(1, String::new(), vec![]).is_err());
+        assert_eq!(flags.add(flag("c", "x")).unwrap(), 3);
+        assert!(flags.add(flag("c", " ")).is_err());
+        std::fs::write(&path, "{\"prompt\": 3}\n").unwrap();
+        let error = Flags::open(path).err().unwrap().to_string();
+        assert!(error.contains("flagged.jsonl:1: expected a flagged answer"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not_flagged() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut flags = Flags::open(folder.path().join("gone/flagged.jsonl")).unwrap();
+        assert!(flags.add(flag("a", "b")).is_err());
+        assert!(flags.all().is_empty() && flags.revision() == 0);
+    }
+
+    #[test]
+    fn files_are_imported_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut flags = Flags::open(folder.path().join("flagged.jsonl")).unwrap();
+        let file = "{\"prompt\": \"a\", \"chosen\": \"good\", \"rejected\": \"bad\"}\n";
+        let done = flags.import(file.as_bytes(), "pairs.jsonl", true).unwrap();
+        assert_eq!((done.added, done.repeated, done.others), (1, 0, 0));
+        assert!(flags.all()[0].prompt.is_conversational());
+        let both = "{\"prompt\": \"a\", \"completion\": \"bad\", \"label\": false}\n\
+                    {\"prompt\": \"b\", \"completion\": \"fine\", \"label\": true}\n";
+        let done = flags.import(both.as_bytes(), "more.jsonl", true).unwrap();
+        assert_eq!((done.added, done.repeated, done.others), (0, 1, 1));
+        for broken in ["{", "", "{\"prompt\": \"b\", \"completion\": \"fine\", \"label\": true}\n"] {
+            assert!(flags.import(broken.as_bytes(), "broken.jsonl", true).is_err(), "{broken}");
+        }
+        assert_eq!(flags.all().len(), 1);
+    }
+
+    #[test]
+    fn a_prompt_is_trained_on_or_held_out_never_both() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut flags = Flags::open(folder.path().join("flagged.jsonl")).unwrap();
+        for i in 0..9 {
+            flags.add(flag(&format!("p{i}"), "x")).unwrap();
+        }
+        assert_eq!(flags.split().1, None);
+        for i in 9..25 {
+            flags.add(flag(&format!("p{i}"), "x")).unwrap();
+            flags.add(flag(&format!("p{i}"), "y")).unwrap();
+        }
+        let (train, held_out) = flags.split();
+        let held_out = held_out.unwrap();
+        // 9 prompts with one flag, 16 with two; the prompts 4, 9, 14, 19 and 24 are held out.
+        assert_eq!((train.lines().count(), held_out.lines().count()), (41 - 9, 9));
+        for prompt in ["\"p4\"", "\"p9\"", "\"p24\""] {
+            assert!(held_out.contains(prompt) && !train.contains(prompt));
+        }
+    }
+}

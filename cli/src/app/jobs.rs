@@ -1,0 +1,222 @@
+//! Work that takes a while, one piece at a time: comparisons and exports.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::App;
+use super::exports::{self, Kind};
+use super::workspace::{Project, create};
+use crate::args::SamplingArgs;
+use crate::comparison::{Candidate, Compared, Kind as Of, Part, Set, Watch};
+use crate::meters::Spec;
+use crate::open;
+use aweigh::data::{ORDINARY, Prompt, parse_rows};
+use aweigh::error::{Error, Result};
+use aweigh::files::{read, write_whole};
+use aweigh::tiny;
+
+/// What the page shows.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct View {
+    /// The run that it is about.
+    pub run: u32,
+    /// `compare`, or the kind of file.
+    pub what: String,
+    /// What is being done.
+    pub part: String,
+    /// Items done.
+    pub done: usize,
+    /// All items of the part.
+    pub total: usize,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// Why it failed; `None` if it did not.
+    pub error: Option<String>,
+}
+
+/// A piece of work, shared by its thread and the page.
+#[derive(Default)]
+pub struct Job {
+    view: Mutex<View>,
+    cancelled: AtomicBool,
+}
+
+impl Job {
+    fn lock(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the page shows now.
+    pub fn view(&self) -> View {
+        self.lock().clone()
+    }
+
+    /// Asks it to end.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "what")]
+pub enum Wanted {
+    /// The model and the run answer the same prompts.
+    Compare {
+        /// `--num-samples`
+        #[serde(default = "once")]
+        num_samples: usize,
+        /// A rule for unwanted answers; empty for the run's own.
+        #[serde(default)]
+        unwanted: String,
+    },
+    /// A file is made.
+    Export {
+        /// The kind of file.
+        kind: Kind,
+    },
+}
+
+fn once() -> usize {
+    1
+}
+
+/// Begins work on run `id`.
+///
+/// # Errors
+/// Other work that goes on, or a run that does.
+pub fn begin(app: &Arc<App>, project: &Arc<Project>, id: u32, wanted: Wanted) -> Result<()> {
+    let what = match &wanted {
+        Wanted::Compare { .. } => "compare".to_owned(),
+        Wanted::Export { kind } => serde_json::to_string(kind).unwrap_or_default().replace('"', ""),
+    };
+    let job = Arc::new(Job::default());
+    *job.lock() = View { run: id, what, ..View::default() };
+    app.claim_job(job.clone())?;
+    let (own, project, mine) = (app.clone(), project.clone(), job.clone());
+    let body = move || {
+        let work = || match wanted {
+            Wanted::Compare { num_samples, unwanted } => {
+                compare(&own, &project, id, (num_samples, &unwanted), &mine)
+            }
+            Wanted::Export { kind } => exports::make(&project, id, kind, &own.settings.output),
+        };
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+            Err(Error::Internal { doing: "working", message: "the job's thread panicked".into() })
+        });
+        let mut view = mine.lock();
+        view.ended = true;
+        view.error = done.err().map(|error| error.to_string());
+    };
+    let thread = std::thread::Builder::new().name("job".into()).spawn(body);
+    if let Err(error) = thread {
+        job.lock().ended = true;
+        return Err(Error::io("the job's thread", "start", error));
+    }
+    Ok(())
+}
+
+/// The most flagged prompts of a comparison.
+const MOST: usize = 60;
+
+/// Compares the model and run `id` on the held-out flags and on ordinary prompts.
+fn compare(
+    app: &App,
+    project: &Project,
+    id: u32,
+    (num_samples, unwanted): (usize, &str),
+    job: &Job,
+) -> Result<()> {
+    let output = &app.settings.output;
+    let base = open::model(&project.model, true, output)?;
+    let adapter = open::adapter(&project.adapter(id), "the run", &base, output)?;
+    let [train, held_out] = project.data(id);
+    let is_tiny = project.model == tiny::NAME;
+    let set = |name: &str, origin: &str, bytes: &[u8]| {
+        let rows = parse_rows(bytes, origin, None)?.rows;
+        Ok::<_, Error>(Set { name: name.into(), origin: origin.into(), rows })
+    };
+    let mut flagged = match held_out.is_file() {
+        true => set("flagged, held out", "the held-out flags", &read(&held_out, "the held-out flags")?)?,
+        false => set("flagged, trained on", "the flags", &read(&train, "the flags")?)?,
+    };
+    // Of several flags of a prompt, one answer is enough.
+    let mut seen: Vec<Prompt> = Vec::new();
+    flagged.rows.retain(|row| {
+        !seen.contains(&row.prompt) && seen.len() < MOST && {
+            seen.push(row.prompt.clone());
+            true
+        }
+    });
+    // The built-in model knows only its help desk, and so do its meters.
+    let ordinary = match is_tiny {
+        true => set("help desk, held out", tiny::HELD_OUT.0, tiny::HELD_OUT.1)?,
+        false => set("ordinary", ORDINARY.0, ORDINARY.1)?,
+    };
+    flagged.rows.retain(|row| !is_tiny || tiny::Prompt::parse(row.prompt.last_text()).is_some());
+    let sets = [flagged, ordinary].into_iter().filter(|set| !set.rows.is_empty()).collect();
+    let mut meters = Vec::new();
+    if !unwanted.trim().is_empty() {
+        meters.push(unwanted.trim().parse::<Spec>().map_err(|error| {
+            Error::input(
+                "the unwanted habit",
+                "a meter",
+                error,
+                "write match: and words, as in match:as an ai",
+            )
+        })?);
+    }
+    let others = if is_tiny { ["tiny-hostile", "tiny-topic"] } else { ["lexicon", "refusal"] };
+    meters.extend(others.iter().map(|name| name.parse::<Spec>().expect("a built-in meter")));
+    meters.dedup();
+    let compared = Compared {
+        base: &base,
+        model: project.model.clone(),
+        weights: app.settings.weights,
+        candidates: vec![
+            Candidate { name: "before".into(), kind: Of::Base },
+            Candidate { name: format!("run {id}"), kind: Of::Adapter(Box::new(adapter)) },
+        ],
+        sets,
+        meters,
+        meter_model: None,
+        num_samples: num_samples.clamp(1, 16),
+        max_prompt_length: 512,
+        sampling: SamplingArgs {
+            temperature: 0.9,
+            top_p: 0.95,
+            top_k: 0,
+            repetition_penalty: 1.0,
+            max_new_tokens: if is_tiny { tiny::MAX_NEW_TOKENS } else { 96 },
+            seed: 42,
+        },
+    };
+    let gpu = open::gpu(&app.settings.gpu)?;
+    let report = compared.compare(&gpu, &mut Shown(job), output)?;
+    let place = project.comparison(id);
+    create(place.parent().expect("inside the project"))?;
+    write_whole(&place, &serde_json::to_vec_pretty(&report).unwrap_or_default())
+}
+
+/// A comparison on the page.
+struct Shown<'a>(&'a Job);
+
+impl Watch for Shown<'_> {
+    fn begin(&mut self, part: Part, total: usize) {
+        let mut view = self.0.lock();
+        view.part = match part {
+            Part::Sampling { candidate, set } => format!("{candidate}: {set}"),
+            Part::Judging => "judging".into(),
+        };
+        (view.done, view.total) = (0, total);
+    }
+
+    fn advance(&mut self, items: usize, _: usize) -> Result<()> {
+        self.0.lock().done += items;
+        if self.0.cancelled.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    fn end(&mut self) {}
+}

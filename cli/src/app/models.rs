@@ -1,0 +1,128 @@
+//! The models that a user can open, and what one of them takes, before anything is loaded.
+
+use serde::Serialize;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+use super::App;
+use super::current::SEATS;
+use crate::open;
+use crate::server::engine::USUAL_CONTEXT;
+use aweigh::config::{PartialConfig, RunConfig};
+use aweigh::data::{ORDINARY, parse_rows};
+use aweigh::error::Result;
+use aweigh::files::hub;
+use aweigh::gpu::{DEFAULT_BINDING, Memory, chosen_adapter};
+use aweigh::model::{ModelBytes, Training};
+use aweigh::sample::{Batch, Seating};
+use aweigh::tiny;
+use aweigh::train::Inputs;
+use pollster::block_on;
+
+/// A model to choose.
+#[derive(Debug, Serialize)]
+pub struct Known {
+    /// What to open it by.
+    pub name: String,
+    /// Where it is: `built in`, `used before` or `downloaded`.
+    pub place: &'static str,
+    /// Flagged answers so far.
+    pub flags: usize,
+}
+
+/// The built-in model, those with a project, and those in the Hub's cache.
+pub fn known(app: &App) -> Vec<Known> {
+    let mut all = vec![Known { name: tiny::NAME.into(), place: "built in", flags: 0 }];
+    for (name, folder) in app.workspace.models() {
+        let text = std::fs::read_to_string(folder.join("flagged.jsonl")).unwrap_or_default();
+        let flags = text.lines().count();
+        match all.iter_mut().find(|known| known.name == name) {
+            Some(known) => known.flags = flags,
+            None => all.push(Known { name, place: "used before", flags }),
+        }
+    }
+    for name in hub::cached() {
+        if !all.iter().any(|known| known.name == name) {
+            all.push(Known { name, place: "downloaded", flags: 0 });
+        }
+    }
+    all
+}
+
+/// Prompts to begin with: a help desk's customers for the built-in model, ordinary questions for others.
+pub fn prompts(model: &str) -> Vec<String> {
+    if model == tiny::NAME {
+        return (0..PROMPTS).map(|i| tiny::generate(tiny::Split::Train, PROMPT_SEED, i).prompt).collect();
+    }
+    let rows = parse_rows(ORDINARY.1, ORDINARY.0, None).map(|parsed| parsed.rows).unwrap_or_default();
+    rows.iter().map(|row| row.prompt.last_text().to_owned()).collect()
+}
+
+/// The number of the help desk's prompts, and their seed: not the one of its training data.
+const PROMPTS: u32 = 60;
+const PROMPT_SEED: u32 = 2026;
+
+/// What a model takes.
+#[derive(Debug, Serialize)]
+pub struct Described {
+    name: String,
+    family: String,
+    parameters: usize,
+    /// The longest conversation that the model was made for, in tokens.
+    context: usize,
+    /// Whether it has a chat template.
+    chat: bool,
+    /// Bytes on the GPU to chat with it.
+    to_chat: u64,
+    /// Bytes on the GPU for a run with the usual settings and the longest texts that they allow.
+    to_align: u64,
+    gpu: String,
+    /// Bytes of the memory that the GPU shares with the system; `None` for a GPU with its own memory, which
+    /// no graphics API tells.
+    memory: Option<u64>,
+    /// Bytes of that memory that nothing uses.
+    free: Option<u64>,
+}
+
+/// What the model `name` takes. Of a model on the Hub that is not downloaded yet, only the headers are read.
+///
+/// # Errors
+/// A model that is not there or not supported.
+pub fn describe(app: &App, name: &str) -> Result<Described> {
+    let crate::app::Settings { gpu, weights, output } = &app.settings;
+    let model = open::model(name, false, output)?;
+    let adapter = block_on(chosen_adapter(gpu.gpu.as_deref(), gpu.backend))?;
+    let binding = adapter.max_binding.min(adapter.max_buffer).max(DEFAULT_BINDING);
+    let memory = Memory::on_paper(binding);
+    let files = ModelBytes { quantize: weights.quantize, offload: weights.offload, ..model.bytes() };
+    let decoder = files.decoder(&memory, Training::None)?;
+    let context = decoder.context();
+    let seating = Seating { seats: SEATS, context: context.min(USUAL_CONTEXT) };
+    let batch = Batch::new(&memory, &[&decoder], seating)?;
+    let to_chat = memory.ledger().total().peak;
+    drop(batch);
+    let mut below = PartialConfig::default();
+    let path = Some(std::path::PathBuf::from("-"));
+    (below.data.train, below.output.output_dir) = (path.clone(), path);
+    below.model.model = Some(name.into());
+    let config = RunConfig::resolve(vec![aweigh::config::Layer::from_flags(below)])?;
+    let job = Inputs::new(model.bytes(), ("-", &[])).assume(&config)?;
+    let to_align = job.plan(&config, binding)?.peak().total;
+    let config: serde_json::Value = serde_json::from_slice(model.bytes().config).unwrap_or_default();
+    let family = config["model_type"].as_str().unwrap_or("unknown").to_owned();
+    let shared = adapter.kind == "Cpu" || adapter.kind == "IntegratedGpu";
+    let system = System::new_with_specifics(
+        RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()),
+    );
+    Ok(Described {
+        name: name.into(),
+        family,
+        parameters: decoder.config().parameters(),
+        context,
+        chat: model.bytes().tokenizer()?.has_template(),
+        to_chat,
+        to_align,
+        gpu: adapter.name,
+        memory: shared.then(|| system.total_memory()),
+        free: shared.then(|| system.available_memory()),
+    })
+}

@@ -1,0 +1,116 @@
+// The interface between the page and what runs the model. This is the implementation over HTTP, for
+// `aweigh app`; another one can be put behind the same page.
+
+/// An error whose message is for the user.
+export class EngineError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export class HttpEngine {
+  /// What goes on: the model, the run, the work, the number of flags.
+  state() { return this.#json("GET", "/app/state"); }
+
+  /// Models to open.
+  models() { return this.#json("GET", "/app/models"); }
+  /// What the model takes, before it is loaded.
+  describe(name) { return this.#json("POST", "/app/models/describe", { name }); }
+  /// Opens the model and what belongs to it.
+  openModel(name) { return this.#json("POST", "/app/model", { name }); }
+  /// Takes the model off the GPU.
+  closeModel() { return this.#json("DELETE", "/app/model"); }
+  /// Prompts to begin with.
+  prompts() { return this.#json("GET", "/app/prompts"); }
+
+  /// Samples an answer; `onText` gets its parts. Returns {text, finish}. `signal` ends it.
+  async chat(model, messages, settings, onText, signal) {
+    const body = { model, messages, stream: true, ...settings };
+    const response = await this.#fetch("POST", "/v1/chat/completions", JSON.stringify(body), signal);
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let [text, finish, rest] = ["", null, ""];
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines.filter((line) => line.startsWith("data: {"))) {
+        const event = JSON.parse(line.slice(6));
+        if (event.error) throw new EngineError(event.error.message, 500);
+        const [choice] = event.choices;
+        if (!choice) continue;
+        finish = choice.finish_reason ?? finish;
+        if (choice.delta.content) {
+          text += choice.delta.content;
+          onText(choice.delta.content);
+        }
+      }
+    }
+    if (!finish) throw new EngineError("the answer was cut off: the model has stopped answering", 500);
+    return { text, finish };
+  }
+
+  /// The flags, their revision, and a rule made of the marked parts.
+  flags() { return this.#json("GET", "/app/flags"); }
+  /// Flags an answer; returns its id.
+  addFlag(flag) { return this.#json("POST", "/app/flags", flag); }
+  changeFlag(id, note, parts) { return this.#json("PUT", `/app/flags/${id}`, { note, parts }); }
+  /// Removes a flag and returns it.
+  removeFlag(id) { return this.#json("DELETE", `/app/flags/${id}`); }
+  /// Adds the flagged answers of a file.
+  async importFlags(file) {
+    const path = `/app/flags/import?name=${encodeURIComponent(file.name)}`;
+    return (await this.#fetch("POST", path, await file.arrayBuffer())).json();
+  }
+
+  chats() { return this.#json("GET", "/app/chats"); }
+  saveChat(chat) { return this.#json("PUT", `/app/chats/${chat.id}`, chat); }
+  removeChat(id) { return this.#json("DELETE", `/app/chats/${id}`); }
+
+  /// What a run would take.
+  plan(settings) { return this.#json("POST", "/app/plan", settings); }
+  runs() { return this.#json("GET", "/app/runs"); }
+  run(id) { return this.#json("GET", `/app/runs/${id}`); }
+  /// Starts a run; returns its id.
+  startRun(settings) { return this.#json("POST", "/app/runs", settings); }
+  pauseRun(id) { return this.#json("POST", `/app/runs/${id}/pause`); }
+  finishRun(id) { return this.#json("POST", `/app/runs/${id}/finish`); }
+  resumeRun(id, keepChat) { return this.#json("POST", `/app/runs/${id}/resume`, { keep_chat: keepChat }); }
+  removeRun(id) { return this.#json("DELETE", `/app/runs/${id}`); }
+
+  /// Compares the model with a run.
+  compare(id, settings) {
+    return this.#json("POST", `/app/runs/${id}/work`, { what: "compare", ...settings });
+  }
+  /// Makes a file from a run.
+  exportRun(id, kind) { return this.#json("POST", `/app/runs/${id}/work`, { what: "export", kind }); }
+  cancelWork() { return this.#json("DELETE", "/app/work"); }
+  /// Keeps a choice; returns the tally.
+  vote(vote) { return this.#json("POST", "/app/votes", vote); }
+
+  /// Where a run's report and files are.
+  reportUrl(id) { return `/app/runs/${id}/report`; }
+  fileUrl(id, item, name) {
+    return ["/app/runs", id, "files", item, name].filter((part) => part).map((part, i) =>
+      i === 0 ? part : encodeURIComponent(part)).join("/");
+  }
+
+  async #json(method, path, body) {
+    const response = await this.#fetch(method, path, body === undefined ? undefined : JSON.stringify(body));
+    return response.json();
+  }
+
+  async #fetch(method, path, body, signal) {
+    let response;
+    try {
+      response = await fetch(path, { method, body, signal });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new EngineError("Aweigh does not answer: is the program still running?", 0);
+    }
+    if (response.ok) return response;
+    const told = await response.json().catch(() => null);
+    throw new EngineError(told?.error?.message ?? `status ${response.status}`, response.status);
+  }
+}

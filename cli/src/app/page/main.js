@@ -1,0 +1,130 @@
+// The page: its steps, what goes on, and messages.
+
+import { h, of, seconds } from "./dom.js";
+import { HttpEngine } from "./engine.js";
+import { alignView } from "./align.js";
+import { chatView } from "./chat.js";
+import { compareView } from "./compare.js";
+import { modelView } from "./model.js";
+import { takeView } from "./take.js";
+
+const STEPS = [
+  ["model", "Model", modelView], ["chat", "Chat", chatView], ["align", "Align", alignView],
+  ["compare", "Compare", compareView], ["take", "Take away", takeView],
+];
+
+const steps = document.getElementById("steps");
+const status = document.getElementById("status");
+const lost = document.getElementById("lost");
+const toast = document.getElementById("toast");
+const main = document.getElementById("main");
+
+/// What the views share.
+const app = {
+  engine: new HttpEngine(),
+  state: null,
+  /// Shows a message for a while, with a button if `action` is given: [text, function].
+  say(text, action) {
+    clearTimeout(app.timer);
+    const button = action ? h("button", { type: "button", onclick: () => {
+      toast.replaceChildren();
+      app.run(action[1]);
+    } }, action[0]) : null;
+    toast.replaceChildren(h("span", {}, text), ...(button ? [button] : []));
+    app.timer = setTimeout(() => toast.replaceChildren(), action ? 9000 : 5000);
+  },
+  /// Runs `work`; an error becomes a message. Returns whether it worked.
+  async run(work) {
+    try {
+      await work();
+      return true;
+    } catch (error) {
+      if (error.name !== "AbortError") app.say(error.message);
+      return false;
+    } finally {
+      refresh();
+    }
+  },
+  go(step) { location.hash = step; },
+  refresh: () => refresh(),
+};
+
+let view = null;
+let shown = null;
+
+for (const [name, title] of STEPS) {
+  steps.append(h("li", {}, h("a", { href: `#${name}`, id: `to-${name}` }, title)));
+}
+
+/// The words beside the steps.
+function summary({ model, project, run, flags }) {
+  const words = [];
+  if (project) words.push(project);
+  if (model.status === "opening") words.push(model.file ? `downloading ${model.file}` : "loading");
+  if (model.status === "failed") words.push("not loaded");
+  if (model.status === "closed" && project) words.push("not on the GPU");
+  if (flags) words.push(of(flags.count, "flag"));
+  if (run && ["running", "loading", "pausing", "finishing"].includes(run.stage)) {
+    words.push(`run ${run.id}: ${run.left ? `${seconds(run.left)} left` : run.stage}`);
+  }
+  return words.join(" · ");
+}
+
+function show() {
+  const wanted = location.hash.slice(1);
+  // The link to the content is no step.
+  if (wanted === "main" && shown) return;
+  const first = app.state?.project ? "chat" : "model";
+  const step = STEPS.find(([name]) => name === wanted) ?? STEPS.find(([name]) => name === first);
+  const [name, title, make] = step;
+  const key = `${name} ${app.state?.project}`;
+  for (const [other] of STEPS) {
+    const link = document.getElementById(`to-${other}`);
+    if (other === name) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${title} – Aweigh`;
+  if (key === shown) return;
+  view?.leave?.();
+  shown = key;
+  const needsProject = name !== "model" && !app.state?.project;
+  view = needsProject ? nothing() : make(app);
+  main.replaceChildren(view.element);
+  if (app.state) view.update?.(app.state);
+}
+
+/// In place of a step that needs a model.
+function nothing() {
+  return { element: h("div", { class: "card" }, h("h2", {}, "No model is open"),
+    h("p", {}, "Choose one first."), h("a", { href: "#model" }, "Choose a model")) };
+}
+
+let asking = false;
+let again;
+
+async function refresh() {
+  if (asking) return;
+  asking = true;
+  clearTimeout(again);
+  try {
+    const state = await app.engine.state();
+    const began = !app.state;
+    app.state = state;
+    lost.hidden = true;
+    const words = summary(state);
+    if (status.textContent !== words) status.textContent = words;
+    show();
+    if (!began) view?.update?.(state);
+  } catch (error) {
+    lost.hidden = false;
+    lost.textContent = `${error.message} What you see may be old. Your flags and conversations are kept; `
+      + "a run that was interrupted can be resumed.";
+  } finally {
+    asking = false;
+    again = setTimeout(refresh, document.hidden ? 5000 : 1000);
+  }
+}
+
+addEventListener("hashchange", show);
+addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
+refresh();

@@ -1,0 +1,82 @@
+// One prompt after another, each in a conversation of its own: the quickest way to many flags.
+
+import { answerCard } from "./answer.js";
+import { SAMPLING, modelSelect, samplingFields } from "./chat.js";
+import { field, h, of } from "./dom.js";
+
+/// Requests at the same time.
+const AT_ONCE = 4;
+
+export function manyView(app, flags) {
+  const settings = { ...SAMPLING };
+  let model = "base";
+  let running = null;
+  let cards = [];
+  let ready = false;
+  const prompts = h("textarea", { rows: 8 });
+  const samples = h("input", { type: "number", min: 1, max: 8, step: 1, value: 1 });
+  const which = modelSelect(() => model, (name) => { model = name; });
+  const ask = h("button", { type: "submit", class: "main" }, "Ask");
+  const stop = h("button", { type: "button", hidden: true, onclick: () => running?.abort() }, "Stop");
+  const told = h("p", { class: "soft", role: "status" });
+  const log = h("div", { class: "log" });
+  const form = h("form", { class: "card stack", onsubmit: (event) => {
+    event.preventDefault();
+    start();
+  } },
+    field("Prompts, one a line", prompts), samplingFields(settings),
+    h("div", { class: "row" }, field("Answers to each", samples), field("Who answers", which.select)),
+    h("div", { class: "row" }, ask, stop, h("div", { class: "grow" }, told)));
+  const element = h("div", { class: "stack" }, form, log);
+
+  async function load() {
+    prompts.value = (await app.engine.prompts()).join("\n");
+  }
+  app.run(load);
+
+  async function start() {
+    const lines = prompts.value.split("\n").map((line) => line.trim()).filter((line) => line);
+    const each = Math.min(8, Math.max(1, Number(samples.value) || 1));
+    if (!lines.length) return app.say("Write a prompt first.");
+    if (!ready || running) return app.say("The model does not answer now.");
+    const asked = lines.flatMap((line) => Array(each).fill(line));
+    running = new AbortController();
+    cards = [];
+    log.replaceChildren();
+    [ask.hidden, stop.hidden] = [true, false];
+    let done = 0;
+    const next = asked.entries();
+    const work = async () => {
+      for (const [, line] of next) {
+        await one(line, running.signal);
+        done += 1;
+        told.textContent = `${done} of ${of(asked.length, "answer")}`;
+      }
+    };
+    await app.run(() => Promise.all(Array.from({ length: AT_ONCE }, work)));
+    running = null;
+    [ask.hidden, stop.hidden] = [false, true];
+  }
+
+  async function one(line, signal) {
+    const prompt = [{ role: "user", content: line }];
+    const message = { role: "assistant", content: "", model, flag: null };
+    const { text } = await app.engine.chat(model, prompt, settings, () => {}, signal);
+    message.content = text;
+    const card = answerCard(app, flags, { message, prompt, who: line, changed: () => {},
+      number: cards.length + 1 });
+    cards.push(card);
+    log.append(card.card);
+  }
+
+  return {
+    element,
+    update(state) {
+      ready = state.model.status === "ready" && state.model.chat;
+      ask.disabled = !ready;
+      if (state.model.status === "ready") which.update(state.model.models);
+    },
+    flagged: () => cards.forEach((card) => card.draw()),
+    leave: () => running?.abort(),
+  };
+}

@@ -1,0 +1,343 @@
+//! What the page asks. Errors have the form of `/v1`: `{"error": {"message"}}`.
+//!
+//! | path | |
+//! |---|---|
+//! | `GET /app/state` | the model, the run and the work that go on, and the number of flags |
+//! | `GET /app/models`, `POST /app/models/describe` | models to open; what one takes |
+//! | `GET /app/prompts` | prompts to begin with |
+//! | `POST /app/model`, `DELETE /app/model` | opens a project and its model; takes it off the GPU |
+//! | `/app/flags`, `/app/flags/ID`, `POST /app/flags/import` | the flagged answers |
+//! | `/app/chats`, `/app/chats/ID` | conversations |
+//! | `POST /app/plan` | what a run would take |
+//! | `/app/runs`, `/app/runs/ID` | runs |
+//! | `POST /app/runs/ID/pause`, `finish`, `resume` | what a run is to do |
+//! | `POST /app/runs/ID/work`, `DELETE /app/work` | compares or exports; cancels that |
+//! | `GET /app/runs/ID/report`, `GET /app/runs/ID/files/...` | the report; exported files |
+//! | `/app/votes` | choices between answers |
+//! | `/v1/...` | OpenAI's protocol, as `aweigh serve` |
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, delete, get, post, put};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+use tower_http::services::ServeFile;
+
+use super::workspace::Project;
+use super::{App, chats, exports, flags, jobs, models, page, runs, votes};
+use crate::report_page::html;
+use crate::server::access::Access;
+use crate::server::api::{Answered, Body, guarded, read};
+use crate::server::protocol::Refusal;
+use aweigh::error::{Error, Result};
+
+type Shared = State<Arc<App>>;
+
+/// The largest file of flags that is imported, in bytes.
+const MAX_IMPORT: usize = 64 << 20;
+
+/// The routes of `app`, for this machine's own pages and programs.
+pub fn routes(app: Arc<App>) -> Router {
+    let mut all = Router::new()
+        .route("/app/state", get(state))
+        .route("/app/models", get(known))
+        .route("/app/prompts", get(prompts))
+        .route("/app/models/describe", post(describe))
+        .route("/app/model", post(open).delete(close))
+        .route("/app/flags", get(all_flags).post(add_flag))
+        .route("/app/flags/import", post(import).layer(axum::extract::DefaultBodyLimit::max(MAX_IMPORT)))
+        .route("/app/flags/{id}", put(change_flag).delete(remove_flag))
+        .route("/app/chats", get(all_chats))
+        .route("/app/chats/{id}", put(save_chat).delete(remove_chat))
+        .route("/app/plan", post(plan))
+        .route("/app/runs", get(all_runs).post(start))
+        .route("/app/runs/{id}", get(one_run).delete(remove_run))
+        .route("/app/runs/{id}/pause", post(pause))
+        .route("/app/runs/{id}/finish", post(finish))
+        .route("/app/runs/{id}/resume", post(resume))
+        .route("/app/runs/{id}/work", post(work))
+        .route("/app/runs/{id}/report", get(report))
+        .route("/app/runs/{id}/files/{item}", get(whole_file))
+        .route("/app/runs/{id}/files/{item}/{name}", get(file_of))
+        .route("/app/work", delete(cancel))
+        .route("/app/votes", post(vote))
+        .route("/v1/{*path}", any(protocol));
+    for (path, kind, text) in page::FILES {
+        all = all.route(path, get(move || async move { page::file(kind, text) }));
+    }
+    let nowhere = || async { Refusal::new(StatusCode::NOT_FOUND, "there is no such path").into_response() };
+    guarded(all.fallback(nowhere).with_state(app), Access { loopback: true, key: None })
+}
+
+/// Does blocking work on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> std::result::Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(Error::Internal { doing: "answering the page", message: "a request panicked".into() })
+    });
+    Ok(done?)
+}
+
+fn answered(value: impl Serialize) -> Answered {
+    Ok(Json(value).into_response())
+}
+
+/// The open project.
+fn project(app: &App) -> Result<Arc<Project>> {
+    let none = || Error::input("the app", "an open model", "none", "choose one on the page \"Model\"");
+    app.current.project().ok_or_else(none)
+}
+
+/// [`blocking`] work on the open project, whose result is the answer.
+async fn on_project<T: Serialize + Send + 'static>(
+    app: Arc<App>,
+    work: impl FnOnce(&Arc<App>, &Arc<Project>) -> Result<T> + Send + 'static,
+) -> Answered {
+    answered(blocking(move || work(&app, &project(&app)?)).await?)
+}
+
+async fn protocol(State(app): Shared, request: Request) -> Response {
+    match app.current.routes() {
+        Some(routes) => routes.oneshot(request).await.into_response(),
+        None => {
+            let message = "no model answers: open one on the page \"Model\"";
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+        }
+    }
+}
+
+async fn state(State(app): Shared) -> Answered {
+    let project = app.current.project();
+    let flags = project.as_ref().map(|project| {
+        let flags = project.flags();
+        json!({ "count": flags.all().len(), "revision": flags.revision() })
+    });
+    answered(json!({
+        "version": env!("CARGO_PKG_VERSION"), "folder": app.workspace.folder(),
+        "project": project.as_ref().map(|project| &project.model),
+        "project_folder": project.as_ref().map(|project| &project.folder),
+        "last": app.workspace.last_model(),
+        "model": app.current.status(), "flags": flags,
+        "run": app.live().map(|live| live.view()), "work": app.job().map(|job| job.view()),
+    }))
+}
+
+async fn known(State(app): Shared) -> Answered {
+    answered(blocking(move || Ok(models::known(&app))).await?)
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+impl Named {
+    fn checked(self) -> std::result::Result<String, Refusal> {
+        let name = self.name.trim().to_owned();
+        if name.is_empty() { Err(Refusal::field("name", "a model", "nothing")) } else { Ok(name) }
+    }
+}
+
+async fn prompts(State(app): Shared) -> Answered {
+    on_project(app, |_, project| Ok(models::prompts(&project.model))).await
+}
+
+async fn describe(State(app): Shared, body: Body) -> Answered {
+    let name = read::<Named>(body)?.checked()?;
+    answered(blocking(move || models::describe(&app, &name)).await?)
+}
+
+async fn open(State(app): Shared, body: Body) -> Answered {
+    let name = read::<Named>(body)?.checked()?;
+    blocking(move || {
+        app.idle()?;
+        let project = app.workspace.project(&name)?;
+        app.current.open(Arc::new(project));
+        Ok(())
+    })
+    .await?;
+    answered(json!({}))
+}
+
+async fn close(State(app): Shared) -> Answered {
+    blocking(move || {
+        app.current.close(None);
+        Ok(())
+    })
+    .await?;
+    answered(json!({}))
+}
+
+async fn all_flags(State(app): Shared) -> Answered {
+    on_project(app, |_, project| {
+        let flags = project.flags();
+        Ok(json!({ "flags": flags.all(), "revision": flags.revision(), "rule": flags.rule() }))
+    })
+    .await
+}
+
+async fn add_flag(State(app): Shared, body: Body) -> Answered {
+    let flag: flags::Flag = read(body)?;
+    on_project(app, |_, project| Ok(json!({ "id": project.flags().add(flag)? }))).await
+}
+
+#[derive(Deserialize)]
+struct Changed {
+    #[serde(default)]
+    note: String,
+    #[serde(default)]
+    parts: Vec<String>,
+}
+
+async fn change_flag(State(app): Shared, Path(id): Path<u64>, body: Body) -> Answered {
+    let Changed { note, parts } = read(body)?;
+    on_project(app, move |_, project| project.flags().change(id, note, parts)).await
+}
+
+async fn remove_flag(State(app): Shared, Path(id): Path<u64>) -> Answered {
+    on_project(app, move |_, project| project.flags().remove(id)).await
+}
+
+async fn import(State(app): Shared, Query(named): Query<Named>, body: Body) -> Answered {
+    let bytes = body.map_err(|error| Refusal::new(error.status(), error.body_text()))?;
+    on_project(app, move |app, project| {
+        // Without a model on the GPU it is not known whether there is a chat template: most have one.
+        let chat = !matches!(app.current.status(), super::current::Status::Ready { chat: false, .. });
+        project.flags().import(&bytes, &named.name, chat)
+    })
+    .await
+}
+
+async fn all_chats(State(app): Shared) -> Answered {
+    on_project(app, |_, project| Ok(chats::list(project))).await
+}
+
+async fn save_chat(State(app): Shared, Path(id): Path<String>, body: Body) -> Answered {
+    let chat = chats::Chat { id, ..read(body)? };
+    on_project(app, move |_, project| chats::save(project, &chat)).await
+}
+
+async fn remove_chat(State(app): Shared, Path(id): Path<String>) -> Answered {
+    on_project(app, move |_, project| chats::remove(project, &id)).await
+}
+
+async fn plan(State(app): Shared, body: Body) -> Answered {
+    let wanted: runs::Wanted = read(body)?;
+    on_project(app, move |app, project| runs::plan(app, project, &wanted)).await
+}
+
+async fn all_runs(State(app): Shared) -> Answered {
+    on_project(app, |app, project| Ok(runs::list(app, project))).await
+}
+
+async fn start(State(app): Shared, body: Body) -> Answered {
+    let wanted: runs::Wanted = read(body)?;
+    on_project(app, move |app, project| {
+        app.idle()?;
+        Ok(json!({ "id": runs::start(app, project, &wanted)? }))
+    })
+    .await
+}
+
+async fn one_run(State(app): Shared, Path(id): Path<u32>) -> Answered {
+    on_project(app, move |app, project| {
+        let mut details = runs::details(app, project, id)?;
+        details["exports"] = exports::list(project, id).into();
+        details["votes"] = votes::tally(project, id);
+        Ok(details)
+    })
+    .await
+}
+
+async fn remove_run(State(app): Shared, Path(id): Path<u32>) -> Answered {
+    on_project(app, move |app, project| runs::remove(app, project, id)).await
+}
+
+/// The run `id`, if it goes on.
+fn going(app: &App, id: u32) -> std::result::Result<Arc<super::live::Live>, Refusal> {
+    let live = app.live().filter(|live| live.goes_on() && live.view().id == id);
+    live.ok_or_else(|| Refusal::new(StatusCode::CONFLICT, format!("run {id} does not go on")))
+}
+
+async fn pause(State(app): Shared, Path(id): Path<u32>) -> Answered {
+    going(&app, id)?.pause();
+    answered(json!({}))
+}
+
+async fn finish(State(app): Shared, Path(id): Path<u32>) -> Answered {
+    going(&app, id)?.finish();
+    answered(json!({}))
+}
+
+#[derive(Deserialize)]
+struct Resumed {
+    keep_chat: bool,
+}
+
+async fn resume(State(app): Shared, Path(id): Path<u32>, body: Body) -> Answered {
+    let Resumed { keep_chat } = read(body)?;
+    on_project(app, move |app, project| {
+        app.idle()?;
+        runs::resume(app, project, id, keep_chat)
+    })
+    .await
+}
+
+async fn work(State(app): Shared, Path(id): Path<u32>, body: Body) -> Answered {
+    let wanted: jobs::Wanted = read(body)?;
+    on_project(app, move |app, project| jobs::begin(app, project, id, wanted)).await
+}
+
+async fn cancel(State(app): Shared) -> Answered {
+    if let Some(job) = app.job() {
+        job.cancel();
+    }
+    answered(json!({}))
+}
+
+async fn vote(State(app): Shared, body: Body) -> Answered {
+    let vote: votes::Vote = read(body)?;
+    on_project(app, move |_, project| {
+        let id = vote.run;
+        votes::add(project, vote)?;
+        Ok(votes::tally(project, id))
+    })
+    .await
+}
+
+async fn report(State(app): Shared, Path(id): Path<u32>) -> Answered {
+    let text = blocking(move || {
+        let project = project(&app)?;
+        let evals: Vec<Value> = runs::comparison(&project, id).into_iter().collect();
+        html(&format!("{}: run {id}", project.model), &[runs::read(&project, id)?], &evals)
+    });
+    Ok(page::report(text.await?))
+}
+
+async fn whole_file(state: Shared, Path((id, item)): Path<(u32, String)>, request: Request) -> Answered {
+    download(state, id, &item, None, request).await
+}
+
+async fn file_of(
+    state: Shared,
+    Path((id, item, name)): Path<(u32, String, String)>,
+    request: Request,
+) -> Answered {
+    download(state, id, &item, Some(&name), request).await
+}
+
+/// Sends an exported file to be saved.
+async fn download(State(app): Shared, id: u32, item: &str, name: Option<&str>, request: Request) -> Answered {
+    let path = exports::file(&*project(&app)?, id, item, name);
+    let path = path.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "there is no such file"))?;
+    let shown = path.file_name().map(|name| name.to_string_lossy().replace(['"', '\\'], "_"));
+    let Ok(response) = ServeFile::new(&path).oneshot(request).await;
+    let as_file = format!("attachment; filename=\"{}\"", shown.unwrap_or_default());
+    Ok(([(header::CONTENT_DISPOSITION, as_file)], response).into_response())
+}
