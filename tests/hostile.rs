@@ -96,7 +96,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             let mut lines = String::new();
             GzDecoder::new(packed.as_slice()).read_to_string(&mut lines).unwrap();
             let some: Vec<&str> = lines.lines().take(4).collect();
-            vec![text(&some.join("\n")), packed]
+            vec![text(&some.join("\n")), packed, file("tests/golden/data/pairs.parquet")]
         }
     }
 }

@@ -45,10 +45,10 @@ section! {
     /// `[data]`: the training and held-out examples.
     DataConfig, DataFlags;
 
-    /// Training examples as JSONL, a JSON list or CSV (may be gzipped), in one of TRL's forms: prompt,
-    /// completion and label (false = a flagged answer), or prompt, chosen and rejected; or in ShareGPT's,
-    /// Alpaca's or Open WebUI's form. Texts are strings or lists of messages. `aweigh data` shows how a file
-    /// is read (required)
+    /// Training examples as JSONL, a JSON list or CSV (may be gzipped) or Parquet, in one of TRL's forms:
+    /// prompt, completion and label (false = a flagged answer), or prompt, chosen and rejected; or in
+    /// ShareGPT's, Alpaca's or Open WebUI's form. Texts are strings or lists of messages. `aweigh data` shows
+    /// how a file is read (required)
     (long, value_name = "FILE") train: PathBuf = PathBuf::new();
     /// Maximum prompt length in tokens; --overlong says what happens to a longer prompt [default: 512]
     (long, value_name = "TOKENS") max_prompt_length: usize = 512;

@@ -65,7 +65,7 @@ impl Parsed {
     }
 }
 
-/// The rows of a file: JSONL, a JSON list or CSV, plain or gzipped, in TRL's forms or those of
+/// The rows of a file: JSONL, a JSON list or CSV, plain or gzipped, or Parquet, in TRL's forms or those of
 /// [`super::forms`]. `origin` is the file's name for messages. With `label`, the column that it names has the
 /// verdicts.
 ///

@@ -208,7 +208,7 @@ mod tests {
             (b"{\"a\":-Infinity}", "found a NaN or an infinity"),
             (b"{\"prompt\": \"a\", \"score\": NaN}", "found a NaN or an infinity"),
             (b"{\"prompt\": \"a\"}\r{\"prompt\": \"b\"}\r", "found lines that end in carriage returns only"),
-            (b"PAR1\x15\x04", "found a Parquet file"),
+            (b"PAR1\x15\x04", "Parquet file"),
             (b"\xff\xfe{\x00", "found text in UTF-16"),
         ] {
             let message = message(text);

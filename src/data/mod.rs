@@ -15,6 +15,8 @@ pub mod lengths;
 pub mod objects;
 pub mod ordinary;
 pub mod packing;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod python_json;
 pub mod remarks;
 mod row;

@@ -1,4 +1,5 @@
-//! The rows of a file as JSON objects, whatever its format: JSONL, a JSON list, or CSV, plain or gzipped.
+//! The rows of a file as JSON objects, whatever its format: JSONL, a JSON list, or CSV, plain or gzipped;
+//! with the feature `parquet` also Parquet.
 //!
 //! The format is known from the file's first bytes, not from its name.
 
@@ -45,7 +46,8 @@ enum Format {
 
 /// Calls `each` with the line (from 1) and the object of every row: of JSONL, every line that is not blank;
 /// of a JSON list, every object, with the line on which it begins (of several on one line, each after the
-/// first has the next); of CSV, every record, as an object of its cells by the header's names.
+/// first has the next); of CSV, every record, as an object of its cells by the header's names; of Parquet,
+/// every row with its number.
 ///
 /// A gzip file is recognised by its first two bytes; several gzip members are read as one file. JSONL is read
 /// one line at a time.
@@ -59,8 +61,12 @@ pub fn for_each_object(
     limits: ReadLimits,
     mut each: impl FnMut(usize, Map<String, Value>) -> Result<()>,
 ) -> Result<()> {
+    #[cfg(feature = "parquet")]
+    if bytes.starts_with(super::parquet::MAGIC) {
+        return super::parquet::read_parquet(bytes, origin, limits, &mut each);
+    }
     if let Some((found, fix)) = binary_format(bytes) {
-        return Err(Error::input(origin, "JSONL, JSON or CSV, plain or gzipped", found, fix));
+        return Err(Error::input(origin, "JSONL, JSON, CSV or Parquet", found, fix));
     }
     let packed = bytes.starts_with(&GZIP_MAGIC);
     let mut head = Vec::new();
@@ -348,7 +354,7 @@ mod tests {
             (b"[{}, {\"a\": }]", "d:1", "invalid JSON at column 12"),
             (b"prompt,prompt\na,b\n", "d:1", "\"prompt\" twice"),
             (b"prompt,label\n\"[{'role': 'user'}]\",a\n", "d:2: prompt", "a list as Python writes it"),
-            (b"PAR1....", "d:", "a Parquet file"),
+            (b"PAR1....", "d:", "Parquet file"),
         ] {
             let message = read(text).unwrap_err().to_string();
             assert!(message.contains(place) && message.contains(found), "{message}");

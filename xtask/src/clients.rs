@@ -1,4 +1,5 @@
-//! OpenAI's own clients, from PyPI and npm, against `aweigh serve`.
+//! Other projects' own programs, from PyPI and npm: OpenAI's clients against `aweigh serve`, and Hugging
+//! Face's datasets against what Aweigh reads.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -43,4 +44,20 @@ pub fn clients() -> Result<(), String> {
     let url = url.trim();
     done(Command::new(program(tools, "python")).args(["tests/clients/openai_client.py", url]))?;
     done(Command::new("node").args(["tests/clients/openai_client.mjs", url]).arg(package))
+}
+
+/// Compares how data is read with what Hugging Face's datasets reads. With `write`, also writes the file that
+/// tests/hostile.rs reads.
+pub fn datasets(write: bool) -> Result<(), String> {
+    let tools = Path::new("target/tools/datasets");
+    done(Command::new(environment(tools)?).args(["install", "--quiet", "datasets==5.2.0"]))?;
+    done(cargo().args(["build", "--package", "aweigh-cli"]))?;
+    let aweigh = format!("target/debug/aweigh{}", std::env::consts::EXE_SUFFIX);
+    let mut check = Command::new(program(tools, "python"));
+    check.args(["tests/python/check_datasets.py", &aweigh, "target/tools/data"]);
+    if write {
+        check.arg("tests/golden/data");
+    }
+    // Its own files are all that it reads.
+    done(check.env("HF_HUB_OFFLINE", "1"))
 }

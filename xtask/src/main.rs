@@ -30,6 +30,8 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask metal           check the kernels' Metal with clang
        cargo xtask tint            compile the kernels' WGSL as Chromium does
        cargo xtask clients         try `aweigh serve` with OpenAI's own clients for Python and JavaScript
+       cargo xtask datasets        compare how data is read with Hugging Face's datasets; with --write, also
+                                   write the Parquet file that a test reads
        cargo xtask page            try the page of `aweigh app` in headless Chromium
        cargo xtask windows         run the tests on Windows or Wine, through Vulkan and DX12
        cargo xtask macos           check the code for macOS, on any system
@@ -78,6 +80,7 @@ fn command(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
         "metal" => compilers::metal().map(done),
         "tint" => compilers::tint().map(done),
         "clients" => clients::clients().map(done),
+        "datasets" => clients::datasets(arguments == ["--write"]).map(done),
         "page" => page::page().map(done),
         "windows" => windows::windows(arguments),
         "macos" => macos::macos().map(done),

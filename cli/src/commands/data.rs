@@ -24,7 +24,7 @@ use aweigh::files::Source;
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The file: JSONL, a JSON list or CSV, plain or gzipped
+    /// The file: JSONL, a JSON list or CSV, plain or gzipped, or Parquet
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// The model whose tokenizer and chat template to use: a directory, a GGUF file, a name on the Hub, or
