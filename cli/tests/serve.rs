@@ -365,3 +365,28 @@ fn a_server_refuses_what_it_cannot_serve() {
     serve(&["--adapter-dir", "none"], &["--adapter-dir: expected a folder"]);
     room.refuses(&["serve", "--model", "none-such"], &["--model"]);
 }
+
+#[test]
+fn a_lost_gpu_is_opened_again() {
+    let room = Room::new();
+    train_adapter(&room);
+    let line = ["serve", "--model", "tiny", "--adapter", "changed=run/adapter"];
+    let asked = ["tiny", "changed"].map(|model| ask(&json!({ "model": model })));
+    let server = Server::start(&room, &line);
+    let wanted = asked.clone().map(|asked| content(&server.ok(CHAT, &asked), 0).to_owned());
+    assert_ne!(wanted[0], wanted[1]);
+    drop(server);
+    let server = Server::with(&room, &line, &[("AWEIGH_FAULTS", "device-lost@20")]);
+    let mut lost = 0;
+    for i in 0..12 {
+        let (status, answer) = server.post(CHAT, &asked[i % 2]);
+        if status == 200 {
+            assert_eq!(content(&answer, 0), wanted[i % 2]);
+        } else {
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(status == 500 && message.ends_with("ask again"), "{status} {message}");
+            lost += 1;
+        }
+    }
+    assert_eq!((lost, server.get("/health").0), (1, 200));
+}

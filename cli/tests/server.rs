@@ -24,8 +24,13 @@ impl Server {
 
     /// A command that serves.
     pub fn start(room: &Room, line: &[&str]) -> Self {
+        Self::with(room, line, &[])
+    }
+
+    /// A command that serves, with environment variables.
+    pub fn with(room: &Room, line: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = room.process();
-        command.args(line).args(["--port", "0", "--json"]);
+        command.args(line).args(["--port", "0", "--json"]).envs(variables.iter().copied());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();

@@ -22,6 +22,9 @@ pub struct Chat {
     /// When it was changed, in milliseconds since 1970.
     #[serde(default)]
     pub changed: u64,
+    /// When the conversation that the page has changed was changed before; 0 for a new one. Not kept.
+    #[serde(default, skip_serializing)]
+    pub based: u64,
     /// What else the page keeps: sampling settings, the system message.
     #[serde(flatten)]
     pub others: Map<String, Value>,
@@ -50,9 +53,15 @@ pub fn list(project: &Project) -> Vec<Chat> {
 /// Keeps a conversation.
 ///
 /// # Errors
-/// [`Error::Input`] for an id that is no file's name, [`Error::Io`]; the file is then as before.
+/// [`Error::Input`] for an id that is no file's name, and if another page has changed it meanwhile;
+/// [`Error::Io`]. The file is then as before.
 pub fn save(project: &Project, chat: &Chat) -> Result<()> {
     let path = path(project, &chat.id)?;
+    let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Chat>(&bytes).ok());
+    if kept.is_some_and(|kept| kept.changed > chat.based) {
+        let fix = "reload the page to see it";
+        return Err(Error::input("the conversation", "the last state", "a change by another page", fix));
+    }
     create(&project.folder.join("chats"))?;
     write_whole(&path, &serde_json::to_vec(chat).unwrap_or_default())
 }
@@ -81,7 +90,7 @@ mod tests {
         let project = Workspace::open(folder.path()).unwrap().project("tiny").unwrap();
         let chat = |id: &str, changed: u64| {
             let (messages, others) = (Vec::new(), Map::new());
-            Chat { id: id.into(), title: "t".into(), messages, changed, others }
+            Chat { id: id.into(), title: "t".into(), messages, changed, based: changed, others }
         };
         save(&project, &chat("a-1", 1)).unwrap();
         save(&project, &chat("b", 2)).unwrap();
@@ -90,6 +99,9 @@ mod tests {
         }
         let ids = |all: Vec<Chat>| all.into_iter().map(|chat| chat.id).collect::<Vec<_>>();
         assert_eq!(ids(list(&project)), ["b", "a-1"]);
+        let stale = save(&project, &Chat { based: 1, ..chat("b", 3) }).unwrap_err().to_string();
+        assert!(stale.contains("a change by another page"), "{stale}");
+        save(&project, &Chat { based: 2, ..chat("b", 3) }).unwrap();
         remove(&project, "b").unwrap();
         remove(&project, "b").unwrap();
         fs::write(project.folder.join("chats/broken.json"), "{").unwrap();

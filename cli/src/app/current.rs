@@ -1,5 +1,6 @@
 //! The model that the app has open, and the engine that answers with it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
@@ -10,9 +11,9 @@ use super::Settings;
 use super::workspace::Project;
 use crate::open;
 use crate::server::api;
-use crate::server::engine::{Engine, Models, USUAL_CONTEXT};
+use crate::server::engine::{Adapted, Engine, Models, USUAL_CONTEXT};
 use aweigh::data::ChatTokenizer;
-use aweigh::error::Result;
+use aweigh::error::{Error, Result};
 use aweigh::files::hub::Download;
 use aweigh::model::ModelBytes;
 use aweigh::sample::Seating;
@@ -83,6 +84,8 @@ enum State {
 pub struct Current {
     settings: Settings,
     inner: Mutex<Inner>,
+    /// Held while a model is loaded.
+    loading: Mutex<()>,
 }
 
 struct Inner {
@@ -96,7 +99,7 @@ impl Current {
     /// Nothing is open yet.
     pub fn new(settings: Settings) -> Self {
         let inner = Inner { project: None, state: State::Closed(None), generation: 0 };
-        Self { settings, inner: Mutex::new(inner) }
+        Self { settings, inner: Mutex::new(inner), loading: Mutex::new(()) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -149,51 +152,72 @@ impl Current {
         }
     }
 
-    /// Takes the model off the GPU; the project stays open. Waits until the memory is free.
-    pub fn close(&self, why: Option<String>) {
-        let engine = {
+    /// Whether a model answers, or will.
+    pub fn is_open(&self) -> bool {
+        matches!(self.lock().state, State::Ready(_) | State::Opening(_))
+    }
+
+    /// Sets the state, and ends what was there. Returns the new generation.
+    fn replace(&self, project: Option<Arc<Project>>, state: State) -> u64 {
+        let (engine, generation) = {
             let mut inner = self.lock();
             inner.generation += 1;
-            match std::mem::replace(&mut inner.state, State::Closed(why)) {
+            inner.project = project.or(inner.project.take());
+            let engine = match std::mem::replace(&mut inner.state, state) {
                 State::Ready(serving) => Some(serving.engine),
                 _ => None,
-            }
+            };
+            (engine, inner.generation)
         };
         if let Some(Err(error)) = engine.map(|engine| engine.finish()) {
             self.settings.output.warn(error);
         }
+        generation
+    }
+
+    /// Takes the model off the GPU; the project stays open. A model that is still being loaded is dropped as
+    /// soon as it is there: [`Current::settle`] waits for that.
+    pub fn close(&self, why: Option<String>) {
+        self.replace(None, State::Closed(why));
+    }
+
+    /// Waits until no model is being loaded.
+    pub fn settle(&self) {
+        drop(self.loading.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Opens `project`, and begins to load its model. [`Current::status`] says when it answers.
     pub fn open(self: &Arc<Self>, project: Arc<Project>) {
-        self.close(None);
         let progress = Arc::new(Mutex::new((String::new(), 0, 0)));
-        let generation = {
-            let mut inner = self.lock();
-            inner.project = Some(project.clone());
-            inner.state = State::Opening(progress.clone());
-            inner.generation
-        };
+        let generation = self.replace(Some(project.clone()), State::Opening(progress.clone()));
         let own = self.clone();
-        let thread = std::thread::Builder::new().name("open".into()).spawn(move || {
-            let loaded = own.load(&project, &progress);
+        let body = move || {
+            // One model at a time: two may not fit.
+            let _loading = own.loading.lock().unwrap_or_else(PoisonError::into_inner);
+            if own.lock().generation != generation {
+                return;
+            }
+            let load = || own.load(&project, &progress);
+            let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|_| {
+                Err(Error::Internal { doing: "loading", message: "the model's thread panicked".into() })
+            });
             let mut inner = own.lock();
-            // Somebody has closed it, or opened another one.
+            // Otherwise somebody has closed it, or opened another one.
             if inner.generation == generation {
                 inner.state = match loaded {
                     Ok(serving) => State::Ready(serving),
                     Err(error) => State::Failed(error.to_string()),
                 };
             }
-        });
-        if let Err(error) = thread {
+        };
+        if let Err(error) = std::thread::Builder::new().name("open".into()).spawn(body) {
             self.lock().state = State::Failed(format!("no thread: {error}"));
         }
     }
 
     /// Loads the model of `project` and the adapters of its runs.
     fn load(&self, project: &Project, progress: &Mutex<(String, u64, u64)>) -> Result<Serving> {
-        let Settings { gpu, weights, output } = &self.settings;
+        let Settings { gpu: options, weights, output } = &self.settings;
         let mut tell = |download: Download| {
             let Download { file, done, total } = download;
             *progress.lock().unwrap_or_else(PoisonError::into_inner) = (file.to_owned(), done, total);
@@ -201,21 +225,21 @@ impl Current {
         let model = open::model_with(&project.model, true, &mut tell, output)?;
         *progress.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
         let tokenizer: ChatTokenizer = open::tokenizer(&model, output)?;
-        let gpu = open::gpu(gpu)?;
+        let gpu = open::gpu(options)?;
         let files = ModelBytes { quantize: weights.quantize, offload: weights.offload, ..model.bytes() };
         let base = files.decoder_with(&gpu, None)?;
         let mut adapters = Vec::new();
         for id in project.runs().into_iter().filter(|&id| project.adapter(id).is_dir()) {
-            let adapter = open::adapter(&project.adapter(id), "the run's adapter", &model, output)
-                .and_then(|files| base.with_adapter(&gpu, &files.bytes().parse()?));
-            match adapter {
-                Ok(decoder) => adapters.push((name_of(id), decoder)),
+            let own = (name_of(id), project.adapter(id));
+            match Adapted::load(&gpu, (&model, &base), own, "the run's adapter", output) {
+                Ok(adapted) => adapters.push(adapted),
                 Err(error) => output.warn(format_args!("run {id} is left out: {error}")),
             }
         }
         let seating = Seating { seats: SEATS, context: base.context().min(USUAL_CONTEXT) };
         let (parameters, chat) = (base.config().parameters(), tokenizer.has_template());
-        let models = Models { gpu, model, base, name: BASE.into(), adapters };
+        let (options, name) = (options.clone(), BASE.into());
+        let models = Models { options, weights: *weights, gpu, model, base, name, adapters };
         let engine = Arc::new(Engine::start(models, seating, 2 * SEATS, *output)?);
         let app = api::App {
             engine: engine.clone(),

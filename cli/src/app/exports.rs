@@ -109,19 +109,33 @@ pub fn make(project: &Project, id: u32, kind: Kind, output: &Output) -> Result<(
         let page = html(&format!("{}: run {id}", project.model), &[runs::read(project, id)?], &evals)?;
         return write_whole(&place, page.as_bytes());
     }
-    let failed = |error| Error::io(&place, "remove", error);
-    if place.is_dir() {
-        fs::remove_dir_all(&place).map_err(failed)?;
-    } else if place.exists() {
-        fs::remove_file(&place).map_err(failed)?;
+    // What is there stays until the new one is whole. Only one is made at a time: what else begins with a dot
+    // is left of one that was interrupted.
+    for left in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        if left.file_name().to_string_lossy().starts_with('.') {
+            remove(&left.path())?;
+        }
     }
+    let new = folder.join(format!(".new-{}", kind.name()));
     let args = Args {
         model: project.model.clone(),
         adapter: Some(adapter),
-        output: place,
+        output: new.clone(),
         adapter_only: kind == Kind::GgufAdapter,
         modelfile: kind == Kind::Ollama,
         dtype: if kind == Kind::GgufQ8 { Dtype::Q8_0 } else { Dtype::Auto },
     };
-    write(args, output).map(drop)
+    write(args, output)?;
+    remove(&place)?;
+    fs::rename(&new, &place).map_err(|error| Error::io(&place, "write", error))
+}
+
+/// Removes a file or a folder, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match () {
+        () if path.is_dir() => fs::remove_dir_all(path),
+        () if path.exists() => fs::remove_file(path),
+        () => Ok(()),
+    };
+    removed.map_err(|error| Error::io(path, "remove", error))
 }

@@ -1,7 +1,8 @@
 //! Flagged answers: one file in TRL's unpaired form, which `aweigh align --train` reads.
 
-use std::collections::HashSet;
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,7 +21,8 @@ pub struct Flag {
     /// Always false: TRL's word for an answer that is not wanted.
     #[serde(default)]
     pub label: bool,
-    /// Its number in the file; never used again.
+    /// Its number, which no other flag gets: the time at which it was made, in milliseconds since 1970, or
+    /// more.
     #[serde(default)]
     pub id: u64,
     /// Why it is flagged, in the user's words.
@@ -38,9 +40,11 @@ pub struct Flag {
 pub struct Flags {
     path: PathBuf,
     all: Vec<Flag>,
-    /// Raised by each change.
+    /// Raised by each change; not used again after a restart either.
     revision: u64,
     next: u64,
+    /// The file's time and size when it was read or written last.
+    seen: Option<(SystemTime, u64)>,
 }
 
 /// What an import did.
@@ -68,7 +72,8 @@ impl Flags {
     /// # Errors
     /// [`Error::Input`] with the line that cannot be read.
     pub fn open(path: PathBuf) -> Result<Self> {
-        let mut flags = Self { path, all: Vec::new(), revision: 0, next: 1 };
+        let seen = seen(&path);
+        let mut flags = Self { path, all: Vec::new(), revision: millis(), next: 1, seen };
         if flags.path.is_file() {
             let place = flags.path.display().to_string();
             let text = aweigh::files::read_text(&flags.path, &place)?;
@@ -84,8 +89,9 @@ impl Flags {
     }
 
     fn push(&mut self, mut flag: Flag) -> u64 {
-        if flag.id < self.next {
-            flag.id = self.next;
+        // Larger numbers are not exact in JavaScript.
+        if flag.id < self.next || flag.id >= 1 << 53 {
+            flag.id = self.next.max(millis());
         }
         let id = flag.id;
         self.next = id + 1;
@@ -105,9 +111,19 @@ impl Flags {
 
     /// Writes the file, or takes the change back.
     fn save(&mut self, before: Vec<Flag>) -> Result<()> {
-        let written = write_whole(&self.path, lines(self.all.iter()).as_bytes());
+        let changed = || {
+            let fix = "open the model again, and the change is read";
+            Error::input(self.path.display(), "the file as the app wrote it", "a change by hand", fix)
+        };
+        let written = match seen(&self.path) == self.seen {
+            true => write_whole(&self.path, lines(self.all.iter()).as_bytes()),
+            false => Err(changed()),
+        };
         match &written {
-            Ok(()) => self.revision += 1,
+            Ok(()) => {
+                self.revision += 1;
+                self.seen = seen(&self.path);
+            }
             Err(_) => self.all = before,
         }
         written
@@ -166,8 +182,7 @@ impl Flags {
         let parsed = parse_rows(bytes, name, None)?;
         let remarks = parsed.remarks(name);
         let before = self.all.clone();
-        let seen: HashSet<String> = self.all.iter().map(key).collect();
-        let mut seen = seen;
+        let mut seen: HashSet<String> = self.all.iter().map(key).collect();
         let (mut repeated, mut others) = (0, 0);
         for row in parsed.rows {
             match flag_of(row, chat) {
@@ -187,23 +202,6 @@ impl Flags {
         Ok(Imported { added, repeated, others, remarks })
     }
 
-    /// The lines to train on and the lines to hold out: of every five prompts the last, with all its flags.
-    /// Nothing is held out of fewer than ten prompts.
-    pub fn split(&self) -> (String, Option<String>) {
-        let mut prompts: Vec<&Prompt> = Vec::new();
-        for flag in &self.all {
-            if !prompts.contains(&&flag.prompt) {
-                prompts.push(&flag.prompt);
-            }
-        }
-        let is_held_out = |flag: &&Flag| {
-            let at = prompts.iter().position(|own| *own == &flag.prompt).unwrap_or(0);
-            prompts.len() >= ENOUGH && at % EVERY == EVERY - 1 && at / EVERY < MOST_HELD_OUT
-        };
-        let (held_out, train): (Vec<&Flag>, Vec<&Flag>) = self.all.iter().partition(is_held_out);
-        (lines(train.into_iter()), (!held_out.is_empty()).then(|| lines(held_out.into_iter())))
-    }
-
     /// A rule for answers like the flagged ones: one of the marked parts occurs in them. `None` if nothing
     /// is marked.
     pub fn rule(&self) -> Option<String> {
@@ -214,9 +212,42 @@ impl Flags {
                 parts.push(part);
             }
         }
-        let escaped: Vec<String> = parts.iter().map(|part| regex::escape(part)).collect();
+        // A rule is one line.
+        let words = |part: &String| part.split_whitespace().map(regex::escape).collect::<Vec<_>>();
+        let escaped: Vec<String> = parts.iter().map(|part| words(part).join(r"\s+")).collect();
         (!escaped.is_empty()).then(|| format!("match:{}", escaped.join("|")))
     }
+}
+
+/// The lines to train on and the lines to hold out: of every five prompts the last, with all its flags.
+/// Nothing is held out of fewer than ten prompts.
+pub fn split(flags: &[Flag]) -> (String, Option<String>) {
+    let mut prompts: HashMap<String, usize> = HashMap::new();
+    let places: Vec<usize> = flags
+        .iter()
+        .map(|flag| {
+            let next = prompts.len();
+            *prompts.entry(json!(flag.prompt).to_string()).or_insert(next)
+        })
+        .collect();
+    let is_held_out = |at: usize| at % EVERY == EVERY - 1 && at / EVERY < MOST_HELD_OUT;
+    let holds_out = prompts.len() >= ENOUGH;
+    let (held_out, train): (Vec<_>, Vec<_>) =
+        flags.iter().zip(places).partition(|&(_, at)| holds_out && is_held_out(at));
+    let text = |flags: Vec<(&Flag, usize)>| lines(flags.into_iter().map(|(flag, _)| flag));
+    (text(train), (!held_out.is_empty()).then(|| text(held_out)))
+}
+
+/// Milliseconds since 1970.
+fn millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_millis() as u64
+}
+
+/// The time and the size of the file at `path`.
+fn seen(path: &Path) -> Option<(SystemTime, u64)> {
+    let data = std::fs::metadata(path).ok()?;
+    Some((data.modified().ok()?, data.len()))
 }
 
 fn none(id: u64) -> Error {
@@ -264,12 +295,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flagged.jsonl");
         let mut flags = Flags::open(path.clone()).unwrap();
-        assert_eq!(flags.add(flag("a", "rude")).unwrap(), 1);
-        assert_eq!(flags.add(flag("b", "ruder")).unwrap(), 2);
+        let first = flags.add(flag("a", "rude")).unwrap();
+        let second = flags.add(flag("b", "ruder")).unwrap();
+        assert!(second > first);
         let marked = Flag { parts: vec!["Rude".into(), "x".into()], ..flag("a", "rude") };
-        assert_eq!(flags.add(marked).unwrap(), 1, "the same answer has one flag");
-        flags.change(2, "why".into(), vec!["you (fool)".into()]).unwrap();
-        assert_eq!(flags.rule().as_deref(), Some(r"match:rude|you \(fool\)"));
+        assert_eq!(flags.add(marked).unwrap(), first, "the same answer has one flag");
+        flags.change(second, "why".into(), vec!["you \n (fool)".into()]).unwrap();
+        assert_eq!(flags.rule().as_deref(), Some(r"match:rude|you\s+\(fool\)"));
         assert!(flags.rule().unwrap().parse::<aweigh::data::Rule>().unwrap().holds("YOU (FOOL)!"));
         let again = Flags::open(path.clone()).unwrap();
         assert_eq!(again.all(), flags.all());
@@ -277,10 +309,13 @@ mod tests {
         assert_eq!(parsed.rows.len(), 2);
         assert!(parsed.remarks("flagged.jsonl").is_empty());
         assert!(parsed.rows.iter().all(|row| row.negative().is_some()));
-        assert_eq!(flags.remove(1).unwrap().completion.text(), "rude");
-        assert!(flags.remove(1).is_err() && flags.change(1, String::new(), vec![]).is_err());
-        assert_eq!(flags.add(flag("c", "x")).unwrap(), 3);
-        assert!(flags.add(flag("c", " ")).is_err());
+        assert_eq!(flags.remove(second).unwrap().completion.text(), "ruder");
+        assert!(flags.remove(second).is_err() && flags.change(second, String::new(), vec![]).is_err());
+        let mut again = Flags::open(path.clone()).unwrap();
+        assert!(again.add(flag("c", "x")).unwrap() > second, "no number is used again");
+        let error = flags.add(flag("d", "x")).unwrap_err().to_string();
+        assert!(error.contains("found a change by hand"), "{error}");
+        assert!(again.add(flag("c", " ")).is_err());
         std::fs::write(&path, "{\"prompt\": 3}\n").unwrap();
         let error = Flags::open(path).err().unwrap().to_string();
         assert!(error.contains("flagged.jsonl:1: expected a flagged answer"), "{error}");
@@ -291,7 +326,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut flags = Flags::open(folder.path().join("gone/flagged.jsonl")).unwrap();
         assert!(flags.add(flag("a", "b")).is_err());
-        assert!(flags.all().is_empty() && flags.revision() == 0);
+        assert!(flags.all().is_empty());
     }
 
     #[test]
@@ -319,12 +354,12 @@ mod tests {
         for i in 0..9 {
             flags.add(flag(&format!("p{i}"), "x")).unwrap();
         }
-        assert_eq!(flags.split().1, None);
+        assert_eq!(split(flags.all()).1, None);
         for i in 9..25 {
             flags.add(flag(&format!("p{i}"), "x")).unwrap();
             flags.add(flag(&format!("p{i}"), "y")).unwrap();
         }
-        let (train, held_out) = flags.split();
+        let (train, held_out) = split(flags.all());
         let held_out = held_out.unwrap();
         // 9 prompts with one flag, 16 with two; the prompts 4, 9, 14, 19 and 24 are held out.
         assert_eq!((train.lines().count(), held_out.lines().count()), (41 - 9, 9));

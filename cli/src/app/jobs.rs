@@ -12,7 +12,7 @@ use crate::args::SamplingArgs;
 use crate::comparison::{Candidate, Compared, Kind as Of, Part, Set, Watch};
 use crate::meters::Spec;
 use crate::open;
-use aweigh::data::{ORDINARY, Prompt, parse_rows};
+use aweigh::data::{ORDINARY, Prompt, Rule, parse_rows};
 use aweigh::error::{Error, Result};
 use aweigh::files::{read, write_whole};
 use aweigh::tiny;
@@ -22,6 +22,8 @@ use aweigh::tiny;
 pub struct View {
     /// The run that it is about.
     pub run: u32,
+    /// The project's folder.
+    pub project: String,
     /// `compare`, or the kind of file.
     pub what: String,
     /// What is being done.
@@ -68,7 +70,7 @@ pub enum Wanted {
         /// `--num-samples`
         #[serde(default = "once")]
         num_samples: usize,
-        /// A rule for unwanted answers; empty for the run's own.
+        /// A rule for unwanted answers; empty for none.
         #[serde(default)]
         unwanted: String,
     },
@@ -92,9 +94,10 @@ pub fn begin(app: &Arc<App>, project: &Arc<Project>, id: u32, wanted: Wanted) ->
         Wanted::Compare { .. } => "compare".to_owned(),
         Wanted::Export { kind } => serde_json::to_string(kind).unwrap_or_default().replace('"', ""),
     };
+    let mut activity = app.activity();
+    activity.idle()?;
     let job = Arc::new(Job::default());
-    *job.lock() = View { run: id, what, ..View::default() };
-    app.claim_job(job.clone())?;
+    *job.lock() = View { run: id, project: project.id(), what, ..View::default() };
     let (own, project, mine) = (app.clone(), project.clone(), job.clone());
     let body = move || {
         let work = || match wanted {
@@ -106,15 +109,14 @@ pub fn begin(app: &Arc<App>, project: &Arc<Project>, id: u32, wanted: Wanted) ->
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
             Err(Error::Internal { doing: "working", message: "the job's thread panicked".into() })
         });
+        // Who cancels knows.
+        let failure = done.err().filter(|error| !matches!(error, Error::Interrupted));
         let mut view = mine.lock();
-        view.ended = true;
-        view.error = done.err().map(|error| error.to_string());
+        (view.ended, view.error) = (true, failure.map(|error| error.to_string()));
     };
     let thread = std::thread::Builder::new().name("job".into()).spawn(body);
-    if let Err(error) = thread {
-        job.lock().ended = true;
-        return Err(Error::io("the job's thread", "start", error));
-    }
+    let thread = thread.map_err(|error| Error::io("the job's thread", "start", error))?;
+    activity.begin_job(job, thread);
     Ok(())
 }
 
@@ -138,9 +140,11 @@ fn compare(
         let rows = parse_rows(bytes, origin, None)?.rows;
         Ok::<_, Error>(Set { name: name.into(), origin: origin.into(), rows })
     };
+    let trained = set("flagged, trained on", "the flags", &read(&train, "the flags")?)?;
+    let mut asked: Vec<String> = trained.rows.iter().map(|row| row.prompt.last_text().to_owned()).collect();
     let mut flagged = match held_out.is_file() {
         true => set("flagged, held out", "the held-out flags", &read(&held_out, "the held-out flags")?)?,
-        false => set("flagged, trained on", "the flags", &read(&train, "the flags")?)?,
+        false => trained,
     };
     // Of several flags of a prompt, one answer is enough.
     let mut seen: Vec<Prompt> = Vec::new();
@@ -151,26 +155,30 @@ fn compare(
         }
     });
     // The built-in model knows only its help desk, and so do its meters.
-    let ordinary = match is_tiny {
+    let mut ordinary = match is_tiny {
         true => set("help desk, held out", tiny::HELD_OUT.0, tiny::HELD_OUT.1)?,
         false => set("ordinary", ORDINARY.0, ORDINARY.1)?,
     };
+    // A question that was flagged in whatever conversation is not an ordinary one.
+    asked.extend(flagged.rows.iter().map(|row| row.prompt.last_text().to_owned()));
+    ordinary.rows.retain(|row| !asked.iter().any(|asked| asked == row.prompt.last_text()));
     flagged.rows.retain(|row| !is_tiny || tiny::Prompt::parse(row.prompt.last_text()).is_some());
     let sets = [flagged, ordinary].into_iter().filter(|set| !set.rows.is_empty()).collect();
     let mut meters = Vec::new();
     if !unwanted.trim().is_empty() {
-        meters.push(unwanted.trim().parse::<Spec>().map_err(|error| {
-            Error::input(
-                "the unwanted habit",
-                "a meter",
-                error,
-                "write match: and words, as in match:as an ai",
-            )
-        })?);
+        // A rule alone: another meter could run a command.
+        let fix = "write match: and words, as in match:as an ai";
+        let rule = unwanted.trim().parse::<Rule>();
+        let rule = rule.map_err(|error| Error::input("the unwanted habit", "a rule", error, fix))?;
+        meters.push(Spec::Rule(rule));
     }
     let others = if is_tiny { ["tiny-hostile", "tiny-topic"] } else { ["lexicon", "refusal"] };
-    meters.extend(others.iter().map(|name| name.parse::<Spec>().expect("a built-in meter")));
-    meters.dedup();
+    for name in others {
+        let meter: Spec = name.parse().expect("a built-in meter");
+        if !meters.contains(&meter) {
+            meters.push(meter);
+        }
+    }
     let compared = Compared {
         base: &base,
         model: project.model.clone(),

@@ -52,6 +52,8 @@ pub struct Sampled {
 pub struct View {
     /// The run's number.
     pub id: u32,
+    /// The project's folder.
+    pub project: String,
     /// What it is doing.
     pub stage: Stage,
     /// The phase, with its items.
@@ -82,9 +84,9 @@ pub struct Live {
 }
 
 impl Live {
-    /// Run `id`, before it begins.
-    pub fn new(id: u32) -> Arc<Self> {
-        let view = Mutex::new(View { id, ..View::default() });
+    /// Run `id` of a project, before it begins.
+    pub fn new(project: String, id: u32) -> Arc<Self> {
+        let view = Mutex::new(View { id, project, ..View::default() });
         Arc::new(Self { view, pause: AtomicBool::new(false), finish: AtomicBool::new(false) })
     }
 

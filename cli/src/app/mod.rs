@@ -18,7 +18,8 @@ pub mod runs;
 pub mod votes;
 pub mod workspace;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::args::{GpuArgs, WeightArgs};
@@ -27,7 +28,7 @@ use aweigh::error::{Error, Result};
 use current::Current;
 use jobs::Job;
 use live::Live;
-use workspace::Workspace;
+use workspace::{Project, Workspace};
 
 /// What the app was started with.
 #[derive(Debug, Clone)]
@@ -48,88 +49,122 @@ pub struct App {
     pub workspace: Workspace,
     /// The model that answers.
     pub current: Arc<Current>,
-    run: Mutex<Option<Arc<Live>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    job: Mutex<Option<Arc<Job>>>,
+    /// What uses the GPU besides the chat. Whoever changes it, or the open model, holds the lock.
+    activity: Mutex<Activity>,
+    ending: AtomicBool,
+}
+
+/// The run and the work that were begun last, and their threads. They may have ended.
+#[derive(Default)]
+pub struct Activity {
+    run: Option<Arc<Live>>,
+    job: Option<Arc<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Activity {
+    /// Fails while a run or other work goes on.
+    ///
+    /// # Errors
+    /// [`Error::Input`], which says what goes on.
+    pub fn idle(&self) -> Result<()> {
+        if let Some(live) = self.run.as_ref().filter(|live| live.goes_on()) {
+            let found = format!("run {} goes on", live.view().id);
+            return Err(busy(found, "pause it, or wait until it has ended"));
+        }
+        match self.job.as_ref().map(|job| job.view()).filter(|view| !view.ended) {
+            Some(view) => Err(busy(format!("{} of run {} goes on", view.what, view.run), "wait for it")),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins a run: nothing else goes on.
+    pub fn begin_run(&mut self, live: Arc<Live>, thread: JoinHandle<()>) {
+        self.run = Some(live);
+        self.keep(thread);
+    }
+
+    /// Begins other work: nothing else goes on.
+    pub fn begin_job(&mut self, job: Arc<Job>, thread: JoinHandle<()>) {
+        self.job = Some(job);
+        self.keep(thread);
+    }
+
+    fn keep(&mut self, thread: JoinHandle<()>) {
+        self.threads.retain(|thread| !thread.is_finished());
+        self.threads.push(thread);
+    }
+
+    /// Forgets run `id` of `project`, which is removed.
+    pub fn forget(&mut self, project: &Project, id: u32) {
+        let is_it = |view: &live::View| view.id == id && view.project == project.id();
+        self.run = self.run.take().filter(|live| !is_it(&live.view()));
+        let is_it = |view: &jobs::View| view.run == id && view.project == project.id();
+        self.job = self.job.take().filter(|job| !is_it(&job.view()));
+    }
 }
 
 impl App {
     /// An app with its files in `workspace`.
     pub fn new(settings: Settings, workspace: Workspace) -> Arc<Self> {
         let current = Arc::new(Current::new(settings.clone()));
-        let (run, thread, job) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
-        Arc::new(Self { settings, workspace, current, run, thread, job })
+        let (activity, ending) = (Mutex::new(Activity::default()), AtomicBool::new(false));
+        Arc::new(Self { settings, workspace, current, activity, ending })
     }
 
-    /// The run that was started last, which may have ended.
-    pub fn live(&self) -> Option<Arc<Live>> {
-        self.run.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What uses the GPU besides the chat.
+    pub fn activity(&self) -> MutexGuard<'_, Activity> {
+        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The work that was begun last, which may have ended.
-    pub fn job(&self) -> Option<Arc<Job>> {
-        self.job.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The run of `project` that was begun last, which may have ended.
+    pub fn live(&self, project: &Project) -> Option<Arc<Live>> {
+        self.activity().run.clone().filter(|live| live.view().project == project.id())
     }
 
-    /// Fails while a run or other work goes on.
+    /// The work on `project` that was begun last, which may have ended.
+    pub fn job(&self, project: &Project) -> Option<Arc<Job>> {
+        self.activity().job.clone().filter(|job| job.view().project == project.id())
+    }
+
+    /// Opens the project of the model `name`, and begins to load the model.
     ///
     /// # Errors
-    /// [`Error::Input`], which says what goes on.
-    pub fn idle(&self) -> Result<()> {
-        if let Some(live) = self.live().filter(|live| live.goes_on()) {
-            let found = format!("run {} goes on", live.view().id);
-            return Err(busy(found, "pause it, or wait until it has ended"));
-        }
-        match self.job().map(|job| job.view()).filter(|view| !view.ended) {
-            Some(view) => Err(busy(format!("{} of run {} goes on", view.what, view.run), "wait for it")),
-            None => Ok(()),
-        }
-    }
-
-    /// Makes `live` the run that goes on.
-    ///
-    /// # Errors
-    /// As [`App::idle`].
-    fn claim(&self, live: Arc<Live>) -> Result<()> {
-        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        if run.as_ref().is_some_and(|run| run.goes_on()) {
-            return Err(busy("a run goes on".into(), "pause it, or wait until it has ended"));
-        }
-        *run = Some(live);
+    /// A model that is not there, flags that cannot be read, a run or other work that goes on.
+    pub fn open(&self, name: &str) -> Result<()> {
+        let name = models::identity(name)?;
+        let activity = self.activity();
+        activity.idle()?;
+        let project = match self.current.project().filter(|own| own.model == name) {
+            Some(own) => {
+                own.reload()?;
+                own
+            }
+            None => Arc::new(self.workspace.project(&name)?),
+        };
+        self.current.open(project);
         Ok(())
     }
 
-    fn keep_thread(&self, thread: JoinHandle<()>) {
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-    }
-
-    /// Makes `job` the work that goes on.
-    ///
-    /// # Errors
-    /// As [`App::idle`].
-    fn claim_job(&self, job: Arc<Job>) -> Result<()> {
-        let mut own = self.job.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(live) = self.live().filter(|live| live.goes_on()) {
-            let found = format!("run {} goes on", live.view().id);
-            return Err(busy(found, "pause it, or wait until it has ended"));
-        }
-        if own.as_ref().is_some_and(|own| !own.view().ended) {
-            return Err(busy("other work goes on".into(), "wait for it"));
-        }
-        *own = Some(job);
-        Ok(())
+    /// Whether the app is ending: nothing new is begun.
+    pub fn ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
     }
 
     /// Ends everything: a run saves its state first, so that it can be resumed.
     pub fn end(&self) {
-        if let Some(job) = self.job() {
-            job.cancel();
-        }
-        if let Some(live) = self.live() {
-            live.pause();
-        }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        self.ending.store(true, Ordering::SeqCst);
+        let threads = {
+            let mut activity = self.activity();
+            if let Some(job) = &activity.job {
+                job.cancel();
+            }
+            if let Some(live) = &activity.run {
+                live.pause();
+            }
+            std::mem::take(&mut activity.threads)
+        };
+        for thread in threads {
             let _ = thread.join();
         }
         self.current.close(None);

@@ -1,5 +1,7 @@
 //! The models that a user can open, and what one of them takes, before anything is loaded.
 
+use std::path::Path;
+
 use serde::Serialize;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -9,7 +11,7 @@ use crate::open;
 use crate::server::engine::USUAL_CONTEXT;
 use aweigh::config::{PartialConfig, RunConfig};
 use aweigh::data::{ORDINARY, parse_rows};
-use aweigh::error::Result;
+use aweigh::error::{Error, Result};
 use aweigh::files::hub;
 use aweigh::gpu::{DEFAULT_BINDING, Memory, chosen_adapter};
 use aweigh::model::{ModelBytes, Training};
@@ -46,6 +48,23 @@ pub fn known(app: &App) -> Vec<Known> {
         }
     }
     all
+}
+
+/// The name that a model is known by: a path in full, so that it is the same model from wherever the app is
+/// started.
+///
+/// # Errors
+/// [`Error::Input`] if there is no such path, and no such name could be on the Hub.
+pub fn identity(name: &str) -> Result<String> {
+    let path = Path::new(name);
+    if name == tiny::NAME || !path.exists() && hub::Name::parse(name).is_some() {
+        return Ok(name.to_owned());
+    }
+    let full = path.canonicalize().map_err(|_| {
+        let fix = "give a folder, a GGUF file, a name on the Hub (owner/name), or \"tiny\"";
+        Error::input("the model", "a model that exists", name, fix)
+    })?;
+    Ok(full.to_string_lossy().into_owned())
 }
 
 /// Prompts to begin with: a help desk's customers for the built-in model, ordinary questions for others.

@@ -20,9 +20,10 @@ use std::sync::Arc;
 
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post, put};
-use axum::{Json, Router};
+use axum::{Json, Router, middleware};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -66,12 +67,25 @@ pub fn routes(app: Arc<App>) -> Router {
         .route("/app/runs/{id}/files/{item}/{name}", get(file_of))
         .route("/app/work", delete(cancel))
         .route("/app/votes", post(vote))
-        .route("/v1/{*path}", any(protocol));
+        .route("/v1/{*path}", any(protocol))
+        .route("/health", any(protocol));
     for (path, kind, text) in page::FILES {
         all = all.route(path, get(move || async move { page::file(kind, text) }));
     }
     let nowhere = || async { Refusal::new(StatusCode::NOT_FOUND, "there is no such path").into_response() };
+    let all = all.layer(middleware::from_fn_with_state(app.clone(), same_project));
     guarded(all.fallback(nowhere).with_state(app), Access { loopback: true, key: None })
+}
+
+/// A page says which project it shows, so that nothing of it goes into another one that was opened meanwhile.
+async fn same_project(State(app): Shared, request: Request, next: Next) -> Response {
+    let shown = request.headers().get("aweigh-project").and_then(|value| value.to_str().ok());
+    let open = app.current.project().map(|project| project.id()).unwrap_or_default();
+    if shown.is_some_and(|shown| shown != open) {
+        let message = "another model was opened on another page: reload this one";
+        return Refusal::new(StatusCode::CONFLICT, message).into_response();
+    }
+    next.run(request).await
 }
 
 /// Does blocking work on a thread of its own.
@@ -102,7 +116,9 @@ async fn on_project<T: Serialize + Send + 'static>(
     answered(blocking(move || work(&app, &project(&app)?)).await?)
 }
 
-async fn protocol(State(app): Shared, request: Request) -> Response {
+async fn protocol(State(app): Shared, mut request: Request) -> Response {
+    // The parts of the path are found again by the model's own routes.
+    request.extensions_mut().clear();
     match app.current.routes() {
         Some(routes) => routes.oneshot(request).await.into_response(),
         None => {
@@ -113,19 +129,24 @@ async fn protocol(State(app): Shared, request: Request) -> Response {
 }
 
 async fn state(State(app): Shared) -> Answered {
-    let project = app.current.project();
-    let flags = project.as_ref().map(|project| {
-        let flags = project.flags();
-        json!({ "count": flags.all().len(), "revision": flags.revision() })
-    });
-    answered(json!({
-        "version": env!("CARGO_PKG_VERSION"), "folder": app.workspace.folder(),
-        "project": project.as_ref().map(|project| &project.model),
-        "project_folder": project.as_ref().map(|project| &project.folder),
-        "last": app.workspace.last_model(),
-        "model": app.current.status(), "flags": flags,
-        "run": app.live().map(|live| live.view()), "work": app.job().map(|job| job.view()),
-    }))
+    let told = move || {
+        let project = app.current.project();
+        let flags = project.as_ref().map(|project| {
+            let flags = project.flags();
+            json!({ "count": flags.all().len(), "revision": flags.revision() })
+        });
+        let run = project.as_ref().and_then(|project| app.live(project)).map(|live| live.view());
+        let work = project.as_ref().and_then(|project| app.job(project)).map(|job| job.view());
+        Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"), "folder": app.workspace.folder(),
+            "project": project.as_ref().map(|project| &project.model),
+            "project_id": project.as_ref().map(|project| project.id()),
+            "project_folder": project.as_ref().map(|project| &project.folder),
+            "last": app.workspace.last_model(),
+            "model": app.current.status(), "flags": flags, "run": run, "work": work,
+        }))
+    };
+    answered(blocking(told).await?)
 }
 
 async fn known(State(app): Shared) -> Answered {
@@ -155,13 +176,7 @@ async fn describe(State(app): Shared, body: Body) -> Answered {
 
 async fn open(State(app): Shared, body: Body) -> Answered {
     let name = read::<Named>(body)?.checked()?;
-    blocking(move || {
-        app.idle()?;
-        let project = app.workspace.project(&name)?;
-        app.current.open(Arc::new(project));
-        Ok(())
-    })
-    .await?;
+    blocking(move || app.open(&name)).await?;
     answered(json!({}))
 }
 
@@ -238,11 +253,7 @@ async fn all_runs(State(app): Shared) -> Answered {
 
 async fn start(State(app): Shared, body: Body) -> Answered {
     let wanted: runs::Wanted = read(body)?;
-    on_project(app, move |app, project| {
-        app.idle()?;
-        Ok(json!({ "id": runs::start(app, project, &wanted)? }))
-    })
-    .await
+    on_project(app, move |app, project| Ok(json!({ "id": runs::start(app, project, &wanted)? }))).await
 }
 
 async fn one_run(State(app): Shared, Path(id): Path<u32>) -> Answered {
@@ -261,7 +272,9 @@ async fn remove_run(State(app): Shared, Path(id): Path<u32>) -> Answered {
 
 /// The run `id`, if it goes on.
 fn going(app: &App, id: u32) -> std::result::Result<Arc<super::live::Live>, Refusal> {
-    let live = app.live().filter(|live| live.goes_on() && live.view().id == id);
+    let project = app.current.project();
+    let live = project.and_then(|project| app.live(&project));
+    let live = live.filter(|live| live.goes_on() && live.view().id == id);
     live.ok_or_else(|| Refusal::new(StatusCode::CONFLICT, format!("run {id} does not go on")))
 }
 
@@ -282,11 +295,7 @@ struct Resumed {
 
 async fn resume(State(app): Shared, Path(id): Path<u32>, body: Body) -> Answered {
     let Resumed { keep_chat } = read(body)?;
-    on_project(app, move |app, project| {
-        app.idle()?;
-        runs::resume(app, project, id, keep_chat)
-    })
-    .await
+    on_project(app, move |app, project| runs::resume(app, project, id, keep_chat)).await
 }
 
 async fn work(State(app): Shared, Path(id): Path<u32>, body: Body) -> Answered {
@@ -295,7 +304,8 @@ async fn work(State(app): Shared, Path(id): Path<u32>, body: Body) -> Answered {
 }
 
 async fn cancel(State(app): Shared) -> Answered {
-    if let Some(job) = app.job() {
+    let project = app.current.project();
+    if let Some(job) = project.and_then(|project| app.job(&project)) {
         job.cancel();
     }
     answered(json!({}))

@@ -1,22 +1,24 @@
 //! Runs of the app: their settings, plans, starts and results.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::App;
+use super::flags::split;
 use super::live::{Live, Stage, Watch};
 use super::workspace::{Project, create};
+use super::{Activity, App};
 use crate::commands::align;
 use crate::commands::plan::binding;
 use crate::open;
 use crate::report_page::{Run, drawn, told, told_eval};
 use aweigh::config::{GpuFlags, Layer, PartialConfig, Preset, RunConfig};
 use aweigh::error::{Error, Result};
-use aweigh::files::{RunFolder, Source, read_text, write_whole};
+use aweigh::files::{RunFolder, Source, checkpoint, entries, read_text, write_whole};
 use aweigh::run::{self, Material, Place, Planned, RunFiles, Saving, savings};
 use aweigh::tiny;
 
@@ -57,6 +59,8 @@ pub struct Plan {
 
 /// The learning rate that moves the built-in model, which is much smaller than others.
 const TINY_RATE: f64 = 1e-3;
+/// Steps between the evaluations of its runs, which are short.
+const TINY_EVAL_STEPS: usize = 4;
 /// Flagged answers that a run of a habit trains on, each as often as that takes: 20 steps of 4, with which
 /// habits of SmolLM2 became rare (docs/figures.md). Flags are few: more than `MOST_EPOCHS` times is no help.
 const TRAINED_ON: f64 = 80.0;
@@ -67,26 +71,25 @@ const OWN: [&str; 4] = ["model.model", "data.train", "data.eval", "output.output
 
 /// The settings of run `id` of `project`, whose flags are written for it.
 fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<RunConfig> {
-    let (train, held_out) = {
-        let flags = project.flags();
-        if flags.all().is_empty() {
-            let fix = "chat with the model, and flag the answers that you do not want";
-            return Err(Error::input("flags", "at least one", "none", fix));
-        }
-        flags.split()
-    };
+    let flags = project.flags().all().to_vec();
+    if flags.is_empty() {
+        let fix = "chat with the model, and flag the answers that you do not want";
+        return Err(Error::input("flags", "at least one", "none", fix));
+    }
+    let (train, held_out) = split(&flags);
     let more = Layer::from_toml(&wanted.more, "settings")?;
     if let Some(own) = OWN.into_iter().find(|own| more.has(own)) {
         let fix = "remove it: the app sets it";
         return Err(Error::input(format!("settings: {own}"), "none", "one", fix));
     }
     let [of_train, of_held_out] = project.data(id);
-    create(&project.folder.join("data"))?;
-    write_whole(&of_train, train.as_bytes())?;
     let mut below = PartialConfig { gpu: gpu_flags(app), ..PartialConfig::default() };
     if project.model == tiny::NAME {
         below.train.learning_rate = Some(TINY_RATE);
         below.anchors.max_new_tokens = Some(tiny::MAX_NEW_TOKENS);
+        // Without it a third of the anchors would be rude too.
+        below.anchors.safety_instruction = Some(tiny::SAFETY_INSTRUCTION.into());
+        below.stop.eval_steps = Some(TINY_EVAL_STEPS);
     }
     if wanted.preset.is_none() {
         let epochs = TRAINED_ON / train.lines().count().max(1) as f64;
@@ -103,12 +106,9 @@ fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<Ru
     }
     let mut own = PartialConfig::default();
     own.model.model = Some(project.model.clone());
-    own.data.train = Some(of_train);
+    own.data.train = Some(of_train.clone());
     own.data.eval = held_out.as_ref().map(|_| of_held_out.clone());
     own.output.output_dir = Some(project.run(id));
-    if let Some(held_out) = held_out {
-        write_whole(&of_held_out, held_out.as_bytes())?;
-    }
     let mut layers = vec![Layer::from_flags(below)];
     layers.extend(wanted.preset.map(Preset::layer));
     layers.extend([Layer::from_flags(page), more, Layer::from_flags(own)]);
@@ -116,6 +116,12 @@ fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<Ru
     if !config.lora.enabled {
         let fix = "leave it out, or run `aweigh align` with these flags";
         return Err(Error::input("settings: lora.enabled", "true: the app keeps adapters", "false", fix));
+    }
+    create(&project.folder.join("data"))?;
+    write_whole(&of_train, train.as_bytes())?;
+    match held_out {
+        Some(held_out) => write_whole(&of_held_out, held_out.as_bytes())?,
+        None => drop(fs::remove_file(&of_held_out)),
     }
     Ok(config)
 }
@@ -164,59 +170,61 @@ pub fn plan(app: &App, project: &Project, wanted: &Wanted) -> Result<Plan> {
 /// Starts a run, and returns its number.
 ///
 /// # Errors
-/// Flags or settings that a run refuses; another run that goes on.
+/// Flags or settings that a run refuses; another run or work that goes on.
 pub fn start(app: &Arc<App>, project: &Arc<Project>, wanted: &Wanted) -> Result<u32> {
-    let id = project.next_run();
+    let mut activity = app.activity();
+    activity.idle()?;
+    prepared(app, project, NO_RUN, wanted)?;
+    let id = project.new_run()?;
     let config = prepared(app, project, id, wanted)?;
     create(&project.folder.join("runs"))?;
-    begin(app, project, id, (config, Place::New { overwrite: false }), wanted.keep_chat)?;
+    let place = Place::New { overwrite: false };
+    begin(app, &mut activity, (project, id), (config, place), wanted.keep_chat)?;
     Ok(id)
 }
 
 /// Resumes a run from its last checkpoint.
 ///
 /// # Errors
-/// A run that has ended or has no checkpoint; another run that goes on.
+/// A run that has ended or has no checkpoint; another run or work that goes on.
 pub fn resume(app: &Arc<App>, project: &Arc<Project>, id: u32, keep_chat: bool) -> Result<()> {
+    let mut activity = app.activity();
+    activity.idle()?;
     let folder = RunFolder::resume(&project.run(id), "the run")?;
     let flags = PartialConfig { gpu: gpu_flags(app), ..PartialConfig::default() };
     let config = align::settings_of(&project.run(id), flags)?;
-    begin(app, project, id, (config, Place::Resume(folder)), keep_chat)
+    begin(app, &mut activity, (project, id), (config, Place::Resume(folder)), keep_chat)
 }
 
 fn begin(
     app: &Arc<App>,
-    project: &Arc<Project>,
-    id: u32,
+    activity: &mut Activity,
+    (project, id): (&Arc<Project>, u32),
     (config, place): (RunConfig, Place),
     keep_chat: bool,
 ) -> Result<()> {
-    let live = Live::new(id);
-    app.claim(live.clone())?;
-    let (own, project) = (app.clone(), project.clone());
-    let watched = live.clone();
+    let live = Live::new(project.id(), id);
+    let (own, project, running) = (app.clone(), project.clone(), live.clone());
     let body = move || {
-        if !keep_chat {
+        let closes = !keep_chat && own.current.is_open();
+        if closes {
             own.current.close(Some("a run uses the GPU; the model answers again when it has ended".into()));
+            own.current.settle();
         }
-        let work = || work(&own, &project, (config, place), &live);
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let work = || work(&own, &project, (config, place), &running);
+        let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
             Err(Error::Internal { doing: "aligning", message: "the run's thread panicked".into() })
         });
-        if !keep_chat {
+        if closes && !own.ending() {
             own.current.open(project.clone());
         } else if ended.is_ok() {
             own.current.add_run(&project, id);
         }
-        live.ended(&ended);
+        running.ended(&ended);
     };
     let thread = std::thread::Builder::new().name("run".into()).spawn(body);
-    let thread = thread.map_err(|error| {
-        let error = Error::io("the run's thread", "start", error);
-        watched.ended(&Err(Error::Interrupted));
-        error
-    })?;
-    app.keep_thread(thread);
+    let thread = thread.map_err(|error| Error::io("the run's thread", "start", error))?;
+    activity.begin_run(live, thread);
     Ok(())
 }
 
@@ -231,8 +239,8 @@ fn work(app: &App, project: &Project, (config, place): (RunConfig, Place), live:
 /// How far run `id` is.
 pub fn stage(app: &App, project: &Project, id: u32) -> Stage {
     let folder = project.run(id);
-    match app.live() {
-        Some(live) if live.view().id == id => live.view().stage,
+    match app.live(project).map(|live| live.view()).filter(|view| view.id == id) {
+        Some(view) => view.stage,
         _ if folder.join("summary.json").is_file() => Stage::Finished,
         _ if folder.join("config.toml").is_file() => Stage::Paused,
         _ => Stage::Failed,
@@ -248,7 +256,10 @@ pub fn list(app: &App, project: &Project) -> Vec<Value> {
             "kept_step": summary["kept_step"], "finished": summary["finished"],
         })
     };
-    project.runs().into_iter().rev().map(one).collect()
+    // A run that has failed at once has no folder.
+    let mut ids = project.runs();
+    ids.extend(app.live(project).map(|live| live.view().id).filter(|id| !ids.contains(id)));
+    ids.into_iter().rev().map(one).collect()
 }
 
 fn summary(project: &Project, id: u32) -> Value {
@@ -275,7 +286,7 @@ pub fn comparison(project: &Project, id: u32) -> Option<Value> {
 /// As [`read`].
 pub fn details(app: &App, project: &Project, id: u32) -> Result<Value> {
     let stage = stage(app, project, id);
-    let view = app.live().map(|live| live.view()).filter(|view| view.id == id);
+    let view = app.live(project).map(|live| live.view()).filter(|view| view.id == id);
     let run = match read(project, id) {
         Ok(run) => run,
         // It has written nothing yet.
@@ -285,11 +296,20 @@ pub fn details(app: &App, project: &Project, id: u32) -> Result<Value> {
     let rows = |path: &Path| fs::read_to_string(path).map_or(0, |text| text.lines().count());
     let [train, held_out] = project.data(id).map(|path| rows(&path));
     Ok(json!({
-        "id": id, "stage": stage, "live": view, "train": train, "held_out": held_out,
+        "id": id, "stage": stage, "resumable": resumable(project, id), "live": view,
+        "train": train, "held_out": held_out,
         "summary": run.summary, "charts": drawn(std::slice::from_ref(&run)), "told": told(&run),
         "settings": run.config, "comparison": comparison(project, id).as_ref().map(told_eval),
         "folder": project.run(id),
     }))
+}
+
+/// Whether run `id` has not ended, and has a checkpoint.
+fn resumable(project: &Project, id: u32) -> bool {
+    let folder = project.run(id);
+    let names = entries(&folder, "the run").unwrap_or_default();
+    let begun = |name: &String| name.starts_with(checkpoint::PREFIX) || name.starts_with(checkpoint::DRAWN);
+    names.iter().any(begun) && !folder.join("summary.json").exists()
 }
 
 /// Removes run `id` and what was made from it.
@@ -297,14 +317,19 @@ pub fn details(app: &App, project: &Project, id: u32) -> Result<Value> {
 /// # Errors
 /// A run that goes on, [`Error::Io`].
 pub fn remove(app: &App, project: &Project, id: u32) -> Result<()> {
-    if app.live().is_some_and(|live| live.goes_on() && live.view().id == id) {
-        return Err(Error::input("the run", "one that has ended", "one that goes on", "pause it first"));
-    }
+    let mut activity = app.activity();
+    activity.idle()?;
     app.current.drop_run(id);
-    let folder = project.run(id);
-    fs::remove_dir_all(&folder).map_err(|error| Error::io(&folder, "remove", error))?;
-    let _ = fs::remove_dir_all(project.exports(id));
-    let _ = fs::remove_file(project.comparison(id));
-    project.data(id).iter().for_each(|path| drop(fs::remove_file(path)));
+    for folder in [project.exports(id), project.run(id)] {
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(|error| Error::io(&folder, "remove", error))?;
+        }
+    }
+    for file in project.data(id).iter().chain([&project.comparison(id)]) {
+        if file.exists() {
+            fs::remove_file(file).map_err(|error| Error::io(file, "remove", error))?;
+        }
+    }
+    activity.forget(project, id);
     Ok(())
 }

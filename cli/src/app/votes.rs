@@ -1,7 +1,5 @@
 //! The user's own choices between an answer before and an answer after a run.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -9,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::workspace::Project;
 use crate::server::engine::now;
-use aweigh::error::{Error, Result};
+use aweigh::error::Result;
 use aweigh::eval::compare::LEAST_PROMPTS;
 use aweigh::eval::stats::mean;
+use aweigh::files::{read_text, write_whole};
 
 /// Which of two answers is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,9 +55,8 @@ fn path(project: &Project) -> PathBuf {
 pub fn add(project: &Project, vote: Vote) -> Result<()> {
     let path = path(project);
     let line = json!(Vote { time: now(), ..vote }).to_string() + "\n";
-    let file = OpenOptions::new().create(true).append(true).open(&path);
-    let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
-    written.map_err(|error| Error::io(&path, "write", error))
+    let before = if path.exists() { read_text(&path, "votes")? } else { String::new() };
+    write_whole(&path, (before + &line).as_bytes())
 }
 
 /// The blind votes on run `id`, and the others: how often each choice was made. Of the blind ones also the

@@ -4,7 +4,7 @@
 //! | file | content |
 //! |---|---|
 //! | `last.json` | the model that was open last |
-//! | `MODEL/project.json` | the model's name, as the user gave it |
+//! | `MODEL/project.json` | the model's name, as the user gave it, and the number of the last run |
 //! | `MODEL/flagged.jsonl` | flagged answers, in TRL's unpaired form |
 //! | `MODEL/chats/ID.json` | a conversation |
 //! | `MODEL/runs/N` | the folder of a run, as `aweigh align` writes it |
@@ -13,7 +13,7 @@
 //! | `MODEL/votes.jsonl` | the user's choices between answers |
 //! | `MODEL/exports/N` | the files that were made from run N |
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -64,12 +64,19 @@ impl Workspace {
         create(path)?;
         let place = path.join(".lock");
         let lock = File::create(&place).map_err(|error| Error::io(&place, "create", error))?;
-        if lock.try_lock().is_err() {
-            let found = format!("{}, which another `aweigh app` uses", path.display());
-            let fix = "use that one's page, or give another folder";
-            return Err(Error::input("--dir", "a folder that no other app uses", found, fix));
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let found = format!("{}, which another `aweigh app` uses", path.display());
+                let fix = "use that one's page, or give another folder";
+                return Err(Error::input("--dir", "a folder that no other app uses", found, fix));
+            }
+            // Some network folders have no locks.
+            Err(TryLockError::Error(error)) => log::warn!("{}: cannot be locked: {error}", place.display()),
         }
-        Ok(Self { folder: path.into(), _lock: lock })
+        // A run's settings name its files: they must not depend on where the app is started.
+        let folder = path.canonicalize().map_err(|error| Error::io(path, "read", error))?;
+        Ok(Self { folder, _lock: lock })
     }
 
     /// The folder.
@@ -119,7 +126,9 @@ impl Workspace {
         let fits = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
         let name: String = last.chars().map(fits).collect();
         let name = name.trim_matches(['.', '-']).to_owned();
-        let name = if name.is_empty() { "model".into() } else { name };
+        // A name without a letter or digit, or one that Windows keeps for itself, is no folder's.
+        let kept = ["con", "prn", "aux", "nul"].iter().any(|own| name.eq_ignore_ascii_case(own));
+        let name = if name.is_empty() || kept { format!("model-{name}") } else { name };
         let numbered = (2..).map(|n| format!("{name}-{n}"));
         let mut paths = std::iter::once(name.clone()).chain(numbered).map(|name| self.folder.join(name));
         paths.find(|path| !path.exists()).expect("some number is free")
@@ -166,9 +175,31 @@ impl Project {
         all
     }
 
-    /// The number of the next run.
-    pub fn next_run(&self) -> u32 {
-        self.runs().last().map_or(1, |last| last + 1)
+    /// The number of a new run: no other run gets it, even if this one is removed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn new_run(&self) -> Result<u32> {
+        let path = self.folder.join(PROJECT);
+        let known = json_of(&path).and_then(|project| project["last_run"].as_u64()).unwrap_or(0) as u32;
+        let id = known.max(self.runs().last().copied().unwrap_or(0)) + 1;
+        write_whole(&path, json!({ "model": self.model, "last_run": id }).to_string().as_bytes())?;
+        Ok(id)
+    }
+
+    /// The name of the project's folder.
+    pub fn id(&self) -> String {
+        self.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Reads the flags again, which may have been changed by hand.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the line that cannot be read.
+    pub fn reload(&self) -> Result<()> {
+        let read = Flags::open(self.folder.join("flagged.jsonl"))?;
+        *self.flags() = read;
+        Ok(())
     }
 }
 
@@ -180,10 +211,10 @@ mod tests {
     fn each_model_has_a_folder_of_its_own_and_is_found_again() {
         let folder = tempfile::tempdir().unwrap();
         let space = Workspace::open(folder.path()).unwrap();
-        let names = ["tiny", "owner/tiny", "/home/me/tiny", "../..", "owner-tiny", "ünï/cödé"];
+        let names = ["tiny", "owner/tiny", "/home/me/tiny", "../..", "owner-tiny", "ünï/cödé", "con", "AUX"];
         let folders: Vec<PathBuf> = names.iter().map(|name| space.project(name).unwrap().folder).collect();
         for (i, own) in folders.iter().enumerate() {
-            assert_eq!(own.parent(), Some(folder.path()), "{}", own.display());
+            assert_eq!(own.parent(), Some(space.folder()), "{}", own.display());
             assert!(!folders[..i].contains(own));
         }
         assert_eq!(space.project("owner/tiny").unwrap().folder, folders[1]);
@@ -198,11 +229,13 @@ mod tests {
     fn runs_are_numbered() {
         let folder = tempfile::tempdir().unwrap();
         let project = Workspace::open(folder.path()).unwrap().project("tiny").unwrap();
-        assert_eq!((project.runs(), project.next_run()), (vec![], 1));
+        assert_eq!((project.runs(), project.new_run().unwrap()), (vec![], 1));
         for id in [2, 10] {
             create(&project.run(id)).unwrap();
         }
         create(&project.folder.join("runs/other")).unwrap();
-        assert_eq!((project.runs(), project.next_run()), (vec![2, 10], 11));
+        assert_eq!((project.runs(), project.new_run().unwrap()), (vec![2, 10], 11));
+        fs::remove_dir_all(project.run(10)).unwrap();
+        assert_eq!(project.new_run().unwrap(), 12);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -68,7 +67,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let settings = Settings { gpu: args.gpu, weights: args.weights, output: *output };
     let app = App::new(settings, workspace);
     if let Some(model) = &args.model {
-        app.current.open(Arc::new(app.workspace.project(model)?));
+        app.open(model)?;
     }
     let url = format!("http://{address}/");
     announce(&url, &folder.display().to_string(), output)?;

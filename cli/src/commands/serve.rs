@@ -12,10 +12,11 @@ use crate::machine::without_folders;
 use crate::open;
 use crate::server::access::Access;
 use crate::server::api::{self, App};
-use crate::server::engine::{Engine, Models, USUAL_CONTEXT};
+use crate::server::engine::{Adapted, Engine, Models, USUAL_CONTEXT};
 use crate::server::{listen, runtime, serve};
 use crate::terminal::output::Output;
 use aweigh::error::{Error, Result};
+use aweigh::files::AdapterFiles;
 use aweigh::sample::Seating;
 
 /// Serve a model to programs that speak OpenAI's protocol.
@@ -109,15 +110,15 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let adapters = adapters.transpose()?;
     let model = open::model(&args.model, true, output)?.with_chat_template(args.chat_template.as_deref())?;
     let name = args.served_model_name.clone().unwrap_or_else(|| without_folders(&args.model));
-    let files = args.adapter.iter().map(|(own, folder)| {
+    // Before the model is loaded, so that a wrong adapter is an error at once.
+    for (own, folder) in &args.adapter {
         let taken = args.adapter.iter().filter(|(other, _)| other == own).count() > 1 || *own == name;
         if taken {
             let fix = "give each adapter a name of its own";
             return Err(Error::input("--adapter", "names that differ", format!("{own:?} twice"), fix));
         }
-        Ok((own.clone(), open::adapter(folder, "--adapter", &model, output)?))
-    });
-    let files = files.collect::<Result<Vec<_>>>()?;
+        AdapterFiles::open(folder, "--adapter")?.remarks(&model)?;
+    }
     let tokenizer = open::tokenizer(&model, output)?;
     let runtime = runtime()?;
     // Before the model is loaded, so that a port that is in use is an error at once.
@@ -130,14 +131,13 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         let expected = format!("2 to {}, the model's context", base.context());
         return Err(Error::input("--max-model-len", expected, most, "give a number in that range"));
     }
-    let decoder = |(name, files): (String, aweigh::files::AdapterFiles)| {
-        Ok((name, base.with_adapter(&gpu, &files.bytes().parse()?)?))
-    };
-    let adapted = files.into_iter().map(decoder).collect::<Result<Vec<_>>>()?;
+    let load = |own: (String, PathBuf)| Adapted::load(&gpu, (&model, &base), own, "--adapter", output);
+    let adapted = args.adapter.into_iter().map(load).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> =
-        std::iter::once(name.clone()).chain(adapted.iter().map(|(name, _)| name.clone())).collect();
+        std::iter::once(name.clone()).chain(adapted.iter().map(|own| own.name.clone())).collect();
     let seating = Seating { seats: args.max_num_seqs, context: most };
-    let models = Models { gpu, model, base, name, adapters: adapted };
+    let (options, weights) = (args.gpu, args.weights);
+    let models = Models { options, weights, gpu, model, base, name, adapters: adapted };
     let engine = Arc::new(Engine::start(models, seating, args.max_queue, *output)?);
     let access = Access { loopback: args.host.is_loopback(), key: key.map(str::to_owned) };
     let app =

@@ -10,12 +10,13 @@ use std::thread::JoinHandle;
 use pollster::block_on;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::args::{GpuArgs, WeightArgs};
 use crate::open;
 use crate::terminal::output::Output;
 use aweigh::error::{Error, Result};
 use aweigh::files::Model;
 use aweigh::gpu::Gpu;
-use aweigh::model::Decoder;
+use aweigh::model::{Decoder, ModelBytes};
 use aweigh::run::OpenGpu;
 use aweigh::sample::{Batch, Job, News, Seating, Ticket};
 
@@ -115,6 +116,10 @@ struct Shared {
 
 /// What is served.
 pub struct Models {
+    /// How the GPU is opened.
+    pub options: GpuArgs,
+    /// How the weights are stored.
+    pub weights: WeightArgs,
     /// The GPU.
     pub gpu: OpenGpu,
     /// The base model's files, which adapters are checked against.
@@ -123,9 +128,40 @@ pub struct Models {
     pub base: Decoder,
     /// The name that requests give for the base model.
     pub name: String,
-    /// The adapters: the names that requests give, and their decoders.
-    pub adapters: Vec<(String, Decoder)>,
+    /// The adapters.
+    pub adapters: Vec<Adapted>,
 }
+
+/// An adapter on the GPU.
+pub struct Adapted {
+    /// The name that requests give.
+    pub name: String,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its decoder, which shares the base model's weights.
+    pub decoder: Decoder,
+}
+
+impl Adapted {
+    /// Loads the adapter in `folder`, of the model `base`; `place` names it in messages.
+    ///
+    /// # Errors
+    /// An adapter that is missing, damaged or made for another model.
+    pub fn load(
+        gpu: &Gpu,
+        (model, base): (&Model, &Decoder),
+        (name, folder): (String, PathBuf),
+        place: &str,
+        output: &Output,
+    ) -> Result<Self> {
+        let files = open::adapter(&folder, place, model, output)?;
+        let decoder = base.with_adapter(gpu, &files.bytes().parse()?)?;
+        Ok(Self { name, folder, decoder })
+    }
+}
+
+/// How often in a row the GPU may be lost before a token is sampled.
+const LOSSES: u32 = 3;
 
 impl Engine {
     /// Starts the engine's thread. At most `most_waiting` requests wait for a seat.
@@ -134,12 +170,12 @@ impl Engine {
     /// When the room for answers exceeds the GPU's memory.
     pub fn start(models: Models, seating: Seating, most_waiting: usize, output: Output) -> Result<Self> {
         let decoders: Vec<&Decoder> =
-            [&models.base].into_iter().chain(models.adapters.iter().map(|(_, decoder)| decoder)).collect();
+            [&models.base].into_iter().chain(models.adapters.iter().map(|own| &own.decoder)).collect();
         let batch = Batch::new(&models.gpu, &decoders, seating)?;
         let vocab = models.base.config().vocab;
         let base = Served { name: models.name.clone(), parent: None, created: now() };
-        let adapter = |(name, _): &(String, Decoder)| Served {
-            name: name.clone(),
+        let adapter = |own: &Adapted| Served {
+            name: own.name.clone(),
             parent: Some(models.name.clone()),
             created: now(),
         };
@@ -283,11 +319,17 @@ pub fn now() -> u64 {
 
 /// The engine's thread.
 struct Worker {
+    options: GpuArgs,
+    weights: WeightArgs,
     gpu: OpenGpu,
     model: Model,
     /// The models by their keys; the base model's is 0.
     decoders: HashMap<u64, Decoder>,
     keys: HashMap<String, u64>,
+    /// The adapters' folders.
+    folders: HashMap<u64, PathBuf>,
+    /// Losses of the GPU since a token was sampled.
+    losses: u32,
     next_key: u64,
     batch: Batch,
     waiting: VecDeque<(Job, Listener)>,
@@ -298,12 +340,16 @@ struct Worker {
 
 impl Worker {
     fn new(models: Models, batch: Batch, shared: Arc<Shared>, output: Output) -> Self {
-        let Models { gpu, model, base, name, adapters } = models;
+        let Models { options, weights, gpu, model, base, name, adapters } = models;
         let mut worker = Self {
+            options,
+            weights,
             gpu,
             model,
             decoders: HashMap::from([(0, base)]),
             keys: HashMap::from([(name, 0)]),
+            folders: HashMap::new(),
+            losses: 0,
             next_key: 1,
             batch,
             waiting: VecDeque::new(),
@@ -311,15 +357,16 @@ impl Worker {
             shared,
             output,
         };
-        for (name, decoder) in adapters {
-            worker.add(name, decoder);
+        for adapted in adapters {
+            worker.add(adapted);
         }
         worker
     }
 
-    fn add(&mut self, name: String, decoder: Decoder) {
+    fn add(&mut self, Adapted { name, folder, decoder }: Adapted) {
         self.decoders.insert(self.next_key, decoder);
         self.keys.insert(name, self.next_key);
+        self.folders.insert(self.next_key, folder);
         self.next_key += 1;
     }
 
@@ -346,13 +393,50 @@ impl Worker {
             }
             let (gpu, decoders): (&Gpu, _) = (&self.gpu, &self.decoders);
             match block_on(self.batch.turn(gpu, &|key| &decoders[&key])) {
-                Ok(news) => self.tell(news),
+                Ok(news) => {
+                    self.losses = 0;
+                    self.tell(news);
+                }
+                Err(error @ Error::DeviceLost { .. }) if self.losses < LOSSES => {
+                    self.losses += 1;
+                    self.output.warn(format_args!("{error}; it is opened again"));
+                    let failure = Failure::Server(format!("{error}; ask again"));
+                    self.end_all(&failure);
+                    self.reopen()?;
+                }
                 Err(error) => {
                     self.end_all(&Failure::Server(error.to_string()));
                     return Err(error);
                 }
             }
         }
+    }
+
+    /// Opens a lost GPU again, and loads the models that were on it.
+    fn reopen(&mut self) -> Result<()> {
+        let seating = self.batch.seating();
+        self.decoders.clear();
+        self.gpu = open::gpu(&self.options)?;
+        let WeightArgs { quantize, offload } = self.weights;
+        let base = ModelBytes { quantize, offload, ..self.model.bytes() }.decoder_with(&self.gpu, None)?;
+        self.decoders.insert(0, base);
+        for (name, key) in self.keys.clone().into_iter().filter(|&(_, key)| key != 0) {
+            let of = (&self.model, &self.decoders[&0]);
+            let own = (name.clone(), self.folders[&key].clone());
+            match Adapted::load(&self.gpu, of, own, "the adapter", &self.output) {
+                Ok(adapted) => {
+                    self.decoders.insert(key, adapted.decoder);
+                }
+                Err(error) => {
+                    self.output.warn(format_args!("{name} is dropped: {error}"));
+                    self.keys.remove(&name);
+                    self.shared.change(|served| served.retain(|served| served.name != name));
+                }
+            }
+        }
+        let decoders: Vec<&Decoder> = self.decoders.values().collect();
+        self.batch = Batch::new(&self.gpu, &decoders, seating)?;
+        Ok(())
     }
 
     fn take(&mut self, command: Command) {
@@ -434,13 +518,14 @@ impl Worker {
                 fix,
             ));
         }
-        let files = open::adapter(folder, "lora_path", &self.model, &self.output)?;
-        let decoder = self.decoders[&0].with_adapter(&self.gpu, &files.bytes().parse()?)?;
+        let of = (&self.model, &self.decoders[&0]);
+        let own = (name.clone(), folder.to_owned());
+        let adapted = Adapted::load(&self.gpu, of, own, "lora_path", &self.output)?;
         let others = self.decoders.values().collect::<Vec<_>>();
-        self.batch.fit(&self.gpu, &[&others[..], &[&decoder]].concat())?;
+        self.batch.fit(&self.gpu, &[&others[..], &[&adapted.decoder]].concat())?;
         let parent = self.shared.served().first().map(|base| base.name.clone());
-        self.shared.change(|served| served.push(Served { name: name.clone(), parent, created: now() }));
-        self.add(name, decoder);
+        self.shared.change(|served| served.push(Served { name, parent, created: now() }));
+        self.add(adapted);
         Ok(())
     }
 
@@ -465,6 +550,7 @@ impl Worker {
         }
         self.batch.forget(key);
         self.decoders.remove(&key);
+        self.folders.remove(&key);
         Ok(())
     }
 }

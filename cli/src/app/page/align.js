@@ -1,7 +1,7 @@
 // Runs: what one will take, how it goes, what it did.
 
 import { Flags } from "./answer.js";
-import { bytes, chart, check, field, h, of, seconds } from "./dom.js";
+import { bytes, chart, check, field, h, of, redraw, seconds } from "./dom.js";
 
 const GOING = ["loading", "running", "pausing", "finishing"];
 
@@ -29,8 +29,8 @@ export function alignView(app) {
       drop.classList.remove("over");
       [...event.dataTransfer.files].forEach(take);
     } },
-    h("p", {}, "Drop a file of flagged answers here, or choose one: JSONL, JSON or CSV in TRL's forms, ",
-      "ShareGPT, Alpaca, Open WebUI's feedback."), picker, told);
+    h("p", {}, "Drop a file of flagged answers here, or choose one: JSONL, JSON, CSV or Parquet in TRL's ",
+      "forms, ShareGPT, Alpaca, Open WebUI's feedback."), picker, told);
 
   const preset = h("select", { onchange: replan },
     h("option", { value: "" }, "a habit that the model shows now and then"),
@@ -51,8 +51,8 @@ export function alignView(app) {
   } },
     h("h3", {}, "A run"),
     h("div", { class: "pair" }, field("What is flagged", preset), field("Steps, at most", steps)),
-    field("Words of the unwanted habit: a rule that counts it in held-out answers (you may leave this empty)",
-      unwanted),
+    field("Words of the unwanted habit, as a rule. It counts the habit in held-out answers and keeps answers "
+      + "with it out of the anchors. Without it, the model's own answers all count as good ones.", unwanted),
     keepChat.label,
     h("details", {}, h("summary", {}, "All other settings"),
       h("div", {}, field("As in a file for aweigh align --config", more))),
@@ -90,23 +90,24 @@ export function alignView(app) {
   }
 
   function drawFlags() {
-    const all = [...flags.byId.values()].reverse();
+    const all = flags.all.toReversed();
     many.replaceChildren(all.length
       ? `${of(all.length, "flagged answer")}. Ten or more let the run hold some out, to see whether it `
         + "helps on prompts that it has not trained on; thirty are a good start."
       : "No answer is flagged yet. ", ...(all.length ? [] : [h("a", { href: "#chat" }, "Chat and flag some"),
         ", or import a file."]));
     const last = (prompt) => (typeof prompt === "string" ? prompt : prompt.at(-1)?.content ?? "");
-    const text = (own) => (typeof own === "string" ? own : own[0].content);
-    table.replaceChildren(...(all.length ? [h("details", {}, h("summary", {}, "Show them"),
+    const text = (flag) => flags.text(flag);
+    const shown = all.length > 200 ? "Show the last 200" : "Show them";
+    redraw(table, all.length ? [h("details", {}, h("summary", {}, shown),
       h("div", { class: "scroll" }, h("table", {},
         h("thead", {}, h("tr", {}, ["prompt", "answer", "why", ""].map((name) =>
           h("th", { scope: "col" }, name || "remove")))),
         h("tbody", {}, all.slice(0, 200).map((flag) => h("tr", {},
-          h("td", {}, last(flag.prompt)), h("td", {}, text(flag.completion)), h("td", {}, flag.note),
+          h("td", {}, last(flag.prompt)), h("td", {}, text(flag)), h("td", {}, flag.note),
           h("td", {}, h("button", { type: "button", class: "plain",
-            "aria-label": `Take the flag on ${text(flag.completion).slice(0, 40)} back`,
-            onclick: () => remove(flag) }, "×"))))))))] : []));
+            "aria-label": `Take the flag on ${text(flag).slice(0, 40)} back`,
+            onclick: () => remove(flag) }, "×"))))))))] : []);
     if (!typed) unwanted.value = flags.rule ?? "";
     replan();
   }
@@ -124,7 +125,7 @@ export function alignView(app) {
   }
 
   async function showPlan() {
-    if (!flags.byId.size) {
+    if (!flags.all.length) {
       plan.replaceChildren();
       return;
     }
@@ -159,11 +160,11 @@ export function alignView(app) {
     if (key === listed) return;
     listed = key;
     chosen ??= all[0]?.id ?? null;
-    runs.replaceChildren(...(all.length ? [h("h2", {}, "Runs"), h("div", { class: "row" }, all.map((run) =>
+    redraw(runs, all.length ? [h("h2", {}, "Runs"), h("div", { class: "row" }, all.map((run) =>
       h("button", { type: "button", "aria-current": run.id === chosen ? "true" : null,
         class: run.id === chosen ? "main" : "",
         onclick: () => { chosen = run.id; listed = ""; tick(); } },
-      `Run ${run.id}: ${stageWords(run.stage)}`)))] : []));
+      `Run ${run.id}: ${stageWords(run.stage)}`)))] : []);
   }
 
   let shown = "";
@@ -178,14 +179,7 @@ export function alignView(app) {
     const key = JSON.stringify(run);
     if (key === shown) return;
     shown = key;
-    // What is open or focused stays so.
-    const open = [...detail.querySelectorAll("details[open] > summary")].map((one) => one.textContent);
-    const focused = document.activeElement?.id;
-    detail.replaceChildren(...runParts(app, run, () => keepChat.input.checked));
-    for (const one of detail.querySelectorAll("details > summary")) {
-      if (open.includes(one.textContent)) one.parentElement.open = true;
-    }
-    if (focused && !document.activeElement?.id) document.getElementById(focused)?.focus();
+    redraw(detail, runParts(app, run, () => keepChat.input.checked));
   }
 
   return {
@@ -202,19 +196,21 @@ export function alignView(app) {
 
 /// The parts of a run's page.
 function runParts(app, run, keepChat) {
-  const { id, stage, live, summary, told } = run;
+  const { id, stage, live, summary, told, resumable } = run;
   const button = (name, text, work, main) => h("button", { type: "button", id: `${name}-run`,
     class: main ? "main" : "", onclick: () => app.run(work) }, text);
   const remove = async () => {
     if (confirm(`Delete run ${id}, its result and what was made from it?`)) await app.engine.removeRun(id);
   };
   const buttons = [];
-  if (stage === "running" || stage === "loading") {
-    buttons.push(button("pause", "Pause", () => app.engine.pauseRun(id)),
-      button("finish", "Finish now, keep the best", () => app.engine.finishRun(id)));
+  if (["loading", "running", "finishing"].includes(stage)) {
+    buttons.push(button("pause", "Pause", () => app.engine.pauseRun(id)));
+    if (live?.phase === "training" && stage === "running") {
+      buttons.push(button("finish", "Finish now, keep the best", () => app.engine.finishRun(id)));
+    }
   } else if (stage === "paused" || stage === "failed") {
     const resume = () => app.engine.resumeRun(id, keepChat());
-    if (stage === "paused") buttons.push(button("resume", "Resume", resume, true));
+    if (resumable) buttons.push(button("resume", "Resume", resume, true));
     buttons.push(button("remove", "Delete this run", remove));
   } else if (stage === "finished") {
     buttons.push(h("a", { class: "button", href: "#compare" }, "Compare before and after"),

@@ -2,23 +2,52 @@
 
 import { h, marked } from "./dom.js";
 
+/// What a flag and an answer share: the prompt's messages and the answer's text.
+function keyOf(prompt, content) {
+  const messages = typeof prompt === "string" ? prompt : prompt.map((one) => [one.role, one.content]);
+  return JSON.stringify([messages, content]);
+}
+
 /// The flags, kept up to date.
 export class Flags {
   constructor(app) {
     this.app = app;
-    this.byId = new Map();
+    this.all = [];
+    this.byKey = new Map();
     this.revision = null;
     this.rule = null;
   }
 
   /// Reads them again if they have changed. Returns whether they had.
-  async sync(state, force) {
-    if (!state.flags || (!force && state.flags.revision === this.revision)) return false;
+  async sync(state) {
+    if (!state.flags || state.flags.revision === this.revision) return false;
     const { flags, revision, rule } = await this.app.engine.flags();
     // Empty fields are left out.
-    this.byId = new Map(flags.map((flag) => [flag.id, { note: "", parts: [], ...flag }]));
+    this.all = flags.map((flag) => ({ note: "", parts: [], ...flag }));
+    this.byKey = new Map(this.all.map((flag) => [keyOf(flag.prompt, this.text(flag)), flag]));
     [this.revision, this.rule] = [revision, rule];
     return true;
+  }
+
+  /// The flagged answer.
+  text({ completion }) {
+    return typeof completion === "string" ? completion : completion[0].content;
+  }
+
+  /// The flag of the answer `content` to `prompt`.
+  of(prompt, content) { return this.byKey.get(keyOf(prompt, content)); }
+
+  /// Flags an answer.
+  async add(prompt, content, { note, parts, model }) {
+    const completion = [{ role: "assistant", content }];
+    const { id } = await this.app.engine.addFlag({ prompt, completion, note, parts, model });
+    this.byKey.set(keyOf(prompt, content), { id, prompt, completion, note, parts, model });
+  }
+
+  /// Takes a flag back.
+  async remove(flag) {
+    await this.app.engine.removeFlag(flag.id);
+    this.byKey.delete(keyOf(flag.prompt, this.text(flag)));
   }
 }
 
@@ -30,46 +59,44 @@ function selectedIn(element) {
   return inside ? selection.toString().trim() : "";
 }
 
-/// A card for `message` ({content, flag, model}), the answer to `prompt` (messages). `changed` is called when
-/// its flag was set or taken back; `more` are further buttons.
-export function answerCard(app, flags, { message, prompt, who, changed, more = [], number }) {
+/// A card for `message` ({content, model}), the answer to `prompt` (messages). `more` are further buttons.
+export function answerCard(app, flags, { message, prompt, who, more = [], number }) {
+  const own = () => flags.of(prompt, message.content);
   const text = h("div", { class: "text" });
   const flagButton = h("button", { type: "button", onclick: () => toggle() });
-  const details = h("div", { class: "stack" });
+  const note = h("input", { type: "text", placeholder: "Why? (you may leave this empty)",
+    "aria-label": "Why this answer is flagged", onchange: () => change(note.value, own()?.parts ?? []) });
+  const chips = h("div", { class: "chips" });
+  const details = h("div", { class: "stack" },
+    h("div", { class: "row" }, h("div", { class: "grow" }, note),
+      // Pressing a button must not take the selection away.
+      h("button", { type: "button", onmousedown: (event) => event.preventDefault(), onclick: mark },
+        "Mark the selected words")), chips);
   const tools = h("div", { class: "tools" }, flagButton, more);
   const card = h("article", { class: "turn", "aria-label": `Answer ${number}` },
     h("p", { class: "who" }, who), text, tools, details);
-  const own = () => flags.byId.get(message.flag);
+  let drawn = null;
 
   async function toggle() {
     const flag = own();
     await app.run(async () => {
       if (flag) {
-        await app.engine.removeFlag(flag.id);
-        message.flag = null;
-        app.say("The flag is taken back.", ["Flag it again", () => add(flag)]);
+        await flags.remove(flag);
+        const again = () => flags.add(prompt, message.content, flag).then(draw);
+        app.say("The flag is taken back.", ["Flag it again", again]);
       } else {
-        await add({ note: "", parts: [] });
+        await flags.add(prompt, message.content, { note: "", parts: [], model: message.model ?? "" });
         app.say("Flagged.", ["Undo", toggle]);
       }
-      await changed();
     });
     draw();
   }
 
-  async function add({ note, parts }) {
-    const completion = [{ role: "assistant", content: message.content }];
-    const { id } = await app.engine.addFlag({ prompt, completion, note, parts, model: message.model ?? "" });
-    message.flag = id;
-    flags.byId.set(id, { id, prompt, completion, note, parts });
-    await changed();
-    draw();
-  }
-
-  async function change(note, parts) {
+  async function change(words, parts) {
     const flag = own();
-    const done = await app.run(() => app.engine.changeFlag(flag.id, note, parts));
-    if (done) Object.assign(flag, { note, parts });
+    if (!flag) return;
+    const done = await app.run(() => app.engine.changeFlag(flag.id, words, parts));
+    if (done) Object.assign(flag, { note: words, parts });
     draw();
   }
 
@@ -77,28 +104,27 @@ export function answerCard(app, flags, { message, prompt, who, changed, more = [
     const part = selectedIn(text);
     const flag = own();
     if (!part) return app.say("Select the words in the answer first.");
-    if (!flag.parts.includes(part)) change(flag.note, [...flag.parts, part]);
+    if (flag && !flag.parts.includes(part)) change(note.value, [...flag.parts, part]);
   }
 
+  /// Shows the flag as it is; nothing that has not changed is touched.
   function draw() {
+    if (card.hasAttribute("aria-busy")) return;
     const flag = own();
+    const key = JSON.stringify([message.content, flag?.note, flag?.parts]);
+    if (key === drawn) return;
+    drawn = key;
     card.classList.toggle("flagged", Boolean(flag));
     flagButton.setAttribute("aria-pressed", String(Boolean(flag)));
     flagButton.textContent = flag ? "Flagged" : "Flag";
-    text.replaceChildren(...marked(message.content || "(an empty answer)", flag?.parts ?? []));
     flagButton.disabled = !message.content.trim();
-    if (!flag) return details.replaceChildren();
-    const note = h("input", { type: "text", value: flag.note, placeholder: "Why? (you may leave this empty)",
-      "aria-label": "Why this answer is flagged", onchange: () => change(note.value, own().parts) });
-    details.replaceChildren(
-      h("div", { class: "row" }, h("div", { class: "grow" }, note),
-        // Pressing a button must not take the selection away.
-        h("button", { type: "button", onmousedown: (event) => event.preventDefault(), onclick: mark },
-          "Mark the selected words")),
-      flag.parts.length ? h("div", { class: "chips" }, flag.parts.map((part) =>
-        h("button", { type: "button", "aria-label": `Remove the mark on ${part}`,
-          onclick: () => change(own().note, own().parts.filter((other) => other !== part)) }, `${part} ×`)))
-        : "");
+    const parts = flag?.parts ?? [];
+    text.replaceChildren(...marked(message.content || "(an empty answer)", parts));
+    details.hidden = !flag;
+    if (document.activeElement !== note) note.value = flag?.note ?? "";
+    chips.replaceChildren(...parts.map((part) => h("button", { type: "button",
+      "aria-label": `Remove the mark on ${part}`,
+      onclick: () => change(note.value, parts.filter((other) => other !== part)) }, `${part} ×`)));
   }
   draw();
   return { card, draw, toggle, text, tools };

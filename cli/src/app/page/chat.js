@@ -32,10 +32,15 @@ export function modelSelect(value, changed) {
     before = models.join();
     const name = (model) => (model === "base" ? "the model as it is" : model.replace("run-", "run "));
     select.replaceChildren(...models.map((model) => h("option", { value: model }, name(model))));
-    select.value = models.includes(value()) ? value() : models[0];
+    show();
+  }
+  /// Shows the chosen model; the first one if it is not there any more.
+  function show() {
+    if (!before) return;
+    select.value = before.split(",").includes(value()) ? value() : before.split(",")[0];
     changed(select.value);
   }
-  return { select, update };
+  return { select, update, show };
 }
 
 export function chatView(app) {
@@ -71,7 +76,7 @@ export function chatView(app) {
         ready: "This model has no chat template: it cannot chat.",
       }[model.status];
     }
-    flags.sync(state).then((new_) => new_ && views.forEach(([, view]) => view.flagged()), () => {});
+    flags.sync(state).then((changed) => changed && views.forEach(([, view]) => view.flagged()), () => {});
     chosen.update(state);
   }
   return { element, update, leave: () => views.forEach(([, view]) => view.leave()) };
@@ -88,14 +93,19 @@ function conversationView(app, flags) {
   let running = null;
   let cards = [];
   let ready = false;
+  let context = 2048;
 
   function fresh() {
-    return { id: newId(), title: "", messages: [], system: "", model: "base", settings: { ...SAMPLING } };
+    return { id: newId(), title: "", messages: [], system: "", model: "base", settings: { ...SAMPLING },
+      based: 0 };
   }
 
   const list = h("ul");
-  const log = h("div", { class: "log", role: "log", "aria-label": "Conversation", tabIndex: 0 });
-  const system = h("textarea", { rows: 2, onchange: () => { chat.system = system.value; keep(); } });
+  // What is said in it is told once it is whole, by `told`.
+  const log = h("div", { class: "log", role: "log", "aria-label": "Conversation", "aria-live": "off",
+    tabIndex: 0, onkeydown: key });
+  const told = h("p", { class: "unseen", role: "status" });
+  const system = h("textarea", { rows: 2, onchange: () => { chat.system = system.value; keep(chat); } });
   const sampling = h("div");
   const which = modelSelect(() => chat.model, (model) => { chat.model = model; });
   const input = h("textarea", { rows: 2, placeholder: "Write to the model", "aria-label": "Your message",
@@ -112,8 +122,8 @@ function conversationView(app, flags) {
     event.preventDefault();
     send();
   } }, h("div", { class: "row" }, h("div", { class: "grow" }, input), sendButton, stopButton),
-    h("p", { class: "soft" }, "Enter sends, Shift+Enter begins a new line, Esc stops. When you are not ",
-      "writing, F flags the last answer and R asks again."));
+    h("p", { class: "soft" }, "Enter sends, Shift+Enter begins a new line, Esc stops. In the conversation, ",
+      "F flags the last answer and R asks again."));
   const element = h("div", { class: "chat" },
     h("aside", {},
       h("button", { type: "button", onclick: () => { open(fresh()); input.focus(); } }, "New conversation"),
@@ -122,10 +132,10 @@ function conversationView(app, flags) {
       h("details", { class: "card" }, h("summary", {}, "Settings of this conversation"),
         h("div", { class: "stack" }, field("System message", system), sampling,
           field("Who answers", which.select))),
-      log, chips, composer));
+      log, told, chips, composer));
 
   async function load() {
-    chats = await app.engine.chats();
+    chats = (await app.engine.chats()).map((one) => ({ ...one, based: one.changed }));
     open(chats[0] ?? fresh());
     const prompts = await app.engine.prompts();
     chips.replaceChildren(...prompts.slice(0, 4).map((prompt) => h("button", {
@@ -138,9 +148,8 @@ function conversationView(app, flags) {
     chat = next;
     system.value = chat.system ?? "";
     chat.settings = { ...SAMPLING, ...chat.settings };
-    sampling.replaceChildren(samplingFields(chat.settings, keep));
-    if (app.state?.model.models?.includes(chat.model)) which.select.value = chat.model;
-    else chat.model = which.select.value || "base";
+    sampling.replaceChildren(samplingFields(chat.settings, () => keep(chat)));
+    which.show();
     drawList();
     draw();
   }
@@ -158,27 +167,29 @@ function conversationView(app, flags) {
     chats = chats.filter((other) => other !== one);
     if (one === chat) open(chats[0] ?? fresh());
     else drawList();
+    one.based = 0;
     app.say("The conversation is deleted; its flags are kept.", ["Undo", async () => {
-      await app.engine.saveChat(one);
-      chats = [one, ...chats];
+      await keep(one);
       drawList();
     }]);
   }
 
-  async function keep() {
-    if (!chat.messages.length) return;
-    chat.changed = Date.now();
-    if (!chats.includes(chat)) {
-      chats = [chat, ...chats];
+  /// Keeps a conversation, unless it has no messages.
+  async function keep(own) {
+    if (!own.messages.length) return;
+    const changed = Date.now();
+    if (!chats.includes(own)) {
+      chats = [own, ...chats];
       drawList();
     }
-    await app.run(() => app.engine.saveChat(chat));
+    const kept = await app.run(() => app.engine.saveChat({ ...own, changed }));
+    if (kept) own.based = changed;
   }
 
   /// The messages before the `i`-th, as the model reads them.
-  function before(i) {
-    const own = chat.messages.slice(0, i).map(({ role, content }) => ({ role, content }));
-    return chat.system?.trim() ? [{ role: "system", content: chat.system }, ...own] : own;
+  function before(own, i) {
+    const messages = own.messages.slice(0, i).map(({ role, content }) => ({ role, content }));
+    return own.system?.trim() ? [{ role: "system", content: own.system }, ...messages] : messages;
   }
 
   function draw() {
@@ -191,7 +202,7 @@ function conversationView(app, flags) {
       const last = i === chat.messages.length - 1;
       const more = last ? [h("button", { type: "button", onclick: () => again() }, "Ask again")] : [];
       const who = (message.model ?? "base") === "base" ? "Model" : message.model.replace("run-", "Run ");
-      const card = answerCard(app, flags, { message, prompt: before(i), who, changed: keep, more,
+      const card = answerCard(app, flags, { message, prompt: before(chat, i), who, more,
         number: Math.ceil(i / 2) });
       cards.push(card);
       return card.card;
@@ -206,18 +217,22 @@ function conversationView(app, flags) {
     input.value = "";
     chat.title ||= text.slice(0, 60);
     chat.messages.push({ role: "user", content: text });
-    answer();
+    answer(null);
   }
 
   function again() {
     if (running || chat.messages.at(-1)?.role !== "assistant") return;
-    chat.messages.pop();
-    answer();
+    if (!ready) return app.say("The model does not answer now.");
+    answer(chat.messages.pop());
   }
 
-  async function answer() {
+  /// Asks for an answer to the last message. If there is none, `old` stays, or the question can be sent
+  /// again.
+  async function answer(old) {
     const own = chat;
-    const message = { role: "assistant", content: "", model: own.model, flag: null };
+    const message = { role: "assistant", content: "", model: own.model };
+    const prompt = before(own, own.messages.length);
+    const saved = keep(own);
     own.messages.push(message);
     draw();
     const card = cards.at(-1);
@@ -228,10 +243,10 @@ function conversationView(app, flags) {
     card.card.scrollIntoView({ block: "nearest" });
     running = new AbortController();
     [sendButton.hidden, stopButton.hidden] = [true, false];
-    const ok = await app.run(async () => {
+    const settings = { ...own.settings, max_tokens: Math.min(own.settings.max_tokens, context / 2) };
+    await app.run(async () => {
       try {
-        const messages = before(own.messages.length - 1);
-        await app.engine.chat(own.model, messages, own.settings, (part) => {
+        await app.engine.chat(own.model, prompt, settings, (part) => {
           message.content += part;
           card.text.append(part);
           card.card.scrollIntoView({ block: "nearest" });
@@ -242,13 +257,15 @@ function conversationView(app, flags) {
     });
     running = null;
     [sendButton.hidden, stopButton.hidden] = [false, true];
-    // Without an answer the question can be sent again.
-    if (!ok && !message.content) {
-      own.messages.splice(-2);
-      input.value ||= own === chat ? "" : input.value;
+    if (!message.content) {
+      own.messages.pop();
+      if (old) own.messages.push(old);
+      else if (own === chat) input.value ||= own.messages.pop().content;
     }
+    told.textContent = message.content ? `The model has answered: ${message.content}` : "No answer.";
     if (own === chat) draw();
-    await keep();
+    await saved;
+    await keep(own);
   }
 
   function stop() {
@@ -256,22 +273,25 @@ function conversationView(app, flags) {
   }
 
   function key(event) {
-    if (event.key === "Escape") return stop();
-    const typing = event.target.closest?.("input, textarea, select");
-    if (typing || event.ctrlKey || event.altKey || event.metaKey || !element.isConnected) return;
+    const typing = event.target.closest("input, textarea, select");
+    if (typing || event.ctrlKey || event.altKey || event.metaKey) return;
     if (event.key === "f" && !running) cards.at(-1)?.toggle();
     if (event.key === "r") again();
   }
-  addEventListener("keydown", key);
+  function escape(event) {
+    if (event.key === "Escape") stop();
+  }
+  addEventListener("keydown", escape);
   app.run(load);
 
   function update({ model }) {
     ready = model.status === "ready" && model.chat;
+    context = model.context ?? context;
     for (const button of [sendButton, ...chips.children]) button.disabled = !ready;
     if (model.status === "ready") which.update(model.models);
   }
   return {
     element, update, flagged: () => cards.forEach((card) => card.draw()),
-    leave: () => { stop(); removeEventListener("keydown", key); },
+    leave: () => { stop(); removeEventListener("keydown", escape); },
   };
 }

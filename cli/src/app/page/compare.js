@@ -22,6 +22,7 @@ export function runSelect(app, changed) {
 export function compareView(app) {
   let run = null;
   let pair = null;
+  let waiting = null;
   const settings = { ...SAMPLING };
   const which = runSelect(app, (id) => { run = id; redraw(); });
   const prompt = h("textarea", { rows: 2 });
@@ -42,7 +43,7 @@ export function compareView(app) {
   const measure = h("button", { type: "submit", class: "main" }, "Measure");
   const cancel = h("button", { type: "button", hidden: true, onclick: () => app.run(() =>
     app.engine.cancelWork()) }, "Cancel");
-  const progress = h("div", { "aria-live": "polite" });
+  const progress = h("div");
   const measuring = h("form", { class: "card stack", onsubmit: (event) => {
     event.preventDefault();
     const wanted = { num_samples: Number(samples.value) || 1, unwanted: rule.value };
@@ -73,19 +74,21 @@ export function compareView(app) {
   async function both() {
     const text = prompt.value.trim();
     if (!text) return app.say("Write a prompt first.");
+    const own = run;
+    waiting = new AbortController();
     ask.disabled = true;
     place.replaceChildren(h("p", { class: "busy" }, "Both answer"));
     const seed = Math.floor(Math.random() * 2 ** 31);
     const messages = [{ role: "user", content: text }];
-    const of = (model) => app.engine.chat(model, messages, { ...settings, seed }, () => {});
+    const of = (model) => app.engine.chat(model, messages, { ...settings, seed }, () => {}, waiting.signal);
     const ok = await app.run(async () => {
-      const [before, after] = await Promise.all([of("base"), of(`run-${run}`)]);
+      const [before, after] = await Promise.all([of("base"), of(`run-${own}`)]);
       const sides = [["before", before.text], ["after", after.text]];
       if (blind.input.checked && Math.random() < 0.5) sides.reverse();
-      pair = { run, prompt: text, before: before.text, after: after.text, sides,
+      pair = { run: own, prompt: text, before: before.text, after: after.text, sides,
         blind: blind.input.checked, choice: null };
     });
-    ask.disabled = false;
+    waiting = null;
     if (ok) drawPair();
     else place.replaceChildren();
   }
@@ -106,6 +109,8 @@ export function compareView(app) {
   }
 
   function vote(choice) {
+    if (pair.voted) return;
+    pair.voted = true;
     const { run: of, prompt: text, before, after, blind: unseen } = pair;
     app.run(async () => {
       drawTally(await app.engine.vote({ run: of, prompt: text, before, after, choice, blind: unseen }));
@@ -145,8 +150,9 @@ export function compareView(app) {
       none.hidden = run !== null;
       body.hidden = run === null;
       const answers = model.status === "ready" && model.models.includes(`run-${run}`);
-      ask.disabled = !answers;
-      const going = work && !work.ended && work.what === "compare";
+      ask.disabled = !answers || Boolean(waiting);
+      const mine = work && work.run === run && work.what === "compare";
+      const going = mine && !work.ended;
       measure.disabled = Boolean(work && !work.ended);
       cancel.hidden = !going;
       if (going) {
@@ -154,13 +160,14 @@ export function compareView(app) {
         bar.setAttribute("aria-label", "Progress of this part");
         progress.replaceChildren(h("p", {}, work.part ? `${work.part}: ${work.done} of ${work.total}`
           : "Loading"), bar);
-      } else if (work?.error && work.what === "compare") {
+      } else if (mine && work.error) {
         progress.replaceChildren(h("p", { class: "error" }, work.error));
       } else progress.replaceChildren();
       if (!ended && !going) redraw().catch(() => {});
       ended = !going;
       which.update().catch(() => {});
     },
+    leave: () => waiting?.abort(),
   };
 }
 

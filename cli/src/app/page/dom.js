@@ -4,14 +4,30 @@
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (value === undefined || value === null || value === false) continue;
+    if (value === undefined || value === null) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "class" || name === "for" || name === "role" || name.includes("-")) {
-      element.setAttribute(name, value === true ? "" : value);
+      if (value !== false) element.setAttribute(name, value);
     } else element[name] = value;
   }
   element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
+}
+
+/// Shows `parts` in `place` instead of what is there. What is open stays open, and what has the focus keeps
+/// it.
+export function redraw(place, parts) {
+  const name = (element) => element.getAttribute("aria-label") ?? element.textContent;
+  const open = [...place.querySelectorAll("details[open] > summary")].map(name);
+  const focused = place.contains(document.activeElement) ? document.activeElement : null;
+  place.replaceChildren(...parts.filter((part) => part));
+  for (const summary of place.querySelectorAll("details > summary")) {
+    if (open.includes(name(summary))) summary.parentElement.open = true;
+  }
+  if (focused && !place.contains(focused)) {
+    const same = [...place.querySelectorAll(focused.tagName)].find((other) => name(other) === name(focused));
+    same?.focus();
+  }
 }
 
 /// A label over its field.

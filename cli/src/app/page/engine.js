@@ -10,15 +10,26 @@ export class EngineError extends Error {
 }
 
 export class HttpEngine {
+  /// The project that the page shows: the server refuses changes to another one.
+  project = null;
+
   /// What goes on: the model, the run, the work, the number of flags.
-  state() { return this.#json("GET", "/app/state"); }
+  async state() {
+    // Whatever is open now.
+    const response = await fetch("/app/state").catch(() => null);
+    if (response?.ok) return response.json();
+    throw new EngineError("Aweigh does not answer: is the program still running?", 0);
+  }
 
   /// Models to open.
   models() { return this.#json("GET", "/app/models"); }
   /// What the model takes, before it is loaded.
   describe(name) { return this.#json("POST", "/app/models/describe", { name }); }
   /// Opens the model and what belongs to it.
-  openModel(name) { return this.#json("POST", "/app/model", { name }); }
+  openModel(name) {
+    this.project = null;
+    return this.#json("POST", "/app/model", { name });
+  }
   /// Takes the model off the GPU.
   closeModel() { return this.#json("DELETE", "/app/model"); }
   /// Prompts to begin with.
@@ -104,7 +115,8 @@ export class HttpEngine {
   async #fetch(method, path, body, signal) {
     let response;
     try {
-      response = await fetch(path, { method, body, signal });
+      const headers = this.project ? { "aweigh-project": this.project } : {};
+      response = await fetch(path, { method, body, signal, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new EngineError("Aweigh does not answer: is the program still running?", 0);

@@ -31,7 +31,7 @@ const app = {
       app.run(action[1]);
     } }, action[0]) : null;
     toast.replaceChildren(h("span", {}, text), ...(button ? [button] : []));
-    app.timer = setTimeout(() => toast.replaceChildren(), action ? 9000 : 5000);
+    app.timer = setTimeout(() => toast.replaceChildren(), Math.max(action ? 9000 : 5000, 90 * text.length));
   },
   /// Runs `work`; an error becomes a message. Returns whether it worked.
   async run(work) {
@@ -42,7 +42,7 @@ const app = {
       if (error.name !== "AbortError") app.say(error.message);
       return false;
     } finally {
-      refresh();
+      await refresh();
     }
   },
   go(step) { location.hash = step; },
@@ -72,12 +72,14 @@ function summary({ model, project, run, flags }) {
 
 function show() {
   const wanted = location.hash.slice(1);
-  // The link to the content is no step.
-  if (wanted === "main" && shown) return;
   const first = app.state?.project ? "chat" : "model";
-  const step = STEPS.find(([name]) => name === wanted) ?? STEPS.find(([name]) => name === first);
+  // The link to the content is no step: what is shown stays.
+  const chosen = wanted === "main" ? app.step : wanted;
+  const step = STEPS.find(([name]) => name === chosen) ?? STEPS.find(([name]) => name === first);
   const [name, title, make] = step;
-  const key = `${name} ${app.state?.project}`;
+  app.step = name;
+  app.engine.project = app.state?.project_id ?? null;
+  const key = `${name} ${app.state?.project_id}`;
   for (const [other] of STEPS) {
     const link = document.getElementById(`to-${other}`);
     if (other === name) link.setAttribute("aria-current", "page");
@@ -99,12 +101,16 @@ function nothing() {
     h("p", {}, "Choose one first."), h("a", { href: "#model" }, "Choose a model")) };
 }
 
-let asking = false;
+let asking = null;
 let again;
 
-async function refresh() {
-  if (asking) return;
-  asking = true;
+/// Asks what goes on, now and once a second.
+function refresh() {
+  asking ??= ask().finally(() => { asking = null; });
+  return asking;
+}
+
+async function ask() {
   clearTimeout(again);
   try {
     const state = await app.engine.state();
@@ -120,7 +126,6 @@ async function refresh() {
     lost.textContent = `${error.message} What you see may be old. Your flags and conversations are kept; `
       + "a run that was interrupted can be resumed.";
   } finally {
-    asking = false;
     again = setTimeout(refresh, document.hidden ? 5000 : 1000);
   }
 }

@@ -13,6 +13,7 @@ export function manyView(app, flags) {
   let running = null;
   let cards = [];
   let ready = false;
+  let context = 2048;
   const prompts = h("textarea", { rows: 8 });
   const samples = h("input", { type: "number", min: 1, max: 8, step: 1, value: 1 });
   const which = modelSelect(() => model, (name) => { model = name; });
@@ -40,7 +41,8 @@ export function manyView(app, flags) {
     if (!lines.length) return app.say("Write a prompt first.");
     if (!ready || running) return app.say("The model does not answer now.");
     const asked = lines.flatMap((line) => Array(each).fill(line));
-    running = new AbortController();
+    const own = new AbortController();
+    running = own;
     cards = [];
     log.replaceChildren();
     [ask.hidden, stop.hidden] = [true, false];
@@ -48,23 +50,26 @@ export function manyView(app, flags) {
     const next = asked.entries();
     const work = async () => {
       for (const [, line] of next) {
-        await one(line, running.signal);
+        await one(line, own.signal);
         done += 1;
         told.textContent = `${done} of ${of(asked.length, "answer")}`;
       }
     };
-    await app.run(() => Promise.all(Array.from({ length: AT_ONCE }, work)));
+    const all = await Promise.allSettled(Array.from({ length: AT_ONCE }, () =>
+      work().catch((error) => { own.abort(); throw error; })));
+    const failed = all.find((one) => one.reason && one.reason.name !== "AbortError");
+    if (failed) app.say(failed.reason.message);
     running = null;
     [ask.hidden, stop.hidden] = [false, true];
   }
 
   async function one(line, signal) {
     const prompt = [{ role: "user", content: line }];
-    const message = { role: "assistant", content: "", model, flag: null };
-    const { text } = await app.engine.chat(model, prompt, settings, () => {}, signal);
+    const message = { role: "assistant", content: "", model };
+    const most = { ...settings, max_tokens: Math.min(settings.max_tokens, context / 2) };
+    const { text } = await app.engine.chat(model, prompt, most, () => {}, signal);
     message.content = text;
-    const card = answerCard(app, flags, { message, prompt, who: line, changed: () => {},
-      number: cards.length + 1 });
+    const card = answerCard(app, flags, { message, prompt, who: line, number: cards.length + 1 });
     cards.push(card);
     log.append(card.card);
   }
@@ -73,6 +78,7 @@ export function manyView(app, flags) {
     element,
     update(state) {
       ready = state.model.status === "ready" && state.model.chat;
+      context = state.model.context ?? context;
       ask.disabled = !ready;
       if (state.model.status === "ready") which.update(state.model.models);
     },

@@ -1,6 +1,6 @@
 // Choosing a model.
 
-import { bytes, count, field, h, of } from "./dom.js";
+import { bytes, count, field, h, of, redraw } from "./dom.js";
 
 /// How a size compares with the memory there is.
 function fits(size, described) {
@@ -52,7 +52,7 @@ export function modelView(app) {
         h("dt", {}, "GPU"), h("dd", {}, of.gpu),
         h("dt", {}, "to chat"), h("dd", {}, `${bytes(of.to_chat)}; ${fits(of.to_chat, of)}`),
         h("dt", {}, "to align"), h("dd", {}, `up to ${bytes(of.to_align)}; ${fits(of.to_align, of)}`)),
-        of.chat ? null : h("p", { class: "error" },
+        of.chat ? "" : h("p", { class: "error" },
           "This model has no chat template: it cannot be chatted with here. Choose one that is made for ",
           "conversations, often called \"Instruct\"."));
     } catch (error) {
@@ -105,8 +105,9 @@ export function modelView(app) {
       parts.push(h("p", { class: "soft" }, `Your files will be in ${folder}`));
     }
     current.className = "card";
-    current.replaceChildren(...parts);
+    redraw(current, parts);
     first.hidden = Boolean(project);
+    open.disabled = model.status === "opening";
   }
   return { element, update };
 }

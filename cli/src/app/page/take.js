@@ -1,7 +1,7 @@
 // Taking the result away.
 
 import { runSelect } from "./compare.js";
-import { bytes, h } from "./dom.js";
+import { bytes, h, redraw } from "./dom.js";
 
 /// Kind, title, what it is for.
 const KINDS = [
@@ -31,7 +31,7 @@ function use(kind, path) {
 
 export function takeView(app) {
   let run = null;
-  const which = runSelect(app, (id) => { run = id; redraw(); });
+  const which = runSelect(app, (id) => { run = id; show(); });
   const none = h("p", {}, "No run has ended yet. ", h("a", { href: "#align" }, "Align first"), ".");
   const list = h("div", { class: "cards" });
   const body = h("div", { class: "stack" },
@@ -39,15 +39,16 @@ export function takeView(app) {
   const element = h("div", { class: "stack" }, h("h2", {}, "Take away"), none, body);
   let shown = "";
 
-  async function redraw() {
+  async function show() {
     if (run === null) return;
     const { exports } = await app.engine.run(run);
-    const work = app.state?.work;
-    const key = JSON.stringify([run, exports, work]);
+    const { work } = app.state ?? {};
+    const of = work && work.run === run ? [work.what, work.ended, work.error] : [!work || work.ended];
+    const key = JSON.stringify([run, exports, of]);
     if (key === shown) return;
     shown = key;
     const cards = KINDS.map(([kind, title, text]) => card(kind, title, text, exports, work));
-    list.replaceChildren(...cards);
+    redraw(list, cards);
   }
 
   function card(kind, title, text, exports, work) {
@@ -82,7 +83,7 @@ export function takeView(app) {
       none.hidden = run !== null;
       body.hidden = run === null;
       which.update().catch(() => {});
-      redraw().catch(() => {});
+      show().catch(() => {});
     },
   };
 }
