@@ -51,7 +51,7 @@ fn path(project: &Project) -> PathBuf {
 /// Keeps a vote.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`aweigh::Error::Io`].
 pub fn add(project: &Project, vote: Vote) -> Result<()> {
     let path = path(project);
     let line = json!(Vote { time: now(), ..vote }).to_string() + "\n";

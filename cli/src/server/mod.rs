@@ -22,7 +22,7 @@ use aweigh::error::{Error, Result};
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Serves `routes` at `listener` until Ctrl-C or until `ended`; then `stop` is called, and requests that are
-/// being answered get [`GRACE`] to finish.
+/// being answered get a few seconds to finish.
 ///
 /// # Errors
 /// [`Error::Io`] of the socket.
