@@ -48,11 +48,23 @@ pub(super) fn read_parquet(
     };
     let reader = guarded(&damaged, open)?;
     let mut rows = guarded(&damaged, || reader.get_row_iter(None).map_err(failed))?;
+    let mut total = 0;
     for number in 1.. {
         let mut next = || rows.next().transpose().map_err(failed);
         let row = guarded(&damaged, || next().map(|row| row.map(|row| row.to_json_value())))?;
         match row {
             Some(Value::Object(map)) => {
+                // A dictionary makes a small file of large rows.
+                let own: u64 = map.values().map(size).sum();
+                total += own;
+                if own > limits.line_bytes || total > limits.total_bytes {
+                    let expected = format!(
+                        "at most {} bytes in a row and {} in all",
+                        limits.line_bytes, limits.total_bytes
+                    );
+                    let fix = "split the file, or take a sample of it";
+                    return Err(Error::input(format!("{origin}:{number}"), expected, "more", fix));
+                }
                 each(number, map.into_iter().map(|(name, value)| (name, without_nulls(value))).collect())?;
             }
             Some(_) | None => return Ok(()),
@@ -67,6 +79,16 @@ fn guarded<T>(
     read: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged(&"a damaged one")))
+}
+
+/// The bytes of a value's texts, and some for each other value.
+fn size(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(list) => 8 + list.iter().map(size).sum::<u64>(),
+        Value::Object(map) => map.iter().map(|(name, value)| name.len() as u64 + size(value)).sum(),
+        _ => 8,
+    }
 }
 
 /// `value` without the fields of its objects that are null. In Parquet every struct has all fields: null is
@@ -120,6 +142,17 @@ mod tests {
         let told: Vec<_> = rows.iter().map(|row| (row.line, row.prompt.last_text(), row.label)).collect();
         assert_eq!(told, [(1, "a", Some(false)), (2, "b", Some(true))]);
         assert_eq!(rows[0].negative().unwrap().text(), "x");
+    }
+
+    #[test]
+    fn large_rows_are_refused() {
+        let read = |line_bytes, total_bytes| {
+            let limits = ReadLimits { line_bytes, total_bytes };
+            read_parquet(&file(), "rows.parquet", limits, &mut |_, _| Ok(())).map_err(|e| e.to_string())
+        };
+        assert_eq!(read(10, 1000), Ok(()));
+        assert!(read(9, 1000).unwrap_err().starts_with("rows.parquet:1: expected at most 9 bytes in a row"));
+        assert!(read(10, 19).is_err());
     }
 
     #[test]

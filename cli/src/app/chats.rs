@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -57,6 +58,7 @@ pub fn list(project: &Project) -> Vec<Chat> {
 /// [`Error::Io`]. The file is then as before.
 pub fn save(project: &Project, chat: &Chat) -> Result<()> {
     let path = path(project, &chat.id)?;
+    let _one = project.chats.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Chat>(&bytes).ok());
     if kept.is_some_and(|kept| kept.changed > chat.based) {
         let fix = "reload the page to see it";

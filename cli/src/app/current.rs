@@ -14,6 +14,7 @@ use crate::server::api;
 use crate::server::engine::{Adapted, Engine, Models, USUAL_CONTEXT};
 use aweigh::data::ChatTokenizer;
 use aweigh::error::{Error, Result};
+use aweigh::files::Model;
 use aweigh::files::hub::Download;
 use aweigh::model::ModelBytes;
 use aweigh::sample::Seating;
@@ -192,22 +193,39 @@ impl Current {
         let generation = self.replace(Some(project.clone()), State::Opening(progress.clone()));
         let own = self.clone();
         let body = move || {
-            // One model at a time: two may not fit.
+            let guarded = |work: &mut dyn FnMut() -> Result<()>| {
+                catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+                    Err(Error::Internal { doing: "loading", message: "the model's thread panicked".into() })
+                })
+            };
+            let (mut model, mut loaded) = (None, None);
+            let mut done = guarded(&mut || {
+                model = Some(own.fetch(&project, &progress)?);
+                Ok(())
+            });
+            // One model at a time on the GPU: two may not fit.
             let _loading = own.loading.lock().unwrap_or_else(PoisonError::into_inner);
             if own.lock().generation != generation {
                 return;
             }
-            let load = || own.load(&project, &progress);
-            let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|_| {
-                Err(Error::Internal { doing: "loading", message: "the model's thread panicked".into() })
-            });
+            if model.is_some() {
+                done = guarded(&mut || {
+                    loaded = model.take().map(|model| own.load(&project, model)).transpose()?;
+                    Ok(())
+                });
+            }
             let mut inner = own.lock();
             // Otherwise somebody has closed it, or opened another one.
             if inner.generation == generation {
-                inner.state = match loaded {
-                    Ok(serving) => State::Ready(serving),
-                    Err(error) => State::Failed(error.to_string()),
+                inner.state = match (loaded, done) {
+                    (Some(serving), Ok(())) => State::Ready(serving),
+                    (_, done) => {
+                        State::Failed(done.err().map_or_else(String::new, |error| error.to_string()))
+                    }
                 };
+            } else if let Some(serving) = loaded {
+                drop(inner);
+                let _ = serving.engine.finish();
             }
         };
         if let Err(error) = std::thread::Builder::new().name("open".into()).spawn(body) {
@@ -215,15 +233,20 @@ impl Current {
         }
     }
 
-    /// Loads the model of `project` and the adapters of its runs.
-    fn load(&self, project: &Project, progress: &Mutex<(String, u64, u64)>) -> Result<Serving> {
-        let Settings { gpu: options, weights, output } = &self.settings;
+    /// Opens the files of the model of `project`, and downloads them if they are not there.
+    fn fetch(&self, project: &Project, progress: &Mutex<(String, u64, u64)>) -> Result<Model> {
         let mut tell = |download: Download| {
             let Download { file, done, total } = download;
             *progress.lock().unwrap_or_else(PoisonError::into_inner) = (file.to_owned(), done, total);
         };
-        let model = open::model_with(&project.model, true, &mut tell, output)?;
+        let model = open::model_with(&project.model, true, &mut tell, &self.settings.output)?;
         *progress.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+        Ok(model)
+    }
+
+    /// Loads the model of `project`, and the adapters of its runs, onto the GPU.
+    fn load(&self, project: &Project, model: Model) -> Result<Serving> {
+        let Settings { gpu: options, weights, output } = &self.settings;
         let tokenizer: ChatTokenizer = open::tokenizer(&model, output)?;
         let gpu = open::gpu(options)?;
         let files = ModelBytes { quantize: weights.quantize, offload: weights.offload, ..model.bytes() };

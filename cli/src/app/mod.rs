@@ -18,7 +18,6 @@ pub mod runs;
 pub mod votes;
 pub mod workspace;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -51,7 +50,6 @@ pub struct App {
     pub current: Arc<Current>,
     /// What uses the GPU besides the chat. Whoever changes it, or the open model, holds the lock.
     activity: Mutex<Activity>,
-    ending: AtomicBool,
 }
 
 /// The run and the work that were begun last, and their threads. They may have ended.
@@ -60,14 +58,19 @@ pub struct Activity {
     run: Option<Arc<Live>>,
     job: Option<Arc<Job>>,
     threads: Vec<JoinHandle<()>>,
+    /// Whether the app is ending: nothing new is begun.
+    ending: bool,
 }
 
 impl Activity {
-    /// Fails while a run or other work goes on.
+    /// Fails while a run or other work goes on, and while the app is ending.
     ///
     /// # Errors
     /// [`Error::Input`], which says what goes on.
     pub fn idle(&self) -> Result<()> {
+        if self.ending {
+            return Err(busy("the app is ending".into(), "start it again"));
+        }
         if let Some(live) = self.run.as_ref().filter(|live| live.goes_on()) {
             let found = format!("run {} goes on", live.view().id);
             return Err(busy(found, "pause it, or wait until it has ended"));
@@ -108,8 +111,7 @@ impl App {
     /// An app with its files in `workspace`.
     pub fn new(settings: Settings, workspace: Workspace) -> Arc<Self> {
         let current = Arc::new(Current::new(settings.clone()));
-        let (activity, ending) = (Mutex::new(Activity::default()), AtomicBool::new(false));
-        Arc::new(Self { settings, workspace, current, activity, ending })
+        Arc::new(Self { settings, workspace, current, activity: Mutex::new(Activity::default()) })
     }
 
     /// What uses the GPU besides the chat.
@@ -148,14 +150,14 @@ impl App {
 
     /// Whether the app is ending: nothing new is begun.
     pub fn ending(&self) -> bool {
-        self.ending.load(Ordering::SeqCst)
+        self.activity().ending
     }
 
     /// Ends everything: a run saves its state first, so that it can be resumed.
     pub fn end(&self) {
-        self.ending.store(true, Ordering::SeqCst);
         let threads = {
             let mut activity = self.activity();
+            activity.ending = true;
             if let Some(job) = &activity.job {
                 job.cancel();
             }
@@ -168,6 +170,7 @@ impl App {
             let _ = thread.join();
         }
         self.current.close(None);
+        self.current.settle();
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Project {
     pub folder: PathBuf,
     /// The flagged answers.
     flags: Mutex<Flags>,
+    /// Held while a conversation is compared and written.
+    pub chats: Mutex<()>,
 }
 
 const PROJECT: &str = "project.json";
@@ -116,7 +118,7 @@ impl Workspace {
         };
         let flags = Mutex::new(Flags::open(folder.join("flagged.jsonl"))?);
         write_whole(&self.folder.join(LAST), json!({ "model": model }).to_string().as_bytes())?;
-        Ok(Project { model: model.to_owned(), folder, flags })
+        Ok(Project { model: model.to_owned(), folder, flags, chats: Mutex::new(()) })
     }
 
     /// A folder that does not exist yet, named after `model`.

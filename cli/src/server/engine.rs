@@ -394,7 +394,9 @@ impl Worker {
             let (gpu, decoders): (&Gpu, _) = (&self.gpu, &self.decoders);
             match block_on(self.batch.turn(gpu, &|key| &decoders[&key])) {
                 Ok(news) => {
-                    self.losses = 0;
+                    if !news.is_empty() {
+                        self.losses = 0;
+                    }
                     self.tell(news);
                 }
                 Err(error @ Error::DeviceLost { .. }) if self.losses < LOSSES => {
@@ -414,6 +416,9 @@ impl Worker {
 
     /// Opens a lost GPU again, and loads the models that were on it.
     fn reopen(&mut self) -> Result<()> {
+        if self.shared.stopping.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let seating = self.batch.seating();
         self.decoders.clear();
         self.gpu = open::gpu(&self.options)?;

@@ -172,8 +172,9 @@ export function alignView(app) {
     await drawRuns();
     if (chosen === null) return detail.replaceChildren();
     const run = await app.engine.run(chosen).catch(() => null);
-    if (!run || run.id !== chosen) {
-      chosen = null;
+    if (run && run.id !== chosen) return;
+    if (!run) {
+      [chosen, shown] = [null, ""];
       return detail.replaceChildren();
     }
     const key = JSON.stringify(run);

@@ -94,6 +94,8 @@ function conversationView(app, flags) {
   let cards = [];
   let ready = false;
   let context = 2048;
+  const removed = new WeakSet();
+  const saving = new WeakMap();
 
   function fresh() {
     return { id: newId(), title: "", messages: [], system: "", model: "base", settings: { ...SAMPLING },
@@ -163,44 +165,62 @@ function conversationView(app, flags) {
   }
 
   async function remove(one) {
-    if (!await app.run(() => app.engine.removeChat(one.id))) return;
+    removed.add(one);
+    if (!await app.run(() => app.engine.removeChat(one.id))) return removed.delete(one);
     chats = chats.filter((other) => other !== one);
     if (one === chat) open(chats[0] ?? fresh());
     else drawList();
     one.based = 0;
     app.say("The conversation is deleted; its flags are kept.", ["Undo", async () => {
+      removed.delete(one);
       await keep(one);
       drawList();
     }]);
   }
 
-  /// Keeps a conversation, unless it has no messages.
-  async function keep(own) {
-    if (!own.messages.length) return;
-    const changed = Date.now();
+  /// Keeps a conversation, after what is being kept of it already. One without messages is not kept.
+  function keep(own) {
+    const next = (saving.get(own) ?? Promise.resolve()).then(() => write(own));
+    saving.set(own, next);
+    return next;
+  }
+
+  async function write(own) {
+    if (removed.has(own)) return;
+    if (!own.messages.length) {
+      if (own.based) await app.run(() => app.engine.removeChat(own.id));
+      own.based = 0;
+      chats = chats.filter((other) => other !== own);
+      return drawList();
+    }
     if (!chats.includes(own)) {
       chats = [own, ...chats];
       drawList();
     }
-    const kept = await app.run(() => app.engine.saveChat({ ...own, changed }));
-    if (kept) own.based = changed;
+    await app.run(async () => {
+      const changed = Date.now();
+      await app.engine.saveChat({ ...own, changed });
+      own.based = changed;
+    });
   }
 
   /// The messages before the `i`-th, as the model reads them.
   function before(own, i) {
     const messages = own.messages.slice(0, i).map(({ role, content }) => ({ role, content }));
-    return own.system?.trim() ? [{ role: "system", content: own.system }, ...messages] : messages;
+    // An answer belongs to the system message with which it was given.
+    const system = own.messages[i]?.system ?? own.system;
+    return system?.trim() ? [{ role: "system", content: system }, ...messages] : messages;
   }
 
   function draw() {
     cards = [];
     log.replaceChildren(...chat.messages.map((message, i) => {
-      if (message.role === "user") {
-        return h("div", { class: "turn user" }, h("p", { class: "who" }, "You"),
-          h("div", { class: "text" }, message.content));
-      }
       const last = i === chat.messages.length - 1;
       const more = last ? [h("button", { type: "button", onclick: () => again() }, "Ask again")] : [];
+      if (message.role === "user") {
+        return h("div", { class: "turn user" }, h("p", { class: "who" }, "You"),
+          h("div", { class: "text" }, message.content), last ? h("div", { class: "tools" }, more) : "");
+      }
       const who = (message.model ?? "base") === "base" ? "Model" : message.model.replace("run-", "Run ");
       const card = answerCard(app, flags, { message, prompt: before(chat, i), who, more,
         number: Math.ceil(i / 2) });
@@ -215,24 +235,26 @@ function conversationView(app, flags) {
     if (!text || running) return;
     if (!ready) return app.say("The model does not answer now.");
     input.value = "";
+    // A question that has no answer is replaced.
+    if (chat.messages.at(-1)?.role === "user") chat.messages.pop();
     chat.title ||= text.slice(0, 60);
     chat.messages.push({ role: "user", content: text });
     answer(null);
   }
 
   function again() {
-    if (running || chat.messages.at(-1)?.role !== "assistant") return;
+    if (running || !chat.messages.length) return;
     if (!ready) return app.say("The model does not answer now.");
-    answer(chat.messages.pop());
+    answer(chat.messages.at(-1).role === "assistant" ? chat.messages.pop() : null);
   }
 
-  /// Asks for an answer to the last message. If there is none, `old` stays, or the question can be sent
-  /// again.
+  /// Asks for an answer to the last message. If there is none, `old` stays, or the question can be changed
+  /// or asked again.
   async function answer(old) {
     const own = chat;
-    const message = { role: "assistant", content: "", model: own.model };
+    const message = { role: "assistant", content: "", model: own.model, system: own.system };
     const prompt = before(own, own.messages.length);
-    const saved = keep(own);
+    if (!old) keep(own);
     own.messages.push(message);
     draw();
     const card = cards.at(-1);
@@ -243,7 +265,8 @@ function conversationView(app, flags) {
     card.card.scrollIntoView({ block: "nearest" });
     running = new AbortController();
     [sendButton.hidden, stopButton.hidden] = [true, false];
-    const settings = { ...own.settings, max_tokens: Math.min(own.settings.max_tokens, context / 2) };
+    const most = Math.min(own.settings.max_tokens, Math.floor(context / 2));
+    const settings = { ...own.settings, max_tokens: most };
     await app.run(async () => {
       try {
         await app.engine.chat(own.model, prompt, settings, (part) => {
@@ -260,11 +283,10 @@ function conversationView(app, flags) {
     if (!message.content) {
       own.messages.pop();
       if (old) own.messages.push(old);
-      else if (own === chat) input.value ||= own.messages.pop().content;
+      else if (own === chat && !input.value) input.value = own.messages.pop().content;
     }
     told.textContent = message.content ? `The model has answered: ${message.content}` : "No answer.";
     if (own === chat) draw();
-    await saved;
     await keep(own);
   }
 

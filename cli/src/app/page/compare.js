@@ -112,11 +112,12 @@ export function compareView(app) {
     if (pair.voted) return;
     pair.voted = true;
     const { run: of, prompt: text, before, after, blind: unseen } = pair;
+    const own = pair;
     app.run(async () => {
       drawTally(await app.engine.vote({ run: of, prompt: text, before, after, choice, blind: unseen }));
-      pair.choice = choice;
-      drawPair();
-    });
+      own.choice = choice;
+      if (own === pair) drawPair();
+    }).then((kept) => { own.voted = kept; });
   }
 
   function drawTally(votes) {

@@ -10,8 +10,10 @@ export class EngineError extends Error {
 }
 
 export class HttpEngine {
-  /// The project that the page shows: the server refuses changes to another one.
-  project = null;
+  /// `project` is the one that the page shows: the server refuses changes to another one.
+  constructor(project = null) {
+    this.project = project;
+  }
 
   /// What goes on: the model, the run, the work, the number of flags.
   async state() {

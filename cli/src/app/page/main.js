@@ -42,6 +42,8 @@ const app = {
       if (error.name !== "AbortError") app.say(error.message);
       return false;
     } finally {
+      // The answer that is on its way may be from before.
+      await asking;
       await refresh();
     }
   },
@@ -78,8 +80,8 @@ function show() {
   const step = STEPS.find(([name]) => name === chosen) ?? STEPS.find(([name]) => name === first);
   const [name, title, make] = step;
   app.step = name;
-  app.engine.project = app.state?.project_id ?? null;
-  const key = `${name} ${app.state?.project_id}`;
+  const project = app.state?.project_id ?? null;
+  const key = `${name} ${project}`;
   for (const [other] of STEPS) {
     const link = document.getElementById(`to-${other}`);
     if (other === name) link.setAttribute("aria-current", "page");
@@ -88,9 +90,11 @@ function show() {
   document.title = `${title} – Aweigh`;
   if (key === shown) return;
   view?.leave?.();
+  if (shown && !shown.endsWith(` ${project}`)) toast.replaceChildren();
   shown = key;
   const needsProject = name !== "model" && !app.state?.project;
-  view = needsProject ? nothing() : make(app);
+  // What a view asks is about the project that it shows, also when another one is open by then.
+  view = needsProject ? nothing() : make(Object.create(app, { engine: { value: new HttpEngine(project) } }));
   main.replaceChildren(view.element);
   if (app.state) view.update?.(app.state);
 }

@@ -66,7 +66,7 @@ export function manyView(app, flags) {
   async function one(line, signal) {
     const prompt = [{ role: "user", content: line }];
     const message = { role: "assistant", content: "", model };
-    const most = { ...settings, max_tokens: Math.min(settings.max_tokens, context / 2) };
+    const most = { ...settings, max_tokens: Math.min(settings.max_tokens, Math.floor(context / 2)) };
     const { text } = await app.engine.chat(model, prompt, most, () => {}, signal);
     message.content = text;
     const card = answerCard(app, flags, { message, prompt, who: line, number: cards.length + 1 });
