@@ -8,6 +8,7 @@ pub mod answer;
 pub mod api;
 pub mod engine;
 pub mod protocol;
+mod worker;
 
 use std::net::SocketAddr;
 use std::time::Duration;
