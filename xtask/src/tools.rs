@@ -47,11 +47,12 @@ pub fn is_on_path(program: &str) -> bool {
 
 /// Downloads a package of npm's, `name` with its version, and returns the folder of `package`.
 pub fn npm(name: &str, package: &str) -> Result<PathBuf, String> {
-    let folder = Path::new("target/tools");
+    // A folder for each: npm removes what it was not asked for.
+    let folder = Path::new("target/tools/npm").join(package.replace(['@', '/'], "-"));
     let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
-    fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut install = Command::new(npm);
-    install.args(["install", "--no-save", "--silent", "--prefix"]).arg(folder).arg(name);
+    install.args(["install", "--no-save", "--silent", "--prefix"]).arg(&folder).arg(name);
     done(&mut install).map_err(|error| format!("{error}\n  what to do: install Node.js with npm"))?;
     let package = folder.join("node_modules").join(package);
     fs::canonicalize(&package).map_err(|error| format!("{}: {error}", package.display()))
