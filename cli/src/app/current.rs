@@ -1,19 +1,18 @@
 //! The model that the app has open, and the engine that answers with it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
 use pollster::block_on;
 use serde::Serialize;
 
-use super::Settings;
 use super::workspace::Project;
+use super::{Settings, guarded};
 use crate::open;
 use crate::server::api;
 use crate::server::engine::{Adapted, Engine, Models, USUAL_CONTEXT};
 use aweigh::data::ChatTokenizer;
-use aweigh::error::{Error, Result};
+use aweigh::error::Result;
 use aweigh::files::Model;
 use aweigh::files::hub::Download;
 use aweigh::model::ModelBytes;
@@ -193,37 +192,22 @@ impl Current {
         let generation = self.replace(Some(project.clone()), State::Opening(progress.clone()));
         let own = self.clone();
         let body = move || {
-            let guarded = |work: &mut dyn FnMut() -> Result<()>| {
-                catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-                    Err(Error::Internal { doing: "loading", message: "the model's thread panicked".into() })
-                })
-            };
-            let (mut model, mut loaded) = (None, None);
-            let mut done = guarded(&mut || {
-                model = Some(own.fetch(&project, &progress)?);
-                Ok(())
-            });
+            let fetched = guarded("opening the model", || own.fetch(&project, &progress));
             // One model at a time on the GPU: two may not fit.
             let _loading = own.loading.lock().unwrap_or_else(PoisonError::into_inner);
             if own.lock().generation != generation {
                 return;
             }
-            if model.is_some() {
-                done = guarded(&mut || {
-                    loaded = model.take().map(|model| own.load(&project, model)).transpose()?;
-                    Ok(())
-                });
-            }
+            let load = |model| guarded("loading the model", || own.load(&project, model));
+            let loaded = fetched.and_then(load);
             let mut inner = own.lock();
-            // Otherwise somebody has closed it, or opened another one.
             if inner.generation == generation {
-                inner.state = match (loaded, done) {
-                    (Some(serving), Ok(())) => State::Ready(serving),
-                    (_, done) => {
-                        State::Failed(done.err().map_or_else(String::new, |error| error.to_string()))
-                    }
+                inner.state = match loaded {
+                    Ok(serving) => State::Ready(serving),
+                    Err(error) => State::Failed(error.to_string()),
                 };
-            } else if let Some(serving) = loaded {
+            } else if let Ok(serving) = loaded {
+                // Somebody has closed it, or opened another one.
                 drop(inner);
                 let _ = serving.engine.finish();
             }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::App;
 use super::exports::{self, Kind};
 use super::workspace::{Project, create};
+use super::{App, guarded};
 use crate::args::SamplingArgs;
 use crate::comparison::{Candidate, Compared, Kind as Of, Part, Set, Watch};
 use crate::meters::Spec;
@@ -106,9 +106,7 @@ pub fn begin(app: &Arc<App>, project: &Arc<Project>, id: u32, wanted: Wanted) ->
             }
             Wanted::Export { kind } => exports::make(&project, id, kind, &own.settings.output),
         };
-        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
-            Err(Error::Internal { doing: "working", message: "the job's thread panicked".into() })
-        });
+        let done = guarded("working", work);
         // Who cancels knows.
         let failure = done.err().filter(|error| !matches!(error, Error::Interrupted));
         let mut view = mine.lock();

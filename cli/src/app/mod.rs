@@ -18,6 +18,7 @@ pub mod runs;
 pub mod votes;
 pub mod workspace;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -172,6 +173,15 @@ impl App {
         self.current.close(None);
         self.current.settle();
     }
+}
+
+/// Does `work`; a panic is an error, so that nothing seems to go on for ever.
+///
+/// # Errors
+/// As `work`.
+pub fn guarded<T>(doing: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::Internal { doing, message: "the thread panicked".into() }))
 }
 
 fn busy(found: String, fix: &str) -> Error {

@@ -1,7 +1,6 @@
 //! Runs of the app: their settings, plans, starts and results.
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 use super::flags::split;
 use super::live::{Live, Stage, Watch};
 use super::workspace::{Project, create};
-use super::{Activity, App};
+use super::{Activity, App, guarded};
 use crate::commands::align;
 use crate::commands::plan::binding;
 use crate::open;
@@ -174,9 +173,9 @@ pub fn plan(app: &App, project: &Project, wanted: &Wanted) -> Result<Plan> {
 pub fn start(app: &Arc<App>, project: &Arc<Project>, wanted: &Wanted) -> Result<u32> {
     let mut activity = app.activity();
     activity.idle()?;
-    prepared(app, project, NO_RUN, wanted)?;
-    let id = project.new_run()?;
+    let id = project.next_run();
     let config = prepared(app, project, id, wanted)?;
+    project.keep_run(id)?;
     create(&project.folder.join("runs"))?;
     let place = Place::New { overwrite: false };
     begin(app, &mut activity, (project, id), (config, place), wanted.keep_chat)?;
@@ -211,10 +210,7 @@ fn begin(
             own.current.close(Some("a run uses the GPU; the model answers again when it has ended".into()));
             own.current.settle();
         }
-        let work = || work(&own, &project, (config, place), &running);
-        let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-            Err(Error::Internal { doing: "aligning", message: "the run's thread panicked".into() })
-        });
+        let ended = guarded("aligning", || work(&own, &project, (config, place), &running));
         if closes && !own.ending() {
             own.current.open(project.clone());
         } else if ended.is_ok() {

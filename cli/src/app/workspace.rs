@@ -177,16 +177,20 @@ impl Project {
         all
     }
 
-    /// The number of a new run: no other run gets it, even if this one is removed.
+    /// The number of the next run: no run had it, not one that was removed either.
+    pub fn next_run(&self) -> u32 {
+        let project = json_of(&self.folder.join(PROJECT));
+        let known = project.and_then(|project| project["last_run"].as_u64()).unwrap_or(0) as u32;
+        known.max(self.runs().last().copied().unwrap_or(0)) + 1
+    }
+
+    /// Keeps that run `id` has begun.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn new_run(&self) -> Result<u32> {
-        let path = self.folder.join(PROJECT);
-        let known = json_of(&path).and_then(|project| project["last_run"].as_u64()).unwrap_or(0) as u32;
-        let id = known.max(self.runs().last().copied().unwrap_or(0)) + 1;
-        write_whole(&path, json!({ "model": self.model, "last_run": id }).to_string().as_bytes())?;
-        Ok(id)
+    pub fn keep_run(&self, id: u32) -> Result<()> {
+        let project = json!({ "model": self.model, "last_run": id });
+        write_whole(&self.folder.join(PROJECT), project.to_string().as_bytes())
     }
 
     /// The name of the project's folder.
@@ -231,13 +235,14 @@ mod tests {
     fn runs_are_numbered() {
         let folder = tempfile::tempdir().unwrap();
         let project = Workspace::open(folder.path()).unwrap().project("tiny").unwrap();
-        assert_eq!((project.runs(), project.new_run().unwrap()), (vec![], 1));
+        assert_eq!((project.runs(), project.next_run()), (vec![], 1));
         for id in [2, 10] {
             create(&project.run(id)).unwrap();
         }
         create(&project.folder.join("runs/other")).unwrap();
-        assert_eq!((project.runs(), project.new_run().unwrap()), (vec![2, 10], 11));
+        assert_eq!((project.runs(), project.next_run()), (vec![2, 10], 11));
+        project.keep_run(11).unwrap();
         fs::remove_dir_all(project.run(10)).unwrap();
-        assert_eq!(project.new_run().unwrap(), 12);
+        assert_eq!(project.next_run(), 12);
     }
 }

@@ -157,19 +157,22 @@ export function alignView(app) {
   async function drawRuns() {
     const all = await app.engine.runs();
     const key = JSON.stringify([all, chosen]);
-    if (key === listed) return;
+    if (key === listed) return false;
     listed = key;
     chosen ??= all[0]?.id ?? null;
     redraw(runs, all.length ? [h("h2", {}, "Runs"), h("div", { class: "row" }, all.map((run) =>
       h("button", { type: "button", "aria-current": run.id === chosen ? "true" : null,
         class: run.id === chosen ? "main" : "",
-        onclick: () => { chosen = run.id; listed = ""; tick(); } },
+        onclick: () => { chosen = run.id; listed = ""; tick(true); } },
       `Run ${run.id}: ${stageWords(run.stage)}`)))] : []);
+    return true;
   }
 
   let shown = "";
-  async function tick() {
-    await drawRuns();
+  /// Charts are drawn for each answer of the server: it is asked only while something changes.
+  async function tick(going) {
+    const changed = await drawRuns();
+    if (!changed && !going && shown) return;
     if (chosen === null) return detail.replaceChildren();
     const run = await app.engine.run(chosen).catch(() => null);
     if (run && run.id !== chosen) return;
@@ -190,7 +193,7 @@ export function alignView(app) {
       begin.disabled = Boolean(going) || !state.flags?.count;
       begin.textContent = going ? "A run goes on" : "Align";
       flags.sync(state).then((changed) => changed && drawFlags(), () => {});
-      tick().catch(() => {});
+      tick(going).catch(() => {});
     },
   };
 }

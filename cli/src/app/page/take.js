@@ -41,12 +41,12 @@ export function takeView(app) {
 
   async function show() {
     if (run === null) return;
-    const { exports } = await app.engine.run(run);
     const { work } = app.state ?? {};
     const of = work && work.run === run ? [work.what, work.ended, work.error] : [!work || work.ended];
-    const key = JSON.stringify([run, exports, of]);
+    const key = JSON.stringify([run, of]);
     if (key === shown) return;
     shown = key;
+    const { exports } = await app.engine.run(run);
     const cards = KINDS.map(([kind, title, text]) => card(kind, title, text, exports, work));
     redraw(list, cards);
   }
@@ -83,7 +83,7 @@ export function takeView(app) {
       none.hidden = run !== null;
       body.hidden = run === null;
       which.update().catch(() => {});
-      show().catch(() => {});
+      show().catch(() => { shown = ""; });
     },
   };
 }
