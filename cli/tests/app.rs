@@ -107,7 +107,20 @@ fn flags_become_a_run_that_can_be_asked_compared_and_taken_away() {
     let data = room.json(&["data", "home/tiny/flagged.jsonl", "--model", "tiny"]);
     assert_eq!((data["rows"].as_u64(), data["kinds"]["flagged"].as_u64()), (Some(12), Some(12)));
 
+    // The user's own rule.
+    let put = |rule: &str| app.raw("PUT", "/app/rule", &[], &json!({ "rule": rule }).to_string());
+    let (status, text) = put("words");
+    assert!(status == 400 && text.contains("the unwanted habit: expected a rule"), "{text}");
+    assert_eq!(
+        app.ok("/app/rule/matches", &json!({ "texts": ["Stop it.", "Fine."] })),
+        json!([false, false])
+    );
+    assert_eq!(put("match:stop").0, 200);
+    assert_eq!(app.ok("/app/rule/matches", &json!({ "texts": ["Stop it.", "Fine."] })), json!([true, false]));
+    assert_eq!(fs::read_to_string(room.path("home/tiny/rule.txt")).unwrap(), "match:stop");
+
     let plan = app.ok("/app/plan", &short(4));
+    assert!(plan["settings"].as_str().unwrap().contains("unwanted = \"match:stop\""), "{plan}");
     assert_eq!((plan["train"].as_u64(), plan["held_out"].as_u64()), (Some(10), Some(2)), "{plan}");
     for (more, expected) in [
         ("[train]\nlerning_rate = 1", "settings:2: train.lerning_rate"),
@@ -126,7 +139,7 @@ fn flags_become_a_run_that_can_be_asked_compared_and_taken_away() {
     assert_eq!(names, ["base", "run-1"]);
     app.ok("/v1/chat/completions", &json!({ "model": "run-1", "messages": prompt, "max_tokens": 4 }));
 
-    worked(&app, 1, &json!({ "what": "compare", "unwanted": "match:stop" }));
+    worked(&app, 1, &json!({ "what": "compare" }));
     let run = app.get("/app/runs/1").1;
     let sets: Vec<&Value> = run["comparison"].as_array().unwrap().iter().map(|set| &set["name"]).collect();
     assert_eq!(sets, ["flagged, held out, 2 prompts", "help desk, held out, 200 prompts"]);

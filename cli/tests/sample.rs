@@ -12,6 +12,11 @@ fn sampled_answers_are_scored_as_they_were_drawn() {
     let answers = room.lines("answers.jsonl");
     assert_eq!(answers.len(), 6);
     assert!(answers.iter().all(|answer| answer["ids"].as_array().is_some_and(|ids| ids.len() <= 12)));
+    // No end token belongs to an answer that was cut.
+    let cut = |answer: &&serde_json::Value| answer["completion"][0]["finish_reason"] == "length";
+    let not_ended = answers.iter().filter(|answer| answer["ended"] == false).count();
+    assert_eq!(answers.iter().filter(cut).count(), not_ended);
+    assert!(not_ended > 0, "no answer of 12 tokens was cut");
     let score = ["score", "--model", "tiny", "--data", "answers.jsonl", "--output", "scored.jsonl"];
     let figures = room.json(&score);
     assert_eq!(figures["rows"], 6, "{figures}");

@@ -126,6 +126,11 @@ impl Prompt {
     }
 }
 
+/// The key of a message that tells why its answer ended, and what it is for one that was cut at a length
+/// limit. Both words are those of OpenAI's protocol.
+const FINISH_REASON: &str = "finish_reason";
+const CUT: &str = "length";
+
 /// An answer. As JSON: a string, or a list of one message, the assistant's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -153,6 +158,23 @@ impl Completion {
     /// Turns a sampled `text` into a completion of the form of `prompt`: a message or plain text.
     pub fn for_prompt(prompt: &Prompt, text: impl Into<String>) -> Self {
         if prompt.is_conversational() { Self::assistant(text) } else { Self::Text(text.into()) }
+    }
+
+    /// As [`Completion::for_prompt`], for an answer that `ended` by itself or [was cut](Completion::is_cut).
+    pub fn sampled(prompt: &Prompt, text: impl Into<String>, ended: bool) -> Self {
+        let mut completion = Self::for_prompt(prompt, text);
+        if let (Self::Messages(messages), false) = (&mut completion, ended) {
+            messages[0].others.insert(FINISH_REASON.into(), CUT.into());
+        }
+        completion
+    }
+
+    /// Whether the answer was cut at a length limit, by its message's `"finish_reason": "length"`. No end
+    /// token belongs to it. Plain text cannot say so.
+    pub fn is_cut(&self) -> bool {
+        let Self::Messages(messages) = self else { return false };
+        let reason = messages.last().and_then(|message| message.others.get(FINISH_REASON));
+        reason.is_some_and(|reason| reason == CUT)
     }
 }
 

@@ -253,7 +253,8 @@ impl ChatTokenizer {
         Ok(ids)
     }
 
-    /// The ids of an answer to `prompt`: the end-of-turn token is the last, and nothing follows it.
+    /// The ids of an answer to `prompt`: the end-of-turn token is the last, and nothing follows it. An answer
+    /// that [was cut](Completion::is_cut) has no such token.
     ///
     /// Conversation: what rendering the whole conversation adds to the rendered prompt, up to and including
     /// the end-of-turn token. Some templates render the prompt differently once it is answered: one opens a
@@ -280,8 +281,10 @@ impl ChatTokenizer {
             Error::input(&self.origin, "a token that ends an answer", found, fix)
         })?;
         let mut ids = self.encode_after(&before, &text)?;
-        if ids.last() != Some(&end) {
-            ids.push(end);
+        match (ids.last() == Some(&end), completion.is_cut()) {
+            (false, false) => ids.push(end),
+            (true, true) => drop(ids.pop()),
+            _ => {}
         }
         Ok(ids)
     }

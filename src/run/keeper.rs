@@ -215,7 +215,7 @@ impl Observer for Keeper<'_> {
                 let text = self.tokenizer.decode(&anchor.ids, true)?;
                 wrote = samples.push(&json!({
                     "prompt": example.prompt,
-                    "completion": Completion::for_prompt(&example.prompt, text),
+                    "completion": Completion::sampled(&example.prompt, text, anchor.ended),
                     "line": example.line,
                     "sample": i,
                     "step": pool.step,
@@ -240,7 +240,7 @@ impl Observer for Keeper<'_> {
                     "set": asked,
                     "line": example.line,
                     "prompt": example.prompt,
-                    "completion": Completion::for_prompt(&example.prompt, text),
+                    "completion": Completion::sampled(&example.prompt, text, answer.ended),
                 }));
             }
             self.wrote(wrote);

@@ -1,15 +1,16 @@
 //! Flagged answers: one file in TRL's unpaired form, which `aweigh align --train` reads.
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use aweigh::data::{Completion, Message, Prompt, Row, parse_rows};
+use aweigh::data::{Completion, Message, Prompt, Row, Rule, parse_rows};
 use aweigh::error::{Error, Result};
-use aweigh::files::write_whole;
+use aweigh::files::{read_text, write_whole};
 
 /// A flagged answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,8 @@ pub struct Flags {
     /// Raised by each change; not used again after a restart either.
     revision: u64,
     next: u64,
+    /// The rule that the user wrote; without one it is made of the marked parts.
+    rule: Option<Rule>,
     /// The file's time and size when it was read or written last.
     seen: Option<(SystemTime, u64)>,
 }
@@ -73,10 +76,15 @@ impl Flags {
     /// [`Error::Input`] with the line that cannot be read.
     pub fn open(path: PathBuf) -> Result<Self> {
         let seen = seen(&path);
-        let mut flags = Self { path, all: Vec::new(), revision: millis(), next: 1, seen };
+        let own = rule_file(&path);
+        let rule = match own.is_file() {
+            true => Some(parsed(&read_text(&own, "the rule")?, &own.display().to_string())?),
+            false => None,
+        };
+        let mut flags = Self { path, all: Vec::new(), revision: millis(), next: 1, rule, seen };
         if flags.path.is_file() {
             let place = flags.path.display().to_string();
-            let text = aweigh::files::read_text(&flags.path, &place)?;
+            let text = read_text(&flags.path, &place)?;
             for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
                 let flag: Flag = serde_json::from_str(line).map_err(|error| {
                     let fix = "correct the line or remove it, and start again";
@@ -140,8 +148,8 @@ impl Flags {
             return Err(Error::input("completion", "an answer", "an empty one", fix));
         }
         let before = self.all.clone();
-        let same = |own: &&mut Flag| own.prompt == flag.prompt && own.completion == flag.completion;
-        let id = match self.all.iter_mut().find(same) {
+        let new = key(&flag);
+        let id = match self.all.iter_mut().find(|own| key(own) == new) {
             Some(own) => {
                 (own.note, own.parts) = (flag.note, flag.parts);
                 own.id
@@ -202,9 +210,37 @@ impl Flags {
         Ok(Imported { added, repeated, others, remarks })
     }
 
-    /// A rule for answers like the flagged ones: one of the marked parts occurs in them. `None` if nothing
-    /// is marked.
-    pub fn rule(&self) -> Option<String> {
+    /// The rule for unwanted answers: the user's own, or one of the marked parts. `None` if nothing is marked
+    /// either.
+    pub fn rule(&self) -> Option<Rule> {
+        self.rule.clone().or_else(|| self.marked())
+    }
+
+    /// Keeps the user's own rule; an empty one removes it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for what is no rule, [`Error::Io`]; the rule is then as before.
+    pub fn set_rule(&mut self, text: &str) -> Result<()> {
+        let file = rule_file(&self.path);
+        let text = text.trim();
+        self.rule = if text.is_empty() {
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io(&file, "remove", error));
+                }
+                _ => None,
+            }
+        } else {
+            let rule = parsed(text, "the unwanted habit")?;
+            write_whole(&file, text.as_bytes())?;
+            Some(rule)
+        };
+        self.revision += 1;
+        Ok(())
+    }
+
+    /// A rule for answers like the flagged ones: one of the marked parts occurs in them.
+    fn marked(&self) -> Option<Rule> {
         let mut parts: Vec<String> = Vec::new();
         for part in self.all.iter().flat_map(|flag| &flag.parts) {
             let part = part.trim().to_lowercase();
@@ -215,8 +251,20 @@ impl Flags {
         // A rule is one line.
         let words = |part: &String| part.split_whitespace().map(regex::escape).collect::<Vec<_>>();
         let escaped: Vec<String> = parts.iter().map(|part| words(part).join(r"\s+")).collect();
-        (!escaped.is_empty()).then(|| format!("match:{}", escaped.join("|")))
+        let rule = (!escaped.is_empty()).then(|| format!("match:{}", escaped.join("|")))?;
+        rule.parse().ok()
     }
+}
+
+/// The file of the user's own rule, beside the flags.
+fn rule_file(flags: &Path) -> PathBuf {
+    flags.with_file_name("rule.txt")
+}
+
+/// A rule that the user wrote.
+fn parsed(text: &str, place: &str) -> Result<Rule> {
+    let fix = "write match: and words, as in match:as an ai|i cannot";
+    text.trim().parse().map_err(|error| Error::input(place, "a rule", error, fix))
 }
 
 /// The lines to train on and the lines to hold out: of every five prompts the last, with all its flags.
@@ -260,7 +308,7 @@ fn lines<'a>(flags: impl Iterator<Item = &'a Flag>) -> String {
 
 /// What two flags of the same answer to the same prompt share.
 fn key(flag: &Flag) -> String {
-    json!([flag.prompt, flag.completion]).to_string()
+    json!([flag.prompt, flag.completion.text()]).to_string()
 }
 
 /// The flagged answer of a row.
@@ -301,8 +349,16 @@ mod tests {
         let marked = Flag { parts: vec!["Rude".into(), "x".into()], ..flag("a", "rude") };
         assert_eq!(flags.add(marked).unwrap(), first, "the same answer has one flag");
         flags.change(second, "why".into(), vec!["you \n (fool)".into()]).unwrap();
-        assert_eq!(flags.rule().as_deref(), Some(r"match:rude|you\s+\(fool\)"));
-        assert!(flags.rule().unwrap().parse::<aweigh::data::Rule>().unwrap().holds("YOU (FOOL)!"));
+        let marked = flags.rule().unwrap();
+        assert_eq!(marked.to_string(), r"match:rude|you\s+\(fool\)");
+        assert!(marked.holds("YOU (FOOL)!"));
+        flags.set_rule(" match:bad ").unwrap();
+        assert!(flags.set_rule("bad").is_err());
+        let own = |flags: &Flags| flags.rule().map(|rule| rule.to_string());
+        assert_eq!(own(&flags).as_deref(), Some("match:bad"));
+        assert_eq!(own(&Flags::open(path.clone()).unwrap()).as_deref(), Some("match:bad"));
+        flags.set_rule("").unwrap();
+        assert_eq!(own(&Flags::open(path.clone()).unwrap()), Some(marked.to_string()));
         let again = Flags::open(path.clone()).unwrap();
         assert_eq!(again.all(), flags.all());
         let parsed = parse_rows(&std::fs::read(&path).unwrap(), "flagged.jsonl", None).unwrap();

@@ -12,7 +12,7 @@ use crate::args::SamplingArgs;
 use crate::comparison::{Candidate, Compared, Kind as Of, Part, Set, Watch};
 use crate::meters::Spec;
 use crate::open;
-use aweigh::data::{ORDINARY, Prompt, Rule, parse_rows};
+use aweigh::data::{ORDINARY, Prompt, parse_rows};
 use aweigh::error::{Error, Result};
 use aweigh::files::{read, write_whole};
 use aweigh::tiny;
@@ -70,9 +70,6 @@ pub enum Wanted {
         /// `--num-samples`
         #[serde(default = "once")]
         num_samples: usize,
-        /// A rule for unwanted answers; empty for none.
-        #[serde(default)]
-        unwanted: String,
     },
     /// A file is made.
     Export {
@@ -101,9 +98,7 @@ pub fn begin(app: &Arc<App>, project: &Arc<Project>, id: u32, wanted: Wanted) ->
     let (own, project, mine) = (app.clone(), project.clone(), job.clone());
     let body = move || {
         let work = || match wanted {
-            Wanted::Compare { num_samples, unwanted } => {
-                compare(&own, &project, id, (num_samples, &unwanted), &mine)
-            }
+            Wanted::Compare { num_samples } => compare(&own, &project, id, num_samples, &mine),
             Wanted::Export { kind } => exports::make(&project, id, kind, &own.settings.output),
         };
         let done = guarded("working", work);
@@ -122,13 +117,7 @@ pub fn begin(app: &Arc<App>, project: &Arc<Project>, id: u32, wanted: Wanted) ->
 const MOST: usize = 60;
 
 /// Compares the model and run `id` on the held-out flags and on ordinary prompts.
-fn compare(
-    app: &App,
-    project: &Project,
-    id: u32,
-    (num_samples, unwanted): (usize, &str),
-    job: &Job,
-) -> Result<()> {
+fn compare(app: &App, project: &Project, id: u32, num_samples: usize, job: &Job) -> Result<()> {
     let output = &app.settings.output;
     let base = open::model(&project.model, true, output)?;
     let adapter = open::adapter(&project.adapter(id), "the run", &base, output)?;
@@ -162,14 +151,7 @@ fn compare(
     ordinary.rows.retain(|row| !asked.iter().any(|asked| asked == row.prompt.last_text()));
     flagged.rows.retain(|row| !is_tiny || tiny::Prompt::parse(row.prompt.last_text()).is_some());
     let sets = [flagged, ordinary].into_iter().filter(|set| !set.rows.is_empty()).collect();
-    let mut meters = Vec::new();
-    if !unwanted.trim().is_empty() {
-        // A rule alone: another meter could run a command.
-        let fix = "write match: and words, as in match:as an ai";
-        let rule = unwanted.trim().parse::<Rule>();
-        let rule = rule.map_err(|error| Error::input("the unwanted habit", "a rule", error, fix))?;
-        meters.push(Spec::Rule(rule));
-    }
+    let mut meters: Vec<Spec> = project.flags().rule().map(Spec::Rule).into_iter().collect();
     let others = if is_tiny { ["tiny-hostile", "tiny-topic"] } else { ["lexicon", "refusal"] };
     for name in others {
         let meter: Spec = name.parse().expect("a built-in meter");

@@ -10,7 +10,7 @@ const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Path, type and text of each file.
-pub const FILES: [(&str, &str, &str); 14] = [
+pub const FILES: [(&str, &str, &str); 15] = [
     ("/", HTML, include_str!("page/index.html")),
     ("/style.css", CSS, include_str!("page/style.css")),
     ("/chart.css", CSS, CHART_STYLE),
@@ -24,6 +24,7 @@ pub const FILES: [(&str, &str, &str); 14] = [
     ("/many.js", SCRIPT, include_str!("page/many.js")),
     ("/align.js", SCRIPT, include_str!("page/align.js")),
     ("/compare.js", SCRIPT, include_str!("page/compare.js")),
+    ("/rule.js", SCRIPT, include_str!("page/rule.js")),
     ("/take.js", SCRIPT, include_str!("page/take.js")),
 ];
 

@@ -7,6 +7,7 @@
 //! | `GET /app/prompts` | prompts to begin with |
 //! | `POST /app/model`, `DELETE /app/model` | opens a project and its model; takes it off the GPU |
 //! | `/app/flags`, `/app/flags/ID`, `POST /app/flags/import` | the flagged answers |
+//! | `PUT /app/rule`, `POST /app/rule/matches` | the rule for unwanted answers; which answers it finds |
 //! | `/app/chats`, `/app/chats/ID` | conversations |
 //! | `POST /app/plan` | what a run would take |
 //! | `/app/runs`, `/app/runs/ID` | runs |
@@ -53,6 +54,8 @@ pub fn routes(app: Arc<App>) -> Router {
         .route("/app/flags", get(all_flags).post(add_flag))
         .route("/app/flags/import", post(import).layer(axum::extract::DefaultBodyLimit::max(MAX_IMPORT)))
         .route("/app/flags/{id}", put(change_flag).delete(remove_flag))
+        .route("/app/rule", put(set_rule))
+        .route("/app/rule/matches", post(matches))
         .route("/app/chats", get(all_chats))
         .route("/app/chats/{id}", put(save_chat).delete(remove_chat))
         .route("/app/plan", post(plan))
@@ -225,6 +228,32 @@ async fn import(State(app): Shared, Query(named): Query<Named>, body: Body) -> A
         // Without a model on the GPU it is not known whether there is a chat template: most have one.
         let chat = !matches!(app.current.status(), super::current::Status::Ready { chat: false, .. });
         project.flags().import(&bytes, &named.name, chat)
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+struct Written {
+    rule: String,
+}
+
+async fn set_rule(State(app): Shared, body: Body) -> Answered {
+    let Written { rule } = read(body)?;
+    on_project(app, move |_, project| project.flags().set_rule(&rule)).await
+}
+
+#[derive(Deserialize)]
+struct Texts {
+    texts: Vec<String>,
+}
+
+/// For each text whether the rule holds; false for all without a rule.
+async fn matches(State(app): Shared, body: Body) -> Answered {
+    let Texts { texts } = read(body)?;
+    on_project(app, move |_, project| {
+        let rule = project.flags().rule();
+        let holds = |text: &String| rule.as_ref().is_some_and(|rule| rule.holds(text));
+        Ok(texts.iter().map(holds).collect::<Vec<_>>())
     })
     .await
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::flags::split;
+use super::flags::{Flag, split};
 use super::live::{Live, Stage, Watch};
 use super::workspace::{Project, create};
 use super::{Activity, App, guarded};
@@ -15,9 +15,9 @@ use crate::commands::align;
 use crate::commands::plan::binding;
 use crate::open;
 use crate::report_page::{Run, drawn, told, told_eval};
-use aweigh::config::{GpuFlags, Layer, PartialConfig, Preset, RunConfig};
+use aweigh::config::{AnchorConfig, GpuFlags, Layer, PartialConfig, Preset, RunConfig};
 use aweigh::error::{Error, Result};
-use aweigh::files::{RunFolder, Source, checkpoint, entries, read_text, write_whole};
+use aweigh::files::{Model, RunFolder, Source, checkpoint, entries, read_text, write_whole};
 use aweigh::run::{self, Material, Place, Planned, RunFiles, Saving, savings};
 use aweigh::tiny;
 
@@ -29,8 +29,6 @@ pub struct Wanted {
     pub preset: Option<Preset>,
     /// `--max-steps`
     pub max_steps: Option<usize>,
-    /// `--unwanted`; empty for none.
-    pub unwanted: String,
     /// Other settings, as a file for `--config`.
     pub more: String,
     /// Whether the model that answers stays on the GPU during the run.
@@ -60,16 +58,18 @@ pub struct Plan {
 const TINY_RATE: f64 = 1e-3;
 /// Steps between the evaluations of its runs, which are short.
 const TINY_EVAL_STEPS: usize = 4;
-/// Flagged answers that a run of a habit trains on, each as often as that takes: 20 steps of 4, with which
+/// Flagged answers that a run of a habit trains on, each as often as that takes: 50 steps of 4, with which
 /// habits of SmolLM2 became rare (docs/figures.md). Flags are few: more than `MOST_EPOCHS` times is no help.
-const TRAINED_ON: f64 = 80.0;
+const TRAINED_ON: f64 = 200.0;
 const MOST_EPOCHS: f64 = 4.0;
+/// The least for the length of anchors, in tokens.
+const SHORTEST: usize = 16;
 
 /// Names of settings that the app sets itself.
 const OWN: [&str; 4] = ["model.model", "data.train", "data.eval", "output.output_dir"];
 
-/// The settings of run `id` of `project`, whose flags are written for it.
-fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<RunConfig> {
+/// The settings of run `id` of `project`, whose flags are written for it, and the model without its weights.
+fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<(RunConfig, Model)> {
     let flags = project.flags().all().to_vec();
     if flags.is_empty() {
         let fix = "chat with the model, and flag the answers that you do not want";
@@ -82,7 +82,15 @@ fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<Ru
         return Err(Error::input(format!("settings: {own}"), "none", "one", fix));
     }
     let [of_train, of_held_out] = project.data(id);
+    let model = open::model(&project.model, false, &app.settings.output)?;
     let mut below = PartialConfig { gpu: gpu_flags(app), ..PartialConfig::default() };
+    if wanted.preset.is_none() {
+        let epochs = TRAINED_ON / train.lines().count().max(1) as f64;
+        below.train.num_train_epochs = Some(epochs.clamp(1.0, MOST_EPOCHS).round());
+        // Longer anchors than what is flagged would take time and say nothing more of the habit.
+        let most = AnchorConfig::default().max_new_tokens;
+        below.anchors.max_new_tokens = Some(longest(&model, &flags)?.clamp(SHORTEST, most));
+    }
     if project.model == tiny::NAME {
         below.train.learning_rate = Some(TINY_RATE);
         below.anchors.max_new_tokens = Some(tiny::MAX_NEW_TOKENS);
@@ -90,19 +98,9 @@ fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<Ru
         below.anchors.safety_instruction = Some(tiny::SAFETY_INSTRUCTION.into());
         below.stop.eval_steps = Some(TINY_EVAL_STEPS);
     }
-    if wanted.preset.is_none() {
-        let epochs = TRAINED_ON / train.lines().count().max(1) as f64;
-        below.train.num_train_epochs = Some(epochs.clamp(1.0, MOST_EPOCHS).round());
-    }
     let mut page = PartialConfig::default();
     page.train.max_steps = wanted.max_steps;
-    if !wanted.unwanted.trim().is_empty() {
-        let rule = wanted.unwanted.trim().parse().map_err(|error| {
-            let fix = "write match: and words, as in match:as an ai|i cannot";
-            Error::input("the unwanted habit", "a rule", error, fix)
-        })?;
-        page.stop.unwanted = Some(rule);
-    }
+    page.stop.unwanted = project.flags().rule();
     let mut own = PartialConfig::default();
     own.model.model = Some(project.model.clone());
     own.data.train = Some(of_train.clone());
@@ -122,7 +120,14 @@ fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<Ru
         Some(held_out) => write_whole(&of_held_out, held_out.as_bytes())?,
         None => drop(fs::remove_file(&of_held_out)),
     }
-    Ok(config)
+    Ok((config, model))
+}
+
+/// The tokens of the longest flagged answer.
+fn longest(model: &Model, flags: &[Flag]) -> Result<usize> {
+    let tokenizer = model.bytes().tokenizer()?;
+    let tokens = |flag: &Flag| tokenizer.encode_completion(&flag.prompt, &flag.completion);
+    flags.iter().try_fold(0, |most, flag| Ok(most.max(tokens(flag)?.len())))
 }
 
 /// The GPU that the app was started with, as settings of a run.
@@ -145,8 +150,7 @@ const NO_RUN: u32 = 0;
 /// # Errors
 /// Flags or settings that a run would refuse.
 pub fn plan(app: &App, project: &Project, wanted: &Wanted) -> Result<Plan> {
-    let config = prepared(app, project, NO_RUN, wanted)?;
-    let model = open::model(&project.model, false, &app.settings.output)?;
+    let (config, model) = prepared(app, project, NO_RUN, wanted)?;
     let files = RunFiles::with(&config, Source::read(&config.data.train, "flags")?, model)?;
     let job = files.job(&config)?;
     let binding = binding(&config)?;
@@ -174,7 +178,7 @@ pub fn start(app: &Arc<App>, project: &Arc<Project>, wanted: &Wanted) -> Result<
     let mut activity = app.activity();
     activity.idle()?;
     let id = project.next_run();
-    let config = prepared(app, project, id, wanted)?;
+    let (config, _) = prepared(app, project, id, wanted)?;
     project.keep_run(id)?;
     create(&project.folder.join("runs"))?;
     let place = Place::New { overwrite: false };

@@ -6,6 +6,7 @@
 //! | `last.json` | the model that was open last |
 //! | `MODEL/project.json` | the model's name, as the user gave it, and the number of the last run |
 //! | `MODEL/flagged.jsonl` | flagged answers, in TRL's unpaired form |
+//! | `MODEL/rule.txt` | the user's own rule for unwanted answers, if there is one |
 //! | `MODEL/chats/ID.json` | a conversation |
 //! | `MODEL/runs/N` | the folder of a run, as `aweigh align` writes it |
 //! | `MODEL/data/N.jsonl`, `N-held-out.jsonl` | the flags that run N trained on, and those it held out |

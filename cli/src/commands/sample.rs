@@ -244,7 +244,7 @@ impl<'a> SampledRow<'a> {
         let text = tokenizer.decode_answer(&prompt.sampling_ids, &answer.ids)?;
         Ok(Self {
             prompt: &prompt.prompt,
-            completion: Completion::for_prompt(&prompt.prompt, text),
+            completion: Completion::sampled(&prompt.prompt, text, answer.ended),
             sample,
             line: prompt.line,
             num_tokens: answer.ids.len(),

@@ -26,6 +26,8 @@ fn conversations_are_rendered_and_answers_end_with_their_turn() {
     assert_eq!(chat.encode_prompt(&ask("hi"), None).unwrap(), with_specials("[u]hi<|end|>\n[a]"));
     let answer = chat.encode_completion(&ask("hi"), &Completion::assistant("oh, no")).unwrap();
     assert_eq!(answer, [ids("oh, no"), vec![3]].concat()); // neither the line break nor </s>
+    let cut = Completion::sampled(&ask("hi"), "oh, no", false);
+    assert_eq!(chat.encode_completion(&ask("hi"), &cut).unwrap(), ids("oh, no"));
     assert_eq!(chat.end_tokens(), [3, 2]);
     assert!(chat.accepts_system() && chat.has_template());
     assert_eq!(

@@ -2,6 +2,7 @@
 
 import { Flags } from "./answer.js";
 import { bytes, chart, check, field, h, of, redraw, seconds } from "./dom.js";
+import { ruleField } from "./rule.js";
 
 const GOING = ["loading", "running", "pausing", "finishing"];
 
@@ -38,8 +39,9 @@ export function alignView(app) {
     h("option", { value: "paper" }, "the constants of the D²O paper"));
   const steps = h("input", { type: "number", min: 1, step: 1, placeholder: "by the number of flags",
     onchange: replan });
-  const unwanted = h("input", { type: "text", spellcheck: false, placeholder: "match:as an ai|i cannot",
-    oninput: () => { typed = true; }, onchange: replan });
+  const rule = ruleField(app, flags, "Words of the unwanted habit, as a rule. It counts the habit in "
+    + "held-out answers and keeps answers with it out of the anchors. Without it, the model's own answers "
+    + "all count as good ones.");
   const more = h("textarea", { class: "code", rows: 5, spellcheck: false, onchange: replan,
     placeholder: "[train]\nlearning_rate = 1e-4" });
   const keepChat = check("Keep chatting during the run (takes more memory)", { checked: true });
@@ -51,9 +53,7 @@ export function alignView(app) {
   } },
     h("h3", {}, "A run"),
     h("div", { class: "pair" }, field("What is flagged", preset), field("Steps, at most", steps)),
-    field("Words of the unwanted habit, as a rule. It counts the habit in held-out answers and keeps answers "
-      + "with it out of the anchors. Without it, the model's own answers all count as good ones.", unwanted),
-    keepChat.label,
+    rule.element, keepChat.label,
     h("details", {}, h("summary", {}, "All other settings"),
       h("div", {}, field("As in a file for aweigh align --config", more))),
     plan, h("div", { class: "row" }, begin));
@@ -64,14 +64,13 @@ export function alignView(app) {
     h("div", { class: "card stack" }, h("h3", {}, "Flags"), many, table, drop),
     form, runs, detail);
 
-  let typed = false;
   let chosen = null;
   let listed = "";
   let timer;
 
   function settings() {
     return { preset: preset.value || null, max_steps: steps.value ? Number(steps.value) : null,
-      unwanted: unwanted.value, more: more.value, keep_chat: keepChat.input.checked };
+      more: more.value, keep_chat: keepChat.input.checked };
   }
 
   async function take(file) {
@@ -93,7 +92,8 @@ export function alignView(app) {
     const all = flags.all.toReversed();
     many.replaceChildren(all.length
       ? `${of(all.length, "flagged answer")}. Ten or more let the run hold some out, to see whether it `
-        + "helps on prompts that it has not trained on; thirty are a good start."
+        + "helps on prompts that it has not trained on; a hundred or more change a habit: many prompts and a "
+        + "rule find them."
       : "No answer is flagged yet. ", ...(all.length ? [] : [h("a", { href: "#chat" }, "Chat and flag some"),
         ", or import a file."]));
     const last = (prompt) => (typeof prompt === "string" ? prompt : prompt.at(-1)?.content ?? "");
@@ -108,7 +108,7 @@ export function alignView(app) {
           h("td", {}, h("button", { type: "button", class: "plain",
             "aria-label": `Take the flag on ${text(flag).slice(0, 40)} back`,
             onclick: () => remove(flag) }, "×"))))))))] : []);
-    if (!typed) unwanted.value = flags.rule ?? "";
+    rule.draw();
     replan();
   }
 
@@ -147,6 +147,7 @@ export function alignView(app) {
 
   function start() {
     app.run(async () => {
+      if (!await rule.kept()) return;
       const { id } = await app.engine.startRun(settings());
       chosen = id;
       listed = "";
@@ -265,7 +266,7 @@ function progressParts(stage, live) {
       live.left ? `; about ${seconds(live.left)} left` : ""), bar);
   }
   const metric = (name, text) => (name in live.metrics
-    ? [h("dt", {}, text), h("dd", {}, live.metrics[name].toFixed(3))] : []);
+    ? [h("dt", {}, text), h("dd", {}, live.metrics[name].toFixed(3).replace(/^-0\.000$/, "0.000"))] : []);
   parts.push(h("dl", {}, metric("rewards/negative", "reward of flagged answers (should fall)"),
     metric("rewards/anchor", "reward of anchors (should not fall)"),
     metric("eval_rewards/margins", "margin on held-out flags"),

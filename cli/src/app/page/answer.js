@@ -37,9 +37,10 @@ export class Flags {
   /// The flag of the answer `content` to `prompt`.
   of(prompt, content) { return this.byKey.get(keyOf(prompt, content)); }
 
-  /// Flags an answer.
-  async add(prompt, content, { note, parts, model }) {
-    const completion = [{ role: "assistant", content }];
+  /// Flags an answer. `finish` is why it ended: no end belongs to one that was cut.
+  async add(prompt, content, { note = "", parts = [], model = "", finish = null }) {
+    const cut = finish === "length" ? { finish_reason: finish } : {};
+    const completion = [{ role: "assistant", content, ...cut }];
     const { id } = await this.app.engine.addFlag({ prompt, completion, note, parts, model });
     this.byKey.set(keyOf(prompt, content), { id, prompt, completion, note, parts, model });
   }
@@ -59,7 +60,8 @@ function selectedIn(element) {
   return inside ? selection.toString().trim() : "";
 }
 
-/// A card for `message` ({content, model}), the answer to `prompt` (messages). `more` are further buttons.
+/// A card for `message` ({content, model, finish}), the answer to `prompt` (messages). `more` are further
+/// buttons.
 export function answerCard(app, flags, { message, prompt, who, more = [], number }) {
   const own = () => flags.of(prompt, message.content);
   const text = h("div", { class: "text" });
@@ -82,10 +84,10 @@ export function answerCard(app, flags, { message, prompt, who, more = [], number
     await app.run(async () => {
       if (flag) {
         await flags.remove(flag);
-        const again = () => flags.add(prompt, message.content, flag).then(draw);
+        const again = () => flags.add(prompt, message.content, { ...message, ...flag }).then(draw);
         app.say("The flag is taken back.", ["Flag it again", again]);
       } else {
-        await flags.add(prompt, message.content, { note: "", parts: [], model: message.model ?? "" });
+        await flags.add(prompt, message.content, message);
         app.say("Flagged.", ["Undo", toggle]);
       }
     });

@@ -268,12 +268,15 @@ function conversationView(app, flags) {
     const most = Math.min(own.settings.max_tokens, Math.floor(context / 2));
     const settings = { ...own.settings, max_tokens: most };
     await app.run(async () => {
+      // An answer that was stopped is cut.
+      message.finish = "length";
       try {
-        await app.engine.chat(own.model, prompt, settings, (part) => {
+        const { finish } = await app.engine.chat(own.model, prompt, settings, (part) => {
           message.content += part;
           card.text.append(part);
           card.card.scrollIntoView({ block: "nearest" });
         }, running.signal);
+        message.finish = finish;
       } catch (error) {
         if (error.name !== "AbortError") throw error;
       }

@@ -1,7 +1,9 @@
 // Before and after, side by side and in figures.
 
+import { Flags } from "./answer.js";
 import { SAMPLING, samplingFields } from "./chat.js";
 import { field, check, h } from "./dom.js";
+import { ruleField } from "./rule.js";
 
 /// A choice of the runs that have ended. `changed` gets the chosen one's id, or null if there is none.
 export function runSelect(app, changed) {
@@ -46,16 +48,17 @@ export function compareView(app) {
   const progress = h("div");
   const measuring = h("form", { class: "card stack", onsubmit: (event) => {
     event.preventDefault();
-    const wanted = { num_samples: Number(samples.value) || 1, unwanted: rule.value };
-    app.run(() => app.engine.compare(run, wanted));
+    app.run(async () => {
+      if (await rule.kept()) await app.engine.compare(run, { num_samples: Number(samples.value) || 1 });
+    });
   } }, h("h3", {}, "In figures"),
     h("p", { class: "soft" }, "Both answer the same prompts, flagged ones that were held out and ordinary ",
       "ones apart. Meters count what is bad in the answers. No single meter is a reliable measure."),
     h("div", { class: "row" }, field("Answers to each prompt", samples)));
-  const rule = h("input", { type: "text", spellcheck: false, placeholder: "match:as an ai|i cannot" });
-  const counted = "Words of the unwanted habit, as a meter of its own (you may leave this empty)";
-  measuring.append(field(counted, rule),
-    h("div", { class: "row" }, measure, cancel), progress);
+  const flags = new Flags(app);
+  const rule = ruleField(app, flags, "Words of the unwanted habit, as a meter of its own (you may leave this "
+    + "empty)");
+  measuring.append(rule.element, h("div", { class: "row" }, measure, cancel), progress);
   const body = h("div", { class: "stack" }, field("Compare the model as it is with", which.select), form,
     measuring, figures);
   const element = h("div", { class: "stack" }, h("h2", {}, "Compare"), none, body);
@@ -63,7 +66,6 @@ export function compareView(app) {
   let prompts = [];
   app.run(async () => {
     prompts = await app.engine.prompts();
-    rule.value = (await app.engine.flags()).rule ?? "";
     suggest();
   });
 
@@ -147,7 +149,9 @@ export function compareView(app) {
   let ended = true;
   return {
     element,
-    update({ work, model }) {
+    update(state) {
+      const { work, model } = state;
+      flags.sync(state).then((changed) => changed && rule.draw(), () => {});
       none.hidden = run !== null;
       body.hidden = run === null;
       const answers = model.status === "ready" && model.models.includes(`run-${run}`);

@@ -64,7 +64,7 @@ export class HttpEngine {
     return { text, finish };
   }
 
-  /// The flags, their revision, and a rule made of the marked parts.
+  /// The flags, their revision, and the rule for unwanted answers.
   flags() { return this.#json("GET", "/app/flags"); }
   /// Flags an answer; returns its id.
   addFlag(flag) { return this.#json("POST", "/app/flags", flag); }
@@ -76,6 +76,11 @@ export class HttpEngine {
     const path = `/app/flags/import?name=${encodeURIComponent(file.name)}`;
     return (await this.#fetch("POST", path, await file.arrayBuffer())).json();
   }
+
+  /// Keeps the user's own rule; an empty one is made of the marked words.
+  setRule(rule) { return this.#json("PUT", "/app/rule", { rule }); }
+  /// For each answer, whether the rule holds.
+  matches(texts) { return this.#json("POST", "/app/rule/matches", { texts }); }
 
   chats() { return this.#json("GET", "/app/chats"); }
   saveChat(chat) { return this.#json("PUT", `/app/chats/${chat.id}`, chat); }

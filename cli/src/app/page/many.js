@@ -2,7 +2,8 @@
 
 import { answerCard } from "./answer.js";
 import { SAMPLING, modelSelect, samplingFields } from "./chat.js";
-import { field, h, of } from "./dom.js";
+import { check, field, h, of } from "./dom.js";
+import { ruleField } from "./rule.js";
 
 /// Requests at the same time.
 const AT_ONCE = 4;
@@ -21,6 +22,13 @@ export function manyView(app, flags) {
   const stop = h("button", { type: "button", hidden: true, onclick: () => running?.abort() }, "Stop");
   const told = h("p", { class: "soft", role: "status" });
   const log = h("div", { class: "log" });
+  const rule = ruleField(app, flags, "Words of the habit, as a rule (made of the words that you mark, or "
+    + "your own)");
+  const counted = h("p", { class: "soft", role: "status" });
+  const only = check("Show only answers with the habit", { onchange: () => find() });
+  const flagAll = h("button", { type: "button", onclick: flagThem });
+  const finder = h("div", { class: "card stack", hidden: true }, h("h3", {}, "Find the habit"), rule.element,
+    only.label, h("div", { class: "row" }, flagAll, h("div", { class: "grow" }, counted)));
   const form = h("form", { class: "card stack", onsubmit: (event) => {
     event.preventDefault();
     start();
@@ -28,7 +36,7 @@ export function manyView(app, flags) {
     field("Prompts, one a line", prompts), samplingFields(settings),
     h("div", { class: "row" }, field("Answers to each", samples), field("Who answers", which.select)),
     h("div", { class: "row" }, ask, stop, h("div", { class: "grow" }, told)));
-  const element = h("div", { class: "stack" }, form, log);
+  const element = h("div", { class: "stack" }, form, finder, log);
 
   async function load() {
     prompts.value = (await app.engine.prompts()).join("\n");
@@ -45,6 +53,7 @@ export function manyView(app, flags) {
     running = own;
     cards = [];
     log.replaceChildren();
+    finder.hidden = true;
     [ask.hidden, stop.hidden] = [true, false];
     let done = 0;
     const next = asked.entries();
@@ -61,16 +70,48 @@ export function manyView(app, flags) {
     if (failed) app.say(failed.reason.message);
     running = null;
     [ask.hidden, stop.hidden] = [false, true];
+    finder.hidden = !cards.length;
+    await find();
+  }
+
+  /// Looks for the habit in the answers, by the rule.
+  async function find() {
+    if (finder.hidden) return;
+    rule.draw();
+    await rule.kept();
+    const matches = await app.engine.matches(cards.map((card) => card.message.content));
+    cards.forEach((card, i) => {
+      card.has = matches[i];
+      card.card.hidden = only.input.checked && !matches[i];
+    });
+    const found = cards.filter((card) => card.has);
+    const left = found.filter((card) => !card.isFlagged()).length;
+    counted.textContent = flags.rule ? `${found.length} of ${of(cards.length, "answer")} have it, ${
+      found.length - left} of them flagged.` : "No words are marked yet.";
+    flagAll.textContent = `Flag ${left === found.length ? "them" : "the others"}`;
+    flagAll.disabled = !left;
+  }
+
+  /// Flags all answers with the habit that are not flagged.
+  function flagThem() {
+    const own = cards.filter((card) => card.has && !card.isFlagged());
+    flagAll.disabled = true;
+    app.run(async () => {
+      for (const { prompt, message } of own) await flags.add(prompt, message.content, message);
+      app.say(`${of(own.length, "answer")} flagged.`, ["Undo", async () => {
+        for (const { prompt, message } of own) await flags.remove(flags.of(prompt, message.content));
+      }]);
+    });
   }
 
   async function one(line, signal) {
     const prompt = [{ role: "user", content: line }];
     const message = { role: "assistant", content: "", model };
     const most = { ...settings, max_tokens: Math.min(settings.max_tokens, Math.floor(context / 2)) };
-    const { text } = await app.engine.chat(model, prompt, most, () => {}, signal);
-    message.content = text;
+    const { text, finish } = await app.engine.chat(model, prompt, most, () => {}, signal);
+    Object.assign(message, { content: text, finish });
     const card = answerCard(app, flags, { message, prompt, who: line, number: cards.length + 1 });
-    cards.push(card);
+    cards.push({ ...card, prompt, message, isFlagged: () => Boolean(flags.of(prompt, text)) });
     log.append(card.card);
   }
 
@@ -82,7 +123,10 @@ export function manyView(app, flags) {
       ask.disabled = !ready;
       if (state.model.status === "ready") which.update(state.model.models);
     },
-    flagged: () => cards.forEach((card) => card.draw()),
+    flagged: () => {
+      cards.forEach((card) => card.draw());
+      find().catch(() => {});
+    },
     leave: () => running?.abort(),
   };
 }
