@@ -324,7 +324,7 @@ fn every_kernel_has_a_reference() {
 fn lines_have_at_most_110_columns() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = vec![root.join("shaders/permutations")];
-    for folder in ["src", "cli", "tests", "examples", "python", "xtask/src", "fuzz", "shaders"] {
+    for folder in ["src", "cli", "tests", "examples", "python", "xtask/src", "fuzz", "shaders", "web"] {
         collect(&root.join(folder), &mut paths);
     }
     let mut long = Vec::new();

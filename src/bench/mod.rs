@@ -16,7 +16,7 @@ pub use steps::{GroupTimes, Held, SamplingTimes, StepTimes, group, sampling, ste
 pub use synthetic::{SHAPES, Synthetic};
 pub use tune::{Product, products, tune};
 
-use std::time::Instant;
+use web_time::Instant;
 
 use crate::Result;
 use crate::gpu::{Gpu, Recorder};

@@ -1,8 +1,7 @@
 //! Whole steps: a training step, a D²O group with its prompt shared or not, and sampling.
 
-use std::time::Instant;
-
 use serde::Serialize;
+use web_time::Instant;
 
 use crate::Result;
 use crate::data::packing::{Group, Packed};

@@ -19,15 +19,10 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// Seconds since 1970-01-01 00:00 UTC, or None where there is no clock (WebAssembly without a host).
+/// Seconds since 1970-01-01 00:00 UTC.
 pub fn now() -> Option<i64> {
-    #[cfg(all(target_family = "wasm", target_os = "unknown"))]
-    return None;
-    #[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
-    {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
-        i64::try_from(since.as_secs()).ok()
-    }
+    let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
 }
 
 /// Days since 1970-01-01 as (year, month 1..=12, day 1..=31) of the Gregorian calendar.

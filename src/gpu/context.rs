@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant;
 
 use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, needed, summary, why_first};
 use super::fault::Faults;
@@ -401,6 +403,9 @@ impl Gpu {
     /// Fails with the first error reported since the last check, if any. Once the device is lost, it always
     /// fails.
     pub fn check(&self, doing: &str) -> Result<()> {
+        if let Some(error) = self.memory.refused() {
+            return Err(error);
+        }
         let mut reports = locked(&self.reports);
         if let Some(error) = reports.found.take() {
             return Err(error);

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 #[cfg(not(target_arch = "wasm32"))]
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+
+use web_time::Instant;
 
 use super::{Gpu, Slot, Tensor};
 

@@ -124,6 +124,8 @@ pub struct Memory {
     waiting: AtomicUsize,
     /// The submit of the last [`Memory::keep_pace`].
     last: Mutex<Option<wgpu::SubmissionIndex>>,
+    /// What [`Memory::refused`] gives.
+    refused: Arc<Mutex<Option<Error>>>,
     faults: Faults,
 }
 
@@ -148,6 +150,7 @@ impl Memory {
             device: self.device.clone(),
             bind_groups: self.bind_groups.clone(),
             buffers: self.buffers.clone(),
+            refused: self.refused.clone(),
             ..Self::paper(self.max_binding)
         }
     }
@@ -161,6 +164,7 @@ impl Memory {
             buffers: Arc::default(),
             waiting: AtomicUsize::new(0),
             last: Mutex::default(),
+            refused: Arc::default(),
             faults: Faults::default(),
         }
     }
@@ -222,14 +226,19 @@ impl Memory {
         let descriptor =
             wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         let buffer = device.create_buffer(&descriptor);
-        // On all platforms that this crate runs on so far, the result is ready at once, so this does not
-        // wait.
-        let full = pollster::block_on(scope.pop());
-        if full.is_none() && !self.faults.fails_allocation() {
-            return Ok(buffer);
-        }
         let (label, purpose, held) = (label.into(), purpose.to_string(), self.ledger.total().now);
-        Err(Error::OutOfMemory { label, purpose, bytes: size, held })
+        let full = Error::OutOfMemory { label, purpose, bytes: size, held };
+        if self.faults.fails_allocation() {
+            return Err(full);
+        }
+        scoped(scope, full, &self.refused)?;
+        Ok(buffer)
+    }
+
+    /// The first allocation that the device refused after it seemed to succeed. Browsers tell later whether
+    /// there was enough memory.
+    pub(super) fn refused(&self) -> Option<Error> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Blocks until the device has finished the work submitted before the previous call, so that at most two
@@ -258,6 +267,28 @@ impl Memory {
             queue.submit([]);
         }
     }
+}
+
+/// Closes the scope of an allocation.
+///
+/// # Errors
+/// `full` if the device was out of memory.
+#[cfg(not(target_arch = "wasm32"))]
+fn scoped(scope: wgpu::ErrorScopeGuard, full: Error, _: &Arc<Mutex<Option<Error>>>) -> Result<()> {
+    // The result is ready at once, so this does not wait.
+    pollster::block_on(scope.pop()).map_or(Ok(()), |_| Err(full))
+}
+
+/// Closes the scope of an allocation. If the device was out of memory, `refused` gets `full` later.
+#[cfg(target_arch = "wasm32")]
+fn scoped(scope: wgpu::ErrorScopeGuard, full: Error, refused: &Arc<Mutex<Option<Error>>>) -> Result<()> {
+    let (told, refused) = (scope.pop(), refused.clone());
+    wasm_bindgen_futures::spawn_local(async move {
+        if told.await.is_some() {
+            refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(full);
+        }
+    });
+    Ok(())
 }
 
 /// One live buffer in the ledger.

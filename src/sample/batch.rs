@@ -5,7 +5,7 @@
 //! rest of the prompt is computed. That is how a conversation goes on without being read again. If a
 //! beginning is in another request's seat, its keys and values are copied.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use super::logprob::TokenLogprob;
 use super::rows::{Drawn, Row, RowBuffers};

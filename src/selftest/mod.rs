@@ -14,6 +14,7 @@ mod model;
 mod norm;
 mod optimizer;
 mod pointwise;
+mod report;
 mod rows;
 mod sample;
 
@@ -24,6 +25,7 @@ use crate::Error;
 use crate::gpu::Gpu;
 use crate::reference::compare;
 pub use crate::reference::tolerance::{F16_PRODUCT, F32, Tolerance};
+pub use report::{CheckReport, Report};
 
 /// The number of shapes to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

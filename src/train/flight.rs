@@ -1,7 +1,7 @@
 //! Steps in flight: submitted, but with results not read yet. While the device computes one step, the host
 //! records the next.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use super::metrics::{Metrics, Observed, of_groups, retain_loss};
 use super::trainer::{MicroOutcome, Pending};

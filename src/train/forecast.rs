@@ -1,7 +1,7 @@
 //! Estimates the time left of a run over all phases: the work left of each kind, times its measured cost. A
 //! cost that is not measured yet is derived from one that is.
 
-use std::time::Instant;
+use web_time::Instant;
 
 /// A kind of work, with its unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The training loop: submits a step, reads the results of the one before, evaluates and takes the state.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use super::anchors::Pool;
 use super::best::Best;

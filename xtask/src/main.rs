@@ -9,6 +9,7 @@ mod page;
 mod python;
 mod tools;
 mod vulkan;
+mod web;
 mod wheel;
 mod windows;
 
@@ -33,6 +34,8 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask datasets        compare how data is read with Hugging Face's datasets; with --write, also
                                    write the Parquet file that a test reads
        cargo xtask page            try the page of `aweigh app` in headless Chromium
+       cargo xtask web             build the page that runs in a browser's tab, into target/web; with --serve,
+                                   also serve it; with --check, try it in headless Chromium
        cargo xtask windows         run the tests on Windows or Wine, through Vulkan and DX12
        cargo xtask macos           check the code for macOS, on any system
        cargo xtask wheel [TARGET]  build the Python package, and test it in an environment without Rust
@@ -82,6 +85,7 @@ fn command(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
         "clients" => clients::clients().map(done),
         "datasets" => clients::datasets(arguments == ["--write"]).map(done),
         "page" => page::page().map(done),
+        "web" => web::web(arguments).map(done),
         "windows" => windows::windows(arguments),
         "macos" => macos::macos().map(done),
         "wheel" => wheel::wheel(arguments.first().map(String::as_str)).map(done),

@@ -12,7 +12,7 @@ use crate::vulkan;
 const BROWSERS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "chrome"];
 
 /// The browser: `AWEIGH_CHROMIUM`, or the first one in the PATH. On Debian and Ubuntu one is installed.
-fn browser() -> Result<String, String> {
+pub fn browser() -> Result<String, String> {
     if let Ok(path) = env::var("AWEIGH_CHROMIUM") {
         return Ok(path);
     }

@@ -1,6 +1,6 @@
 //! Whether a software adapter's kernels should read their operands from storage buffers or through textures.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use super::{Dims, Form, Product};
 use crate::Result;

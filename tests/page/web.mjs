@@ -1,0 +1,68 @@
+// Tries the page that runs in a tab, in headless Chromium on SwiftShader's WebGPU.
+// node web.mjs URL CHROMIUM PLAYWRIGHT AXE FOLDER
+
+import assert from "node:assert/strict";
+import fs from "node:fs";
+import path from "node:path";
+import { createRequire } from "node:module";
+
+const [url, executablePath, playwright, axe, folder] = process.argv.slice(2);
+const { chromium } = createRequire(import.meta.url)(playwright);
+const axeSource = fs.readFileSync(path.join(axe, "axe.min.js"), "utf8");
+fs.mkdirSync(folder, { recursive: true });
+const began = Date.now();
+const say = (text) =>
+  console.log(`${String(Math.round((Date.now() - began) / 1000)).padStart(4)} s  ${text}`);
+
+const webgpu = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", ...webgpu] });
+const context = await browser.newContext({ acceptDownloads: true });
+await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+const outside = [];
+context.on("request", (request) => {
+  if (!request.url().startsWith(url) && !request.url().startsWith("blob:")) outside.push(request.url());
+});
+
+/// axe-core finds nothing serious.
+async function accessible(page, name) {
+  const results = await page.evaluate(`${axeSource}; axe.run()`);
+  const bad = results.violations.filter((one) => ["serious", "critical"].includes(one.impact));
+  assert.deepEqual(bad.map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(" ")}`), [], name);
+}
+
+const page = await context.newPage();
+page.on("pageerror", (error) => assert.fail(error.message));
+page.setDefaultTimeout(300_000);
+await page.goto(url);
+await page.getByText("swiftshader", { exact: false }).first().waitFor();
+await accessible(page, "before");
+await page.getByLabel("Only the smallest shapes").check();
+await page.getByRole("button", { name: "Check this GPU" }).click();
+await page.getByRole("heading", { name: "It does", exact: true }).waitFor();
+await accessible(page, "after");
+await page.screenshot({ path: path.join(folder, "check.png"), fullPage: true });
+await page.getByRole("button", { name: "Copy the report" }).click();
+await page.getByText("Copied.").waitFor();
+const report = JSON.parse(await page.evaluate(() => navigator.clipboard.readText()));
+assert.equal(report.exact, true);
+assert.ok(report.passed >= 50);
+assert.equal(report.gpu.backend, "BrowserWebGpu");
+assert.match(report.gpu.name, /swiftshader/);
+assert.match(report.version, /wasm32-unknown-unknown/);
+const [file] = await Promise.all([page.waitForEvent("download"),
+  page.getByRole("link", { name: "Save the report" }).click()]);
+assert.deepEqual(JSON.parse(fs.readFileSync(await file.path(), "utf8")), report);
+say(`${report.passed} checks pass in the tab, in ${report.seconds.toFixed(0)} s`);
+await browser.close();
+
+// Without WebGPU, and with limits that are too small.
+const without = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const poor = await without.newPage();
+await poor.addInitScript(() => delete Navigator.prototype.gpu);
+await poor.goto(url);
+await poor.getByText(/no WebGPU|there is no GPU/).waitFor();
+assert.equal(await poor.getByRole("button", { name: "Check this GPU" }).isDisabled(), true);
+await poor.screenshot({ path: path.join(folder, "without.png") });
+await without.close();
+say("without WebGPU: one sentence");
+assert.deepEqual(outside, [], "requests to other sites");
