@@ -122,6 +122,7 @@ fn flags_become_a_run_that_can_be_asked_compared_and_taken_away() {
     let plan = app.ok("/app/plan", &short(4));
     assert!(plan["settings"].as_str().unwrap().contains("unwanted = \"match:stop\""), "{plan}");
     assert_eq!((plan["train"].as_u64(), plan["held_out"].as_u64()), (Some(10), Some(2)), "{plan}");
+    assert_eq!((plan["steps"].as_u64(), &plan["seconds"]), (Some(4), &Value::Null), "{plan}");
     for (more, expected) in [
         ("[train]\nlerning_rate = 1", "settings:2: train.lerning_rate"),
         ("[model]\nmodel = \"other\"", "settings: model.model: expected none"),
@@ -133,6 +134,9 @@ fn flags_become_a_run_that_can_be_asked_compared_and_taken_away() {
     assert_eq!(app.ok("/app/runs", &short(4))["id"], 1);
     let run = stage(&app, 1, "finished");
     assert_eq!((run["summary"]["steps"].as_u64(), run["train"].as_u64()), (Some(4), Some(10)));
+    let again = app.ok("/app/plan", &short(8));
+    let (seconds, taken) = (again["seconds"].as_f64().unwrap(), run["summary"]["seconds"].as_f64().unwrap());
+    assert!((seconds - 2.0 * taken).abs() < 1e-6, "{seconds} {taken}");
     assert!(run["charts"].as_array().unwrap().iter().any(|chart| chart["title"] == "Rewards"));
     let models = app.get("/v1/models").1;
     let names: Vec<&Value> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();

@@ -84,7 +84,8 @@ fn every_flag_exists() {
     collect(&command, &mut flags);
     // Flags of other programs.
     let others = ["--path", "--release", "--example", "--test", "--lib", "--no-deps", "--logdir"];
-    let others = others.into_iter().chain(["--package", "--checked", "--only", "--lora"]);
+    let others =
+        others.into_iter().chain(["--package", "--check", "--checked", "--only", "--lora", "--serve"]);
     flags.extend(others.map(str::to_owned));
     let flag = Regex::new(r"`[^`\n]*?(--[a-z][a-z0-9-]*)").unwrap();
     let mut unknown = Vec::new();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::anchors::Anchor;
 use super::max_batches::MaxBatches;
+use super::order::Order;
 use super::plan::Plan;
 use super::reader::{Reader, few_answered, without_unwanted};
 use super::responses::unpaired;
@@ -332,6 +333,11 @@ impl Job<'_> {
             resume: None,
         };
         Ok(Prepared { setup, tokenizer, lengths })
+    }
+
+    /// The optimizer steps of the whole run, if the stop rule does not end it and every prompt gets anchors.
+    pub fn steps(&self, config: &RunConfig) -> usize {
+        Order::of(self.train.len(), &config.train).1
     }
 
     /// Warnings about rows that are valid but unusual, one sentence each, to show before the run.

@@ -44,6 +44,10 @@ pub struct Plan {
     fitted: Vec<String>,
     /// Settings that would need less.
     savings: Vec<Saving>,
+    /// Optimizer steps, if the stop rule does not end it earlier.
+    steps: usize,
+    /// How long it would take, in seconds, if its steps took as long as those of the last run that has ended.
+    seconds: Option<f64>,
     /// Flags to train on.
     train: usize,
     /// Flags that are held out.
@@ -158,15 +162,27 @@ pub fn plan(app: &App, project: &Project, wanted: &Wanted) -> Result<Plan> {
     remarks.extend(config.warnings());
     remarks.extend(job.remarks().iter().cloned());
     let Planned { config, plan, fitted } = Planned::of(&job, config, binding)?;
+    let steps = job.steps(&config);
     let rows = |path: &Path| read_text(path, "flags").map_or(0, |text| text.lines().count());
     Ok(Plan {
         peak: plan.peak().total,
         savings: savings(&job, &config, &plan, binding)?,
         fitted,
+        steps,
+        seconds: seconds_per_step(project).map(|seconds| seconds * steps as f64),
         train: rows(&config.data.train),
         held_out: config.data.eval.as_deref().map_or(0, rows),
         remarks,
         settings: config.to_toml()?,
+    })
+}
+
+/// How long a step of the last run that has ended took, with all that belongs to a run.
+fn seconds_per_step(project: &Project) -> Option<f64> {
+    project.runs().into_iter().rev().find_map(|id| {
+        let summary = summary(project, id);
+        let steps = summary["steps"].as_f64().filter(|&steps| steps > 0.0)?;
+        Some(summary["seconds"].as_f64()? / steps)
     })
 }
 

@@ -133,8 +133,10 @@ export function alignView(app) {
       const found = await app.engine.plan(settings());
       const held = found.held_out ? `, ${found.held_out} held out` : ", none held out";
       plan.replaceChildren(
-        h("p", {}, `${of(found.train, "flag")} to train on${held}; at most ${bytes(found.peak)} of GPU `,
-          "memory besides the chat. How long it takes shows as soon as it runs."),
+        h("p", {}, `${of(found.train, "flag")} to train on${held}; at most ${of(found.steps, "step")} and ${
+          bytes(found.peak)} of GPU memory besides the chat. `, found.seconds === null
+          ? "How long it takes shows as soon as it runs."
+          : `About ${seconds(found.seconds)}, if its steps take as long as those of the last run.`),
         ...found.remarks.map((remark) => h("p", { class: "soft" }, remark)),
         found.savings.length ? h("details", {}, h("summary", {}, "If that is too much memory"),
           h("ul", {}, found.savings.map(({ flag, peak, exact }) =>
