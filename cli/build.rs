@@ -41,7 +41,10 @@ fn wgpu() -> Option<String> {
 }
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    // web/ has this script too, without a file of its own.
+    if Path::new("build.rs").exists() {
+        println!("cargo::rerun-if-changed=build.rs");
+    }
     let commit = commit().map(|commit| format!("{commit}, ")).unwrap_or_default();
     let wgpu = wgpu().map(|version| format!(", wgpu {version}")).unwrap_or_default();
     let (version, target) = (env::var("CARGO_PKG_VERSION"), env::var("TARGET"));

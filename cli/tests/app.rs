@@ -90,7 +90,7 @@ fn flags_become_a_run_that_can_be_asked_compared_and_taken_away() {
     let completion = json!([{ "role": "assistant", "content": text }]);
     let flag = json!({ "prompt": prompt, "completion": completion, "parts": [&text[..5]] });
     let id = app.ok("/app/flags", &flag)["id"].as_u64().unwrap();
-    assert_eq!(app.get("/app/flags").1["rule"], format!("match:{}", text[..5].trim().to_lowercase()));
+    assert_eq!(app.get("/app/flags").1["rule"], format!(r"match:\b{}\b", text[..5].trim().to_lowercase()));
     let (status, _) = app.raw("DELETE", &format!("/app/flags/{id}"), &[], "");
     assert_eq!((status, app.get("/app/state").1["flags"]["count"].as_u64()), (200, Some(0)));
     let (status, text) = message(app.post("/app/plan", &json!({})));

@@ -152,3 +152,18 @@ fn a_list_on_one_line_keeps_its_rows_apart() {
     let prompts: Vec<Value> = room.lines("scored.jsonl").iter().map(|row| row["prompt"].clone()).collect();
     assert_eq!(prompts, ["Two", "Three"]);
 }
+
+/// What is odd about rows is told with a model and without one.
+#[test]
+fn rows_that_repeat_or_contradict_others_are_told() {
+    let room = Room::new();
+    let row = |label: bool| json!({ "prompt": "Hi.", "completion": "Hello.", "label": label }).to_string();
+    room.write("odd.jsonl", [row(false), row(true), row(false)].join("\n"));
+    for model in [&[][..], &["--model", "tiny"]] {
+        let told = room.json(&[&["data", "odd.jsonl"][..], model].concat())["remarks"].to_string();
+        for part in ["odd.jsonl:3: repeats an earlier row", "odd.jsonl:1: flags an answer that line 2 calls"]
+        {
+            assert!(told.contains(part), "no {part} in {told}");
+        }
+    }
+}

@@ -33,7 +33,7 @@ pub use forms::{Label, RowForm};
 pub use lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
 pub use ordinary::ORDINARY;
 pub use packing::{Group, Packed};
-pub use remarks::{remarks, token_remarks};
+pub use remarks::{remarks, row_remarks, token_remarks};
 pub use row::Row;
 pub use rule::Rule;
 pub use template::ChatTemplate;

@@ -2,19 +2,50 @@
 //! contradict each other.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 
-use super::{ChatTokenizer, Example, Prompt};
+use super::{ChatTokenizer, Completion, Example, Prompt, Row};
 
 /// One sentence for each kind of oddity in `examples`, with its first line. `origin` is the file's name.
 pub fn remarks(origin: &str, examples: &[Example], tokenizer: &ChatTokenizer) -> Vec<String> {
-    let of_rows = [
-        without_template(origin, examples, tokenizer),
-        same_on_both_sides(origin, examples),
-        repeated(origin, examples),
-        contradicting(origin, examples),
-    ];
+    let sides: Vec<_> = examples
+        .iter()
+        .map(|e| Sides {
+            line: e.line,
+            prompt: &e.prompt_ids,
+            chosen: e.chosen_ids.as_ref(),
+            negative: e.negative_ids.as_ref(),
+        })
+        .collect();
+    let of_answers = of_answers(origin, &sides);
     let of_tokens = token_remarks(origin, examples, tokenizer);
-    of_rows.into_iter().flatten().chain(of_tokens).collect()
+    without_template(origin, examples, tokenizer).into_iter().chain(of_answers).chain(of_tokens).collect()
+}
+
+/// The part of [`remarks`] that needs no tokenizer: rows that teach nothing, repeat or contradict others.
+pub fn row_remarks(origin: &str, rows: &[Row]) -> Vec<String> {
+    let text = |completion: &Completion| completion.text().to_owned();
+    let side = |row: &Row| Sides {
+        line: row.line,
+        prompt: serde_json::to_string(&row.prompt).unwrap_or_default(),
+        chosen: row.positive().map(text),
+        negative: row.negative().map(text),
+    };
+    of_answers(origin, &rows.iter().map(side).collect::<Vec<_>>())
+}
+
+/// A row's prompt and answers, as texts or as token ids.
+struct Sides<T> {
+    line: usize,
+    prompt: T,
+    chosen: Option<T>,
+    negative: Option<T>,
+}
+
+/// Remarks on answers that teach nothing, repeat or contradict others.
+fn of_answers<T: Eq + Hash>(origin: &str, rows: &[Sides<T>]) -> Vec<String> {
+    let all = [same_on_both_sides(origin, rows), repeated(origin, rows), contradicting(origin, rows)];
+    all.into_iter().flatten().collect()
 }
 
 /// The part of [`remarks`] about tokens: control tokens in the texts themselves, in addition to those that
@@ -63,45 +94,45 @@ fn without_template(origin: &str, examples: &[Example], tokenizer: &ChatTokenize
 }
 
 /// Pairs whose two answers are the same.
-fn same_on_both_sides(origin: &str, examples: &[Example]) -> Option<String> {
-    let same = |e: &&Example| e.chosen_ids.is_some() && e.chosen_ids == e.negative_ids;
-    let mut all = examples.iter().filter(same);
+fn same_on_both_sides<T: Eq>(origin: &str, rows: &[Sides<T>]) -> Option<String> {
+    let same = |row: &&Sides<T>| row.chosen.is_some() && row.chosen == row.negative;
+    let mut all = rows.iter().filter(same);
     let first = all.next()?.line;
     let count = 1 + all.count();
     Some(format!(
         "{origin}:{first}: the chosen and the rejected answer are the same in {count} of {} rows (this is \
          the first): such a pair teaches nothing",
-        examples.len()
+        rows.len()
     ))
 }
 
 /// Rows that repeat an earlier row.
-fn repeated(origin: &str, examples: &[Example]) -> Option<String> {
+fn repeated<T: Eq + Hash>(origin: &str, rows: &[Sides<T>]) -> Option<String> {
     let mut seen = HashSet::new();
-    let mut again = examples.iter().filter(|e| !seen.insert((&e.prompt_ids, &e.chosen_ids, &e.negative_ids)));
+    let mut again = rows.iter().filter(|row| !seen.insert((&row.prompt, &row.chosen, &row.negative)));
     let first = again.next()?.line;
     let count = 1 + again.count();
     Some(format!(
         "{origin}:{first}: repeats an earlier row, as {count} of {} rows do (this is the first)",
-        examples.len()
+        rows.len()
     ))
 }
 
 /// Answers to a prompt that are good in one row and flagged in another. Two pairs contradict each other only
 /// if one is the other with its answers swapped. An answer may be the better one of one pair and the worse
 /// one of another without contradiction: in a ranking of three answers, the middle one is both.
-fn contradicting(origin: &str, examples: &[Example]) -> Option<String> {
-    let good: HashMap<_, usize> = examples
+fn contradicting<T: Eq + Hash>(origin: &str, rows: &[Sides<T>]) -> Option<String> {
+    let good: HashMap<_, usize> = rows
         .iter()
-        .filter(|e| e.chosen_ids.is_some())
-        .map(|e| ((&e.prompt_ids, &e.chosen_ids, &e.negative_ids), e.line))
+        .filter(|row| row.chosen.is_some())
+        .map(|row| ((&row.prompt, &row.chosen, &row.negative), row.line))
         .collect();
-    let other = |e: &Example| {
-        e.negative_ids.as_ref()?;
-        let line = *good.get(&(&e.prompt_ids, &e.negative_ids, &e.chosen_ids))?;
-        (line != e.line).then_some((e.line, line))
+    let other = |row: &Sides<T>| {
+        row.negative.as_ref()?;
+        let line = *good.get(&(&row.prompt, &row.negative, &row.chosen))?;
+        (line != row.line).then_some((row.line, line))
     };
-    let mut all = examples.iter().filter_map(other);
+    let mut all = rows.iter().filter_map(other);
     let (flagged, good) = all.next()?;
     let count = 1 + all.count();
     Some(format!(

@@ -280,11 +280,15 @@ impl ChatTokenizer {
             };
             Error::input(&self.origin, "a token that ends an answer", found, fix)
         })?;
+        if completion.is_cut() {
+            let open = text.strip_suffix(&self.turn.text).unwrap_or(&text);
+            let mut ids = self.encode_after(&before, open)?;
+            ids.pop_if(|last| *last == end);
+            return Ok(ids);
+        }
         let mut ids = self.encode_after(&before, &text)?;
-        match (ids.last() == Some(&end), completion.is_cut()) {
-            (false, false) => ids.push(end),
-            (true, true) => drop(ids.pop()),
-            _ => {}
+        if ids.last() != Some(&end) {
+            ids.push(end);
         }
         Ok(ids)
     }

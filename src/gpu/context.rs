@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
-use web_time::Instant;
+use web_time::{Duration, Instant};
 
 use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, needed, summary, why_first};
 use super::fault::Faults;

@@ -24,9 +24,8 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use web_time::Instant;
+use web_time::{Duration, Instant};
 
 pub use witnessed::Witnessed;
 use witnessed::{Bound, Compared, Expected, MOST, Output, UNIT, of_sum, strip, word};

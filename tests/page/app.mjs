@@ -151,6 +151,26 @@ await shot(page, "many");
 await accessible(page, "many prompts");
 say(`${flagged} of 60 answers were rude and are flagged`);
 
+// The same answer given twice has one flag, and "Undo" takes it back.
+await page.getByRole("textbox", { name: "Prompts, one a line" }).fill("Hello\nGood morning");
+await page.getByRole("spinbutton", { name: "Temperature" }).fill("0");
+await page.getByRole("spinbutton", { name: "Answers to each" }).fill("2");
+await page.keyboard.press("Tab");
+await press(page, "Ask");
+await page.waitForFunction(() => document.querySelectorAll("article.turn").length === 4);
+await rule.fill("match:.");
+await page.keyboard.press("Tab");
+await page.getByText("4 of 4 answers have it, 0 of them flagged.").waitFor();
+await press(page, "Flag them");
+await page.getByText("4 of 4 answers have it, 4 of them flagged.").waitFor();
+await flagCount(page, flagged + 2);
+await page.locator("#toast").getByText("2 answers flagged.").waitFor();
+await page.locator("#toast").getByRole("button", { name: "Undo" }).click();
+await flagCount(page, flagged);
+await rule.fill(`match:${RUDE.source}`);
+await page.keyboard.press("Tab");
+await page.getByText("0 of 4 answers have it").waitFor();
+
 // A broken file changes nothing; a good one adds.
 await go(page, "Align");
 const broken = { name: "broken.jsonl", mimeType: "", buffer: Buffer.from("{\n") };

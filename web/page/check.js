@@ -1,15 +1,16 @@
 // Does this browser compute correctly on this GPU? The self-test, in a worker.
 
-import { h, of, redraw, seconds } from "./dom.js";
+import { check as box, h, of, redraw, seconds } from "./dom.js";
 import { Worker } from "./engine.js";
 
 const main = document.getElementById("main");
 const status = document.getElementById("status");
 
-const quick = h("input", { type: "checkbox" });
+const quick = box("Only the smallest shapes: seconds");
 const begin = h("button", { type: "submit", class: "main" }, "Check this GPU");
 const progress = h("progress", { value: 0, max: 1, hidden: true, "aria-label": "Checks done" });
 const told = h("p", { role: "status" });
+const at = h("p", { class: "soft" });
 const failures = h("div");
 const result = h("section", { class: "card stack", hidden: true });
 const form = h("form", { class: "card stack", onsubmit: (event) => {
@@ -18,8 +19,7 @@ const form = h("form", { class: "card stack", onsubmit: (event) => {
 } },
   h("p", {}, "Every kernel of Aweigh, forward and backward, and the gradients of a small model run on your ",
     "GPU in this tab, and are compared with the same formulas in double precision. Nothing is sent."),
-  h("label", { class: "check" }, quick, h("span", {}, "Only the smallest shapes: seconds")),
-  h("div", { class: "row" }, begin, progress), told, failures);
+  quick.label, h("div", { class: "row" }, begin, progress, at), told, failures);
 main.append(h("div", { class: "stack" }, h("h2", {}, "Does your GPU compute correctly?"), form, result));
 
 const worker = new Worker();
@@ -27,24 +27,24 @@ const worker = new Worker();
 async function check() {
   [begin.disabled, progress.hidden, result.hidden] = [true, false, true];
   failures.replaceChildren();
-  told.textContent = "Loading";
+  [told.textContent, at.textContent] = ["", "Loading"];
   let done = 0;
   try {
-    const found = await worker.selftest(quick.checked, ({ row, all }) => {
+    const found = await worker.selftest(quick.input.checked, ({ row, all }) => {
       done += 1;
       [progress.value, progress.max] = [done, all];
-      told.textContent = `${done} of ${of(all, "check")}: ${row.name}`;
+      at.textContent = `${done} of ${of(all, "check")}: ${row.name}`;
       if (!row.passed) failures.append(h("p", { class: "error" }, `${row.name}: ${row.failure}`));
     });
-    told.textContent = `It took ${seconds(found.report.seconds)}.`;
+    told.textContent = `${found.verdict} It took ${seconds(found.report.seconds)}.`;
     show(found);
   } catch (error) {
     told.replaceChildren(h("span", { class: "error" }, error.message));
   }
-  [begin.disabled, progress.hidden] = [false, true];
+  [begin.disabled, progress.hidden, at.textContent] = [false, true, ""];
 }
 
-function show({ verdict, report }) {
+function show({ report }) {
   const text = `${JSON.stringify(report, null, 2)}\n`;
   const file = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   const copied = h("span", { role: "status" });
@@ -52,9 +52,9 @@ function show({ verdict, report }) {
     const kept = await navigator.clipboard.writeText(text).then(() => true, () => false);
     copied.textContent = kept ? "Copied." : "It could not be copied: save it.";
   };
-  redraw(result, [h("h3", {}, report.exact ? "It does" : "It does not"), h("p", {}, verdict),
-    h("p", { class: "soft" }, "The report has your browser, your GPU and the results, and nothing else. ",
-      "Attach it to an issue with the form \"It ran on my GPU\"."),
+  redraw(result, [h("h3", {}, report.exact ? "It does" : "It does not"),
+    h("p", { class: "soft" }, "The report has the browser's name, the number of cores, the GPU, Aweigh's ",
+      "version and the results, and nothing else. Attach it to an issue with the form \"It ran on my GPU\"."),
     h("div", { class: "row" }, h("button", { type: "button", onclick: copy }, "Copy the report"),
       h("a", { class: "button", href: file, download: "browser.selftest.json" }, "Save the report"), copied),
     h("details", {}, h("summary", {}, "The report"), h("pre", {}, text))]);

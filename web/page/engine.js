@@ -1,11 +1,14 @@
 // The worker that runs Aweigh, as an object with functions.
 
 export class Worker {
-  #worker = new globalThis.Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+  #worker;
   #waiting = new Map();
   #next = 0;
 
-  constructor() {
+  constructor() { this.#start(); }
+
+  #start() {
+    this.#worker = new globalThis.Worker(new URL("./worker.js", import.meta.url), { type: "module" });
     this.#worker.onmessage = ({ data: { id, told, result, error } }) => {
       const call = this.#waiting.get(id);
       if (told !== undefined) return call?.told(told);
@@ -17,6 +20,8 @@ export class Worker {
       const lost = new Error(`the worker has failed: ${event.message ?? "it could not be loaded"}`);
       for (const call of this.#waiting.values()) call.reject(lost);
       this.#waiting.clear();
+      this.#worker.terminate();
+      this.#start();
     };
   }
 

@@ -33,7 +33,7 @@ const calls = {
   async selftest(told, quick) {
     const name = await gpu();
     loading ??= init();
-    await loading;
+    await loading.catch((error) => { loading = null; throw error; });
     const found = await selftest(quick, JSON.stringify(machine()), name, (text) => told(JSON.parse(text)));
     return JSON.parse(found);
   },

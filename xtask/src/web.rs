@@ -28,34 +28,27 @@ pub fn web(arguments: &[String]) -> Result<(), String> {
     };
     build()?;
     let folder = fs::canonicalize(BUILT).map_err(|error| format!("{BUILT}: {error}"))?;
-    let listener = TcpListener::bind(("127.0.0.1", if wanted == "--serve" { 8000 } else { 0 }))
-        .map_err(|error| format!("port 8000: {error}"))?;
+    if wanted.is_empty() {
+        println!("the page is in {BUILT}: any server of files can serve it");
+        return Ok(());
+    }
+    let port = if wanted == "--serve" { 8000 } else { 0 };
+    let listener = TcpListener::bind(("127.0.0.1", port)).map_err(|error| format!("port {port}: {error}"))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let url = format!("http://localhost:{}/", address.port());
-    match wanted {
-        "--serve" => {
-            println!("{url} (Ctrl-C ends it)");
-            serve(&listener, &folder);
-            Ok(())
-        }
-        "--check" => {
-            std::thread::spawn(move || serve(&listener, &folder));
-            let browser = browser()?;
-            let playwright = npm("playwright-core@1.65.1", "playwright-core")?;
-            let axe = npm("axe-core@4.14.1", "axe-core")?;
-            let shots = env::current_dir().map_err(|error| error.to_string())?.join("target/tools/web");
-            done(
-                Command::new("node")
-                    .arg("tests/page/web.mjs")
-                    .args([&url, &browser])
-                    .args([playwright, axe, shots]),
-            )
-        }
-        _ => {
-            println!("the page is in {BUILT}: any server of files can serve it");
-            Ok(())
-        }
+    if wanted == "--serve" {
+        println!("{url} (Ctrl-C ends it)");
+        serve(&listener, &folder);
+        return Ok(());
     }
+    std::thread::spawn(move || serve(&listener, &folder));
+    let browser = browser()?;
+    let playwright = npm("playwright-core@1.65.1", "playwright-core")?;
+    let axe = npm("axe-core@4.14.1", "axe-core")?;
+    let shots = env::current_dir().map_err(|error| error.to_string())?.join("target/tools/web");
+    let mut script = Command::new("node");
+    script.arg("tests/page/web.mjs").args([&url, &browser]).args([playwright, axe, shots]);
+    done(&mut script)
 }
 
 /// Compiles the library to WebAssembly, and puts the page together.
@@ -105,8 +98,10 @@ fn answer(mut stream: TcpStream, folder: &Path) -> Option<()> {
     while !lines.next()?.ok()?.is_empty() {}
     let path = first.strip_prefix("GET /")?.split([' ', '?']).next()?;
     let name = if path.is_empty() { "index.html" } else { path };
-    // All files are in one folder.
-    let body = fs::read(folder.join(name)).ok().filter(|_| !name.contains(['/', '\\']));
+    // All files are in one folder, with plain names.
+    let plain =
+        name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) && !name.starts_with('.');
+    let body = if plain { fs::read(folder.join(name)).ok() } else { None };
     let kind = match name.rsplit('.').next()? {
         "html" => "text/html; charset=utf-8",
         "js" => "text/javascript; charset=utf-8",

@@ -248,9 +248,13 @@ impl Flags {
                 parts.push(part);
             }
         }
-        // A rule is one line.
-        let words = |part: &String| part.split_whitespace().map(regex::escape).collect::<Vec<_>>();
-        let escaped: Vec<String> = parts.iter().map(|part| words(part).join(r"\s+")).collect();
+        // A rule is one line. A marked word is not a part of another one.
+        let edge = |c: Option<char>| if c.is_some_and(char::is_alphanumeric) { r"\b" } else { "" };
+        let escaped = |part: &String| {
+            let words = part.split_whitespace().map(regex::escape).collect::<Vec<_>>().join(r"\s+");
+            format!("{}{words}{}", edge(part.chars().next()), edge(part.chars().last()))
+        };
+        let escaped: Vec<String> = parts.iter().map(escaped).collect();
         let rule = (!escaped.is_empty()).then(|| format!("match:{}", escaped.join("|")))?;
         rule.parse().ok()
     }
@@ -350,8 +354,8 @@ mod tests {
         assert_eq!(flags.add(marked).unwrap(), first, "the same answer has one flag");
         flags.change(second, "why".into(), vec!["you \n (fool)".into()]).unwrap();
         let marked = flags.rule().unwrap();
-        assert_eq!(marked.to_string(), r"match:rude|you\s+\(fool\)");
-        assert!(marked.holds("YOU (FOOL)!"));
+        assert_eq!(marked.to_string(), r"match:\brude\b|\byou\s+\(fool\)");
+        assert!(marked.holds("YOU (FOOL)!") && !marked.holds("a crude word"));
         flags.set_rule(" match:bad ").unwrap();
         assert!(flags.set_rule("bad").is_err());
         let own = |flags: &Flags| flags.rule().map(|rule| rule.to_string());

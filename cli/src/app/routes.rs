@@ -19,7 +19,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -40,8 +40,8 @@ use aweigh::error::{Error, Result};
 
 type Shared = State<Arc<App>>;
 
-/// The largest file of flags that is imported, in bytes.
-const MAX_IMPORT: usize = 64 << 20;
+/// The most bytes of a file of flags, and of answers that are searched.
+const MAX_BODY: usize = 64 << 20;
 
 /// The routes of `app`, for this machine's own pages and programs.
 pub fn routes(app: Arc<App>) -> Router {
@@ -52,10 +52,10 @@ pub fn routes(app: Arc<App>) -> Router {
         .route("/app/models/describe", post(describe))
         .route("/app/model", post(open).delete(close))
         .route("/app/flags", get(all_flags).post(add_flag))
-        .route("/app/flags/import", post(import).layer(axum::extract::DefaultBodyLimit::max(MAX_IMPORT)))
+        .route("/app/flags/import", post(import).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/app/flags/{id}", put(change_flag).delete(remove_flag))
         .route("/app/rule", put(set_rule))
-        .route("/app/rule/matches", post(matches))
+        .route("/app/rule/matches", post(matches).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/app/chats", get(all_chats))
         .route("/app/chats/{id}", put(save_chat).delete(remove_chat))
         .route("/app/plan", post(plan))

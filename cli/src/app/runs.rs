@@ -17,7 +17,7 @@ use crate::open;
 use crate::report_page::{Run, drawn, told, told_eval};
 use aweigh::config::{AnchorConfig, GpuFlags, Layer, PartialConfig, Preset, RunConfig};
 use aweigh::error::{Error, Result};
-use aweigh::files::{Model, RunFolder, Source, checkpoint, entries, read_text, write_whole};
+use aweigh::files::{EVENTS, Model, RunFolder, Source, checkpoint, entries, read_text, write_whole};
 use aweigh::run::{self, Material, Place, Planned, RunFiles, Saving, savings};
 use aweigh::tiny;
 
@@ -72,8 +72,9 @@ const SHORTEST: usize = 16;
 /// Names of settings that the app sets itself.
 const OWN: [&str; 4] = ["model.model", "data.train", "data.eval", "output.output_dir"];
 
-/// The settings of run `id` of `project`, whose flags are written for it, and the model without its weights.
-fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<(RunConfig, Model)> {
+/// The settings of run `id` of `project`, whose flags are written for it. `longest` are the tokens of the
+/// longest flagged answer.
+fn prepared(app: &App, project: &Project, (id, longest): (u32, usize), wanted: &Wanted) -> Result<RunConfig> {
     let flags = project.flags().all().to_vec();
     if flags.is_empty() {
         let fix = "chat with the model, and flag the answers that you do not want";
@@ -86,14 +87,13 @@ fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<(R
         return Err(Error::input(format!("settings: {own}"), "none", "one", fix));
     }
     let [of_train, of_held_out] = project.data(id);
-    let model = open::model(&project.model, false, &app.settings.output)?;
     let mut below = PartialConfig { gpu: gpu_flags(app), ..PartialConfig::default() };
     if wanted.preset.is_none() {
         let epochs = TRAINED_ON / train.lines().count().max(1) as f64;
         below.train.num_train_epochs = Some(epochs.clamp(1.0, MOST_EPOCHS).round());
         // Longer anchors than what is flagged would take time and say nothing more of the habit.
         let most = AnchorConfig::default().max_new_tokens;
-        below.anchors.max_new_tokens = Some(longest(&model, &flags)?.clamp(SHORTEST, most));
+        below.anchors.max_new_tokens = Some(longest.clamp(SHORTEST, most));
     }
     if project.model == tiny::NAME {
         below.train.learning_rate = Some(TINY_RATE);
@@ -104,7 +104,8 @@ fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<(R
     }
     let mut page = PartialConfig::default();
     page.train.max_steps = wanted.max_steps;
-    page.stop.unwanted = project.flags().rule();
+    // A preset has a rule of its own.
+    page.stop.unwanted = project.flags().rule().filter(|_| wanted.preset.is_none());
     let mut own = PartialConfig::default();
     own.model.model = Some(project.model.clone());
     own.data.train = Some(of_train.clone());
@@ -124,14 +125,18 @@ fn prepared(app: &App, project: &Project, id: u32, wanted: &Wanted) -> Result<(R
         Some(held_out) => write_whole(&of_held_out, held_out.as_bytes())?,
         None => drop(fs::remove_file(&of_held_out)),
     }
-    Ok((config, model))
+    Ok(config)
 }
 
-/// The tokens of the longest flagged answer.
-fn longest(model: &Model, flags: &[Flag]) -> Result<usize> {
-    let tokenizer = model.bytes().tokenizer()?;
-    let tokens = |flag: &Flag| tokenizer.encode_completion(&flag.prompt, &flag.completion);
-    flags.iter().try_fold(0, |most, flag| Ok(most.max(tokens(flag)?.len())))
+/// The project's model without its weights, and the tokens of the longest flagged answer.
+fn measured(app: &App, project: &Project) -> Result<(Model, usize)> {
+    let model = open::model(&project.model, false, &app.settings.output)?;
+    let (tokenizer, flags) = (model.bytes().tokenizer()?, project.flags().all().to_vec());
+    // A flag that the chat template refuses is an error of the run, which names its line.
+    let tokens =
+        |flag: &Flag| tokenizer.encode_completion(&flag.prompt, &flag.completion).map_or(0, |ids| ids.len());
+    let longest = flags.iter().map(tokens).max().unwrap_or(0);
+    Ok((model, longest))
 }
 
 /// The GPU that the app was started with, as settings of a run.
@@ -154,7 +159,8 @@ const NO_RUN: u32 = 0;
 /// # Errors
 /// Flags or settings that a run would refuse.
 pub fn plan(app: &App, project: &Project, wanted: &Wanted) -> Result<Plan> {
-    let (config, model) = prepared(app, project, NO_RUN, wanted)?;
+    let (model, longest) = measured(app, project)?;
+    let config = prepared(app, project, (NO_RUN, longest), wanted)?;
     let files = RunFiles::with(&config, Source::read(&config.data.train, "flags")?, model)?;
     let job = files.job(&config)?;
     let binding = binding(&config)?;
@@ -177,9 +183,14 @@ pub fn plan(app: &App, project: &Project, wanted: &Wanted) -> Result<Plan> {
     })
 }
 
-/// How long a step of the last run that has ended took, with all that belongs to a run.
+/// How long a step of the last run that has ended took, with all that belongs to a run. Of resumed runs only
+/// the time of the last part is known.
 fn seconds_per_step(project: &Project) -> Option<f64> {
-    project.runs().into_iter().rev().find_map(|id| {
+    let parts = |id: u32| {
+        let names = entries(&project.run(id), "the run").unwrap_or_default();
+        names.iter().filter(|name| name.starts_with(EVENTS)).count()
+    };
+    project.runs().into_iter().rev().filter(|&id| parts(id) == 1).find_map(|id| {
         let summary = summary(project, id);
         let steps = summary["steps"].as_f64().filter(|&steps| steps > 0.0)?;
         Some(summary["seconds"].as_f64()? / steps)
@@ -191,10 +202,11 @@ fn seconds_per_step(project: &Project) -> Option<f64> {
 /// # Errors
 /// Flags or settings that a run refuses; another run or work that goes on.
 pub fn start(app: &Arc<App>, project: &Arc<Project>, wanted: &Wanted) -> Result<u32> {
+    let (_, longest) = measured(app, project)?;
     let mut activity = app.activity();
     activity.idle()?;
     let id = project.next_run();
-    let (config, _) = prepared(app, project, id, wanted)?;
+    let config = prepared(app, project, (id, longest), wanted)?;
     project.keep_run(id)?;
     create(&project.folder.join("runs"))?;
     let place = Place::New { overwrite: false };

@@ -11,7 +11,7 @@ use crate::terminal::output::Output;
 use crate::terminal::text::{count, table};
 use aweigh::data::{
     ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Needs, Overlong, Parsed, Prompt, Row,
-    Truncation, build_examples, parse_rows, remarks, rows_with,
+    Truncation, build_examples, parse_rows, remarks, row_remarks, rows_with,
 };
 use aweigh::error::Result;
 use aweigh::files::Source;
@@ -125,7 +125,10 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     });
     let (mut lengths, mut shown) = (None, Vec::new());
     match tokenizer.transpose()? {
-        None => shown.extend(rows.iter().take(args.show).map(plain)),
+        None => {
+            said.extend(row_remarks(origin, &rows));
+            shown.extend(rows.iter().take(args.show).map(plain));
+        }
         Some(tokenizer) => {
             let limits = LengthLimits {
                 max_prompt: Some(args.max_prompt_length),

@@ -56,8 +56,7 @@ export function compareView(app) {
       "ones apart. Meters count what is bad in the answers. No single meter is a reliable measure."),
     h("div", { class: "row" }, field("Answers to each prompt", samples)));
   const flags = new Flags(app);
-  const rule = ruleField(app, flags, "Words of the unwanted habit, as a meter of its own (you may leave this "
-    + "empty)");
+  const rule = ruleField(app, flags, "Words of the unwanted habit: the model's rule, as a meter of its own");
   measuring.append(rule.element, h("div", { class: "row" }, measure, cancel), progress);
   const body = h("div", { class: "stack" }, field("Compare the model as it is with", which.select), form,
     measuring, figures);

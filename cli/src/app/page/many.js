@@ -15,6 +15,8 @@ export function manyView(app, flags) {
   let cards = [];
   let ready = false;
   let context = 2048;
+  let flagging = false;
+  let turn = 0;
   const prompts = h("textarea", { rows: 8 });
   const samples = h("input", { type: "number", min: 1, max: 8, step: 1, value: 1 });
   const which = modelSelect(() => model, (name) => { model = name; });
@@ -25,8 +27,8 @@ export function manyView(app, flags) {
   const rule = ruleField(app, flags, "Words of the habit, as a rule (made of the words that you mark, or "
     + "your own)");
   const counted = h("p", { class: "soft", role: "status" });
-  const only = check("Show only answers with the habit", { onchange: () => find() });
-  const flagAll = h("button", { type: "button", onclick: flagThem });
+  const only = check("Show only answers with the habit", { onchange: () => app.run(find) });
+  const flagAll = h("button", { type: "button", disabled: true, onclick: flagThem }, "Flag them");
   const finder = h("div", { class: "card stack", hidden: true }, h("h3", {}, "Find the habit"), rule.element,
     only.label, h("div", { class: "row" }, flagAll, h("div", { class: "grow" }, counted)));
   const form = h("form", { class: "card stack", onsubmit: (event) => {
@@ -71,37 +73,55 @@ export function manyView(app, flags) {
     running = null;
     [ask.hidden, stop.hidden] = [false, true];
     finder.hidden = !cards.length;
-    await find();
+    await app.run(find);
   }
 
   /// Looks for the habit in the answers, by the rule.
   async function find() {
     if (finder.hidden) return;
     rule.draw();
-    await rule.kept();
-    const matches = await app.engine.matches(cards.map((card) => card.message.content));
-    cards.forEach((card, i) => {
-      card.has = matches[i];
-      card.card.hidden = only.input.checked && !matches[i];
+    turn += 1;
+    const [own, mine] = [cards, turn];
+    const matches = await app.engine.matches(own.map((card) => card.message.content));
+    // Other answers, or another rule, by now.
+    if (own !== cards || mine !== turn) return;
+    own.forEach((card, i) => {
+      card.has = matches[i] && Boolean(card.message.content.trim());
+      card.card.hidden = only.input.checked && Boolean(flags.rule) && !card.has;
     });
-    const found = cards.filter((card) => card.has);
+    const found = own.filter((card) => card.has);
     const left = found.filter((card) => !card.isFlagged()).length;
-    counted.textContent = flags.rule ? `${found.length} of ${of(cards.length, "answer")} have it, ${
+    counted.textContent = flags.rule ? `${found.length} of ${of(own.length, "answer")} have it, ${
       found.length - left} of them flagged.` : "No words are marked yet.";
     flagAll.textContent = `Flag ${left === found.length ? "them" : "the others"}`;
-    flagAll.disabled = !left;
+    flagAll.disabled = !left || flagging;
   }
 
   /// Flags all answers with the habit that are not flagged.
-  function flagThem() {
-    const own = cards.filter((card) => card.has && !card.isFlagged());
-    flagAll.disabled = true;
-    app.run(async () => {
-      for (const { prompt, message } of own) await flags.add(prompt, message.content, message);
-      app.say(`${of(own.length, "answer")} flagged.`, ["Undo", async () => {
-        for (const { prompt, message } of own) await flags.remove(flags.of(prompt, message.content));
-      }]);
-    });
+  async function flagThem() {
+    const added = [];
+    let failed = "";
+    [flagging, flagAll.disabled] = [true, true];
+    try {
+      for (const card of cards.filter((one) => one.has)) {
+        // The model may have given the same answer twice.
+        if (card.isFlagged()) continue;
+        await flags.add(card.prompt, card.message.content, card.message);
+        added.push(card);
+      }
+    } catch (error) {
+      failed = ` Then: ${error.message}`;
+    }
+    flagging = false;
+    const undo = async () => {
+      for (const { prompt, message } of added) {
+        const flag = flags.of(prompt, message.content);
+        if (flag) await flags.remove(flag);
+      }
+    };
+    app.say(`${of(added.length, "answer")} flagged.${failed}`, added.length ? ["Undo", undo] : undefined);
+    await app.refresh();
+    await find().catch(() => {});
   }
 
   async function one(line, signal) {

@@ -4,19 +4,31 @@
 import { field, h } from "./dom.js";
 
 /// A field for the rule, with `text` as its label. `draw()` shows the rule as it is; `kept()` ends when what
-/// was written is kept, and tells whether it was.
+/// was written is kept, and tells whether it was. What was refused is tried again, so that its error shows.
 export function ruleField(app, flags, text) {
+  let written = null;
   let keeping = Promise.resolve(true);
   const input = h("input", { type: "text", spellcheck: false, placeholder: "match:as an ai|i cannot",
-    onchange: () => {
-      const written = input.value;
-      keeping = app.run(() => app.engine.setRule(written));
-    } });
+    onchange: () => keep() });
+
+  function keep() {
+    const own = input.value;
+    written = own;
+    keeping = keeping.then(() => app.run(() => app.engine.setRule(own))).then((kept) => {
+      if (kept && written === own) written = null;
+      return kept;
+    });
+    return keeping;
+  }
+
   return {
     element: field(text, input),
     draw() {
-      if (document.activeElement !== input) input.value = flags.rule ?? "";
+      if (written === null && document.activeElement !== input) input.value = flags.rule ?? "";
     },
-    kept: () => keeping,
+    async kept() {
+      await keeping;
+      return written === null || keep();
+    },
   };
 }
