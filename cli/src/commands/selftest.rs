@@ -44,8 +44,8 @@ Examples:
 /// Runs the self-test.
 ///
 /// # Errors
-/// [`NoAdapter`](aweigh::Error::NoAdapter), or [`SelfTest`](aweigh::Error::SelfTest) if a result is wrong; the
-/// figures are printed first.
+/// [`NoAdapter`](aweigh::Error::NoAdapter), or [`SelfTest`](aweigh::Error::SelfTest) if a result is wrong;
+/// the figures are printed first.
 pub fn run(args: Args, output: &Output) -> Result<()> {
     args.report.check()?;
     let gpu = open::gpu(&args.gpu)?;
