@@ -7,10 +7,11 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import fs from "node:fs";
 import path from "node:path";
+import { accessibility, say } from "./tools.mjs";
 
 const [aweigh, executablePath, playwright, axe, folder] = process.argv.slice(2);
 const { chromium } = await import(path.join(playwright, "index.mjs"));
-const axeSource = fs.readFileSync(path.join(axe, "axe.min.js"), "utf8");
+const accessible = accessibility(axe);
 const home = path.join(folder, "home");
 const shots = path.join(folder, "screenshots");
 fs.rmSync(folder, { recursive: true, force: true });
@@ -53,22 +54,12 @@ async function newPage(options = {}) {
   return page;
 }
 const began = Date.now();
-const say = (text) => console.log(`${((Date.now() - began) / 1000).toFixed(0).padStart(4)} s  ${text}`);
 const go = (page, name) => page.locator("nav").getByRole("link", { name, exact: true }).click();
 const press = (page, name) => page.getByRole("button", { name, exact: true }).click();
 const flagCount = async (page, count) => page.locator("#status", { hasText: `${count} flag` }).waitFor();
 const ready = (page) => page.waitForFunction(async () =>
   (await (await fetch("/app/state")).json()).model.status === "ready");
 const shot = (page, name) => page.screenshot({ path: path.join(shots, `${name}.png`), fullPage: true });
-
-/// axe-core finds nothing serious on the page as it is.
-async function accessible(page, name) {
-  // As a string: the page's policy lets no script in.
-  const results = await page.evaluate(`${axeSource}; axe.run()`);
-  const bad = results.violations.filter((one) => ["serious", "critical"].includes(one.impact));
-  const text = bad.map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(" ")}`);
-  assert.deepEqual(text, [], name);
-}
 
 // The first run: open the built-in model, ask, flag with a click, take it back, flag with a key.
 const page = await newPage();

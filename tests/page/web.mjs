@@ -5,14 +5,12 @@ import assert from "node:assert/strict";
 import fs from "node:fs";
 import path from "node:path";
 import { createRequire } from "node:module";
+import { accessibility, say } from "./tools.mjs";
 
 const [url, executablePath, playwright, axe, folder] = process.argv.slice(2);
 const { chromium } = createRequire(import.meta.url)(playwright);
-const axeSource = fs.readFileSync(path.join(axe, "axe.min.js"), "utf8");
 fs.mkdirSync(folder, { recursive: true });
-const began = Date.now();
-const say = (text) =>
-  console.log(`${String(Math.round((Date.now() - began) / 1000)).padStart(4)} s  ${text}`);
+const accessible = accessibility(axe);
 
 const webgpu = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", ...webgpu] });
@@ -22,13 +20,6 @@ const outside = [];
 context.on("request", (request) => {
   if (!request.url().startsWith(url) && !request.url().startsWith("blob:")) outside.push(request.url());
 });
-
-/// axe-core finds nothing serious.
-async function accessible(page, name) {
-  const results = await page.evaluate(`${axeSource}; axe.run()`);
-  const bad = results.violations.filter((one) => ["serious", "critical"].includes(one.impact));
-  assert.deepEqual(bad.map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(" ")}`), [], name);
-}
 
 const page = await context.newPage();
 page.on("pageerror", (error) => assert.fail(error.message));
@@ -71,5 +62,19 @@ for (const [change, sentence] of [
   await poor.close();
 }
 say("without WebGPU, without a GPU: a sentence each");
+
+// A worker that cannot be loaded is told, and not started again by itself.
+const broken = await context.newPage();
+let asked = 0;
+await broken.route("**/worker.js", (route) => {
+  asked += 1;
+  return route.fulfill({ status: 404, body: "" });
+});
+await broken.goto(url);
+await broken.getByText("the worker has failed").waitFor();
+await broken.waitForTimeout(500);
+assert.equal(asked, 1);
+await broken.close();
+say("without a worker: a sentence");
 assert.deepEqual(outside, [], "requests to other sites");
 await browser.close();

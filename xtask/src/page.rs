@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::tools::{cargo, done, npm};
@@ -12,7 +12,7 @@ use crate::vulkan;
 const BROWSERS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "chrome"];
 
 /// The browser: `AWEIGH_CHROMIUM`, or the first one in the PATH. On Debian and Ubuntu one is installed.
-pub fn browser() -> Result<String, String> {
+fn browser() -> Result<String, String> {
     if let Ok(path) = env::var("AWEIGH_CHROMIUM") {
         return Ok(path);
     }
@@ -37,16 +37,20 @@ fn full_path(name: &str) -> Result<String, String> {
     path.map(|path| path.display().to_string()).ok_or_else(|| format!("{name}: not in the PATH"))
 }
 
+/// What a script that drives a page gets: Chromium, and the folders of Playwright and axe-core.
+pub fn drivers() -> Result<[PathBuf; 3], String> {
+    let playwright = npm("playwright-core@1.65.1", "playwright-core")?;
+    Ok([browser()?.into(), playwright, npm("axe-core@4.14.1", "axe-core")?])
+}
+
 /// Drives the page through tests/page/app.mjs.
 pub fn page() -> Result<(), String> {
     vulkan::ensure_vulkan()?;
-    let browser = browser()?;
-    let playwright = npm("playwright-core@1.65.1", "playwright-core")?;
-    let axe = npm("axe-core@4.14.1", "axe-core")?;
+    let drivers = drivers()?;
     done(cargo().args(["build", "--package", "aweigh-cli"]))?;
     let aweigh = format!("target/debug/aweigh{}", env::consts::EXE_SUFFIX);
     let aweigh = fs::canonicalize(&aweigh).map_err(|error| format!("{aweigh}: {error}"))?;
     let folder = env::current_dir().map_err(|error| error.to_string())?.join("target/tools/page");
     let script = Path::new("tests/page/app.mjs");
-    done(Command::new("node").arg(script).arg(aweigh).arg(browser).arg(playwright).arg(axe).arg(folder))
+    done(Command::new("node").arg(script).arg(aweigh).args(drivers).arg(folder))
 }

@@ -7,8 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::page::browser;
-use crate::tools::{cargo, done, npm};
+use crate::page::drivers;
+use crate::tools::{cargo, done};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 /// Where the page is built.
@@ -42,12 +42,10 @@ pub fn web(arguments: &[String]) -> Result<(), String> {
         return Ok(());
     }
     std::thread::spawn(move || serve(&listener, &folder));
-    let browser = browser()?;
-    let playwright = npm("playwright-core@1.65.1", "playwright-core")?;
-    let axe = npm("axe-core@4.14.1", "axe-core")?;
+    let drivers = drivers()?;
     let shots = env::current_dir().map_err(|error| error.to_string())?.join("target/tools/web");
     let mut script = Command::new("node");
-    script.arg("tests/page/web.mjs").args([&url, &browser]).args([playwright, axe, shots]);
+    script.arg("tests/page/web.mjs").arg(url).args(drivers).arg(shots);
     done(&mut script)
 }
 

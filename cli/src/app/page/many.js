@@ -16,7 +16,7 @@ export function manyView(app, flags) {
   let ready = false;
   let context = 2048;
   let flagging = false;
-  let turn = 0;
+  let searched = {};
   const prompts = h("textarea", { rows: 8 });
   const samples = h("input", { type: "number", min: 1, max: 8, step: 1, value: 1 });
   const which = modelSelect(() => model, (name) => { model = name; });
@@ -80,18 +80,18 @@ export function manyView(app, flags) {
   async function find() {
     if (finder.hidden) return;
     rule.draw();
-    turn += 1;
-    const [own, mine] = [cards, turn];
-    const matches = await app.engine.matches(own.map((card) => card.message.content));
-    // Other answers, or another rule, by now.
-    if (own !== cards || mine !== turn) return;
-    own.forEach((card, i) => {
-      card.has = matches[i] && Boolean(card.message.content.trim());
-      card.card.hidden = only.input.checked && Boolean(flags.rule) && !card.has;
-    });
+    const [own, wanted] = [cards, flags.rule];
+    if (searched.cards !== own || searched.rule !== wanted) {
+      const matches = await app.engine.matches(own.map((card) => card.message.content));
+      // Other answers, or another rule, by now.
+      if (own !== cards || wanted !== flags.rule) return;
+      own.forEach((card, i) => { card.has = matches[i] && Boolean(card.message.content.trim()); });
+      searched = { cards: own, rule: wanted };
+    }
+    own.forEach((card) => { card.card.hidden = only.input.checked && Boolean(wanted) && !card.has; });
     const found = own.filter((card) => card.has);
     const left = found.filter((card) => !card.isFlagged()).length;
-    counted.textContent = flags.rule ? `${found.length} of ${of(own.length, "answer")} have it, ${
+    counted.textContent = wanted ? `${found.length} of ${of(own.length, "answer")} have it, ${
       found.length - left} of them flagged.` : "No words are marked yet.";
     flagAll.textContent = `Flag ${left === found.length ? "them" : "the others"}`;
     flagAll.disabled = !left || flagging;
