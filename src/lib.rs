@@ -33,6 +33,8 @@
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
+// A tab has no threads: what belongs to the browser stays on its own.
+#![cfg_attr(target_arch = "wasm32", allow(clippy::arc_with_non_send_sync))]
 
 pub mod bench;
 pub mod config;

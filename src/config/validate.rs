@@ -56,6 +56,7 @@ impl Places<'_> {
 /// Checks every setting of `config`; `places` says where each was written.
 pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>>) -> Result<()> {
     let places = Places(places);
+    waits(config, &places)?;
     data(config, &places)?;
     method(config, &places)?;
     anchors(config, &places)?;
@@ -198,6 +199,24 @@ fn reference(config: &RunConfig, places: &Places) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses what would wait for the GPU where nothing may wait: in a browser's tab.
+fn waits(config: &RunConfig, places: &Places) -> Result<()> {
+    let waiting = [
+        ("model.offload", config.model.offload),
+        ("gpu.background", config.gpu.background),
+        ("gpu.paranoid", config.gpu.paranoid),
+    ];
+    waiting.into_iter().filter(|_| cfg!(target_arch = "wasm32")).try_for_each(|(key, given)| {
+        places.that(
+            key,
+            !given,
+            "false in a browser's tab, which cannot wait for the GPU",
+            "true",
+            "leave it out",
+        )
+    })
 }
 
 fn lora(config: &RunConfig, places: &Places) -> Result<()> {

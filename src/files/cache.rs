@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::disk as fs;
 use super::{WholeFile, write_whole};
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterSummary, Tuning, instruction_sets};
@@ -15,7 +16,7 @@ const DIRECTORY: &str = "AWEIGH_CACHE_DIR";
 fn path(summary: &AdapterSummary, folder: &str, extension: &str) -> Option<PathBuf> {
     let base = match std::env::var_os(DIRECTORY) {
         Some(directory) => PathBuf::from(directory),
-        None => dirs::cache_dir()?.join("aweigh"),
+        None => user_cache()?.join("aweigh"),
     };
     let whole = format!("{} {} {}", summary.name, summary.backend, summary.driver);
     let words: Vec<&str> =
@@ -23,9 +24,21 @@ fn path(summary: &AdapterSummary, folder: &str, extension: &str) -> Option<PathB
     Some(base.join(folder).join(format!("{}.{extension}", words.join("-").to_lowercase())))
 }
 
+/// The user's cache directory.
+#[cfg(not(target_arch = "wasm32"))]
+fn user_cache() -> Option<PathBuf> {
+    dirs::cache_dir()
+}
+
+/// A browser keeps compiled shaders itself, and its adapters have no names that tell them apart.
+#[cfg(target_arch = "wasm32")]
+fn user_cache() -> Option<PathBuf> {
+    None
+}
+
 fn create_folder_of(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, "create", error))
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, "create", error))
 }
 
 fn save(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -36,7 +49,7 @@ fn save(path: &Path, bytes: &[u8]) -> Result<()> {
 /// The kernel choices measured on this adapter; `None` if there are none or their file cannot be read.
 pub fn tuning(summary: &AdapterSummary) -> Option<Tuning> {
     let path = path(summary, "tuning", "json")?;
-    let text = std::fs::read(&path).ok()?;
+    let text = fs::read(&path).ok()?;
     match serde_json::from_slice(&text) {
         Ok(tuning) => Some(tuning),
         Err(error) => {
@@ -76,7 +89,7 @@ struct Operands {
 /// [`Gpu::known_texels_from`](crate::gpu::Gpu::known_texels_from) of an earlier process with this adapter,
 /// version and processor; `None` if there was none.
 pub fn texels_from(summary: &AdapterSummary) -> Option<usize> {
-    let text = std::fs::read(path(summary, "operands", "json")?).ok()?;
+    let text = fs::read(path(summary, "operands", "json")?).ok()?;
     let found: Operands = serde_json::from_slice(&text).ok()?;
     let same = found.version == env!("CARGO_PKG_VERSION") && found.instruction_sets == instruction_sets();
     same.then(|| found.texels_from.unwrap_or(usize::MAX))
@@ -103,7 +116,7 @@ fn checksum(bytes: &[u8]) -> [u8; 4] {
 /// The pipelines that were compiled on this adapter earlier; `None` if there are none or their checksum does
 /// not match: drivers do not check the data that they are given.
 pub fn pipelines(summary: &AdapterSummary) -> Option<Vec<u8>> {
-    let bytes = std::fs::read(path(summary, "pipelines", "bin")?).ok()?;
+    let bytes = fs::read(path(summary, "pipelines", "bin")?).ok()?;
     let (sum, data) = bytes.split_first_chunk()?;
     (checksum(data) == *sum).then(|| data.to_vec())
 }

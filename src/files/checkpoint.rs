@@ -8,13 +8,13 @@
 //! [`Origin`], and every file's length and CRC-32.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{entries, temporary_folder};
+use super::disk::{self as fs, File, sync_folder, temporary_folder};
+use super::entries;
 use crate::error::{Error, Result, setting};
 use crate::train::State;
 
@@ -95,15 +95,15 @@ pub fn write(
         let mut file = File::create(temporary.path().join(name)).map_err(failed)?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
     }
-    sync(temporary.path()).map_err(failed)?;
-    if place.exists() {
+    sync_folder(temporary.path()).map_err(failed)?;
+    if fs::exists(&place) {
         // It is damaged: otherwise the run would have been resumed from it.
         fs::remove_dir_all(&place).map_err(failed)?;
     }
     fs::rename(temporary.path(), &place).map_err(failed)?;
     // The folder was renamed: there is nothing left to remove.
     let _ = temporary.keep();
-    sync(run).map_err(failed)?;
+    sync_folder(run).map_err(failed)?;
     for (_, old) in all(run)?.into_iter().rev().skip(keep) {
         fs::remove_dir_all(&old).map_err(|error| Error::io(&old, "remove", error))?;
     }
@@ -176,11 +176,6 @@ fn all(run: &Path) -> Result<BTreeMap<(bool, usize), PathBuf>> {
         Some((key, run.join(name)))
     };
     Ok(entries(run, &setting("output_dir"))?.iter().filter_map(step).collect())
-}
-
-/// Flushes the folder's list of names to disk, on systems that do this for folders.
-fn sync(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]

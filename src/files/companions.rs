@@ -4,18 +4,17 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::disk;
 use crate::error::{Error, Result, setting};
 
 /// Names and bytes of the files in a model's directory that are copied with its weights, sorted by name.
 pub(super) fn companions(directory: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let failed = |error| Error::io(directory, "list", error);
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        // A name that is not UTF-8 is skipped.
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-        if path.is_file() && is_companion(name) {
-            found.push((name.to_owned(), super::read(&path, &setting("model"))?));
+    for name in disk::names(directory).map_err(failed)? {
+        let path = directory.join(&name);
+        if is_companion(&name) && disk::is_file(&path) {
+            found.push((name, super::read(&path, &setting("model"))?));
         }
     }
     found.sort();

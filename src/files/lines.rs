@@ -1,11 +1,11 @@
 //! A JSONL file that is written line by line, and loses no lines while its disk is full.
 
-use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::disk::{self as fs, File};
 use super::write_whole;
 use crate::error::{Error, Result};
 
@@ -55,7 +55,7 @@ impl Lines {
     pub fn behind(path: PathBuf, kept: &[u8]) -> Result<Self> {
         write_whole(&path, kept)?;
         let failed = |error| Error::io(&path, "write", error);
-        let mut file = File::options().write(true).open(&path).map_err(failed)?;
+        let mut file = fs::open_to_write(&path).map_err(failed)?;
         file.seek(SeekFrom::End(0)).map_err(failed)?;
         Ok(Self { file, length: kept.len() as u64, path, waiting: Vec::new() })
     }

@@ -4,6 +4,7 @@ mod adapter;
 pub mod cache;
 pub mod checkpoint;
 mod companions;
+pub mod disk;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod lines;
@@ -12,14 +13,11 @@ mod need;
 mod run_folder;
 mod shards;
 
-use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use tempfile::{NamedTempFile, TempDir};
-
+use self::disk::{self as fs, File, TemporaryFile, TemporaryFolder, temporary_folder};
 use crate::error::{Error, Result, setting};
 
 pub use adapter::AdapterFiles;
@@ -73,24 +71,15 @@ pub fn read_text(path: &Path, place: &str) -> Result<String> {
 /// As [`read`].
 pub fn map(path: &Path, place: &str) -> Result<Mapped> {
     is_file(path, place)?;
-    let file = File::open(path).map_err(|error| Error::io(path, "read", error))?;
-    let began = stamp(&file);
-    // SAFETY: the mapping is read-only and private to this process. The remaining risk is another program
-    // that truncates or rewrites the file during a run: as with every reader of mapped weights, users must
-    // not do that. Our own writers only replace files by renaming.
-    #[allow(unsafe_code)]
-    let map = unsafe { memmap2::Mmap::map(&file) };
-    let map = map.map_err(|error| Error::io(path, "map", error))?;
-    Ok(Mapped { map, file, path: path.into(), began })
+    let map = fs::Mapping::new(path).map_err(|error| Error::io(path, "map", error))?;
+    Ok(Mapped { map, path: path.into() })
 }
 
 /// A mapped file.
 #[derive(Debug)]
 pub struct Mapped {
-    map: memmap2::Mmap,
-    file: File,
+    map: fs::Mapping,
     path: PathBuf,
-    began: Option<(u64, SystemTime)>,
 }
 
 impl Deref for Mapped {
@@ -108,7 +97,7 @@ impl Mapped {
     /// # Errors
     /// [`Error::Input`] names the file.
     pub fn check_unchanged(&self) -> Result<()> {
-        if stamp(&self.file) == self.began {
+        if !self.map.has_changed() {
             return Ok(());
         }
         let fix = "start again, and do not change a model's files while a run uses them; replace them by \
@@ -122,20 +111,13 @@ impl Mapped {
     }
 }
 
-/// Size in bytes and time of the last change.
-fn stamp(file: &File) -> Option<(u64, SystemTime)> {
-    let data = file.metadata().ok()?;
-    Some((data.len(), data.modified().ok()?))
-}
-
 fn is_file(path: &Path, place: &str) -> Result<()> {
     let fix = "check the path; relative paths start at the current folder";
     let wrong = |found| Err(Error::input(place, format!("a file at {}", path.display()), found, fix));
-    match fs::metadata(path) {
-        Ok(data) if data.is_dir() => wrong("a folder"),
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => wrong("nothing"),
-        Err(error) => Err(Error::io(path, "read", error)),
+    match fs::try_exists(path).map_err(|error| Error::io(path, "read", error))? {
+        false => wrong("nothing"),
+        true if fs::is_dir(path) => wrong("a folder"),
+        true => Ok(()),
     }
 }
 
@@ -154,14 +136,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// [`Error::Input`] names the place and the file.
 pub fn refuse_existing(path: &Path, place: &str, overwrite: bool) -> Result<()> {
-    match fs::metadata(path) {
-        Ok(data) if data.is_dir() => Err(Error::input(
+    match () {
+        () if fs::is_dir(path) => Err(Error::input(
             place,
             "a file's name",
             format!("the folder {}", path.display()),
             "name a file in it",
         )),
-        Ok(data) if data.is_file() && !overwrite => {
+        () if fs::is_file(path) && !overwrite => {
             let found = format!("{}, which exists", path.display());
             Err(Error::input(
                 place,
@@ -170,12 +152,12 @@ pub fn refuse_existing(path: &Path, place: &str, overwrite: bool) -> Result<()> 
                 format!("choose another name, or set {}", setting("overwrite")),
             ))
         }
-        Err(_) if !parent(path).is_dir() => {
+        () if !fs::exists(path) && !fs::is_dir(parent(path)) => {
             let found = format!("no folder {}", parent(path).display());
             let fix = "make the folder, or choose another";
             Err(Error::input(place, "a file in a folder that exists", found, fix))
         }
-        _ => Ok(()),
+        () => Ok(()),
     }
 }
 
@@ -191,7 +173,7 @@ pub struct WholeFile {
 
 #[derive(Debug)]
 enum Inner {
-    Temporary(BufWriter<NamedTempFile>),
+    Temporary(BufWriter<TemporaryFile>),
     /// A pipe or a device, which cannot be renamed over.
     Direct(BufWriter<File>),
 }
@@ -204,11 +186,10 @@ impl WholeFile {
     pub fn create(path: &Path) -> Result<Self> {
         // Follow a link, so that the file it points to is replaced and not the link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let special = fs::metadata(&target).is_ok_and(|data| !data.is_file());
-        let inner = if special {
-            File::options().write(true).open(&target).map(|file| Inner::Direct(BufWriter::new(file)))
+        let inner = if fs::exists(&target) && !fs::is_file(&target) {
+            fs::open_to_write(&target).map(|file| Inner::Direct(BufWriter::new(file)))
         } else {
-            temporary(0o666).tempfile_in(parent(&target)).map(|file| Inner::Temporary(BufWriter::new(file)))
+            TemporaryFile::new(parent(&target)).map(|file| Inner::Temporary(BufWriter::new(file)))
         };
         let inner = inner.map_err(|error| Error::io(path, "create", error))?;
         Ok(Self { path: path.to_owned(), target, inner })
@@ -227,11 +208,8 @@ impl WholeFile {
         let finish = match self.inner {
             Inner::Direct(mut file) => file.flush(),
             Inner::Temporary(file) => {
-                file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
-                    file.as_file().sync_all()?;
-                    file.persist(&self.target).map_err(|error| error.error)?;
-                    Ok(())
-                })
+                let file = file.into_inner().map_err(io::IntoInnerError::into_error);
+                file.and_then(|file| file.persist(&self.target))
             }
         };
         finish.map_err(|error| Error::io(&self.path, "write", error))
@@ -259,7 +237,7 @@ impl Write for WholeFile {
 #[derive(Debug)]
 pub struct NewFolder {
     target: PathBuf,
-    temporary: TempDir,
+    temporary: TemporaryFolder,
 }
 
 impl NewFolder {
@@ -287,7 +265,7 @@ impl NewFolder {
     pub fn commit(self) -> Result<()> {
         let failed = |error| Error::io(&self.target, "create", error);
         fs::create_dir_all(parent(&self.target)).map_err(failed)?;
-        if self.target.is_dir() {
+        if fs::is_dir(&self.target) {
             fs::remove_dir(&self.target).map_err(failed)?;
         }
         fs::rename(self.temporary.path(), &self.target).map_err(failed)?;
@@ -310,18 +288,14 @@ fn refuse_filled(path: &Path, place: &str, fix: &str) -> Result<()> {
 /// # Errors
 /// [`Error::Input`] if `path` is a file, [`Error::Io`] if the folder cannot be listed.
 pub fn entries(path: &Path, place: &str) -> Result<Vec<String>> {
-    let list = match fs::read_dir(path) {
-        Ok(list) => list,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(_) if path.is_file() => {
+    match fs::names(path) {
+        Err(_) if fs::is_file(path) => {
             let found = format!("the file {}", path.display());
-            return Err(Error::input(place, "a folder's name", found, "choose another name"));
+            Err(Error::input(place, "a folder's name", found, "choose another name"))
         }
-        Err(error) => return Err(Error::io(path, "list", error)),
-    };
-    list.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
-        .collect::<io::Result<_>>()
-        .map_err(|error| Error::io(path, "list", error))
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        names => names.map_err(|error| Error::io(path, "list", error)),
+    }
 }
 
 /// The folder that `path` is in: `.` for a bare name.
@@ -331,26 +305,7 @@ fn parent(path: &Path) -> &Path {
 
 /// The nearest existing ancestor of `path`: it is on the disk that `path` will be on, so a rename works.
 fn nearest_existing(path: &Path) -> PathBuf {
-    path.ancestors().skip(1).find(|above| above.is_dir()).unwrap_or(Path::new(".")).into()
-}
-
-/// Prefix of temporary names.
-const PART: &str = ".aweigh-";
-
-/// Builds temporary files or folders with the permissions of any new one, unlike tempfile's default: on Unix
-/// `mode`, less the process's umask.
-fn temporary(mode: u32) -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PART).suffix(".part");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
-    #[cfg(not(unix))]
-    let _ = mode;
-    builder
-}
-
-fn temporary_folder(above: &Path) -> io::Result<TempDir> {
-    temporary(0o777).tempdir_in(above)
+    path.ancestors().skip(1).find(|above| fs::is_dir(above)).unwrap_or(Path::new(".")).into()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::Mapped;
 use super::companions::{changed, companions};
+use super::disk::{self, File, TemporaryFolder};
 #[cfg(feature = "hub")]
 use super::hub;
 use super::need::{need_file, need_folder};
@@ -24,7 +25,7 @@ pub struct Model {
     /// The user's own chat template, instead of the model's: its file and its text.
     chat_template: Option<(String, String)>,
     /// A temporary folder of the model: the last field, so that mapped files are closed before its removal.
-    _temporary: Option<tempfile::TempDir>,
+    _temporary: Option<TemporaryFolder>,
 }
 
 /// Where a model comes from.
@@ -42,10 +43,10 @@ enum Source {
 fn is_gguf(path: &Path) -> bool {
     let begins = || {
         let mut magic = [0; 4];
-        let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+        let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
         read.is_ok() && magic == *b"GGUF"
     };
-    path.is_file() && (path.extension().is_some_and(|ending| ending == "gguf") || begins())
+    disk::is_file(path) && (path.extension().is_some_and(|ending| ending == "gguf") || begins())
 }
 
 /// A model in one GGUF file. Its weights are mapped.
@@ -241,7 +242,7 @@ impl ModelFiles {
         let needed =
             |file: &str| need_file(directory, place, file).and_then(|path| super::read(&path, place));
         let template = match directory.join("chat_template.jinja") {
-            file if file.is_file() => Some(super::read_text(&file, place)?),
+            file if disk::is_file(&file) => Some(super::read_text(&file, place)?),
             // A processor's template, for a tokenizer without one.
             _ => optional(directory, place, "chat_template.json")?.and_then(|bytes| {
                 let json: Value = serde_json::from_slice(&bytes).ok()?;
@@ -359,14 +360,14 @@ impl Model {
 
 fn optional(directory: &Path, place: &str, file: &str) -> Result<Option<Vec<u8>>> {
     let path = directory.join(file);
-    if path.is_file() { super::read(&path, place).map(Some) } else { Ok(None) }
+    if disk::is_file(&path) { super::read(&path, place).map(Some) } else { Ok(None) }
 }
 
 /// `model.safetensors`, or the shards that the index names.
 fn weights(directory: &Path, place: &str) -> Result<Vec<(String, Mapped)>> {
     let index_name = "model.safetensors.index.json";
     let names = match optional(directory, place, index_name)? {
-        Some(index) if !directory.join("model.safetensors").is_file() => {
+        Some(index) if !disk::is_file(&directory.join("model.safetensors")) => {
             shards(&index, directory, index_name)?
         }
         _ => vec!["model.safetensors".to_owned()],

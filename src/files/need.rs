@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
+use super::disk::{exists, is_dir, is_file};
 use crate::error::{Error, Result};
 
 pub(super) fn need_folder(directory: &Path, place: &str, expected: &str) -> Result<()> {
-    if directory.is_dir() {
+    if is_dir(directory) {
         return Ok(());
     }
-    let found = if directory.exists() { "a file" } else { "nothing" };
+    let found = if exists(directory) { "a file" } else { "nothing" };
     let found = format!("{found} at {}", directory.display());
     let fix = match directory.components().count() {
-        1 if expected.contains("model") && !directory.exists() => {
+        1 if expected.contains("model") && !exists(directory) => {
             "check the path; a model on the Hugging Face Hub is named owner/name, as in \
              HuggingFaceTB/SmolLM2-135M-Instruct"
         }
@@ -22,11 +23,11 @@ pub(super) fn need_folder(directory: &Path, place: &str, expected: &str) -> Resu
 
 pub(super) fn need_file(directory: &Path, place: &str, file: &str) -> Result<std::path::PathBuf> {
     let path = directory.join(file);
-    if path.is_file() {
+    if is_file(&path) {
         return Ok(path);
     }
     let place = format!("{place} {}", directory.display());
-    let has = |other: &str| directory.join(other).exists();
+    let has = |other: &str| exists(&directory.join(other));
     let instead = [
         (
             file.starts_with("adapter_") && has("adapters.safetensors"),

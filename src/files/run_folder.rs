@@ -1,13 +1,10 @@
 //! A run's folder: only one run at a time writes to it, and an unfinished run can be resumed.
 
 use std::cell::{Cell, RefCell};
-use std::fs::{self, File, TryLockError};
-use std::io;
 use std::path::{Path, PathBuf};
 
-use tempfile::TempDir;
-
-use super::{PART, checkpoint, entries, nearest_existing, parent, refuse_filled, temporary_folder};
+use super::disk::{self as fs, Lock, PART, TemporaryFolder, temporary_folder};
+use super::{checkpoint, entries, nearest_existing, parent, refuse_filled};
 use crate::error::{Error, Result, setting};
 
 /// Prefix of the names of TensorBoard's event files.
@@ -43,24 +40,11 @@ pub const TRAIN_COPY: &str = "train.jsonl.gz";
 pub struct RunFolder {
     path: PathBuf,
     /// The older run: the temporary folder that it was moved to, and its path there.
-    older: RefCell<Option<(TempDir, PathBuf)>>,
+    older: RefCell<Option<(TemporaryFolder, PathBuf)>>,
     /// The nearest ancestor folder that existed before.
     above: PathBuf,
     kept: Cell<bool>,
     lock: Option<Lock>,
-}
-
-/// A folder's lock. Its file is removed while the lock is held, so that another run's file is never removed.
-#[derive(Debug)]
-struct Lock {
-    place: PathBuf,
-    _held: File,
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.place);
-    }
 }
 
 fn is_of_a_run(name: &str) -> bool {
@@ -77,7 +61,7 @@ impl RunFolder {
     pub fn check(path: &Path, place: &str, overwrite: bool) -> Result<()> {
         if !overwrite {
             let overwrite = setting("overwrite");
-            let unfinished = path.join("config.toml").exists() && !path.join("summary.json").exists();
+            let unfinished = fs::exists(&path.join("config.toml")) && !fs::exists(&path.join("summary.json"));
             let fix = match unfinished {
                 true => format!("resume it (align --resume {}), or set {overwrite}", path.display()),
                 false => format!("choose another folder, or set {overwrite}"),
@@ -104,7 +88,7 @@ impl RunFolder {
         Self::check(path, place, overwrite)?;
         let failed = |error| Error::io(path, "create", error);
         let mut older = None;
-        if path.is_dir() {
+        if fs::is_dir(path) {
             // Fails if another run is writing to it. Unlocked at once, because Windows does not move a folder
             // with open files.
             drop(lock(path, place)?);
@@ -139,14 +123,14 @@ impl RunFolder {
                 fix,
             )
         };
-        if !path.join("config.toml").is_file() {
-            let found = if path.is_dir() { "a folder without config.toml" } else { "no folder" };
+        if !fs::is_file(&path.join("config.toml")) {
+            let found = if fs::is_dir(path) { "a folder without config.toml" } else { "no folder" };
             return Err(wrong(found, &format!("give the run's {}", setting("output_dir"))));
         }
-        if path.join("summary.json").exists() {
+        if fs::exists(&path.join("summary.json")) {
             // The process may have ended before it removed the checkpoints.
             checkpoint::remove_all(path)?;
-            let from = match path.join("adapter").is_dir() {
+            let from = match fs::is_dir(&path.join("adapter")) {
                 true => format!("--adapter {}", path.join("adapter").display()),
                 false => format!("--model {}", path.join("model").display()),
             };
@@ -175,7 +159,8 @@ impl RunFolder {
         for folder in [path.into(), path.join("adapter"), path.join("model")] {
             for name in entries(&folder, place)?.iter().filter(|name| name.starts_with(PART)) {
                 let left = folder.join(name);
-                let removed = if left.is_dir() { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
+                let removed =
+                    if fs::is_dir(&left) { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
                 removed.map_err(|error| Error::io(&left, "remove", error))?;
             }
         }
@@ -224,25 +209,11 @@ impl Drop for RunFolder {
 /// Takes the folder's lock.
 fn lock(path: &Path, place: &str) -> Result<Lock> {
     let file = path.join(LOCK);
-    let held = File::create(&file).map_err(|error| Error::io(&file, "create", error))?;
-    match held.try_lock() {
-        Ok(()) => Ok(Lock { place: file, _held: held }),
-        Err(TryLockError::WouldBlock) => {
-            let found = format!("{}, which another run is writing to", path.display());
-            Err(Error::input(
-                place,
-                "a folder that no other run writes to",
-                found,
-                "wait for that run, or choose another folder",
-            ))
-        }
-        // Some network drives do not support locks: then the run goes without one.
-        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-            log::warn!("{}: {error}", file.display());
-            Ok(Lock { place: file, _held: held })
-        }
-        Err(TryLockError::Error(error)) => Err(Error::io(&file, "lock", error)),
-    }
+    Lock::take(file.clone()).map_err(|error| Error::io(&file, "lock", error))?.ok_or_else(|| {
+        let found = format!("{}, which another run is writing to", path.display());
+        let fix = "wait for that run, or choose another folder";
+        Error::input(place, "a folder that no other run writes to", found, fix)
+    })
 }
 
 #[cfg(test)]

@@ -158,7 +158,8 @@ impl Gpu {
         }));
         let sink = reports.clone();
         device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
+            // A browser may destroy a device that is in use; here, only its last owner does.
+            if cfg!(target_arch = "wasm32") || reason != wgpu::DeviceLostReason::Destroyed {
                 locked(&sink).lost.get_or_insert(message);
             }
         });

@@ -23,13 +23,21 @@ pub struct OpenGpu {
 }
 
 impl OpenGpu {
+    /// As [`OpenGpu::opened`]. Blocks.
+    ///
+    /// # Errors
+    /// As [`OpenGpu::opened`].
+    pub fn open(options: &Options, tuned: bool) -> Result<Self> {
+        block_on(Self::opened(options, tuned))
+    }
+
     /// Opens a GPU with its cached pipelines and, with `tuned`, with the kernels that `aweigh devices --tune`
-    /// measured as the fastest on it. Blocks.
+    /// measured as the fastest on it.
     ///
     /// # Errors
     /// [`crate::Error::NoAdapter`] if there is no GPU, [`crate::Error::OutOfMemory`].
-    pub fn open(options: &Options, tuned: bool) -> Result<Self> {
-        Self::with_measured(options, tuned, true)
+    pub async fn opened(options: &Options, tuned: bool) -> Result<Self> {
+        Self::with_measured(options, tuned, true).await
     }
 
     /// Opens a GPU as [`OpenGpu::open`] does, but without what was measured of it earlier: how products read
@@ -38,10 +46,10 @@ impl OpenGpu {
     /// # Errors
     /// As [`OpenGpu::open`].
     pub fn open_unmeasured(options: &Options) -> Result<Self> {
-        Self::with_measured(options, false, false)
+        block_on(Self::with_measured(options, false, false))
     }
 
-    fn with_measured(options: &Options, kernels: bool, operands: bool) -> Result<Self> {
+    async fn with_measured(options: &Options, kernels: bool, operands: bool) -> Result<Self> {
         let mut options = options.clone();
         if let Ok(faults) = std::env::var("AWEIGH_FAULTS") {
             // One counter per process: it continues when a GPU is opened again.
@@ -49,7 +57,7 @@ impl OpenGpu {
             let parsed = Faults::parse(&faults)?;
             options.faults = FAULTS.get_or_init(|| parsed).clone();
         }
-        let mut gpu = block_on(Gpu::open(&options))?;
+        let mut gpu = Gpu::open(&options).await?;
         if let Some(tuning) = cache::tuning(gpu.summary()).filter(|_| kernels) {
             let taken = gpu.use_tuning(tuning);
             let what = if taken { "used" } else { "from another version, ignored" };

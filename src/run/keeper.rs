@@ -1,8 +1,9 @@
 //! Saves a run's data while it runs: states in memory and on disk; metrics, anchors and answers in files.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use web_time::Instant;
 
 use super::Watcher;
 use crate::config::RunConfig;

@@ -4,7 +4,7 @@
 //! [`run`] opens the GPU, plans the memory, samples anchors, trains, keeps checkpoints and writes the result.
 //! If the GPU is lost, it opens it again and resumes; with `gpu.fit`, it tries again with less memory. It
 //! blocks: programs with a window call it on a thread of their own, and watch, pause or end it through a
-//! [`Watcher`].
+//! [`Watcher`]. [`run_async`] is the same for programs that wait otherwise, such as a browser's tab.
 
 mod device;
 mod fit;
@@ -15,9 +15,9 @@ mod sources;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use pollster::block_on;
+use web_time::Instant;
 
 use crate::config::RunConfig;
 use crate::data::{ChatTokenizer, LengthCounts};
@@ -121,12 +121,25 @@ pub struct Finished {
 /// The run fails when the GPU is lost this many times without progress in between.
 const LOSSES: usize = 3;
 
-/// Does a whole run. Blocks until it ends.
+/// Does a whole run. Blocks until it ends: not for a browser's tab, where nothing may block.
+///
+/// # Errors
+/// As [`run_async`].
+pub fn run(
+    material: &dyn Material,
+    config: RunConfig,
+    place: Place,
+    watcher: &mut dyn Watcher,
+) -> Result<Finished> {
+    block_on(run_async(material, config, place, watcher))
+}
+
+/// Does a whole run.
 ///
 /// # Errors
 /// Errors of the settings, the files or the GPU; the run's folder is then unchanged or has the last
 /// checkpoint. [`Error::Interrupted`] if the watcher asked to stop.
-pub fn run(
+pub async fn run_async(
     material: &dyn Material,
     mut config: RunConfig,
     place: Place,
@@ -152,7 +165,7 @@ pub fn run(
         watcher.warned(&warning);
     }
     loop {
-        let gpu = OpenGpu::open(&options(&config), config.gpu.tuning)?;
+        let gpu = OpenGpu::opened(&options(&config), config.gpu.tuning).await?;
         let binding = gpu.max_binding();
         let job = material.job(&config)?;
         if attempt.first {
@@ -160,7 +173,7 @@ pub fn run(
         }
         let planned = Planned::of(&job, config.clone(), binding)?;
         watcher.planned(&planned);
-        let error = match attempt.run(gpu, job, &planned, watcher) {
+        let error = match attempt.run(gpu, job, &planned, watcher).await {
             Err(error @ Error::OutOfMemory { .. }) => error,
             ended => return ended,
         };
@@ -194,10 +207,10 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    fn run(
+    async fn run(
         &mut self,
         gpu: OpenGpu,
-        job: Job,
+        job: Job<'_>,
         planned: &Planned,
         watcher: &mut dyn Watcher,
     ) -> Result<Finished> {
@@ -243,7 +256,7 @@ impl Attempt<'_> {
         let disk = self.folder.as_ref().map(|folder| Disk::new(folder, adapter_config, begun));
         let from = state.as_ref().and_then(State::trained);
         let mut keeper = Keeper::new(watcher, (&tokenizer, config), disk, from)?;
-        let (gpu, outcome, weights) = recovering(gpu, (setup, state), config, material, &mut keeper)?;
+        let (gpu, outcome, weights) = recovering(gpu, (setup, state), config, material, &mut keeper).await?;
         drop(keeper);
         if let Err(error) = material.check_unchanged() {
             watcher.warned(&format!("{error}; the result is for the weights before that change"));
@@ -269,24 +282,19 @@ impl Attempt<'_> {
 /// Trains. If the GPU is lost, it is opened again, the model is loaded onto it, and the run resumes from its
 /// last state, with smaller submits. Also returns the trained tensors of the state that is kept, as
 /// safetensors.
-fn recovering(
+async fn recovering(
     mut gpu: OpenGpu,
     (mut setup, begun): (Setup, Option<State>),
     config: &RunConfig,
     material: &dyn Material,
-    keeper: &mut Keeper,
+    keeper: &mut Keeper<'_>,
 ) -> Result<(OpenGpu, Outcome, Vec<u8>)> {
     let mut options = options(config);
     setup.resume = begun.clone();
     let mut losses = 0;
     loop {
         let from = setup.resume.as_ref().map(State::progress);
-        let run = async {
-            let outcome = align(&gpu, setup, config, keeper).await?;
-            let weights = outcome.decoder.trained_safetensors(&gpu).await?;
-            Ok((outcome, weights))
-        };
-        let error = match block_on(run) {
+        let error = match trained(&gpu, setup, config, keeper).await {
             Ok((outcome, weights)) => return Ok((gpu, outcome, weights)),
             Err(error @ Error::DeviceLost { .. }) => error,
             Err(error) => return Err(error),
@@ -305,11 +313,23 @@ fn recovering(
         ));
         keeper.rewind(state.as_ref().and_then(State::trained))?;
         drop(gpu);
-        gpu = OpenGpu::open(&options, config.gpu.tuning)?;
+        gpu = OpenGpu::opened(&options, config.gpu.tuning).await?;
         setup = material.job(config)?.load(&gpu, config)?.setup;
         material.check_unchanged()?;
         setup.resume = state;
     }
+}
+
+/// Trains, and reads the trained tensors of the state that is kept, as safetensors.
+async fn trained(
+    gpu: &Gpu,
+    setup: Setup,
+    config: &RunConfig,
+    keeper: &mut Keeper<'_>,
+) -> Result<(Outcome, Vec<u8>)> {
+    let outcome = align(gpu, setup, config, keeper).await?;
+    let weights = outcome.decoder.trained_safetensors(gpu).await?;
+    Ok((outcome, weights))
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde::Serialize;
+use web_time::Instant;
 
 use crate::data::{LengthCounts, clock};
 use crate::error::{Error, Result};
-use crate::files::{Model, write_whole};
+use crate::files::{Model, disk, write_whole};
 use crate::gpu::{Gpu, Purpose};
 use crate::loss::Constants;
 use crate::model::Decoder;
@@ -100,7 +100,7 @@ pub fn write_adapter(folder: &Path, decoder: &Decoder, weights: &[u8], base: &st
         Error::input(folder.display(), "a decoder with an adapter", "none", "train with lora.enabled = true")
     })?;
     let failed = |error| Error::io(folder, "create", error);
-    std::fs::create_dir_all(folder).map_err(failed)?;
+    disk::create_dir_all(folder).map_err(failed)?;
     write_whole(&folder.join("adapter_model.safetensors"), weights)?;
     write_whole(&folder.join("adapter_config.json"), config.as_bytes())
 }
@@ -117,7 +117,7 @@ pub fn write_result(folder: &Path, model: &Model, decoder: &Decoder, weights: &[
         return Ok(path);
     }
     let path = folder.join("model");
-    std::fs::create_dir_all(&path).map_err(|error| Error::io(&path, "create", error))?;
+    disk::create_dir_all(&path).map_err(|error| Error::io(&path, "create", error))?;
     write_whole(&path.join("model.safetensors"), weights)?;
     let config = decoder.config();
     let judge = config.classes.map(|_| config.classifier_architecture());

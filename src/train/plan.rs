@@ -213,12 +213,16 @@ impl Plan {
         if self.quantizable {
             all.extend([Quantize::Q8, Quantize::Nf4].map(Change::Quantize));
         }
-        if self.lora && !config.model.offload {
+        if self.lora && OFFLOADS && !config.model.offload {
             all.push(Change::Offload);
         }
         all
     }
 }
+
+/// Whether weights can stay in host memory: a block waits for those of the blocks before it, and a browser's
+/// tab cannot wait.
+const OFFLOADS: bool = !cfg!(target_arch = "wasm32");
 
 impl Change {
     /// Applies the change to `config`.
@@ -280,7 +284,8 @@ pub fn fit(
     let last: Vec<Change> =
         [optim].into_iter().chain(quantised.last().copied()).chain([Change::Offload]).collect();
     let between = quantised.iter().map(|quantize| vec![optim, *quantize]);
-    let levels = [Vec::new(), vec![optim]].into_iter().chain(between).chain(first.lora.then_some(last));
+    let levels =
+        [Vec::new(), vec![optim]].into_iter().chain(between).chain((first.lora && OFFLOADS).then_some(last));
     for inexact in levels {
         let mut trial = config.clone();
         inexact.iter().for_each(|change| change.apply(&mut trial));
