@@ -1,22 +1,16 @@
 //! The program `aweigh`: one file per command under `commands/`, and what the commands share. Training,
-//! sampling and scoring are in the library `aweigh`; here are flags, terminal output, signals, meters and
-//! reports.
+//! sampling and scoring are in the library `aweigh`; the app, the server, comparisons, meters and reports are
+//! in `aweigh-app`. Here are the terminal, signals and sockets.
 
-pub mod app;
-pub mod args;
 pub mod commands;
-pub mod comparison;
+pub mod listen;
 mod machine;
-pub mod meters;
-pub mod modelfile;
 pub mod open;
 pub mod program;
-pub mod report_page;
-pub mod said;
-pub mod server;
-pub mod tensorboard;
 pub mod terminal;
 pub mod watch;
+
+pub use aweigh_app::args;
 
 use clap::{Parser, Subcommand};
 

@@ -1,19 +1,19 @@
 //! Opens what commands need: model files, rows of data, the GPU, and the model on the GPU.
 
-use std::path::Path;
-
+use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, ModelArgs, RowArgs, WeightArgs, at_least_one};
 use crate::terminal::output::Output;
-use crate::terminal::text::{bytes, count};
+use crate::terminal::text::bytes;
 use aweigh::data::{ChatTokenizer, Label, Row, parse_rows, rows_with};
 use aweigh::error::Result;
-use aweigh::files::hub::Download;
 use aweigh::files::{AdapterFiles, Model, Source};
 use aweigh::gpu::Gpu;
-use aweigh::model::{Decoder, ModelBytes};
+use aweigh::model::Decoder;
 use aweigh::run::OpenGpu;
+
+pub use aweigh_app::open::{adapter, announce, gpu_text, model, stored, tokenizer};
 
 /// Opens the model and the adapter that the flags name.
 ///
@@ -38,65 +38,12 @@ fn opened(args: &ModelArgs, model: Model, output: &Output) -> Result<(Model, Opt
     Ok((model.with_chat_template(args.chat_template.as_deref())?, adapter))
 }
 
-/// Opens the adapter in the directory `path`, for `model`. Warns of unknown keys and of another base model.
-///
-/// # Errors
-/// As [`AdapterFiles::open`], and for an adapter that is not supported.
-pub fn adapter(path: &Path, flag: &str, model: &Model, output: &Output) -> Result<AdapterFiles> {
-    let files = AdapterFiles::open(path, flag)?;
-    files.remarks(model)?.into_iter().for_each(|remark| output.warn(remark));
-    Ok(files)
-}
-
 /// If the chat template takes no system message, prints a note that `system` goes into the first user
 /// message.
 pub fn note_of_system(tokenizer: &ChatTokenizer, system: &str, output: &Output) {
     if !system.is_empty() && tokenizer.has_template() && !tokenizer.accepts_system() {
         output.note("the chat template takes no system message: it is prepended to the first user message");
     }
-}
-
-/// Opens the model `name`; if `whole` is false, only for its tensors' shapes, as [`described`]. Warns of
-/// tensors that no layer reads.
-///
-/// # Errors
-/// As [`Model::open`], and for a model that is not supported.
-pub fn model(name: &str, whole: bool, output: &Output) -> Result<Model> {
-    model_with(name, whole, &mut output.downloads(), output)
-}
-
-/// As [`model`]; `progress` is told of downloads.
-///
-/// # Errors
-/// As [`model`].
-pub fn model_with(
-    name: &str,
-    whole: bool,
-    progress: &mut dyn FnMut(Download),
-    output: &Output,
-) -> Result<Model> {
-    let model = if whole { Model::fetch(name, progress)? } else { Model::describe(name, progress)? };
-    let bytes = model.bytes();
-    let weights = bytes.weights()?;
-    let unread = weights.unread(&bytes.decoder_config()?);
-    if let Some(first) = unread.first() {
-        output.warn(format_args!(
-            "{}: ignored {} tensors that no layer of this configuration reads; the first is {first}",
-            bytes.name,
-            unread.len()
-        ));
-    }
-    Ok(model)
-}
-
-/// Opens the model's tokenizer. Warns of oddities in the tokenizer or the chat template.
-///
-/// # Errors
-/// As [`ChatTokenizer::from_bytes`].
-pub fn tokenizer(model: &Model, output: &Output) -> Result<ChatTokenizer> {
-    let tokenizer = model.bytes().tokenizer()?;
-    tokenizer.remarks().iter().for_each(|remark| output.warn(remark));
-    Ok(tokenizer)
 }
 
 /// The rows of a file that --split and --max-samples select.
@@ -136,7 +83,7 @@ pub fn rows(
 /// # Errors
 /// [`aweigh::error::Error::NoAdapter`].
 pub fn gpu(args: &GpuArgs) -> Result<OpenGpu> {
-    OpenGpu::open(&args.options(), !args.no_tuning)
+    block_on(aweigh_app::open::gpu(args))
 }
 
 /// Loads the model and its adapter onto `gpu`, for scoring and sampling, and announces them.
@@ -150,24 +97,10 @@ pub fn decoder(
     weights: WeightArgs,
     output: &Output,
 ) -> Result<Decoder> {
-    let files = ModelBytes { quantize: weights.quantize, offload: weights.offload, ..model.bytes() };
+    let files = stored(model, weights);
     let decoder = files.decoder_with(gpu, adapter.map(AdapterFiles::bytes))?;
     announce(gpu, files.name, adapter.map(|files| files.name.as_str()), &decoder, output);
     Ok(decoder)
-}
-
-/// The GPU, its API and why it was taken: `llvmpipe, Vulkan (software: no GPU was found)`.
-pub fn gpu_text(gpu: &Gpu) -> String {
-    let (summary, why) = (gpu.summary(), gpu.why().map(|why| format!(" ({why})")).unwrap_or_default());
-    format!("{}, {}{why}", summary.name, summary.backend)
-}
-
-/// Prints a note on the GPU and the model: `GPU llvmpipe, Vulkan (software: no GPU was found); model tiny
-/// with adapter run/adapter, 1,234 parameters`.
-pub fn announce(gpu: &Gpu, model: &str, adapter: Option<&str>, decoder: &Decoder, output: &Output) {
-    let adapter = adapter.map(|name| format!(" with adapter {name}")).unwrap_or_default();
-    let parameters = count(decoder.config().parameters());
-    output.note(format_args!("GPU {}; model {model}{adapter}, {parameters} parameters", gpu_text(gpu)));
 }
 
 /// Figures of every command that runs a model.

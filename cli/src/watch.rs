@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::open;
-use crate::tensorboard::Events;
 use crate::terminal::interrupt;
 use crate::terminal::memory;
 use crate::terminal::output::Output;
@@ -12,6 +11,7 @@ use aweigh::error::{Error, Result};
 use aweigh::files::write_whole;
 use aweigh::run::{Finished, Loaded, Planned, Saving, Watcher};
 use aweigh::train::{Metrics, Observer, Phase, State, Wish};
+use aweigh_app::tensorboard::Events;
 
 /// A command's hook, called when the model of its run is loaded.
 pub type OnLoaded<'a> = Box<dyn FnMut(&Loaded) -> Result<()> + 'a>;

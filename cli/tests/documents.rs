@@ -6,8 +6,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use aweigh::bench::median;
+use aweigh_app::report_page::chart::{Chart, Series};
 use aweigh_cli::Cli;
-use aweigh_cli::report_page::chart::{Chart, Series};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use regex::Regex;

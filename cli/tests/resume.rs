@@ -468,7 +468,7 @@ fn a_full_disk_costs_the_run_nothing_but_what_it_could_not_take() {
     );
     room.refused(
         room.command().args(["align", "--resume", "disk/run"]),
-        &["disk/run/.lock: cannot create", "Read-only file system"],
+        &["disk/run/.lock: cannot lock", "Read-only file system"],
     );
 }
 

@@ -22,7 +22,7 @@ use tools::{cargo, run};
 
 const USAGE: &str = "\
 usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, then run `aweigh demo`
-       cargo xtask test [flags]    install a Vulkan driver if there is none, then test both packages
+       cargo xtask test [flags]    install a Vulkan driver if there is none, then run the tests
        cargo xtask check           run all checks of a change: .ci/run
        cargo xtask amd             print what AMD's compiler makes of the kernels, without a GPU
        cargo xtask fxc [DLL]       compile the kernels for DX12 with Microsoft's d3dcompiler_47.dll, by
@@ -106,11 +106,11 @@ fn command(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
     }
 }
 
-/// Runs the tests of both packages; without flags also those that need real files, which are ignored by
-/// default.
+/// Runs the tests of the library, the app and the program; without flags also those that need real files,
+/// which are ignored by default.
 fn test(flags: &[String]) -> Result<ExitCode, String> {
     vulkan::ensure_vulkan()?;
-    let ended = run(cargo().args(["test", "--package", "aweigh", "--package", "aweigh-cli"]).args(flags));
+    let ended = run(cargo().args(["test"]).args(flags));
     let all = flags.is_empty() && ended == ExitCode::SUCCESS;
     Ok(if all { test_with_real_data() } else { ended })
 }

@@ -43,13 +43,18 @@ pub fn drivers() -> Result<[PathBuf; 3], String> {
     Ok([browser()?.into(), playwright, npm("axe-core@4.14.1", "axe-core")?])
 }
 
+/// The program, built.
+pub fn program() -> Result<PathBuf, String> {
+    done(cargo().args(["build", "--package", "aweigh-cli"]))?;
+    let aweigh = format!("target/debug/aweigh{}", env::consts::EXE_SUFFIX);
+    fs::canonicalize(&aweigh).map_err(|error| format!("{aweigh}: {error}"))
+}
+
 /// Drives the page through tests/page/app.mjs.
 pub fn page() -> Result<(), String> {
     vulkan::ensure_vulkan()?;
     let drivers = drivers()?;
-    done(cargo().args(["build", "--package", "aweigh-cli"]))?;
-    let aweigh = format!("target/debug/aweigh{}", env::consts::EXE_SUFFIX);
-    let aweigh = fs::canonicalize(&aweigh).map_err(|error| format!("{aweigh}: {error}"))?;
+    let aweigh = program()?;
     let folder = env::current_dir().map_err(|error| error.to_string())?.join("target/tools/page");
     let script = Path::new("tests/page/app.mjs");
     done(Command::new("node").arg(script).arg(aweigh).args(drivers).arg(folder))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use aweigh_cli::report_page::chart::{Chart, Series};
+use aweigh_app::report_page::chart::{Chart, Series};
 use serde_json::Value;
 
 use super::{Any, finished};

@@ -2,15 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use pollster::block_on;
 use serde::Serialize;
 
-use crate::app::workspace::Workspace;
-use crate::app::{App, Settings, routes};
 use crate::args::{GpuArgs, WeightArgs};
-use crate::server::{listen, runtime, serve};
+use crate::listen::{listen, runtime, serve};
 use crate::terminal::output::Output;
 use aweigh::error::{Error, Result};
+use aweigh_app::app::workspace::Workspace;
+use aweigh_app::app::{App, Settings, routes};
 
 /// Open a page to chat with a model, flag answers, align it and compare.
 ///
@@ -64,7 +66,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let listener = runtime.block_on(listen(address))?;
     let workspace = Workspace::open(&folder)?;
     let address = listener.local_addr().map_err(|error| Error::io("the server's socket", "read", error))?;
-    let settings = Settings { gpu: args.gpu, weights: args.weights, output: *output };
+    let settings = Settings { gpu: args.gpu, weights: args.weights, messages: Arc::new(*output) };
     let app = App::new(settings, workspace);
     if let Some(model) = &args.model {
         app.open(model)?;
@@ -77,8 +79,9 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         output.note(format_args!("no browser was opened ({error}): go to {url}"));
     }
     let ended = app.clone();
-    runtime.block_on(serve(listener, routes::routes(app.clone()), || false, move || ended.end()))?;
-    app.end();
+    let stop = async move { ended.end().await };
+    runtime.block_on(serve(listener, routes::routes(app.clone()), || false, stop))?;
+    block_on(app.end());
     Ok(())
 }
 

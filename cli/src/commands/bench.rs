@@ -24,6 +24,8 @@ use aweigh::kernels::matmul::{Dims, Form};
 use aweigh::model::TargetModules;
 use aweigh::model::{Decoder, DecoderConfig, LoraSpec, Training};
 use aweigh::run::OpenGpu;
+use aweigh_app::messages::Messages;
+use aweigh_app::open::fetch;
 
 /// Measure how fast this GPU runs the engine.
 ///
@@ -141,7 +143,7 @@ impl ModelSource {
     pub fn open(name: &str, output: &Output) -> Result<Self> {
         match Synthetic::named(name)? {
             Some(synthetic) => Ok(Self::Synthetic(synthetic)),
-            None => Ok(Self::Files(Model::fetch(name, &mut output.downloads())?)),
+            None => Ok(Self::Files(fetch(name, true, &mut output.downloads())?)),
         }
     }
 

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use pollster::block_on;
+
 use crate::args::{GpuArgs, RowArgs, SamplingArgs, WeightArgs, at_least_one};
-use crate::comparison::{Candidate, Compared, Part, Set, SetReport, Watch, named, sentence};
-use crate::meters::Spec;
 use crate::open;
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
@@ -13,6 +13,8 @@ use crate::terminal::progress::{Course, Progress, Unit};
 use aweigh::error::{Error, Result};
 use aweigh::eval::compare::{LEAST_PROMPTS, Verdict};
 use aweigh::files::{Source, refuse_existing, write_whole};
+use aweigh_app::comparison::{Candidate, Compared, Part, Set, SetReport, Watch, named, sentence};
+use aweigh_app::meters::Spec;
 
 /// Compare models and adapters by their answers to the same prompts.
 ///
@@ -161,7 +163,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         max_prompt_length: args.max_prompt_length,
         sampling: args.sampling.clone(),
     };
-    let report = compared.compare(&gpu, &mut Shown { course, output, progress: None }, output)?;
+    let report = block_on(compared.compare(&gpu, &mut Shown { course, output, progress: None }, output))?;
     if let Some(path) = &args.output {
         write_whole(path, &serde_json::to_vec_pretty(&report).unwrap_or_default())?;
     }

@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use crate::args::{GpuArgs, ModelArgs, SamplingArgs, WeightArgs};
 use crate::open::{self, Ran};
-use crate::said::Said;
 use crate::terminal::interrupt;
 use crate::terminal::output::Output;
 use aweigh::data::{ChatTokenizer, Message, Prompt};
@@ -18,6 +17,7 @@ use aweigh::gpu::Gpu;
 use aweigh::model::Decoder;
 use aweigh::sample::sampling_params;
 use aweigh::sample::{self, Request, SamplingParams};
+use aweigh_app::said::Said;
 
 /// Answer one prompt, or chat.
 ///

@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use pollster::block_on;
 use serde::Serialize;
 
+use crate::args::GpuArgs;
 use crate::commands::align;
 use crate::open;
 use crate::terminal::memory;
 use crate::terminal::output::Output;
-use aweigh::config::{PartialConfig, Preset, RunConfig};
+use aweigh::config::{PartialConfig, Preset};
 use aweigh::error::Result;
 use aweigh::files::Source;
-use aweigh::gpu::{DEFAULT_BINDING, chosen_adapter};
 use aweigh::run::{Material, Planned, RunFiles, Saving, savings};
 use aweigh::train::Plan;
+use aweigh_app::open::binding;
 
 /// Show how much GPU memory a run will need, and which settings would lower it. Needs no GPU.
 ///
@@ -73,7 +74,9 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
     job.remarks().iter().for_each(|remark| output.warn(remark));
-    let binding = binding(&config)?;
+    let flags =
+        GpuArgs { gpu: config.gpu.adapter.clone(), backend: config.gpu.backend, ..GpuArgs::default() };
+    let binding = block_on(binding(&flags))?;
     let Planned { config, plan, fitted } = Planned::of(&job, config, binding)?;
     let savings = savings(&job, &config, &plan, binding)?;
     let mut text = memory::plan(&plan, &fitted);
@@ -89,18 +92,4 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     }
     let figures = Figures { peak: plan.peak().total, plan, assumed_lengths: assumed, fitted, savings };
     output.result(text, &figures)
-}
-
-/// The largest binding, in bytes, of the adapter that the run would use; WebGPU's default limit if there is
-/// no adapter. It limits how many answers are decoded together, and the size of batches.
-///
-/// # Errors
-/// [`aweigh::Error::NoAdapter`] if the settings name one that is not there.
-pub fn binding(config: &RunConfig) -> Result<u64> {
-    let wanted = config.gpu.adapter.as_deref();
-    match block_on(chosen_adapter(wanted, config.gpu.backend)) {
-        Ok(adapter) => Ok(adapter.max_binding.min(adapter.max_buffer)),
-        Err(_) if wanted.is_none() && config.gpu.backend.is_none() => Ok(DEFAULT_BINDING),
-        Err(error) => Err(error),
-    }
 }

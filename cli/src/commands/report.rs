@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::report_page::{Run, html};
 use crate::terminal::output::Output;
 use aweigh::error::{Error, Result};
 use aweigh::files::{read_text, refuse_existing, write_whole};
+use aweigh_app::report_page::{Run, html};
 
 /// Write runs and evaluations as one HTML page.
 ///

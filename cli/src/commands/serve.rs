@@ -5,19 +5,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use pollster::block_on;
 use serde::Serialize;
 
 use crate::args::{GpuArgs, WeightArgs, at_least_one};
+use crate::listen::{listen, runtime, serve};
 use crate::machine::without_folders;
 use crate::open;
-use crate::server::access::Access;
-use crate::server::api::{self, App};
-use crate::server::engine::{Adapted, Engine, Models, USUAL_CONTEXT};
-use crate::server::{listen, runtime, serve};
 use crate::terminal::output::Output;
 use aweigh::error::{Error, Result};
 use aweigh::files::AdapterFiles;
 use aweigh::sample::Seating;
+use aweigh_app::server::access::Access;
+use aweigh_app::server::api::{self, App};
+use aweigh_app::server::engine::{Adapted, Engine, Models, USUAL_CONTEXT};
 
 /// Serve a model to programs that speak OpenAI's protocol.
 ///
@@ -138,15 +139,15 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let seating = Seating { seats: args.max_num_seqs, context: most };
     let (options, weights) = (args.gpu, args.weights);
     let models = Models { options, weights, gpu, model, base, name, adapters: adapted };
-    let engine = Arc::new(Engine::start(models, seating, args.max_queue, *output)?);
+    let engine = Arc::new(Engine::start(models, seating, args.max_queue, Arc::new(*output))?);
     let access = Access { loopback: args.host.is_loopback(), key: key.map(str::to_owned) };
     let app =
         App { engine: engine.clone(), tokenizer: Arc::new(tokenizer), adapters, next: AtomicU64::new(0) };
     announce(address, names, output)?;
     let (watched, stopped) = (engine.clone(), engine.clone());
     let routes = api::guarded(api::routes(Arc::new(app)), access);
-    runtime.block_on(serve(listener, routes, move || watched.ended(), move || stopped.stop()))?;
-    engine.finish()
+    runtime.block_on(serve(listener, routes, move || watched.ended(), async move { stopped.stop() }))?;
+    block_on(engine.finish())
 }
 
 /// Prints where the server is reached, and the names of its models.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::terminal::progress::{Progress, Unit};
 use crate::terminal::text::to_stderr;
 use aweigh::error::{Error, Result};
-use aweigh::files::hub::Download;
+use aweigh_app::messages::{self, Messages};
 
 /// How a command prints: as text or JSON, quiet or not.
 #[derive(Clone, Copy, Debug)]
@@ -75,11 +75,24 @@ impl Output {
         Progress::new(label, total, unit, !self.quiet, self.terminal)
     }
 
-    /// The progress of downloads: one bar per file.
-    pub fn downloads(&self) -> impl FnMut(Download) + use<'_> {
+    fn write(&self, text: std::fmt::Arguments) -> Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_fmt(text).and_then(|()| stdout.flush()).map_err(io_error)
+    }
+}
+
+impl Messages for Output {
+    fn note(&self, text: &dyn Display) {
+        Self::note(self, text);
+    }
+
+    fn warn(&self, text: &dyn Display) {
+        Self::warn(self, text);
+    }
+
+    fn downloads(&self) -> Box<messages::Progress<'_>> {
         let mut current: Option<(String, u64, Progress)> = None;
-        move |download| {
-            let Download { file, done, total } = download;
+        Box::new(move |file, done, total| {
             if current.as_ref().is_none_or(|(name, ..)| name != file) {
                 current = Some((file.into(), 0, self.progress(file, total, Unit::Bytes)));
             }
@@ -91,12 +104,7 @@ impl Output {
             {
                 progress.finish();
             }
-        }
-    }
-
-    fn write(&self, text: std::fmt::Arguments) -> Result<()> {
-        let mut stdout = io::stdout().lock();
-        stdout.write_fmt(text).and_then(|()| stdout.flush()).map_err(io_error)
+        })
     }
 }
 

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use super::{Measured, both_classes, judged, measured};
 use crate::args::{GpuArgs, RowArgs};
-use crate::meters::judge::Judge;
 use crate::open;
 use crate::terminal::output::Output;
 use aweigh::data::Row;
 use aweigh::error::{Error, Result};
 use aweigh::eval::judge::{Case, cases};
 use aweigh::files::{Source, WholeFile, refuse_existing};
+use aweigh_app::meters::judge::Judge;
 
 /// Score answers with a judge.
 ///

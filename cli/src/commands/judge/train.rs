@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::{Measured, both_classes, judged, measured};
 use crate::args::{GpuArgs, at_least_one};
 use crate::commands::align::settings_of;
-use crate::meters::judge::{ARGS, JUDGE, Judge};
 use crate::open;
 use crate::terminal::output::Output;
 use crate::watch::Watch;
@@ -22,6 +21,7 @@ use aweigh::model::{Decoder, ModelBytes, TargetModules};
 use aweigh::optim::LrScheduler;
 use aweigh::run::{self, Material, Place};
 use aweigh::train::{Inputs, Job, Metrics, StopReason};
+use aweigh_app::meters::judge::{ARGS, JUDGE, Judge};
 
 /// Train a judge.
 ///
