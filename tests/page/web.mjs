@@ -24,7 +24,7 @@ context.on("request", (request) => {
 const page = await context.newPage();
 page.on("pageerror", (error) => assert.fail(error.message));
 page.setDefaultTimeout(300_000);
-await page.goto(url);
+await page.goto(`${url}check.html`);
 await page.getByText("swiftshader", { exact: false }).first().waitFor();
 await accessible(page, "before");
 await page.getByLabel("Only the smallest shapes").check();
@@ -54,7 +54,7 @@ for (const [change, sentence] of [
   const poor = await context.newPage();
   const body = `${change}\n${worker}`;
   await poor.route("**/worker.js", (route) => route.fulfill({ contentType: "text/javascript", body }));
-  await poor.goto(url);
+  await poor.goto(`${url}check.html`);
   await poor.getByText(sentence).waitFor();
   assert.equal(await poor.getByRole("button", { name: "Check this GPU" }).isDisabled(), true);
   await accessible(poor, sentence);
@@ -70,7 +70,7 @@ await broken.route("**/worker.js", (route) => {
   asked += 1;
   return route.fulfill({ status: 404, body: "" });
 });
-await broken.goto(url);
+await broken.goto(`${url}check.html`);
 await broken.getByText("the worker has failed").waitFor();
 await broken.waitForTimeout(500);
 assert.equal(asked, 1);

@@ -1,7 +1,7 @@
 // Does this browser compute correctly on this GPU? The self-test, in a worker.
 
 import { check as box, h, of, redraw, seconds } from "./dom.js";
-import { Worker } from "./engine.js";
+import { Worker } from "./calls.js";
 
 const main = document.getElementById("main");
 const status = document.getElementById("status");

@@ -1,12 +1,31 @@
-// Runs the library. Messages: {id, name, args} comes in; {id, told}, {id, result} or {id, error} goes out.
+// Runs Aweigh. {id, name, args} comes in, and {id, stop} to give a call up; {id, told}, {id, result} or
+// {id, error} goes out.
 
-import init, { selftest } from "./aweigh_web.js";
+import init, { Incoming, ask, mount, open, remove_model, selftest, spare } from "./aweigh_web.js";
+import { Slots } from "./storage.js";
 
 const NONE = "WebGPU works here, but there is no GPU that it may use. Update the GPU's driver or the "
   + "browser; on Linux, WebGPU may have to be switched on in the browser's settings. The program itself runs "
   + "on more GPUs, and without one.";
 
 let loading = null;
+/// WebAssembly's memory, which only grows.
+let memory = null;
+
+/// The library, loaded once.
+async function library() {
+  loading ??= init();
+  ({ memory } = await loading.catch((error) => { loading = null; throw error; }));
+}
+
+let slots = null;
+/// Calls that were given up.
+const stopped = new Set();
+
+/// Keeps files spare: the library cannot open any itself.
+async function grow() {
+  if (slots) await slots.grow(spare());
+}
 
 /// The GPU as the browser describes it.
 async function gpu() {
@@ -27,23 +46,94 @@ function machine() {
     instruction_sets: [], system: navigator.userAgent };
 }
 
+/// Copies a stream to a file of the model `folder`. `told` gets the bytes so far. Returns the file's path.
+async function copy(folder, name, stream, told) {
+  await grow();
+  const file = new Incoming(folder, name);
+  try {
+    let done = 0;
+    for await (const piece of stream) {
+      file.write(piece);
+      done += piece.length;
+      told(done);
+    }
+  } catch (error) {
+    file.free();
+    throw error;
+  }
+  return file.keep();
+}
+
+const encoder = new TextEncoder();
+
 /// What can be called; `told` gets what a call tells before it ends.
 const calls = {
   gpu: () => gpu(),
-  async selftest(told, quick) {
+  async selftest({ told }, quick) {
     const name = await gpu();
-    loading ??= init();
-    await loading.catch((error) => { loading = null; throw error; });
+    await library();
     const found = await selftest(quick, JSON.stringify(machine()), name, (text) => told(JSON.parse(text)));
     return JSON.parse(found);
   },
+  async open() {
+    await gpu();
+    await library();
+    slots = await Slots.open();
+    if (slots) mount(slots);
+    open();
+    setInterval(grow, 1000);
+    return slots !== null;
+  },
+  async add({ told }, folder, files) {
+    const all = files.reduce((sum, file) => sum + file.size, 0);
+    let before = 0;
+    let path;
+    for (const file of files) {
+      path = await copy(folder, file.name, file.stream(), (done) => told({ done: before + done, all }));
+      before += file.size;
+    }
+    return folder ? `models/${folder}` : path;
+  },
+  async fetch({ told }, url) {
+    const address = new URL(url, location.href);
+    if (address.origin !== location.origin) {
+      throw new Error("This page asks no other site: save the file, and drop it here.");
+    }
+    const response = await fetch(address);
+    if (!response.ok) throw new Error(`${address.pathname}: the site answers with ${response.status}.`);
+    const all = Number(response.headers.get("content-length"));
+    const name = decodeURIComponent(address.pathname.split("/").at(-1));
+    return copy("", name, response.body, (done) => told({ done, all }));
+  },
+  remove: (_, name) => remove_model(name),
+  async ask({ id, told }, { method, path, project, body }) {
+    const bytes = typeof body === "string" ? encoder.encode(body) : new Uint8Array(body ?? 0);
+    const answer = await ask(method, path, project, bytes);
+    const head = { status: answer.status, headers: JSON.parse(answer.headers) };
+    told({ head, memory: memory.buffer.byteLength });
+    try {
+      while (!stopped.has(id)) {
+        const piece = await answer.next();
+        if (!piece) break;
+        told({ piece });
+      }
+    } finally {
+      answer.free();
+      grow();
+    }
+  },
 };
 
-onmessage = async ({ data: { id, name, args } }) => {
+onmessage = async ({ data: { id, name, args, stop } }) => {
+  if (stop) {
+    stopped.add(id);
+    return;
+  }
   try {
     const told = (value) => postMessage({ id, told: value });
-    postMessage({ id, result: await calls[name](told, ...args) });
+    postMessage({ id, result: await calls[name]({ id, told }, ...args) });
   } catch (error) {
     postMessage({ id, error: error?.message ?? String(error) });
   }
+  stopped.delete(id);
 };

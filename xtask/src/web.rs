@@ -2,22 +2,25 @@
 
 use std::env;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::page::drivers;
+use crate::page::{drivers, program};
 use crate::tools::{cargo, done};
+use crate::vulkan;
 
 const TARGET: &str = "wasm32-unknown-unknown";
 /// Where the page is built.
 const BUILT: &str = "target/web";
-/// The page's own files, and those that it has from the page of `aweigh app`.
-const FILES: [(&str, &[&str]); 2] = [
-    ("web/page", &["index.html", "check.js", "engine.js", "worker.js"]),
-    ("cli/src/app/page", &["dom.js", "style.css", "icon.svg"]),
-];
+/// The folders of the page's files: those of `aweigh app`, then its own, which take their place.
+const FOLDERS: [&str; 2] = ["app/src/app/page", "web/page"];
+/// The style of charts.
+const CHART_STYLE: &str = "app/src/report_page/chart.css";
+/// The service worker, which gets the names of all files.
+const OFFLINE: &str = "offline.js";
 
 /// Builds the page, and then serves it with `--serve` or tries it with `--check`.
 pub fn web(arguments: &[String]) -> Result<(), String> {
@@ -42,30 +45,70 @@ pub fn web(arguments: &[String]) -> Result<(), String> {
         return Ok(());
     }
     std::thread::spawn(move || serve(&listener, &folder));
+    vulkan::ensure_vulkan()?;
+    let aweigh = program()?;
     let drivers = drivers()?;
     let shots = env::current_dir().map_err(|error| error.to_string())?.join("target/tools/web");
-    let mut script = Command::new("node");
-    script.arg("tests/page/web.mjs").arg(url).args(drivers).arg(shots);
-    done(&mut script)
+    let script = |name: &str| {
+        let mut command = Command::new("node");
+        command.arg(Path::new("tests/page").join(name)).arg(&url);
+        command
+    };
+    done(script("web.mjs").args(&drivers).arg(shots.join("check")))?;
+    done(script("tab.mjs").arg(aweigh).args(&drivers).arg(shots.join("tab")))
 }
 
 /// Compiles the library to WebAssembly, and puts the page together.
 fn build() -> Result<(), String> {
     let _ = Command::new("rustup").args(["target", "add", TARGET]).status();
-    done(cargo().args(["build", "--release", "--package", "aweigh-web", "--target", TARGET]))?;
-    let wasm = format!("target/{TARGET}/release/aweigh_web.wasm");
+    done(cargo().args(["build", "--profile", "dist", "--package", "aweigh-web", "--target", TARGET]))?;
+    let wasm = format!("target/{TARGET}/dist/aweigh_web.wasm");
+    // What an earlier build left is not part of this one.
+    let _ = fs::remove_dir_all(BUILT);
     fs::create_dir_all(BUILT).map_err(|error| format!("{BUILT}: {error}"))?;
     done(Command::new(bindgen()?).args(["--target", "web", "--no-typescript", "--out-dir", BUILT, &wasm]))?;
-    for (folder, names) in FILES {
-        for name in names {
-            let from = Path::new(folder).join(name);
-            fs::copy(&from, Path::new(BUILT).join(name))
-                .map_err(|error| format!("{}: {error}", from.display()))?;
+    let copy = |from: &Path| {
+        let name = from.file_name().ok_or_else(|| format!("{}: no name", from.display()))?;
+        fs::copy(from, Path::new(BUILT).join(name)).map_err(|error| format!("{}: {error}", from.display()))
+    };
+    for folder in FOLDERS {
+        for name in names(Path::new(folder))? {
+            copy(&Path::new(folder).join(name))?;
         }
     }
+    copy(Path::new(CHART_STYLE))?;
+    list_files()?;
     let size = fs::metadata(Path::new(BUILT).join("aweigh_web_bg.wasm")).map_or(0, |data| data.len());
     println!("WebAssembly: {:.1} MB", size as f64 / 1e6);
     Ok(())
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let names: std::io::Result<Vec<String>> = fs::read_dir(folder).map_err(failed)?.map(name).collect();
+    let mut names = names.map_err(failed)?;
+    names.sort();
+    Ok(names)
+}
+
+/// Tells the service worker which files there are, and a version that changes with any of them.
+fn list_files() -> Result<(), String> {
+    let folder = Path::new(BUILT);
+    let mut all = names(folder)?;
+    all.retain(|name| name != OFFLINE);
+    let mut sum = DefaultHasher::new();
+    for name in &all {
+        let bytes = fs::read(folder.join(name)).map_err(|error| format!("{name}: {error}"))?;
+        (name, bytes).hash(&mut sum);
+    }
+    let place = folder.join(OFFLINE);
+    let failed = |error: std::io::Error| format!("{}: {error}", place.display());
+    let script = fs::read_to_string(&place).map_err(failed)?;
+    // The page itself has no name.
+    all.push("./".into());
+    let script = script.replace("@VERSION@", &format!("{:016x}", sum.finish()));
+    fs::write(&place, script.replace("@FILES@", &all.join("\", \""))).map_err(failed)
 }
 
 /// wasm-bindgen's program in the version of the lock file, installed from crates.io.
