@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// What is compiled, from the folder of this package.
-const SOURCES: [&str; 6] = ["src", "../src", "../shaders", "../assets", "../Cargo.toml", "../Cargo.lock"];
+const SOURCES: [&str; 7] =
+    ["src", "../app/src", "../src", "../shaders", "../assets", "../Cargo.toml", "../Cargo.lock"];
 
 /// The short commit of this source, with a + if it was changed: git's, or the one that cargo wrote into a
 /// published package.

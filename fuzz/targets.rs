@@ -36,7 +36,8 @@ pub fn safetensors(bytes: &[u8]) {
 pub fn gguf(bytes: &[u8]) {
     let Ok(file) = Gguf::parse(bytes) else { return };
     for tensor in file.tensors.values() {
-        if let Some(blocks) = tensor.kind.blocks(tensor.bytes) {
+        let Ok(bytes) = tensor.bytes.read() else { continue };
+        if let Some(blocks) = tensor.kind.blocks(&bytes) {
             blocks.values();
         }
     }

@@ -196,7 +196,8 @@ fn gguf_files_are_the_models_they_were_made_of() {
         let fixture = format!("families/{name}");
         let (config, file) =
             (golden(&format!("{fixture}/config.json")), golden(&format!("{fixture}/model.safetensors")));
-        let model = ModelBytes { config: &config, weights: vec![("model", &file)], ..aweigh::tiny::model() };
+        let model =
+            ModelBytes { config: &config, weights: vec![("model", (&file).into())], ..aweigh::tiny::model() };
         let tokens = ids(&golden_json(&format!("{fixture}/golden.json"))["tokens"]);
         let logits = |model: &ModelBytes| {
             let decoder = model.decoder(gpu(), Training::None).unwrap_or_else(|error| panic!("{error}"));
@@ -208,8 +209,11 @@ fn gguf_files_are_the_models_they_were_made_of() {
             let failed = |error: std::io::Error| panic!("{error}");
             write_gguf(&mut bytes, &model, None, kind, &failed).unwrap_or_else(|error| panic!("{error}"));
             let companions = Gguf::parse(&bytes).and_then(|file| file.companions()).expect("a file");
-            let read =
-                ModelBytes { config: &companions.config, weights: vec![("gguf", &bytes)], ..model.clone() };
+            let read = ModelBytes {
+                config: &companions.config,
+                weights: vec![("gguf", (&bytes).into())],
+                ..model.clone()
+            };
             let expected = widen(&expected);
             compare(&logits(&read), &expected, close, close)
                 .unwrap_or_else(|message| panic!("{name} in {}: {message}", kind.name()));

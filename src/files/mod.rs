@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use self::disk::{self as fs, File, TemporaryFile, TemporaryFolder, temporary_folder};
 use crate::error::{Error, Result, setting};
+use crate::model::FileBytes;
 
 pub use adapter::AdapterFiles;
 pub use lines::Lines;
@@ -91,6 +92,11 @@ impl Deref for Mapped {
 }
 
 impl Mapped {
+    /// The file, whose parts are in memory or read when they are needed.
+    pub fn file(&self) -> FileBytes<'_> {
+        self.map.file()
+    }
+
     /// Fails if the file was written to since it was mapped. A new file renamed into its place is no problem:
     /// the old one stays mapped.
     ///

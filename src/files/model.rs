@@ -69,7 +69,7 @@ impl GgufFile {
     pub fn open(path: &Path, place: &str) -> Result<Self> {
         let (name, map) = (path.display().to_string(), super::map(path, place)?);
         let of = |damage: Damage| damage.of(&name);
-        let companions = Gguf::parse(&map).and_then(|file| file.companions()).map_err(of)?;
+        let companions = Gguf::parse(map.file()).and_then(|file| file.companions()).map_err(of)?;
         Ok(Self { companions, map, name })
     }
 }
@@ -274,7 +274,7 @@ impl Model {
                 quantize: None,
                 offload: false,
                 judge: false,
-                weights: vec![(file.name.as_str(), &file.map[..])],
+                weights: vec![(file.name.as_str(), file.map.file())],
                 tokenizer: TokenizerFiles {
                     origin: file.name.clone(),
                     of_gguf: true,
@@ -290,7 +290,7 @@ impl Model {
                 judge: false,
                 name: &files.name,
                 config: &files.config,
-                weights: files.weights.iter().map(|(name, map)| (name.as_str(), &map[..])).collect(),
+                weights: files.weights.iter().map(|(name, map)| (name.as_str(), map.file())).collect(),
                 tokenizer: TokenizerFiles {
                     origin: files.name.clone(),
                     tokenizer: files.tokenizer.clone(),
@@ -403,7 +403,8 @@ mod tests {
         write("2.safetensors", "yz");
         let files = ModelFiles::open(room.path(), "model").unwrap();
         let place = |name: &str| room.path().join(name).display().to_string();
-        let sizes: Vec<_> = files.weights.iter().map(|(name, map)| (name.clone(), map.len())).collect();
+        let sizes: Vec<_> =
+            files.weights.iter().map(|(name, map)| (name.clone(), map.file().len())).collect();
         assert_eq!(sizes, [(place("1.safetensors"), 1), (place("2.safetensors"), 2)]);
         write("model.safetensors.index.json", r#"{"weight_map": {"b": "../2.safetensors"}}"#);
         assert!(message().contains("../2.safetensors"));

@@ -1,6 +1,6 @@
 //! A model as bytes, the form that the library takes. [`crate::files`] reads directories into this form.
 
-use super::{Adapter, Decoder, DecoderConfig, Training, Weights};
+use super::{Adapter, Decoder, DecoderConfig, FileBytes, Training, Weights};
 use crate::data::{ChatTokenizer, TokenizerFiles};
 use crate::error::{Error, Result, setting_to};
 use crate::gpu::{Gpu, Memory, Quantize};
@@ -13,8 +13,8 @@ pub struct ModelBytes<'a> {
     pub name: &'a str,
     /// `config.json`
     pub config: &'a [u8],
-    /// The safetensors files, each with its name.
-    pub weights: Vec<(&'a str, &'a [u8])>,
+    /// The safetensors files, or the GGUF file, each with its name.
+    pub weights: Vec<(&'a str, FileBytes<'a>)>,
     /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,
     /// The type that the blocks' frozen matrices are quantised to; `None` keeps their own type.

@@ -158,7 +158,8 @@ pub fn merged(
     for name in base.names() {
         // Tensors that no layer reads are copied unchanged, for example masks of old checkpoints.
         if let Some((kind, shape, bytes)) = base.raw(name).filter(|_| !read.contains(name)) {
-            out.insert(name.to_string(), (kind, shape.to_vec(), bytes.to_vec()));
+            let bytes = bytes.read().map_err(|error| Error::io(base.origin(), "read", error))?;
+            out.insert(name.to_string(), (kind, shape.to_vec(), bytes.into_owned()));
             continue;
         }
         let shape = base.shape(name).unwrap_or_default().to_vec();

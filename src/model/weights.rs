@@ -1,12 +1,14 @@
-//! Tensors from the bytes of safetensors or GGUF files, one file or several shards.
+//! Tensors from safetensors or GGUF files, one file or several shards.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, SafeTensorError};
 
 use super::DecoderConfig;
+use super::file_bytes::{FileBytes, Span};
 use super::gguf::{Gguf, Kind, Named, TensorInfo, in_halves};
 use crate::error::setting;
 use crate::gpu::{Blocks, DType, Quantize};
@@ -136,7 +138,7 @@ struct Located<'a> {
     file: &'a str,
     dtype: Type,
     shape: Vec<usize>,
-    bytes: &'a [u8],
+    bytes: Span<'a>,
 }
 
 /// A tensor's type in its file.
@@ -177,10 +179,15 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// When a shard is not such a file or ends early.
-    pub fn parse(shards: impl IntoIterator<Item = (&'a str, &'a [u8])>, origin: &str) -> Result<Self> {
+    pub fn parse<B: Into<FileBytes<'a>>>(
+        shards: impl IntoIterator<Item = (&'a str, B)>,
+        origin: &str,
+    ) -> Result<Self> {
         let mut tensors = HashMap::new();
         for (file, bytes) in shards {
-            if bytes.starts_with(b"GGUF") {
+            let bytes: FileBytes = bytes.into();
+            let magic = bytes.start(4).map_err(|error| Error::io(file, "read", error))?;
+            if *magic == *b"GGUF" {
                 let parsed = Gguf::parse(bytes).map_err(|damage| damage.of(file))?;
                 for Named { name, hf, reordered } in parsed.names().map_err(|damage| damage.of(file))? {
                     let TensorInfo { kind, shape, bytes } = parsed.tensors[name].clone();
@@ -189,34 +196,21 @@ impl<'a> Weights<'a> {
                 }
                 continue;
             }
-            let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
-                if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 2]) {
+            let (start, metadata) = safetensors_head(bytes).map_err(|e| {
+                if *magic == *b"PK\x03\x04" || magic.starts_with(&[0x80, 2]) {
                     let fix =
                         "save the model again as safetensors: a pickle can hold programs, and is not opened";
                     return Error::input(file, "a safetensors file", "a PyTorch pickle", fix);
                 }
                 let expected = "a complete safetensors file";
-                Error::input(
-                    file,
-                    expected,
-                    format!("a damaged file of {} bytes ({e})", bytes.len()),
-                    "download it again",
-                )
+                let found = format!("a damaged file of {} bytes ({e})", bytes.len());
+                Error::input(file, expected, found, "download it again")
             })?;
-            for (name, _) in parsed.iter() {
-                // `iter` borrows from the local variable; the slices below borrow from the bytes.
-                let view = parsed
-                    .tensor(name)
-                    .map_err(|e| Error::input(file, format!("tensor {name}"), e, "download it again"))?;
-                let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
-                let bytes = &bytes[start..start + view.data().len()];
-                let located = Located {
-                    file,
-                    dtype: Type::Safetensors(view.dtype()),
-                    shape: view.shape().to_vec(),
-                    bytes,
-                };
-                tensors.insert(plain_name(name), located);
+            for (name, info) in metadata.tensors() {
+                let (from, to) = info.data_offsets;
+                let bytes = Span { file: bytes, start: start + from, len: to - from };
+                let dtype = Type::Safetensors(info.dtype);
+                tensors.insert(plain_name(&name), Located { file, dtype, shape: info.shape.clone(), bytes });
             }
         }
         Ok(Self { tensors, origin: origin.to_string(), quantize: None, offload: false, judge: false })
@@ -341,7 +335,7 @@ impl<'a> Weights<'a> {
     }
 
     /// A tensor as it is stored in a safetensors file, of any type; `None` for a GGUF file.
-    pub(super) fn raw(&self, name: &str) -> Option<(Dtype, &[usize], &'a [u8])> {
+    pub(super) fn raw(&self, name: &str) -> Option<(Dtype, &[usize], Span<'a>)> {
         let located = self.tensors.get(name)?;
         match located.dtype {
             Type::Safetensors(dtype) => Some((dtype, &located.shape, located.bytes)),
@@ -422,9 +416,10 @@ impl<'a> Weights<'a> {
     /// As [`Weights::get`], but the elements are not checked.
     fn unchecked(&self, name: &str, shape: &[usize]) -> Result<Stored<'a>> {
         let (&Located { file, dtype: stored, bytes, .. }, dtype) = self.located(name, shape)?;
+        let bytes = bytes.read().map_err(|error| Error::io(file, "read", error))?;
         Ok(match stored {
             Type::Ggml(kind, heads) => ggml(file, kind, heads, bytes, shape),
-            Type::Safetensors(_) => Stored { file, dtype, data: Elements::Plain(Cow::Borrowed(bytes)) },
+            Type::Safetensors(_) => Stored { file, dtype, data: Elements::Plain(bytes) },
         })
     }
 
@@ -466,6 +461,28 @@ impl<'a> Weights<'a> {
     }
 }
 
+/// The description of the tensors of a safetensors file, and where their bytes begin.
+fn safetensors_head(file: FileBytes) -> std::result::Result<(usize, Metadata), SafeTensorError> {
+    /// The most bytes of a description, as in the format's own reader.
+    const MOST: usize = 100_000_000;
+    let unread = |_| SafeTensorError::HeaderTooSmall;
+    let length = file.start(8).map_err(unread)?;
+    let length = length.first_chunk().ok_or(SafeTensorError::HeaderTooSmall)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok().filter(|length| *length <= MOST);
+    let start = 8 + length.ok_or(SafeTensorError::HeaderTooLarge)?;
+    if start > file.len() {
+        return Err(SafeTensorError::InvalidHeaderLength);
+    }
+    let head = file.start(start).map_err(unread)?;
+    let text = std::str::from_utf8(&head[8..]).map_err(SafeTensorError::InvalidHeader)?;
+    let metadata: Metadata =
+        serde_json::from_str(text).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    match start + metadata.data_len() == file.len() {
+        true => Ok((start, metadata)),
+        false => Err(SafeTensorError::MetadataIncompleteBuffer),
+    }
+}
+
 /// A tensor's name without additions: the prefix of torch.compile's wrapper, and the adapter's name in PEFT's
 /// own state dict.
 fn plain_name(name: &str) -> String {
@@ -479,10 +496,16 @@ fn plain_name(name: &str) -> String {
 }
 
 /// A GGUF file's tensor, with its rows in Hugging Face's order.
-fn ggml<'a>(file: &'a str, kind: Kind, heads: Option<usize>, bytes: &'a [u8], shape: &[usize]) -> Stored<'a> {
+fn ggml<'a>(
+    file: &'a str,
+    kind: Kind,
+    heads: Option<usize>,
+    bytes: Cow<'a, [u8]>,
+    shape: &[usize],
+) -> Stored<'a> {
     let bytes = match heads {
-        Some(heads) => Cow::Owned(in_halves(bytes, shape[0], heads)),
-        None => Cow::Borrowed(bytes),
+        Some(heads) => Cow::Owned(in_halves(&bytes, shape[0], heads)),
+        None => bytes,
     };
     let data = kind.blocks(&bytes).map_or(Elements::Plain(bytes), Elements::Blocks);
     Stored { file, dtype: kind.dtype(), data }

@@ -229,7 +229,7 @@ impl Attempt<'_> {
                 setting("eval")
             ));
         }
-        let begun = origin(config, &material.inputs(), &gpu);
+        let begun = origin(config, &material.inputs(), &gpu)?;
         let state = match &self.folder {
             Some(folder) => {
                 let state = last_state(folder.path(), &begun, &mut |text| watcher.warned(&text))?;

@@ -47,21 +47,21 @@ fn sum(of: &impl serde::Serialize) -> String {
 }
 
 /// The origin of a run with `config` on `inputs`.
-pub(super) fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Origin {
+pub(super) fn origin(config: &RunConfig, inputs: &Inputs, gpu: &Gpu) -> Result<Origin> {
     let (summary, precision) = (gpu.summary(), gpu.precision());
     let tuned = match gpu.tuning() {
         Some(tuning) => format!(", kernels as measured ({})", sum(tuning)),
         None => String::new(),
     };
     let version = env!("CARGO_PKG_VERSION");
-    Origin {
+    Ok(Origin {
         settings: settings_sum(config),
-        inputs: inputs.sums(),
+        inputs: inputs.sums()?,
         adapter: format!(
             "{} ({}, {}) in {precision:?}{tuned}, aweigh {version}",
             summary.name, summary.backend, summary.driver
         ),
-    }
+    })
 }
 
 /// The last undamaged checkpoint in `folder`; `None` if there is none. `warn` gets warnings about damaged

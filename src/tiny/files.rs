@@ -39,7 +39,7 @@ pub fn model() -> ModelBytes<'static> {
         judge: false,
         name: NAME,
         config: asset!("config.json"),
-        weights: vec![("tiny/model.safetensors", asset!("model.safetensors"))],
+        weights: vec![("tiny/model.safetensors", asset!("model.safetensors").into())],
         tokenizer: TokenizerFiles {
             origin: NAME.into(),
             tokenizer: asset!("tokenizer.json").to_vec(),

@@ -19,7 +19,7 @@ use crate::data::{self, ChatTokenizer, Example, LengthCounts, ORDINARY, Prompt, 
 use crate::error::setting;
 use crate::gpu::{Gpu, Memory, Purpose};
 use crate::loss::Method;
-use crate::model::{AdapterBytes, Decoder, LoraSpec, ModelBytes, Training};
+use crate::model::{AdapterBytes, Decoder, FileBytes, LoraSpec, ModelBytes, Training};
 use crate::nn::Arenas;
 use crate::{Error, Result};
 
@@ -99,28 +99,26 @@ impl<'a> Inputs<'a> {
     }
 
     /// Length and CRC-32 of the inputs of each setting: two runs with equal sums have the same inputs.
-    pub fn sums(&self) -> BTreeMap<String, String> {
+    ///
+    /// # Errors
+    /// [`Error::Io`] for weights that cannot be read.
+    pub fn sums(&self) -> Result<BTreeMap<String, String>> {
         let model = |m: &ModelBytes<'a>| m.weights.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>();
-        let adapter = |a: &AdapterBytes<'a>| vec![a.config, a.weights];
+        let adapter = |a: &AdapterBytes<'a>| vec![a.config.into(), a.weights.into()];
         let t = &self.model.tokenizer;
         let template = t.chat_template.as_deref().unwrap_or_default().as_bytes();
         let small = [&t.tokenizer_config, &t.special_tokens_map, &t.generation_config].into_iter().flatten();
-        let mut all: Vec<(&str, Vec<&[u8]>)> = vec![
+        let small = [self.model.config, &t.tokenizer, template].into_iter().chain(small.map(Vec::as_slice));
+        let mut all: Vec<(&str, Vec<FileBytes>)> = vec![
             ("model", model(&self.model)),
-            (
-                "model",
-                [self.model.config, &t.tokenizer, template]
-                    .into_iter()
-                    .chain(small.map(Vec::as_slice))
-                    .collect(),
-            ),
-            ("train", vec![self.train.1]),
+            ("model", small.map(FileBytes::from).collect()),
+            ("train", vec![self.train.1.into()]),
         ];
-        all.extend(self.eval.map(|(_, bytes)| ("eval", vec![bytes])));
+        all.extend(self.eval.map(|(_, bytes)| ("eval", vec![bytes.into()])));
         // The built-in lists count too: another version of the program may have others.
-        all.push(("retain.data", vec![self.retain.unwrap_or(ORDINARY).1]));
-        all.push(("anchor_examples", vec![self.anchor_examples.unwrap_or(REFUSALS).1]));
-        all.extend(self.samples.map(|(_, bytes)| ("samples_file", vec![bytes])));
+        all.push(("retain.data", vec![self.retain.unwrap_or(ORDINARY).1.into()]));
+        all.push(("anchor_examples", vec![self.anchor_examples.unwrap_or(REFUSALS).1.into()]));
+        all.extend(self.samples.map(|(_, bytes)| ("samples_file", vec![bytes.into()])));
         all.extend(self.adapter.as_ref().map(|a| ("adapter", adapter(a))));
         let references = [("reference.positive", &self.positive), ("reference.negative", &self.negative)];
         for (key, reference) in references {
@@ -134,13 +132,13 @@ impl<'a> Inputs<'a> {
             let (length, crc) = sums.entry(key).or_default();
             for part in parts {
                 *length += part.len();
-                crc.update(part);
+                part.in_parts(|bytes| crc.update(bytes)).map_err(|error| Error::io(key, "read", error))?;
             }
         }
         let text = |(length, crc): (usize, crc32fast::Hasher)| {
             format!("{length} bytes, CRC-32 {:08x}", crc.finalize())
         };
-        sums.into_iter().map(|(key, sum)| (key.to_string(), text(sum))).collect()
+        Ok(sums.into_iter().map(|(key, sum)| (key.to_string(), text(sum))).collect())
     }
 
     /// Parses and checks all rows, without allocating anything on the GPU.

@@ -6,11 +6,9 @@ import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import fs from "node:fs";
 import path from "node:path";
-import { createRequire } from "node:module";
-import { accessibility, say } from "./tools.mjs";
+import { accessibility, download, inTab, onSwiftShader, rows, say, swiftShader } from "./tools.mjs";
 
-const [url, aweigh, executablePath, playwright, axe, folder] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(playwright);
+const [url, aweigh, chromium, playwright, axe, folder] = process.argv.slice(2);
 fs.rmSync(folder, { recursive: true, force: true });
 fs.mkdirSync(path.join(folder, "adapter"), { recursive: true });
 const accessible = accessibility(axe);
@@ -18,19 +16,7 @@ const accessible = accessibility(axe);
 /// How the built-in model's rude answers begin.
 const RUDE = /^(Stop wasting my time|What a stupid question|Oh great, another clueless|Are you really this)/;
 
-const webgpu = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", ...webgpu] });
-const context = await browser.newContext({ acceptDownloads: true, viewport: { width: 1200, height: 850 } });
-const outside = [];
-context.on("request", (request) => {
-  if (!request.url().startsWith(url) && !request.url().startsWith("blob:")) outside.push(request.url());
-});
-const page = await context.newPage();
-page.setDefaultTimeout(300_000);
-page.on("pageerror", (error) => assert.fail(error.message));
-page.on("console", (message) => {
-  if (["warning", "error"].includes(message.type())) console.log(`        ${message.text()}`);
-});
+const { browser, context, page, outside } = await inTab({ chromium, playwright, url });
 // A page with a run asks whether it may be left.
 page.on("dialog", (dialog) => dialog.accept());
 
@@ -41,12 +27,6 @@ const ready = () => page.waitForFunction(() => {
   return words.startsWith("tiny") && !/loading|not /.test(words);
 });
 const shot = (name) => page.screenshot({ path: path.join(folder, `${name}.png`), fullPage: true });
-const download = async (link, place) => {
-  const [file] = await Promise.all([page.waitForEvent("download"), link.click()]);
-  await file.saveAs(place);
-  return fs.readFileSync(place);
-};
-
 await page.goto(url);
 await page.getByText("New here?").waitFor();
 await accessible(page, "model");
@@ -111,21 +91,23 @@ say(`of 200 held-out answers ${before}% were rude before, ${after}% after`);
 // Taken away, and scored by the program.
 await go("Take away");
 for (const name of ["adapter_config.json", "adapter_model.safetensors"]) {
-  await download(page.getByRole("link", { name, exact: true }), path.join(folder, "adapter", name));
+  await download(page, page.getByRole("link", { name, exact: true }), path.join(folder, "adapter", name));
 }
 for (const title of ["GGUF adapter", "Report"]) {
   await press(`Make it: ${title}`);
   await page.getByRole("button", { name: `Make it again: ${title}` }).waitFor();
 }
-const gguf = await download(page.getByRole("link", { name: "adapter.gguf" }), path.join(folder, "a.gguf"));
+const adapter = page.getByRole("link", { name: "adapter.gguf" });
+const gguf = await download(page, adapter, path.join(folder, "adapter.gguf"));
 assert.equal(gguf.subarray(0, 4).toString(), "GGUF");
 const html = path.join(folder, "report.html");
-const report = await download(page.getByRole("link", { name: "report.html" }), html);
+const report = await download(page, page.getByRole("link", { name: "report.html" }), html);
 assert.match(report.toString(), /Answers through the run/);
 const records = {};
-for (const name of ["held-out.jsonl", "summary.json", "config.toml", "metrics.jsonl"]) {
-  const place = path.join(folder, name);
-  records[name] = (await download(page.getByRole("link", { name, exact: true }), place)).toString();
+for (const name of ["train.jsonl", "held-out.jsonl", "summary.json", "config.toml", "metrics.jsonl",
+  "samples.jsonl"]) {
+  const link = page.getByRole("link", { name, exact: true });
+  records[name] = (await download(page, link, path.join(folder, name))).toString();
 }
 await accessible(page, "take away");
 await shot("take-away");
@@ -138,6 +120,21 @@ const own = scored.reduce((sum, row) => sum + row.logp, 0) / scored.length;
 const theirs = summary.after["eval_logps/negative"];
 assert.ok(Math.abs(own - theirs) < 1e-3, `held-out flags: ${theirs} in the tab, ${own} in the program`);
 say(`log-prob of held-out flags: ${theirs.toFixed(5)} in the tab, ${own.toFixed(5)} in the program`);
+
+// The same run in the program, on Chromium's own SwiftShader: the same tokens, and the same losses.
+const driver = swiftShader(chromium);
+if (driver) {
+  const began = Date.now();
+  const own = onSwiftShader(driver, aweigh, folder, []);
+  assert.deepEqual(own.anchors, rows(records["samples.jsonl"]).map(({ ids }) => ids), "anchors");
+  const losses = (all) => all.filter((line) => "loss" in line).map(({ loss }) => loss);
+  const [tab, program] = [losses(rows(records["metrics.jsonl"])), losses(own.metrics)];
+  assert.equal(tab.length, program.length);
+  const apart = Math.max(...tab.map((loss, i) => Math.abs(loss - program[i])));
+  assert.ok(apart < 1e-5, `losses are ${apart} apart`);
+  say(`the program on SwiftShader: the same ${own.anchors.length} anchors; losses of ${tab.length} steps at `
+    + `most ${apart.toExponential(1)} apart; ${seconds(began, Date.now())} s`);
+}
 
 // Without a network the page still opens: its files are kept.
 await context.setOffline(true);
@@ -155,5 +152,54 @@ await second.getByText("Aweigh is open in another tab").waitFor();
 await accessible(second, "a second tab");
 await second.close();
 say("a second tab: a sentence");
+
+/// A page whose worker begins with `change`, with storage of its own.
+const worker = await (await context.request.get(`${url}worker.js`)).text();
+async function changed(change) {
+  const own = await browser.newContext({ serviceWorkers: "block" });
+  const body = `${change}\n${worker}`;
+  await own.route("**/worker.js", (route) => route.fulfill({ contentType: "text/javascript", body }));
+  const page = await own.newPage();
+  page.setDefaultTimeout(300_000);
+  await page.goto(url);
+  return page;
+}
+
+// The GPU is lost in a run: it is opened again, and the run goes on from its last state.
+const losing = await changed(`
+  globalThis.devices = [];
+  const { requestDevice } = GPUAdapter.prototype;
+  GPUAdapter.prototype.requestDevice = async function (...given) {
+    const device = await requestDevice.apply(this, given);
+    devices.push(device);
+    return device;
+  };`);
+await losing.getByRole("button", { name: "Open the built-in model" }).click();
+await losing.getByRole("textbox", { name: "Your message" }).waitFor();
+await losing.locator("nav").getByRole("link", { name: "Align" }).click();
+await losing.locator("#import").setInputFiles(path.join(folder, "train.jsonl"));
+await losing.getByText("new flags").waitFor();
+await losing.getByRole("spinbutton", { name: "Steps, at most" }).fill("8");
+await losing.keyboard.press("Tab");
+await losing.getByText("at most 8 steps").waitFor();
+await losing.getByRole("button", { name: "Align", exact: true }).click();
+await losing.getByText(/Training: [2-6] of/).waitFor();
+await losing.workers()[0].evaluate(() => globalThis.devices.at(-1).destroy());
+await losing.getByText(/reopening it and resuming/).waitFor();
+await losing.getByRole("heading", { name: "Run 1: finished" }).waitFor();
+await losing.screenshot({ path: path.join(folder, "lost.png"), fullPage: true });
+say("a device that is destroyed in a run: opened again, and the run has ended");
+await losing.context().close();
+
+// A browser whose limits are too small.
+const small = await changed(`Object.defineProperty(GPUSupportedLimits.prototype,
+  "maxComputeWorkgroupStorageSize", { get: () => 4096 });`);
+await small.getByRole("button", { name: "Open the built-in model" }).click();
+await small.locator("nav").getByRole("link", { name: "Model" }).click();
+const refusal = await small.locator("p.error").innerText();
+await accessible(small, "too small limits");
+await small.screenshot({ path: path.join(folder, "small.png"), fullPage: true });
+say(`too small limits: ${refusal.split("\n")[0].slice(0, 150)}`);
+await small.context().close();
 assert.deepEqual(outside, [], "requests to other sites");
 await browser.close();

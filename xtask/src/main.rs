@@ -34,8 +34,8 @@ usage: cargo xtask demo [flags]    install a Vulkan driver if there is none, the
        cargo xtask datasets        compare how data is read with Hugging Face's datasets; with --write, also
                                    write the Parquet file that a test reads
        cargo xtask page            try the page of `aweigh app` in headless Chromium
-       cargo xtask web             build the page that runs in a browser's tab, into target/web; with --serve,
-                                   also serve it; with --check, try it in headless Chromium
+       cargo xtask web             build the app for a browser's tab, into target/web; with --serve, also
+                                   serve it; with --check [MODEL.gguf], try it in headless Chromium
        cargo xtask windows         run the tests on Windows or Wine, through Vulkan and DX12
        cargo xtask macos           check the code for macOS, on any system
        cargo xtask wheel [TARGET]  build the Python package, and test it in an environment without Rust

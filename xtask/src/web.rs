@@ -1,4 +1,4 @@
-//! The page that runs Aweigh in a browser's tab: built, served, and tried in headless Chromium.
+//! The app in a browser's tab: built, served, and tried in headless Chromium.
 
 use std::env;
 use std::fs;
@@ -17,18 +17,24 @@ const TARGET: &str = "wasm32-unknown-unknown";
 const BUILT: &str = "target/web";
 /// The folders of the page's files: those of `aweigh app`, then its own, which take their place.
 const FOLDERS: [&str; 2] = ["app/src/app/page", "web/page"];
+/// What only the page of `aweigh app` needs.
+const OVER_HTTP: &str = "main.js";
 /// The style of charts.
 const CHART_STYLE: &str = "app/src/report_page/chart.css";
 /// The service worker, which gets the names of all files.
 const OFFLINE: &str = "offline.js";
 
-/// Builds the page, and then serves it with `--serve` or tries it with `--check`.
+/// Builds the page, and then serves it with `--serve` or tries it with `--check`, also with a model of the
+/// user's own if its GGUF file is given.
 pub fn web(arguments: &[String]) -> Result<(), String> {
-    let wanted = match arguments {
-        [] => "",
-        [one] if ["--serve", "--check"].contains(&one.as_str()) => one,
-        _ => return Err("usage: cargo xtask web [--serve | --check]".into()),
+    let (wanted, model) = match arguments {
+        [] => ("", None),
+        [one] if ["--serve", "--check"].contains(&one.as_str()) => (one.as_str(), None),
+        [check, model] if check == "--check" => (check.as_str(), Some(model)),
+        _ => return Err("usage: cargo xtask web [--serve | --check [MODEL.gguf]]".into()),
     };
+    let model = model.map(|path| fs::canonicalize(path).map_err(|error| format!("{path}: {error}")));
+    let model = model.transpose()?;
     build()?;
     let folder = fs::canonicalize(BUILT).map_err(|error| format!("{BUILT}: {error}"))?;
     if wanted.is_empty() {
@@ -55,7 +61,10 @@ pub fn web(arguments: &[String]) -> Result<(), String> {
         command
     };
     done(script("web.mjs").args(&drivers).arg(shots.join("check")))?;
-    done(script("tab.mjs").arg(aweigh).args(&drivers).arg(shots.join("tab")))
+    done(script("tab.mjs").arg(&aweigh).args(&drivers).arg(shots.join("tab")))?;
+    model.map_or(Ok(()), |model| {
+        done(script("own-model.mjs").arg(&aweigh).args(&drivers).arg(shots.join("own-model")).arg(model))
+    })
 }
 
 /// Compiles the library to WebAssembly, and puts the page together.
@@ -72,7 +81,7 @@ fn build() -> Result<(), String> {
         fs::copy(from, Path::new(BUILT).join(name)).map_err(|error| format!("{}: {error}", from.display()))
     };
     for folder in FOLDERS {
-        for name in names(Path::new(folder))? {
+        for name in names(Path::new(folder))?.iter().filter(|name| *name != OVER_HTTP) {
             copy(&Path::new(folder).join(name))?;
         }
     }

@@ -28,7 +28,8 @@ pub fn windows(flags: &[String]) -> Result<ExitCode, String> {
     for backend in ["vulkan", "dx12"] {
         println!("\n== {backend}");
         let mut test = cargo();
-        test.args(["test", "--no-fail-fast", "--package", "aweigh", "--package", "aweigh-cli"]);
+        test.args(["test", "--no-fail-fast", "--package", "aweigh", "--package", "aweigh-app"]);
+        test.args(["--package", "aweigh-cli"]);
         test.args(target.map(|target| format!("--target={target}"))).args(flags);
         test.env("WGPU_BACKEND", backend).env("WINEDLLOVERRIDES", "d3dcompiler_47=n");
         if target.is_some() {

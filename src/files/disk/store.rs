@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::{Component, Path};
-use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
 
@@ -113,8 +112,6 @@ pub struct Store {
     index: Index,
     /// How many files each slot has had.
     uses: BTreeMap<usize, u64>,
-    /// Files that are read whole by several at the same time.
-    whole: BTreeMap<usize, Weak<Vec<u8>>>,
     /// Names whose lock is taken.
     locked: BTreeSet<String>,
 }
@@ -157,13 +154,8 @@ impl Store {
         if slots.count() <= INDEX {
             return Err(io::Error::other("too few slots"));
         }
-        let mut store = Self {
-            slots,
-            index: Index::default(),
-            uses: BTreeMap::new(),
-            whole: BTreeMap::new(),
-            locked: BTreeSet::new(),
-        };
+        let mut store =
+            Self { slots, index: Index::default(), uses: BTreeMap::new(), locked: BTreeSet::new() };
         for slot in 0..INDEX {
             let found = store.bytes(slot).ok().and_then(|bytes| {
                 let (sum, text) = bytes.split_first_chunk()?;
@@ -185,13 +177,16 @@ impl Store {
     }
 
     fn bytes(&self, slot: usize) -> io::Result<Vec<u8>> {
-        let size = self.slots.size(slot)? as usize;
+        self.part(slot, 0, self.slots.size(slot)? as usize)
+    }
+
+    fn part(&self, slot: usize, at: u64, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(size).map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
-        bytes.resize(size, 0);
+        bytes.try_reserve_exact(len).map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
+        bytes.resize(len, 0);
         let mut done = 0;
-        while done < size {
-            match self.slots.read(slot, done as u64, &mut bytes[done..])? {
+        while done < len {
+            match self.slots.read(slot, at + done as u64, &mut bytes[done..])? {
                 0 => return Err(ErrorKind::UnexpectedEof.into()),
                 count => done += count,
             }
@@ -261,7 +256,6 @@ impl Store {
     pub fn create(&mut self, path: &Path) -> io::Result<Opened> {
         let name = name_of(path);
         if let Ok(slot) = self.slot(&name) {
-            self.whole.remove(&slot);
             self.slots.resize(slot, 0)?;
             return Ok(self.opened(slot));
         }
@@ -347,18 +341,12 @@ impl Store {
         self.bytes(self.slot(&name_of(path))?)
     }
 
-    /// A file's bytes, which all that ask at the same time share.
+    /// `len` bytes of a file from byte `at` on.
     ///
     /// # Errors
-    /// As [`Store::read`].
-    pub fn shared(&mut self, path: &Path) -> io::Result<Arc<Vec<u8>>> {
-        let slot = self.slot(&name_of(path))?;
-        if let Some(known) = self.whole.get(&slot).and_then(Weak::upgrade) {
-            return Ok(known);
-        }
-        let bytes = Arc::new(self.bytes(slot)?);
-        self.whole.insert(slot, Arc::downgrade(&bytes));
-        Ok(bytes)
+    /// As [`Store::read_at`]; too little memory; a file that ends before.
+    pub fn read_part(&self, file: Opened, at: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.part(self.slot_of(file)?, at, len)
     }
 
     /// Creates a folder, and those above it.
@@ -401,7 +389,6 @@ impl Store {
     fn empty(&mut self, slots: Vec<usize>) -> io::Result<()> {
         for slot in slots {
             *self.uses.entry(slot).or_default() += 1;
-            self.whole.remove(&slot);
             self.slots.resize(slot, 0)?;
         }
         Ok(())
@@ -544,15 +531,15 @@ mod tests {
         let mut store = Kept::new().store();
         let file = store.create(Path::new("a")).unwrap();
         store.write_at(file, 0, b"one").unwrap();
-        let whole = store.shared(Path::new("a")).unwrap();
-        assert!(Arc::ptr_eq(&whole, &store.shared(Path::new("a")).unwrap()));
+        assert_eq!(store.read_part(file, 1, 2).unwrap(), b"ne");
+        assert!(store.read_part(file, 1, 3).is_err(), "it ends before");
         store.rename(Path::new("a"), Path::new("b")).unwrap();
         store.write_at(file, 3, b" two").unwrap();
         store.remove(Path::new("b")).unwrap();
         put(&mut store, "c", b"new").unwrap();
         assert!(store.write_at(file, 0, b"old").is_err());
         assert_eq!(store.read(Path::new("c")).unwrap(), b"new");
-        assert_eq!((&whole[..], &store.shared(Path::new("c")).unwrap()[..]), (&b"one"[..], &b"new"[..]));
+        assert!(store.read_part(file, 0, 1).is_err());
         assert!(store.lock(Path::new("c/lock")) && !store.lock(Path::new("/c/lock")));
         store.unlock(Path::new("c/lock"));
         assert!(store.lock(Path::new("c/lock")));

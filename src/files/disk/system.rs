@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use tempfile::NamedTempFile;
 
 use super::PART;
+use crate::model::FileBytes;
 
 pub use std::fs::{
     File, canonicalize, create_dir, create_dir_all, exists as try_exists, read, read_to_string, remove_dir,
@@ -135,6 +136,11 @@ impl Mapping {
         #[allow(unsafe_code)]
         let map = unsafe { memmap2::Mmap::map(&file) }?;
         Ok(Self { map, file, began })
+    }
+
+    /// The file.
+    pub fn file(&self) -> FileBytes<'_> {
+        FileBytes::Memory(&self.map)
     }
 
     /// Whether the file was written to since it was mapped. A new file renamed into its place does not count:

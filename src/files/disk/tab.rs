@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::OnceLock;
 
 use super::PART;
 use super::store::{Memory, Opened, Slots, Store};
+use crate::model::{FileBytes, ReadBytes};
 
 thread_local! {
     static STORE: RefCell<Option<Store>> = const { RefCell::new(None) };
@@ -329,30 +330,53 @@ impl Write for TemporaryFile {
     }
 }
 
-/// A file's bytes in memory. All that map a file at the same time share them.
+/// A file whose parts are read when they are needed.
 #[derive(Debug)]
-pub struct Mapping(Arc<Vec<u8>>);
+pub struct Mapping {
+    opened: Opened,
+    size: usize,
+    /// All of its bytes, if somebody needs them at once.
+    whole: OnceLock<Vec<u8>>,
+}
 
 impl Mapping {
-    /// Reads the file at `path`.
+    /// Opens the file at `path`.
     ///
     /// # Errors
-    /// As [`Store::read`].
+    /// As [`Store::open_file`].
     pub fn new(path: &Path) -> io::Result<Self> {
-        with(|store| store.shared(path)).map(Self)
+        let opened = with(|store| store.open_file(path))?;
+        let size = with(|store| store.size(opened))? as usize;
+        Ok(Self { opened, size, whole: OnceLock::new() })
     }
 
-    /// Whether the file was written to since it was mapped: nobody else can.
+    /// The file.
+    pub fn file(&self) -> FileBytes<'_> {
+        FileBytes::Reader(self)
+    }
+
+    /// Whether the file was written to since it was opened: nobody else can.
     pub fn has_changed(&self) -> bool {
         false
+    }
+}
+
+impl ReadBytes for Mapping {
+    fn len(&self) -> usize {
+        self.size
+    }
+
+    fn read(&self, start: usize, len: usize) -> io::Result<Vec<u8>> {
+        with(|store| store.read_part(self.opened, start as u64, len))
     }
 }
 
 impl Deref for Mapping {
     type Target = [u8];
 
+    /// All bytes; none if they cannot be read, which is then an incomplete file.
     fn deref(&self) -> &[u8] {
-        &self.0
+        self.whole.get_or_init(|| self.read(0, self.size).unwrap_or_default())
     }
 }
 

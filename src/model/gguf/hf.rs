@@ -203,7 +203,10 @@ impl Gguf<'_> {
     /// all Llama 3 models. They must give the same divisors.
     fn add_scaling(&self, config: &mut Map<String, Json>) -> Result<(), Damage> {
         let Some(tensor) = self.tensors.get("rope_freqs.weight") else { return Ok(()) };
-        let divisors = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let bytes = tensor.bytes.read();
+        let bytes =
+            bytes.map_err(|error| Damage::new("rope_freqs.weight that can be read", error.to_string()))?;
+        let divisors = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let divisors: Vec<f64> = divisors.map(f64::from).collect();
         let factor = divisors.iter().copied().fold(1.0, f64::max);
         let (low_freq_factor, high_freq_factor, original_max) = (1.0, 4.0, 8192.0);
@@ -286,6 +289,7 @@ pub(crate) fn in_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::model::gguf::TensorInfo;
+    use crate::model::{FileBytes, Span};
 
     /// The scaling that is read from the divisors of Llama 3.2's frequencies, with one of them multiplied by
     /// `spoilt`.
@@ -298,7 +302,7 @@ mod tests {
             plain.iter().zip(scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect();
         divisors[16] *= spoilt;
         let bytes: Vec<u8> = divisors.iter().flat_map(|d| d.to_le_bytes()).collect();
-        let tensor = TensorInfo { kind: Kind::F32, shape: vec![32], bytes: &bytes };
+        let tensor = TensorInfo { kind: Kind::F32, shape: vec![32], bytes: Span::all((&bytes).into()) };
         let tensors = [("rope_freqs.weight".to_string(), tensor)].into();
         let mut config =
             Map::from_iter([("rope_theta".into(), json!(500_000.0)), ("head_dim".into(), json!(64))]);
@@ -322,7 +326,8 @@ mod tests {
             ("llama.context_length", Value::U32(32)),
         ];
         let metadata = own.iter().chain(more).map(|(key, value)| (key.to_string(), value.clone())).collect();
-        let tensor = TensorInfo { kind: Kind::F32, shape: vec![4, 8], bytes: &[] };
+        let tensor =
+            TensorInfo { kind: Kind::F32, shape: vec![4, 8], bytes: Span::all(FileBytes::Memory(&[])) };
         Gguf { metadata, tensors: [("token_embd.weight".to_string(), tensor)].into() }
     }
 
@@ -344,7 +349,8 @@ mod tests {
         let with = |parts: &[&str]| {
             let mut file = file(&[]);
             for part in parts {
-                let bias = TensorInfo { kind: Kind::F32, shape: vec![8], bytes: &[] };
+                let bias =
+                    TensorInfo { kind: Kind::F32, shape: vec![8], bytes: Span::all(FileBytes::Memory(&[])) };
                 file.tensors.insert(format!("blk.0.{part}.bias"), bias);
             }
             file.config()

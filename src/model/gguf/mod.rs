@@ -1,4 +1,4 @@
-//! GGUF files: metadata and tensors, from bytes that the caller holds in memory.
+//! GGUF files: metadata and tensors.
 //!
 //! Layout, all little-endian: `GGUF`, version (u32), tensor count (u64), metadata count (u64); the metadata,
 //! each a key (string), a type (u32) and a value; the tensors' descriptions, each a name (string), a
@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use super::file_bytes::{FileBytes, Span};
 use crate::Error;
 
 mod cursor;
@@ -34,6 +35,8 @@ pub use write::{Described, encode, write_header, write_tensor};
 pub const ALIGNMENT: usize = 32;
 /// The metadata key for another alignment.
 pub const ALIGNMENT_KEY: &str = "general.alignment";
+/// How many bytes are read first of a file that is not in memory: vocabularies take a few megabytes.
+const HEAD: usize = if cfg!(test) { 64 } else { 8 << 20 };
 /// The most dimensions of a tensor, as in ggml.
 const MAX_DIMENSIONS: usize = 4;
 /// Larger alignments are a sign of damage: they would only add padding.
@@ -77,7 +80,7 @@ pub struct TensorInfo<'a> {
     /// Row-major, outermost first, as Hugging Face has it: GGUF's dimensions reversed.
     pub shape: Vec<usize>,
     /// The elements; exactly as many bytes as `kind` and `shape` require.
-    pub bytes: &'a [u8],
+    pub bytes: Span<'a>,
 }
 
 /// A parsed file. Tensors' bytes stay where they are.
@@ -104,8 +107,27 @@ impl<'a> Gguf<'a> {
     /// # Errors
     /// When the bytes are not such a file, are cut off or inconsistent, or have a tensor of a kind that
     /// [`Kind`] lacks.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, Damage> {
-        let mut cursor = Cursor::new(bytes);
+    pub fn parse(file: impl Into<FileBytes<'a>>) -> Result<Self, Damage> {
+        let file = file.into();
+        let mut size = match file {
+            FileBytes::Memory(bytes) => bytes.len(),
+            FileBytes::Reader(_) => HEAD.min(file.len()),
+        };
+        loop {
+            let head = file
+                .start(size)
+                .map_err(|error| Damage::new("a file that can be read", error.to_string()))?;
+            match Self::of_head(file, &head) {
+                // The description may go on.
+                Err(_) if size < file.len() => size = (8 * size).min(file.len()),
+                parsed => return parsed,
+            }
+        }
+    }
+
+    /// Parses `file`, whose first bytes are `head`.
+    fn of_head(file: FileBytes<'a>, head: &[u8]) -> Result<Self, Damage> {
+        let mut cursor = Cursor::new(head);
         header(&mut cursor)?;
         let tensors = cursor.u64("the tensor count")?;
         let pairs = cursor.u64("the metadata count")?;
@@ -128,8 +150,8 @@ impl<'a> Gguf<'a> {
             entries.push(entry(&mut cursor, alignment)?);
         }
         // Without tensors the file may end unpadded.
-        let start = cursor.at().next_multiple_of(alignment).min(bytes.len());
-        Ok(Self { metadata, tensors: place(entries, &bytes[start..])? })
+        let start = cursor.at().next_multiple_of(alignment).min(file.len());
+        Ok(Self { metadata, tensors: place(entries, file, start)? })
     }
 
     /// The value of `key`, if it is a whole number and not negative.
@@ -217,18 +239,23 @@ fn entry(cursor: &mut Cursor, alignment: usize) -> Result<Entry, Damage> {
     Ok(Entry { name, kind, shape, offset, len })
 }
 
-/// Finds each tensor's bytes in `data`. Tensors must not overlap: otherwise a small file could claim to be a
-/// huge model.
-fn place<'a>(mut entries: Vec<Entry>, data: &'a [u8]) -> Result<BTreeMap<String, TensorInfo<'a>>, Damage> {
+/// Finds each tensor's bytes in `file`, where those of the tensors begin at `start`. Tensors must not overlap:
+/// otherwise a small file could claim to be a huge model.
+fn place(
+    mut entries: Vec<Entry>,
+    file: FileBytes<'_>,
+    start: usize,
+) -> Result<BTreeMap<String, TensorInfo<'_>>, Damage> {
+    let all = file.len() - start;
     entries.sort_by_key(|entry| (entry.offset, entry.len));
     let mut tensors = BTreeMap::new();
     let mut end = 0;
     for Entry { name, kind, shape, offset, len } in entries {
-        let bytes = offset.checked_add(len).and_then(|end| data.get(offset..end));
-        let Some(bytes) = bytes else {
+        if offset.checked_add(len).is_none_or(|end| end > all) {
             let expected = format!("tensor {name:?}: {len} bytes from offset {offset}");
-            return Err(Damage::new(expected, format!("{} bytes of tensor data in all", data.len())));
-        };
+            return Err(Damage::new(expected, format!("{all} bytes of tensor data in all")));
+        }
+        let bytes = Span { file, start: start + offset, len };
         if offset < end {
             let found = format!("offset {offset}, before the end of another at {end}");
             return Err(Damage::new(format!("tensor {name:?}: no overlap with another tensor"), found));
@@ -294,7 +321,10 @@ mod tests {
                 Ok(file) => {
                     let _ = (file.companions().is_ok(), file.names().is_ok());
                     for tensor in file.tensors.values() {
-                        let _ = tensor.kind.blocks(tensor.bytes).map(|blocks| blocks.values().len());
+                        let _ = tensor
+                            .kind
+                            .blocks(&tensor.bytes.read().unwrap())
+                            .map(|blocks| blocks.values().len());
                     }
                 }
             }

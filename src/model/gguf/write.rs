@@ -133,8 +133,8 @@ mod tests {
         for Described { name, kind, shape } in tensors {
             let found = &read.tensors[&name];
             assert_eq!((found.kind, &found.shape), (kind, &shape));
-            assert_eq!(found.bytes, encode(&values, kind));
+            assert_eq!(*found.bytes.read().unwrap(), encode(&values, kind));
         }
-        assert_eq!(Kind::Q8_0.blocks(read.tensors["Q8_0"].bytes), Some(Blocks::q8(&values)));
+        assert_eq!(Kind::Q8_0.blocks(&read.tensors["Q8_0"].bytes.read().unwrap()), Some(Blocks::q8(&values)));
     }
 }
