@@ -8,7 +8,7 @@ use crate::text::count;
 use aweigh::data::ChatTokenizer;
 use aweigh::error::Result;
 use aweigh::files::{AdapterFiles, Model};
-use aweigh::gpu::{DEFAULT_BINDING, Gpu, chosen_adapter};
+use aweigh::gpu::{Backend, DEFAULT_BINDING, Gpu, chosen_adapter};
 use aweigh::model::{Decoder, ModelBytes};
 use aweigh::run::OpenGpu;
 
@@ -94,15 +94,15 @@ pub async fn gpu(args: &GpuArgs) -> Result<OpenGpu> {
     OpenGpu::opened(&args.options(), !args.no_tuning).await
 }
 
-/// The largest binding, in bytes, of the adapter that the flags name; WebGPU's default limit if there is no
+/// The largest binding, in bytes, of the adapter that the settings name; WebGPU's default limit if there is no
 /// adapter. It limits how many answers are decoded together, and the size of batches.
 ///
 /// # Errors
-/// [`aweigh::Error::NoAdapter`] if the flags name one that is not there.
-pub async fn binding(args: &GpuArgs) -> Result<u64> {
-    match chosen_adapter(args.gpu.as_deref(), args.backend).await {
+/// [`aweigh::Error::NoAdapter`] if the settings name one that is not there.
+pub async fn binding(adapter: Option<&str>, backend: Option<Backend>) -> Result<u64> {
+    match chosen_adapter(adapter, backend).await {
         Ok(adapter) => Ok(adapter.max_binding.min(adapter.max_buffer)),
-        Err(_) if args.gpu.is_none() && args.backend.is_none() => Ok(DEFAULT_BINDING),
+        Err(_) if adapter.is_none() && backend.is_none() => Ok(DEFAULT_BINDING),
         Err(error) => Err(error),
     }
 }

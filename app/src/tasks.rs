@@ -12,7 +12,7 @@ use aweigh::error::{Error, Result};
 pub struct Task<T>(oneshot::Receiver<T>);
 
 impl<T> Task<T> {
-    /// Waits until it has ended. `None` if it panicked.
+    /// Waits until it has ended. `None` if it panicked, which in a tab ends the worker instead.
     pub async fn end(self) -> Option<T> {
         self.0.await.ok()
     }

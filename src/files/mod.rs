@@ -72,7 +72,7 @@ pub fn read_text(path: &Path, place: &str) -> Result<String> {
 /// As [`read`].
 pub fn map(path: &Path, place: &str) -> Result<Mapped> {
     is_file(path, place)?;
-    let map = fs::Mapping::new(path).map_err(|error| Error::io(path, "map", error))?;
+    let map = fs::Mapping::new(path).map_err(|error| Error::io(path, "read", error))?;
     Ok(Mapped { map, path: path.into() })
 }
 

@@ -1,5 +1,7 @@
 //! The adapters of this machine: their properties, and the choice of one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::error::setting_to;
 use crate::{Error, Result};
 
@@ -242,6 +244,20 @@ pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapt
     if found.is_empty() { Err(Error::no_gpu(limited(backend), &refused)) } else { Ok(found) }
 }
 
+/// Whether devices have subgroups although wgpu does not know it ([`subgroups_are_asked_for`]).
+static ASKED_FOR: AtomicBool = AtomicBool::new(false);
+
+/// Says that whoever opens devices asks for subgroups, where an adapter has them. wgpu's WebGPU backend cannot
+/// ask a browser for them; a page can.
+pub fn subgroups_are_asked_for() {
+    ASKED_FOR.store(true, Ordering::Relaxed);
+}
+
+/// Whether an adapter or a device with `features` has subgroups.
+pub(super) fn has_subgroups(features: wgpu::Features) -> bool {
+    features.contains(wgpu::Features::SUBGROUP) || ASKED_FOR.load(Ordering::Relaxed)
+}
+
 fn tier_of(info: &wgpu::AdapterInfo) -> Tier {
     if is_software(info) { Tier::Software } else { Tier::Portable }
 }
@@ -273,9 +289,7 @@ pub(super) fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         max_binding: limits.max_storage_buffer_binding_size,
         max_buffer: limits.max_buffer_size,
         workgroup_memory: limits.max_compute_workgroup_storage_size,
-        subgroup_size: features
-            .contains(wgpu::Features::SUBGROUP)
-            .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        subgroup_size: has_subgroups(features).then_some((info.subgroup_min_size, info.subgroup_max_size)),
         shader_f16: features.contains(wgpu::Features::SHADER_F16),
         cooperative_matrices: cooperative_matrices(adapter),
         name: info.name,

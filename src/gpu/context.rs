@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use web_time::{Duration, Instant};
 
-use super::adapter::{AdapterSummary, Scalar, Tier, adapters, choose, needed, summary, why_first};
+use super::adapter::{
+    AdapterSummary, Scalar, Tier, adapters, choose, has_subgroups, needed, summary, why_first,
+};
 use super::fault::Faults;
 use super::kernel::{Compiled, Kernel};
 use super::memory::{Memory, Purpose};
@@ -94,6 +96,15 @@ pub struct Gpu {
     textures: Texels,
     /// `None` if the measurement failed.
     texels_from: OnceLock<Option<usize>>,
+}
+
+/// wgpu frees nothing in a browser: what a dropped device has there stays until JavaScript's garbage is
+/// collected, which may be long.
+#[cfg(target_arch = "wasm32")]
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        self.device.destroy();
+    }
 }
 
 impl Gpu {
@@ -344,7 +355,7 @@ impl Gpu {
     /// Lanes of a subgroup, if the device was opened with subgroups and all of them have the same size.
     pub fn subgroup(&self) -> Option<usize> {
         let (least, most) = self.summary.subgroup_size?;
-        let open = self.device.features().contains(wgpu::Features::SUBGROUP);
+        let open = has_subgroups(self.device.features());
         (open && least == most).then_some(least as usize)
     }
 

@@ -21,7 +21,8 @@ mod tuning;
 mod witness;
 
 pub use adapter::{
-    AdapterSummary, Backend, CooperativeMatrix, Scalar, Tier, chosen_adapter, list_adapters, why_first,
+    AdapterSummary, Backend, CooperativeMatrix, Scalar, Tier, chosen_adapter, list_adapters,
+    subgroups_are_asked_for, why_first,
 };
 pub use blocks::{Blocks, Quantize};
 pub use context::Gpu;

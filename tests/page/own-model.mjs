@@ -1,11 +1,13 @@
-// A model of the user's own in a tab, from its GGUF file: chat, LoRA steps, and both beside the program on
-// the same SwiftShader.
+// A model of the user's own in a tab, from its GGUF file: chat, and LoRA steps beside the program's on the
+// same SwiftShader.
 // node own-model.mjs URL AWEIGH CHROMIUM PLAYWRIGHT AXE FOLDER GGUF
 
 import assert from "node:assert/strict";
 import fs from "node:fs";
 import path from "node:path";
-import { accessibility, download, inTab, onSwiftShader, rows, say, swiftShader } from "./tools.mjs";
+import {
+  accessibility, download, inTab, lossesApart, onSwiftShader, rows, say, swiftShader,
+} from "./tools.mjs";
 
 const [url, aweigh, chromium, playwright, axe, folder, gguf] = process.argv.slice(2);
 fs.rmSync(folder, { recursive: true, force: true });
@@ -60,7 +62,7 @@ const answer = await page.locator("article.turn .text").first().innerText();
 say(`first token after ${first} s, whole answer after ${since()} s: ${answer.slice(0, 60)}`);
 await page.screenshot({ path: path.join(folder, "chat.png"), fullPage: true });
 
-// Two LoRA steps on a few flags.
+// Three LoRA steps on a few flags.
 const topics = ["tea", "rain", "bread", "trains"];
 const says = (role, content) => [{ role, content }];
 const flag = (topic) => JSON.stringify({ prompt: says("user", `Tell me about ${topic}.`), label: false,
@@ -73,8 +75,8 @@ await page.getByRole("spinbutton", { name: "Steps, at most" }).fill("3");
 await page.getByLabel("Keep chatting during the run").uncheck();
 await page.getByText("All other settings").click();
 await page.getByRole("textbox", { name: "As in a file for aweigh align --config" }).fill("[method]\n"
-  + "num_samples = 2\n[anchors]\nmax_new_tokens = 16\n[stop]\nenabled = false\n[output]\nnum_completions = 0\n"
-  + "[train]\nper_device_train_batch_size = 2\n");
+  + "num_samples = 2\n[anchors]\nmax_new_tokens = 16\n[stop]\nenabled = false\n"
+  + "[output]\nnum_completions = 0\n[train]\nper_device_train_batch_size = 2\n");
 await page.keyboard.press("Tab");
 await page.getByText("4 flags to train on").waitFor();
 await press("Align");
@@ -96,9 +98,11 @@ const driver = swiftShader(chromium);
 if (driver) {
   const own = onSwiftShader(driver, aweigh, folder, ["--model", gguf]);
   assert.deepEqual(own.anchors, rows(records["samples.jsonl"]).map(({ ids }) => ids), "anchors");
+  const apart = lossesApart(rows(records["metrics.jsonl"]), own.metrics);
+  assert.ok(apart < 1e-5, `losses are ${apart} apart`);
   const ratio = own.summary.tokens_per_second / summary.tokens_per_second;
-  say(`the program on SwiftShader: the same anchors; ${speed(own.summary)}; a step takes ${ratio.toFixed(2)} `
-    + "times as long in the tab");
-}
+  say(`the program on SwiftShader: the same anchors; losses at most ${apart.toExponential(1)} apart; `
+    + `${speed(own.summary)}; a step takes ${ratio.toFixed(2)} times as long in the tab`);
+} else say("not compared with the program: no SwiftShader for it was found");
 assert.deepEqual(outside, [], "requests to other sites");
 await browser.close();

@@ -39,7 +39,8 @@ export async function inTab({ chromium: executablePath, playwright, url }) {
   page.setDefaultTimeout(300_000);
   page.on("pageerror", (error) => assert.fail(error.message));
   page.on("console", (message) => {
-    if (["warning", "error"].includes(message.type())) console.log(`        ${message.text()}`);
+    if (message.type() === "warning") console.log(`        ${message.text()}`);
+    if (message.type() === "error") assert.fail(message.text());
   });
   return { browser, context, page, outside };
 }
@@ -54,6 +55,15 @@ export async function download(page, link, place) {
 /// The lines of a JSONL file.
 export function rows(text) {
   return text.trim().split("\n").map((line) => JSON.parse(line));
+}
+
+/// How far apart the losses of two runs are, step by step.
+export function lossesApart(one, other) {
+  const losses = (all) => all.filter((line) => "loss" in line).map(({ loss }) => loss);
+  const [own, theirs] = [losses(one), losses(other)];
+  assert.ok(own.length > 0);
+  assert.equal(own.length, theirs.length);
+  return Math.max(...own.map((loss, i) => Math.abs(loss - theirs[i])));
 }
 
 /// The driver of the SwiftShader that comes with Chromium; undefined if there is none.

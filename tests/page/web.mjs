@@ -4,26 +4,14 @@
 import assert from "node:assert/strict";
 import fs from "node:fs";
 import path from "node:path";
-import { createRequire } from "node:module";
-import { accessibility, say } from "./tools.mjs";
+import { accessibility, inTab, say } from "./tools.mjs";
 
-const [url, executablePath, playwright, axe, folder] = process.argv.slice(2);
-const { chromium } = createRequire(import.meta.url)(playwright);
+const [url, chromium, playwright, axe, folder] = process.argv.slice(2);
 fs.mkdirSync(folder, { recursive: true });
 const accessible = accessibility(axe);
-
-const webgpu = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", ...webgpu] });
-const context = await browser.newContext({ acceptDownloads: true });
+const { browser, context, page, outside } = await inTab({ chromium, playwright, url });
 await context.grantPermissions(["clipboard-read", "clipboard-write"]);
-const outside = [];
-context.on("request", (request) => {
-  if (!request.url().startsWith(url) && !request.url().startsWith("blob:")) outside.push(request.url());
-});
 
-const page = await context.newPage();
-page.on("pageerror", (error) => assert.fail(error.message));
-page.setDefaultTimeout(300_000);
 await page.goto(`${url}check.html`);
 await page.getByText("swiftshader", { exact: false }).first().waitFor();
 await accessible(page, "before");

@@ -28,7 +28,8 @@ export class Worker {
       this.#waiting.clear();
       worker.terminate();
       this.#worker = null;
-      if (this.opened) this.#failed = new Error(`${lost.message}. Reload the page: what is kept is kept.`);
+      const again = "Reload the page: what was saved is still there.";
+      if (this.opened) this.#failed = new Error(`${lost.message}. ${again}`);
     };
     return worker;
   }
@@ -46,8 +47,8 @@ export class Worker {
     return kept;
   }
 
-  /// Adds files from outside, the model `folder` or one file if that is empty. `told` gets the bytes so far.
-  /// Returns the model's name.
+  /// Adds files from outside: the model `folder`, or one file if that is empty. `told` gets {done, all}, the
+  /// bytes so far. Returns the model's name, which may have a number.
   add(folder, files, told) { return this.#call("add", [folder, files], told); }
 
   /// Adds the file at an address of this site. As `add`.

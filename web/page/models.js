@@ -21,10 +21,11 @@ async function dropped(items) {
   return { folder: entries[0].name, files };
 }
 
-/// A name for a folder without one.
-function named(files) {
-  const own = files[0]?.webkitRelativePath?.split("/")[0];
-  return own || "model";
+/// A name for files without a folder: the model's own, or "model".
+async function named(files) {
+  const config = files.find((file) => file.name === "config.json");
+  const own = config && await config.text().then(JSON.parse).catch(() => null);
+  return own?._name_or_path?.split("/").at(-1) || own?.model_type || "model";
 }
 
 /// An element in which the user adds a model with `worker`.
@@ -34,7 +35,7 @@ export function zone(worker) {
     const bar = h("progress", { value: 0, max: 1, hidden: true, "aria-label": "Copying the model" });
     const picker = h("input", { type: "file", multiple: true, id: "model-files",
       "aria-label": "A GGUF file, or the files of a model", onchange: () => {
-        take({ folder: named(picker.files), files: [...picker.files] });
+        take({ files: [...picker.files] });
         picker.value = "";
       } });
     const address = h("input", { type: "text", id: "model-address", placeholder: "models/model.gguf",
@@ -48,7 +49,7 @@ export function zone(worker) {
         event.preventDefault();
         drop.classList.remove("over");
         const files = [...event.dataTransfer.files];
-        take(await dropped(event.dataTransfer.items) ?? { folder: named(files), files });
+        take(await dropped(event.dataTransfer.items) ?? { files });
       } },
       h("p", {}, "Drop a GGUF file here, or a folder in Hugging Face's layout (config.json, tokenizer.json, ",
         "*.safetensors), or choose its files. They are copied into this browser's storage."),
@@ -56,6 +57,7 @@ export function zone(worker) {
         h("div", { class: "row" }, address, get)), bar, told);
 
     async function take({ folder, files }) {
+      if (picker.disabled) return undefined;
       const gguf = files.filter((file) => file.name.endsWith(".gguf"));
       if (gguf.length === 1) return work((tell) => worker.add("", gguf, tell));
       const needed = files.filter((file) => NEEDED.test(file.name));
@@ -64,7 +66,8 @@ export function zone(worker) {
           + `Hugging Face's layout; found ${files.map((file) => file.name).join(", ") || "nothing"}.`));
         return undefined;
       }
-      return work((tell) => worker.add(folder, needed, tell));
+      const name = folder ?? await named(needed);
+      return work((tell) => worker.add(name, needed, tell));
     }
 
     async function work(copy) {

@@ -25,16 +25,16 @@ export class Slots {
     let there = 0;
     for await (const name of slots.#folder.keys()) there = Math.max(there, Number(name) + 1);
     // The first one alone: if another tab has it, it has all.
-    await slots.#add(1, PATIENCE);
-    await slots.#add(Math.max(there, MORE) - 1, 0);
+    await slots.#add(1);
+    await slots.#add(Math.max(there, MORE) - 1);
     return slots;
   }
 
-  async #add(count, patience) {
+  async #add(count) {
     const first = this.#handles.length;
     const one = async (i) => {
       const file = await this.#folder.getFileHandle(String(first + i), { create: true });
-      const until = performance.now() + patience;
+      const until = performance.now() + PATIENCE;
       for (;;) {
         try {
           return await file.createSyncAccessHandle();
@@ -48,13 +48,20 @@ export class Slots {
         }
       }
     };
-    this.#handles.push(...await Promise.all(Array.from({ length: count }, (_, i) => one(i))));
+    const all = await Promise.allSettled(Array.from({ length: count }, (_, i) => one(i)));
+    const failed = all.findIndex(({ status }) => status === "rejected");
+    const opened = failed < 0 ? all : all.slice(0, failed);
+    this.#handles.push(...opened.map(({ value }) => value));
+    if (failed < 0) return;
+    // Those behind a gap cannot be used, and would be in the way next time.
+    for (const { value } of all.slice(failed)) value?.close();
+    throw all[failed].reason;
   }
 
   /// Opens more if fewer than `MORE` are spare. Once at a time.
   async grow(spare) {
     if (spare >= MORE) return;
-    this.#growing ??= this.#add(MORE, 0).finally(() => { this.#growing = null; });
+    this.#growing ??= this.#add(MORE).finally(() => { this.#growing = null; });
     await this.#growing;
   }
 

@@ -13,6 +13,7 @@ let state = null;
 /// Saves what is at `path` as a file.
 async function save(path, name) {
   const response = await worker.ask(path, {});
+  if (!response.ok) throw new Error((await response.json()).error.message);
   const file = URL.createObjectURL(await response.blob());
   h("a", { href: file, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(file), 60_000);
@@ -29,10 +30,10 @@ const place = {
     }
     return response;
   },
-  silent: "Aweigh does not answer: its worker has failed. Reload the page.",
+  silent: (error) => error.message,
   link: (path, name) => ({ href: "#take", onclick: (event) => {
     event.preventDefault();
-    save(path, name);
+    save(path, name).catch((error) => { document.getElementById("toast").textContent = error.message; });
   } }),
   local: false,
   models: zone(worker),
@@ -50,7 +51,7 @@ try {
   if (!kept) {
     const lost = document.getElementById("lost");
     lost.after(h("div", { class: "notice", role: "status" }, "This browser keeps nothing for this page (a ",
-      "private window?): what you do here is gone when the tab is closed."));
+      "private window?): what you do here is gone when the tab is closed or reloaded."));
   }
 } catch (error) {
   document.getElementById("main").replaceChildren(h("div", { class: "card" },

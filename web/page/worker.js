@@ -1,12 +1,16 @@
 // Runs Aweigh. {id, name, args} comes in, and {id, stop} to give a call up; {id, told}, {id, result} or
 // {id, error} goes out.
 
-import init, { Incoming, ask, mount, open, remove_model, selftest, spare } from "./aweigh_web.js";
+import init, {
+  Arrival, ask, mount, open, remove_model, selftest, spare, subgroups_are_asked_for,
+} from "./aweigh_web.js";
 import { Slots } from "./storage.js";
 
 const NONE = "WebGPU works here, but there is no GPU that it may use. Update the GPU's driver or the "
   + "browser; on Linux, WebGPU may have to be switched on in the browser's settings. The program itself runs "
   + "on more GPUs, and without one.";
+
+const SUBGROUPS = ["subgroups"];
 
 let loading = null;
 /// WebAssembly's memory, which only grows.
@@ -16,15 +20,27 @@ let memory = null;
 async function library() {
   loading ??= init();
   ({ memory } = await loading.catch((error) => { loading = null; throw error; }));
+  const adapter = await navigator.gpu.requestAdapter();
+  if (adapter && SUBGROUPS.every((one) => adapter.features.has(one))) subgroups_are_asked_for();
 }
 
 let slots = null;
 /// Calls that were given up.
 const stopped = new Set();
 
-/// Keeps files spare: the library cannot open any itself.
+/// Keeps files spare: the library cannot open any itself. If the browser opens none, writing fails when none
+/// is left, and says so.
 async function grow() {
-  if (slots) await slots.grow(spare());
+  await slots?.grow(spare()).catch((error) => console.warn(`no more files can be opened: ${error.message}`));
+}
+
+/// wgpu cannot ask a browser for subgroups: it is done here, for every device that is opened.
+const { requestDevice } = globalThis.GPUAdapter?.prototype ?? {};
+if (requestDevice) {
+  GPUAdapter.prototype.requestDevice = function withSubgroups(wanted = {}) {
+    const features = [...wanted.requiredFeatures ?? [], ...SUBGROUPS.filter((one) => this.features.has(one))];
+    return requestDevice.call(this, { ...wanted, requiredFeatures: features });
+  };
 }
 
 /// The GPU as the browser describes it.
@@ -46,22 +62,27 @@ function machine() {
     instruction_sets: [], system: navigator.userAgent };
 }
 
-/// Copies a stream to a file of the model `folder`. `told` gets the bytes so far. Returns the file's path.
-async function copy(folder, name, stream, told) {
+/// Copies files, {name, stream} each, to the model `name`: a folder, or the one file. `told` gets the bytes
+/// so far. Returns the model's path.
+async function copy(name, isFolder, files, told) {
   await grow();
-  const file = new Incoming(folder, name);
+  const arrival = new Arrival(name, isFolder);
   try {
     let done = 0;
-    for await (const piece of stream) {
-      file.write(piece);
-      done += piece.length;
-      told(done);
+    for await (const { name, stream } of files) {
+      arrival.begin(name);
+      const reader = stream.getReader();
+      for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+        arrival.write(piece.value);
+        done += piece.value.length;
+        told(done);
+      }
     }
   } catch (error) {
-    file.free();
+    arrival.free();
     throw error;
   }
-  return file.keep();
+  return arrival.keep();
 }
 
 const encoder = new TextEncoder();
@@ -86,24 +107,22 @@ const calls = {
   },
   async add({ told }, folder, files) {
     const all = files.reduce((sum, file) => sum + file.size, 0);
-    let before = 0;
-    let path;
-    for (const file of files) {
-      path = await copy(folder, file.name, file.stream(), (done) => told({ done: before + done, all }));
-      before += file.size;
+    if (files.some((file) => file.size >= 2 ** 32)) {
+      throw new Error("A tab can use files of up to 4 GiB: take the program for this model.");
     }
-    return folder ? `models/${folder}` : path;
+    const streams = files.map((file) => ({ name: file.name, stream: file.stream() }));
+    return copy(folder || files[0].name, folder !== "", streams, (done) => told({ done, all }));
   },
   async fetch({ told }, url) {
     const address = new URL(url, location.href);
     if (address.origin !== location.origin) {
       throw new Error("This page asks no other site: save the file, and drop it here.");
     }
-    const response = await fetch(address);
+    const response = await fetch(address, { mode: "same-origin" });
     if (!response.ok) throw new Error(`${address.pathname}: the site answers with ${response.status}.`);
     const all = Number(response.headers.get("content-length"));
     const name = decodeURIComponent(address.pathname.split("/").at(-1));
-    return copy("", name, response.body, (done) => told({ done, all }));
+    return copy(name, false, [{ name, stream: response.body }], (done) => told({ done, all }));
   },
   remove: (_, name) => remove_model(name),
   async ask({ id, told }, { method, path, project, body }) {
@@ -115,7 +134,7 @@ const calls = {
       while (!stopped.has(id)) {
         const piece = await answer.next();
         if (!piece) break;
-        told({ piece });
+        told({ piece }, [piece.buffer]);
       }
     } finally {
       answer.free();
@@ -130,7 +149,7 @@ onmessage = async ({ data: { id, name, args, stop } }) => {
     return;
   }
   try {
-    const told = (value) => postMessage({ id, told: value });
+    const told = (value, given = []) => postMessage({ id, told: value }, given);
     postMessage({ id, result: await calls[name]({ id, told }, ...args) });
   } catch (error) {
     postMessage({ id, error: error?.message ?? String(error) });

@@ -1,11 +1,11 @@
 //! The browser's storage as the library's disk, and files that come from outside.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aweigh::Error;
 use aweigh::files::disk::store::Slots;
-use aweigh::files::disk::{self, TemporaryFile};
+use aweigh::files::disk::{self, File, TemporaryFolder};
 use aweigh_app::app::models::ADDED;
 use wasm_bindgen::prelude::*;
 
@@ -88,84 +88,81 @@ pub fn spare() -> usize {
     disk::spare()
 }
 
-/// A file that comes from outside, piece by piece. It has its name when it is whole; if it is freed before,
-/// nothing is left.
+/// A model that comes from outside, piece by piece: one file, or a folder of files. It has its name when it is
+/// whole; if it is freed before, nothing is left.
 #[wasm_bindgen]
-pub struct Incoming {
-    path: PathBuf,
-    file: TemporaryFile,
+pub struct Arrival {
+    /// Where its files are until then.
+    room: TemporaryFolder,
+    name: String,
+    is_folder: bool,
+    file: Option<(PathBuf, File)>,
 }
 
 #[wasm_bindgen]
-impl Incoming {
-    /// Begins the file `name` of the model in the folder `folder`, or of one that is a single file if that is
-    /// empty.
+impl Arrival {
+    /// Begins the model `name`: a folder's name, or that of its only file.
     ///
     /// # Errors
     /// A full disk; a name that is none.
     #[wasm_bindgen(constructor)]
-    pub fn new(folder: &str, name: &str) -> Result<Incoming, JsValue> {
-        let plain = |part: &str| {
-            !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c != '/' && c != '\\')
-        };
-        if !plain(name) || !folder.is_empty() && !plain(folder) {
-            let fix = "rename it";
-            return Err(thrown(Error::input("the file", "a file's name", format!("{name:?}"), fix)));
-        }
-        let place = PathBuf::from(ADDED).join(folder);
-        let made = disk::create_dir_all(&place).and_then(|()| TemporaryFile::new(&place));
-        let path = place.join(name);
-        let file = made.map_err(|error| thrown(Error::io(&path, "create", error)))?;
-        Ok(Self { path, file })
+    pub fn new(name: &str, is_folder: bool) -> Result<Arrival, JsValue> {
+        plain(name)?;
+        let place = Path::new(ADDED);
+        let made = disk::create_dir_all(place).and_then(|()| disk::temporary_folder(place));
+        let room = made.map_err(|error| thrown(Error::io(place, "write to", error)))?;
+        Ok(Self { room, name: name.to_owned(), is_folder, file: None })
     }
 
-    /// Adds bytes.
+    /// Begins its file `name`.
     ///
     /// # Errors
-    /// A full disk.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), JsValue> {
-        self.file.write_all(bytes).map_err(|error| thrown(Error::io(&self.path, "write", error)))
+    /// As [`Arrival::new`].
+    pub fn begin(&mut self, name: &str) -> Result<(), JsValue> {
+        plain(name)?;
+        let path = self.room.path().join(name);
+        let file = File::create(&path).map_err(|error| thrown(Error::io(&path, "create", error)))?;
+        self.file = Some((path, file));
+        Ok(())
     }
 
-    /// Gives the file its name, and returns its path.
+    /// Adds bytes to the file that was begun last.
+    ///
+    /// # Errors
+    /// A full disk; no file was begun.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), JsValue> {
+        let (path, file) = self.file.as_mut().ok_or_else(|| JsValue::from_str("no file was begun"))?;
+        file.write_all(bytes).map_err(|error| thrown(Error::io(&*path, "write", error)))
+    }
+
+    /// Gives the model its name, or that name with a number if there is such a model. Returns its path.
     ///
     /// # Errors
     /// A full disk.
     pub fn keep(self) -> Result<String, JsValue> {
-        self.file.persist(&self.path).map_err(|error| thrown(Error::io(&self.path, "write", error)))?;
-        Ok(self.path.display().to_string())
-    }
-}
-
-/// Removes what an interrupted copy left.
-pub fn sweep() {
-    let folder = PathBuf::from(ADDED);
-    let within = |folder: &PathBuf| {
-        let names = disk::names(folder).unwrap_or_default();
-        names.into_iter().map(|name| folder.join(name)).collect::<Vec<_>>()
-    };
-    let top = within(&folder);
-    let deeper = top.iter().filter(|path| disk::is_dir(path)).flat_map(within).collect::<Vec<_>>();
-    for path in top.iter().chain(&deeper) {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with('.') {
-            // It is found again next time.
-            let _ = disk::remove_file(path);
+        let (stem, ending) = match self.name.rsplit_once('.').filter(|_| !self.is_folder) {
+            Some((stem, ending)) => (stem, format!(".{ending}")),
+            None => (self.name.as_str(), String::new()),
+        };
+        let numbered = (2..).map(|number| format!("{stem}-{number}{ending}"));
+        let mut paths =
+            [self.name.clone()].into_iter().chain(numbered).map(|name| Path::new(ADDED).join(name));
+        let path = paths.find(|path| !disk::exists(path)).expect("some number is free");
+        let failed = |error| thrown(Error::io(&path, "write", error));
+        if self.is_folder {
+            disk::rename(self.room.path(), &path).map_err(failed)?;
+            let _ = self.room.keep();
+        } else {
+            let (file, _) = self.file.as_ref().ok_or_else(|| JsValue::from_str("no file was begun"))?;
+            disk::rename(file, &path).map_err(failed)?;
         }
+        Ok(path.display().to_string())
     }
 }
 
-/// Removes a model that came from outside; its project stays.
-///
-/// # Errors
-/// Those of the browser.
-#[wasm_bindgen]
-pub fn remove_model(name: &str) -> Result<(), JsValue> {
-    let path = PathBuf::from(name);
-    if !path.starts_with(ADDED) || path.components().count() != 2 {
-        let fix = "reload the page";
-        return Err(thrown(Error::input("the model", "one that was dropped here", name, fix)));
-    }
-    let removed = if disk::is_dir(&path) { disk::remove_dir_all(&path) } else { disk::remove_file(&path) };
-    removed.map_err(|error| thrown(Error::io(&path, "remove", error)))
+/// Fails for a name that could leave the folder.
+fn plain(name: &str) -> Result<(), JsValue> {
+    let fits = !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\']);
+    let odd = || thrown(Error::input("the model", "a file's name", format!("{name:?}"), "rename it"));
+    if fits { Ok(()) } else { Err(odd()) }
 }

@@ -47,6 +47,12 @@ fn start() {
     let _ = log::set_logger(&Console).map(|()| log::set_max_level(log::LevelFilter::Warn));
 }
 
+/// Says that the worker asks for subgroups wherever a device is opened.
+#[wasm_bindgen]
+pub fn subgroups_are_asked_for() {
+    aweigh::gpu::subgroups_are_asked_for();
+}
+
 /// An error as JavaScript gets it: its message.
 fn thrown(error: aweigh::Error) -> JsValue {
     js_sys::Error::new(&error.to_string()).into()

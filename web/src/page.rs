@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use aweigh_app::app::routes::routes;
 use aweigh_app::app::workspace::Workspace;
-use aweigh_app::app::{App, Settings};
+use aweigh_app::app::{App, Settings, models};
 use aweigh_app::args::{GpuArgs, WeightArgs};
 use aweigh_app::messages::Logged;
 use axum::Router;
@@ -16,11 +16,15 @@ use futures_util::StreamExt;
 use tower::ServiceExt;
 use wasm_bindgen::prelude::*;
 
-use crate::disk::sweep;
 use crate::thrown;
 
 thread_local! {
-    static ROUTES: RefCell<Option<Router>> = const { RefCell::new(None) };
+    static APP: RefCell<Option<(Arc<App>, Router)>> = const { RefCell::new(None) };
+}
+
+/// The app and its routes.
+fn app() -> Result<(Arc<App>, Router), JsValue> {
+    APP.with_borrow(Option::clone).ok_or_else(|| js_sys::Error::new("the app is not open").into())
 }
 
 /// Opens the app's files. Call it once, after [`crate::disk::mount`].
@@ -29,12 +33,20 @@ thread_local! {
 /// Those of the browser's storage.
 #[wasm_bindgen]
 pub fn open() -> Result<(), JsValue> {
-    sweep();
     let workspace = Workspace::open(Path::new("/")).map_err(thrown)?;
     let (gpu, weights) = (GpuArgs::default(), WeightArgs::default());
     let app = App::new(Settings { gpu, weights, messages: Arc::new(Logged) }, workspace);
-    ROUTES.with_borrow_mut(|own| *own = Some(routes(app)));
+    APP.with_borrow_mut(|own| *own = Some((app.clone(), routes(app))));
     Ok(())
+}
+
+/// Removes a model that came from outside; its project stays.
+///
+/// # Errors
+/// A model that is open, or that a run or other work may use; those of the browser.
+#[wasm_bindgen]
+pub fn remove_model(name: &str) -> Result<(), JsValue> {
+    models::remove(&app()?.0, name).map_err(thrown)
 }
 
 /// The answer to a request: its head, and its body piece by piece. The request is given up when it is freed.
@@ -66,7 +78,7 @@ impl Answer {
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, JsValue> {
         match self.body.next().await {
             None => Ok(None),
-            Some(Ok(piece)) => Ok(Some(piece.to_vec())),
+            Some(Ok(piece)) => Ok(Some(piece.into())),
             Some(Err(error)) => Err(js_sys::Error::new(&error.to_string()).into()),
         }
     }
@@ -84,8 +96,7 @@ pub async fn ask(method: &str, path: &str, project: &str, body: Vec<u8>) -> Resu
         request = request.header("aweigh-project", project);
     }
     let request = request.body(Body::from(body)).map_err(|error| failed(error.to_string()))?;
-    let routes = ROUTES.with_borrow(Option::clone).ok_or_else(|| failed("the app is not open".into()))?;
-    let Ok(response) = routes.oneshot(request).await;
+    let Ok(response) = app()?.1.oneshot(request).await;
     let text = |value: &axum::http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
     let headers: Vec<(String, String)> =
         response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();

@@ -70,12 +70,13 @@ pub fn web(arguments: &[String]) -> Result<(), String> {
 /// Compiles the library to WebAssembly, and puts the page together.
 fn build() -> Result<(), String> {
     let _ = Command::new("rustup").args(["target", "add", TARGET]).status();
-    done(cargo().args(["build", "--profile", "dist", "--package", "aweigh-web", "--target", TARGET]))?;
-    let wasm = format!("target/{TARGET}/dist/aweigh_web.wasm");
+    done(cargo().args(["build", "--profile", "web", "--package", "aweigh-web", "--target", TARGET]))?;
+    let wasm = format!("target/{TARGET}/web/aweigh_web.wasm");
     // What an earlier build left is not part of this one.
     let _ = fs::remove_dir_all(BUILT);
     fs::create_dir_all(BUILT).map_err(|error| format!("{BUILT}: {error}"))?;
-    done(Command::new(bindgen()?).args(["--target", "web", "--no-typescript", "--out-dir", BUILT, &wasm]))?;
+    let flags = ["--target", "web", "--no-typescript", "--remove-name-section", "--out-dir", BUILT];
+    done(Command::new(bindgen()?).args(flags).arg(&wasm))?;
     let copy = |from: &Path| {
         let name = from.file_name().ok_or_else(|| format!("{}: no name", from.display()))?;
         fs::copy(from, Path::new(BUILT).join(name)).map_err(|error| format!("{}: {error}", from.display()))

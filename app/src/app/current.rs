@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
-use futures_util::FutureExt;
 use serde::Serialize;
 
 use super::workspace::Project;
@@ -90,6 +89,8 @@ pub struct Current {
 struct Inner {
     project: Option<Arc<Project>>,
     state: State,
+    /// Engines that are to end, or end just now.
+    outgoing: Vec<Arc<Engine>>,
     /// Raised whenever a model is opened or closed: what was begun before does not count any more.
     generation: u64,
 }
@@ -97,7 +98,7 @@ struct Inner {
 impl Current {
     /// Nothing is open yet.
     pub fn new(settings: Settings) -> Self {
-        let inner = Inner { project: None, state: State::Closed(None), generation: 0 };
+        let inner = Inner { project: None, state: State::Closed(None), outgoing: Vec::new(), generation: 0 };
         Self { settings, inner: Mutex::new(inner), loading: tokio::sync::Mutex::new(()) }
     }
 
@@ -116,9 +117,7 @@ impl Current {
         if let State::Ready(serving) = &inner.state
             && serving.engine.ended()
         {
-            // The engine has ended: nothing is waited for.
-            let error = serving.engine.finish().now_or_never().and_then(Result::err);
-            let error = error.map_or_else(String::new, |error| error.to_string());
+            let error = serving.engine.failure().unwrap_or_default();
             inner.state = State::Failed(format!("the model has stopped answering: {error}"));
         }
         match &inner.state {
@@ -158,49 +157,46 @@ impl Current {
         matches!(self.lock().state, State::Ready(_) | State::Opening(_))
     }
 
-    /// Sets the state. Returns the engine that was there, and the new generation.
-    fn replace(&self, project: Option<Arc<Project>>, state: State) -> (Option<Arc<Engine>>, u64) {
+    /// Sets the state. The engine that was there is to end. Returns the new generation.
+    fn replace(&self, project: Option<Arc<Project>>, state: State) -> u64 {
         let mut inner = self.lock();
         inner.generation += 1;
         inner.project = project.or(inner.project.take());
-        let engine = match std::mem::replace(&mut inner.state, state) {
-            State::Ready(serving) => Some(serving.engine),
-            _ => None,
-        };
-        (engine, inner.generation)
+        if let State::Ready(serving) = std::mem::replace(&mut inner.state, state) {
+            inner.outgoing.push(serving.engine);
+        }
+        inner.generation
     }
 
-    /// Ends an engine, so that its model is off the GPU.
-    async fn finish(&self, engine: Option<Arc<Engine>>) {
-        if let Some(engine) = engine
-            && let Err(error) = engine.finish().await
-        {
-            self.settings.messages.warn(&error);
+    /// Ends the engines that are to end, so that their models are off the GPU. Whoever calls it holds
+    /// `loading`.
+    async fn finish(&self) {
+        let outgoing = std::mem::take(&mut self.lock().outgoing);
+        for engine in outgoing {
+            if let Err(error) = engine.finish().await {
+                self.settings.messages.warn(&error);
+            }
         }
     }
 
     /// Takes the model off the GPU; the project stays open. Waits until it is off, also for a model that is
     /// still being loaded.
     pub async fn close(&self, why: Option<String>) {
-        let (engine, _) = self.replace(None, State::Closed(why));
+        self.replace(None, State::Closed(why));
         let _loading = self.loading.lock().await;
-        self.finish(engine).await;
+        self.finish().await;
     }
 
     /// Opens `project`, and begins to load its model. [`Current::status`] says when it answers.
     pub fn open(self: &Arc<Self>, project: Arc<Project>) {
         let progress = Arc::new(Mutex::new((String::new(), 0, 0)));
-        let (engine, generation) = self.replace(Some(project.clone()), State::Opening(progress.clone()));
+        let generation = self.replace(Some(project.clone()), State::Opening(progress.clone()));
         let own = self.clone();
         let opened = start("open", async move || {
-            // One model at a time on the GPU: two may not fit.
-            let taken_off = async {
-                let _loading = own.loading.lock().await;
-                own.finish(engine).await;
-            };
-            taken_off.await;
             let fetched = guarded("opening the model", async { own.fetch(&project, &progress) }).await;
+            // One model at a time on the GPU: two may not fit.
             let _loading = own.loading.lock().await;
+            own.finish().await;
             if own.lock().generation != generation {
                 return;
             }
@@ -208,26 +204,23 @@ impl Current {
                 Ok(model) => guarded("loading the model", own.load(&project, model)).await,
                 Err(error) => Err(error),
             };
-            if let Some(engine) = own.keep(generation, loaded) {
-                own.finish(Some(engine)).await;
-            }
+            own.keep(generation, loaded);
+            own.finish().await;
         });
         if let Err(error) = opened {
             self.lock().state = State::Failed(error.to_string());
         }
     }
 
-    /// Takes a model that was loaded. If it was closed meanwhile, or another one opened, returns its engine.
-    fn keep(&self, generation: u64, loaded: Result<Serving>) -> Option<Arc<Engine>> {
+    /// Takes a model that was loaded. If it was closed meanwhile, or another one opened, it is to end.
+    fn keep(&self, generation: u64, loaded: Result<Serving>) {
         let mut inner = self.lock();
-        if inner.generation != generation {
-            return loaded.ok().map(|serving| serving.engine);
+        match loaded {
+            Ok(serving) if inner.generation != generation => inner.outgoing.push(serving.engine),
+            _ if inner.generation != generation => {}
+            Ok(serving) => inner.state = State::Ready(serving),
+            Err(error) => inner.state = State::Failed(error.to_string()),
         }
-        inner.state = match loaded {
-            Ok(serving) => State::Ready(serving),
-            Err(error) => State::Failed(error.to_string()),
-        };
-        None
     }
 
     /// Opens the files of the model of `project`, and downloads them if they are not there.

@@ -27,22 +27,24 @@ pub struct Known {
     pub place: &'static str,
     /// Flagged answers so far.
     pub flags: usize,
+    /// Whether it was added to a tab, from which it can be removed.
+    pub added: bool,
 }
 
 /// The built-in model, those with a project, and those in the Hub's cache or added to the tab.
 pub fn known(app: &App) -> Vec<Known> {
-    let mut all = vec![Known { name: tiny::NAME.into(), place: "built in", flags: 0 }];
+    let mut all = vec![Known { name: tiny::NAME.into(), place: "built in", flags: 0, added: false }];
     for (name, folder) in app.workspace.models() {
         let text = disk::read_to_string(folder.join("flagged.jsonl")).unwrap_or_default();
         let flags = text.lines().count();
         match all.iter_mut().find(|known| known.name == name) {
             Some(known) => known.flags = flags,
-            None => all.push(Known { name, place: "used before", flags }),
+            None => all.push(Known { added: is_added(&name), name, place: "used before", flags }),
         }
     }
     for name in others::names() {
         if !all.iter().any(|known| known.name == name) {
-            all.push(Known { name, place: others::PLACE, flags: 0 });
+            all.push(Known { added: is_added(&name), name, place: others::PLACE, flags: 0 });
         }
     }
     all
@@ -50,6 +52,33 @@ pub fn known(app: &App) -> Vec<Known> {
 
 /// Where models are kept that were added to the app itself.
 pub const ADDED: &str = "models";
+
+/// Whether `name` is a model that was added to the app itself, and is there.
+fn is_added(name: &str) -> bool {
+    let path = Path::new(name);
+    let folder = path.parent();
+    cfg!(target_arch = "wasm32") && folder == Some(Path::new(ADDED)) && disk::exists(path)
+}
+
+/// Removes a model that was added to the app itself; its project stays.
+///
+/// # Errors
+/// [`Error::Input`] for one that is open, or that a run or other work may use; [`Error::Io`].
+pub fn remove(app: &App, name: &str) -> Result<()> {
+    if !is_added(name) {
+        return Err(Error::input("the model", "one that was added here", name, "reload the page"));
+    }
+    let activity = app.activity();
+    activity.idle()?;
+    let open = app.current.project().is_some_and(|project| project.model == name) && app.current.is_open();
+    if open {
+        let fix = "take it off the GPU first";
+        return Err(Error::input("the model", "one that is not open", name, fix));
+    }
+    let path = Path::new(name);
+    let removed = if disk::is_dir(path) { disk::remove_dir_all(path) } else { disk::remove_file(path) };
+    removed.map_err(|error| Error::io(path, "remove", error))
+}
 
 /// Models besides those with a project, and where they are; whether a name could be that of one elsewhere.
 #[cfg(feature = "hub")]
@@ -97,7 +126,10 @@ pub fn identity(name: &str) -> Result<String> {
         return Ok(name.to_owned());
     }
     let full = disk::canonicalize(path).map_err(|_| {
-        let fix = "give a folder, a GGUF file, a name on the Hub (owner/name), or \"tiny\"";
+        let fix = match cfg!(target_arch = "wasm32") {
+            true => "choose one that is here, or add one",
+            false => "give a folder, a GGUF file, a name on the Hub (owner/name), or \"tiny\"",
+        };
         Error::input("the model", "a model that exists", name, fix)
     })?;
     Ok(full.to_string_lossy().into_owned())

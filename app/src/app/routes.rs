@@ -174,7 +174,11 @@ async fn open(State(app): Shared, body: Body) -> Answered {
 }
 
 async fn close(State(app): Shared) -> Answered {
-    app.current.close(None).await;
+    apart(async move || {
+        app.current.close(None).await;
+        Ok(())
+    })
+    .await?;
     answered(json!({}))
 }
 
@@ -374,8 +378,19 @@ async fn sent(path: &std::path::Path, request: Request) -> std::result::Result<R
     Ok(response.into_response())
 }
 
-/// A file's bytes as a response.
+/// A file's bytes as a response, part by part.
 #[cfg(target_arch = "wasm32")]
 async fn sent(path: &std::path::Path, _: Request) -> std::result::Result<Response, Refusal> {
-    Ok(aweigh::files::read(path, "the file")?.into_response())
+    use std::io::Read;
+    /// Bytes of a part.
+    const PART: usize = 1 << 20;
+    let file = aweigh::files::disk::File::open(path);
+    let file = file.map_err(|error| Error::io(path, "read", error))?;
+    let parts = futures_util::stream::try_unfold(file, async |mut file| {
+        let mut part = vec![0; PART];
+        let read = file.read(&mut part)?;
+        part.truncate(read);
+        Ok::<_, std::io::Error>((read > 0).then_some((part, file)))
+    });
+    Ok(axum::body::Body::from_stream(parts).into_response())
 }

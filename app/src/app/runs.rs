@@ -165,11 +165,11 @@ const NO_RUN: u32 = 0;
 /// # Errors
 /// Flags or settings that a run would refuse.
 pub async fn plan(app: &App, project: &Project, wanted: &Wanted) -> Result<Plan> {
-    let binding = open::binding(&app.settings.gpu).await?;
     let (model, longest) = measured(app, project)?;
     let config = prepared(app, project, (NO_RUN, longest), wanted)?;
     let files = RunFiles::with(&config, Source::read(&config.data.train, "flags")?, model)?;
     let job = files.job(&config)?;
+    let binding = open::binding(config.gpu.adapter.as_deref(), config.gpu.backend).await?;
     let mut remarks = files.remarks();
     remarks.extend(config.warnings());
     remarks.extend(job.remarks().iter().cloned());
@@ -229,11 +229,20 @@ pub fn resume(app: &Arc<App>, project: &Arc<Project>, id: u32, keep_chat: bool) 
     activity.idle()?;
     let folder = RunFolder::resume(&project.run(id), "the run")?;
     let flags = PartialConfig { gpu: gpu_flags(app), ..PartialConfig::default() };
-    let path = project.run(id).join("config.toml");
+    let config = settings_of(&project.run(id), flags)?;
+    begin(app, &mut activity, (project, id), (config, Place::Resume(folder)), keep_chat)
+}
+
+/// The settings that the run in `folder` was started with, under `flags`.
+///
+/// # Errors
+/// [`Error::Input`] for a folder without config.toml, or a damaged one.
+pub fn settings_of(folder: &Path, flags: PartialConfig) -> Result<RunConfig> {
+    let path = folder.join("config.toml");
     let written = Layer::from_toml(&read_text(&path, "the run")?, &path.display().to_string())?;
     let mut config = RunConfig::resolve(vec![written, Layer::from_flags(flags)])?;
-    config.output.output_dir = project.run(id);
-    begin(app, &mut activity, (project, id), (config, Place::Resume(folder)), keep_chat)
+    config.output.output_dir = folder.into();
+    Ok(config)
 }
 
 fn begin(

@@ -27,7 +27,7 @@ use aweigh::files::{entries, write_whole};
 /// The app's folder, which only one app uses at a time.
 pub struct Workspace {
     folder: PathBuf,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 /// What belongs to one model.
@@ -66,12 +66,17 @@ impl Workspace {
     pub fn open(path: &Path) -> Result<Self> {
         create(path)?;
         let place = path.join(".lock");
-        let lock = Lock::take(place.clone()).map_err(|error| Error::io(&place, "lock", error))?;
-        let lock = lock.ok_or_else(|| {
+        let lock = Lock::take_lasting(place.clone());
+        if matches!(lock, Ok(None)) {
             let found = format!("{}, which another `aweigh app` uses", path.display());
             let fix = "use that one's page, or give another folder";
-            Error::input("--dir", "a folder that no other app uses", found, fix)
-        })?;
+            return Err(Error::input("--dir", "a folder that no other app uses", found, fix));
+        }
+        // Some network folders have no locks.
+        let lock = lock.unwrap_or_else(|error| {
+            log::warn!("{}: cannot be locked: {error}", place.display());
+            None
+        });
         // A run's settings name its files: they must not depend on where the app is started.
         let folder = fs::canonicalize(path).map_err(|error| Error::io(path, "read", error))?;
         Ok(Self { folder, _lock: lock })

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -56,13 +56,18 @@ impl Engine {
             most_taken: seating.seats + most_waiting,
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            failure: OnceLock::new(),
         });
         let (sender, receiver) = mpsc::unbounded_channel();
         let worker = Worker::new(models, batch, shared.clone(), messages);
         let own = shared.clone();
         let task = start("engine", async move || {
-            let _ends = Ends(own);
-            worker.run(receiver).await
+            let ends = Ends(own);
+            let ended = worker.run(receiver).await;
+            if let Err(error) = &ended {
+                let _ = ends.0.failure.set(error.to_string());
+            }
+            ended
         });
         let (commands, task) = (Mutex::new(Some(sender)), Mutex::new(Some(task?)));
         Ok(Self { commands, shared, task, seating, vocab })
@@ -142,6 +147,11 @@ impl Engine {
     /// Whether it has ended.
     pub fn ended(&self) -> bool {
         self.shared.ended.load(Ordering::SeqCst)
+    }
+
+    /// Why it has ended, if that was an error.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure.get().cloned()
     }
 
     /// Ends the engine, waits until it has, and returns why it had ended before, if that was an error.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -145,6 +145,8 @@ pub(super) struct Shared {
     pub most_taken: usize,
     pub stopping: AtomicBool,
     pub ended: AtomicBool,
+    /// Why it has ended, if that was an error.
+    pub failure: OnceLock<String>,
 }
 
 impl Shared {

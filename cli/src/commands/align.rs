@@ -13,6 +13,7 @@ use aweigh::error::{Error, Result};
 use aweigh::files::{self, RunFolder, Source};
 use aweigh::run::{self, Place, RunFiles, Summary};
 use aweigh::train::Metrics;
+use aweigh_app::app::runs;
 
 /// Align a model: sample anchors, train, stop if it gets worse, write an adapter.
 ///
@@ -93,9 +94,7 @@ pub fn settings_of(folder: &Path, flags: PartialConfig) -> Result<RunConfig> {
         let expected = "no other settings: a run is resumed with its original ones";
         return Err(Error::input("--resume", expected, flags.join(", "), fix));
     }
-    let mut config = settings(PartialConfig::default(), None, Some(&folder.join("config.toml")), flags)?;
-    config.output.output_dir = folder.into();
-    Ok(config)
+    runs::settings_of(folder, flags)
 }
 
 /// Aligns a model.

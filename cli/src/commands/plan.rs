@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use pollster::block_on;
 use serde::Serialize;
 
-use crate::args::GpuArgs;
 use crate::commands::align;
 use crate::open;
 use crate::terminal::memory;
@@ -74,9 +73,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };
     job.remarks().iter().for_each(|remark| output.warn(remark));
-    let flags =
-        GpuArgs { gpu: config.gpu.adapter.clone(), backend: config.gpu.backend, ..GpuArgs::default() };
-    let binding = block_on(binding(&flags))?;
+    let binding = block_on(binding(config.gpu.adapter.as_deref(), config.gpu.backend))?;
     let Planned { config, plan, fitted } = Planned::of(&job, config, binding)?;
     let savings = savings(&job, &config, &plan, binding)?;
     let mut text = memory::plan(&plan, &fitted);

@@ -4,13 +4,16 @@
 //! event loop. So a number of files without names ([`Slots`]) is open from the start, as in SQLite's
 //! opfs-sahpool. The first two slots hold the index in turn: the names of all files, with a number that rises
 //! and a checksum. A change of names writes the whole index into the slot of the older one. So each change,
-//! also the new name of a folder with many files, is there completely or not at all.
+//! also the new name of a folder with many files, is there completely or not at all. These two slots never
+//! shrink, so that files can be removed from a disk that is full.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
+
+use super::PART;
 
 /// Open files without names. All numbers are below [`Slots::count`].
 pub trait Slots {
@@ -90,6 +93,8 @@ impl Slots for Memory {
 /// What the index holds. Names are paths with `/`, without one in front.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Index {
+    /// [`FORMAT`].
+    format: u32,
     /// Raised with each change.
     number: u64,
     /// The slot of each file.
@@ -118,6 +123,10 @@ pub struct Store {
 
 /// The slots of the index.
 const INDEX: usize = 2;
+/// Version of the index: raised when an earlier version of this program could not read it.
+const FORMAT: u32 = 1;
+/// The size of the index's slots is a multiple of this many bytes.
+const STEP: usize = 64 << 10;
 
 fn missing(name: &str) -> io::Error {
     io::Error::new(ErrorKind::NotFound, format!("no file or folder {name:?}"))
@@ -145,30 +154,90 @@ fn is_within(name: &str, folder: &str) -> bool {
     folder.is_empty() || name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
+/// What a slot of the index holds.
+enum Found {
+    Nothing,
+    Damaged,
+    Index(Index),
+}
+
+impl Found {
+    fn index(self) -> Option<Index> {
+        if let Self::Index(index) = self { Some(index) } else { None }
+    }
+}
+
+/// The index in `slot`.
+fn index_in(slots: &dyn Slots, slot: usize) -> io::Result<Found> {
+    let bytes = part(slots, slot, 0, in_memory(slots.size(slot)?)?)?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(Found::Nothing);
+    }
+    let word = |at: usize| bytes.get(at..at + 4).map(|word| [word[0], word[1], word[2], word[3]]);
+    let text = word(4).and_then(|len| bytes.get(8..)?.get(..u32::from_le_bytes(len) as usize));
+    let whole = text.filter(|text| word(0) == Some(crc32fast::hash(text).to_le_bytes()));
+    let index = whole.and_then(|text| serde_json::from_slice(text).ok());
+    Ok(index.map_or(Found::Damaged, Found::Index))
+}
+
+/// A size in bytes of what is to be in memory.
+///
+/// # Errors
+/// A size that memory cannot have.
+pub fn in_memory(size: u64) -> io::Result<usize> {
+    usize::try_from(size)
+        .map_err(|_| io::Error::other(format!("{size} bytes: a tab can use files of up to 4 GiB")))
+}
+
+/// `len` bytes of a slot from byte `at` on.
+fn part(slots: &dyn Slots, slot: usize, at: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
+    bytes.resize(len, 0);
+    let mut done = 0;
+    while done < len {
+        match slots.read(slot, at + done as u64, &mut bytes[done..])? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            count => done += count,
+        }
+    }
+    Ok(bytes)
+}
+
 impl Store {
-    /// The files in `slots`, which hold an earlier store's or are empty.
+    /// The files in `slots`, which hold an earlier store's or are empty. What was being written when the
+    /// earlier store ended is removed.
     ///
     /// # Errors
-    /// Fewer than three slots; those of the browser.
-    pub fn open(slots: Box<dyn Slots>) -> io::Result<Self> {
+    /// Fewer than three slots; an index that is damaged, or of a later version of this program; those of the
+    /// browser.
+    pub fn open(mut slots: Box<dyn Slots>) -> io::Result<Self> {
         if slots.count() <= INDEX {
             return Err(io::Error::other("too few slots"));
         }
-        let mut store =
-            Self { slots, index: Index::default(), uses: BTreeMap::new(), locked: BTreeSet::new() };
-        for slot in 0..INDEX {
-            let found = store.bytes(slot).ok().and_then(|bytes| {
-                let (sum, text) = bytes.split_first_chunk()?;
-                let whole = crc32fast::hash(text) == u32::from_le_bytes(*sum);
-                serde_json::from_slice::<Index>(text).ok().filter(|_| whole)
-            });
-            if let Some(found) = found.filter(|found| found.number > store.index.number) {
-                store.index = found;
+        let invalid = |text| Err(io::Error::new(ErrorKind::InvalidData, text));
+        let found = (0..INDEX).map(|slot| index_in(&*slots, slot)).collect::<io::Result<Vec<_>>>()?;
+        let is_empty = found.iter().all(|found| matches!(found, Found::Nothing));
+        let newest = found.into_iter().filter_map(Found::index).max_by_key(|index| index.number);
+        let mut index = match newest {
+            Some(index) if index.format != FORMAT => {
+                return invalid("the files were kept by a later version of this page: reload it");
+            }
+            Some(index) => index,
+            None if is_empty => Index { format: FORMAT, ..Index::default() },
+            None => return invalid("the list of files is damaged: clear this site's data in the browser"),
+        };
+        let count = slots.count();
+        let is_part = |name: &str| name.split('/').any(|part| part.starts_with(PART));
+        index.files.retain(|name, slot| *slot < count && !is_part(name));
+        index.folders.retain(|name| !is_part(name));
+        let taken: BTreeSet<usize> = index.files.values().copied().collect();
+        for slot in (INDEX..count).filter(|slot| !taken.contains(slot)) {
+            if slots.size(slot)? > 0 {
+                slots.resize(slot, 0)?;
             }
         }
-        let count = store.slots.count();
-        store.index.files.retain(|_, slot| *slot < count);
-        Ok(store)
+        Ok(Self { slots, index, uses: BTreeMap::new(), locked: BTreeSet::new() })
     }
 
     /// Number of slots without a file.
@@ -177,21 +246,7 @@ impl Store {
     }
 
     fn bytes(&self, slot: usize) -> io::Result<Vec<u8>> {
-        self.part(slot, 0, self.slots.size(slot)? as usize)
-    }
-
-    fn part(&self, slot: usize, at: u64, len: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
-        bytes.resize(len, 0);
-        let mut done = 0;
-        while done < len {
-            match self.slots.read(slot, at + done as u64, &mut bytes[done..])? {
-                0 => return Err(ErrorKind::UnexpectedEof.into()),
-                count => done += count,
-            }
-        }
-        Ok(bytes)
+        part(&*self.slots, slot, 0, in_memory(self.slots.size(slot)?)?)
     }
 
     /// Changes the index, on the disk too. If that fails, nothing is changed.
@@ -200,13 +255,27 @@ impl Store {
         change(&mut index);
         index.number += 1;
         let text = serde_json::to_vec(&index)?;
-        let bytes = [&crc32fast::hash(&text).to_le_bytes()[..], &text].concat();
+        let head = [crc32fast::hash(&text).to_le_bytes(), (text.len() as u32).to_le_bytes()].concat();
+        let bytes = [head, text].concat();
         let slot = (index.number % INDEX as u64) as usize;
-        self.slots.resize(slot, bytes.len() as u64)?;
-        self.slots.write(slot, 0, &bytes)?;
-        self.slots.flush(slot)?;
+        let written = self.write_index(slot, &bytes);
+        if written.is_err() {
+            // It may be on the disk anyway: what memory has counts. If this fails too, the checksum of what
+            // was half written tells.
+            let _ = self.slots.write(slot, 0, &[0; 8]);
+            return written;
+        }
         self.index = index;
         Ok(())
+    }
+
+    fn write_index(&mut self, slot: usize, bytes: &[u8]) -> io::Result<()> {
+        let wide = bytes.len().next_multiple_of(STEP) as u64;
+        if self.slots.size(slot)? < wide {
+            self.slots.resize(slot, wide)?;
+        }
+        self.slots.write(slot, 0, bytes)?;
+        self.slots.flush(slot)
     }
 
     fn slot(&self, name: &str) -> io::Result<usize> {
@@ -218,7 +287,10 @@ impl Store {
     }
 
     fn slot_of(&self, file: Opened) -> io::Result<usize> {
-        if self.opened(file.slot) == file { Ok(file.slot) } else { Err(missing("an open file")) }
+        match self.opened(file.slot) == file {
+            true => Ok(file.slot),
+            false => Err(io::Error::new(ErrorKind::NotFound, "a file was removed while it was in use")),
+        }
     }
 
     /// Whether there is a file at `path`.
@@ -346,7 +418,7 @@ impl Store {
     /// # Errors
     /// As [`Store::read_at`]; too little memory; a file that ends before.
     pub fn read_part(&self, file: Opened, at: u64, len: usize) -> io::Result<Vec<u8>> {
-        self.part(self.slot_of(file)?, at, len)
+        part(&*self.slots, self.slot_of(file)?, at, len)
     }
 
     /// Creates a folder, and those above it.
@@ -372,7 +444,7 @@ impl Store {
     /// Nothing there; those of the browser.
     pub fn remove(&mut self, path: &Path) -> io::Result<()> {
         let name = name_of(path);
-        if !self.is_file(path) && !self.is_dir(path) {
+        if name.is_empty() || !self.is_file(path) && !self.is_dir(path) {
             return Err(missing(&name));
         }
         let goes = |other: &str| other == name || is_within(other, &name);
@@ -382,16 +454,17 @@ impl Store {
             index.files.retain(|name, _| !goes(name));
             index.folders.retain(|name| !goes(name));
         })?;
-        self.empty(slots)
+        self.empty(slots);
+        Ok(())
     }
 
     /// Empties slots that no file has any more.
-    fn empty(&mut self, slots: Vec<usize>) -> io::Result<()> {
+    fn empty(&mut self, slots: Vec<usize>) {
         for slot in slots {
             *self.uses.entry(slot).or_default() += 1;
-            self.slots.resize(slot, 0)?;
+            // Before the slot gets another file it is emptied again.
+            let _ = self.slots.resize(slot, 0);
         }
-        Ok(())
     }
 
     /// Renames a file, which replaces one with the new name, or a folder.
@@ -412,7 +485,8 @@ impl Store {
                 index.files.remove(&old);
                 index.files.insert(new, slot);
             })?;
-            return self.empty(replaced.into_iter().collect());
+            self.empty(replaced.into_iter().collect());
+            return Ok(());
         }
         if !self.is_dir(from) || old.is_empty() || self.is_file(to) {
             return Err(missing(&old));
@@ -562,6 +636,42 @@ mod tests {
         *slots.1.borrow_mut() = usize::MAX;
         store.rename(Path::new("run/new"), Path::new("run/checkpoint-1")).unwrap();
         assert_eq!(slots.store().names(Path::new("run/checkpoint-1")).unwrap(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_damaged_index_is_told_and_the_one_before_it_counts() {
+        let slots = Kept::new();
+        let mut store = slots.store();
+        put(&mut store, "a", b"x").unwrap();
+        put(&mut store, "b", b"y").unwrap();
+        let spoil = |slot: usize| slots.0.borrow_mut().write(slot, 20, b"?").unwrap();
+        let newest = (store.index.number % 2) as usize;
+        spoil(newest);
+        assert_eq!(slots.store().names(Path::new("")).unwrap(), ["a"]);
+        spoil(1 - newest);
+        let open = || Store::open(Box::new(slots.clone())).map(drop);
+        assert!(open().unwrap_err().to_string().contains("is damaged"));
+        // A later version's.
+        let slots = Kept::new();
+        let mut store = slots.store();
+        store.change(|index| index.format = 9).unwrap();
+        let open = || Store::open(Box::new(slots.clone())).map(drop);
+        assert!(open().unwrap_err().to_string().contains("a later version"));
+    }
+
+    #[test]
+    fn what_was_being_written_is_gone_and_unnamed_slots_are_empty() {
+        let slots = Kept::new();
+        let mut store = slots.store();
+        store.create_folders(Path::new("run/.aweigh-0.part")).unwrap();
+        put(&mut store, "run/.aweigh-0.part/a", b"x").unwrap();
+        put(&mut store, "run/.aweigh-1.part", b"y").unwrap();
+        put(&mut store, "run/a", b"z").unwrap();
+        slots.0.borrow_mut().write(11, 0, b"left over").unwrap();
+        let store = slots.store();
+        assert_eq!(store.names(Path::new("run")).unwrap(), ["a"]);
+        assert_eq!(store.spare(), 12 - INDEX - 1);
+        assert_eq!(slots.0.borrow().size(11).unwrap(), 0);
     }
 
     #[test]

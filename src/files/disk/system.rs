@@ -181,27 +181,41 @@ impl Stamp {
 }
 
 /// A lock that its file's folder is in use. The operating system releases it when the process ends, also
-/// after a crash. The file is removed while the lock is held, so that another one's is never removed.
+/// after a crash.
 #[derive(Debug)]
 pub struct Lock {
     place: PathBuf,
+    removes: bool,
     _held: File,
 }
 
 impl Lock {
-    /// Takes the lock with the file `place`; `None` if it is taken.
+    /// Takes the lock with the file `place`; `None` if it is taken. The file is removed while the lock is held,
+    /// so that another one's is never removed.
     ///
     /// # Errors
     /// Those of the operating system.
     pub fn take(place: PathBuf) -> io::Result<Option<Self>> {
+        Self::with(place, true)
+    }
+
+    /// As [`Lock::take`], but the file stays.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn take_lasting(place: PathBuf) -> io::Result<Option<Self>> {
+        Self::with(place, false)
+    }
+
+    fn with(place: PathBuf, removes: bool) -> io::Result<Option<Self>> {
         let held = File::create(&place)?;
         match held.try_lock() {
-            Ok(()) => Ok(Some(Self { place, _held: held })),
+            Ok(()) => Ok(Some(Self { place, removes, _held: held })),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
             // Some network drives do not support locks: then there is none.
             Err(std::fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
                 log::warn!("{}: {error}", place.display());
-                Ok(Some(Self { place, _held: held }))
+                Ok(Some(Self { place, removes, _held: held }))
             }
             Err(std::fs::TryLockError::Error(error)) => Err(error),
         }
@@ -210,6 +224,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = remove_file(&self.place);
+        if self.removes {
+            let _ = remove_file(&self.place);
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::PART;
-use super::store::{Memory, Opened, Slots, Store};
+use super::store::{Memory, Opened, Slots, Store, in_memory};
 use crate::model::{FileBytes, ReadBytes};
 
 thread_local! {
@@ -346,7 +346,7 @@ impl Mapping {
     /// As [`Store::open_file`].
     pub fn new(path: &Path) -> io::Result<Self> {
         let opened = with(|store| store.open_file(path))?;
-        let size = with(|store| store.size(opened))? as usize;
+        let size = in_memory(with(|store| store.size(opened))?)?;
         Ok(Self { opened, size, whole: OnceLock::new() })
     }
 
@@ -402,6 +402,16 @@ impl Lock {
     /// None.
     pub fn take(place: PathBuf) -> io::Result<Option<Self>> {
         Ok(with(|store| store.lock(&place)).then_some(Self(place)))
+    }
+}
+
+impl Lock {
+    /// As [`Lock::take`].
+    ///
+    /// # Errors
+    /// None.
+    pub fn take_lasting(place: PathBuf) -> io::Result<Option<Self>> {
+        Self::take(place)
     }
 }
 

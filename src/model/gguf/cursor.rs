@@ -1,5 +1,7 @@
 //! Reads forward through untrusted bytes.
 
+use std::cell::Cell;
+
 use super::Damage;
 
 /// The most array elements in a whole file. A [`super::Value`] takes 32 bytes where its element may take one
@@ -12,16 +14,23 @@ pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
     elements: usize,
+    /// Whether bytes were asked for beyond the end.
+    ran_out: Cell<bool>,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, elements: 0 }
+        Self { bytes, at: 0, elements: 0, ran_out: Cell::new(false) }
     }
 
     /// Bytes read so far.
     pub(super) fn at(&self) -> usize {
         self.at
+    }
+
+    /// Whether bytes were asked for beyond the end.
+    pub(super) fn ran_out(&self) -> bool {
+        self.ran_out.get()
     }
 
     fn left(&self) -> usize {
@@ -31,6 +40,7 @@ impl<'a> Cursor<'a> {
     /// The next `n` bytes. `what` is for the message.
     pub(super) fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], Damage> {
         if n > self.left() {
+            self.ran_out.set(true);
             let found = format!("{} bytes left at byte {}", self.left(), self.at);
             return Err(Damage::new(format!("{n} bytes of {what}"), found));
         }
@@ -69,6 +79,7 @@ impl<'a> Cursor<'a> {
     pub(super) fn count(&self, n: u64, least: usize, what: &str) -> Result<usize, Damage> {
         let room = self.left() / least;
         usize::try_from(n).ok().filter(|n| *n <= room).ok_or_else(|| {
+            self.ran_out.set(true);
             let expected =
                 format!("at most {room} {what} in the {} bytes left at byte {}", self.left(), self.at);
             Damage::new(expected, n.to_string())

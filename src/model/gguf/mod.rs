@@ -117,18 +117,20 @@ impl<'a> Gguf<'a> {
             let head = file
                 .start(size)
                 .map_err(|error| Damage::new("a file that can be read", error.to_string()))?;
-            match Self::of_head(file, &head) {
-                // The description may go on.
-                Err(_) if size < file.len() => size = (8 * size).min(file.len()),
+            let mut cursor = Cursor::new(&head);
+            match Self::of_head(file, &mut cursor) {
+                // The description goes on.
+                Err(_) if cursor.ran_out() && size < file.len() => {
+                    size = size.saturating_mul(8).min(file.len())
+                }
                 parsed => return parsed,
             }
         }
     }
 
-    /// Parses `file`, whose first bytes are `head`.
-    fn of_head(file: FileBytes<'a>, head: &[u8]) -> Result<Self, Damage> {
-        let mut cursor = Cursor::new(head);
-        header(&mut cursor)?;
+    /// Parses `file`, whose first bytes are in the cursor.
+    fn of_head(file: FileBytes<'a>, cursor: &mut Cursor) -> Result<Self, Damage> {
+        header(cursor)?;
         let tensors = cursor.u64("the tensor count")?;
         let pairs = cursor.u64("the metadata count")?;
         // A key's length, a type, a value of one byte.
@@ -136,7 +138,7 @@ impl<'a> Gguf<'a> {
         let mut metadata = BTreeMap::new();
         for _ in 0..pairs {
             let key = cursor.string("a metadata key")?;
-            let value = Value::read(&mut cursor).map_err(|e| within(e, "metadata", &key))?;
+            let value = Value::read(cursor).map_err(|e| within(e, "metadata", &key))?;
             if metadata.contains_key(&key) {
                 return Err(Damage::new("metadata keys that differ", format!("{key:?} twice")));
             }
@@ -147,7 +149,7 @@ impl<'a> Gguf<'a> {
         let tensors = cursor.count(tensors, 8 + 4 + 4 + 8, "tensors")?;
         let mut entries = Vec::new();
         for _ in 0..tensors {
-            entries.push(entry(&mut cursor, alignment)?);
+            entries.push(entry(cursor, alignment)?);
         }
         // Without tensors the file may end unpadded.
         let start = cursor.at().next_multiple_of(alignment).min(file.len());

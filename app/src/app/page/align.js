@@ -30,8 +30,9 @@ export function alignView(app) {
       drop.classList.remove("over");
       [...event.dataTransfer.files].forEach(take);
     } },
-    h("p", {}, "Drop a file of flagged answers here, or choose one: JSONL, JSON, CSV or Parquet in TRL's ",
-      "forms, ShareGPT, Alpaca, Open WebUI's feedback."), picker, told);
+    h("p", {}, "Drop a file of flagged answers here, or choose one: JSONL, JSON",
+      app.place.local ? ", CSV or Parquet" : " or CSV", " in TRL's forms, ShareGPT, Alpaca, Open WebUI's ",
+      "feedback."), picker, told);
 
   const preset = h("select", { onchange: replan },
     h("option", { value: "" }, "a habit that the model shows now and then"),

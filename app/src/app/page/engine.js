@@ -19,9 +19,11 @@ export class Engine {
   /// What goes on: the model, the run, the work, the number of flags.
   async state() {
     // Whatever is open now.
-    const response = await this.place.ask("/app/state", {}).catch(() => null);
-    if (response?.ok) return response.json();
-    throw new EngineError(this.place.silent, 0);
+    const response = await this.place.ask("/app/state", {}).catch((error) => {
+      throw new EngineError(this.place.silent(error), 0);
+    });
+    if (response.ok) return response.json();
+    throw new EngineError(`status ${response.status}`, response.status);
   }
 
   /// Models to open.
@@ -128,7 +130,7 @@ export class Engine {
       response = await this.place.ask(path, { method, body, signal, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new EngineError(this.place.silent, 0);
+      throw new EngineError(this.place.silent(error), 0);
     }
     if (response.ok) return response;
     const told = await response.json().catch(() => null);

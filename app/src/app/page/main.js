@@ -4,7 +4,7 @@ import { start } from "./page.js";
 
 start({
   ask: (path, request) => fetch(path, request),
-  silent: "Aweigh does not answer: is the program still running?",
+  silent: () => "Aweigh does not answer: is the program still running?",
   link: (path, name) => ({ href: path, download: name }),
   local: true,
 });

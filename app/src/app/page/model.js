@@ -71,7 +71,7 @@ export function modelView(app) {
         describe();
       } }, known.name, h("span", { class: "soft" },
         ` ${known.place}${known.flags ? `, ${of(known.flags, "flag")}` : ""}`)),
-      app.place.remove && known.name.includes("/") ? h("button", { type: "button", class: "plain",
+      app.place.remove && known.added ? h("button", { type: "button", class: "plain",
         "aria-label": `Remove ${known.name}`, onclick: () => remove(known.name) }, "×") : null)));
   }
   app.run(load);

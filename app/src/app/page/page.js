@@ -2,7 +2,7 @@
 //
 // `start` gets the place where Aweigh runs: a program behind HTTP, or a worker of a tab. A place has
 //   ask(path, request)   as fetch
-//   silent               what to say if there is no answer
+//   silent(error)        what to say if there is no answer
 //   link(path, name)     the properties of a link that saves what is at the path as a file of that name
 //   local                whether its paths are those of the user's disk
 //   models(app, added)   in a tab: an element in which the user adds a model; `added` gets its name

@@ -66,6 +66,9 @@ export function takeView(app) {
       parts.push(h("p", { class: "soft" }, `${bytes(made.bytes)}${at}`));
       if (use(kind, path)) parts.push(h("pre", { class: "wrap" }, use(kind, path)));
       parts.push(h("p", {}, links.map(([name, link]) => [h("a", link, name), " "])));
+      if (made.folder && !app.place.local && kind !== "records") {
+        parts.push(h("p", { class: "soft" }, `Save all of them into a folder ${made.name}.`));
+      }
       if (kind === "report" && app.place.local) {
         parts.push(h("p", {}, h("a", { href: app.engine.reportUrl(run), target: "_blank" },
           "Open it in a new tab")));
