@@ -94,8 +94,8 @@ pub async fn gpu(args: &GpuArgs) -> Result<OpenGpu> {
     OpenGpu::opened(&args.options(), !args.no_tuning).await
 }
 
-/// The largest binding, in bytes, of the adapter that the settings name; WebGPU's default limit if there is no
-/// adapter. It limits how many answers are decoded together, and the size of batches.
+/// The largest binding, in bytes, of the adapter that the settings name; WebGPU's default limit if there is
+/// none. It limits how many answers are decoded together, and the size of batches.
 ///
 /// # Errors
 /// [`aweigh::Error::NoAdapter`] if the settings name one that is not there.

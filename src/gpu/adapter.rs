@@ -247,8 +247,8 @@ pub(super) async fn adapters(backend: Option<Backend>) -> Result<Vec<wgpu::Adapt
 /// Whether devices have subgroups although wgpu does not know it ([`subgroups_are_asked_for`]).
 static ASKED_FOR: AtomicBool = AtomicBool::new(false);
 
-/// Says that whoever opens devices asks for subgroups, where an adapter has them. wgpu's WebGPU backend cannot
-/// ask a browser for them; a page can.
+/// Says that whoever opens devices asks for subgroups, where an adapter has them. wgpu's WebGPU backend
+/// cannot ask a browser for them; a page can.
 pub fn subgroups_are_asked_for() {
     ASKED_FOR.store(true, Ordering::Relaxed);
 }

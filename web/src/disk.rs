@@ -88,8 +88,8 @@ pub fn spare() -> usize {
     disk::spare()
 }
 
-/// A model that comes from outside, piece by piece: one file, or a folder of files. It has its name when it is
-/// whole; if it is freed before, nothing is left.
+/// A model that comes from outside, piece by piece: one file, or a folder of files. It has its name when it
+/// is whole; if it is freed before, nothing is left.
 #[wasm_bindgen]
 pub struct Arrival {
     /// Where its files are until then.

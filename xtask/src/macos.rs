@@ -8,8 +8,8 @@ use crate::tools::{done, path_list};
 /// Apple silicon and Intel.
 const TARGETS: [&str; 2] = ["aarch64-apple-darwin", "x86_64-apple-darwin"];
 
-/// Runs clippy on the library, the app and the program, tests included, for macOS. Nothing is linked, which would need Apple's SDK;
-/// zig compiles the C code of dependencies.
+/// Runs clippy on the library, the app and the program, tests included, for macOS. Nothing is linked, which
+/// would need Apple's SDK; zig compiles the C code of dependencies.
 pub fn macos() -> Result<(), String> {
     let tools = zig(&[])?;
     done(Command::new("rustup").args(["target", "add"]).args(TARGETS))?;

@@ -190,8 +190,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock with the file `place`; `None` if it is taken. The file is removed while the lock is held,
-    /// so that another one's is never removed.
+    /// Takes the lock with the file `place`; `None` if it is taken. The file is removed while the lock is
+    /// held, so that another one's is never removed.
     ///
     /// # Errors
     /// Those of the operating system.

@@ -241,8 +241,8 @@ fn entry(cursor: &mut Cursor, alignment: usize) -> Result<Entry, Damage> {
     Ok(Entry { name, kind, shape, offset, len })
 }
 
-/// Finds each tensor's bytes in `file`, where those of the tensors begin at `start`. Tensors must not overlap:
-/// otherwise a small file could claim to be a huge model.
+/// Finds each tensor's bytes in `file`, where those of the tensors begin at `start`. Tensors must not
+/// overlap: otherwise a small file could claim to be a huge model.
 fn place(
     mut entries: Vec<Entry>,
     file: FileBytes<'_>,
