@@ -298,7 +298,11 @@ impl Tensor {
             let staging = staging?;
             let mapped = receiver.await;
             gpu.check("reading results back")?;
-            let failed = |message: String| Error::Gpu { doing: "reading results back".into(), message };
+            // A browser tells that the device is lost after it has refused to read.
+            let failed = |message: String| match cfg!(target_arch = "wasm32") {
+                true => Error::DeviceLost { doing: "reading results back".into(), message },
+                false => Error::Gpu { doing: "reading results back".into(), message },
+            };
             mapped.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
             let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
             drop(entry);
