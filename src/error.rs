@@ -220,7 +220,9 @@ impl Error {
             [] => String::new(),
             _ => format!(", except for those that cannot be used: {}", refused.join("; ")),
         };
-        let install = if cfg!(target_os = "linux") && !refused.is_empty() {
+        let install = if cfg!(target_arch = "wasm32") {
+            "update the browser or the GPU's driver, or use the program, which runs on more GPUs"
+        } else if cfg!(target_os = "linux") && !refused.is_empty() {
             "install a newer driver (of Mesa 22.3 or newer), or one for OpenGL (on Debian and Ubuntu: \
              apt-get install libegl1 libgl1-mesa-dri)"
         } else if cfg!(windows) {

@@ -197,7 +197,9 @@ async fn offered(backends: wgpu::Backends) -> (Vec<wgpu::Adapter>, Vec<String>) 
             reason.get_or_insert_with(|| format!("{name} is {has}, not {wanted}"));
         });
         let info = adapter.get_info();
-        refused.extend(reason.as_ref().map(|why| format!("{} ({:?}): {why}", info.name, info.backend)));
+        // Browsers give no name.
+        let name = if info.name.is_empty() { "the browser's GPU" } else { &info.name };
+        refused.extend(reason.as_ref().map(|why| format!("{name} ({:?}): {why}", info.backend)));
         reason.is_none()
     });
     (found, refused)

@@ -14,6 +14,7 @@ use super::fault::Faults;
 use super::kernel::{Compiled, Kernel};
 use super::memory::{Memory, Purpose};
 use super::options::{BACKGROUND_SECONDS, Options, Precision, SUBMIT_SECONDS};
+use super::pace::Pace;
 use super::poller::Poller;
 use super::profile::{KernelTime, Profiler};
 use super::recorder::UNIFORM_BYTES;
@@ -37,20 +38,6 @@ struct Reports {
 
 fn locked(reports: &Mutex<Reports>) -> MutexGuard<'_, Reports> {
     reports.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The least operations per second that a device is taken to do.
-const LEAST_RATE: f64 = 5e7;
-
-/// The limit on the work per submit, so that no submit exceeds the time limit of an operating system's GPU
-/// watchdog.
-struct Pace {
-    /// Estimated operations that fit in a submit.
-    budget: f64,
-    /// Target duration of a submit, in seconds.
-    aim: f64,
-    /// When the last finished submit ended.
-    last_done: Option<Instant>,
 }
 
 /// The token that wgpu asks for before it opens a device with experimental features.
@@ -86,7 +73,7 @@ pub struct Gpu {
     reports: Arc<Mutex<Reports>>,
     faults: Faults,
     background: bool,
-    pace: Arc<Mutex<Pace>>,
+    pace: Pace,
     poller: Poller,
     profiler: Option<Profiler>,
     pipeline_cache: Option<wgpu::PipelineCache>,
@@ -216,7 +203,7 @@ impl Gpu {
             reports,
             faults: options.faults.clone(),
             background: options.background,
-            pace: Arc::new(Mutex::new(Pace { budget: rate * aim, aim, last_done: None })),
+            pace: Pace::new(rate, aim),
         })
     }
 
@@ -460,16 +447,7 @@ impl Gpu {
         };
         if operations > 0.0 {
             let pace = self.pace.clone();
-            self.queue.on_submitted_work_done(move || {
-                let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
-                let now = Instant::now();
-                let began = pace.last_done.map_or(submitted, |last| last.max(submitted));
-                let fits = operations * pace.aim / (now - began).as_secs_f64().max(1e-4);
-                // Move halfway to what this submit suggests, and never by more than a factor of two at once.
-                pace.budget = (0.5 * (pace.budget + fits)).clamp(pace.budget * 0.5, pace.budget * 2.0);
-                pace.budget = pace.budget.max(LEAST_RATE * pace.aim);
-                pace.last_done = Some(now);
-            });
+            self.queue.on_submitted_work_done(move || pace.finished(operations, submitted));
             self.wait_for(&index);
             if self.background {
                 // Wait until this submit is done, so that the GPU is free during the sleep. The next readback
@@ -493,7 +471,7 @@ impl Gpu {
 
     /// Estimated operations that fit in one submit.
     pub(super) fn submit_budget(&self) -> f64 {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner).budget
+        self.pace.budget()
     }
 
     /// Makes the poller's thread deliver the callbacks of a submit as soon as the submit is finished.

@@ -9,6 +9,7 @@ mod fault;
 mod kernel;
 mod memory;
 mod options;
+mod pace;
 mod pipelines;
 mod poller;
 mod processor;

@@ -10,6 +10,7 @@ mod file_bytes;
 pub mod gguf;
 mod load;
 mod lora;
+mod safetensors_head;
 mod target_modules;
 mod weights;
 mod workspace;

@@ -5,11 +5,11 @@ use std::collections::{HashMap, HashSet};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, SafeTensorError};
 
 use super::DecoderConfig;
 use super::file_bytes::{FileBytes, Span};
 use super::gguf::{Gguf, Kind, Named, TensorInfo, in_halves};
+use super::safetensors_head::safetensors_head;
 use crate::error::setting;
 use crate::gpu::{Blocks, DType, Quantize};
 use crate::nn::{Part, transposed};
@@ -458,28 +458,6 @@ impl<'a> Weights<'a> {
             return Err(Error::input(place, expected, format!("a weight of {largest}"), fix));
         }
         Ok(Stored { dtype: quantize.dtype(), data: Elements::Blocks(blocks), ..stored })
-    }
-}
-
-/// The description of the tensors of a safetensors file, and where their bytes begin.
-fn safetensors_head(file: FileBytes) -> std::result::Result<(usize, Metadata), SafeTensorError> {
-    /// The most bytes of a description, as in the format's own reader.
-    const MOST: usize = 100_000_000;
-    let unread = |_| SafeTensorError::HeaderTooSmall;
-    let length = file.start(8).map_err(unread)?;
-    let length = length.first_chunk().ok_or(SafeTensorError::HeaderTooSmall)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).ok().filter(|length| *length <= MOST);
-    let start = 8 + length.ok_or(SafeTensorError::HeaderTooLarge)?;
-    if start > file.len() {
-        return Err(SafeTensorError::InvalidHeaderLength);
-    }
-    let head = file.start(start).map_err(unread)?;
-    let text = std::str::from_utf8(&head[8..]).map_err(SafeTensorError::InvalidHeader)?;
-    let metadata: Metadata =
-        serde_json::from_str(text).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
-    match start + metadata.data_len() == file.len() {
-        true => Ok((start, metadata)),
-        false => Err(SafeTensorError::MetadataIncompleteBuffer),
     }
 }
 

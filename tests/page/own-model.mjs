@@ -17,7 +17,7 @@ const { browser, page, outside } = await inTab({ chromium, playwright, url });
 page.setDefaultTimeout(500_000);
 const go = (name) => page.locator("nav").getByRole("link", { name, exact: true }).click();
 const press = (name) => page.getByRole("button", { name, exact: true }).click();
-const memory = async () => (await page.locator("#memory").innerText()).match(/[\d.]+ \w+/)[0];
+const memory = async () => (await page.locator("footer span").innerText()).match(/[\d.]+ \w+/)[0];
 
 // A file that is no model.
 await page.goto(url);

@@ -10,7 +10,7 @@ const NONE = "WebGPU works here, but there is no GPU that it may use. Update the
   + "browser; on Linux, WebGPU may have to be switched on in the browser's settings. The program itself runs "
   + "on more GPUs, and without one.";
 
-const SUBGROUPS = ["subgroups"];
+const SUBGROUPS = "subgroups";
 
 let loading = null;
 /// WebAssembly's memory, which only grows.
@@ -21,7 +21,7 @@ async function library() {
   loading ??= init();
   ({ memory } = await loading.catch((error) => { loading = null; throw error; }));
   const adapter = await navigator.gpu.requestAdapter();
-  if (adapter && SUBGROUPS.every((one) => adapter.features.has(one))) subgroups_are_asked_for();
+  if (adapter?.features.has(SUBGROUPS)) subgroups_are_asked_for();
 }
 
 let slots = null;
@@ -38,8 +38,9 @@ async function grow() {
 const { requestDevice } = globalThis.GPUAdapter?.prototype ?? {};
 if (requestDevice) {
   GPUAdapter.prototype.requestDevice = function withSubgroups(wanted = {}) {
-    const features = [...wanted.requiredFeatures ?? [], ...SUBGROUPS.filter((one) => this.features.has(one))];
-    return requestDevice.call(this, { ...wanted, requiredFeatures: features });
+    const own = wanted.requiredFeatures ?? [];
+    const requiredFeatures = this.features.has(SUBGROUPS) ? [...own, SUBGROUPS] : own;
+    return requestDevice.call(this, { ...wanted, requiredFeatures });
   };
 }
 

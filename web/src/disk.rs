@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use aweigh::Error;
-use aweigh::files::disk::store::Slots;
+use aweigh::files::disk::slots::Slots;
 use aweigh::files::disk::{self, File, TemporaryFolder};
 use aweigh_app::app::models::ADDED;
 use wasm_bindgen::prelude::*;

@@ -17,8 +17,6 @@ const TARGET: &str = "wasm32-unknown-unknown";
 const BUILT: &str = "target/web";
 /// The folders of the page's files: those of `aweigh app`, then its own, which take their place.
 const FOLDERS: [&str; 2] = ["app/src/app/page", "web/page"];
-/// What only the page of `aweigh app` needs.
-const OVER_HTTP: &str = "main.js";
 /// The style of charts.
 const CHART_STYLE: &str = "app/src/report_page/chart.css";
 /// The service worker, which gets the names of all files.
@@ -82,7 +80,7 @@ fn build() -> Result<(), String> {
         fs::copy(from, Path::new(BUILT).join(name)).map_err(|error| format!("{}: {error}", from.display()))
     };
     for folder in FOLDERS {
-        for name in names(Path::new(folder))?.iter().filter(|name| *name != OVER_HTTP) {
+        for name in names(Path::new(folder))? {
             copy(&Path::new(folder).join(name))?;
         }
     }

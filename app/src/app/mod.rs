@@ -155,8 +155,16 @@ impl App {
         self.activity().ending
     }
 
-    /// Asks everything to end: a run saves its state first, so that it can be resumed.
-    pub fn stop(&self) {
+    /// Ends everything, and waits until it has ended: a run saves its state first, so that it can be resumed.
+    pub async fn end(&self) {
+        for task in self.told_to_end() {
+            task.end().await;
+        }
+        self.current.close(None).await;
+    }
+
+    /// Asks everything to end. Returns what goes on until then.
+    fn told_to_end(&self) -> Vec<Task<()>> {
         let mut activity = self.activity();
         activity.ending = true;
         if let Some(job) = &activity.job {
@@ -165,16 +173,7 @@ impl App {
         if let Some(live) = &activity.run {
             live.pause();
         }
-    }
-
-    /// Ends everything, and waits until it has ended.
-    pub async fn end(&self) {
-        self.stop();
-        let tasks = std::mem::take(&mut self.activity().tasks);
-        for task in tasks {
-            task.end().await;
-        }
-        self.current.close(None).await;
+        std::mem::take(&mut activity.tasks)
     }
 }
 

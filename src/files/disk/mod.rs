@@ -2,6 +2,10 @@
 //! the tab keeps for this page (`store`).
 
 #[cfg(any(test, target_arch = "wasm32"))]
+mod index;
+#[cfg(any(test, target_arch = "wasm32"))]
+pub mod slots;
+#[cfg(any(test, target_arch = "wasm32"))]
 pub mod store;
 #[cfg(not(target_arch = "wasm32"))]
 mod system;

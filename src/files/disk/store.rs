@@ -11,97 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::{Component, Path};
 
-use serde::{Deserialize, Serialize};
-
 use super::PART;
-
-/// Open files without names. All numbers are below [`Slots::count`].
-pub trait Slots {
-    /// Number of slots. It may grow.
-    fn count(&self) -> usize;
-    /// Reads from byte `at`; returns how many bytes were read, 0 at the end.
-    ///
-    /// # Errors
-    /// Those of the browser.
-    fn read(&self, slot: usize, at: u64, bytes: &mut [u8]) -> io::Result<usize>;
-    /// Writes all bytes from byte `at` on.
-    ///
-    /// # Errors
-    /// Those of the browser, such as a full disk.
-    fn write(&mut self, slot: usize, at: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Size in bytes.
-    ///
-    /// # Errors
-    /// Those of the browser.
-    fn size(&self, slot: usize) -> io::Result<u64>;
-    /// Sets the size in bytes.
-    ///
-    /// # Errors
-    /// Those of the browser.
-    fn resize(&mut self, slot: usize, size: u64) -> io::Result<()>;
-    /// Waits until what was written is on the disk.
-    ///
-    /// # Errors
-    /// Those of the browser.
-    fn flush(&mut self, slot: usize) -> io::Result<()>;
-}
-
-/// Slots in memory: gone with the tab.
-#[derive(Debug)]
-pub struct Memory(Vec<Vec<u8>>);
-
-impl Memory {
-    /// `count` empty slots.
-    pub fn new(count: usize) -> Self {
-        Self(vec![Vec::new(); count])
-    }
-}
-
-impl Slots for Memory {
-    fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    fn read(&self, slot: usize, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
-        let rest = self.0[slot].get(at as usize..).unwrap_or_default();
-        let count = rest.len().min(bytes.len());
-        bytes[..count].copy_from_slice(&rest[..count]);
-        Ok(count)
-    }
-
-    fn write(&mut self, slot: usize, at: u64, bytes: &[u8]) -> io::Result<()> {
-        let (own, at) = (&mut self.0[slot], at as usize);
-        own.resize(own.len().max(at + bytes.len()), 0);
-        own[at..at + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn size(&self, slot: usize) -> io::Result<u64> {
-        Ok(self.0[slot].len() as u64)
-    }
-
-    fn resize(&mut self, slot: usize, size: u64) -> io::Result<()> {
-        self.0[slot].resize(size as usize, 0);
-        Ok(())
-    }
-
-    fn flush(&mut self, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// What the index holds. Names are paths with `/`, without one in front.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Index {
-    /// [`FORMAT`].
-    format: u32,
-    /// Raised with each change.
-    number: u64,
-    /// The slot of each file.
-    files: BTreeMap<String, usize>,
-    /// All folders but the root.
-    folders: BTreeSet<String>,
-}
+use super::index::{INDEX, Index};
+use super::slots::{Slots, in_memory, part};
 
 /// A file that is open: its slot, and which of the slot's files it is, so that a file that was removed is not
 /// taken for the next one there.
@@ -120,13 +32,6 @@ pub struct Store {
     /// Names whose lock is taken.
     locked: BTreeSet<String>,
 }
-
-/// The slots of the index.
-const INDEX: usize = 2;
-/// Version of the index: raised when an earlier version of this program could not read it.
-const FORMAT: u32 = 1;
-/// The size of the index's slots is a multiple of this many bytes.
-const STEP: usize = 64 << 10;
 
 fn missing(name: &str) -> io::Error {
     io::Error::new(ErrorKind::NotFound, format!("no file or folder {name:?}"))
@@ -154,56 +59,6 @@ fn is_within(name: &str, folder: &str) -> bool {
     folder.is_empty() || name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// What a slot of the index holds.
-enum Found {
-    Nothing,
-    Damaged,
-    Index(Index),
-}
-
-impl Found {
-    fn index(self) -> Option<Index> {
-        if let Self::Index(index) = self { Some(index) } else { None }
-    }
-}
-
-/// The index in `slot`.
-fn index_in(slots: &dyn Slots, slot: usize) -> io::Result<Found> {
-    let bytes = part(slots, slot, 0, in_memory(slots.size(slot)?)?)?;
-    if bytes.iter().all(|byte| *byte == 0) {
-        return Ok(Found::Nothing);
-    }
-    let word = |at: usize| bytes.get(at..at + 4).map(|word| [word[0], word[1], word[2], word[3]]);
-    let text = word(4).and_then(|len| bytes.get(8..)?.get(..u32::from_le_bytes(len) as usize));
-    let whole = text.filter(|text| word(0) == Some(crc32fast::hash(text).to_le_bytes()));
-    let index = whole.and_then(|text| serde_json::from_slice(text).ok());
-    Ok(index.map_or(Found::Damaged, Found::Index))
-}
-
-/// A size in bytes of what is to be in memory.
-///
-/// # Errors
-/// A size that memory cannot have.
-pub fn in_memory(size: u64) -> io::Result<usize> {
-    usize::try_from(size)
-        .map_err(|_| io::Error::other(format!("{size} bytes: a tab can use files of up to 4 GiB")))
-}
-
-/// `len` bytes of a slot from byte `at` on.
-fn part(slots: &dyn Slots, slot: usize, at: u64, len: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len).map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
-    bytes.resize(len, 0);
-    let mut done = 0;
-    while done < len {
-        match slots.read(slot, at + done as u64, &mut bytes[done..])? {
-            0 => return Err(ErrorKind::UnexpectedEof.into()),
-            count => done += count,
-        }
-    }
-    Ok(bytes)
-}
-
 impl Store {
     /// The files in `slots`, which hold an earlier store's or are empty. What was being written when the
     /// earlier store ended is removed.
@@ -212,21 +67,7 @@ impl Store {
     /// Fewer than three slots; an index that is damaged, or of a later version of this program; those of the
     /// browser.
     pub fn open(mut slots: Box<dyn Slots>) -> io::Result<Self> {
-        if slots.count() <= INDEX {
-            return Err(io::Error::other("too few slots"));
-        }
-        let invalid = |text| Err(io::Error::new(ErrorKind::InvalidData, text));
-        let found = (0..INDEX).map(|slot| index_in(&*slots, slot)).collect::<io::Result<Vec<_>>>()?;
-        let is_empty = found.iter().all(|found| matches!(found, Found::Nothing));
-        let newest = found.into_iter().filter_map(Found::index).max_by_key(|index| index.number);
-        let mut index = match newest {
-            Some(index) if index.format != FORMAT => {
-                return invalid("the files were kept by a later version of this page: reload it");
-            }
-            Some(index) => index,
-            None if is_empty => Index { format: FORMAT, ..Index::default() },
-            None => return invalid("the list of files is damaged: clear this site's data in the browser"),
-        };
+        let mut index = Index::read(&*slots)?;
         let count = slots.count();
         let is_part = |name: &str| name.split('/').any(|part| part.starts_with(PART));
         index.files.retain(|name, slot| *slot < count && !is_part(name));
@@ -254,28 +95,9 @@ impl Store {
         let mut index = self.index.clone();
         change(&mut index);
         index.number += 1;
-        let text = serde_json::to_vec(&index)?;
-        let head = [crc32fast::hash(&text).to_le_bytes(), (text.len() as u32).to_le_bytes()].concat();
-        let bytes = [head, text].concat();
-        let slot = (index.number % INDEX as u64) as usize;
-        let written = self.write_index(slot, &bytes);
-        if written.is_err() {
-            // It may be on the disk anyway: what memory has counts. If this fails too, the checksum of what
-            // was half written tells.
-            let _ = self.slots.write(slot, 0, &[0; 8]);
-            return written;
-        }
+        index.write(&mut *self.slots)?;
         self.index = index;
         Ok(())
-    }
-
-    fn write_index(&mut self, slot: usize, bytes: &[u8]) -> io::Result<()> {
-        let wide = bytes.len().next_multiple_of(STEP) as u64;
-        if self.slots.size(slot)? < wide {
-            self.slots.resize(slot, wide)?;
-        }
-        self.slots.write(slot, 0, bytes)?;
-        self.slots.flush(slot)
     }
 
     fn slot(&self, name: &str) -> io::Result<usize> {
@@ -514,175 +336,4 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::RefCell;
-    use std::rc::Rc;
-
-    use super::*;
-
-    /// Slots that outlive a store, and whose writes can fail.
-    #[derive(Clone)]
-    struct Kept(Rc<RefCell<Memory>>, Rc<RefCell<usize>>);
-
-    impl Kept {
-        fn new() -> Self {
-            Self(Rc::new(RefCell::new(Memory::new(12))), Rc::new(RefCell::new(usize::MAX)))
-        }
-
-        fn store(&self) -> Store {
-            Store::open(Box::new(self.clone())).unwrap()
-        }
-    }
-
-    impl Slots for Kept {
-        fn count(&self) -> usize {
-            self.0.borrow().count()
-        }
-
-        fn read(&self, slot: usize, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
-            // As some browsers, at most 5 bytes at a time.
-            let count = bytes.len().min(5);
-            self.0.borrow().read(slot, at, &mut bytes[..count])
-        }
-
-        fn write(&mut self, slot: usize, at: u64, bytes: &[u8]) -> io::Result<()> {
-            let mut left = self.1.borrow_mut();
-            if *left == 0 {
-                // Half of it is written, and then the disk is full.
-                self.0.borrow_mut().write(slot, at, &bytes[..bytes.len() / 2])?;
-                return Err(ErrorKind::StorageFull.into());
-            }
-            *left -= 1;
-            self.0.borrow_mut().write(slot, at, bytes)
-        }
-
-        fn size(&self, slot: usize) -> io::Result<u64> {
-            self.0.borrow().size(slot)
-        }
-
-        fn resize(&mut self, slot: usize, size: u64) -> io::Result<()> {
-            self.0.borrow_mut().resize(slot, size)
-        }
-
-        fn flush(&mut self, slot: usize) -> io::Result<()> {
-            self.0.borrow_mut().flush(slot)
-        }
-    }
-
-    fn put(store: &mut Store, path: &str, bytes: &[u8]) -> io::Result<()> {
-        let file = store.create(Path::new(path))?;
-        store.write_at(file, 0, bytes)
-    }
-
-    #[test]
-    fn files_are_found_again_by_the_next_store() {
-        let slots = Kept::new();
-        let mut store = slots.store();
-        assert!(put(&mut store, "/a/b/c.txt", b"").is_err(), "no such folder");
-        store.create_folders(Path::new("/a/b")).unwrap();
-        put(&mut store, "/a/b/c.txt", b"twelve bytes").unwrap();
-        put(&mut store, "a/b/../d.txt", b"d").unwrap();
-        assert!(store.create_folders(Path::new("a/d.txt/e")).is_err());
-        assert!(store.create(Path::new("a")).is_err());
-        let mut store = slots.store();
-        assert_eq!(store.names(Path::new("/")).unwrap(), ["a"]);
-        assert_eq!(store.names(Path::new("a/")).unwrap(), ["b", "d.txt"]);
-        assert_eq!(store.read(Path::new("./a/b/c.txt")).unwrap(), b"twelve bytes");
-        assert!(store.is_dir(Path::new("a/b")) && !store.is_file(Path::new("a/b")));
-        store.rename(Path::new("a/d.txt"), Path::new("a/b/c.txt")).unwrap();
-        assert_eq!(store.read(Path::new("a/b/c.txt")).unwrap(), b"d");
-        assert_eq!(store.spare(), 12 - INDEX - 1);
-        store.rename(Path::new("a/b"), Path::new("e")).unwrap();
-        assert_eq!(slots.store().read(Path::new("e/c.txt")).unwrap(), b"d");
-        assert!(store.rename(Path::new("e"), Path::new("e/f")).is_err());
-        store.remove(Path::new("e")).unwrap();
-        assert!(!slots.store().is_file(Path::new("e/c.txt")));
-        assert_eq!(slots.store().names(Path::new("")).unwrap(), ["a"]);
-    }
-
-    #[test]
-    fn an_open_file_that_was_removed_is_not_the_next_one_in_its_slot() {
-        let mut store = Kept::new().store();
-        let file = store.create(Path::new("a")).unwrap();
-        store.write_at(file, 0, b"one").unwrap();
-        assert_eq!(store.read_part(file, 1, 2).unwrap(), b"ne");
-        assert!(store.read_part(file, 1, 3).is_err(), "it ends before");
-        store.rename(Path::new("a"), Path::new("b")).unwrap();
-        store.write_at(file, 3, b" two").unwrap();
-        store.remove(Path::new("b")).unwrap();
-        put(&mut store, "c", b"new").unwrap();
-        assert!(store.write_at(file, 0, b"old").is_err());
-        assert_eq!(store.read(Path::new("c")).unwrap(), b"new");
-        assert!(store.read_part(file, 0, 1).is_err());
-        assert!(store.lock(Path::new("c/lock")) && !store.lock(Path::new("/c/lock")));
-        store.unlock(Path::new("c/lock"));
-        assert!(store.lock(Path::new("c/lock")));
-    }
-
-    #[test]
-    fn a_change_that_fails_half_way_is_none() {
-        let slots = Kept::new();
-        let mut store = slots.store();
-        store.create_folders(Path::new("run/new")).unwrap();
-        for name in ["run/new/a", "run/new/b"] {
-            put(&mut store, name, b"x").unwrap();
-        }
-        *slots.1.borrow_mut() = 0;
-        assert!(store.rename(Path::new("run/new"), Path::new("run/checkpoint-1")).is_err());
-        assert!(store.is_file(Path::new("run/new/a")));
-        // The tab is closed: what the next one finds is what was there before.
-        let mut store = slots.store();
-        assert_eq!(store.names(Path::new("run")).unwrap(), ["new"]);
-        *slots.1.borrow_mut() = usize::MAX;
-        store.rename(Path::new("run/new"), Path::new("run/checkpoint-1")).unwrap();
-        assert_eq!(slots.store().names(Path::new("run/checkpoint-1")).unwrap(), ["a", "b"]);
-    }
-
-    #[test]
-    fn a_damaged_index_is_told_and_the_one_before_it_counts() {
-        let slots = Kept::new();
-        let mut store = slots.store();
-        put(&mut store, "a", b"x").unwrap();
-        put(&mut store, "b", b"y").unwrap();
-        let spoil = |slot: usize| slots.0.borrow_mut().write(slot, 20, b"?").unwrap();
-        let newest = (store.index.number % 2) as usize;
-        spoil(newest);
-        assert_eq!(slots.store().names(Path::new("")).unwrap(), ["a"]);
-        spoil(1 - newest);
-        let open = || Store::open(Box::new(slots.clone())).map(drop);
-        assert!(open().unwrap_err().to_string().contains("is damaged"));
-        // A later version's.
-        let slots = Kept::new();
-        let mut store = slots.store();
-        store.change(|index| index.format = 9).unwrap();
-        let open = || Store::open(Box::new(slots.clone())).map(drop);
-        assert!(open().unwrap_err().to_string().contains("a later version"));
-    }
-
-    #[test]
-    fn what_was_being_written_is_gone_and_unnamed_slots_are_empty() {
-        let slots = Kept::new();
-        let mut store = slots.store();
-        store.create_folders(Path::new("run/.aweigh-0.part")).unwrap();
-        put(&mut store, "run/.aweigh-0.part/a", b"x").unwrap();
-        put(&mut store, "run/.aweigh-1.part", b"y").unwrap();
-        put(&mut store, "run/a", b"z").unwrap();
-        slots.0.borrow_mut().write(11, 0, b"left over").unwrap();
-        let store = slots.store();
-        assert_eq!(store.names(Path::new("run")).unwrap(), ["a"]);
-        assert_eq!(store.spare(), 12 - INDEX - 1);
-        assert_eq!(slots.0.borrow().size(11).unwrap(), 0);
-    }
-
-    #[test]
-    fn too_many_files_are_an_error() {
-        let mut store = Kept::new().store();
-        for i in 0..10 {
-            put(&mut store, &i.to_string(), b"x").unwrap();
-        }
-        assert_eq!(store.spare(), 0);
-        assert!(put(&mut store, "more", b"x").unwrap_err().to_string().contains("too many files"));
-        store.remove(Path::new("3")).unwrap();
-        put(&mut store, "more", b"x").unwrap();
-    }
-}
+mod tests;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::PART;
-use super::store::{Memory, Opened, Slots, Store, in_memory};
+use super::slots::{Memory, Slots, in_memory};
+use super::store::{Opened, Store};
 use crate::model::{FileBytes, ReadBytes};
 
 thread_local! {

@@ -7,7 +7,11 @@ import { start } from "./page.js";
 
 const worker = new Worker();
 const going = ["loading", "running", "pausing", "finishing"];
-const memory = document.getElementById("memory");
+const memory = h("span");
+const footer = document.querySelector("footer");
+footer.append(h("p", {}, "All of it runs in this tab, on your own GPU. Nothing is sent anywhere. ",
+  h("a", { href: "./check.html" }, "Does your GPU compute correctly?"), " ", memory));
+footer.hidden = false;
 let state = null;
 
 /// Saves what is at `path` as a file.
