@@ -1,4 +1,4 @@
-//! How much work goes into a submit: no submit may exceed the time limit of an operating system's GPU watchdog.
+//! How much work goes into a submit: none may exceed the time limit of an operating system's GPU watchdog.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
