@@ -119,6 +119,7 @@ async fn train(folder: &str, steps: usize) -> aweigh::Result<()> {
         });
         let rows = rows.collect::<aweigh::Result<Vec<_>>>()?;
         let batch = MicroBatch {
+            weights: Vec::new(),
             groups: rows.iter().map(group).collect(),
             retained: None,
             reference: Vec::new(),

@@ -1,7 +1,8 @@
 // The loss of each group and dL/dlogp of each token, from log-probs. A group's last sequence is the negative
 // (rejected), those before it are the anchors (or the one chosen). A score is a log-ratio, or a
-// log-prob if `relative` is 0, and with `per_token` its mean over the tokens; up is the mean score of the
-// anchors, down that of the negative (at least `floor`), z = beta * up - alpha * down - gamma. Formulas:
+// log-prob if `relative` is 0, and with `per_token` its mean over the tokens; each token's log-prob is
+// multiplied by its weight. up is the mean score of the anchors, down that of the negative (at least
+// `floor`), z = beta * up - alpha * down - gamma. Formulas:
 //   MEAN          weight * mean score of all sequences                     SFT, gradient ascent
 //   UNLIKELIHOOD  -mean over tokens of log(1 - p)                          Welleck et al., 1908.04319
 //   LOGISTIC      weight * ((1 - smoothing) softplus(-z)
@@ -14,8 +15,8 @@
 //                 alpha * (1 - sigmoid(beta * (kl - down))) of a rejected one
 // and sft_weight times the anchors' SFT loss is added. loss/formula.rs has every method separately, with its
 // source.
-// One workgroup per group. Writes: outcome =, coefficient =. Coefficients are divided by `divisor`, the
-// number of groups in the optimizer batch.
+// One workgroup per group, whose lanes share out the sequences. Writes: outcome =, coefficient =.
+// Coefficients are divided by `divisor`, the number of groups in the optimizer batch.
 #import common/index
 struct Params {
     groups: u32, formula: u32, relative: u32, per_token: u32,
@@ -26,8 +27,8 @@ struct Params {
 @group(0) @binding(1) var<storage, read> spans: array<vec2<u32>>;         // (G): first sequence, end sequence
 @group(0) @binding(2) var<storage, read> rows: array<vec2<u32>>;          // (S): first row, end row
 @group(0) @binding(3) var<storage, read> stats: array<f32>;               // (3, R): logp, lse, entropy
-@group(0) @binding(4) var<storage, read> policy: array<f32>;              // (2, S): logp, entropy
-// (S): logp under the reference, which is r- for anchors and r+ for the negative
+@group(0) @binding(4) var<storage, read> weights: array<f32>;             // (R): of each token's logp
+// (S): weighted logp under the reference, which is r- for anchors and r+ for the negative
 @group(0) @binding(5) var<storage, read> reference: array<f32>;
 // (G): loss, margin, anchors' reward, negative's reward
 @group(0) @binding(6) var<storage, read_write> outcome: array<vec4<f32>>;
@@ -52,9 +53,22 @@ fn is_empty(s: u32) -> bool { return rows[s].x == rows[s].y; }
 
 // dscore/dlogp of one of the sequence's tokens.
 fn share(s: u32) -> f32 { return select(1.0, 1.0 / tokens(s), p.per_token == 1u); }
-fn score(s: u32) -> f32 {
-    if p.relative == 1u { return (policy[s] - reference[s]) * share(s); }
-    return policy[s] * share(s);
+
+// The weighted logp of each of 64 sequences. The sums have the order of sequence_sum: with weights of 1 they
+// are its bits, as those of the reference are.
+var<workgroup> sums: array<f32, 64>;
+fn sum_up(s: u32, end: u32, lane: u32) {
+    var logp = 0.0;
+    if s < end {
+        for (var r = rows[s].x; r < rows[s].y; r++) { logp += weights[r] * stats[r]; }
+    }
+    workgroupBarrier();
+    sums[lane] = logp;
+    workgroupBarrier();
+}
+fn score(s: u32, sum: f32) -> f32 {
+    if p.relative == 1u { return (sum - reference[s]) * share(s); }
+    return sum * share(s);
 }
 
 // -log(1 - e^logp), and its derivative. Near logp = 0, 1 - e^logp is computed as a series: WGSL has no expm1.
@@ -112,14 +126,22 @@ fn main(
     let last = spans[g].y - 1u;
     let all = f32(last + 1u - first);
     let anchors = max(all - 1.0, 1.0);
-    // Every lane computes the same sums; the tokens are divided among the lanes.
     var up = 0.0;
     var imitated = 0.0;
-    for (var s = first; s < last; s++) {
-        up += score(s) / anchors;
-        imitated += policy[s] / (tokens(s) * anchors);
+    var down = 0.0;
+    for (var begin = first; begin <= last; begin += 64u) {
+        sum_up(begin + lane, last + 1u, lane);
+        // Every lane adds up all scores.
+        for (var s = begin; s < min(begin + 64u, last + 1u); s++) {
+            let sum = sums[s - begin];
+            if s == last {
+                down = score(s, sum);
+            } else {
+                up += score(s, sum) / anchors;
+                imitated += sum / (tokens(s) * anchors);
+            }
+        }
     }
-    let down = score(last);
     var loss = formula(up, max(down, p.floor), !is_empty(first));
     if down < p.floor { loss.z = 0.0; }
     loss.x -= p.sft_weight * imitated;
@@ -136,14 +158,14 @@ fn main(
         for (var r = rows[s].x + lane; r < rows[s].y; r += 64u) {
             var d = of_score - of_tokens;
             if p.formula == UNLIKELIHOOD { d = unlikelihood(stats[r]).y / (tokens(s) * all); }
-            coefficient[r] = d / p.divisor;
+            coefficient[r] = d * weights[r] / p.divisor;
         }
     }
     if lane == 0u {
         if p.formula == UNLIKELIHOOD {
             for (var s = first; s <= last; s++) {
                 for (var r = rows[s].x; r < rows[s].y; r++) {
-                    loss.x += unlikelihood(stats[r]).x / (tokens(s) * all);
+                    loss.x += weights[r] * unlikelihood(stats[r]).x / (tokens(s) * all);
                 }
             }
         }

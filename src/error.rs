@@ -18,6 +18,7 @@ pub(crate) fn setting(key: &str) -> String {
         true if key == "gpu.adapter" => "--gpu".into(),
         true if key == "gpu.backend" => "--backend".into(),
         true if key == "retain.form" => "--retain".into(),
+        true if key == "anchors.choice" => "--anchors".into(),
         true => format!("--{}", key.replace(['_', '.'], "-")),
         false => key.to_owned(),
     }

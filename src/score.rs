@@ -1,4 +1,4 @@
-//! Log-probs of given answers, without a training step.
+//! Log-probs and hidden states of given answers, without a training step.
 
 use crate::Result;
 use crate::data::packing::{Group, Packed, split};
@@ -65,6 +65,38 @@ pub(crate) async fn score_in(
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<Vec<Vec<Scored>>> {
     score_batches(gpu, decoder, pass, batches(groups, budget), capacity, progress).await
+}
+
+/// The mean hidden state `(D)` of each response of `groups` under `pass`: after the last norm, over the
+/// states that predict the response's tokens. In batches of at most `budget` tokens, in a workspace of the
+/// given capacity; `progress` as in [`score`].
+pub(crate) async fn mean_states_in(
+    gpu: &Gpu,
+    decoder: &Decoder,
+    pass: Pass<'_>,
+    groups: &[Group<'_>],
+    (budget, capacity): (usize, Capacity),
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Vec<Vec<Vec<f32>>>> {
+    let mut ws = decoder.workspace(gpu, capacity)?;
+    let width = decoder.config().width;
+    let mut results = Vec::new();
+    for packed in batches(groups, budget) {
+        let mut rec = Recorder::new(gpu);
+        ws.load(&mut rec, &packed)?;
+        let states = decoder.states(&mut rec, pass, &ws)?;
+        rec.submit();
+        let states = states.slice(0, packed.predict.len() * width).read_f32(gpu).await?;
+        let mean = |[first, end]: [u32; 2]| -> Vec<f32> {
+            let rows = &states[first as usize * width..end as usize * width];
+            let sum = |i: usize| rows[i..].iter().step_by(width).sum::<f32>();
+            (0..width).map(|i| sum(i) / (end - first).max(1) as f32).collect()
+        };
+        let of_group = |[first, end]: [u32; 2]| (first..end).map(|s| mean(packed.rows[s as usize])).collect();
+        results.extend(packed.groups.iter().map(|group| of_group(*group)));
+        progress(packed.groups.len(), packed.tokens.len())?;
+    }
+    Ok(results)
 }
 
 fn batches(groups: &[Group], budget: usize) -> Vec<Packed> {

@@ -1,6 +1,8 @@
 //! Whole runs on a tiny model: references of every kind, online anchors, the stop rule, batches that are
 //! split.
 
+#[path = "align/choices.rs"]
+mod choices;
 mod common;
 #[path = "align/methods.rs"]
 mod methods;
@@ -43,6 +45,7 @@ fn examples(n: u32, first: u32) -> Vec<Example> {
             sampling_ids: [vec![11, 12], prompt_ids.clone()].concat(),
             prompt_ids,
             negative_ids: Some([ids(i + 7, 4), vec![2]].concat()),
+            negative_weights: None,
             chosen_ids: Some([ids(i + 13, 3), vec![2]].concat()),
             anchor_ids: Vec::new(),
             kl_ids: None,

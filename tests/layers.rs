@@ -35,8 +35,13 @@ const MODULES: [(&str, &str, &str); 22] = [
     ),
     ("score", "error gpu data nn model", "log-probs of given answers"),
     (
+        "eval",
+        "error loss gpu data model sample score",
+        "trained judges, word lists, statistics, comparisons; shares of bad answers",
+    ),
+    (
         "train",
-        "error loss gpu data kernels nn optim model config sample score",
+        "error loss gpu data kernels nn optim model config sample score eval",
         "a run: setup, plan, anchors, references, steps, evaluation, stop rule, its state",
     ),
     (
@@ -44,7 +49,6 @@ const MODULES: [(&str, &str, &str); 22] = [
         "error gpu data kernels nn model config sample score",
         "the built-in model, its generated texts and their exact judge",
     ),
-    ("eval", "error gpu data model sample score", "trained judges, word lists, statistics, comparisons"),
     ("files", "error gpu data model train tiny", "folders, memory maps, checkpoints, the Hub"),
     ("selftest", "error rng loss reference gpu data kernels nn model", "every kernel against its reference"),
     (
@@ -54,7 +58,7 @@ const MODULES: [(&str, &str, &str); 22] = [
     ),
     (
         "run",
-        "error loss gpu data model config sample score train files paranoid",
+        "error loss gpu data model config sample score eval train files paranoid",
         "a whole run: plan, checkpoints, recovery, results",
     ),
     ("bench", "error rng loss gpu data kernels nn optim model sample train", "what `aweigh bench` times"),

@@ -119,8 +119,13 @@ fn step(decoder: Decoder, formula: Formula, micro_batches: &[&[Group]]) -> Step 
     let count = micro_batches.iter().map(|groups| groups.len()).sum();
     let (mut losses, mut logps) = (Vec::new(), Vec::new());
     for groups in micro_batches {
-        let batch =
-            MicroBatch { groups: groups.to_vec(), retained: None, reference: references(groups), kl: KL };
+        let batch = MicroBatch {
+            groups: groups.to_vec(),
+            retained: None,
+            weights: Vec::new(),
+            reference: references(groups),
+            kl: KL,
+        };
         for outcome in
             block_on(trainer.accumulate(&batch, count).expect("a micro-batch")).expect("its outcome").groups
         {
@@ -226,7 +231,7 @@ proptest! {
             first = own.end;
             let reference: Vec<f64> = group.responses.iter().map(|r| f64::from(reference(r))).collect();
             let policy: Vec<&[f64]> = tokens[own].iter().map(Vec::as_slice).collect();
-            formula::forward(D2O, &policy, &reference, formula::Terms::default())
+            formula::forward(D2O, &policy, None, &reference, formula::Terms::default())
         }).collect();
         let losses: Vec<f32> = outcomes.iter().map(|outcome| outcome.loss as f32).collect();
         near("losses", &packed.losses, &losses)?;
@@ -354,8 +359,13 @@ fn ten_steps(seed: u32) -> Vec<u8> {
     let mut trainer = trainer(fresh(seed, 0.1), D2O, seed);
     for _ in 0..10 {
         for group in groups.chunks(1) {
-            let batch =
-                MicroBatch { groups: group.to_vec(), retained: None, reference: references(group), kl: 0.0 };
+            let batch = MicroBatch {
+                groups: group.to_vec(),
+                retained: None,
+                weights: Vec::new(),
+                reference: references(group),
+                kl: 0.0,
+            };
             block_on(trainer.accumulate(&batch, groups.len()).expect("a micro-batch")).expect("its outcomes");
         }
         block_on(trainer.step(1e-2).expect("a step")).expect("its norm");

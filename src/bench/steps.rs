@@ -68,7 +68,13 @@ pub async fn step(
     let loss = Loss { formula: Formula::Sft, length_normalize: false, negative_floor: None };
     let mut trainer = Trainer::new(gpu, decoder, optimizer, loss, 0);
     let group = Group { prompt: &ids[..1], responses: vec![&ids[1..]] };
-    let micro = MicroBatch { groups: vec![group; batch], retained: None, reference: Vec::new(), kl: 0.0 };
+    let micro = MicroBatch {
+        groups: vec![group; batch],
+        retained: None,
+        reference: Vec::new(),
+        weights: Vec::new(),
+        kl: 0.0,
+    };
     let (mut seconds, mut found, mut held) = (Vec::new(), 0.0, [Held::default(); 2]);
     let mut dispatches = 0;
     for run in 0..=runs {

@@ -23,7 +23,7 @@ use crate::optim::LrScheduler;
 pub use file::Layer;
 pub use sections::*;
 pub use values::{
-    Beta, MemorySize, OnlineSampler, OrNone, Overlong, Preset, ReferenceSource, TruncationSide,
+    AnchorChoice, Beta, MemorySize, OnlineSampler, OrNone, Overlong, Preset, ReferenceSource, TruncationSide,
 };
 
 /// A run's settings from one source; every key may be absent. Also declares the flags of `align`.

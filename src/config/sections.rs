@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{Beta, MemorySize, OnlineSampler, OrNone, Overlong, ReferenceSource, TruncationSide};
+use super::values::{
+    AnchorChoice, Beta, MemorySize, OnlineSampler, OrNone, Overlong, ReferenceSource, TruncationSide,
+};
 use crate::data::{Label, Rule};
 use crate::gpu::{Backend, Precision, Quantize};
 use crate::loss::{Method, Retain};
@@ -152,6 +154,11 @@ section! {
     /// times. Anchors given in the training rows are not filtered. Without this, --unwanted filters by its
     /// opposite [default: none]
     (long, value_name = "RULE|none") anchor_filter: OrNone<Rule> = OrNone(None);
+    /// Which sampled anchors are used (d2o only): "all"; "pu" estimates from the flagged answers how many of
+    /// the anchors are like them, and leaves those out; "pu_weight" weighs each by the probability that it is
+    /// good instead; "meter:METER" leaves out those that a meter of "aweigh eval" scores above 0.5 [default:
+    /// all]
+    (long = "anchors", value_name = "WHICH") choice: AnchorChoice = AnchorChoice::All;
     optional:
     /// From this step on, resample anchors from the model as it trains. Without this, anchors are sampled
     /// once, before the first step

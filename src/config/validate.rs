@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::{
-    Beta, MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RetainConfig, RunConfig, StopConfig,
+    AnchorChoice, Beta, MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RetainConfig, RunConfig,
+    StopConfig,
 };
 use crate::error::{Error, Result, setting, setting_to};
 use crate::loss::{Method, Retain};
@@ -291,7 +292,7 @@ fn stop(config: &RunConfig, places: &Places) -> Result<()> {
 /// A sentence that names the changed settings that the method ignores.
 fn unused(config: &RunConfig) -> Option<String> {
     use Method::*;
-    let (given, usual) = (&config.method, MethodConfig::default());
+    let (given, usual, anchors) = (&config.method, MethodConfig::default(), &config.anchors);
     let method = given.method;
     let initial = |source: &ReferenceSource| *source == ReferenceSource::Initial;
     let referred = matches!(method, D2o | Dpo | Ipo | Hinge | Kto | Npo);
@@ -305,8 +306,9 @@ fn unused(config: &RunConfig) -> Option<String> {
         ("sft_weight", given.sft_weight != usual.sft_weight, method == Slic),
         ("desirable_weight", given.desirable_weight != usual.desirable_weight, method == Kto),
         ("undesirable_weight", given.undesirable_weight != usual.undesirable_weight, method == Kto),
-        ("anchor_filter", config.anchors.anchor_filter.is_some(), method.is_of_negatives()),
-        ("anchor_examples", config.anchors.anchor_examples.is_some(), method.is_of_negatives()),
+        ("anchors.choice", anchors.choice != AnchorChoice::All, method == D2o),
+        ("anchor_filter", anchors.anchor_filter.is_some(), method.is_of_negatives()),
+        ("anchor_examples", anchors.anchor_examples.is_some(), method.is_of_negatives()),
         // Methods that learn from flagged answers only have anchors for their held-out prompts.
         ("num_samples", given.num_samples != usual.num_samples, method.is_of_negatives()),
         ("length_normalize", given.length_normalize, matches!(method, D2o | Dpo | Hinge | Slic | Kto | Npo)),

@@ -53,6 +53,55 @@ choice! {
     }
 }
 
+/// Which of the sampled anchors are used.
+///
+/// As text `all`, `pu`, `pu_weight`, or `meter:METER`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum AnchorChoice {
+    /// All of them.
+    All,
+    /// Those that are least like the flagged answers; how many are left out is estimated.
+    Pu,
+    /// All, each weighed by the probability that it is good.
+    PuWeight,
+    /// Those that this meter does not call bad.
+    Meter(String),
+}
+
+impl FromStr for AnchorChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("meter:")) {
+            ("all", _) => Ok(Self::All),
+            ("pu", _) => Ok(Self::Pu),
+            ("pu_weight", _) => Ok(Self::PuWeight),
+            (_, Some(meter)) if !meter.is_empty() => Ok(Self::Meter(meter.into())),
+            _ => Err("expected all, pu, pu_weight or meter:METER".into()),
+        }
+    }
+}
+
+impl TryFrom<String> for AnchorChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<AnchorChoice> for String {
+    fn from(choice: AnchorChoice) -> Self {
+        match choice {
+            AnchorChoice::All => "all".into(),
+            AnchorChoice::Pu => "pu".into(),
+            AnchorChoice::PuWeight => "pu_weight".into(),
+            AnchorChoice::Meter(meter) => format!("meter:{meter}"),
+        }
+    }
+}
+
 choice! {
     /// Settings for a case, below those of a file and of flags.
     Preset {

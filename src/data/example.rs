@@ -2,7 +2,7 @@
 
 use super::lengths::{LengthCounts, LengthLimits, Overlong, Truncation, limit};
 use super::{ChatTokenizer, Completion, Message, Prompt, Row};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, setting};
 
 /// Which answers a method learns from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub struct Example {
     pub sampling_ids: Vec<u32>,
     /// The flagged answer with its end token (without an end token if the answer was cut).
     pub negative_ids: Option<Vec<u32>>,
+    /// The weight of each token of the flagged answer in the loss; `None` for 1 everywhere.
+    pub negative_weights: Option<Vec<f32>>,
     /// The good answer with its end token (without an end token if the answer was cut).
     pub chosen_ids: Option<Vec<u32>>,
     /// The row's own anchors with their end tokens (without one if they were cut); empty if anchors are
@@ -131,13 +133,19 @@ fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleO
         .iter()
         .take(options.anchors)
         .map(|anchor| tokenizer.encode_completion(&row.prompt, anchor));
+    let negative_ids = answer(row.negative())?;
+    let marked = row.weights.as_ref().zip(row.negative()).zip(negative_ids.as_ref());
+    let negative_weights = marked
+        .map(|((marks, answer), ids)| marks.of_tokens(tokenizer, &prompt_ids, ids, answer.text()))
+        .transpose()?;
     Ok(Example {
         line: row.line,
         row: index,
         prompt: row.prompt.clone(),
         prompt_ids,
         sampling_ids,
-        negative_ids: answer(row.negative())?,
+        negative_ids,
+        negative_weights,
         chosen_ids: answer(row.positive())?,
         anchor_ids: anchors.collect::<Result<_>>()?,
         kl_ids: None,
@@ -190,6 +198,14 @@ fn fit(
         Some(ids)
     };
     example.negative_ids = cut(example.negative_ids, &mut counts.negatives_cut);
+    if let Some(weights) = &mut example.negative_weights {
+        weights.truncate(max_completion);
+        if weights.iter().all(|w| *w == 0.0) {
+            let found = format!("none in the first {max_completion} tokens, where the answer is cut");
+            let fix = format!("raise {}, or remove the row", setting("max_completion_length"));
+            return Err(Error::input(place, "a token with a weight above 0", found, fix));
+        }
+    }
     example.chosen_ids = cut(example.chosen_ids, &mut counts.chosen_cut);
     let anchors = std::mem::take(&mut example.anchor_ids);
     example.anchor_ids =

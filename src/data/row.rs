@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::jsonl::kind;
+use super::marks::Marks;
 use super::{Completion, Message, Prompt};
 use crate::error::{Error, Result};
 
@@ -24,6 +25,8 @@ pub struct Row {
     /// The model's own answers to train with as anchors, in the key `anchors`. Empty if there are none: then
     /// anchors are sampled.
     pub anchors: Vec<Completion>,
+    /// Which part of the flagged answer to push away, in the key `weights`; `None` for all of it alike.
+    pub weights: Option<Marks>,
     /// The line's other fields (`id`, `split`, ...), unchanged. Keys that became fields above are not
     /// repeated here.
     pub raw: Map<String, Value>,
@@ -38,7 +41,7 @@ impl Row {
     /// The row with its prompt alone.
     pub fn without_answers(self) -> Self {
         let (completion, label, chosen, rejected) = (None, None, None, None);
-        Self { completion, label, chosen, rejected, anchors: Vec::new(), ..self }
+        Self { completion, label, chosen, rejected, anchors: Vec::new(), weights: None, ..self }
     }
 
     /// The good answer: `chosen`, or a `completion` that is not labelled false.
@@ -82,6 +85,7 @@ impl Fields<'_> {
             chosen: None,
             rejected: None,
             anchors: Vec::new(),
+            weights: None,
             raw: Map::new(),
         };
         let has = |name: &str| self.map.get(name).is_some_and(|value| !value.is_null());
@@ -105,6 +109,10 @@ impl Fields<'_> {
             _ => return Err(self.unknown_form()),
         }
         row.anchors = self.anchors(&row.prompt)?;
+        row.weights = match self.map.remove("weights") {
+            None | Some(Value::Null) => None,
+            Some(weights) => Some(Marks::parse(&weights, self.place)?),
+        };
         // These keys are meant for the chat template, but Aweigh does not pass them on. It is better to stop
         // than to train on different prompts.
         for key in ["tools", "chat_template_kwargs"] {

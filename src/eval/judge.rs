@@ -80,6 +80,7 @@ pub fn examples(cases: &[Case]) -> Vec<Example> {
         prompt_ids: case.ids.clone(),
         sampling_ids: case.ids.clone(),
         negative_ids: None,
+        negative_weights: None,
         chosen_ids: Some(vec![if flagged { FLAGGED } else { FINE }]),
         anchor_ids: Vec::new(),
         kl_ids: None,

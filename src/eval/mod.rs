@@ -1,6 +1,9 @@
-//! Trained judges, word lists, comparisons and statistics, for `aweigh eval` and `aweigh judge`.
+//! Trained judges, word lists, comparisons and statistics, for `aweigh eval` and `aweigh judge`; and the
+//! share of bad answers among unlabelled ones.
 
 pub mod compare;
+pub mod head;
 pub mod judge;
 pub mod lexicon;
+pub mod mixture;
 pub mod stats;

@@ -2,10 +2,10 @@
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A figure with its 95% interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The figure over all items.
     pub value: f64,
@@ -28,13 +28,20 @@ pub fn bootstrap(count: usize, figure: &dyn Fn(&[usize]) -> f64) -> Estimate {
         return Estimate { value, low: value, high: value };
     }
     let mut rng = ChaCha8Rng::seed_from_u64(count as u64);
-    let mut found: Vec<f64> = (0..RESAMPLES)
+    let found = (0..RESAMPLES)
         .map(|_| figure(&all.iter().map(|_| rng.random_range(0..count)).collect::<Vec<_>>()))
-        .filter(|value| value.is_finite())
-        .collect();
-    found.sort_by(f64::total_cmp);
-    let at = |share: f64| found.get((share * (found.len() as f64 - 1.0)).round() as usize).copied();
-    Estimate { value, low: at(0.025).unwrap_or(value), high: at(0.975).unwrap_or(value) }
+        .filter(|value| value.is_finite());
+    Estimate::of_resamples(value, found.collect())
+}
+
+impl Estimate {
+    /// `value` with the interval that holds 95% of the figures of its resamples.
+    pub fn of_resamples(value: f64, mut found: Vec<f64>) -> Self {
+        found.sort_by(f64::total_cmp);
+        let at = |share: f64| found.get((share * (found.len() as f64 - 1.0)).round() as usize).copied();
+        let (low, high) = (at(0.025).unwrap_or(value), at(0.975).unwrap_or(value));
+        Self { value, low: low.min(value), high: high.max(value) }
+    }
 }
 
 /// The mean of `values`.

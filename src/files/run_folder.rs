@@ -16,6 +16,7 @@ const RUN_ENTRIES: &[&str] = &[
     "config.toml",
     "metrics.jsonl",
     "samples.jsonl",
+    "anchors.jsonl",
     "completions.jsonl",
     "summary.json",
     "judge.json",

@@ -70,9 +70,10 @@ pub struct Batch<'a> {
     pub rows: &'a Tensor,
     /// `(3, R)`: log-probability, log-sum-exp and entropy of each token; only the first is read here.
     pub stats: &'a Tensor,
-    /// `(2, S)`: summed log-probability and entropy under the policy.
-    pub policy: &'a Tensor,
-    /// `(S)`: summed log-probability under the sequence's reference; unused by methods without one.
+    /// `(R)`: by what each token's log-probability is multiplied.
+    pub weights: &'a Tensor,
+    /// `(S)`: weighted sum of the log-probabilities under the sequence's reference; unused by methods without
+    /// one.
     pub reference: &'a Tensor,
     /// `(N, 4)`, written: loss, margin, the anchors' reward, the negative's reward.
     pub outcome: &'a Tensor,
@@ -105,7 +106,7 @@ pub fn forward(
         ("groups", batch.groups, 2 * count.groups),
         ("rows", batch.rows, 2 * count.sequences),
         ("stats", batch.stats, 3 * count.rows),
-        ("policy", batch.policy, 2 * count.sequences),
+        ("weights", batch.weights, count.rows),
         ("reference", batch.reference, count.sequences),
         ("outcome", batch.outcome, 4 * count.groups),
         ("coefficient", batch.coefficient, count.rows),

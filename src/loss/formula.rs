@@ -156,18 +156,33 @@ pub fn log_odds(logp: f64) -> f64 {
 /// The result of one group, from the token log-probs of its sequences and each sequence's summed log-prob
 /// under its own reference.
 ///
+/// `weights` multiply the log-probs of single tokens wherever a formula sums them, and so their coefficients;
+/// `None` is a weight of 1 for all. The sums under the references must be weighted alike. Means are over all
+/// tokens, whatever their weights.
+///
 /// A sequence without tokens has no log-prob to change: its score is 0.
-pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Terms) -> Outcome {
+pub fn forward(
+    formula: Formula,
+    policy: &[&[f64]],
+    weights: Option<&[&[f64]]>,
+    reference: &[f64],
+    terms: Terms,
+) -> Outcome {
     let n = policy.len();
+    let weight = |i: usize, t: usize| weights.map_or(1.0, |weights| weights[i][t]);
+    let weighted = |i: usize, logps: &[f64]| -> f64 {
+        logps.iter().enumerate().map(|(t, logp)| weight(i, t) * logp).sum()
+    };
     let length = |i: usize| policy[i].len().max(1) as f64;
     let share =
         |i: usize| if terms.length_normalize || formula.is_per_token() { 1.0 / length(i) } else { 1.0 };
-    let sum = |i: usize| policy[i].iter().sum::<f64>();
+    let sum = |i: usize| weighted(i, policy[i]);
     let score = |i: usize| (sum(i) - if formula.has_reference() { reference[i] } else { 0.0 }) * share(i);
     let mean = |i: usize| sum(i) / length(i);
     // Each token's coefficient from dloss/dscore of its sequence.
     let spread = |slopes: &[f64]| -> Vec<Vec<f64>> {
-        (0..n).map(|i| vec![slopes[i] * share(i); policy[i].len()]).collect()
+        let of = |i: usize| (0..policy[i].len()).map(|t| slopes[i] * share(i) * weight(i, t)).collect();
+        (0..n).map(of).collect()
     };
     let done = |loss, rewards, slopes: &[f64]| Outcome { loss, rewards, coefficients: spread(slopes) };
     match formula {
@@ -176,11 +191,17 @@ pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Te
             done((0..n).map(|i| sign * score(i)).sum(), [0.0; 2], &vec![sign; n])
         }
         Formula::Ul => {
-            let of = |i: usize| policy[i].iter().map(move |&logp| (unlikelihood(logp), length(i) * n as f64));
+            let of = |i: usize| {
+                let share = 1.0 / (length(i) * n as f64);
+                let of_token = |(t, &logp)| (unlikelihood(logp), share * weight(i, t));
+                policy[i].iter().enumerate().map(of_token).collect::<Vec<_>>()
+            };
             Outcome {
-                loss: (0..n).flat_map(of).map(|((loss, _), count)| loss / count).sum(),
+                loss: (0..n).flat_map(of).map(|((loss, _), share)| share * loss).sum(),
                 rewards: [0.0; 2],
-                coefficients: (0..n).map(|i| of(i).map(|((_, d), count)| d / count).collect()).collect(),
+                coefficients: (0..n)
+                    .map(|i| of(i).iter().map(|((_, d), share)| share * d).collect())
+                    .collect(),
             }
         }
         Formula::Dpo { beta, label_smoothing: e } => {
@@ -207,7 +228,8 @@ pub fn forward(formula: Formula, policy: &[&[f64]], reference: &[f64], terms: Te
             let lacking = delta - (up - down);
             let slope = if lacking > 0.0 { 1.0 } else { 0.0 };
             let mut outcome = done(lacking.max(0.0) - sft_weight * mean(0), [up, down], &[-slope, slope]);
-            outcome.coefficients[0].iter_mut().for_each(|c| *c -= sft_weight / length(0));
+            let of_token = outcome.coefficients[0].iter_mut().enumerate();
+            of_token.for_each(|(t, c)| *c -= sft_weight * weight(0, t) / length(0));
             outcome
         }
         Formula::Simpo { beta, gamma } => {

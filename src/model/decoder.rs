@@ -357,11 +357,21 @@ impl Decoder {
         self.head.lora.is_none() && self.head.weights.iter().all(frozen)
     }
 
+    /// Records the blocks and the last norm on the batch in `ws`. Returns the hidden states `(R, D)` that
+    /// predict the response tokens.
+    ///
+    /// # Errors
+    /// As [`Decoder::score`].
+    pub fn states<'a>(&self, rec: &mut Recorder, pass: Pass, ws: &'a Workspace) -> Result<&'a Tensor> {
+        let hidden = self.hidden(rec, pass, ws, None)?;
+        self.gather_hidden(rec, pass, ws, hidden, &ws.predict, (ws.batch.rows, 4))?;
+        Ok(&ws.normed)
+    }
+
     /// Records the forward pass and the log-probs of the batch in `ws`: its `stats` per response token and
     /// `sums` per sequence. In a workspace for training it also stores what [`Decoder::backward`] needs.
     pub fn score(&self, rec: &mut Recorder, pass: Pass, ws: &Workspace) -> Result<()> {
-        let hidden = self.hidden(rec, pass, ws, None)?;
-        self.gather_hidden(rec, pass, ws, hidden, &ws.predict, (ws.batch.rows, 4))?;
+        self.states(rec, pass, ws)?;
         for chunk in self.chunks(ws) {
             self.head_logits(rec, pass, ws, chunk.first, chunk.rows)?;
             log_prob::forward(rec, &ws.logits, &ws.predict, &ws.stats, chunk)?;

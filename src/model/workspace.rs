@@ -138,8 +138,10 @@ pub struct Workspace {
     pub stats: Tensor,
     /// `(2, S)`: summed logp, entropy.
     pub sums: Tensor,
-    /// `(S)`: the references' summed logp.
+    /// `(S)`: the references' weighted sums of logp.
     pub reference: Tensor,
+    /// `(R)`: the weight of each token's logp in the loss.
+    pub weights: Tensor,
     /// `(R)`: logp of retained tokens before training.
     pub start: Tensor,
     /// `(R)`: dL/dlogp of a token.
@@ -155,7 +157,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Records the losses of the batch's first `groups` groups, whose `stats`, `sums` and `reference` are
+    /// Records the losses of the batch's first `groups` groups, whose `stats`, `weights` and `reference` are
     /// filled, into `outcome` and `coefficient`. `divisor` is the number of such groups in the whole
     /// optimizer batch, `kl` is KTO's estimate of the KL divergence over it.
     ///
@@ -166,7 +168,7 @@ impl Workspace {
             groups: &self.groups,
             rows: &self.rows,
             stats: &self.stats,
-            policy: &self.sums,
+            weights: &self.weights,
             reference: &self.reference,
             outcome: &self.outcome,
             coefficient: &self.coefficient,
@@ -232,6 +234,7 @@ impl Workspace {
             stats: f32s("stats", 3 * rows)?,
             sums: f32s("sums", 2 * sequences)?,
             reference: f32s("reference", sequences)?,
+            weights: back("loss weights", rows)?,
             start: back("start", rows)?,
             coefficient: f32s("coefficient", rows)?,
             outcome: f32s("outcome", 4 * groups)?,
@@ -279,8 +282,8 @@ impl Workspace {
         Ok(())
     }
 
-    /// Loads a batch's tables. Commands recorded so far are submitted first, so that they still read the old
-    /// tables.
+    /// Loads a batch's tables; its tokens get the weight 1. Commands recorded so far are submitted first, so
+    /// that they still read the old tables.
     ///
     /// # Errors
     /// When the batch exceeds the capacity.
@@ -308,6 +311,7 @@ impl Workspace {
             ..Batch::default()
         };
         if c.training.is_some() {
+            self.weights.write_f32(gpu, &vec![1.0; packed.predict.len()]);
             let (list, distinct) = gather::lists(packed.tokens.iter().map(|t| t[0]));
             self.id_lists.write_u32(gpu, &list);
             self.batch.distinct_ids = distinct;

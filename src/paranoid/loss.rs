@@ -82,7 +82,7 @@ fn formula(p: &preference::Params, n: usize) -> Formula {
     }
 }
 
-/// Bindings: groups, rows, stats, policy, reference, outcome, coefficient.
+/// Bindings: groups, rows, stats, weights, reference, outcome, coefficient.
 pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
     let p: preference::Params = seen.params();
     let pair = |binding: usize, i: usize| [2 * i, 2 * i + 1].map(|i| seen.bound[binding].word(i) as usize);
@@ -99,17 +99,16 @@ pub(super) fn preference(seen: &Witnessed) -> Vec<Output> {
         let with = |nudge: f64| -> Outcome {
             let off = |s: usize| 1.0 + if s + 1 == spans.len() { -nudge } else { nudge };
             let of = |(s, [start, end]): (usize, &[usize; 2])| -> Vec<f64> {
-                let logps = seen.bound[2].range(*start, end - start);
-                // Scaled so that they add up to the device's sum, which the check of sequence_sum covers.
-                let sum: f64 = logps.iter().sum();
-                let own = if sum == 0.0 { 1.0 } else { seen.bound[3].at(first + s) / sum };
-                logps.iter().map(|logp| logp * own * off(s)).collect()
+                seen.bound[2].range(*start, end - start).iter().map(|logp| logp * off(s)).collect()
             };
             let policy: Vec<Vec<f64>> = spans.iter().enumerate().map(of).collect();
             let policy: Vec<&[f64]> = policy.iter().map(Vec::as_slice).collect();
+            let weights: Vec<Vec<f64>> =
+                spans.iter().map(|[start, end]| seen.bound[3].range(*start, end - start).to_vec()).collect();
+            let weights: Vec<&[f64]> = weights.iter().map(Vec::as_slice).collect();
             let reference: Vec<f64> =
                 (0..spans.len()).map(|s| seen.bound[4].at(first + s) / off(s)).collect();
-            reference::preference::forward(formula, &policy, &reference, terms)
+            reference::preference::forward(formula, &policy, Some(&weights), &reference, terms)
         };
         let whole = with(0.0);
         let nudged = [with(1e-6), with(-1e-6)];
@@ -166,7 +165,7 @@ mod tests {
         let outcome = |formula: Formula, n: usize| {
             let policy: Vec<&[f64]> = [&[-1.5, -0.5][..], &[-0.25], &[-3.0]][..n].to_vec();
             let reference = [-1.0, -1.25, -2.0];
-            reference::preference::forward(formula, &policy, &reference[..n], Terms::default())
+            reference::preference::forward(formula, &policy, None, &reference[..n], Terms::default())
         };
         for hundredth in 1..=300 {
             let beta = f64::from(hundredth) / 100.0;

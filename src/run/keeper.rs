@@ -10,11 +10,11 @@ use crate::config::RunConfig;
 use crate::data::{ChatTokenizer, Completion, Example};
 use crate::error::Result;
 use crate::files::checkpoint::{self, Origin};
-use crate::files::{Lines, RunFolder};
+use crate::files::{Lines, RunFolder, write_whole};
 use crate::model::Decoder;
 use crate::sample::Answer;
 use crate::score::Scored;
-use crate::train::{Asked, Metrics, Observer, Phase, Pool, State, Wish};
+use crate::train::{Asked, Cleaned, Judged, Metrics, Observer, Phase, Pool, State, Wish};
 
 /// The longest time between two checkpoints while anchors are sampled.
 const ANCHORS_EVERY: Duration = Duration::from_secs(60);
@@ -229,6 +229,27 @@ impl Observer for Keeper<'_> {
             self.wrote(wrote);
         }
         self.watcher.anchors(example, pool, reference)
+    }
+
+    fn cleaned(&mut self, cleaned: &Cleaned<'_>) -> Result<()> {
+        if let Some(disk) = &self.disk {
+            let mut text = String::new();
+            for Judged { example, anchor, bad, kept } in &cleaned.anchors {
+                let answer = self.tokenizer.decode_answer(&example.prompt_ids, &anchor.ids)?;
+                let line = json!({
+                    "prompt": example.prompt,
+                    "completion": Completion::sampled(&example.prompt, answer, anchor.ended),
+                    "line": example.line,
+                    "bad": bad,
+                    "kept": kept,
+                    "weight": anchor.weight,
+                });
+                text += &format!("{line}\n");
+            }
+            let wrote = write_whole(&disk.folder.path().join("anchors.jsonl"), text.as_bytes());
+            self.wrote(wrote);
+        }
+        self.watcher.cleaned(cleaned)
     }
 
     fn completions(&mut self, step: usize, asked: Asked, answers: &[(&Example, Answer)]) -> Result<()> {

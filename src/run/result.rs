@@ -8,6 +8,7 @@ use web_time::Instant;
 
 use crate::data::{LengthCounts, clock};
 use crate::error::{Error, Result};
+use crate::eval::stats::Estimate;
 use crate::files::{Model, disk, write_whole};
 use crate::gpu::{Gpu, Purpose};
 use crate::loss::Constants;
@@ -32,6 +33,8 @@ pub struct Summary {
     pub after: Option<Metrics>,
     /// Counts of the sampled anchors.
     pub anchors: AnchorCounts,
+    /// The share of bad ones among the training prompts' anchors, if the run looked for them.
+    pub bad_anchors: Option<Estimate>,
     /// Alpha and beta, if they were measured (`beta = "auto"`).
     pub constants: Option<Constants>,
     /// Counts of the training rows that were kept, cut or left out.
@@ -74,6 +77,7 @@ impl Summary {
             before: outcome.before.clone(),
             after: outcome.after.clone(),
             anchors: outcome.anchors,
+            bad_anchors: outcome.bad_anchors,
             constants: outcome.constants,
             examples,
             num_tokens: outcome.num_tokens,

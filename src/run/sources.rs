@@ -1,11 +1,12 @@
 //! The inputs of a run: the files that its settings name, or any other source of a [`Job`].
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::config::{BUILT_IN_EXAMPLES, ReferenceSource, RunConfig};
 use crate::error::{Error, Result, setting};
 use crate::files::{AdapterFiles, Model, ModelFiles, Source};
-use crate::train::{Inputs, Job, ReferenceBytes};
+use crate::train::{Inputs, Job, Meter, ReferenceBytes};
 
 /// The source of a run's model and examples. It is read again after a lost GPU, or to try again with less
 /// memory.
@@ -50,6 +51,7 @@ pub struct RunFiles {
     samples: Option<Source>,
     positive: Option<CheckpointFiles>,
     negative: Option<CheckpointFiles>,
+    meter: Option<Arc<dyn Meter>>,
     remarks: Vec<String>,
 }
 
@@ -116,8 +118,15 @@ impl RunFiles {
             positive,
             negative,
             model,
+            meter: None,
             remarks,
         })
+    }
+
+    /// With a meter that tells bad anchors, for [`AnchorChoice::Meter`](crate::config::AnchorChoice).
+    #[must_use]
+    pub fn with_meter(self, meter: Arc<dyn Meter>) -> Self {
+        Self { meter: Some(meter), ..self }
     }
 }
 
@@ -138,6 +147,7 @@ impl Material for RunFiles {
             samples: self.samples.as_ref().map(named),
             positive: self.positive.as_ref().map(CheckpointFiles::bytes),
             negative: self.negative.as_ref().map(CheckpointFiles::bytes),
+            meter: self.meter.clone(),
             ..Inputs::new(self.model.bytes(), named(&self.train))
         }
     }

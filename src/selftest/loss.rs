@@ -179,6 +179,8 @@ struct Groups {
     sizes: Vec<u32>,
     /// The token log-probs of each sequence.
     tokens: Vec<Vec<f64>>,
+    /// The weight of each of these.
+    weights: Vec<Vec<f64>>,
     reference: Vec<f64>,
 }
 
@@ -189,7 +191,9 @@ impl Groups {
         for [start, end] in spans(&self.sizes).0 {
             let group = start as usize..end as usize;
             let policy: Vec<&[f64]> = self.tokens[group.clone()].iter().map(Vec::as_slice).collect();
-            let one = reference::preference::forward(formula, &policy, &self.reference[group], terms);
+            let weights: Vec<&[f64]> = self.weights[group.clone()].iter().map(Vec::as_slice).collect();
+            let reference = &self.reference[group];
+            let one = reference::preference::forward(formula, &policy, Some(&weights), reference, terms);
             outcome.extend([one.loss, one.margin(), one.rewards[0], one.rewards[1]]);
             coefficient.extend(one.coefficients.concat().iter().map(|c| c / divisor as f64));
         }
@@ -211,14 +215,12 @@ impl Groups {
         // The log-sum-exps and entropies are NaN: no loss reads them.
         let mut stats = self.tokens.concat();
         stats.resize(3 * total, f64::NAN);
-        let mut policy: Vec<f64> = self.tokens.iter().map(|tokens| tokens.iter().sum()).collect();
-        policy.resize(2 * rows.len(), f64::NAN);
         let outputs = [Output::fresh(gpu, 4 * groups.len())?, Output::fresh(gpu, total)?];
         let batch = Batch {
             groups: &words(gpu, groups.as_flattened())?,
             rows: &words(gpu, rows.as_flattened())?,
             stats: &floats(gpu, &stats)?,
-            policy: &floats(gpu, &policy)?,
+            weights: &floats(gpu, &self.weights.concat())?,
             reference: &floats(gpu, &self.reference)?,
             outcome: &outputs[0].tensor,
             coefficient: &outputs[1].tensor,
@@ -255,6 +257,7 @@ async fn table(gpu: &Gpu, _: Depth) -> Outcome {
         let groups = Groups {
             sizes: vec![count as u32 + 1],
             tokens: reference.iter().zip(ratios).map(|(r, ratio)| vec![r + ratio, 0.0, 0.0]).collect(),
+            weights: vec![vec![1.0; 3]; count + 1],
             reference,
         };
         let mean = anchors.iter().sum::<f64>() / count as f64;
@@ -285,11 +288,20 @@ async fn group_batch(
         })
         .collect();
     let moved = values(2, sequences as usize, spread);
-    let sum = |tokens: &Vec<f64>| tokens.iter().sum::<f64>();
-    let ratio =
-        |(tokens, moved): (&Vec<f64>, f64)| if tokens.is_empty() { 0.0 } else { sum(tokens) - exact(moved) };
-    let reference = tokens.iter().zip(moved).map(ratio).collect();
-    let groups = Groups { sizes: sizes.to_vec(), tokens, reference };
+    // Every third group's tokens have weights, from none to several.
+    let group_of = |s: usize| spans(sizes).0.iter().position(|group| (s as u32) < group[1]).unwrap_or(0);
+    let weight = |s: usize, i: usize| match group_of(s) % 3 {
+        1 => [1.0, 0.0, 0.25, 3.0][(s + i) % 4],
+        _ => 1.0,
+    };
+    let weights: Vec<Vec<f64>> =
+        (0..tokens.len()).map(|s| (0..tokens[s].len()).map(|i| weight(s, i)).collect()).collect();
+    let ratio = |((tokens, weights), moved): ((&Vec<f64>, &Vec<f64>), f64)| {
+        let sum: f64 = tokens.iter().zip(weights).map(|(logp, weight)| weight * logp).sum();
+        if tokens.is_empty() { 0.0 } else { sum - exact(moved) }
+    };
+    let reference = tokens.iter().zip(&weights).zip(moved).map(ratio).collect();
+    let groups = Groups { sizes: sizes.to_vec(), tokens, weights, reference };
     let (outcome, coefficient) = groups.expected(formula, terms, divisor);
     let what = format!("{formula:?} groups {sizes:?} ratios<{spread} {terms:?} divisor={divisor}");
     groups.expect(gpu, formula, (terms, divisor), &what, (&outcome, &coefficient)).await
@@ -351,7 +363,8 @@ async fn groups(gpu: &Gpu, depth: Depth) -> Outcome {
 async fn likely(gpu: &Gpu, _: Depth) -> Outcome {
     let tokens = [-1e-2, -0.99e-2, -1e-3, -3e-5, -1e-5, -0.9e-5, -1e-7, 0.0, -30.0, -120.0];
     let tokens = tokens.map(|logp: f64| f64::from(logp as f32)).to_vec();
-    let groups = Groups { sizes: vec![1], tokens: vec![tokens], reference: vec![0.0] };
+    let weights = vec![vec![1.0; tokens.len()]];
+    let groups = Groups { sizes: vec![1], tokens: vec![tokens], weights, reference: vec![0.0] };
     let plain = (Terms::default(), 1);
     let (outcome, coefficient) = groups.expected(Formula::Ul, plain.0, plain.1);
     groups.expect(gpu, Formula::Ul, plain, "likely tokens", (&outcome, &coefficient)).await

@@ -286,7 +286,8 @@ impl Variant {
         let outcomes = groups.iter().map(|group| {
             let own = first..first + group.responses.len();
             first = own.end;
-            preference::forward(self.formula, &tokens[own.clone()], &reference[own], self.loss().terms(KL))
+            let logps = &tokens[own.clone()];
+            preference::forward(self.formula, logps, None, &reference[own], self.loss().terms(KL))
         });
         let outcomes: Vec<preference::Outcome> = outcomes.collect();
         let rows = preference::mean(&outcomes).1.concat();

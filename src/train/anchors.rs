@@ -21,6 +21,13 @@ pub struct Anchor {
     pub ended: bool,
     /// Optimizer steps done when it was sampled.
     pub step: usize,
+    /// Its weight in the loss, relative to the other anchors of its prompt.
+    #[serde(default = "whole")]
+    pub weight: f32,
+}
+
+fn whole() -> f32 {
+    1.0
 }
 
 /// Counts of the sampled answers.
@@ -68,7 +75,7 @@ impl Pool {
         let k = if example.negative_ids.is_some() { k } else { 0 };
         let anchor = |ids: &Vec<u32>| {
             let ended = ids.last().is_some_and(|last| ends.contains(last));
-            Anchor { ids: ids.clone(), ended, step: 0 }
+            Anchor { ids: ids.clone(), ended, step: 0, weight: 1.0 }
         };
         Self { anchors: example.anchor_ids.iter().take(k).map(anchor).collect(), ..Self::default() }
     }
@@ -105,7 +112,7 @@ impl Pool {
             }
             counts.duplicates += usize::from(self.anchors.iter().any(|a| a.ids == ids));
             counts.cut += usize::from(!ended);
-            self.anchors.push(Anchor { ids, ended, step: self.step });
+            self.anchors.push(Anchor { ids, ended, step: self.step, weight: 1.0 });
         }
         counts.short += usize::from(self.anchors.len() < k && self.rounds > RETRIES);
         Ok(())
@@ -210,6 +217,7 @@ mod tests {
             prompt_ids: vec![1],
             sampling_ids: vec![1],
             negative_ids: Some(vec![7]),
+            negative_weights: None,
             chosen_ids: None,
             anchor_ids: vec![vec![5, 2], vec![6], vec![8, 2]],
             kl_ids: None,

@@ -62,6 +62,7 @@ impl Run<'_> {
             self.observer.end();
         }
         self.drop_unanswered()?;
+        self.clean_anchors().await?;
         if of_negatives {
             self.warn_of_unwatched();
         }
@@ -153,7 +154,7 @@ impl Run<'_> {
                 Of::HeldOut => ([others[0], own, others[1]], of_train),
                 Of::Retained => ([others[0], others[1], own], of_train),
             };
-            drawn(kept, pools, counts)?.map_or(Ok(()), |state| observer.saved(state))
+            drawn(kept, pools, (counts, None))?.map_or(Ok(()), |state| observer.saved(state))
         };
         sampler.fill(own, &draws, k, counts, &mut each).await
     }
@@ -253,12 +254,14 @@ impl Run<'_> {
         let lines: Vec<usize> =
             self.train.iter().zip(&train).filter(|(_, keep)| !**keep).map(|(e, _)| e.line).collect();
         if let Some(first) = lines.first() {
+            let why = match self.cleaner {
+                Some(_) => "have no good anchor".into(),
+                None => format!("got no anchor in {} tries", 1 + RETRIES),
+            };
             self.observer.warned(&format!(
-                "{} of {} training prompts got no anchor in {} tries and are left out; the first is on line \
-                 {first}",
+                "{} of {} training prompts {why} and are left out; the first is on line {first}",
                 lines.len(),
                 train.len(),
-                1 + RETRIES,
             ));
         }
         let eval = keep(&self.held_out.examples, &self.held_out.pools);
@@ -310,8 +313,9 @@ impl Run<'_> {
         let observer = &mut *self.observer;
         let alive = &mut |_, _: &[Pool], _: &AnchorCounts| observer.advance(0, 0);
         sampler.fill(&mut self.pools, &draws, k, &mut self.counts, alive).await?;
+        self.clean_renewed(&stale).await?;
         for (&i, old) in stale.iter().zip(old) {
-            // If all new samples are empty or refused, keep the earlier anchors.
+            // If all new samples are empty, refused or bad, keep the earlier anchors.
             if self.pools[i].anchors.is_empty() {
                 self.pools[i].anchors = old.anchors;
             } else {

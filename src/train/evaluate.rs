@@ -5,6 +5,7 @@ use super::metrics::{Metrics, Observed, kl as kl_divergence, mean, of_groups};
 use super::responses::{HeldOutParts, held_out_responses};
 use super::stop::{ANCHOR_LOGP, KL, PERPLEXITY};
 use super::trainer::GroupOutcome;
+use super::weights::{token_weights, weighted};
 use crate::Result;
 use crate::config::RunConfig;
 use crate::data::Example;
@@ -75,9 +76,13 @@ impl HeldOut {
         };
         // An example with a good answer only counts for the perplexity alone.
         let with_loss = || of_all.iter().filter(|(_, _, parts)| parts.own > 0);
-        let observed: Vec<Observed> = with_loss()
-            .map(|(now, then, parts)| Observed {
-                outcome: outcome(loss, kl.unwrap_or(0.0), &now[..parts.own], &then[..parts.own]),
+        let weights = self.examples.iter().zip(&self.pools).map(|(e, pool)| token_weights(method, e, pool));
+        let observed: Vec<Observed> = of_all
+            .iter()
+            .zip(weights)
+            .filter(|((_, _, parts), _)| parts.own > 0)
+            .map(|((now, then, parts), weights)| Observed {
+                outcome: outcome(loss, kl.unwrap_or(0.0), &now[..parts.own], &then[..parts.own], &weights),
                 reference: then[..parts.own].iter().map(|r| r.token_logps.clone()).collect(),
             })
             .collect();
@@ -115,12 +120,14 @@ impl HeldOut {
 }
 
 /// Computes a group's loss on the host.
-fn outcome(loss: Loss, kl: f64, now: &[Scored], then: &[Scored]) -> GroupOutcome {
-    let tokens: Vec<Vec<f64>> =
-        now.iter().map(|r| r.token_logps.iter().copied().map(f64::from).collect()).collect();
+fn outcome(loss: Loss, kl: f64, now: &[Scored], then: &[Scored], weights: &[Vec<f32>]) -> GroupOutcome {
+    let doubles = |list: &[f32]| list.iter().copied().map(f64::from).collect::<Vec<f64>>();
+    let tokens: Vec<Vec<f64>> = now.iter().map(|r| doubles(&r.token_logps)).collect();
     let policy: Vec<&[f64]> = tokens.iter().map(Vec::as_slice).collect();
-    let reference: Vec<f64> = then.iter().map(|r| f64::from(r.logp)).collect();
-    let found = formula::forward(loss.formula, &policy, &reference, loss.terms(kl));
+    let reference: Vec<f64> = then.iter().zip(weights).map(|(r, w)| f64::from(weighted(r, w))).collect();
+    let weights: Vec<Vec<f64>> = weights.iter().map(|list| doubles(list)).collect();
+    let weights: Vec<&[f64]> = weights.iter().map(Vec::as_slice).collect();
+    let found = formula::forward(loss.formula, &policy, Some(&weights), &reference, loss.terms(kl));
     GroupOutcome {
         loss: found.loss as f32,
         rewards: found.rewards.map(|reward| reward as f32),

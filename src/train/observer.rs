@@ -1,6 +1,7 @@
 //! The observer of a run: it receives progress, metrics and samples. The run itself writes nothing.
 
 use super::anchors::Pool;
+use super::cleaner::Cleaned;
 use super::metrics::Metrics;
 use super::reader::Asked;
 use super::state::State;
@@ -74,6 +75,11 @@ pub trait Observer {
     /// negative's under r+.
     fn anchors(&mut self, example: &Example, pool: &Pool, reference: &[Scored]) -> Result<()> {
         let _ = (example, pool, reference);
+        Ok(())
+    }
+    /// Bad anchors were looked for; `cleaned` has the share of them and the verdict on each anchor.
+    fn cleaned(&mut self, cleaned: &Cleaned<'_>) -> Result<()> {
+        let _ = cleaned;
         Ok(())
     }
     /// The model's answers to some prompts after `step` steps.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::meter::Meter;
 use super::metrics::{Metrics, mean};
 use crate::Result;
 use crate::config::RunConfig;
@@ -34,12 +35,14 @@ pub struct Reader {
     pub filter: Option<Rule>,
     /// The rule that tells an unwanted answer, if there is one.
     pub unwanted: Option<Rule>,
+    /// Tells bad anchors, if the settings name a meter for them.
+    pub meter: Option<Arc<dyn Meter>>,
 }
 
 impl Reader {
-    /// A reader with the rules of `config`.
+    /// A reader with the rules of `config`, without a meter.
     pub fn new(tokenizer: Arc<ChatTokenizer>, config: &RunConfig) -> Self {
-        Self { tokenizer, filter: config.anchor_rule(), unwanted: config.unwanted_rule() }
+        Self { tokenizer, filter: config.anchor_rule(), unwanted: config.unwanted_rule(), meter: None }
     }
 
     /// Whether the answer `ids` to `prompt` becomes an anchor.

@@ -112,6 +112,7 @@ mod tests {
             sampling_ids: vec![1],
             chosen_ids: chosen.map(|id| vec![id]),
             negative_ids: negative.map(|id| vec![id]),
+            negative_weights: None,
             anchor_ids: Vec::new(),
             kl_ids: None,
         };

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::anchors::{AnchorCounts, Pool};
 use super::best::Best;
+use super::cleaner::Cleaner;
 use super::collapse::Collapse;
 use super::metrics::Metrics;
 use super::run::{Course, Run};
@@ -36,6 +37,8 @@ struct Record {
     eval_pools: Vec<Pool>,
     retain_pools: Vec<Pool>,
     anchors: AnchorCounts,
+    #[serde(default)]
+    cleaner: Option<Cleaner>,
     /// Alpha and beta, if they were measured.
     constants: Option<Constants>,
     /// Number of tokens of each retained answer.
@@ -61,6 +64,8 @@ struct Drawn {
     eval_pools: Vec<Pool>,
     retain_pools: Vec<Pool>,
     anchors: AnchorCounts,
+    #[serde(default)]
+    cleaner: Option<Cleaner>,
 }
 
 /// Names of the tensors of log-probs.
@@ -90,6 +95,7 @@ impl Run<'_> {
             eval_pools: self.held_out.pools.clone(),
             retain_pools: self.retained.pools.clone(),
             anchors: self.counts,
+            cleaner: self.cleaner.clone(),
             constants: self.constants,
             retain_start: self.retained.start.iter().map(|scored| scored.token_logps.len()).collect(),
             scored: kept.into_iter().zip(lengths(&scored)).collect(),
@@ -124,7 +130,8 @@ impl Run<'_> {
     /// A state with the anchors sampled so far, if there are any.
     pub(super) fn drawn(&self) -> Result<Option<State>> {
         let pools = [&self.pools[..], &self.held_out.pools, &self.retained.pools];
-        drawn([&self.kept, &self.held_out.kept, &self.retained.kept], pools, self.counts)
+        let kept = [&self.kept[..], &self.held_out.kept, &self.retained.kept];
+        drawn(kept, pools, (self.counts, self.cleaner.as_ref()))
     }
 
     /// Restores the anchors of [`Run::drawn`].
@@ -134,7 +141,7 @@ impl Run<'_> {
     }
 
     fn restore_pools(&mut self, drawn: Drawn) -> Result<()> {
-        let Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors } = drawn;
+        let Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors, cleaner } = drawn;
         if train.is_empty()
             || retain.iter().any(|&i| i >= self.retained.examples.len())
             || retain_pools.len() != retain.len()
@@ -151,7 +158,7 @@ impl Run<'_> {
         (self.kept, self.held_out.kept, self.retained.kept) = (train, eval, retain);
         (self.pools, self.held_out.pools, self.retained.pools) = (pools, eval_pools, retain_pools);
         self.cached = vec![None; self.train.len()];
-        self.counts = anchors;
+        (self.counts, self.cleaner) = (anchors, cleaner);
         Ok(())
     }
 
@@ -166,8 +173,9 @@ impl Run<'_> {
         if record.scored.iter().any(|&(i, _)| i >= record.train.len()) {
             return Err(damaged("log-probs of examples that it does not have".into()));
         }
-        let Record { train, eval, retain, pools, eval_pools, retain_pools, anchors, .. } = record;
-        self.restore_pools(Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors })?;
+        let Record { train, eval, retain, pools, eval_pools, retain_pools, anchors, cleaner, .. } = record;
+        let drawn = Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors, cleaner };
+        self.restore_pools(drawn)?;
         if let Some(constants) = record.constants {
             self.set_constants(constants);
         }
@@ -223,7 +231,7 @@ impl Run<'_> {
 pub(super) fn drawn(
     [train, eval, retain]: [&[usize]; 3],
     [pools, eval_pools, retain_pools]: [&[Pool]; 3],
-    counts: AnchorCounts,
+    (counts, cleaner): (AnchorCounts, Option<&Cleaner>),
 ) -> Result<Option<State>> {
     let step = pools.iter().chain(eval_pools).chain(retain_pools).filter(|pool| pool.rounds > 0).count();
     if step == 0 {
@@ -237,6 +245,7 @@ pub(super) fn drawn(
         eval_pools: eval_pools.to_vec(),
         retain_pools: retain_pools.to_vec(),
         anchors: counts,
+        cleaner: cleaner.cloned(),
     };
     let record = serde_json::to_vec(&drawn).map_err(|e| damaged(e.to_string()))?;
     Ok(Some(State { step, record, tensors: Vec::new(), adapter: None }))

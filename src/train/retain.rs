@@ -60,6 +60,7 @@ mod tests {
             prompt_ids: vec![row as u32],
             sampling_ids: vec![row as u32],
             negative_ids: None,
+            negative_weights: None,
             chosen_ids: None,
             anchor_ids: Vec::new(),
             kl_ids: None,

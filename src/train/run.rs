@@ -2,6 +2,7 @@
 
 use super::anchors::{Anchor, AnchorCounts, Pool};
 use super::best::Best;
+use super::cleaner::Cleaner;
 use super::collapse::Collapse;
 use super::evaluate::{HeldOut, eval_anchors};
 use super::flight::Sums;
@@ -19,6 +20,7 @@ use super::trainer::Trainer;
 use crate::config::RunConfig;
 use crate::data::Example;
 use crate::data::packing::Group;
+use crate::eval::stats::Estimate;
 use crate::gpu::Gpu;
 use crate::loss::{Constants, Loss, Method, Retain, Takes};
 use crate::model::{Decoder, DecoderConfig};
@@ -75,6 +77,8 @@ pub struct Outcome {
     pub after: Option<Metrics>,
     /// Counts of the sampled anchors.
     pub anchors: AnchorCounts,
+    /// The share of bad ones among the training prompts' anchors, if the run looked for them.
+    pub bad_anchors: Option<Estimate>,
     /// Alpha and beta, if they were measured.
     pub constants: Option<Constants>,
     /// Packed tokens trained on.
@@ -110,6 +114,8 @@ pub(super) struct Run<'a> {
     /// Log-probs of each training example's responses under the references; `None` if not computed yet.
     pub(super) cached: Vec<Option<Vec<Scored>>>,
     pub(super) counts: AnchorCounts,
+    /// What tells bad anchors, once they have been looked for.
+    pub(super) cleaner: Option<Cleaner>,
     pub(super) ends: Vec<u32>,
     pub(super) reader: Option<Reader>,
     pub(super) observer: &'a mut dyn Observer,
@@ -195,6 +201,7 @@ impl<'a> Run<'a> {
             positive,
             negative,
             counts: AnchorCounts::default(),
+            cleaner: None,
             ends,
             reader,
             observer,

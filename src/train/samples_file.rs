@@ -45,7 +45,7 @@ pub(super) fn given_samples(
         let ended = ids.last().is_some_and(|id| tokenizer.end_tokens().contains(id));
         let samples = by_prompt.entry(key(&row.prompt)).or_default();
         if samples.len() < config.method.num_samples {
-            samples.push((row.line, Anchor { ids, ended, step: 0 }));
+            samples.push((row.line, Anchor { ids, ended, step: 0, weight: 1.0 }));
         }
     }
     Ok(by_prompt)

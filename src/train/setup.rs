@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::anchors::Anchor;
 use super::max_batches::MaxBatches;
+use super::meter::Meter;
 use super::order::Order;
 use super::plan::Plan;
 use super::reader::{Reader, few_answered, without_unwanted};
@@ -54,6 +55,8 @@ pub struct Inputs<'a> {
     pub positive: Option<ReferenceBytes<'a>>,
     /// r− if it is a checkpoint.
     pub negative: Option<ReferenceBytes<'a>>,
+    /// Tells bad anchors, if [`AnchorChoice`](crate::config::AnchorChoice) names a meter.
+    pub meter: Option<Arc<dyn Meter>>,
 }
 
 /// A run's inputs, parsed and checked: ready for [`Job::plan`] or [`Job::load`].
@@ -95,6 +98,7 @@ impl<'a> Inputs<'a> {
             samples: None,
             positive: None,
             negative: None,
+            meter: None,
         }
     }
 
@@ -225,6 +229,7 @@ impl<'a> Inputs<'a> {
             prompt_ids: vec![0; prompt],
             sampling_ids: vec![0; prompt + instruction],
             negative_ids: answer.clone(),
+            negative_weights: None,
             chosen_ids: answer,
             anchor_ids: Vec::new(),
             kl_ids: None,
@@ -315,7 +320,8 @@ impl Job<'_> {
         let positive = if same { None } else { checkpoint(&inputs.positive)? };
         let negative = checkpoint(&inputs.negative)?;
         let ends = tokenizer.end_tokens().to_vec();
-        let reader = Some(Reader::new(Arc::clone(&tokenizer), config));
+        let reader =
+            Some(Reader { meter: inputs.meter.clone(), ..Reader::new(Arc::clone(&tokenizer), config) });
         let setup = Setup {
             decoder,
             fresh_adapter,

@@ -88,9 +88,11 @@ pub struct MicroBatch<'a> {
     pub groups: Vec<Group<'a>>,
     /// The groups of the retain term.
     pub retained: Option<RetainedGroups<'a>>,
-    /// The summed log-prob of each response of all groups under its reference, in order; empty for methods
-    /// without a reference.
+    /// The weighted sum of the log-probs of each response of all groups under its reference, in order; empty
+    /// for methods without a reference.
     pub reference: Vec<f32>,
+    /// By what the log-prob of each token of all groups' responses is multiplied, in order; empty for 1.
+    pub weights: Vec<f32>,
     /// KTO's estimate of the KL divergence over the whole step; 0 for other methods.
     pub kl: f64,
 }
@@ -174,6 +176,9 @@ impl<'g> Trainer<'g> {
         let mut ws = self.fit(&packed)?;
         ws.load(&mut rec, &packed)?;
         ws.reference.write_f32(self.gpu, &batch.reference);
+        if !batch.weights.is_empty() {
+            ws.weights.write_f32(self.gpu, &batch.weights);
+        }
         let dropout = Some(Dropout { step: self.micro_batches, seed: self.seed });
         let pass = Pass { dropout, ..self.decoder.policy() };
         self.decoder.score(&mut rec, pass, &ws)?;

@@ -16,6 +16,7 @@ use super::run::{Course, Outcome, Run, group, tell};
 use super::state::State;
 use super::stop::{StopReason, StopRule};
 use super::trainer::{MicroBatch, RetainedGroups};
+use super::weights::{token_weights, weighted};
 use crate::data::Example;
 use crate::data::packing::{Group, split};
 use crate::gpu::Tier;
@@ -76,6 +77,7 @@ impl<'a> Run<'a> {
             before,
             after,
             anchors: self.counts,
+            bad_anchors: self.cleaner.as_ref().map(|cleaner| cleaner.share),
             constants: self.constants,
             num_tokens: sums.num_tokens,
             train_seconds: sums.train_seconds,
@@ -291,13 +293,15 @@ impl<'a> Run<'a> {
                     (&own[of_own[0]..of_own[1]], groups[of_own[0]..of_own[1]].to_vec());
                 let retained = &retained[of_retained[0]..of_retained[1]];
                 let cached = || own.iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
-                // For KTO, the references have also scored another example's answer.
-                let of_loss =
-                    cached().zip(&groups_of_loss).flat_map(|(r, g)| r.iter().take(g.responses.len()));
-                let reference = of_loss.map(|r| r.logp).collect();
+                let weights: Vec<Vec<Vec<f32>>> =
+                    own.iter().map(|&i| token_weights(method, &self.train[i], &self.pools[i])).collect();
+                // For KTO, the references have also scored another example's answer, behind the loss's.
+                let of_loss = cached().zip(&weights).flat_map(|(scored, weights)| scored.iter().zip(weights));
+                let reference = of_loss.map(|(scored, weights)| weighted(scored, weights)).collect();
                 let start = |&i: &usize| self.retained.start[i].token_logps.iter().copied();
                 let of_range = MicroBatch {
                     reference,
+                    weights: weights.into_iter().flatten().flatten().collect(),
                     groups: groups_of_loss,
                     retained: (!retained.is_empty()).then(|| RetainedGroups {
                         groups: retained.iter().map(|&i| self.retained.group(i)).collect(),

@@ -20,7 +20,7 @@ fn figures(all: &[Metrics]) -> Vec<Vec<(String, u64)>> {
 }
 
 /// Runs `config` without a break, then resumes it from the state at each of its steps.
-fn check(name: &str, config: &RunConfig, setup: &dyn Fn() -> Setup) {
+pub(super) fn check(name: &str, config: &RunConfig, setup: &dyn Fn() -> Setup) {
     let total = config.train.max_steps.expect("a number of steps");
     let go = |setup: Setup, take_at: Vec<usize>| -> (Outcome, Watcher) {
         let mut watcher = Watcher { take_at, ..Watcher::default() };
@@ -62,7 +62,7 @@ fn check(name: &str, config: &RunConfig, setup: &dyn Fn() -> Setup) {
 }
 
 /// Two of five examples per step, shuffled: the last step of an epoch has one example.
-fn short() -> RunConfig {
+pub(super) fn short() -> RunConfig {
     let mut config = config();
     config.train.max_steps = Some(4);
     config.train.per_device_train_batch_size = 2;

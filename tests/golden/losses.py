@@ -63,6 +63,7 @@ METHODS = {
     "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.5}, "npo": {"beta": 0.1},
     "simnpo": {"beta": 0.3, "gamma": 0.5}, "d2o": {"alpha": 0.1, "beta": 0.1},
     "d2o_floor": {"alpha": 0.1, "beta": 0.1, "negative_floor": 0.5},
+    "d2o_marked": {"alpha": 0.1, "beta": 0.1, "marked": True},
     "d2o_sft": {"alpha": 0.1, "beta": 0.1, "retain": "sft", "retain_weight": 0.7},
     "d2o_kl": {"alpha": 0.1, "beta": 0.1, "retain": "kl", "retain_weight": 1.0},
 }  # fmt: skip
@@ -85,6 +86,8 @@ DEFINITIONS = {
     "npo, simnpo": "-(2/beta) log sigmoid(-beta * ratio of negative); -(2/beta) log sigmoid(-beta * bar "
         "negative - gamma)",
     "d2o": "-log sigmoid(beta * mean_i(anchor_i - ref anchor_i) - alpha * (negative - ref negative)), K = 3",
+    "d2o_marked": "d2o with weighted log-probs, of policy and reference: those of anchor i times 1.5, 1, "
+        "0.5, those of token t of negative times (1, 0, 0.5)[t mod 3]",
     "d2o_floor": "d2o, with negative - ref negative of at least -negative_floor",
     "d2o_sft, d2o_kl": "d2o plus retain_weight * the mean over groups of the retain loss of the first "
         "anchor: minus its mean token logp; the mean over tokens of e^d - 1 - d, d = logp - logp before the "
@@ -131,11 +134,16 @@ def kto_pairs(batch):
 
 
 def group_logps(model, group):
-    """Summed log-probs of one group's responses, each scored in its own forward pass."""
-    one = lambda response: token_logps(model, group["prompt"], response)[0].sum()
+    """Summed log-probs of one group's responses, each scored in its own forward pass; and the weighted sums
+    of `d2o_marked`."""
+    tokens = lambda response: token_logps(model, group["prompt"], response)[0]
+    anchors, negative = [tokens(a) for a in group["anchors"]], tokens(group["negative"])
+    marks = torch.tensor([1.0, 0.0, 0.5], dtype=negative.dtype).repeat(len(negative))[: len(negative)]
     return {
-        "anchors": torch.stack([one(a) for a in group["anchors"]]),
-        "negative": one(group["negative"]), "chosen": one(group["chosen"]),
+        "anchors": torch.stack([a.sum() for a in anchors]),
+        "negative": negative.sum(), "chosen": tokens(group["chosen"]).sum(),
+        "marked_anchors": torch.stack([w * a.sum() for w, a in zip((1.5, 1.0, 0.5), anchors)]),
+        "marked_negative": (marks * negative).sum(),
     }  # fmt: skip
 
 
@@ -196,9 +204,11 @@ def batch_loss(method, model, batch, reference, start=None):
             hinge = torch.relu(1 - z)
             losses.append(hinge if method == "hinge" else (1 - eps) * softplus(-z) + eps * softplus(z))
         elif method.startswith("d2o"):
-            negative = ratio["negative"].clamp(min=-getattr(c, "negative_floor", torch.inf))
-            losses.append(softplus(c.alpha * negative - c.beta * ratio["anchors"].mean()))
-            z = c.beta * ratio["anchors"].mean() - c.alpha * ratio["negative"]
+            which = "marked_" if hasattr(c, "marked") else ""
+            anchors, negative = ratio[which + "anchors"].mean(), ratio[which + "negative"]
+            held = negative.clamp(min=-getattr(c, "negative_floor", torch.inf))
+            losses.append(softplus(c.alpha * held - c.beta * anchors))
+            z = c.beta * anchors - c.alpha * negative
         elif method == "ipo":
             off = ratio["chosen"] / len(group["chosen"]) - ratio["negative"] / len(group["negative"])
             losses.append((off - 1 / (2 * c.beta)) ** 2)

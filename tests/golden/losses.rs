@@ -11,7 +11,7 @@ use aweigh::model::{Adapter, Decoder, Training};
 use aweigh::nn::Pass;
 use aweigh::optim::{AdamW, Optimizer};
 use aweigh::reference::compare::compare;
-use aweigh::score::score;
+use aweigh::score::{Scored, score};
 use aweigh::train::{Metrics, MicroBatch, Observer, RetainedGroups, Setup, Trainer, align};
 use pollster::block_on;
 
@@ -34,7 +34,7 @@ fn batch(method: &str) -> (Vec<Owned>, Vec<Owned>) {
             "ga" | "ul" | "npo" | "simnpo" => groups.push((prompt, vec![negative])),
             "kto" => groups
                 .extend([(prompt.clone(), vec![chosen, Vec::new()]), (prompt, vec![Vec::new(), negative])]),
-            "d2o" | "d2o_floor" | "d2o_sft" | "d2o_kl" => {
+            name if name.starts_with("d2o") => {
                 let anchors = group["anchors"].as_array().expect("anchors").iter().map(ids);
                 groups.push((prompt, anchors.chain([negative]).collect()));
             }
@@ -73,7 +73,7 @@ fn formula_of(name: &str) -> Formula {
         },
         "npo" => Formula::Npo { beta: beta() },
         "simnpo" => Formula::Simnpo { beta: beta(), gamma: constant("gamma") },
-        "d2o" | "d2o_floor" | "d2o_sft" | "d2o_kl" => Formula::D2o { alpha: constant("alpha"), beta: beta() },
+        name if name.starts_with("d2o") => Formula::D2o { alpha: constant("alpha"), beta: beta() },
         other => panic!("no method {other}"),
     }
 }
@@ -88,10 +88,29 @@ fn decoder_of(adapter: bool) -> Decoder {
     load("tiny_tied", Training::Adapter(&adapter.expect("an adapter")))
 }
 
-/// The summed log-probs of all responses.
-fn sums(decoder: &Decoder, pass: Pass, groups: &[Group]) -> Vec<Vec<f32>> {
+/// The summed log-probs of all responses, each token's times its weight.
+fn sums(decoder: &Decoder, pass: Pass, groups: &[Group], weight: Weight) -> Vec<Vec<f32>> {
     let scored = block_on(score(gpu(), decoder, pass, groups, 64, &mut |_, _| Ok(()))).expect("scores");
-    scored.iter().map(|group| group.iter().map(|response| response.logp).collect()).collect()
+    let of_group = |group: &Vec<Scored>| {
+        let sum = |(i, response): (usize, &Scored)| {
+            let tokens = response.token_logps.iter().enumerate();
+            tokens.map(|(t, logp)| weight(i, i + 1 == group.len(), t) * logp).sum()
+        };
+        group.iter().enumerate().map(sum).collect()
+    };
+    scored.iter().map(of_group).collect()
+}
+
+/// The weight of token `t` of a group's response, which may be its last.
+type Weight = fn(response: usize, last: bool, t: usize) -> f32;
+
+fn whole(_: usize, _: bool, _: usize) -> f32 {
+    1.0
+}
+
+/// The weights of `d2o_marked`.
+fn marked(response: usize, last: bool, t: usize) -> f32 {
+    if last { [1.0, 0.0, 0.5][t % 3] } else { [1.5, 1.0, 0.5][response] }
 }
 
 /// Ten steps of `name` ("d2o_lora"), in micro-batches of `micro` groups, against PyTorch's losses, norms and
@@ -115,8 +134,14 @@ fn ten_steps(name: &str, micro: usize) {
     let optimizer = Optimizer::new(gpu(), decoder.layout(), settings).expect("optimizer");
     // The reference is the starting model: for LoRA the base model, for full fine-tuning the weights before
     // the first step.
-    let reference = sums(&decoder, decoder.base(), &groups);
-    let of_others = sums(&decoder, decoder.base(), &others);
+    let weight_of: Weight = if method == "d2o_marked" { marked } else { whole };
+    let reference = sums(&decoder, decoder.base(), &groups, weight_of);
+    let of_others = sums(&decoder, decoder.base(), &others, whole);
+    let weights = |group: &Group| -> Vec<f32> {
+        let lengths = group.responses.iter().map(|response| response.len()).enumerate();
+        let last = group.responses.len() - 1;
+        lengths.flat_map(|(i, length)| (0..length).map(move |t| weight_of(i, i == last, t))).collect()
+    };
     let constants = &info["methods"][method];
     let negative_floor = constants["negative_floor"].as_f64();
     let loss = Loss { formula: formula_of(method), length_normalize: false, negative_floor };
@@ -148,6 +173,11 @@ fn ten_steps(name: &str, micro: usize) {
                 scale: weight / retained.len() as f64,
             });
             let batch = MicroBatch {
+                weights: if method == "d2o_marked" {
+                    groups.iter().flat_map(weights).collect()
+                } else {
+                    Vec::new()
+                },
                 groups: groups.to_vec(),
                 retained: of_retain,
                 reference: reference.concat(),
@@ -225,7 +255,9 @@ macro_rules! methods {
     };
 }
 
-methods! { sft ga ul dpo cdpo ipo hinge slic simpo orpo kto npo simnpo d2o d2o_floor d2o_sft d2o_kl }
+methods! {
+    sft ga ul dpo cdpo ipo hinge slic simpo orpo kto npo simnpo d2o d2o_marked d2o_floor d2o_sft d2o_kl
+}
 
 /// Keeps the first step's figures.
 #[derive(Default)]
@@ -254,6 +286,7 @@ fn first_metrics(name: &str) -> Metrics {
             sampling_ids: prompt.clone(),
             chosen_ids: answer(responses, 0),
             negative_ids: answer(responses, 1),
+            negative_weights: None,
             anchor_ids: Vec::new(),
             kl_ids: others.get(row).map(|(_, other)| other[0].clone()),
         })

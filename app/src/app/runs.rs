@@ -10,6 +10,7 @@ use super::flags::{Flag, split};
 use super::live::{Live, Stage, Watch};
 use super::workspace::{Project, create};
 use super::{Activity, App, guarded};
+use crate::meters::anchors::with_meter;
 use crate::open;
 use crate::report_page::{Run, drawn, told, told_eval};
 use crate::tasks::start as start_task;
@@ -168,6 +169,7 @@ pub async fn plan(app: &App, project: &Project, wanted: &Wanted) -> Result<Plan>
     let (model, longest) = measured(app, project)?;
     let config = prepared(app, project, (NO_RUN, longest), wanted)?;
     let files = RunFiles::with(&config, Source::read(&config.data.train, "flags")?, model)?;
+    let files = with_meter(files, &config)?;
     let job = files.job(&config)?;
     let binding = open::binding(config.gpu.adapter.as_deref(), config.gpu.backend).await?;
     let mut remarks = files.remarks();
@@ -281,7 +283,7 @@ async fn work(
     let model = open::model(&project.model, true, &*app.settings.messages)?;
     let tokenizer = model.bytes().tokenizer()?;
     let train = Source::read(&config.data.train, "flags")?;
-    let files = RunFiles::with(&config, train, model)?;
+    let files = with_meter(RunFiles::with(&config, train, model)?, &config)?;
     run::run_async(&files, config, place, &mut Watch::new(live.clone(), tokenizer)).await.map(drop)
 }
 

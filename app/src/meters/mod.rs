@@ -1,5 +1,6 @@
 //! The meters of `aweigh eval`: each one scores how bad an answer is.
 
+pub mod anchors;
 pub mod external;
 pub mod judge;
 

@@ -2,6 +2,7 @@
 //!
 //!     cargo run --release --example paper -- tiny [DIR]
 //!     cargo run --release --example paper -- tuned [DIR]
+//!     cargo run --release --example paper -- choices [DIR]
 //!     cargo run --release --example paper -- smollm2 MODEL DATA [DIR]
 //!
 //! `tiny`: the help desk, with three seeds. The data are 256 prompts of its training split, each with a
@@ -14,8 +15,11 @@
 //! `tuned`: the help desk again, with fewer pairs, and every method at the learning rate and the step that
 //! suit it best; see [`tuned`].
 //!
+//! `choices`: the help desk once more, with each option for anchors and negatives; see [`choices`].
+//!
 //! `smollm2`: the same comparison with a real model and answers that people flagged; see [`smollm2`].
 
+mod choices;
 mod plots;
 mod smollm2;
 mod tiny;
@@ -65,10 +69,19 @@ fn compare() -> Any<()> {
             println!("{}", gpu.summary().name);
             tuned::run(&gpu, &runs)
         }
+        ["choices", rest @ ..] if rest.len() < 2 => {
+            let runs = folder(rest.first())?.join("choices.jsonl");
+            let gpu = block_on(Gpu::open(&Options::default()))?;
+            println!("{}", gpu.summary().name);
+            choices::run(&gpu, &runs)
+        }
         ["smollm2", model, data, rest @ ..] if rest.len() < 2 => {
             smollm2::run(model, Path::new(data), &folder(rest.first())?)
         }
-        _ => Err("say what to compare on: tiny [DIR], tuned [DIR], or smollm2 MODEL DATA [DIR]".into()),
+        _ => {
+            Err("say what to compare on: tiny [DIR], tuned [DIR], choices [DIR], or smollm2 MODEL DATA [DIR]"
+                .into())
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use aweigh::files::{self, RunFolder, Source};
 use aweigh::run::{self, Place, RunFiles, Summary};
 use aweigh::train::Metrics;
 use aweigh_app::app::runs;
+use aweigh_app::meters::anchors::with_meter;
 
 /// Align a model: sample anchors, train, stop if it gets worse, write an adapter.
 ///
@@ -117,7 +118,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
     let train = Source::read(&config.data.train, "--train")?;
     let origin = train.origin.clone();
     let model = open::model(&config.model.model, true, output)?;
-    let files = RunFiles::with(&config, train, model)?;
+    let files = with_meter(RunFiles::with(&config, train, model)?, &config)?;
     let watch = Watch::new(output, "aweigh align --resume").on_loaded(|loaded| {
         output.note(format_args!("{origin}: {}", loaded.lengths));
         let drawn = loaded.config.method.method.is_of_negatives();

@@ -14,6 +14,7 @@ use aweigh::error::Result;
 use aweigh::files::Source;
 use aweigh::run::{Material, Planned, RunFiles, Saving, savings};
 use aweigh::train::Plan;
+use aweigh_app::meters::anchors::with_meter;
 use aweigh_app::open::binding;
 
 /// Show how much GPU memory a run will need, and which settings would lower it. Needs no GPU.
@@ -68,7 +69,7 @@ pub fn run(args: Args, output: &Output) -> Result<()> {
         false => Source::read(&config.data.train, "--train")?,
     };
     let model = open::model(&config.model.model, false, output)?;
-    let files = RunFiles::with(&config, train, model)?;
+    let files = with_meter(RunFiles::with(&config, train, model)?, &config)?;
     files.remarks().iter().for_each(|remark| output.warn(remark));
     let inputs = files.inputs();
     let job = if assumed { inputs.assume(&config)? } else { inputs.read(&config)? };

@@ -9,7 +9,7 @@ fn of_ratios(formula: Formula, ratios: &[f64]) -> Outcome {
     let reference: Vec<f64> = (0..ratios.len()).map(|i| -30.0 - 7.0 * i as f64).collect();
     let policy: Vec<[f64; 1]> = ratios.iter().zip(&reference).map(|(r, b)| [r + b]).collect();
     let policy: Vec<&[f64]> = policy.iter().map(|p| p.as_slice()).collect();
-    forward(formula, &policy, &reference, PLAIN)
+    forward(formula, &policy, None, &reference, PLAIN)
 }
 
 fn d2o(alpha: f64, beta: f64, ratios: &[f64]) -> Outcome {
@@ -82,16 +82,16 @@ fn d2o_of_one_anchor_is_dpo_and_without_anchors_npo() {
 #[test]
 fn sft_is_the_token_mean_and_gradient_ascent_its_opposite() {
     let policy: [&[f64]; 2] = [&[-3.0, -1.0, -2.0], &[-0.5, -0.5]];
-    let found = forward(Formula::Sft, &policy, &[], PLAIN);
+    let found = forward(Formula::Sft, &policy, None, &[], PLAIN);
     near(found.loss, 1.25);
     assert_eq!(found.coefficients, [vec![-1.0 / 6.0; 3], vec![-0.25; 2]]);
-    let opposite = forward(Formula::Ga, &policy[1..], &[], PLAIN);
+    let opposite = forward(Formula::Ga, &policy[1..], None, &[], PLAIN);
     assert_eq!((opposite.loss, &opposite.coefficients[0]), (-0.5, &vec![0.5; 2]));
 }
 
 #[test]
 fn unlikelihood_of_likely_tokens_stays_finite() {
-    let found = forward(Formula::Ul, &[&[-1.0, 0.0, -1e-6]], &[], PLAIN);
+    let found = forward(Formula::Ul, &[&[-1.0, 0.0, -1e-6]], None, &[], PLAIN);
     let p = (-1.0f64).exp();
     near(found.coefficients[0][0], p / (1.0 - p) / 3.0);
     // The tangent at 1 − p = LEAST has slope 1 / LEAST in p.
@@ -105,12 +105,12 @@ fn unlikelihood_of_likely_tokens_stays_finite() {
 fn kto_pulls_towards_good_answers_and_away_from_bad_ones() {
     let formula = Formula::Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 2.0 };
     let terms = Terms { kl: 0.5, ..PLAIN };
-    let good = forward(formula, &[&[-9.0, -1.0], &[]], &[-11.0, 0.0], terms);
+    let good = forward(formula, &[&[-9.0, -1.0], &[]], None, &[-11.0, 0.0], terms);
     let value = sigmoid(0.1 * (1.0 - 0.5));
     near(good.loss, 1.0 - value);
     near(good.coefficients[0][1], -0.1 * value * (1.0 - value));
     near(good.rewards[0], 0.1);
-    let bad = forward(formula, &[&[], &[-9.0]], &[0.0, -11.0], terms);
+    let bad = forward(formula, &[&[], &[-9.0]], None, &[0.0, -11.0], terms);
     let value = sigmoid(0.1 * (0.5 - 2.0));
     near(bad.loss, 2.0 * (1.0 - value));
     near(bad.coefficients[1][0], 2.0 * 0.1 * value * (1.0 - value));
@@ -149,22 +149,27 @@ fn gradients() {
             Ga | Ul | Npo { .. } | Simnpo { .. } => &[&[6]],
             _ => &[&[3, 5]],
         };
-        for (&lengths, length_normalize) in cases.iter().flat_map(|case| [(case, false), (case, true)]) {
+        let kinds = [[false, false], [true, false], [false, true], [true, true]];
+        for (&lengths, [length_normalize, weighted]) in
+            cases.iter().flat_map(|case| kinds.map(|kind| (case, kind)))
+        {
             // Log-probs clearly below 0.
             let tokens: Vec<f64> = values(1, lengths.iter().sum()).iter().map(|v| -0.1 - v.abs()).collect();
             let reference = values(2, lengths.len());
             let terms = Terms { length_normalize, kl: 0.3, negative_floor: Some(1.0) };
+            fn parts<'a>(lengths: &[usize], mut rest: &'a [f64]) -> Vec<&'a [f64]> {
+                let mut part = |&n: &usize| {
+                    let (own, others) = rest.split_at(n);
+                    rest = others;
+                    own
+                };
+                lengths.iter().map(&mut part).collect()
+            }
+            let weights: Vec<f64> = values(3, tokens.len()).iter().map(|v| v.max(0.0)).collect();
+            let weights = parts(lengths, &weights);
             let loss = |tokens: &[f64]| {
-                let mut rest = tokens;
-                let policy: Vec<&[f64]> = lengths
-                    .iter()
-                    .map(|&n| {
-                        let (own, others) = rest.split_at(n);
-                        rest = others;
-                        own
-                    })
-                    .collect();
-                forward(formula, &policy, &reference, terms)
+                let weights = weighted.then_some(&weights[..]);
+                forward(formula, &parts(lengths, tokens), weights, &reference, terms)
             };
             let found = loss(&tokens);
             finite::check("dlogp", &tokens, &found.coefficients.concat(), |tokens| loss(tokens).loss);

@@ -65,7 +65,7 @@ fn weights(biased: bool, lora: bool, tied: bool) -> Tensors {
 /// responses.
 fn group_loss(logps: &[&[f64]]) -> formula::Outcome {
     let reference: Vec<f64> = (0..logps.len()).map(|i| -5.0 - i as f64).collect();
-    formula::forward(D2O, logps, &reference, formula::Terms::default())
+    formula::forward(D2O, logps, None, &reference, formula::Terms::default())
 }
 
 fn loss_and_gradients(weights: &Tensors, batch: &Batch) -> (f64, Tensors) {
@@ -179,7 +179,7 @@ fn the_order_of_the_anchors_does_not_matter() {
         let batch = pack(&[(PROMPT, responses)]);
         let saved = forward(model, &batch);
         let tokens = token_logps(&batch, &saved);
-        let found = formula::forward(D2O, &tokens, &[-9.0; 4], formula::Terms::default());
+        let found = formula::forward(D2O, &tokens, None, &[-9.0; 4], formula::Terms::default());
         (found.loss, backward(model, &batch, &saved, &found.coefficients.concat()))
     };
     let (a, b) = (run(y), run(swapped));

@@ -1,0 +1,221 @@
+//! Finds anchors that are bad themselves. Anchors are the model's own answers, and nobody has looked at them:
+//! some may be like the flagged ones.
+
+use super::anchors::{Anchor, RETRIES};
+use super::cleaner::{Cleaned, Cleaner, How, Judged};
+use super::responses::loss_responses;
+use super::run::Run;
+use crate::config::AnchorChoice;
+use crate::data::packing::Group;
+use crate::data::{Example, Prompt};
+use crate::error::setting;
+use crate::eval::mixture::{self, Mixture};
+use crate::eval::stats::{Estimate, mean};
+use crate::loss::Takes;
+use crate::score::mean_states_in;
+use crate::{Error, Result};
+
+/// The anchors of each verdict that are shown.
+const SHOWN: usize = 3;
+
+/// The beginning of a text, on one line.
+fn excerpt(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let short: String = words.chars().take(70).collect();
+    if short.len() < words.len() { format!("{short} ...") } else { short }
+}
+
+impl Run<'_> {
+    /// Leaves out bad anchors, or weighs them less, as the settings say. Before the first step, when all
+    /// anchors are there.
+    pub(super) async fn clean_anchors(&mut self) -> Result<()> {
+        let choice = self.config.anchors.choice.clone();
+        if choice == AnchorChoice::All || self.method().takes() != Takes::Anchors || self.cleaner.is_some() {
+            return Ok(());
+        }
+        let all: Vec<usize> = (0..self.train.len()).collect();
+        let (how, share, bad) = match choice {
+            AnchorChoice::Meter(_) => {
+                let scores = self.meter_scores(&all).await?;
+                let flat: Vec<f64> = scores.concat().iter().map(|s| f64::from(u8::from(*s > 0.5))).collect();
+                (How::Meter, mean(&flat), scores)
+            }
+            _ => self.estimate(&all, choice == AnchorChoice::PuWeight).await?,
+        };
+        self.judge_held_out(&how).await?;
+        let examples = &self.train;
+        let mut judged = Vec::new();
+        for ((example, pool), scores) in examples.iter().zip(&mut self.pools).zip(bad) {
+            let verdicts: Vec<(f64, f32)> = scores.into_iter().map(|score| how.verdict(score)).collect();
+            let mut verdict = verdicts.iter();
+            for (anchor, (bad, weight)) in pool.anchors.iter_mut().zip(verdicts.iter()) {
+                anchor.weight = *weight;
+                judged.push(Judged { example, anchor: anchor.clone(), bad: *bad, kept: *weight > 0.0 });
+            }
+            pool.anchors.retain(|_| verdict.next().is_none_or(|(_, weight)| *weight > 0.0));
+            // What was left out is not sampled again.
+            pool.rounds = RETRIES + 1;
+        }
+        judged.sort_by(|a, b| b.bad.total_cmp(&a.bad));
+        let weighted = matches!(how, How::Weights { .. });
+        let left_out = judged.iter().filter(|judged| !judged.kept).count();
+        let [low, high] = [share.low, share.high].map(|share| 100.0 * share);
+        let done = match weighted {
+            true => "each weighs as much as it is likely to be good".to_string(),
+            false => format!("{left_out} of {} are left out", judged.len()),
+        };
+        let told = if how == How::Meter { "by the meter" } else { "by estimate" };
+        let share_text = format!("{:.1} % [{low:.1}, {high:.1}]", 100.0 * share.value);
+        self.observer.noted(&format!("{share_text} of the anchors are bad {told}: {done}"));
+        let of = |kept: bool| judged.iter().filter(move |judged| judged.kept == kept).take(SHOWN);
+        let shown = if weighted {
+            judged.iter().take(SHOWN).collect()
+        } else {
+            of(false).chain(of(true)).collect::<Vec<_>>()
+        };
+        for judged in shown {
+            if let Some(reader) = &self.reader {
+                let text = reader.tokenizer.decode_answer(&judged.example.prompt_ids, &judged.anchor.ids)?;
+                let what = if judged.kept {
+                    format!("weight {:.2}", judged.anchor.weight)
+                } else {
+                    "left out".into()
+                };
+                self.observer.noted(&format!("  {what}: {}", excerpt(&text)));
+            }
+        }
+        self.observer.cleaned(&Cleaned { share, anchors: judged })?;
+        self.cleaner = Some(Cleaner { share, how });
+        Ok(())
+    }
+
+    /// Fits a head that tells the flagged answers of `examples` from good anchors, and the share of bad ones.
+    /// Returns the scores of the anchors, too.
+    async fn estimate(
+        &mut self,
+        examples: &[usize],
+        weighted: bool,
+    ) -> Result<(How, Estimate, Vec<Vec<f64>>)> {
+        let states = self.states(examples).await?;
+        let flagged: Vec<&[f32]> =
+            states.iter().filter_map(|states| states.last().map(Vec::as_slice)).collect();
+        let anchors: Vec<&[f32]> =
+            states.iter().flat_map(|states| &states[..states.len() - 1]).map(Vec::as_slice).collect();
+        if flagged.len().min(anchors.len()) < mixture::LEAST {
+            let expected = format!("{0} flagged answers and {0} anchors to estimate from", mixture::LEAST);
+            let found = format!("{} and {}", flagged.len(), anchors.len());
+            let fix = format!("give more rows, or raise {}", setting("num_samples"));
+            return Err(Error::input(setting("anchors.choice"), expected, found, fix));
+        }
+        let found: Mixture = mixture::estimate(&flagged, &anchors, self.config.train.seed);
+        let odds = (found.share.value / (1.0 - found.share.value).max(1e-6)).max(1e-6).ln() as f32;
+        let threshold = found.threshold() as f32;
+        let head = found.head.clone();
+        let how = if weighted { How::Weights { head, odds } } else { How::Head { head, threshold } };
+        // The scores of the estimate itself: each by a head that has not seen the anchor. They are rounded as
+        // the threshold is.
+        let mut scores = found.scores.iter().map(|score| f64::from(*score as f32));
+        let of_example = |states: &Vec<Vec<f32>>| scores.by_ref().take(states.len() - 1).collect();
+        Ok((how, found.share, states.iter().map(of_example).collect()))
+    }
+
+    /// The mean hidden state of each anchor of the examples and, last, of their flagged answer, under the
+    /// anchors' reference.
+    async fn states(&mut self, examples: &[usize]) -> Result<Vec<Vec<Vec<f32>>>> {
+        let Some(capacity) = self.batches.scoring else { return Ok(Vec::new()) };
+        let (method, budget) = (self.method(), self.batches.score_budget);
+        let Self { gpu, trainer, train, pools, observer, .. } = self;
+        let groups: Vec<Group> = examples
+            .iter()
+            .map(|&i| Group {
+                prompt: &train[i].prompt_ids,
+                responses: loss_responses(method, &train[i], pools[i].ids()),
+            })
+            .collect();
+        let (decoder, mut alive) = (&trainer.decoder, |_, _| observer.advance(0, 0));
+        let pass = self.negative.pass(decoder);
+        mean_states_in(gpu, decoder, pass, &groups, (budget, capacity), &mut alive).await
+    }
+
+    /// The meter's score of each anchor of the training examples.
+    async fn meter_scores(&self, examples: &[usize]) -> Result<Vec<Vec<f64>>> {
+        let of = |&i: &usize| (&self.train[i], &self.pools[i].anchors[..]);
+        self.metered(&examples.iter().map(of).collect::<Vec<_>>()).await
+    }
+
+    async fn metered(&self, of: &[(&Example, &[Anchor])]) -> Result<Vec<Vec<f64>>> {
+        let reader = self.reader.as_ref().and_then(|reader| Some((reader, reader.meter.as_ref()?)));
+        let Some((reader, meter)) = reader else {
+            let fix = "set Reader::meter";
+            return Err(Error::input(setting("anchors.choice"), "a meter", "none", fix));
+        };
+        let mut texts: Vec<(&Prompt, String)> = Vec::new();
+        for &(example, anchors) in of {
+            for anchor in anchors {
+                let text = reader.tokenizer.decode_answer(&example.prompt_ids, &anchor.ids)?;
+                texts.push((&example.prompt, text));
+            }
+        }
+        let answers: Vec<(&Prompt, &str)> = texts.iter().map(|(prompt, text)| (*prompt, &text[..])).collect();
+        let scores = meter.scores(self.gpu, &answers).await?;
+        let mut rest = scores.into_iter();
+        Ok(of.iter().map(|(_, anchors)| rest.by_ref().take(anchors.len()).collect()).collect())
+    }
+
+    /// Judges the anchors of held-out prompts, which the stop rule watches. A prompt keeps its
+    /// best anchor, whatever it is.
+    async fn judge_held_out(&mut self, how: &How) -> Result<()> {
+        let watched = self.held_out.examples.iter().zip(&self.held_out.pools);
+        let scores: Vec<Vec<f64>> = match how {
+            How::Meter => {
+                let of: Vec<(&Example, &[Anchor])> =
+                    watched.map(|(example, pool)| (example, &pool.anchors[..])).collect();
+                self.metered(&of).await?
+            }
+            How::Head { head, .. } | How::Weights { head, .. } => {
+                let Some(capacity) = self.batches.held_out else { return Ok(()) };
+                let groups: Vec<Group> = watched
+                    .map(|(e, pool)| Group { prompt: &e.prompt_ids, responses: pool.ids().collect() })
+                    .collect();
+                let budget = self.batches.score_budget;
+                let decoder = &self.trainer.decoder;
+                let pass = self.negative.pass(decoder);
+                let observer = &mut *self.observer;
+                let mut alive = |_, _| observer.advance(0, 0);
+                let states =
+                    mean_states_in(self.gpu, decoder, pass, &groups, (budget, capacity), &mut alive).await?;
+                states.iter().map(|states| states.iter().map(|state| head.score(state)).collect()).collect()
+            }
+        };
+        for (pool, scores) in self.held_out.pools.iter_mut().zip(scores) {
+            let best = scores.iter().copied().fold(f64::INFINITY, f64::min);
+            let mut scores = scores.into_iter();
+            pool.anchors.retain(|_| scores.next().is_none_or(|s| s == best || how.verdict(s).1 > 0.5));
+            pool.rounds = RETRIES + 1;
+        }
+        Ok(())
+    }
+
+    /// Applies the cleaner to anchors that were just sampled anew for `examples`. If all of a prompt's are
+    /// bad, it has none.
+    pub(super) async fn clean_renewed(&mut self, examples: &[usize]) -> Result<()> {
+        let Some(Cleaner { how, .. }) = self.cleaner.clone() else { return Ok(()) };
+        let scores: Vec<Vec<f64>> = match &how {
+            How::Meter => self.meter_scores(examples).await?,
+            How::Head { head, .. } | How::Weights { head, .. } => {
+                let of = |states: &Vec<Vec<f32>>| {
+                    states[..states.len() - 1].iter().map(|state| head.score(state)).collect()
+                };
+                self.states(examples).await?.iter().map(of).collect()
+            }
+        };
+        for (&i, scores) in examples.iter().zip(scores) {
+            let pool = &mut self.pools[i];
+            for (anchor, score) in pool.anchors.iter_mut().zip(scores) {
+                anchor.weight = how.verdict(score).1;
+            }
+            pool.anchors.retain(|anchor| anchor.weight > 0.0);
+        }
+        Ok(())
+    }
+}
