@@ -19,6 +19,7 @@ pub(crate) fn setting(key: &str) -> String {
         true if key == "gpu.backend" => "--backend".into(),
         true if key == "retain.form" => "--retain".into(),
         true if key == "anchors.choice" => "--anchors".into(),
+        true if key == "negatives.choice" => "--negatives".into(),
         true => format!("--{}", key.replace(['_', '.'], "-")),
         false => key.to_owned(),
     }

@@ -6,6 +6,8 @@ mod choices;
 mod common;
 #[path = "align/methods.rs"]
 mod methods;
+#[path = "align/negatives.rs"]
+mod negatives;
 #[path = "align/resume.rs"]
 mod resume;
 #[path = "align/wishes.rs"]
@@ -48,6 +50,7 @@ fn examples(n: u32, first: u32) -> Vec<Example> {
             negative_weights: None,
             chosen_ids: Some([ids(i + 13, 3), vec![2]].concat()),
             anchor_ids: Vec::new(),
+            harmful_ids: Vec::new(),
             kl_ids: None,
         }
     };

@@ -127,11 +127,9 @@ impl Model {
         let rows: Vec<Row> = parse_rows(rows.as_bytes(), origin, None)?.rows;
         let instruction = args.system.clone().filter(|text| !text.is_empty());
         let options = ExampleOptions {
-            needs: Needs::Prompt,
             limits: LengthLimits { max_prompt: args.max_prompt_length, ..LengthLimits::default() },
             instruction,
-            anchors: 0,
-            examples: Vec::new(),
+            ..ExampleOptions::plain(Needs::Prompt, LengthLimits::default())
         };
         let (prompts, _) = build_examples(&rows, origin, &self.tokenizer, &options)?;
         let (context, most) = (self.decoder.context(), args.sampling.max_new_tokens);

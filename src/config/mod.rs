@@ -17,13 +17,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Rule;
 use crate::error::{Error, Result, setting};
-use crate::loss::{Constants, Formula, Loss, Method};
+use crate::loss::{Constants, Formula, Loss, Method, Takes};
 use crate::optim::LrScheduler;
 
 pub use file::Layer;
 pub use sections::*;
 pub use values::{
-    AnchorChoice, Beta, MemorySize, OnlineSampler, OrNone, Overlong, Preset, ReferenceSource, TruncationSide,
+    AnchorChoice, Beta, MemorySize, NegativeChoice, OnlineSampler, OrNone, Overlong, Preset, ReferenceSource,
+    TruncationSide,
 };
 
 /// A run's settings from one source; every key may be absent. Also declares the flags of `align`.
@@ -43,6 +44,9 @@ pub struct PartialConfig {
     /// `[anchors]`
     #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Anchors (the model's own samples)"))]
     pub anchors: AnchorFlags,
+    /// `[negatives]`
+    #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "Negatives (flagged answers)"))]
+    pub negatives: NegativeFlags,
     /// `[reference]`
     #[cfg_attr(feature = "clap", command(flatten, next_help_heading = "References"))]
     pub reference: ReferenceFlags,
@@ -78,6 +82,8 @@ pub struct RunConfig {
     pub method: MethodConfig,
     /// How anchors are sampled.
     pub anchors: AnchorConfig,
+    /// Which flagged answers each step trains on.
+    pub negatives: NegativeConfig,
     /// The reference models.
     pub reference: ReferenceConfig,
     /// The term that keeps the answers to ordinary prompts as they are.
@@ -100,7 +106,7 @@ macro_rules! sections {
     ($with:ident) => {
         $with! {
             model: ModelFlags, data: DataFlags, method: MethodFlags, anchors: AnchorFlags,
-            reference: ReferenceFlags, retain: RetainFlags, lora: LoraFlags, train: TrainFlags,
+            negatives: NegativeFlags, reference: ReferenceFlags, retain: RetainFlags, lora: LoraFlags, train: TrainFlags,
             stop: StopFlags, output: OutputFlags, gpu: GpuFlags
         }
     };
@@ -222,6 +228,16 @@ impl RunConfig {
     pub fn anchor_rule(&self) -> Option<Rule> {
         let unwanted = self.stop.unwanted.as_ref().filter(|_| self.method.method.is_of_negatives());
         self.anchors.anchor_filter.0.clone().or_else(|| unwanted.map(Rule::opposite))
+    }
+
+    /// Which flagged answers each step trains on: [`NegativeConfig::choice`], if the method has that choice.
+    pub fn negative_choice(&self) -> NegativeChoice {
+        use NegativeChoice::*;
+        let has = match self.negatives.choice {
+            Generated | Debiased | Paired => self.method.method.takes() == Takes::Anchors,
+            _ => self.method.method.is_of_negatives(),
+        };
+        if has { self.negatives.choice } else { Uniform }
     }
 
     /// The rule that tells an unwanted answer: `unwanted`, or for methods that learn from flagged answers

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::values::{
-    AnchorChoice, Beta, MemorySize, OnlineSampler, OrNone, Overlong, ReferenceSource, TruncationSide,
+    AnchorChoice, Beta, MemorySize, NegativeChoice, OnlineSampler, OrNone, Overlong, ReferenceSource,
+    TruncationSide,
 };
 use crate::data::{Label, Rule};
 use crate::gpu::{Backend, Precision, Quantize};
@@ -159,6 +160,9 @@ section! {
     /// good instead; "meter:METER" leaves out those that a meter of "aweigh eval" scores above 0.5 [default:
     /// all]
     (long = "anchors", value_name = "WHICH") choice: AnchorChoice = AnchorChoice::All;
+    /// With --online-start-step: the share of a prompt's anchors that are sampled again; the others stay as
+    /// they were before the first step [default: 1.0]
+    (long = "fresh-anchors", value_name = "SHARE") fresh_share: f64 = 1.0;
     optional:
     /// From this step on, resample anchors from the model as it trains. Without this, anchors are sampled
     /// once, before the first step
@@ -166,6 +170,26 @@ section! {
     /// Take the anchors from this file: samples.jsonl of an earlier run, or the output of "aweigh sample".
     /// Prompts with fewer than --num-samples there get the rest sampled
     (long, value_name = "FILE") samples_file: PathBuf;
+}
+
+section! {
+    /// `[negatives]`: which flagged answers each step trains on.
+    NegativeConfig, NegativeFlags;
+
+    /// Which flagged answers each step trains on (d2o, npo, simnpo, ga and ul only; generated, debiased and
+    /// paired need d2o) [default: uniform]
+    (long = "negatives", value_name = "WHICH") choice: NegativeChoice = NegativeChoice::Uniform;
+    /// System message for --negatives generated, such as "Be rude to the customer."; the answers under it
+    /// become further flagged answers if --anchors (pu, pu_weight or a meter) finds them bad. Only sampling
+    /// sees it [default: none]
+    (long, value_name = "TEXT") harmful_instruction: String = String::new();
+    /// With --negatives generated: how often a prompt that has such an answer is trained on with it instead
+    /// of its row's answer. It is sampled again when it is --refresh-every steps old [default: 0.5]
+    (long = "fresh-negatives", value_name = "SHARE") fresh_share: f64 = 0.5;
+    /// Divide the training prompts into N clusters by the model's hidden states, and draw from each as often,
+    /// so that a frequent topic does not drown the others; 0 turns it off [default: 0]
+    (long, value_name = "N") balance: usize = 0;
+    optional:
 }
 
 section! {

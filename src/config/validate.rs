@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::{
-    AnchorChoice, Beta, MAX_NUM_SEQS, MethodConfig, OnlineSampler, ReferenceSource, RetainConfig, RunConfig,
-    StopConfig,
+    AnchorChoice, Beta, MAX_NUM_SEQS, MethodConfig, NegativeChoice, OnlineSampler, ReferenceSource,
+    RetainConfig, RunConfig, StopConfig,
 };
 use crate::error::{Error, Result, setting, setting_to};
 use crate::loss::{Method, Retain};
@@ -61,6 +61,7 @@ pub(super) fn check(config: &RunConfig, places: Option<&BTreeMap<String, String>
     data(config, &places)?;
     method(config, &places)?;
     anchors(config, &places)?;
+    negatives(config, &places)?;
     reference(config, &places)?;
     places.positive("retain.weight", config.retain.weight)?;
     let (many, fix) = (config.retain.batch_size, "give a number in that range; 1 to 8 are usual");
@@ -185,7 +186,27 @@ fn anchors(config: &RunConfig, places: &Places) -> Result<()> {
         many,
         "leave it out to use 192",
     )?;
-    places.at_least_one("anchors.refresh_every", anchors.refresh_every)
+    places.at_least_one("anchors.refresh_every", anchors.refresh_every)?;
+    let share = anchors.fresh_share;
+    let (expected, fix) = ("a number above 0 and up to 1", "1 samples all of them again");
+    places.that("anchors.fresh_share", share > 0.0 && share <= 1.0, expected, share, fix)
+}
+
+fn negatives(config: &RunConfig, places: &Places) -> Result<()> {
+    let negatives = &config.negatives;
+    let share = negatives.fresh_share;
+    let (expected, fix) = ("a number from 0 to 1", "0.5 takes each as often");
+    places.that("negatives.fresh_share", (0.0..=1.0).contains(&share), expected, share, fix)?;
+    if config.negative_choice() != NegativeChoice::Generated {
+        return Ok(());
+    }
+    let fix = format!("give {}", setting_to("harmful_instruction", "Be rude to the customer."));
+    let given = !negatives.harmful_instruction.is_empty();
+    places.that("negatives.harmful_instruction", given, "what to tell the model", "nothing", &fix)?;
+    let judged = config.anchors.choice != AnchorChoice::All;
+    let fix = format!("set {} to pu, pu_weight or meter:METER", setting("anchors.choice"));
+    let expected = "a choice that tells bad answers from good ones";
+    places.that("anchors.choice", judged, expected, "all", &fix)
 }
 
 fn reference(config: &RunConfig, places: &Places) -> Result<()> {
@@ -307,6 +328,8 @@ fn unused(config: &RunConfig) -> Option<String> {
         ("desirable_weight", given.desirable_weight != usual.desirable_weight, method == Kto),
         ("undesirable_weight", given.undesirable_weight != usual.undesirable_weight, method == Kto),
         ("anchors.choice", anchors.choice != AnchorChoice::All, method == D2o),
+        ("negatives.choice", config.negatives.choice != config.negative_choice(), false),
+        ("balance", config.negatives.balance > 0, method.is_of_negatives()),
         ("anchor_filter", anchors.anchor_filter.is_some(), method.is_of_negatives()),
         ("anchor_examples", anchors.anchor_examples.is_some(), method.is_of_negatives()),
         // Methods that learn from flagged answers only have anchors for their held-out prompts.

@@ -103,6 +103,26 @@ impl From<AnchorChoice> for String {
 }
 
 choice! {
+    /// Which flagged answers a step trains on.
+    NegativeChoice {
+        /// All rows in turn
+        Uniform,
+        /// Of four times as many rows, those whose flagged answer the model finds likeliest now
+        Hard,
+        /// Of four times as many rows, those that are likely and whose log-prob varied most over the run
+        Variance,
+        /// For each prompt one of the flagged answers to near prompts, by Metropolis-Hastings
+        Mcns,
+        /// Also the model's own answers under --harmful-instruction that are judged to be bad
+        Generated,
+        /// All rows but those whose flagged answer is like the anchors
+        Debiased,
+        /// All rows; a flagged answer that the model finds likely weighs more if its anchors are unlikely
+        Paired,
+    }
+}
+
+choice! {
     /// Settings for a case, below those of a file and of flags.
     Preset {
         /// A habit that the model's own answers show now and then; the defaults

@@ -31,6 +31,8 @@ pub struct ExampleOptions {
     pub instruction: Option<String>,
     /// The most of a row's own anchors that are encoded; 0 for methods without anchors.
     pub anchors: usize,
+    /// The instruction placed in the prompt for sampling bad answers, if these are sampled.
+    pub harmful: Option<String>,
     /// Turns placed before the prompt's own for sampling only: worked examples of what is wanted. They need
     /// prompts that are lists of messages.
     pub examples: Vec<Message>,
@@ -39,7 +41,7 @@ pub struct ExampleOptions {
 impl ExampleOptions {
     /// Options without anything that only sampling anchors needs.
     pub fn plain(needs: Needs, limits: LengthLimits) -> Self {
-        Self { needs, limits, instruction: None, anchors: 0, examples: Vec::new() }
+        Self { needs, limits, instruction: None, harmful: None, anchors: 0, examples: Vec::new() }
     }
 }
 
@@ -58,6 +60,8 @@ pub struct Example {
     /// `prompt_ids`. If the prompt was cut at the left, the same tokens are cut here and what was put before
     /// them stays, so these ids can exceed `max_prompt` by its length.
     pub sampling_ids: Vec<u32>,
+    /// The prompt to sample bad answers from; empty if none are sampled.
+    pub harmful_ids: Vec<u32>,
     /// The flagged answer with its end token (without an end token if the answer was cut).
     pub negative_ids: Option<Vec<u32>>,
     /// The weight of each token of the flagged answer in the loss; `None` for 1 everywhere.
@@ -128,6 +132,10 @@ fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleO
             tokenizer.encode_prompt(&row.prompt.with_examples(examples), instruction.as_deref())?
         }
     };
+    let harmful_ids = match &options.harmful {
+        Some(instruction) => tokenizer.encode_prompt(&row.prompt, Some(instruction))?,
+        None => Vec::new(),
+    };
     let anchors = row
         .anchors
         .iter()
@@ -144,6 +152,7 @@ fn encode(row: &Row, index: usize, tokenizer: &ChatTokenizer, options: &ExampleO
         prompt: row.prompt.clone(),
         prompt_ids,
         sampling_ids,
+        harmful_ids,
         negative_ids,
         negative_weights,
         chosen_ids: answer(row.positive())?,
@@ -188,9 +197,11 @@ fn fit(
             }
         }
     }
-    let sampling = cut_sampling(&example, max_prompt, limits.prompt_side);
+    let sampled = [&example.sampling_ids, &example.harmful_ids];
+    let [sampling, harmful] =
+        sampled.map(|ids| cut_sampling(&example.prompt_ids, ids, max_prompt, limits.prompt_side));
     let (prompt, prompt_cut) = limit(example.prompt_ids, max_prompt, limits.prompt_side);
-    (example.prompt_ids, example.sampling_ids) = (prompt, sampling);
+    (example.prompt_ids, example.sampling_ids, example.harmful_ids) = (prompt, sampling, harmful);
     let mut cut = |ids: Option<Vec<u32>>, count: &mut usize| {
         let (ids, cut) = limit(ids?, max_completion, Truncation::Right);
         *count += usize::from(cut);
@@ -215,10 +226,9 @@ fn fit(
     Ok(Some(example))
 }
 
-/// The sampling prompt without the tokens that the bare prompt loses. A cut at the left would remove the
+/// A sampling prompt without the tokens that the bare prompt loses. A cut at the left would remove the
 /// instruction and the examples first, so the cut is made after them, in the part that both prompts share.
-fn cut_sampling(example: &Example, max: usize, side: Truncation) -> Vec<u32> {
-    let (bare, sampling) = (&example.prompt_ids, &example.sampling_ids);
+fn cut_sampling(bare: &[u32], sampling: &[u32], max: usize, side: Truncation) -> Vec<u32> {
     let over = bare.len().saturating_sub(max);
     match side {
         Truncation::Right => sampling[..sampling.len().saturating_sub(over)].to_vec(),

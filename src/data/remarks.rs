@@ -161,6 +161,7 @@ mod tests {
             negative_ids: negative.map(|id| vec![id]),
             negative_weights: None,
             anchor_ids: Vec::new(),
+            harmful_ids: Vec::new(),
             kl_ids: None,
         }
     }

@@ -83,6 +83,7 @@ pub fn examples(cases: &[Case]) -> Vec<Example> {
         negative_weights: None,
         chosen_ids: Some(vec![if flagged { FLAGGED } else { FINE }]),
         anchor_ids: Vec::new(),
+        harmful_ids: Vec::new(),
         kl_ids: None,
     };
     verdicts.map(example).collect()

@@ -1,6 +1,7 @@
 //! Trained judges, word lists, comparisons and statistics, for `aweigh eval` and `aweigh judge`; and the
 //! share of bad answers among unlabelled ones.
 
+pub mod clusters;
 pub mod compare;
 pub mod head;
 pub mod judge;

@@ -85,9 +85,11 @@ impl Pool {
         self.anchors.len() < k && self.rounds <= RETRIES
     }
 
-    /// Empties the pool, to be sampled again after `step` optimizer steps.
-    pub(super) fn renew(&mut self, step: usize) {
-        *self = Self { generation: self.generation + 1, step, ..Self::default() };
+    /// Empties the pool but for its first `stored` anchors, to be sampled again after `step` optimizer steps.
+    pub(super) fn renew(&mut self, step: usize, stored: usize) {
+        let mut anchors = std::mem::take(&mut self.anchors);
+        anchors.truncate(stored);
+        *self = Self { anchors, generation: self.generation + 1, step, ..Self::default() };
     }
 
     /// Adds those answers of one sampling round that `keeps` accepts.
@@ -220,6 +222,7 @@ mod tests {
             negative_weights: None,
             chosen_ids: None,
             anchor_ids: vec![vec![5, 2], vec![6], vec![8, 2]],
+            harmful_ids: Vec::new(),
             kl_ids: None,
         };
         let pool = Pool::given(&example, &[2], 2);

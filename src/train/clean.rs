@@ -19,7 +19,7 @@ use crate::{Error, Result};
 const SHOWN: usize = 3;
 
 /// The beginning of a text, on one line.
-fn excerpt(text: &str) -> String {
+pub(super) fn excerpt(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let short: String = words.chars().take(70).collect();
     if short.len() < words.len() { format!("{short} ...") } else { short }
@@ -96,33 +96,38 @@ impl Run<'_> {
         examples: &[usize],
         weighted: bool,
     ) -> Result<(How, Estimate, Vec<Vec<f64>>)> {
-        let states = self.states(examples).await?;
-        let flagged: Vec<&[f32]> =
-            states.iter().filter_map(|states| states.last().map(Vec::as_slice)).collect();
-        let anchors: Vec<&[f32]> =
-            states.iter().flat_map(|states| &states[..states.len() - 1]).map(Vec::as_slice).collect();
-        if flagged.len().min(anchors.len()) < mixture::LEAST {
-            let expected = format!("{0} flagged answers and {0} anchors to estimate from", mixture::LEAST);
-            let found = format!("{} and {}", flagged.len(), anchors.len());
-            let fix = format!("give more rows, or raise {}", setting("num_samples"));
-            return Err(Error::input(setting("anchors.choice"), expected, found, fix));
-        }
-        let found: Mixture = mixture::estimate(&flagged, &anchors, self.config.train.seed);
+        let (flagged, anchors) = self.states(examples).await?;
+        let bad: Vec<&[f32]> = flagged.iter().map(Vec::as_slice).collect();
+        let all: Vec<&[f32]> = anchors.iter().flatten().map(Vec::as_slice).collect();
+        self.check_enough(bad.len(), all.len(), "anchors.choice")?;
+        let found: Mixture = mixture::estimate(&bad, &all, self.config.train.seed);
         let odds = (found.share.value / (1.0 - found.share.value).max(1e-6)).max(1e-6).ln() as f32;
-        let threshold = found.threshold() as f32;
+        // If none is left out, the threshold is infinite, which JSON cannot represent.
+        let threshold = (found.threshold() as f32).min(f32::MAX);
         let head = found.head.clone();
         let how = if weighted { How::Weights { head, odds } } else { How::Head { head, threshold } };
         // The scores of the estimate itself: each by a head that has not seen the anchor. They are rounded as
         // the threshold is.
         let mut scores = found.scores.iter().map(|score| f64::from(*score as f32));
-        let of_example = |states: &Vec<Vec<f32>>| scores.by_ref().take(states.len() - 1).collect();
-        Ok((how, found.share, states.iter().map(of_example).collect()))
+        let of_example = |states: &Vec<Vec<f32>>| scores.by_ref().take(states.len()).collect();
+        Ok((how, found.share, anchors.iter().map(of_example).collect()))
     }
 
-    /// The mean hidden state of each anchor of the examples and, last, of their flagged answer, under the
-    /// anchors' reference.
-    async fn states(&mut self, examples: &[usize]) -> Result<Vec<Vec<Vec<f32>>>> {
-        let Some(capacity) = self.batches.scoring else { return Ok(Vec::new()) };
+    /// Checks that there are enough answers to estimate a share from.
+    pub(super) fn check_enough(&self, flagged: usize, anchors: usize, key: &str) -> Result<()> {
+        if flagged.min(anchors) >= mixture::LEAST {
+            return Ok(());
+        }
+        let expected = format!("{0} flagged answers and {0} anchors to estimate from", mixture::LEAST);
+        let found = format!("{flagged} and {anchors}");
+        let fix = format!("give more rows, or raise {}", setting("num_samples"));
+        Err(Error::input(setting(key), expected, found, fix))
+    }
+
+    /// The mean hidden states of the examples' flagged answers, and of each one's anchors, under the anchors'
+    /// reference.
+    pub(super) async fn states(&mut self, examples: &[usize]) -> Result<(Vec<Vec<f32>>, Vec<Vec<Vec<f32>>>)> {
+        let Some(capacity) = self.batches.scoring else { return Ok(Default::default()) };
         let (method, budget) = (self.method(), self.batches.score_budget);
         let Self { gpu, trainer, train, pools, observer, .. } = self;
         let groups: Vec<Group> = examples
@@ -134,7 +139,8 @@ impl Run<'_> {
             .collect();
         let (decoder, mut alive) = (&trainer.decoder, |_, _| observer.advance(0, 0));
         let pass = self.negative.pass(decoder);
-        mean_states_in(gpu, decoder, pass, &groups, (budget, capacity), &mut alive).await
+        let states = mean_states_in(gpu, decoder, pass, &groups, (budget, capacity), &mut alive).await?;
+        Ok(states.into_iter().filter_map(|mut states| Some((states.pop()?, states))).unzip())
     }
 
     /// The meter's score of each anchor of the training examples.
@@ -143,7 +149,7 @@ impl Run<'_> {
         self.metered(&examples.iter().map(of).collect::<Vec<_>>()).await
     }
 
-    async fn metered(&self, of: &[(&Example, &[Anchor])]) -> Result<Vec<Vec<f64>>> {
+    pub(super) async fn metered(&self, of: &[(&Example, &[Anchor])]) -> Result<Vec<Vec<f64>>> {
         let reader = self.reader.as_ref().and_then(|reader| Some((reader, reader.meter.as_ref()?)));
         let Some((reader, meter)) = reader else {
             let fix = "set Reader::meter";
@@ -203,10 +209,8 @@ impl Run<'_> {
         let scores: Vec<Vec<f64>> = match &how {
             How::Meter => self.meter_scores(examples).await?,
             How::Head { head, .. } | How::Weights { head, .. } => {
-                let of = |states: &Vec<Vec<f32>>| {
-                    states[..states.len() - 1].iter().map(|state| head.score(state)).collect()
-                };
-                self.states(examples).await?.iter().map(of).collect()
+                let of = |states: &Vec<Vec<f32>>| states.iter().map(|state| head.score(state)).collect();
+                self.states(examples).await?.1.iter().map(of).collect()
             }
         };
         for (&i, scores) in examples.iter().zip(scores) {

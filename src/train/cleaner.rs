@@ -52,6 +52,12 @@ pub(super) enum How {
 }
 
 impl How {
+    /// Whether this score says that an answer is rather bad than good. It is meant for answers that are not
+    /// anchors: their share of bad ones is not known.
+    pub fn calls_bad(&self, score: f64) -> bool {
+        score > if *self == Self::Meter { 0.5 } else { 0.0 }
+    }
+
     /// The badness of an anchor with this score of its head, and the weight that it keeps; 0 leaves it out.
     pub fn verdict(&self, score: f64) -> (f64, f32) {
         match self {

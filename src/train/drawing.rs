@@ -10,7 +10,7 @@ use super::retain::Retained;
 use super::run::{Run, advance, tell};
 use crate::config::OnlineSampler;
 use crate::data::Example;
-use crate::error::setting;
+use crate::error::{setting, setting_to};
 use crate::loss::Takes;
 use crate::sample::{self, SamplingParams};
 use crate::{Error, Result};
@@ -154,7 +154,7 @@ impl Run<'_> {
                 Of::HeldOut => ([others[0], own, others[1]], of_train),
                 Of::Retained => ([others[0], others[1], own], of_train),
             };
-            drawn(kept, pools, (counts, None))?.map_or(Ok(()), |state| observer.saved(state))
+            drawn(kept, pools, (counts, None, None))?.map_or(Ok(()), |state| observer.saved(state))
         };
         sampler.fill(own, &draws, k, counts, &mut each).await
     }
@@ -237,6 +237,15 @@ impl Run<'_> {
             sampled.map(|(e, pool)| e.negative_ids.is_none() || !pool.anchors.is_empty()).collect()
         };
         let train = keep(&self.train, &self.pools);
+        if !train.contains(&true) && self.cleaner.is_some() {
+            let fix = format!(
+                "show the model what is wanted with {}, or use all anchors with {}",
+                setting("anchor_examples"),
+                setting_to("anchors.choice", "all")
+            );
+            let expected = "an anchor that is not bad";
+            return Err(Error::input(setting("anchors.choice"), expected, "none", fix));
+        }
         if !train.contains(&true) {
             let fix = "raise the temperature, or change what is put before the prompt";
             let Some(rule) = self.reader.as_ref().and_then(|reader| reader.filter.as_ref()) else {
@@ -300,14 +309,15 @@ impl Run<'_> {
         };
         let settings = sample::sampling_params(a, self.config.train.seed, &self.ends);
         let old: Vec<Pool> = stale.iter().map(|&i| self.pools[i].clone()).collect();
-        stale.iter().for_each(|&i| self.pools[i].renew(step));
+        let k = self.config.method.num_samples;
+        let stored = k - (a.fresh_share * k as f64).round() as usize;
+        stale.iter().for_each(|&i| self.pools[i].renew(step, stored));
         let prompt = |i: usize| match instructed {
             true => &self.train[i].sampling_ids,
             false => &self.train[i].prompt_ids,
         };
         let draws: Vec<Draw> =
             stale.iter().map(|&i| Draw { pool: i, index: i as u32, prompt: prompt(i) }).collect();
-        let k = self.config.method.num_samples;
         let reader = self.reader.as_ref();
         let sampler = Sampler { room: self.room, gpu: self.gpu, decoder, pass, settings, reader };
         let observer = &mut *self.observer;

@@ -76,7 +76,8 @@ impl HeldOut {
         };
         // An example with a good answer only counts for the perplexity alone.
         let with_loss = || of_all.iter().filter(|(_, _, parts)| parts.own > 0);
-        let weights = self.examples.iter().zip(&self.pools).map(|(e, pool)| token_weights(method, e, pool));
+        let weights =
+            self.examples.iter().zip(&self.pools).map(|(e, pool)| token_weights(method, e, pool, 1.0));
         let observed: Vec<Observed> = of_all
             .iter()
             .zip(weights)

@@ -7,7 +7,7 @@ use super::anchors::Anchor;
 use super::evaluate::eval_anchors;
 use super::reader::answered;
 use super::responses::{held_out_responses, loss_responses, reference_responses};
-use crate::config::{OnlineSampler, RunConfig};
+use crate::config::{NegativeChoice, OnlineSampler, RunConfig};
 use crate::data::{Example, Group};
 use crate::gpu::Memory;
 use crate::loss::Takes;
@@ -42,6 +42,9 @@ pub(super) struct MaxBatches {
     /// of them begin.
     pub retain_draws: Vec<(usize, usize)>,
     pub retain_shared: usize,
+    /// As `draws`, for the prompts with the harmful instruction, one answer each.
+    pub harmful_draws: Vec<(usize, usize)>,
+    pub harmful_shared: usize,
     /// Packed tokens of the largest group. Groups are not split: no budget makes a batch smaller.
     pub group_tokens: usize,
     /// Most packed tokens of a micro-batch, from the settings and the size of a binding.
@@ -60,6 +63,25 @@ impl MaxBatches {
         anchors: Option<&[Vec<Anchor>]>,
     ) -> Self {
         let (method, a, t) = (config.method.method, &config.anchors, &config.train);
+        // The longest flagged answer that an example may be trained on instead of its own.
+        let own = |example: &Example| example.negative_ids.as_ref().map_or(0, Vec::len);
+        let choice = config.negative_choice();
+        let other = match choice {
+            NegativeChoice::Mcns => train.iter().map(own).max().unwrap_or(0),
+            NegativeChoice::Generated => a.max_new_tokens,
+            _ => 0,
+        };
+        if train.iter().any(|example| own(example) < other) {
+            let longer = |example: &Example| {
+                let mut example = example.clone();
+                if let Some(ids) = &mut example.negative_ids {
+                    ids.resize(ids.len().max(other), 0);
+                }
+                example
+            };
+            let longer: Vec<Example> = train.iter().map(longer).collect();
+            return Self::of(config, (model, max_binding), [&longer, eval, retain, ordinary], anchors);
+        }
         let lengths = |all: &[Vec<u32>], k: usize| all.iter().take(k).map(Vec::len).collect::<Vec<_>>();
         let sampled = |i: usize| anchors.and_then(|all| all.get(i)).map_or(&[][..], Vec::as_slice);
         let has_own = |example: &Example| !example.anchor_ids.is_empty();
@@ -140,7 +162,11 @@ impl MaxBatches {
         let fits = (max_binding as usize / (4 * widest)).max(1);
         let step_budget = t.max_tokens_per_batch.unwrap_or(all).min(fits);
         let score = t.max_tokens_per_batch.unwrap_or(SCORE_TOKENS).min(fits);
-        let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed());
+        let moves = [&config.reference.positive, &config.reference.negative].iter().any(|r| !r.is_fixed())
+            || matches!(choice, NegativeChoice::Mcns | NegativeChoice::Generated);
+        // Prompts are compared by their hidden states.
+        let compared =
+            method.is_of_negatives() && (config.negatives.balance > 0 || choice == NegativeChoice::Mcns);
         let references = config.method.loss().formula.has_reference();
         let step_capacity = |groups: &[Group]| capacity(groups, step_budget, batch);
         let answer = &blank[..config.retained_tokens()];
@@ -158,6 +184,7 @@ impl MaxBatches {
         let shown: Vec<Group> = all_train()
             .map(|(i, e)| Group { prompt: &e.sampling_ids, responses: anchors_of(i).collect() })
             .collect();
+        let harmful = || train.iter().map(|e| &e.harmful_ids).filter(|ids| !ids.is_empty());
         let mut largest_step = beside(batch, step_budget, 1);
         if !others.is_empty() {
             largest_step = largest_step.and(step_capacity(&others));
@@ -167,7 +194,7 @@ impl MaxBatches {
             whole_step: beside(batch * step, all, step),
             // Groups with one capacity each: these are scored one after another.
             scoring: [
-                references.then_some(&scored),
+                (references || compared).then_some(&scored),
                 Some(&retained),
                 config.method.is_measured().then_some(&shown),
             ]
@@ -185,9 +212,17 @@ impl MaxBatches {
             group_tokens: groups.iter().chain(&retained).map(Group::tokens).max().unwrap_or(1),
             retain_draws: retain.iter().map(|example| (example.prompt_ids.len(), 1)).collect(),
             retain_shared: shared_beginning(retain.iter().map(|example| example.prompt_ids.as_slice())),
+            harmful_draws: harmful().map(|ids| (ids.len(), 1)).collect(),
+            harmful_shared: shared_beginning(harmful().map(Vec::as_slice)),
             step_budget,
             score_budget: score,
         }
+    }
+
+    /// The buffers of the sampler of answers under the harmful instruction.
+    pub fn harmful_room(&self, memory: &Memory, model: &DecoderConfig, config: &RunConfig) -> Room {
+        let a = &config.anchors;
+        Room::of(memory, model, &self.harmful_draws, self.harmful_shared, a.max_new_tokens, a.max_num_seqs)
     }
 
     /// The buffers of the sampler that answers prompts at evaluations.

@@ -87,6 +87,10 @@ pub trait Observer {
         let _ = (step, asked, answers);
         Ok(())
     }
+    /// The examples of a step, with the flagged answers that it trains on. `step` counts from 0.
+    fn chosen(&mut self, step: usize, examples: &[&Example]) {
+        let _ = (step, examples);
+    }
     /// A step is done; `metrics` are its metrics.
     fn step(&mut self, metrics: &Metrics) -> Result<()> {
         let _ = metrics;

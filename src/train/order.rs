@@ -18,13 +18,15 @@ pub(super) struct Order {
     shuffle: bool,
     epoch: u64,
     left: Vec<usize>,
+    /// The examples of each cluster, if these are drawn from as often.
+    clusters: Vec<Vec<usize>>,
 }
 
 impl Order {
     /// An order of `count` examples (at least 1), in batches of up to `batch`, with `accumulation` batches
     /// per step.
     pub fn new(count: usize, (batch, accumulation): (usize, usize), seed: u32, shuffle: bool) -> Self {
-        Self { count, batch, accumulation, seed, shuffle, epoch: 0, left: Vec::new() }
+        Self { count, batch, accumulation, seed, shuffle, epoch: 0, left: Vec::new(), clusters: Vec::new() }
     }
 
     /// The order of `count` examples by the settings, and the number of steps of the whole run.
@@ -34,6 +36,43 @@ impl Order {
         let of_epochs = (t.num_train_epochs * order.steps_per_epoch() as f64).ceil().max(1.0);
         let total = t.max_steps.unwrap_or(of_epochs as usize);
         (order, total)
+    }
+
+    /// The same order, but each epoch takes as many examples of each cluster: those of small clusters more
+    /// than once, and not all of large ones. `of_example` has the cluster of each example; if it is empty,
+    /// nothing changes.
+    pub fn balanced(mut self, of_example: &[usize]) -> Self {
+        let count = of_example.iter().max().map_or(0, |last| last + 1);
+        self.clusters = vec![Vec::new(); count];
+        of_example.iter().enumerate().for_each(|(i, cluster)| self.clusters[*cluster].push(i));
+        self
+    }
+
+    /// The examples of an epoch, one from each cluster in turn. A cluster that was not used up goes on where
+    /// the epoch before ended.
+    fn of_clusters(&self, epoch: u64, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let of_cluster = self.count.div_ceil(self.clusters.len()) as u64;
+        let mut all = Vec::new();
+        for round in epoch * of_cluster..(epoch + 1) * of_cluster {
+            let mut turn: Vec<usize> = (0..self.clusters.len()).collect();
+            if self.shuffle {
+                turn.shuffle(rng);
+            }
+            for cluster in turn {
+                let members = &self.clusters[cluster];
+                let (pass, place) = (round / members.len() as u64, round as usize % members.len());
+                let mut order: Vec<usize> = (0..members.len()).collect();
+                if self.shuffle {
+                    let seed = (u64::from(self.seed) << 32) ^ pass;
+                    let mut of_pass = ChaCha8Rng::seed_from_u64(seed);
+                    of_pass.set_stream(1 + cluster as u64);
+                    order.shuffle(&mut of_pass);
+                }
+                all.push(members[order[place]]);
+            }
+        }
+        all.truncate(self.count);
+        all
     }
 
     /// Batches per epoch.
@@ -55,11 +94,16 @@ impl Order {
     /// Indices of the next step's examples.
     pub fn next(&mut self) -> Vec<usize> {
         if self.left.is_empty() {
+            let mut rng = ChaCha8Rng::seed_from_u64((u64::from(self.seed) << 32) ^ self.epoch);
             // Reversed, because steps take their examples from the back.
-            self.left = (0..self.count).rev().collect();
-            if self.shuffle {
-                let seed = (u64::from(self.seed) << 32) ^ self.epoch;
-                self.left.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+            if !self.clusters.is_empty() {
+                self.left = self.of_clusters(self.epoch, &mut rng);
+                self.left.reverse();
+            } else {
+                self.left = (0..self.count).rev().collect();
+                if self.shuffle {
+                    self.left.shuffle(&mut rng);
+                }
             }
             self.epoch += 1;
         }
@@ -71,6 +115,27 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clusters_are_drawn_from_as_often() {
+        // 12 examples of one cluster, 3 of another, 1 of a third.
+        let of_example: Vec<usize> = (0..16).map(|i| usize::from(i >= 12) + usize::from(i == 15)).collect();
+        for shuffle in [false, true] {
+            let mut order = Order::new(16, (4, 1), 7, shuffle).balanced(&of_example);
+            let mut seen = [0; 16];
+            for _ in 0..12 {
+                order.next().into_iter().for_each(|i| seen[i] += 1);
+            }
+            let counts = [&seen[..12], &seen[12..15], &seen[15..]].map(|part| part.iter().sum::<usize>());
+            assert_eq!(counts.iter().sum::<usize>(), 48);
+            assert!(counts.iter().all(|count| (15..=18).contains(count)), "{counts:?}");
+            // All examples of the large cluster are seen before any is seen again.
+            assert!(seen[..12].iter().all(|n| (1..=2).contains(n)), "{seen:?}");
+            assert!(seen[12..15].iter().all(|n| (4..=6).contains(n)), "{seen:?}");
+        }
+        let mut same = Order::new(5, (1, 2), 1, true).balanced(&[]);
+        assert_eq!(same.next(), Order::new(5, (1, 2), 1, true).next());
+    }
 
     #[test]
     fn every_epoch_sees_every_example_once_and_ends_where_the_data_does() {

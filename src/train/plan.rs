@@ -119,20 +119,25 @@ impl Plan {
             Ok(())
         };
         // Online anchors are sampled and scored during training, beside a best state and a step in flight.
-        let online = config.anchors.online_start_step.is_some();
+        let online = config.anchors.online_start_step.is_some() || !batches.harmful_draws.is_empty();
         let flying = online.then(|| read(batches.whole_step, 1)).transpose()?;
         if online {
             keep_best(&mut best)?;
         }
         let of_retained = batches.retain_room(memory, decoder.config(), config);
+        let of_harmful = batches.harmful_room(memory, decoder.config(), config);
         let (anchors, retained) = (!batches.draws.is_empty(), !batches.retain_draws.is_empty());
-        if anchors || retained {
+        let harmful = !batches.harmful_draws.is_empty();
+        if anchors || retained || harmful {
             phase("sampling", &|| {
                 if anchors {
                     drop(room.allocate(memory, decoder)?);
                 }
                 if retained {
                     drop(of_retained.allocate(memory, decoder)?);
+                }
+                if harmful {
+                    drop(of_harmful.allocate(memory, decoder)?);
                 }
                 Ok(Box::new(()))
             })?;

@@ -114,6 +114,7 @@ mod tests {
             negative_ids: negative.map(|id| vec![id]),
             negative_weights: None,
             anchor_ids: Vec::new(),
+            harmful_ids: Vec::new(),
             kl_ids: None,
         };
         let rows = [(Some(5), Some(6)), (None, Some(7)), (Some(8), None)];

@@ -8,6 +8,7 @@ use super::best::Best;
 use super::cleaner::Cleaner;
 use super::collapse::Collapse;
 use super::metrics::Metrics;
+use super::negatives::Negatives;
 use super::run::{Course, Run};
 use super::state::State;
 use super::stop::Seen;
@@ -39,6 +40,8 @@ struct Record {
     anchors: AnchorCounts,
     #[serde(default)]
     cleaner: Option<Cleaner>,
+    #[serde(default)]
+    negatives: Option<Negatives>,
     /// Alpha and beta, if they were measured.
     constants: Option<Constants>,
     /// Number of tokens of each retained answer.
@@ -66,6 +69,8 @@ struct Drawn {
     anchors: AnchorCounts,
     #[serde(default)]
     cleaner: Option<Cleaner>,
+    #[serde(default)]
+    negatives: Option<Negatives>,
 }
 
 /// Names of the tensors of log-probs.
@@ -96,6 +101,7 @@ impl Run<'_> {
             retain_pools: self.retained.pools.clone(),
             anchors: self.counts,
             cleaner: self.cleaner.clone(),
+            negatives: self.negatives.clone(),
             constants: self.constants,
             retain_start: self.retained.start.iter().map(|scored| scored.token_logps.len()).collect(),
             scored: kept.into_iter().zip(lengths(&scored)).collect(),
@@ -131,7 +137,7 @@ impl Run<'_> {
     pub(super) fn drawn(&self) -> Result<Option<State>> {
         let pools = [&self.pools[..], &self.held_out.pools, &self.retained.pools];
         let kept = [&self.kept[..], &self.held_out.kept, &self.retained.kept];
-        drawn(kept, pools, (self.counts, self.cleaner.as_ref()))
+        drawn(kept, pools, (self.counts, self.cleaner.as_ref(), self.negatives.as_ref()))
     }
 
     /// Restores the anchors of [`Run::drawn`].
@@ -141,7 +147,8 @@ impl Run<'_> {
     }
 
     fn restore_pools(&mut self, drawn: Drawn) -> Result<()> {
-        let Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors, cleaner } = drawn;
+        let Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors, cleaner, negatives } =
+            drawn;
         if train.is_empty()
             || retain.iter().any(|&i| i >= self.retained.examples.len())
             || retain_pools.len() != retain.len()
@@ -158,7 +165,8 @@ impl Run<'_> {
         (self.kept, self.held_out.kept, self.retained.kept) = (train, eval, retain);
         (self.pools, self.held_out.pools, self.retained.pools) = (pools, eval_pools, retain_pools);
         self.cached = vec![None; self.train.len()];
-        (self.counts, self.cleaner) = (anchors, cleaner);
+        (self.counts, self.cleaner, self.negatives) = (anchors, cleaner, negatives);
+        self.remember_own();
         Ok(())
     }
 
@@ -173,8 +181,10 @@ impl Run<'_> {
         if record.scored.iter().any(|&(i, _)| i >= record.train.len()) {
             return Err(damaged("log-probs of examples that it does not have".into()));
         }
-        let Record { train, eval, retain, pools, eval_pools, retain_pools, anchors, cleaner, .. } = record;
-        let drawn = Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors, cleaner };
+        let Record { train, eval, retain, pools, eval_pools, retain_pools, anchors, .. } = record;
+        let Record { cleaner, negatives, .. } = record;
+        let drawn =
+            Drawn { train, eval, retain, pools, eval_pools, retain_pools, anchors, cleaner, negatives };
         self.restore_pools(drawn)?;
         if let Some(constants) = record.constants {
             self.set_constants(constants);
@@ -231,7 +241,7 @@ impl Run<'_> {
 pub(super) fn drawn(
     [train, eval, retain]: [&[usize]; 3],
     [pools, eval_pools, retain_pools]: [&[Pool]; 3],
-    (counts, cleaner): (AnchorCounts, Option<&Cleaner>),
+    (counts, cleaner, negatives): (AnchorCounts, Option<&Cleaner>, Option<&Negatives>),
 ) -> Result<Option<State>> {
     let step = pools.iter().chain(eval_pools).chain(retain_pools).filter(|pool| pool.rounds > 0).count();
     if step == 0 {
@@ -246,6 +256,7 @@ pub(super) fn drawn(
         retain_pools: retain_pools.to_vec(),
         anchors: counts,
         cleaner: cleaner.cloned(),
+        negatives: negatives.cloned(),
     };
     let record = serde_json::to_vec(&drawn).map_err(|e| damaged(e.to_string()))?;
     Ok(Some(State { step, record, tensors: Vec::new(), adapter: None }))

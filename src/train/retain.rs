@@ -63,6 +63,7 @@ mod tests {
             negative_weights: None,
             chosen_ids: None,
             anchor_ids: Vec::new(),
+            harmful_ids: Vec::new(),
             kl_ids: None,
         };
         let retained = Retained::new((0..5).map(example).collect());

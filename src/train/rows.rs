@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::order::Order;
 use super::reader::LEAST_ANSWERED;
 use crate::Result;
-use crate::config::{self, BUILT_IN_EXAMPLES, RunConfig};
+use crate::config::{self, BUILT_IN_EXAMPLES, NegativeChoice, RunConfig};
 use crate::data::{
     ChatTokenizer, Example, ExampleOptions, LengthCounts, LengthLimits, Message, Needs, ORDINARY, Overlong,
     Prompt, REFUSALS, Row, Truncation, build_examples, parse_rows, parse_worked_examples, rows_with,
@@ -198,7 +198,9 @@ fn options(worked: Option<Named>, config: &RunConfig, needs: Needs) -> Result<Ex
     let sampled = config.method.method.is_of_negatives();
     let anchors = if sampled { config.method.num_samples } else { 0 };
     let examples = if sampled { worked_examples(worked, config)? } else { Vec::new() };
-    Ok(ExampleOptions { needs, limits: limits(config), instruction, anchors, examples })
+    let harmful = (config.negative_choice() == NegativeChoice::Generated)
+        .then(|| config.negatives.harmful_instruction.clone());
+    Ok(ExampleOptions { needs, limits: limits(config), instruction, harmful, anchors, examples })
 }
 
 /// A warning if all rows of a KTO run are good, or all are flagged.

@@ -9,6 +9,7 @@ use super::flight::Sums;
 use super::forecast::{Forecast, Work};
 use super::max_batches::MaxBatches;
 use super::metrics::{Metrics, mean};
+use super::negatives::Negatives;
 use super::observer::{Observer, Phase, Wish};
 use super::reader::{Reader, answered};
 use super::references::Reference;
@@ -116,6 +117,8 @@ pub(super) struct Run<'a> {
     pub(super) counts: AnchorCounts,
     /// What tells bad anchors, once they have been looked for.
     pub(super) cleaner: Option<Cleaner>,
+    /// What the choice among flagged answers remembers; `None` until it is prepared.
+    pub(super) negatives: Option<Negatives>,
     pub(super) ends: Vec<u32>,
     pub(super) reader: Option<Reader>,
     pub(super) observer: &'a mut dyn Observer,
@@ -202,6 +205,7 @@ impl<'a> Run<'a> {
             negative,
             counts: AnchorCounts::default(),
             cleaner: None,
+            negatives: None,
             ends,
             reader,
             observer,
@@ -232,6 +236,7 @@ impl<'a> Run<'a> {
         self.expect(0, true).apply(&mut self.forecast, self.config.anchors.max_new_tokens as f64);
         if self.method().is_of_negatives() || !self.retained.examples.is_empty() {
             self.draw_offline().await?;
+            self.prepare_negatives().await?;
             self.expect(0, true).apply(&mut self.forecast, 0.0);
         }
         self.score_retained().await?;
@@ -432,11 +437,12 @@ pub(super) fn check_context(
     let given = [&example.negative_ids, &example.chosen_ids, &example.kl_ids].into_iter().flatten();
     let answers = given.chain(&example.anchor_ids);
     let longest = answers.clone().map(Vec::len).max().unwrap_or(0);
-    for ids in answers.chain([&example.prompt_ids, &example.sampling_ids]) {
+    for ids in answers.chain([&example.prompt_ids, &example.sampling_ids, &example.harmful_ids]) {
         model.check_ids(place, ids)?;
     }
     model.check_context(&format!("{place}: prompt and answer"), example.prompt_ids.len() + longest)?;
     let drawn = match config.method.method.takes() {
+        _ if !example.harmful_ids.is_empty() => true,
         _ if !example.anchor_ids.is_empty() => false,
         Takes::Anchors => true,
         // For evaluation only.
@@ -446,12 +452,12 @@ pub(super) fn check_context(
     if !drawn {
         return Ok(());
     }
-    // Anchors are sampled after the prompt with the instruction and scored after the bare prompt. If the chat
+    // Answers are sampled after the prompt with an instruction and scored after the bare prompt. If the chat
     // template has its own system message, the bare prompt can be longer.
-    let prompt = example.sampling_ids.len().max(example.prompt_ids.len());
-    let place = format!(
-        "{place}: prompt (bare, or with the safety instruction and the worked examples) plus max_new_tokens"
-    );
+    let prompts = [&example.prompt_ids, &example.sampling_ids, &example.harmful_ids];
+    let prompt = prompts.map(Vec::len).into_iter().max().unwrap_or(0);
+    let place =
+        format!("{place}: prompt (bare, or with an instruction and the worked examples) plus max_new_tokens");
     model.check_context(&place, prompt + config.anchors.max_new_tokens)
 }
 

@@ -232,6 +232,7 @@ impl<'a> Inputs<'a> {
             negative_weights: None,
             chosen_ids: answer,
             anchor_ids: Vec::new(),
+            harmful_ids: Vec::new(),
             kl_ids: None,
         };
         check_context(&model, config, &example, true, "the longest example")?;

@@ -1,5 +1,7 @@
 //! The training loop: submits a step, reads the results of the one before, evaluates and takes the state.
 
+use std::collections::HashSet;
+
 use web_time::Instant;
 
 use super::anchors::Pool;
@@ -9,6 +11,7 @@ use super::evaluate::eval_anchors;
 use super::flight::{Flight, Landed, Micro, Sums, land_all};
 use super::forecast::{Expected, Growing, Work};
 use super::metrics::mean;
+use super::negatives::candidates;
 use super::observer::{Phase, Wish};
 use super::order::Order;
 use super::responses::{held_out_responses, loss_responses};
@@ -44,7 +47,7 @@ impl<'a> Run<'a> {
         self.expect(course.step, false).apply(&mut self.forecast, 0.0);
         let (peak, warmup) = (self.config.learning_rate(), t.warmup(total));
         let schedule = Schedule { kind: t.lr_scheduler_type, peak, warmup, total };
-        (0..course.step).for_each(|_| drop(order.next()));
+        (0..course.step).for_each(|_| drop(self.candidates(&mut order)));
         let watched = !self.held_out.examples.is_empty();
         if resume.is_none() {
             if watched {
@@ -60,6 +63,7 @@ impl<'a> Run<'a> {
         self.observer.begin(Phase::Training, total - course.step.min(total));
         let reason = self.steps(&mut course, total, &schedule, &mut order, watched).await?;
         self.observer.end();
+        self.report_generated();
         let Course { best, before, sums, .. } = course;
         if sums.skipped > 0 && sums.skipped == sums.steps {
             let found =
@@ -86,7 +90,22 @@ impl<'a> Run<'a> {
 
     /// The order of the examples, and the number of steps of the whole run.
     fn order(&self) -> (Order, usize) {
-        Order::of(self.train.len(), &self.config.train)
+        let (order, total) = Order::of(self.train.len(), &self.config.train);
+        let clusters = self.negatives.as_ref().map_or(&[][..], |negatives| &negatives.clusters[..]);
+        (order.balanced(clusters), total)
+    }
+
+    /// The candidates for the next step, each once, and how many of them it takes.
+    fn candidates(&self, order: &mut Order) -> (Vec<usize>, usize) {
+        let mut all = order.next();
+        let keep = all.len();
+        let times = candidates(self.config.negative_choice());
+        if times > 1 {
+            (1..times).for_each(|_| all.extend(order.next()));
+            let mut seen = HashSet::new();
+            all.retain(|i| seen.insert(*i));
+        }
+        (all, keep)
     }
 
     /// The work left in the run after `done` steps, if the stop rule does not end it earlier. With `before`,
@@ -162,8 +181,10 @@ impl<'a> Run<'a> {
         // was submitted.
         let done_at_once = self.gpu.tier() == Tier::Software;
         for step in course.step..total {
-            let batch = order.next();
+            let candidates = self.candidates(order);
+            let batch = self.choose((step, total), candidates).await?;
             self.refresh_anchors(step, &batch).await?;
+            self.observer.chosen(step, &batch.iter().map(|&i| &self.train[i]).collect::<Vec<_>>());
             let done = step + 1;
             let submitted = self.submit(step, &batch, schedule.rate(step), order.epochs(done)).await?;
             if done_at_once {
@@ -293,8 +314,14 @@ impl<'a> Run<'a> {
                     (&own[of_own[0]..of_own[1]], groups[of_own[0]..of_own[1]].to_vec());
                 let retained = &retained[of_retained[0]..of_retained[1]];
                 let cached = || own.iter().map(|&i| self.cached[i].as_deref().unwrap_or_default());
-                let weights: Vec<Vec<Vec<f32>>> =
-                    own.iter().map(|&i| token_weights(method, &self.train[i], &self.pools[i])).collect();
+                let factor = |i: usize| {
+                    let factors = self.negatives.as_ref().map(|negatives| &negatives.factors);
+                    factors.and_then(|factors| factors.get(i)).copied().unwrap_or(1.0)
+                };
+                let weights: Vec<Vec<Vec<f32>>> = own
+                    .iter()
+                    .map(|&i| token_weights(method, &self.train[i], &self.pools[i], factor(i)))
+                    .collect();
                 // For KTO, the references have also scored another example's answer, behind the loss's.
                 let of_loss = cached().zip(&weights).flat_map(|(scored, weights)| scored.iter().zip(weights));
                 let reference = of_loss.map(|(scored, weights)| weighted(scored, weights)).collect();

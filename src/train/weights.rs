@@ -8,8 +8,9 @@ use crate::loss::{Method, Takes};
 use crate::score::Scored;
 
 /// The weight of each token of the loss's responses, in their order. The mean weight of a group's anchors is
-/// 1, so that they weigh as much together as anchors that are all alike.
-pub(super) fn token_weights(method: Method, example: &Example, pool: &Pool) -> Vec<Vec<f32>> {
+/// 1, so that they weigh as much together as anchors that are all alike. The flagged answer's weights are
+/// multiplied by `factor`.
+pub(super) fn token_weights(method: Method, example: &Example, pool: &Pool, factor: f32) -> Vec<Vec<f32>> {
     let responses = loss_responses(method, example, pool.ids());
     let mut weights: Vec<Vec<f32>> = responses.iter().map(|ids| vec![1.0; ids.len()]).collect();
     if method.takes() == Takes::Anchors {
@@ -20,10 +21,11 @@ pub(super) fn token_weights(method: Method, example: &Example, pool: &Pool) -> V
         }
     }
     let flagged = weights.last_mut().filter(|_| method.takes() != Takes::Chosen);
-    if let (Some(flagged), Some(marked)) = (flagged, &example.negative_weights)
-        && flagged.len() == marked.len()
-    {
-        flagged.copy_from_slice(marked);
+    if let Some(flagged) = flagged {
+        if let Some(marked) = example.negative_weights.as_ref().filter(|m| m.len() == flagged.len()) {
+            flagged.copy_from_slice(marked);
+        }
+        flagged.iter_mut().for_each(|weight| *weight *= factor);
     }
     weights
 }
@@ -56,12 +58,14 @@ mod tests {
             negative_weights: Some(vec![0.0, 1.0, 0.0]),
             chosen_ids: Some(vec![9]),
             anchor_ids: Vec::new(),
+            harmful_ids: Vec::new(),
             kl_ids: None,
         };
-        let of = |method, example: &Example, pool: &Pool| token_weights(method, example, pool);
+        let of = |method, example: &Example, pool: &Pool| token_weights(method, example, pool, 1.0);
         let marked = vec![0.0, 1.0, 0.0];
         let expected = [vec![2.0; 2], vec![0.0; 2], vec![1.0; 2], marked.clone()];
         assert_eq!(of(Method::D2o, &example, &pool), expected);
+        assert_eq!(token_weights(Method::Npo, &example, &pool, 1.5), [vec![0.0, 1.5, 0.0]]);
         assert_eq!(of(Method::Npo, &example, &pool), std::slice::from_ref(&marked));
         assert_eq!(of(Method::Dpo, &example, &pool), [vec![1.0], marked]);
         assert_eq!(of(Method::Sft, &example, &pool), [vec![1.0]]);

@@ -10,7 +10,7 @@ use aweigh::train::{Cleaned, Meter, Reader, Scores};
 use super::*;
 
 /// A tokenizer whose tokens are `t0`, `t1`, ..
-fn tokenizer() -> Arc<ChatTokenizer> {
+pub(super) fn tokenizer() -> Arc<ChatTokenizer> {
     let vocab: serde_json::Map<String, serde_json::Value> =
         (0..VOCAB).map(|id| (format!("t{id}"), id.into())).collect();
     let tokenizer = serde_json::json!({
@@ -40,10 +40,10 @@ impl Meter for Nine {
     }
 }
 
-const ROWS: usize = 48;
+pub(super) const ROWS: usize = 48;
 
 /// Examples whose second anchor is bad: it repeats the token 9, as all flagged answers do.
-fn mixed() -> Vec<Example> {
+pub(super) fn mixed() -> Vec<Example> {
     let mut train = examples(ROWS as u32, 0);
     for (i, example) in train.iter_mut().enumerate() {
         let token = |j: usize| 20 + ((i * 7 + j * 13) % 40) as u32;

@@ -288,6 +288,7 @@ fn first_metrics(name: &str) -> Metrics {
             negative_ids: answer(responses, 1),
             negative_weights: None,
             anchor_ids: Vec::new(),
+            harmful_ids: Vec::new(),
             kl_ids: others.get(row).map(|(_, other)| other[0].clone()),
         })
         .collect();

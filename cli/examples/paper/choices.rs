@@ -21,9 +21,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::{Any, append, finished};
+use super::{Any, append, finished, negatives};
 
-const ROWS: usize = 160;
+pub const ROWS: usize = 160;
 /// Anchors of a row, and the model's answers from which they are chosen.
 const ANCHORS: usize = 4;
 const DRAWN: usize = 16;
@@ -39,9 +39,13 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Samples answers to `count` prompts.
-    pub fn draw(gpu: &Gpu, seed: u32, count: usize) -> Any<Self> {
-        let prompts = Prompt::distinct(Split::Train, 5000 + seed, count);
+    /// Samples answers to the training prompts of a seed.
+    pub fn draw(gpu: &Gpu, seed: u32) -> Any<Self> {
+        Self::of(gpu, seed, Prompt::distinct(Split::Train, 5000 + seed, ROWS))
+    }
+
+    /// Samples answers to `prompts`.
+    pub fn of(gpu: &Gpu, seed: u32, prompts: Vec<Prompt>) -> Any<Self> {
         let model = tiny::model();
         let (tokenizer, decoder) = (model.tokenizer()?, model.decoder(gpu, Training::None)?);
         let message = |prompt: &Prompt| {
@@ -74,9 +78,13 @@ impl Rows {
         Ok(Self { prompts, answers, seed })
     }
 
-    /// Rows whose anchors are bad in this share, with that share as it came out.
-    pub fn with_bad(&self, share: f64) -> (String, f64) {
+    /// Rows whose anchors are bad in this share, with that share as it came out. Of the flagged answers, the
+    /// share `mistaken` is not hostile.
+    pub fn with_bad(&self, share: f64, mistaken: f64) -> (String, f64) {
         let mut rng = ChaCha8Rng::seed_from_u64(u64::from(self.seed) << 8 | (share * 100.0) as u64);
+        let mut flagged_by_mistake: Vec<bool> =
+            (0..self.prompts.len()).map(|i| (i as f64) < mistaken * self.prompts.len() as f64).collect();
+        flagged_by_mistake.shuffle(&mut ChaCha8Rng::seed_from_u64(u64::from(self.seed)));
         let mut bad: Vec<bool> = (0..self.prompts.len() * ANCHORS)
             .map(|i| (i as f64) < share * (self.prompts.len() * ANCHORS) as f64)
             .collect();
@@ -94,7 +102,10 @@ impl Rows {
                 (count, hostile) = (count + 1, hostile + usize::from(judge(prompt.topic, text).hostile));
                 anchors.push(message("assistant", text));
             }
-            let flagged = hostile_answer(prompt, 3000 + self.seed, i as u32);
+            let flagged = match answers[0].first().filter(|_| flagged_by_mistake[i]) {
+                Some(kind) => kind.clone(),
+                None => hostile_answer(prompt, 3000 + self.seed, i as u32),
+            };
             let row = json!({"prompt": message("user", &prompt.text), "label": false,
                 "completion": message("assistant", &flagged), "anchors": anchors});
             lines.push(row.to_string());
@@ -195,7 +206,7 @@ pub fn train(
 }
 
 /// An option with its name and what it changes.
-type Variant = (&'static str, fn(&mut RunConfig));
+pub type Variant = (&'static str, fn(&mut RunConfig));
 
 const CLEANING: [Variant; 3] = [
     ("all", |_| {}),
@@ -221,10 +232,10 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
                     continue;
                 }
                 if rows.is_none() {
-                    rows = Some(Rows::draw(gpu, seed, ROWS)?);
+                    rows = Some(Rows::draw(gpu, seed)?);
                 }
                 let Some(rows) = &rows else { continue };
-                let (text, truth) = rows.with_bad(share);
+                let (text, truth) = rows.with_bad(share, 0.0);
                 let mut config = settings(seed);
                 change(&mut config);
                 let started = Instant::now();
@@ -245,12 +256,12 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
             }
         }
     }
-    let table = tables(&done);
+    let table = tables(&done) + "\n" + &negatives::run(gpu, path, &mut done)?;
     print!("{table}");
     Ok(std::fs::write(path.with_file_name("choices.md"), table)?)
 }
 
-fn of(value: &Value, key: &str) -> f64 {
+pub fn of(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or(f64::NAN)
 }
 

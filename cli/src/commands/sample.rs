@@ -154,7 +154,8 @@ fn prompts(args: &Args, source: &Source, tokenizer: &ChatTokenizer, output: &Out
             parse_worked_examples(&source.bytes, &source.origin)?
         }
     };
-    let options = ExampleOptions { needs: Needs::Prompt, limits, instruction, anchors: 0, examples };
+    let options =
+        ExampleOptions { needs: Needs::Prompt, limits, instruction, harmful: None, anchors: 0, examples };
     let (examples, counts) = build_examples(&rows, &source.origin, tokenizer, &options)?;
     if counts.prompts_cut > 0 {
         output.warn(format_args!(
