@@ -16,8 +16,8 @@ use clap::{Parser, Subcommand};
 
 use aweigh::error::Result;
 use commands::{
-    align, bench, completions, data, demo, devices, eval, export, generate, inspect, judge, plan, report,
-    sample, score, selftest, serve,
+    align, bench, completions, data, demo, devices, eval, export, generate, inspect, judge, mark, plan,
+    report, sample, score, selftest, serve,
 };
 use terminal::{interrupt, output::Output};
 
@@ -63,6 +63,7 @@ pub enum Command {
     Align(Box<align::Args>),
     Plan(Box<plan::Args>),
     Sample(sample::Args),
+    Mark(mark::Args),
     Generate(generate::Args),
     Serve(Box<serve::Args>),
     App(Box<commands::app::Args>),
@@ -93,6 +94,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Align(args) => align::run(*args, &output),
         Command::Plan(args) => plan::run(*args, &output),
         Command::Sample(args) => sample::run(args, &output),
+        Command::Mark(args) => mark::run(args, &output),
         Command::Generate(args) => generate::run(args, &output),
         Command::Serve(args) => serve::run(*args, &output),
         Command::App(args) => commands::app::run(*args, &output),

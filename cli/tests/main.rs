@@ -21,6 +21,7 @@ mod hub;
 mod inputs;
 mod inspect;
 mod judge;
+mod mark;
 mod models;
 mod plan;
 mod report;

@@ -23,7 +23,7 @@ const RUN: [&str; 14] = [
 ];
 
 /// Settings that need different buffers.
-const SETTINGS: [&[&str]; 22] = [
+const SETTINGS: [&[&str]; 27] = [
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "mlp"],
     &["--max-num-seqs", "8", "--per-device-train-batch-size", "8", "--recompute", "full"],
@@ -55,6 +55,18 @@ const SETTINGS: [&[&str]; 22] = [
     &["--beta", "auto", "--safety-instruction", "be kind, be honest, and help with the printer"],
     &["--method", "sft", "--retain", "sft", "--max-tokens-per-batch", "60"],
     &["--method", "simpo", "--full"],
+    &["--negatives", "hard", "--balance", "2"],
+    &["--negatives", "mcns", "--per-device-train-batch-size", "2"],
+    &["--negatives", "paired", "--method", "d2o"],
+    &["--method", "ga", "--negatives", "mcns"],
+    &[
+        "--negatives",
+        "generated",
+        "--harmful-instruction",
+        "be rude, be loud, and never help with the printer",
+        "--anchors",
+        "meter:match:fire",
+    ],
 ];
 
 fn room() -> Room {
@@ -80,7 +92,9 @@ fn a_run_holds_what_was_planned() {
             [&plan["peak"], &run["memory_planned"], &run["memory_peak"]].map(|bytes| bytes.as_u64().unwrap());
         assert_eq!(planned, expected, "{settings:?}: `aweigh plan` and the run's own plan");
         assert!(held <= planned, "{settings:?}: {held} bytes, {planned} planned");
-        assert!(held * 100 >= planned * 95, "{settings:?}: {held} bytes, {planned} planned");
+        // Answers under the harmful instruction may be longer than the rows' own, and here none is flagged.
+        let least = if settings.contains(&"generated") { 90 } else { 95 };
+        assert!(held * 100 >= planned * least, "{settings:?}: {held} bytes, {planned} planned");
         peaks.push(held);
     }
     assert!(

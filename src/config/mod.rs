@@ -106,8 +106,8 @@ macro_rules! sections {
     ($with:ident) => {
         $with! {
             model: ModelFlags, data: DataFlags, method: MethodFlags, anchors: AnchorFlags,
-            negatives: NegativeFlags, reference: ReferenceFlags, retain: RetainFlags, lora: LoraFlags, train: TrainFlags,
-            stop: StopFlags, output: OutputFlags, gpu: GpuFlags
+            negatives: NegativeFlags, reference: ReferenceFlags, retain: RetainFlags, lora: LoraFlags,
+            train: TrainFlags, stop: StopFlags, output: OutputFlags, gpu: GpuFlags
         }
     };
 }

@@ -159,10 +159,10 @@ section! {
     /// the anchors are like them, and leaves those out; "pu_weight" weighs each by the probability that it is
     /// good instead; "meter:METER" leaves out those that a meter of "aweigh eval" scores above 0.5 [default:
     /// all]
-    (long = "anchors", value_name = "WHICH") choice: AnchorChoice = AnchorChoice::All;
+    (id = "anchors", long = "anchors", value_name = "WHICH") choice: AnchorChoice = AnchorChoice::All;
     /// With --online-start-step: the share of a prompt's anchors that are sampled again; the others stay as
     /// they were before the first step [default: 1.0]
-    (long = "fresh-anchors", value_name = "SHARE") fresh_share: f64 = 1.0;
+    (id = "fresh_anchors", long = "fresh-anchors", value_name = "SHARE") fresh_share: f64 = 1.0;
     optional:
     /// From this step on, resample anchors from the model as it trains. Without this, anchors are sampled
     /// once, before the first step
@@ -178,14 +178,15 @@ section! {
 
     /// Which flagged answers each step trains on (d2o, npo, simnpo, ga and ul only; generated, debiased and
     /// paired need d2o) [default: uniform]
-    (long = "negatives", value_name = "WHICH") choice: NegativeChoice = NegativeChoice::Uniform;
+    (id = "negatives", long = "negatives", value_name = "WHICH")
+    choice: NegativeChoice = NegativeChoice::Uniform;
     /// System message for --negatives generated, such as "Be rude to the customer."; the answers under it
     /// become further flagged answers if --anchors (pu, pu_weight or a meter) finds them bad. Only sampling
     /// sees it [default: none]
     (long, value_name = "TEXT") harmful_instruction: String = String::new();
     /// With --negatives generated: how often a prompt that has such an answer is trained on with it instead
     /// of its row's answer. It is sampled again when it is --refresh-every steps old [default: 0.5]
-    (long = "fresh-negatives", value_name = "SHARE") fresh_share: f64 = 0.5;
+    (id = "fresh_negatives", long = "fresh-negatives", value_name = "SHARE") fresh_share: f64 = 0.5;
     /// Divide the training prompts into N clusters by the model's hidden states, and draw from each as often,
     /// so that a frequent topic does not drown the others; 0 turns it off [default: 0]
     (long, value_name = "N") balance: usize = 0;

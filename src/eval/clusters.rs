@@ -38,20 +38,34 @@ pub fn nearest(states: &[Vec<f32>], count: usize) -> Vec<Vec<usize>> {
 
 /// Rounds of k-means; it usually settles in fewer.
 const ROUNDS: usize = 50;
+/// Starts of k-means, of which the best result is taken.
+const STARTS: usize = 10;
 
 /// Divides states into at most `count` clusters by cosine, with k-means from the seeds of k-means++ (Arthur
-/// and Vassilvitskii, 2007). Returns each state's cluster, from 0; clusters that lost all states are left out.
+/// and Vassilvitskii, 2007). Returns each state's cluster, from 0; clusters that lost all states are left
+/// out.
 pub fn clusters(states: &[Vec<f32>], count: usize, seed: u32) -> Vec<usize> {
     let points = directions(states);
     if points.is_empty() {
         return Vec::new();
     }
     let mut rng = ChaCha8Rng::seed_from_u64(u64::from(seed));
+    let starts = (0..STARTS).map(|_| k_means(&points, seeds(&points, count, &mut rng)));
+    let best = starts.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Vec::new(), |(of_point, _)| of_point);
+    let mut used = best.clone();
+    used.sort_unstable();
+    used.dedup();
+    best.iter().map(|cluster| used.partition_point(|other| other < cluster)).collect()
+}
+
+/// The first centres, by k-means++: each is a point, with a chance in proportion to its distance from those
+/// before.
+fn seeds(points: &[Vec<f32>], count: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
     let mut centres = vec![points[rng.random_range(0..points.len())].clone()];
     let mut far: Vec<f32> = points.iter().map(|_| f32::INFINITY).collect();
     while centres.len() < count.min(points.len()) {
         let last = &centres[centres.len() - 1];
-        far.iter_mut().zip(&points).for_each(|(far, p)| *far = far.min((1.0 - cosine(p, last)).max(0.0)));
+        far.iter_mut().zip(points).for_each(|(far, p)| *far = far.min((1.0 - cosine(p, last)).max(0.0)));
         let total: f64 = far.iter().map(|far| f64::from(*far)).sum();
         let mut left = rng.random_range(0.0..1.0) * total;
         let next = far.iter().position(|far| {
@@ -62,6 +76,11 @@ pub fn clusters(states: &[Vec<f32>], count: usize, seed: u32) -> Vec<usize> {
         let Some(next) = next else { break };
         centres.push(points[next].clone());
     }
+    centres
+}
+
+/// Each point's cluster, and the sum of the cosines to their centres.
+fn k_means(points: &[Vec<f32>], mut centres: Vec<Vec<f32>>) -> (Vec<usize>, f64) {
     let closest = |centres: &[Vec<f32>], point: &Vec<f32>| {
         let similar = |c: &usize| cosine(&centres[*c], point);
         (0..centres.len()).max_by(|a, b| similar(a).total_cmp(&similar(b)).then(b.cmp(a))).unwrap_or(0)
@@ -83,10 +102,9 @@ pub fn clusters(states: &[Vec<f32>], count: usize, seed: u32) -> Vec<usize> {
         }
         of_point = next;
     }
-    let mut used = of_point.clone();
-    used.sort_unstable();
-    used.dedup();
-    of_point.iter().map(|cluster| used.partition_point(|other| other < cluster)).collect()
+    let similar = points.iter().zip(&of_point).map(|(point, own)| f64::from(cosine(&centres[*own], point)));
+    let sum = similar.sum();
+    (of_point, sum)
 }
 
 #[cfg(test)]

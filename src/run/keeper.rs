@@ -270,6 +270,10 @@ impl Observer for Keeper<'_> {
         self.watcher.completions(step, asked, answers)
     }
 
+    fn chosen(&mut self, step: usize, examples: &[&Example]) {
+        self.watcher.chosen(step, examples);
+    }
+
     fn step(&mut self, metrics: &Metrics) -> Result<()> {
         self.steps += 1;
         self.watcher.step(metrics)?;

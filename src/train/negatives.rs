@@ -168,7 +168,7 @@ mod tests {
         let score = |history: &[f32], step| likely_and_varied(history, step, 20);
         assert!(score(&calm, 0) > score(&varied, 0) && score(&calm, 10) < score(&varied, 10));
         assert_eq!(score(&varied, 10), score(&varied, 19));
-        let deviation = 0.8;
+        let deviation = 0.84f64.sqrt();
         assert!((score(&varied, 10) - (-1.5 + deviation)).abs() < 1e-6);
         let mut history = Vec::new();
         (0..7).for_each(|i| remember(&mut history, f64::from(i)));

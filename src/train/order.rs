@@ -48,31 +48,27 @@ impl Order {
         self
     }
 
-    /// The examples of an epoch, one from each cluster in turn. A cluster that was not used up goes on where
-    /// the epoch before ended.
-    fn of_clusters(&self, epoch: u64, rng: &mut ChaCha8Rng) -> Vec<usize> {
-        let of_cluster = self.count.div_ceil(self.clusters.len()) as u64;
-        let mut all = Vec::new();
-        for round in epoch * of_cluster..(epoch + 1) * of_cluster {
-            let mut turn: Vec<usize> = (0..self.clusters.len()).collect();
+    /// The examples of an epoch: one from each cluster in turn, in rounds that go on where the epoch before
+    /// ended. Every pass over a cluster is a new shuffle.
+    fn of_clusters(&self, epoch: u64) -> Vec<usize> {
+        let shuffled = |count: usize, number: u64, stream: u64| {
+            let mut order: Vec<usize> = (0..count).collect();
             if self.shuffle {
-                turn.shuffle(rng);
+                let mut rng = ChaCha8Rng::seed_from_u64((u64::from(self.seed) << 32) ^ number);
+                rng.set_stream(stream);
+                order.shuffle(&mut rng);
             }
-            for cluster in turn {
-                let members = &self.clusters[cluster];
-                let (pass, place) = (round / members.len() as u64, round as usize % members.len());
-                let mut order: Vec<usize> = (0..members.len()).collect();
-                if self.shuffle {
-                    let seed = (u64::from(self.seed) << 32) ^ pass;
-                    let mut of_pass = ChaCha8Rng::seed_from_u64(seed);
-                    of_pass.set_stream(1 + cluster as u64);
-                    order.shuffle(&mut of_pass);
-                }
-                all.push(members[order[place]]);
-            }
-        }
-        all.truncate(self.count);
-        all
+            order
+        };
+        let (count, clusters) = (self.count as u64, self.clusters.len() as u64);
+        let one = |place: u64| {
+            let (round, turn) = (place / clusters, (place % clusters) as usize);
+            let cluster = shuffled(self.clusters.len(), round, 1)[turn];
+            let members = &self.clusters[cluster];
+            let (pass, at) = (round / members.len() as u64, round as usize % members.len());
+            members[shuffled(members.len(), pass, 2 + cluster as u64)[at]]
+        };
+        (epoch * count..(epoch + 1) * count).map(one).collect()
     }
 
     /// Batches per epoch.
@@ -94,16 +90,16 @@ impl Order {
     /// Indices of the next step's examples.
     pub fn next(&mut self) -> Vec<usize> {
         if self.left.is_empty() {
-            let mut rng = ChaCha8Rng::seed_from_u64((u64::from(self.seed) << 32) ^ self.epoch);
             // Reversed, because steps take their examples from the back.
-            if !self.clusters.is_empty() {
-                self.left = self.of_clusters(self.epoch, &mut rng);
-                self.left.reverse();
-            } else {
+            if self.clusters.is_empty() {
                 self.left = (0..self.count).rev().collect();
                 if self.shuffle {
-                    self.left.shuffle(&mut rng);
+                    let seed = (u64::from(self.seed) << 32) ^ self.epoch;
+                    self.left.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
                 }
+            } else {
+                self.left = self.of_clusters(self.epoch);
+                self.left.reverse();
             }
             self.epoch += 1;
         }
@@ -128,10 +124,10 @@ mod tests {
             }
             let counts = [&seen[..12], &seen[12..15], &seen[15..]].map(|part| part.iter().sum::<usize>());
             assert_eq!(counts.iter().sum::<usize>(), 48);
-            assert!(counts.iter().all(|count| (15..=18).contains(count)), "{counts:?}");
-            // All examples of the large cluster are seen before any is seen again.
+            assert_eq!(counts, [16; 3]);
+            // All examples of a cluster are seen before any is seen again.
             assert!(seen[..12].iter().all(|n| (1..=2).contains(n)), "{seen:?}");
-            assert!(seen[12..15].iter().all(|n| (4..=6).contains(n)), "{seen:?}");
+            assert!(seen[12..15].iter().all(|n| (5..=6).contains(n)), "{seen:?}");
         }
         let mut same = Order::new(5, (1, 2), 1, true).balanced(&[]);
         assert_eq!(same.next(), Order::new(5, (1, 2), 1, true).next());

@@ -21,7 +21,8 @@ use crate::optim::{AdamW, Optim, Optimizer};
 /// The peak memory of one phase of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedPhase {
-    /// The phase: "sampling", "scoring", "evaluation", "answering" or "training".
+    /// The phase: "sampling", "scoring", "evaluation", "answering",
+    /// "resampling" or "training".
     pub name: &'static str,
     /// Peak bytes of all buffers.
     pub total: u64,
@@ -38,6 +39,8 @@ pub struct Plan {
     pub decoded_together: usize,
     /// The most answers decoded together at evaluations.
     answered_together: usize,
+    /// The most answers under the harmful instruction decoded together.
+    resampled_together: usize,
     /// Packed tokens of the largest batch of a step, for training or for scoring by moving references.
     pub step_tokens: usize,
     /// Packed tokens of the largest batch that is only scored.
@@ -119,25 +122,20 @@ impl Plan {
             Ok(())
         };
         // Online anchors are sampled and scored during training, beside a best state and a step in flight.
-        let online = config.anchors.online_start_step.is_some() || !batches.harmful_draws.is_empty();
+        let online = config.anchors.online_start_step.is_some();
         let flying = online.then(|| read(batches.whole_step, 1)).transpose()?;
         if online {
             keep_best(&mut best)?;
         }
         let of_retained = batches.retain_room(memory, decoder.config(), config);
-        let of_harmful = batches.harmful_room(memory, decoder.config(), config);
         let (anchors, retained) = (!batches.draws.is_empty(), !batches.retain_draws.is_empty());
-        let harmful = !batches.harmful_draws.is_empty();
-        if anchors || retained || harmful {
+        if anchors || retained {
             phase("sampling", &|| {
                 if anchors {
                     drop(room.allocate(memory, decoder)?);
                 }
                 if retained {
                     drop(of_retained.allocate(memory, decoder)?);
-                }
-                if harmful {
-                    drop(of_harmful.allocate(memory, decoder)?);
                 }
                 Ok(Box::new(()))
             })?;
@@ -159,6 +157,13 @@ impl Plan {
         if batches.held_out.is_some() && !batches.completions.is_empty() {
             phase("answering", &|| Ok(Box::new(answers.allocate(memory, decoder)?)))?;
         }
+        // Answers under the harmful instruction are sampled between steps.
+        let of_harmful = batches.harmful_room(memory, decoder.config(), config);
+        if !batches.harmful_draws.is_empty() {
+            phase("resampling", &|| {
+                Ok(Box::new((of_harmful.allocate(memory, decoder)?, read(batches.whole_step, 1)?)))
+            })?;
+        }
         phase("training", &|| {
             // While the device computes one step, the next is recorded.
             let reads = read(batches.whole_step, 2)?;
@@ -172,6 +177,7 @@ impl Plan {
             phases,
             decoded_together: room.rows.max(of_retained.rows),
             answered_together: answers.rows,
+            resampled_together: of_harmful.rows,
             step_tokens: batches.step.tokens.max(batches.following.map_or(0, |capacity| capacity.tokens)),
             score_tokens: scored.max().unwrap_or(0),
             largest_group: batches.group_tokens,
@@ -194,6 +200,7 @@ impl Plan {
         let together = match peak {
             "sampling" => self.decoded_together,
             "answering" => self.answered_together,
+            "resampling" => self.resampled_together,
             _ => 0,
         };
         if together > 1 {
@@ -329,6 +336,7 @@ mod tests {
             phases: vec![PlannedPhase { name, total: bytes as u64, by_purpose: BTreeMap::new() }],
             decoded_together: config.anchors.max_num_seqs,
             answered_together: config.anchors.max_num_seqs / 2,
+            resampled_together: 0,
             step_tokens,
             score_tokens,
             largest_group,

@@ -21,7 +21,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use super::{Any, append, finished, negatives};
+use super::{Any, append, finished, marks, negatives};
 
 pub const ROWS: usize = 160;
 /// Anchors of a row, and the model's answers from which they are chosen.
@@ -256,7 +256,9 @@ pub fn run(gpu: &Gpu, path: &Path) -> Any<()> {
             }
         }
     }
-    let table = tables(&done) + "\n" + &negatives::run(gpu, path, &mut done)?;
+    let mut table = tables(&done);
+    table = table + "\n" + &marks::run(gpu, path, &mut done)?;
+    table = table + "\n" + &negatives::run(gpu, path, &mut done)?;
     print!("{table}");
     Ok(std::fs::write(path.with_file_name("choices.md"), table)?)
 }

@@ -20,6 +20,7 @@
 //! `smollm2`: the same comparison with a real model and answers that people flagged; see [`smollm2`].
 
 mod choices;
+mod marks;
 mod negatives;
 mod plots;
 mod smollm2;

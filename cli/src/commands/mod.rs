@@ -12,6 +12,7 @@ pub mod export;
 pub mod generate;
 pub mod inspect;
 pub mod judge;
+pub mod mark;
 pub mod plan;
 pub mod report;
 pub mod sample;
