@@ -7,13 +7,15 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::head::Head;
-use super::stats::Estimate;
+use super::stats::{Estimate, auroc};
 
 /// The estimate for a list of unlabelled answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mixture {
     /// The share of bad answers, with a 95% interval: the bootstrap over both lists, given the heads.
     pub share: Estimate,
+    /// The AUROC with which the scores tell the bad answers from all unlabelled ones.
+    pub auroc: f64,
     /// The score of each unlabelled answer, by a head that was not fitted to it. Higher is worse.
     pub scores: Vec<f64>,
     /// The probability that each unlabelled answer is bad, from its score and the share.
@@ -22,7 +24,18 @@ pub struct Mixture {
     pub head: Head,
 }
 
+/// The largest share that is believed, and by how much the AUROC may miss what the share implies.
+const MOST: f64 = 0.5;
+const TOLERANCE: f64 = 0.05;
+
 impl Mixture {
+    /// Whether the scores can tell bad answers. If they can, only the bad ones among the unlabelled score as
+    /// high as the bad: the AUROC is 1 less half of their share. If it is lower, or if most of the unlabelled
+    /// seem bad, the states may not show what is bad, and the share is no more than an upper bound.
+    pub fn tells(&self) -> bool {
+        self.share.value <= MOST && self.auroc >= 1.0 - self.share.value / 2.0 - TOLERANCE
+    }
+
     /// Indices of the answers that are most likely bad, as many as the share says, the worst first.
     pub fn worst(&self) -> Vec<usize> {
         worst(&self.scores, self.share.value)
@@ -166,8 +179,11 @@ pub fn estimate(bad: &[&[f32]], unlabelled: &[&[f32]], seed: u32) -> Mixture {
         let odds = found / (1.0 - found).max(1e-9) * score.exp();
         odds / (1.0 + odds)
     };
+    let all = [&of_bad[..], &of_unlabelled].concat();
+    let flags: Vec<bool> = (0..all.len()).map(|i| i < of_bad.len()).collect();
     Mixture {
         share: Estimate::of_resamples(found, resampled),
+        auroc: auroc(&all, &flags),
         bad: of_unlabelled.iter().map(probability).collect(),
         scores: of_unlabelled,
         head: Head::mean(&fitted),
@@ -215,6 +231,7 @@ mod tests {
                 let mixed: Vec<&[f32]> = mixed.iter().map(Vec::as_slice).collect();
                 let found = estimate(&bad, &mixed, seed as u32);
                 assert!((found.share.value - truth).abs() < 0.05, "{truth}: {:?}", found.share);
+                assert!(found.tells(), "{}", found.auroc);
                 assert!(found.share.low <= found.share.value && found.share.value <= found.share.high);
                 errors.push(found.share.value - truth);
                 // Nearly all of the worst are bad, and further answers are told apart.
@@ -230,5 +247,26 @@ mod tests {
         }
         let mean = errors.iter().map(|e: &f64| e.abs()).sum::<f64>() / errors.len() as f64;
         assert!(mean < 0.025, "{errors:?}");
+    }
+
+    /// States that do not show what is bad, as those of few answers of a large model can be.
+    #[test]
+    fn states_that_tell_nothing_are_not_believed() {
+        for seed in 0..4 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let wide = |rng: &mut ChaCha8Rng, count: usize, kind: f32| -> Vec<Vec<f32>> {
+                let mut all = states(rng, count, kind);
+                all.iter_mut()
+                    .for_each(|state| state.extend((0..200).map(|_| rng.random_range(-1.0f32..1.0))));
+                all
+            };
+            let (bad, others) = (wide(&mut rng, 80, 0.05), wide(&mut rng, 150, -0.05));
+            let views = |list: &'_ [Vec<f32>]| list.to_vec();
+            let (bad, others) = (views(&bad), views(&others));
+            let bad: Vec<&[f32]> = bad.iter().map(Vec::as_slice).collect();
+            let others: Vec<&[f32]> = others.iter().map(Vec::as_slice).collect();
+            let found = estimate(&bad, &others, seed as u32);
+            assert!(!found.tells(), "{:?} {}", found.share, found.auroc);
+        }
     }
 }

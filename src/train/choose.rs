@@ -3,7 +3,7 @@
 use rand::RngExt;
 
 use super::anchors::{AnchorCounts, Draw, Pool, Sampler};
-use super::clean::excerpt;
+use super::clean::{excerpt, unclear};
 use super::cleaner::{Cleaner, How};
 use super::negatives::{
     NEAR, Negatives, Use, dice, highest, likely_and_varied, paired, proposals, remember, walk,
@@ -265,6 +265,7 @@ impl Run<'_> {
     async fn bad_among(&self, examples: &[usize], pools: &[Pool]) -> Result<Vec<Vec<bool>>> {
         let Some(Cleaner { how, .. }) = &self.cleaner else { return Ok(vec![Vec::new(); examples.len()]) };
         let scores = match how {
+            How::Unknown => return Ok(vec![Vec::new(); examples.len()]),
             How::Meter => {
                 let of = |&i: &usize| (&self.train[i], &pools[i].anchors[..]);
                 self.metered(&examples.iter().map(of).collect::<Vec<_>>()).await?
@@ -314,6 +315,11 @@ impl Run<'_> {
         let anchors: Vec<&[f32]> = anchors.iter().flatten().map(Vec::as_slice).collect();
         self.check_enough(flagged.len(), anchors.len(), "negatives.choice")?;
         let found = mixture::estimate(&anchors, &all_flagged, self.config.train.seed);
+        if !found.tells() {
+            let key = setting("negatives.choice");
+            self.observer.warned(&unclear(&found, "flagged answers", "anchors", &key));
+            return Ok(());
+        }
         let worst = found.worst();
         let mut keep = vec![true; self.train.len()];
         worst.iter().for_each(|&i| keep[i] = false);

@@ -25,6 +25,16 @@ pub(super) fn excerpt(text: &str) -> String {
     if short.len() < words.len() { format!("{short} ...") } else { short }
 }
 
+/// A warning that the share of a mixture is not to be believed: of `these` answers that are like `those`.
+pub(super) fn unclear(found: &Mixture, these: &str, those: &str, key: &str) -> String {
+    format!(
+        "{key}: the model's hidden states do not tell {these} from {those} (AUROC {:.2}, and {:.0} % would be \
+         alike): none is left out; use a rule or a meter, or more rows",
+        found.auroc,
+        100.0 * found.share.value
+    )
+}
+
 impl Run<'_> {
     /// Leaves out bad anchors, or weighs them less, as the settings say. Before the first step, when all
     /// anchors are there.
@@ -42,6 +52,10 @@ impl Run<'_> {
             }
             _ => self.estimate(&all, choice == AnchorChoice::PuWeight).await?,
         };
+        if how == How::Unknown {
+            self.cleaner = Some(Cleaner { share, how });
+            return Ok(());
+        }
         self.judge_held_out(&how).await?;
         let examples = &self.train;
         let mut judged = Vec::new();
@@ -105,7 +119,14 @@ impl Run<'_> {
         // If none is left out, the threshold is infinite, which JSON cannot represent.
         let threshold = (found.threshold() as f32).min(f32::MAX);
         let head = found.head.clone();
-        let how = if weighted { How::Weights { head, odds } } else { How::Head { head, threshold } };
+        let how = if !found.tells() {
+            self.observer.warned(&unclear(&found, "anchors", "flagged answers", &setting("anchors.choice")));
+            How::Unknown
+        } else if weighted {
+            How::Weights { head, odds }
+        } else {
+            How::Head { head, threshold }
+        };
         // The scores of the estimate itself: each by a head that has not seen the anchor. They are rounded as
         // the threshold is.
         let mut scores = found.scores.iter().map(|score| f64::from(*score as f32));
@@ -178,6 +199,7 @@ impl Run<'_> {
                     watched.map(|(example, pool)| (example, &pool.anchors[..])).collect();
                 self.metered(&of).await?
             }
+            How::Unknown => return Ok(()),
             How::Head { head, .. } | How::Weights { head, .. } => {
                 let Some(capacity) = self.batches.held_out else { return Ok(()) };
                 let groups: Vec<Group> = watched
@@ -207,6 +229,7 @@ impl Run<'_> {
     pub(super) async fn clean_renewed(&mut self, examples: &[usize]) -> Result<()> {
         let Some(Cleaner { how, .. }) = self.cleaner.clone() else { return Ok(()) };
         let scores: Vec<Vec<f64>> = match &how {
+            How::Unknown => return Ok(()),
             How::Meter => self.meter_scores(examples).await?,
             How::Head { head, .. } | How::Weights { head, .. } => {
                 let of = |states: &Vec<Vec<f32>>| states.iter().map(|state| head.score(state)).collect();

@@ -49,13 +49,19 @@ pub(super) enum How {
     Weights { head: Head, odds: f32 },
     /// The meter of the settings.
     Meter,
+    /// Not at all: the hidden states do not show it.
+    Unknown,
 }
 
 impl How {
     /// Whether this score says that an answer is rather bad than good. It is meant for answers that are not
     /// anchors: their share of bad ones is not known.
     pub fn calls_bad(&self, score: f64) -> bool {
-        score > if *self == Self::Meter { 0.5 } else { 0.0 }
+        match self {
+            Self::Head { .. } | Self::Weights { .. } => score > 0.0,
+            Self::Meter => score > 0.5,
+            Self::Unknown => false,
+        }
     }
 
     /// The badness of an anchor with this score of its head, and the weight that it keeps; 0 leaves it out.
@@ -67,6 +73,7 @@ impl How {
                 (bad, ((1.0 - bad) as f32).max(LEAST_WEIGHT))
             }
             Self::Meter => (score, f32::from(u8::from(score <= 0.5))),
+            Self::Unknown => (score, 1.0),
         }
     }
 }

@@ -6,6 +6,7 @@ use web_time::Instant;
 
 use super::anchors::Pool;
 use super::best::Best;
+use super::cleaner::How;
 use super::collapse::Collapse;
 use super::evaluate::eval_anchors;
 use super::flight::{Flight, Landed, Micro, Sums, land_all};
@@ -81,7 +82,7 @@ impl<'a> Run<'a> {
             before,
             after,
             anchors: self.counts,
-            bad_anchors: self.cleaner.as_ref().map(|cleaner| cleaner.share),
+            bad_anchors: self.cleaner.as_ref().filter(|c| c.how != How::Unknown).map(|c| c.share),
             constants: self.constants,
             num_tokens: sums.num_tokens,
             train_seconds: sums.train_seconds,

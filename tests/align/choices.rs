@@ -148,6 +148,23 @@ fn cleaned_runs_resume_to_the_same_bits() {
     }
 }
 
+/// Flagged answers that are as random as the anchors: nothing can be told, so nothing is left out.
+#[test]
+fn what_cannot_be_told_is_not_left_out() {
+    let mut config = config();
+    config.anchors.choice = AnchorChoice::Pu;
+    let mut watcher = Watcher::default();
+    let setup = Setup { train: examples(24, 0), ..setup() };
+    let outcome = block_on(align(gpu(), setup, &config, &mut watcher)).expect("a run");
+    assert_eq!(outcome.bad_anchors, None);
+    assert!(
+        watcher.warnings.iter().any(|text| text.contains("do not tell anchors")),
+        "{:?}",
+        watcher.warnings
+    );
+    assert!(watcher.pools.iter().all(|pool| pool.ids.len() == 3));
+}
+
 #[test]
 fn too_few_answers_for_an_estimate_are_refused() {
     let mut config = config();
