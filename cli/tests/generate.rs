@@ -24,8 +24,7 @@ fn prompts_longer_than_the_context() {
         &["--max-prompt-length", "4000"],
         &[&parts[..], &["lower max_prompt_length"]].concat(),
     );
-    let parts =
-        ["flagged.jsonl:1: prompt (bare, or with the safety instruction and the worked examples) plus \
+    let parts = ["flagged.jsonl:1: prompt (bare, or with an instruction and the worked examples) plus \
          max_new_tokens: expected at most 512 tokens"];
     room.align_refuses("tiny", &["--max-new-tokens", "600"], &parts);
     let sample = ["sample", "--model", "tiny", "--data", "flagged.jsonl", "--output", "answers.jsonl"];

@@ -157,7 +157,7 @@ fn aligned(args: command::Args, watch: &mut Watch) -> aweigh::Result<String> {
     };
     let train = Source::read(&config.data.train, "train")?;
     let model = open::model(&config.model.model, true, &output())?;
-    let files = RunFiles::with(&config, train, model)?;
+    let files = aweigh_app::meters::anchors::with_meter(RunFiles::with(&config, train, model)?, &config)?;
     let finished = run::run(&files, config, place, watch)?;
     let mut summary = serde_json::to_value(&finished.summary).unwrap_or_default();
     if let Some(folder) = &finished.folder {

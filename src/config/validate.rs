@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use super::{
-    AnchorChoice, Beta, MAX_NUM_SEQS, MethodConfig, NegativeChoice, OnlineSampler, ReferenceSource,
-    RetainConfig, RunConfig, StopConfig,
+    AnchorChoice, Beta, MAX_NUM_SEQS, MethodConfig, NegativeChoice, NegativeConfig, OnlineSampler,
+    ReferenceSource, RetainConfig, RunConfig, StopConfig,
 };
 use crate::error::{Error, Result, setting, setting_to};
 use crate::loss::{Method, Retain};
@@ -382,6 +382,21 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     ];
     for (name, _) in changed.iter().filter(|(_, changed)| *changed && retain.form == Retain::None) {
         warnings.push(format!("{} does nothing without {}", setting(name), setting("retain.form")));
+    }
+    let (given, usual) = (&config.negatives, NegativeConfig::default());
+    let generated = config.negative_choice() == NegativeChoice::Generated;
+    let online = anchors.online_start_step.is_some();
+    let changed = [
+        ("harmful_instruction", !given.harmful_instruction.is_empty() && !generated, "negatives.choice"),
+        ("fresh_negatives", given.fresh_share != usual.fresh_share && !generated, "negatives.choice"),
+        ("fresh_anchors", anchors.fresh_share != 1.0 && !online, "online_start_step"),
+    ];
+    for (name, _, without) in changed.iter().filter(|(_, idle, _)| *idle) {
+        let without = match *without {
+            "negatives.choice" => setting_to(without, "generated"),
+            other => setting(other),
+        };
+        warnings.push(format!("{} does nothing without {without}", setting(name)));
     }
     if config.stop.unwanted.is_some() && config.output.num_completions == 0 {
         warnings.push(

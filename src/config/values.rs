@@ -111,11 +111,11 @@ choice! {
         Hard,
         /// Of four times as many rows, those that are likely and whose log-prob varied most over the run
         Variance,
-        /// For each prompt one of the flagged answers to near prompts, by Metropolis-Hastings
+        /// For each prompt one of the flagged answers to any prompt, often a near one, by Metropolis-Hastings
         Mcns,
         /// Also the model's own answers under --harmful-instruction that are judged to be bad
         Generated,
-        /// All rows but those whose flagged answer is like the anchors
+        /// All rows but those whose flagged answer is most like the anchors, as many as are estimated
         Debiased,
         /// All rows; a flagged answer that the model finds likely weighs more if its anchors are unlikely
         Paired,

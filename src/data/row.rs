@@ -111,6 +111,11 @@ impl Fields<'_> {
         row.anchors = self.anchors(&row.prompt)?;
         row.weights = match self.map.remove("weights") {
             None | Some(Value::Null) => None,
+            Some(_) if row.negative().is_none() => {
+                let fix = "remove them, or set \"label\": false";
+                let place = format!("{}: weights", self.place);
+                return Err(Error::input(place, "a flagged answer that they mark", "none", fix));
+            }
             Some(weights) => Some(Marks::parse(&weights, self.place)?),
         };
         // These keys are meant for the chat template, but Aweigh does not pass them on. It is better to stop

@@ -310,7 +310,8 @@ impl Run<'_> {
         let settings = sample::sampling_params(a, self.config.train.seed, &self.ends);
         let old: Vec<Pool> = stale.iter().map(|&i| self.pools[i].clone()).collect();
         let k = self.config.method.num_samples;
-        let stored = k - (a.fresh_share * k as f64).round() as usize;
+        let fresh = (a.fresh_share * k as f64).round().max(1.0) as usize;
+        let stored = k.saturating_sub(fresh);
         stale.iter().for_each(|&i| self.pools[i].renew(step, stored));
         let prompt = |i: usize| match instructed {
             true => &self.train[i].sampling_ids,

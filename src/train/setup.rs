@@ -15,11 +15,11 @@ use super::rows::{
 };
 use super::run::{Setup, check_context};
 use super::samples_file::{anchors_of, given_samples};
-use crate::config::RunConfig;
+use crate::config::{AnchorChoice, RunConfig};
 use crate::data::{self, ChatTokenizer, Example, LengthCounts, ORDINARY, Prompt, REFUSALS, check_splits};
 use crate::error::setting;
 use crate::gpu::{Gpu, Memory, Purpose};
-use crate::loss::Method;
+use crate::loss::{Method, Takes};
 use crate::model::{AdapterBytes, Decoder, FileBytes, LoraSpec, ModelBytes, Training};
 use crate::nn::Arenas;
 use crate::{Error, Result};
@@ -151,6 +151,11 @@ impl<'a> Inputs<'a> {
     /// The first invalid row or setting.
     pub fn read(&self, config: &RunConfig) -> Result<Job<'a>> {
         config.check()?;
+        let takes_anchors = config.method.method.takes() == Takes::Anchors;
+        if matches!(config.anchors.choice, AnchorChoice::Meter(_)) && takes_anchors && self.meter.is_none() {
+            let fix = "set Inputs::meter or RunFiles::with_meter";
+            return Err(Error::input(setting("anchors.choice"), "the meter that it names", "none", fix));
+        }
         let (split, eval_split) = (config.data.split.as_deref(), config.data.eval_split.as_deref());
         check_splits(split, eval_split.filter(|_| self.eval.is_none()))?;
         let (model, tokenizer) = (self.model.decoder_config()?, Arc::new(self.model.tokenizer()?));

@@ -96,7 +96,7 @@ impl<'a> Run<'a> {
         (order.balanced(clusters), total)
     }
 
-    /// The candidates for the next step, each once, and how many of them it takes.
+    /// The candidates for the next step, and how many of them it takes.
     fn candidates(&self, order: &mut Order) -> (Vec<usize>, usize) {
         let mut all = order.next();
         let keep = all.len();

@@ -188,11 +188,20 @@ fn clusters_of_prompts_are_balanced() {
 }
 
 #[test]
+fn a_balanced_run_resumes_to_the_same_bits() {
+    let mut config = with(NegativeChoice::Hard);
+    config.negatives.balance = 3;
+    let setup = || Setup { train: examples(12, 0), eval: examples(2, 60), ..setup() };
+    resume::check("balanced", &config, &setup);
+}
+
+#[test]
 fn stored_anchors_stay_beside_fresh_ones() {
     let mut config = resume::short();
     config.anchors.online_start_step = Some(0);
     config.anchors.refresh_every = 1;
-    config.anchors.fresh_share = 0.3;
+    // Less than one of three: one is renewed.
+    config.anchors.fresh_share = 0.1;
     let steps = steps(examples(2, 0), &config);
     let of = |line: usize| steps.anchors.iter().filter(move |(of, _)| *of == line).map(|(_, ids)| ids);
     for line in [1, 2] {
@@ -221,7 +230,6 @@ fn every_choice_resumes_to_the_same_bits() {
             config.anchors.choice = AnchorChoice::Meter("beginning".into());
         }
         config.anchors.refresh_every = 2;
-        config.negatives.balance = if choice == Variance { 3 } else { 0 };
         let setup = || Setup { train: rows(), eval: examples(2, 60), reader: reader(&config), ..setup() };
         resume::check(&format!("{choice:?}"), &config, &setup);
         let steps = steps(rows(), &config);

@@ -60,7 +60,9 @@ impl Observer for Watcher<'_> {
             }];
             let scored =
                 block_on(score(self.gpu, decoder, decoder.policy(), &groups, 512, &mut |_, _| Ok(())))?;
+            // Without the end token, which follows the rude end.
             let weights = example.negative_weights.iter().flatten();
+            let weights = weights.take(scored[0][0].token_logps.len() - 1);
             for (logp, weight) in scored[0][0].token_logps.iter().zip(weights) {
                 let sum = &mut sums[usize::from(*weight > 0.0)];
                 (sum.0, sum.1) = (sum.0 + f64::from(*logp), sum.1 + 1);

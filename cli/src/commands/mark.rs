@@ -177,9 +177,13 @@ fn asked<'a>(
     let beginning = |part: &Range<usize>| -> Result<Example> {
         let mut sampling_ids = example.prompt_ids.clone();
         if part.start > 0 {
-            // A completion that was cut gets no end token.
             let before = Completion::sampled(&row.prompt, text[..part.start].to_owned(), false);
-            sampling_ids.extend(tokenizer.encode_completion(&row.prompt, &before)?);
+            let mut ids = tokenizer.encode_completion(&row.prompt, &before)?;
+            // The answer goes on here. Plain text always gets an end token, messages that were cut do not.
+            if ids.last().is_some_and(|last| tokenizer.end_tokens().contains(last)) {
+                ids.pop();
+            }
+            sampling_ids.extend(ids);
         }
         Ok(Example { sampling_ids, ..example.clone() })
     };
@@ -259,5 +263,37 @@ impl Figures {
              continuations\n{rate:.1} tokens/s, peak GPU memory {}",
             self.ran.memory()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aweigh::data::parse_rows;
+    use aweigh::tiny;
+
+    /// The model goes on behind a beginning, not behind an end token: of messages and of plain text.
+    #[test]
+    fn beginnings_have_no_end_token() {
+        let tokenizer = tiny::model().tokenizer().expect("a tokenizer");
+        let plain = r#"{"prompt": "My screen", "completion": "is broken. You fool.", "label": false}"#;
+        let messages = r#"{"prompt": [{"role": "user", "content": "Hi."}], "label": false,
+            "completion": [{"role": "assistant", "content": "Hello. You fool. Go."}]}"#;
+        let options = ExampleOptions::plain(Needs::Negative, LengthLimits::default());
+        for (line, parts) in [(plain, 2), (messages, 3)] {
+            let line = line.replace('\n', " ");
+            let rows = parse_rows(line.as_bytes(), "rows.jsonl", None).expect("rows").rows;
+            let (examples, _) = build_examples(&rows, "rows.jsonl", &tokenizer, &options).expect("examples");
+            let example = &examples[0];
+            let asked = asked(example, &rows[0], &tokenizer, 8).expect("parts").expect("a flag");
+            assert_eq!((asked.parts.len(), asked.beginnings.len()), (parts, parts));
+            assert_eq!(asked.beginnings[0].sampling_ids, example.prompt_ids);
+            for (beginning, part) in asked.beginnings.iter().zip(&asked.parts) {
+                let more = &beginning.sampling_ids[example.prompt_ids.len()..];
+                assert!(!more.iter().any(|id| tokenizer.end_tokens().contains(id)), "{more:?}");
+                let text = tokenizer.decode_answer(&example.prompt_ids, more).expect("text");
+                assert_eq!(text.trim(), &asked.text[..part.start]);
+            }
+        }
     }
 }
