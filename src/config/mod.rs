@@ -240,6 +240,16 @@ impl RunConfig {
         if has { self.negatives.choice } else { Uniform }
     }
 
+    /// Whether a run compares answers or prompts by the model's hidden states.
+    pub(crate) fn compares_states(&self) -> bool {
+        let anchors = matches!(self.anchors.choice, AnchorChoice::Pu | AnchorChoice::PuWeight);
+        let prompts = self.method.method.is_of_negatives() && self.negatives.balance > 0;
+        let choice = self.negative_choice();
+        (anchors && self.method.method.takes() == Takes::Anchors)
+            || prompts
+            || matches!(choice, NegativeChoice::Mcns | NegativeChoice::Debiased)
+    }
+
     /// The rule that tells an unwanted answer: `unwanted`, or for methods that learn from flagged answers
     /// alone the opposite of `anchor_filter`.
     pub fn unwanted_rule(&self) -> Option<Rule> {

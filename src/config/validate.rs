@@ -383,6 +383,13 @@ pub(super) fn warnings(config: &RunConfig) -> Vec<String> {
     for (name, _) in changed.iter().filter(|(_, changed)| *changed && retain.form == Retain::None) {
         warnings.push(format!("{} does nothing without {}", setting(name), setting("retain.form")));
     }
+    if d2o && anchors.choice == AnchorChoice::PuWeight && config.method.num_samples == 1 {
+        warnings.push(format!(
+            "{} weighs a prompt's anchors against each other, but with one anchor there is nothing to weigh: \
+             use pu",
+            setting_to("anchors.choice", "pu_weight")
+        ));
+    }
     let (given, usual) = (&config.negatives, NegativeConfig::default());
     let generated = config.negative_choice() == NegativeChoice::Generated;
     let online = anchors.online_start_step.is_some();

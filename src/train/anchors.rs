@@ -85,9 +85,11 @@ impl Pool {
         self.anchors.len() < k && self.rounds <= RETRIES
     }
 
-    /// Empties the pool but for its first `stored` anchors, to be sampled again after `step` optimizer steps.
+    /// Empties the pool but for its first `stored` anchors from before the first step, to be sampled again
+    /// after `step` optimizer steps.
     pub(super) fn renew(&mut self, step: usize, stored: usize) {
         let mut anchors = std::mem::take(&mut self.anchors);
+        anchors.retain(|anchor| anchor.step == 0);
         anchors.truncate(stored);
         *self = Self { anchors, generation: self.generation + 1, step, ..Self::default() };
     }

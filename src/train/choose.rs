@@ -32,13 +32,20 @@ impl Run<'_> {
             return Ok(());
         }
         let (choice, settings) = (self.config.negative_choice(), &self.config.negatives);
-        if choice == NegativeChoice::Debiased {
-            self.drop_false_negatives().await?;
-        }
         let mut negatives = Negatives::default();
         let mcns = choice == NegativeChoice::Mcns;
-        if settings.balance > 0 || mcns {
-            let states = self.prompt_states().await?;
+        let compared = settings.balance > 0 || mcns;
+        let mut states = if compared { self.prompt_states().await? } else { Vec::new() };
+        if choice == NegativeChoice::Debiased {
+            // Nothing is awaited between this and the end: a run that is interrupted drops no row twice.
+            let keep = self.false_negatives().await?;
+            parts_of(&mut states, &keep);
+            parts_of(&mut self.train, &keep);
+            parts_of(&mut self.pools, &keep);
+            parts_of(&mut self.cached, &keep);
+            parts_of(&mut self.kept, &keep);
+        }
+        if compared {
             if settings.balance > 0 {
                 negatives.clusters = clusters::clusters(&states, settings.balance, self.config.train.seed);
             }
@@ -218,10 +225,17 @@ impl Run<'_> {
     /// Samples the missing or outdated answers of these examples under the harmful instruction, keeps the bad
     /// ones, and decides by the settings' share which examples are trained on theirs.
     async fn use_generated(&mut self, step: usize, examples: &[usize]) -> Result<()> {
+        // Answers that nothing judges are not flagged.
+        if self.cleaner.as_ref().is_none_or(|cleaner| cleaner.how == How::Unknown) {
+            return Ok(());
+        }
         let every = self.config.anchors.refresh_every;
         let Some(Negatives { pools, .. }) = &self.negatives else { return Ok(()) };
         let due = |&i: &usize| pools[i].generation == 0 || step >= pools[i].step + every;
-        let stale: Vec<usize> = examples.iter().copied().filter(due).collect();
+        let mut stale: Vec<usize> = examples.iter().copied().filter(due).collect();
+        // A balanced step may have an example twice.
+        stale.sort_unstable();
+        stale.dedup();
         if !stale.is_empty() {
             self.generate(step, &stale).await?;
         }
@@ -306,9 +320,9 @@ impl Run<'_> {
         Ok(states.into_iter().map(|mut states| states.swap_remove(0)).collect())
     }
 
-    /// Drops rows whose flagged answer is like the anchors. How many are is estimated as for anchors, with
-    /// the two lists exchanged.
-    async fn drop_false_negatives(&mut self) -> Result<()> {
+    /// Which rows to keep: those whose flagged answer is not like the anchors. How many are is estimated as
+    /// for anchors, with the two lists exchanged.
+    async fn false_negatives(&mut self) -> Result<Vec<bool>> {
         let all: Vec<usize> = (0..self.train.len()).collect();
         let (flagged, anchors) = self.states(&all).await?;
         let all_flagged: Vec<&[f32]> = flagged.iter().map(Vec::as_slice).collect();
@@ -318,7 +332,7 @@ impl Run<'_> {
         if !found.tells() {
             let key = setting("negatives.choice");
             self.observer.warned(&unclear(&found, "flagged answers", "anchors", &key));
-            return Ok(());
+            return Ok(vec![true; self.train.len()]);
         }
         let worst = found.worst();
         let mut keep = vec![true; self.train.len()];
@@ -347,11 +361,7 @@ impl Run<'_> {
                 self.observer.noted(&format!("  left out, line {line}: {}", excerpt(&text)));
             }
         }
-        parts_of(&mut self.train, &keep);
-        parts_of(&mut self.pools, &keep);
-        parts_of(&mut self.cached, &keep);
-        parts_of(&mut self.kept, &keep);
-        Ok(())
+        Ok(keep)
     }
 
     /// Says what became of the answers under the harmful instruction.

@@ -70,6 +70,8 @@ impl Run<'_> {
             // What was left out is not sampled again.
             pool.rounds = RETRIES + 1;
         }
+        // Before the observer hears of it: a run that it interrupts does not clean its anchors twice.
+        self.cleaner = Some(Cleaner { share, how: how.clone() });
         judged.sort_by(|a, b| b.bad.total_cmp(&a.bad));
         let weighted = matches!(how, How::Weights { .. });
         let left_out = judged.iter().filter(|judged| !judged.kept).count();
@@ -98,9 +100,7 @@ impl Run<'_> {
                 self.observer.noted(&format!("  {what}: {}", excerpt(&text)));
             }
         }
-        self.observer.cleaned(&Cleaned { share, anchors: judged })?;
-        self.cleaner = Some(Cleaner { share, how });
-        Ok(())
+        self.observer.cleaned(&Cleaned { share, anchors: judged })
     }
 
     /// Fits a head that tells the flagged answers of `examples` from good anchors, and the share of bad ones.
@@ -238,7 +238,9 @@ impl Run<'_> {
         };
         for (&i, scores) in examples.iter().zip(scores) {
             let pool = &mut self.pools[i];
-            for (anchor, score) in pool.anchors.iter_mut().zip(scores) {
+            // Stored anchors have been judged before.
+            let new = |(anchor, _): &(&mut Anchor, f64)| anchor.step == pool.step;
+            for (anchor, score) in pool.anchors.iter_mut().zip(scores).filter(new) {
                 anchor.weight = how.verdict(score).1;
             }
             pool.anchors.retain(|anchor| anchor.weight > 0.0);

@@ -326,7 +326,7 @@ impl Run<'_> {
         sampler.fill(&mut self.pools, &draws, k, &mut self.counts, alive).await?;
         self.clean_renewed(&stale).await?;
         for (&i, old) in stale.iter().zip(old) {
-            // If all new samples are empty, refused or bad, keep the earlier anchors.
+            // If none is left, because all new samples are empty, refused or bad, keep the earlier anchors.
             if self.pools[i].anchors.is_empty() {
                 self.pools[i].anchors = old.anchors;
             } else {

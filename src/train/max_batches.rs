@@ -71,7 +71,7 @@ impl MaxBatches {
             NegativeChoice::Generated => a.max_new_tokens,
             _ => 0,
         };
-        if train.iter().any(|example| own(example) < other) {
+        if train.iter().any(|example| example.negative_ids.is_some() && own(example) < other) {
             let longer = |example: &Example| {
                 let mut example = example.clone();
                 if let Some(ids) = &mut example.negative_ids {
@@ -114,6 +114,12 @@ impl MaxBatches {
             all_train().map(|(i, e)| group(e, loss_responses(method, e, anchors_of(i)))).collect();
         let scored: Vec<Group> =
             all_train().map(|(i, e)| group(e, reference_responses(method, e, anchors_of(i)))).collect();
+        // A balanced step may have an example more than once, and chains pair any prompt with any answer.
+        let all_of_step = t.per_device_train_batch_size * t.gradient_accumulation_steps;
+        let repeats =
+            method.is_of_negatives() && (config.negatives.balance > 0 || choice == NegativeChoice::Mcns);
+        let times = if repeats { all_of_step } else { 1 };
+        let groups: Vec<Group> = groups.into_iter().flat_map(|group| repeat_n(group, times)).collect();
         // For KTO, the policy scores other examples' answers before each step, in the step's workspace.
         let others: Vec<Group> =
             train.iter().filter_map(|e| Some(group(e, vec![e.kl_ids.as_deref()?]))).collect();

@@ -62,10 +62,11 @@ pub(super) fn dice(seed: u32, step: usize, example: usize) -> ChaCha8Rng {
     rng
 }
 
-/// The `keep` items with the highest scores, in their order.
+/// The `keep` items with the highest scores, in their order. Scores that are NaN are the lowest.
 pub(super) fn highest(items: &[usize], scores: &[f64], keep: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..items.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    let score = |i: usize| if scores[i].is_nan() { f64::NEG_INFINITY } else { scores[i] };
+    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
     order.truncate(keep);
     order.sort_unstable();
     order.into_iter().map(|i| items[i]).collect()
@@ -74,8 +75,11 @@ pub(super) fn highest(items: &[usize], scores: &[f64], keep: usize) -> Vec<usize
 /// Log-probs of which the variance is taken: SRNS takes those of the last five epochs.
 const REMEMBERED: usize = 5;
 
-/// Adds a log-prob to a history, which keeps the last [`REMEMBERED`].
+/// Adds a log-prob to a history, which keeps the last [`REMEMBERED`]. NaN and infinity are not remembered.
 pub(super) fn remember(history: &mut Vec<f32>, logp: f64) {
+    if !logp.is_finite() {
+        return;
+    }
     history.push(logp as f32);
     if history.len() > REMEMBERED {
         history.remove(0);
@@ -137,14 +141,14 @@ pub(super) fn walk(
 const PAIRED: f64 = 1.0;
 
 /// The factors of the flagged answers' weights from the policy's log-probs per token of anchors and flagged
-/// answers. A flagged answer is hard if it is likelier than the step's median; its weight then grows with how
+/// answers. A flagged answer is hard if it is likelier than the step's lower median; its weight then grows with how
 /// unlikely its anchors are (after Zeng et al., "NPCFace", arXiv 2007.10172, whose weight of a hard negative
 /// grows with the difficulty of its positive).
 pub(super) fn paired(logps: &[(f64, f64)]) -> Vec<f32> {
     let mut sorted: Vec<f64> = logps.iter().map(|(_, flagged)| *flagged).collect();
     sorted.sort_by(f64::total_cmp);
-    let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-    let factor = |&(anchors, flagged): &(f64, f64)| match flagged >= median {
+    let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(0.0);
+    let factor = |&(anchors, flagged): &(f64, f64)| match flagged > median {
         true => (1.0 + PAIRED * (1.0 - anchors.exp())) as f32,
         false => 1.0,
     };
@@ -160,6 +164,7 @@ mod tests {
         assert_eq!(highest(&[7, 8, 9, 10], &[1.0, 3.0, 2.0, 3.0], 3), [8, 9, 10]);
         assert_eq!(highest(&[7, 8, 9, 10], &[3.0, 1.0, 3.0, 3.0], 2), [7, 9]);
         assert_eq!(highest(&[7], &[1.0], 3), [7]);
+        assert_eq!(highest(&[7, 8, 9], &[f64::NAN, 1.0, -2.0], 2), [8, 9]);
     }
 
     #[test]
@@ -172,6 +177,7 @@ mod tests {
         assert!((score(&varied, 10) - (-1.5 + deviation)).abs() < 1e-6);
         let mut history = Vec::new();
         (0..7).for_each(|i| remember(&mut history, f64::from(i)));
+        remember(&mut history, f64::NAN);
         assert_eq!(history, [2.0, 3.0, 4.0, 5.0, 6.0]);
     }
 

@@ -81,6 +81,8 @@ impl Plan {
         batches: &MaxBatches,
     ) -> Result<Self> {
         let (mut phases, layout) = (Vec::new(), decoder.layout());
+        // Hidden states are read back to compare answers or prompts by them.
+        let width = if config.compares_states() { decoder.config().width } else { 0 };
         let read = |capacity: Capacity, steps: usize| {
             // A micro-batch reads three tensors, each with a sentinel.
             let of_groups = (4 + 3 * Tensor::READBACK_EXTRA / 4) * capacity.groups;
@@ -88,6 +90,10 @@ impl Plan {
             Tensor::new(memory, Purpose::Staging, "readback", count, DType::F32)
         };
         let workspace = |capacity: Capacity| Ok((decoder.workspace(memory, capacity)?, read(capacity, 1)?));
+        let compared = |capacity: Capacity| {
+            let count = capacity.rows * width + Tensor::READBACK_EXTRA / 4;
+            Tensor::new(memory, Purpose::Staging, "readback", count, DType::F32)
+        };
         let optimizer =
             Optimizer::new(memory, layout, AdamW { optim: config.train.optim, ..AdamW::default() })?;
         let (plus, minus) = (&config.reference.positive, &config.reference.negative);
@@ -146,7 +152,10 @@ impl Plan {
             best = None;
         }
         if let Some(capacity) = batches.scoring {
-            phase("scoring", &|| Ok(Box::new(workspace(capacity)?)))?;
+            phase("scoring", &|| {
+                drop(workspace(capacity)?);
+                Ok(Box::new((decoder.workspace(memory, capacity)?, compared(capacity)?)))
+            })?;
         }
         drop(flying);
         keep_best(&mut best)?;

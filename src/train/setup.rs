@@ -15,7 +15,7 @@ use super::rows::{
 };
 use super::run::{Setup, check_context};
 use super::samples_file::{anchors_of, given_samples};
-use crate::config::{AnchorChoice, RunConfig};
+use crate::config::{AnchorChoice, NegativeChoice, RunConfig};
 use crate::data::{self, ChatTokenizer, Example, LengthCounts, ORDINARY, Prompt, REFUSALS, check_splits};
 use crate::error::setting;
 use crate::gpu::{Gpu, Memory, Purpose};
@@ -227,6 +227,13 @@ impl<'a> Inputs<'a> {
         let beside = answer.max(drawn) + instruction;
         let prompt = d.max_prompt_length.min(model.context().saturating_sub(beside)).max(1);
         let answer = Some(vec![0; answer]);
+        let harmful = match config.negative_choice() {
+            NegativeChoice::Generated => {
+                let text = &config.negatives.harmful_instruction;
+                vec![0; prompt + tokenizer.encode_text(text, false)?.len()]
+            }
+            _ => Vec::new(),
+        };
         let example = Example {
             line: 1,
             row: 0,
@@ -237,7 +244,7 @@ impl<'a> Inputs<'a> {
             negative_weights: None,
             chosen_ids: answer,
             anchor_ids: Vec::new(),
-            harmful_ids: Vec::new(),
+            harmful_ids: harmful,
             kl_ids: None,
         };
         check_context(&model, config, &example, true, "the longest example")?;
