@@ -155,13 +155,13 @@ section! {
     /// times. Anchors given in the training rows are not filtered. Without this, --unwanted filters by its
     /// opposite [default: none]
     (long, value_name = "RULE|none") anchor_filter: OrNone<Rule> = OrNone(None);
-    /// Which anchors are used, given ones too (d2o only): "all"; "pu" estimates from the flagged answers how many of
-    /// the anchors are like them, and leaves those out; "pu_weight" weighs each by the probability that it is
-    /// good instead; "meter:METER" leaves out those that a meter of "aweigh eval" scores above 0.5 [default:
-    /// all]
+    /// Which anchors are used, given ones too (d2o only): "all"; "pu" estimates from the flagged answers
+    /// how many of the anchors are like them, and leaves those out; "pu_weight" weighs each by the
+    /// probability that it is good instead; "meter:METER" leaves out those that a meter of "aweigh eval"
+    /// scores above 0.5 [default: all]
     (id = "anchors", long = "anchors", value_name = "WHICH") choice: AnchorChoice = AnchorChoice::All;
-    /// With --online-start-step: the share of a prompt's anchors that are sampled again, at least one of them;
-    /// the others stay as they were before the first step [default: 1.0]
+    /// With --online-start-step: the share of a prompt's anchors that are sampled again, at least one; the
+    /// others stay as they were before the first step [default: 1.0]
     (id = "fresh_anchors", long = "fresh-anchors", value_name = "SHARE") fresh_share: f64 = 1.0;
     optional:
     /// From this step on, resample anchors from the model as it trains. Without this, anchors are sampled

@@ -106,7 +106,7 @@ pub const LEAST: usize = 20;
 /// share of these that looks worst, which are probably bad themselves.
 ///
 /// The heads are linear, and each answer is scored by a head that was fitted without it (the paper holds a
-/// validation set out; here each of [`FOLDS`] parts is held out in turn). `seed` divides them.
+/// validation set out; here each of five parts is held out in turn). `seed` divides them.
 ///
 /// Each list should have [`LEAST`] states or more.
 pub fn estimate(bad: &[&[f32]], unlabelled: &[&[f32]], seed: u32) -> Mixture {

@@ -28,8 +28,8 @@ pub(super) fn excerpt(text: &str) -> String {
 /// A warning that the share of a mixture is not to be believed: of `these` answers that are like `those`.
 pub(super) fn unclear(found: &Mixture, these: &str, those: &str, key: &str) -> String {
     format!(
-        "{key}: the model's hidden states do not tell {these} from {those} (AUROC {:.2}, and {:.0} % would be \
-         alike): none is left out; use a rule or a meter, or more rows",
+        "{key}: the model's hidden states do not tell {these} from {those} (AUROC {:.2}, and {:.0} % would \
+         be alike): none is left out; use a rule or a meter, or more rows",
         found.auroc,
         100.0 * found.share.value
     )

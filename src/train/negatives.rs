@@ -141,9 +141,9 @@ pub(super) fn walk(
 const PAIRED: f64 = 1.0;
 
 /// The factors of the flagged answers' weights from the policy's log-probs per token of anchors and flagged
-/// answers. A flagged answer is hard if it is likelier than the step's lower median; its weight then grows with how
-/// unlikely its anchors are (after Zeng et al., "NPCFace", arXiv 2007.10172, whose weight of a hard negative
-/// grows with the difficulty of its positive).
+/// answers. A flagged answer is hard if it is likelier than the step's lower median; its weight then grows
+/// with how unlikely its anchors are (after Zeng et al., "NPCFace", arXiv 2007.10172, whose weight of a
+/// hard negative grows with the difficulty of its positive).
 pub(super) fn paired(logps: &[(f64, f64)]) -> Vec<f32> {
     let mut sorted: Vec<f64> = logps.iter().map(|(_, flagged)| *flagged).collect();
     sorted.sort_by(f64::total_cmp);
