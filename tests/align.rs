@@ -41,17 +41,10 @@ fn examples(n: u32, first: u32) -> Vec<Example> {
     let one = |i: u32| {
         let prompt_ids = ids(i, 3 + i % 4);
         Example {
-            line: i as usize + 1,
-            row: i as usize,
-            prompt: Prompt::Text(format!("prompt {i}")),
             sampling_ids: [vec![11, 12], prompt_ids.clone()].concat(),
-            prompt_ids,
             negative_ids: Some([ids(i + 7, 4), vec![2]].concat()),
-            negative_weights: None,
             chosen_ids: Some([ids(i + 13, 3), vec![2]].concat()),
-            anchor_ids: Vec::new(),
-            harmful_ids: Vec::new(),
-            kl_ids: None,
+            ..Example::asking(i as usize + 1, i as usize, Prompt::Text(format!("prompt {i}")), prompt_ids)
         }
     };
     (first..first + n).map(one).collect()

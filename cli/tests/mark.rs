@@ -41,10 +41,23 @@ fn the_rude_part_is_at_fault() {
     }
     // Whoever begins rudely goes on rudely: the first sentence decides.
     assert_eq!(weights(2)[0], serde_json::json!([0, 23, 1.0]), "{}", marked[2]);
-    // The rows train, and their marks are read.
-    let align = ["align", "--model", "tiny", "--train", "marked.jsonl", "--output-dir", "run"];
-    let run = room.json(&[&align[..], &["--max-steps", "1", "--max-new-tokens", "8"]].concat());
-    assert_eq!(run["steps"], 1, "{run}");
+    let shown = room.json(&["data", "marked.jsonl", "--model", "tiny"]);
+    let answer = &shown["shown"][0]["answers"][0];
+    let [counted, tokens] = ["counted", "tokens"].map(|key| answer[key].as_u64().expect("a number"));
+    assert!(0 < counted && counted < tokens, "{answer}");
+    // The rows train, and their marks are read: the gradient is another one than without them.
+    let unmarked = room.lines("marked.jsonl").into_iter().map(|mut row| {
+        row.as_object_mut().expect("a row").remove("weights");
+        row.to_string() + "\n"
+    });
+    room.write("unmarked.jsonl", unmarked.collect::<String>());
+    let norm = |rows: &str| {
+        let align = ["align", "--model", "tiny", "--train", rows, "--output-dir", &format!("{rows}-run")];
+        room.json(&[&align[..], &["--max-steps", "1", "--max-new-tokens", "8"]].concat());
+        room.lines(&format!("{rows}-run/metrics.jsonl"))[0]["grad_norm"].as_f64().expect("a norm")
+    };
+    let (marked, whole) = (norm("marked.jsonl"), norm("unmarked.jsonl"));
+    assert!((marked - whole).abs() > 0.01 * whole, "{marked} {whole}");
 }
 
 #[test]

@@ -75,6 +75,25 @@ pub struct Example {
     pub kl_ids: Option<Vec<u32>>,
 }
 
+impl Example {
+    /// An example with a prompt alone, which is sampled from as it is.
+    pub fn asking(line: usize, row: usize, prompt: Prompt, prompt_ids: Vec<u32>) -> Self {
+        Self {
+            line,
+            row,
+            prompt,
+            sampling_ids: prompt_ids.clone(),
+            prompt_ids,
+            harmful_ids: Vec::new(),
+            negative_ids: None,
+            negative_weights: None,
+            chosen_ids: None,
+            anchor_ids: Vec::new(),
+            kl_ids: None,
+        }
+    }
+}
+
 /// Encodes every row, in order.
 ///
 /// Rows that lack an answer that `options.needs` names, and rows over a limit under [`Overlong::Drop`], are

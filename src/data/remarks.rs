@@ -152,17 +152,9 @@ mod tests {
 
     fn example(line: usize, prompt: u32, chosen: Option<u32>, negative: Option<u32>) -> Example {
         Example {
-            line,
-            row: line - 1,
-            prompt: Prompt::Text(String::new()),
-            prompt_ids: vec![prompt],
-            sampling_ids: vec![prompt],
             chosen_ids: chosen.map(|id| vec![id]),
             negative_ids: negative.map(|id| vec![id]),
-            negative_weights: None,
-            anchor_ids: Vec::new(),
-            harmful_ids: Vec::new(),
-            kl_ids: None,
+            ..Example::asking(line, line - 1, Prompt::Text(String::new()), vec![prompt])
         }
     }
 

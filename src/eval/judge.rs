@@ -74,17 +74,8 @@ pub fn cases(rows: &[Row], origin: &str, tokenizer: &ChatTokenizer, most: usize)
 pub fn examples(cases: &[Case]) -> Vec<Example> {
     let verdicts = cases.iter().enumerate().filter_map(|(row, case)| Some((row, case, case.flagged?)));
     let example = |(row, case, flagged): (usize, &Case, bool)| Example {
-        line: case.line,
-        row,
-        prompt: Prompt::Text(String::new()),
-        prompt_ids: case.ids.clone(),
-        sampling_ids: case.ids.clone(),
-        negative_ids: None,
-        negative_weights: None,
         chosen_ids: Some(vec![if flagged { FLAGGED } else { FINE }]),
-        anchor_ids: Vec::new(),
-        harmful_ids: Vec::new(),
-        kl_ids: None,
+        ..Example::asking(case.line, row, Prompt::Text(String::new()), case.ids.clone())
     };
     verdicts.map(example).collect()
 }

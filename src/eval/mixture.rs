@@ -18,8 +18,6 @@ pub struct Mixture {
     pub auroc: f64,
     /// The score of each unlabelled answer, by a head that was not fitted to it. Higher is worse.
     pub scores: Vec<f64>,
-    /// The probability that each unlabelled answer is bad, from its score and the share.
-    pub bad: Vec<f64>,
     /// A head for further answers.
     pub head: Head,
 }
@@ -145,12 +143,10 @@ pub fn estimate(bad: &[&[f32]], unlabelled: &[&[f32]], seed: u32) -> Mixture {
         };
         mean(&of_bad, 1.0) + mean(&of_unlabelled, -1.0)
     };
-    let ridge = RIDGES
-        .into_iter()
-        .map(|ridge| (held_out_loss(&heads(&[], ridge)), ridge))
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or(RIDGES[0], |(_, ridge)| ridge);
-    let mut fitted = heads(&[], ridge);
+    let tried = RIDGES.map(|ridge| (ridge, heads(&[], ridge)));
+    let [first, others @ ..] = tried.map(|(ridge, heads)| (held_out_loss(&heads), ridge, heads));
+    let better = |a: (f64, f64, Vec<Head>), b: (f64, f64, Vec<Head>)| if b.0 < a.0 { b } else { a };
+    let (_, ridge, mut fitted) = others.into_iter().fold(first, better);
     let [mut of_bad, mut of_unlabelled]: [Vec<f64>; 2] = scores(&fitted);
     let mut found = share(&of_bad, &of_unlabelled);
     for _ in 0..ROUNDS {
@@ -173,18 +169,11 @@ pub fn estimate(bad: &[&[f32]], unlabelled: &[&[f32]], seed: u32) -> Mixture {
             share(&again(&of_bad), &again(&of_unlabelled))
         })
         .collect();
-    let probability = |score: &f64| {
-        // The head compares bad answers with others, both as likely: its score is the logarithm of the ratio
-        // of their densities.
-        let odds = found / (1.0 - found).max(1e-9) * score.exp();
-        odds / (1.0 + odds)
-    };
     let all = [&of_bad[..], &of_unlabelled].concat();
     let flags: Vec<bool> = (0..all.len()).map(|i| i < of_bad.len()).collect();
     Mixture {
         share: Estimate::of_resamples(found, resampled),
         auroc: auroc(&all, &flags),
-        bad: of_unlabelled.iter().map(probability).collect(),
         scores: of_unlabelled,
         head: Head::mean(&fitted),
     }
@@ -241,8 +230,6 @@ mod tests {
                 let more = [states(&mut rng, 50, 1.4), states(&mut rng, 50, -1.4)];
                 let above = more.map(|list| list.iter().filter(|s| found.head.score(s) > 0.0).count());
                 assert!(above[0] > 45 && above[1] < 5, "{above:?}");
-                let mean: f64 = found.bad.iter().sum::<f64>() / found.bad.len() as f64;
-                assert!((mean - truth).abs() < 0.06, "mean probability {mean} of {truth}");
             }
         }
         let mean = errors.iter().map(|e: &f64| e.abs()).sum::<f64>() / errors.len() as f64;

@@ -215,17 +215,9 @@ mod tests {
     #[test]
     fn own_anchors_belong_to_a_flagged_answer() {
         let mut example = Example {
-            line: 1,
-            row: 0,
-            prompt: Prompt::Text(String::new()),
-            prompt_ids: vec![1],
-            sampling_ids: vec![1],
             negative_ids: Some(vec![7]),
-            negative_weights: None,
-            chosen_ids: None,
             anchor_ids: vec![vec![5, 2], vec![6], vec![8, 2]],
-            harmful_ids: Vec::new(),
-            kl_ids: None,
+            ..Example::asking(1, 0, Prompt::Text(String::new()), vec![1])
         };
         let pool = Pool::given(&example, &[2], 2);
         let found: Vec<(&[u32], bool)> = pool.anchors.iter().map(|a| (&a.ids[..], a.ended)).collect();

@@ -2,8 +2,8 @@
 
 use rand::RngExt;
 
-use super::anchors::{AnchorCounts, Draw, Pool, Sampler};
-use super::clean::{excerpt, unclear};
+use super::anchors::{Anchor, AnchorCounts, Draw, Pool, Sampler};
+use super::clean::{excerpt, percent, unclear};
 use super::cleaner::{Cleaner, How};
 use super::negatives::{
     NEAR, Negatives, Use, dice, highest, likely_and_varied, paired, proposals, remember, walk,
@@ -264,42 +264,19 @@ impl Run<'_> {
             let alive = &mut |_, _: &[Pool], _: &AnchorCounts| observer.advance(0, 0);
             sampler.fill(&mut negatives.pools, &draws, 1, &mut AnchorCounts::default(), alive).await?;
         }
-        let verdicts = self.bad_among(stale, &negatives.pools).await?;
-        for (&i, bad) in stale.iter().zip(verdicts) {
-            negatives.sampled.0 += negatives.pools[i].anchors.len();
-            let mut bad = bad.into_iter();
-            negatives.pools[i].anchors.retain(|_| bad.next().unwrap_or(false));
-            negatives.sampled.1 += negatives.pools[i].anchors.len();
+        let Some(Cleaner { how, .. }) = &self.cleaner else { return Ok(()) };
+        let of: Vec<(&Example, &[Anchor])> =
+            stale.iter().map(|&i| (&self.train[i], &negatives.pools[i].anchors[..])).collect();
+        let scores = self.scores_by(how, &of, self.batches.following).await?;
+        for (&i, scores) in stale.iter().zip(scores) {
+            let answers = &mut negatives.pools[i].anchors;
+            negatives.sampled.0 += answers.len();
+            let mut bad = scores.into_iter().map(|score| how.calls_bad(score));
+            answers.retain(|_| bad.next().unwrap_or(false));
+            negatives.sampled.1 += answers.len();
         }
         self.negatives = Some(negatives);
         Ok(())
-    }
-
-    /// Whether the answers in the examples' pools are bad, by what judges the anchors.
-    async fn bad_among(&self, examples: &[usize], pools: &[Pool]) -> Result<Vec<Vec<bool>>> {
-        let Some(Cleaner { how, .. }) = &self.cleaner else { return Ok(vec![Vec::new(); examples.len()]) };
-        let scores = match how {
-            How::Unknown => return Ok(vec![Vec::new(); examples.len()]),
-            How::Meter => {
-                let of = |&i: &usize| (&self.train[i], &pools[i].anchors[..]);
-                self.metered(&examples.iter().map(of).collect::<Vec<_>>()).await?
-            }
-            How::Head { head, .. } | How::Weights { head, .. } => {
-                let group = |&i: &usize| Group {
-                    prompt: &self.train[i].prompt_ids,
-                    responses: pools[i].ids().collect(),
-                };
-                let groups: Vec<Group> = examples.iter().map(group).collect();
-                let decoder = &self.trainer.decoder;
-                let pass = self.negative.pass(decoder);
-                let Some(capacity) = self.batches.following else { return Ok(Vec::new()) };
-                let room = (self.batches.score_budget, capacity);
-                let states =
-                    mean_states_in(self.gpu, decoder, pass, &groups, room, &mut |_, _| Ok(())).await?;
-                states.iter().map(|states| states.iter().map(|state| head.score(state)).collect()).collect()
-            }
-        };
-        Ok(scores.iter().map(|scores| scores.iter().map(|score| how.calls_bad(*score)).collect()).collect())
     }
 
     /// The hidden state of each training prompt at its last token, before the first step.
@@ -337,14 +314,9 @@ impl Run<'_> {
         let worst = found.worst();
         let mut keep = vec![true; self.train.len()];
         worst.iter().for_each(|&i| keep[i] = false);
-        let share = format!(
-            "{:.1} % [{:.1}, {:.1}]",
-            100.0 * found.share.value,
-            100.0 * found.share.low,
-            100.0 * found.share.high
-        );
         let text = format!(
-            "{share} of the flagged answers are like the anchors by estimate: {} of {} rows are left out",
+            "{} of the flagged answers are like the anchors by estimate: {} of {} rows are left out",
+            percent(found.share),
             worst.len(),
             keep.len()
         );

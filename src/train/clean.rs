@@ -12,6 +12,7 @@ use crate::error::setting;
 use crate::eval::mixture::{self, Mixture};
 use crate::eval::stats::{Estimate, mean};
 use crate::loss::Takes;
+use crate::model::Capacity;
 use crate::score::mean_states_in;
 use crate::{Error, Result};
 
@@ -23,6 +24,12 @@ pub(super) fn excerpt(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let short: String = words.chars().take(70).collect();
     if short.len() < words.len() { format!("{short} ...") } else { short }
+}
+
+/// A share with its interval.
+pub(super) fn percent(share: Estimate) -> String {
+    let [value, low, high] = [share.value, share.low, share.high].map(|share| 100.0 * share);
+    format!("{value:.1} % [{low:.1}, {high:.1}]")
 }
 
 /// A warning that the share of a mixture is not to be believed: of `these` answers that are like `those`.
@@ -46,7 +53,10 @@ impl Run<'_> {
         let all: Vec<usize> = (0..self.train.len()).collect();
         let (how, share, bad) = match choice {
             AnchorChoice::Meter(_) => {
-                let scores = self.meter_scores(&all).await?;
+                let anchors = self.train.iter().zip(&self.pools);
+                let of: Vec<(&Example, &[Anchor])> =
+                    anchors.map(|(e, pool)| (e, &pool.anchors[..])).collect();
+                let scores = self.metered(&of).await?;
                 let flat: Vec<f64> = scores.concat().iter().map(|s| f64::from(u8::from(*s > 0.5))).collect();
                 (How::Meter, mean(&flat), scores)
             }
@@ -75,14 +85,12 @@ impl Run<'_> {
         judged.sort_by(|a, b| b.bad.total_cmp(&a.bad));
         let weighted = matches!(how, How::Weights { .. });
         let left_out = judged.iter().filter(|judged| !judged.kept).count();
-        let [low, high] = [share.low, share.high].map(|share| 100.0 * share);
         let done = match weighted {
             true => "each weighs as much as it is likely to be good".to_string(),
             false => format!("{left_out} of {} are left out", judged.len()),
         };
         let told = if how == How::Meter { "by the meter" } else { "by estimate" };
-        let share_text = format!("{:.1} % [{low:.1}, {high:.1}]", 100.0 * share.value);
-        self.observer.noted(&format!("{share_text} of the anchors are bad {told}: {done}"));
+        self.observer.noted(&format!("{} of the anchors are bad {told}: {done}", percent(share)));
         let of = |kept: bool| judged.iter().filter(move |judged| judged.kept == kept).take(SHOWN);
         let shown = if weighted {
             judged.iter().take(SHOWN).collect()
@@ -164,13 +172,34 @@ impl Run<'_> {
         Ok(states.into_iter().filter_map(|mut states| Some((states.pop()?, states))).unzip())
     }
 
-    /// The meter's score of each anchor of the training examples.
-    async fn meter_scores(&self, examples: &[usize]) -> Result<Vec<Vec<f64>>> {
-        let of = |&i: &usize| (&self.train[i], &self.pools[i].anchors[..]);
-        self.metered(&examples.iter().map(of).collect::<Vec<_>>()).await
+    /// The score of each answer to the examples' prompts, by the head or the meter of `how`; none if it is
+    /// unknown. States are computed under the anchors' reference, in a workspace of the given capacity.
+    pub(super) async fn scores_by(
+        &self,
+        how: &How,
+        of: &[(&Example, &[Anchor])],
+        capacity: Option<Capacity>,
+    ) -> Result<Vec<Vec<f64>>> {
+        let (head, capacity) = match (how, capacity) {
+            (How::Meter, _) => return self.metered(of).await,
+            (How::Head { head, .. } | How::Weights { head, .. }, Some(capacity)) => (head, capacity),
+            (How::Unknown, _) | (_, None) => return Ok(vec![Vec::new(); of.len()]),
+        };
+        let groups: Vec<Group> = of
+            .iter()
+            .map(|(example, answers)| Group {
+                prompt: &example.prompt_ids,
+                responses: answers.iter().map(|answer| &answer.ids[..]).collect(),
+            })
+            .collect();
+        let decoder = &self.trainer.decoder;
+        let (pass, room) = (self.negative.pass(decoder), (self.batches.score_budget, capacity));
+        let states = mean_states_in(self.gpu, decoder, pass, &groups, room, &mut |_, _| Ok(())).await?;
+        Ok(states.iter().map(|states| states.iter().map(|state| head.score(state)).collect()).collect())
     }
 
-    pub(super) async fn metered(&self, of: &[(&Example, &[Anchor])]) -> Result<Vec<Vec<f64>>> {
+    /// The meter's score of each answer.
+    async fn metered(&self, of: &[(&Example, &[Anchor])]) -> Result<Vec<Vec<f64>>> {
         let reader = self.reader.as_ref().and_then(|reader| Some((reader, reader.meter.as_ref()?)));
         let Some((reader, meter)) = reader else {
             let fix = "set Reader::meter";
@@ -189,32 +218,12 @@ impl Run<'_> {
         Ok(of.iter().map(|(_, anchors)| rest.by_ref().take(anchors.len()).collect()).collect())
     }
 
-    /// Judges the anchors of held-out prompts, which the stop rule watches. A prompt keeps its
-    /// best anchor, whatever it is.
+    /// Judges the anchors of held-out prompts, which the stop rule watches. A prompt keeps its best
+    /// anchor, whatever it is.
     async fn judge_held_out(&mut self, how: &How) -> Result<()> {
         let watched = self.held_out.examples.iter().zip(&self.held_out.pools);
-        let scores: Vec<Vec<f64>> = match how {
-            How::Meter => {
-                let of: Vec<(&Example, &[Anchor])> =
-                    watched.map(|(example, pool)| (example, &pool.anchors[..])).collect();
-                self.metered(&of).await?
-            }
-            How::Unknown => return Ok(()),
-            How::Head { head, .. } | How::Weights { head, .. } => {
-                let Some(capacity) = self.batches.held_out else { return Ok(()) };
-                let groups: Vec<Group> = watched
-                    .map(|(e, pool)| Group { prompt: &e.prompt_ids, responses: pool.ids().collect() })
-                    .collect();
-                let budget = self.batches.score_budget;
-                let decoder = &self.trainer.decoder;
-                let pass = self.negative.pass(decoder);
-                let observer = &mut *self.observer;
-                let mut alive = |_, _| observer.advance(0, 0);
-                let states =
-                    mean_states_in(self.gpu, decoder, pass, &groups, (budget, capacity), &mut alive).await?;
-                states.iter().map(|states| states.iter().map(|state| head.score(state)).collect()).collect()
-            }
-        };
+        let of: Vec<(&Example, &[Anchor])> = watched.map(|(e, pool)| (e, &pool.anchors[..])).collect();
+        let scores = self.scores_by(how, &of, self.batches.held_out).await?;
         for (pool, scores) in self.held_out.pools.iter_mut().zip(scores) {
             let best = scores.iter().copied().fold(f64::INFINITY, f64::min);
             let mut scores = scores.into_iter();
@@ -228,14 +237,9 @@ impl Run<'_> {
     /// bad, it has none.
     pub(super) async fn clean_renewed(&mut self, examples: &[usize]) -> Result<()> {
         let Some(Cleaner { how, .. }) = self.cleaner.clone() else { return Ok(()) };
-        let scores: Vec<Vec<f64>> = match &how {
-            How::Unknown => return Ok(()),
-            How::Meter => self.meter_scores(examples).await?,
-            How::Head { head, .. } | How::Weights { head, .. } => {
-                let of = |states: &Vec<Vec<f32>>| states.iter().map(|state| head.score(state)).collect();
-                self.states(examples).await?.1.iter().map(of).collect()
-            }
-        };
+        let of: Vec<(&Example, &[Anchor])> =
+            examples.iter().map(|&i| (&self.train[i], &self.pools[i].anchors[..])).collect();
+        let scores = self.scores_by(&how, &of, self.batches.scoring).await?;
         for (&i, scores) in examples.iter().zip(scores) {
             let pool = &mut self.pools[i];
             // Stored anchors have been judged before.

@@ -61,12 +61,21 @@ impl Order {
             order
         };
         let (count, clusters) = (self.count as u64, self.clusters.len() as u64);
+        // The order of the current round, and of each cluster's current pass.
+        let mut turns = (u64::MAX, Vec::new());
+        let mut passes = vec![(u64::MAX, Vec::new()); self.clusters.len()];
         let one = |place: u64| {
-            let (round, turn) = (place / clusters, (place % clusters) as usize);
-            let cluster = shuffled(self.clusters.len(), round, 1)[turn];
+            let round = place / clusters;
+            if turns.0 != round {
+                turns = (round, shuffled(self.clusters.len(), round, 1));
+            }
+            let cluster = turns.1[(place % clusters) as usize];
             let members = &self.clusters[cluster];
             let (pass, at) = (round / members.len() as u64, round as usize % members.len());
-            members[shuffled(members.len(), pass, 2 + cluster as u64)[at]]
+            if passes[cluster].0 != pass {
+                passes[cluster] = (pass, shuffled(members.len(), pass, 2 + cluster as u64));
+            }
+            members[passes[cluster].1[at]]
         };
         (epoch * count..(epoch + 1) * count).map(one).collect()
     }

@@ -105,17 +105,9 @@ mod tests {
     #[test]
     fn pairs_are_taken_apart_and_each_meets_an_answer_to_another_prompt() {
         let example = |row: usize, chosen: Option<u32>, negative: Option<u32>| Example {
-            line: 1,
-            row,
-            prompt: Prompt::Text(String::new()),
-            prompt_ids: vec![1],
-            sampling_ids: vec![1],
             chosen_ids: chosen.map(|id| vec![id]),
             negative_ids: negative.map(|id| vec![id]),
-            negative_weights: None,
-            anchor_ids: Vec::new(),
-            harmful_ids: Vec::new(),
-            kl_ids: None,
+            ..Example::asking(1, row, Prompt::Text(String::new()), vec![1])
         };
         let rows = [(Some(5), Some(6)), (None, Some(7)), (Some(8), None)];
         let found = unpaired(

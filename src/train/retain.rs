@@ -53,19 +53,8 @@ mod tests {
 
     #[test]
     fn batches_take_all_prompts_in_turn() {
-        let example = |row: usize| Example {
-            line: row + 1,
-            row,
-            prompt: Prompt::Text(String::new()),
-            prompt_ids: vec![row as u32],
-            sampling_ids: vec![row as u32],
-            negative_ids: None,
-            negative_weights: None,
-            chosen_ids: None,
-            anchor_ids: Vec::new(),
-            harmful_ids: Vec::new(),
-            kl_ids: None,
-        };
+        let example =
+            |row: usize| Example::asking(row + 1, row, Prompt::Text(String::new()), vec![row as u32]);
         let retained = Retained::new((0..5).map(example).collect());
         let all: Vec<usize> = (0..5).flat_map(|number| retained.of_batch(number, 2, 7)).collect();
         for i in 0..5 {

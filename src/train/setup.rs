@@ -235,17 +235,11 @@ impl<'a> Inputs<'a> {
             _ => Vec::new(),
         };
         let example = Example {
-            line: 1,
-            row: 0,
-            prompt: Prompt::Text(String::new()),
-            prompt_ids: vec![0; prompt],
             sampling_ids: vec![0; prompt + instruction],
-            negative_ids: answer.clone(),
-            negative_weights: None,
-            chosen_ids: answer,
-            anchor_ids: Vec::new(),
             harmful_ids: harmful,
-            kl_ids: None,
+            negative_ids: answer.clone(),
+            chosen_ids: answer,
+            ..Example::asking(1, 0, Prompt::Text(String::new()), vec![0; prompt])
         };
         check_context(&model, config, &example, true, "the longest example")?;
         let mut train = vec![example; ASSUMED];

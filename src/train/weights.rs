@@ -49,17 +49,10 @@ mod tests {
         let anchor = |weight| Anchor { ids: vec![5, 2], ended: true, step: 0, weight };
         let mut pool = Pool { anchors: vec![anchor(1.0), anchor(0.0), anchor(0.5)], ..Pool::default() };
         let mut example = Example {
-            line: 1,
-            row: 0,
-            prompt: Prompt::Text(String::new()),
-            prompt_ids: vec![1],
-            sampling_ids: vec![1],
             negative_ids: Some(vec![7, 8, 2]),
             negative_weights: Some(vec![0.0, 1.0, 0.0]),
             chosen_ids: Some(vec![9]),
-            anchor_ids: Vec::new(),
-            harmful_ids: Vec::new(),
-            kl_ids: None,
+            ..Example::asking(1, 0, Prompt::Text(String::new()), vec![1])
         };
         let of = |method, example: &Example, pool: &Pool| token_weights(method, example, pool, 1.0);
         let marked = vec![0.0, 1.0, 0.0];

@@ -279,17 +279,10 @@ fn first_metrics(name: &str) -> Metrics {
     let train: Vec<Example> = (0..)
         .zip(&groups)
         .map(|(row, (prompt, responses))| Example {
-            line: row + 1,
-            row,
-            prompt: Prompt::Text(String::new()),
-            prompt_ids: prompt.clone(),
-            sampling_ids: prompt.clone(),
             chosen_ids: answer(responses, 0),
             negative_ids: answer(responses, 1),
-            negative_weights: None,
-            anchor_ids: Vec::new(),
-            harmful_ids: Vec::new(),
             kl_ids: others.get(row).map(|(_, other)| other[0].clone()),
+            ..Example::asking(row + 1, row, Prompt::Text(String::new()), prompt.clone())
         })
         .collect();
     let mut config = RunConfig::default();

@@ -84,12 +84,14 @@ struct Shown {
     answers: Vec<ShownAnswer>,
 }
 
-/// An answer of a shown row. All its tokens count in the loss.
+/// An answer of a shown row.
 #[derive(Serialize)]
 struct ShownAnswer {
     verdict: &'static str,
     text: String,
     tokens: Option<usize>,
+    /// How many of the tokens the row's weights let count; without weights all.
+    counted: Option<usize>,
 }
 
 /// What a row holds.
@@ -169,7 +171,8 @@ fn plain(row: &Row) -> Shown {
             turns.collect::<Vec<_>>().join("\n")
         }
     };
-    let answer = |verdict, text: &str| ShownAnswer { verdict, text: text.to_owned(), tokens: None };
+    let answer =
+        |verdict, text: &str| ShownAnswer { verdict, text: text.to_owned(), tokens: None, counted: None };
     let good = row.positive().map(|own| answer("good", own.text()));
     let bad = row.negative().map(|own| answer("flagged", own.text()));
     let answers = good.into_iter().chain(bad).collect();
@@ -179,10 +182,13 @@ fn plain(row: &Row) -> Shown {
 /// A row as the model reads it: special tokens and all.
 fn rendered(example: &Example, row: &Row, tokenizer: &ChatTokenizer) -> Result<Shown> {
     let mut answers = Vec::new();
-    for (verdict, ids) in [("good", &example.chosen_ids), ("flagged", &example.negative_ids)] {
+    let marks = example.negative_weights.as_deref();
+    let own = [("good", &example.chosen_ids, None), ("flagged", &example.negative_ids, marks)];
+    for (verdict, ids, weights) in own {
         if let Some(ids) = ids {
             let text = tokenizer.decode(ids, false)?;
-            answers.push(ShownAnswer { verdict, text, tokens: Some(ids.len()) });
+            let counted = weights.map_or(ids.len(), |all| all.iter().filter(|w| **w > 0.0).count());
+            answers.push(ShownAnswer { verdict, text, tokens: Some(ids.len()), counted: Some(counted) });
         }
     }
     Ok(Shown {
@@ -214,7 +220,11 @@ impl Shown {
         let indented = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
         let head = format!("\nline {}, {}\n  prompt{}\n", self.line, self.kind, tokens(self.prompt_tokens));
         let answer = |own: &ShownAnswer| {
-            let counts = if own.tokens.is_some() { ", all of which count" } else { "" };
+            let counts = match own.counted {
+                None => String::new(),
+                Some(counted) if own.tokens == Some(counted) => ", all of which count".into(),
+                Some(counted) => format!(", {counted} of which count"),
+            };
             format!("  {} answer{}{counts}\n{}", own.verdict, tokens(own.tokens), indented(&own.text))
         };
         let answers: String = self.answers.iter().map(answer).collect();

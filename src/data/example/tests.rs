@@ -137,3 +137,25 @@ fn smollm2_gives_all_rows_the_ids_of_transformers() {
         assert_eq!(found, answers, "{name}: answers");
     }
 }
+
+#[test]
+fn marks_become_weights_of_tokens() {
+    // The tokenizer's tokens are letters.
+    let row = |weights: &str| {
+        format!(r#"{{"prompt": "ab", "completion": "cdef", "label": false, "weights": {weights}}}"#)
+    };
+    let weights = |text: &str| build(text, &options(Needs::Negative)).unwrap().0[0].negative_weights.clone();
+    let marked = weights(&row("[[1, 3]]")).unwrap();
+    assert!(
+        marked.iter().sum::<f32>() == 2.0 && marked[0] == 0.0 && *marked.last().unwrap() == 0.0,
+        "{marked:?}"
+    );
+    assert_eq!(weights(r#"{"prompt": "ab", "completion": "cdef", "label": false}"#), None);
+    // Marks that are cut away, and marks of an answer that is not flagged.
+    let limits = LengthLimits { max_completion: Some(1), ..LengthLimits::default() };
+    let error = build(&row("[[1, 3]]"), &ExampleOptions { limits, ..options(Needs::Negative) }).unwrap_err();
+    assert!(error.to_string().contains("a token with a weight above 0"), "{error}");
+    let good = row("[[1, 3]]").replace("false", "true");
+    let error = parse_rows(good.as_bytes(), "d.jsonl", None).unwrap_err().to_string();
+    assert!(error.contains("d.jsonl:1: weights") && error.contains("a flagged answer"), "{error}");
+}
