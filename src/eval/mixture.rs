@@ -214,8 +214,6 @@ mod tests {
                 let count = (600.0 * truth) as usize;
                 let mut mixed = states(&mut rng, count, 1.4);
                 mixed.extend(states(&mut rng, 600 - count, -1.4));
-                let views = |list: &'_ [Vec<f32>]| list.iter().map(|s| s.to_vec()).collect::<Vec<_>>();
-                let (bad, mixed) = (views(&bad), views(&mixed));
                 let bad: Vec<&[f32]> = bad.iter().map(Vec::as_slice).collect();
                 let mixed: Vec<&[f32]> = mixed.iter().map(Vec::as_slice).collect();
                 let found = estimate(&bad, &mixed, seed as u32);
@@ -248,8 +246,6 @@ mod tests {
                 all
             };
             let (bad, others) = (wide(&mut rng, 80, 0.05), wide(&mut rng, 150, -0.05));
-            let views = |list: &'_ [Vec<f32>]| list.to_vec();
-            let (bad, others) = (views(&bad), views(&others));
             let bad: Vec<&[f32]> = bad.iter().map(Vec::as_slice).collect();
             let others: Vec<&[f32]> = others.iter().map(Vec::as_slice).collect();
             let found = estimate(&bad, &others, seed as u32);
